@@ -1,0 +1,55 @@
+# `make serve` and `make test` do everything from a bare checkout; an environment that is already there is reused.
+PYTHON ?= python3
+VENV ?= .venv
+FLAVOUR ?= cpu
+MODELS ?= googlenet
+WEIGHTS ?= auto
+PROTOBUF ?= 7.36.2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.topfive-$(FLAVOUR)
+export TOPFIVE_MODELS := $(MODELS)
+
+.PHONY: install serve export test test-protobuf lint format proto bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "topfive needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FLAVOUR),export,dev]'
+	touch $@
+
+export: install
+	$(BIN)/topfive export $(MODELS) --weights $(WEIGHTS)
+
+serve: install
+	$(BIN)/topfive export $(MODELS) --weights $(WEIGHTS) --missing
+	exec $(BIN)/topfive serve
+
+test: install
+	$(BIN)/python -m pytest -n 2
+
+# The committed code of the gRPC contract on the other protobuf runtime, in an environment of its own.
+test-protobuf: install
+	test -x $(VENV)-protobuf/bin/python || $(PYTHON) -m venv $(VENV)-protobuf
+	$(VENV)-protobuf/bin/python -m pip install --quiet --disable-pip-version-check 'protobuf==$(PROTOBUF)' grpcio
+	$(VENV)-protobuf/bin/python -W error tests/check_protobuf.py $(PROTOBUF)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: install
+	$(BIN)/python -m proto.generate
+
+bench: install
+	$(BIN)/python -m benchmarks.overlap
+
+clean:
+	rm -rf $(VENV) $(VENV)-protobuf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

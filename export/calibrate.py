@@ -1,0 +1,29 @@
+"""Batch-norm statistics for untrained networks: with those of the raw initialisation a deep one is chaotic."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.build import Served
+from service.types import Batch
+
+
+def calibrate_batch_norm(served: Served, photos: Batch) -> int:
+    """Set mean and variance of each batch norm from one pass over `photos` and their mirror images; how many there are.
+
+    Every layer sees inputs of about zero mean and unit variance then, as in a trained network.
+    """
+    norms = [module for module in served.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return 0
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average: with one pass, the statistics of that pass
+        norm.train()
+    with torch.inference_mode():
+        served(torch.from_numpy(np.concatenate([photos, photos[:, :, ::-1]])))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    return len(norms)

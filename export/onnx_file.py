@@ -1,0 +1,78 @@
+"""Writes the ONNX file of a served network, and checks that it is the graph contract and nothing else."""
+
+from pathlib import Path
+
+import onnx
+import torch
+from google.protobuf.message import Message
+from onnx import TensorProto
+
+from models.build import Served
+from models.catalog import InputSpec
+
+OPSET = 20  # torch's default; TensorRT reads 9 to 24
+_LARGEST_BYTES = 2 << 30  # a protobuf holds no more
+
+# Index arithmetic on shapes: the sign that a dynamic batch was exported badly. A plain CNN needs none of it.
+_UNWANTED = {"Range", "Gather", "Shape", "NonZero", "Loop", "If", "Scan"}
+
+
+class ExportError(Exception):
+    """The network could not be turned into the graph contract; the message says what is wrong with the file."""
+
+
+def write_onnx(served: Served, spec: InputSpec, classes: int, path: Path) -> None:
+    """Export `served` to `path` with a dynamic batch. Raises ExportError where the file is not as it must be."""
+    example = torch.zeros(2, spec.crop, spec.crop, 3, dtype=torch.uint8)
+    program = torch.onnx.export(
+        served,
+        (example,),
+        input_names=["image"],
+        output_names=["probabilities"],
+        opset_version=OPSET,
+        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+        dynamo=True,
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError("torch.onnx.export gave no program")
+    model = program.model_proto
+    if model.ByteSize() >= _LARGEST_BYTES:
+        raise ExportError(f"the graph has {model.ByteSize():,} bytes; an ONNX file holds less than 2 GiB")
+    _strip_metadata(model)
+    check(model, spec, classes)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def check(model: onnx.ModelProto, spec: InputSpec, classes: int) -> None:
+    """Raise ExportError unless `model` is valid ONNX, follows the contract, and has no index arithmetic in it."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the graph is not valid ONNX: {error}") from error
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets != {"": OPSET}:
+        raise ExportError(f"the graph uses opsets {opsets}, not {OPSET} of ONNX alone")
+    expected = [
+        ("image", TensorProto.UINT8, ["batch", spec.crop, spec.crop, 3]),
+        ("probabilities", TensorProto.FLOAT, ["batch", classes]),
+    ]
+    if (found := [_signature(value) for value in (*model.graph.input, *model.graph.output)]) != expected:
+        raise ExportError(f"the graph has {found}, not {expected}")
+    if unwanted := sorted({node.op_type for node in model.graph.node} & _UNWANTED):
+        raise ExportError(f"the graph computes shapes at run time ({', '.join(unwanted)})")
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, list[str | int]]:
+    tensor = value.type.tensor_type
+    return value.name, tensor.elem_type, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+
+
+def _strip_metadata(message: Message) -> None:
+    """Remove the exporter's notes everywhere: they hold stack traces and paths of the machine that exported."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for child in value if field.is_repeated else [value]:
+                _strip_metadata(child)

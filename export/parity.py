@@ -1,0 +1,155 @@
+"""The gate: the exported file in the engines that will serve it, against eager PyTorch, image by image.
+
+For each image, with p the probabilities of the engine and q those of PyTorch:
+
+    max_abs_diff    the largest |p - q| over classes
+    logit_cosine    the cosine of log p and log q, each less its mean: softmax forgets what is added to all logits
+    top1_agreement  1 where q of the engine's best class is within a tie of the best q, else 0
+    top5_agreement  the share of the engine's best five whose q is within a tie of the fifth best q
+
+A tie is a ratio of probabilities that rounding alone may reverse; it grows with the precision's rounding. The report
+holds the worst difference and cosine and the mean agreements over all images and batch sizes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.artifact import Artifact, ParityReport, Thresholds
+from service.engines.base import Engine, EngineUnavailableError, Precision, Runtime
+from service.engines.choose import EngineOptions, build_engine, installed
+from service.hardware import cpu_quota
+from service.types import Batch, Probabilities
+
+BATCH_SIZES = (1, 3, 8)
+THRESHOLDS = {
+    Precision.F32: Thresholds(max_abs_diff=1e-4, logit_cosine=0.9999, top1_agreement=1.0, top5_agreement=1.0),
+    Precision.BF16: Thresholds(max_abs_diff=0.03, logit_cosine=0.99, top1_agreement=1.0, top5_agreement=0.9),
+}
+_TIE = {Precision.F32: 1e-3, Precision.BF16: 0.1}  # difference of log probabilities
+_SMALLEST = 1e-37  # just above the smallest normal float32, so that a probability of zero has a logarithm
+
+
+class GateError(Exception):
+    """The exported file does not give PyTorch's answers; there is no artifact. The message has the figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An engine and precision that may serve the file on this machine."""
+
+    runtime: Runtime
+    precision: Precision
+
+
+def candidates() -> list[Candidate]:
+    """Every engine and precision that this machine can run, the reference aside."""
+    found = [
+        Candidate(runtime, Precision.F32)
+        for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.ONNXRUNTIME_CUDA)
+        if installed(runtime)
+    ]
+    if installed(Runtime.OPENVINO):
+        from service.engines.openvino import has_bf16
+
+        if has_bf16():
+            found.append(Candidate(Runtime.OPENVINO, Precision.BF16))
+    return found
+
+
+def gate(
+    artifact: Artifact, images: Batch, reference: Probabilities, step: Callable[[str], None]
+) -> tuple[ParityReport, ...]:
+    """A report for every engine that may serve the artifact.
+
+    Raises GateError where one fails in f32: then the file itself is wrong. A lower precision that fails is reported
+    as such, and the service will not use it.
+    """
+    reports: list[ParityReport] = []
+    options = EngineOptions(cpus=cpu_quota(), max_batch=max(BATCH_SIZES))
+    for candidate in candidates():
+        step(f"parity on {candidate.runtime} in {candidate.precision}")
+        try:
+            engine = build_engine(artifact, candidate.runtime, candidate.precision, options)
+        except EngineUnavailableError:
+            if candidate.runtime is Runtime.ONNXRUNTIME_CUDA:
+                continue  # built with CUDA, but this machine has no card: it will not serve here either
+            raise
+        try:
+            report = compare(engine, candidate.precision, images, reference)
+        finally:
+            engine.close()
+        reports.append(report)
+        if candidate.precision is Precision.F32 and not report.passed:
+            raise GateError(
+                f"{artifact.manifest.name} differs from PyTorch, no artifact was written: {figures(report)}"
+            )
+    if not reports:
+        raise GateError("no engine is installed to check the export with; run: pip install 'topfive[cpu]'")
+    return tuple(reports)
+
+
+def compare(engine: Engine, precision: Precision, images: Batch, reference: Probabilities) -> ParityReport:
+    """How `engine` answers `images` at each batch size, against `reference`."""
+    info = engine.describe()
+    found = [_figures(_run(engine, images, size), reference, _TIE[precision]) for size in BATCH_SIZES]
+    diff, cosine, top1, top5 = np.array(found).T
+    thresholds = THRESHOLDS[precision]
+    measured = (float(diff.max()), float(cosine.min()), float(top1.mean()), float(top5.mean()))
+    return ParityReport(
+        runtime=info.runtime,
+        runtime_version=info.version,
+        precision=info.precision,
+        device=info.device,
+        images=len(images),
+        batch_sizes=BATCH_SIZES,
+        max_abs_diff=measured[0],
+        logit_cosine=measured[1],
+        top1_agreement=measured[2],
+        top5_agreement=measured[3],
+        thresholds=thresholds,
+        passed=(
+            measured[0] <= thresholds.max_abs_diff
+            and measured[1] >= thresholds.logit_cosine
+            and measured[2] >= thresholds.top1_agreement
+            and measured[3] >= thresholds.top5_agreement
+        ),
+    )
+
+
+def figures(report: ParityReport) -> str:
+    """One line: what was measured, and what was asked."""
+    limit = report.thresholds
+    return (
+        f"{report.runtime} {report.precision}: max |dp| {report.max_abs_diff:.2g} (at most {limit.max_abs_diff:g}), "
+        f"cosine {report.logit_cosine:.6f} (at least {limit.logit_cosine:g}), "
+        f"top-1 {report.top1_agreement:.1%} (at least {limit.top1_agreement:.0%}), "
+        f"top-5 {report.top5_agreement:.1%} (at least {limit.top5_agreement:.0%})"
+    )
+
+
+def _run(engine: Engine, images: Batch, size: int) -> Probabilities:
+    parts: Sequence[Probabilities] = [engine.run(images[start : start + size]) for start in range(0, len(images), size)]
+    return np.concatenate(parts)
+
+
+def _figures(given: Probabilities, reference: Probabilities, tie: float) -> tuple[float, float, float, float]:
+    """Worst difference, worst cosine, mean top-1 and mean top-5 agreement; not finite counts as the worst there is."""
+    if given.shape != reference.shape or not np.isfinite(given).all():
+        return float("inf"), -1.0, 0.0, 0.0
+    log_p, log_q = _log(given), _log(reference)
+    p = log_p - log_p.mean(axis=1, keepdims=True)
+    q = log_q - log_q.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(p, axis=1) * np.linalg.norm(q, axis=1)
+    cosine = np.where(norms > 0, (p * q).sum(axis=1) / np.maximum(norms, 1e-30), (p == q).all(axis=1))
+    best = np.argsort(-given, axis=1, kind="stable")[:, :5]
+    ranked = -np.sort(-log_q, axis=1)
+    of_best = np.take_along_axis(log_q, best, axis=1)
+    top1 = of_best[:, 0] >= ranked[:, 0] - tie
+    top5 = of_best >= ranked[:, best.shape[1] - 1 : best.shape[1]] - tie
+    return float(np.abs(given - reference).max()), float(cosine.min()), float(top1.mean()), float(top5.mean())
+
+
+def _log(probabilities: Probabilities) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.log(np.maximum(probabilities.astype(np.float64), _SMALLEST))

@@ -1,0 +1,168 @@
+"""One export from beginning to end: network, weights, graph, gate, artifact. A failure on the way leaves nothing."""
+
+import logging
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from export.calibrate import calibrate_batch_norm
+from export.onnx_file import write_onnx
+from export.parity import gate
+from export.samples import photos, random_pixels
+from models import artifact as artifacts
+from models import weights as sources
+from models.artifact import Artifact, Manifest, WeightRecord, WeightSource
+from models.build import Served, build
+from models.catalog import Architecture, InputSpec
+from models.cost import network_cost
+from models.labels import imagenet_labels, read_labels, write_labels
+
+_RANDOM_IMAGES = 6
+_TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow")
+STEPS = 4  # weights, graph, reference, artifact; the gate adds one for each engine
+
+log = logging.getLogger(__name__)
+
+
+class Reporter(Protocol):
+    """Where the progress of an export goes."""
+
+    def step(self, what: str) -> None:
+        """A new step began."""
+
+    def download(self, done: int, total: int) -> None:
+        """So many bytes of the weights are here; `total` is 0 where the server does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsChoice:
+    """What `--weights` asked for: a source, or None for auto; the file; and the mirror to download from."""
+
+    source: WeightSource | None
+    file: Path | None = None
+    mirror: str | None = None
+
+    @classmethod
+    def parse(cls, text: str, mirror: str | None) -> "WeightsChoice":
+        """From `auto`, `pretrained`, `untrained` or a path."""
+        if text == "auto":
+            return cls(None, mirror=mirror)
+        if text in (WeightSource.PRETRAINED, WeightSource.UNTRAINED):
+            return cls(WeightSource(text), mirror=mirror)
+        return cls(WeightSource.FILE, file=Path(text), mirror=mirror)
+
+    def strictly(self) -> "WeightsChoice":
+        """The same, but auto takes nothing else than pretrained weights."""
+        return replace(self, source=self.source or WeightSource.PRETRAINED)
+
+    def satisfied_by(self, present: WeightRecord, architecture: Architecture) -> bool:
+        """Whether an artifact with these weights is already what was asked for."""
+        if self.source is None:
+            return present.source is not WeightSource.UNTRAINED or architecture.default_weights is None
+        if self.file is not None:
+            return present.name == self.file.name and present.sha256 == artifacts.sha256(self.file)
+        return present.source is self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The artifact that is there now. `unreachable` says why untrained weights had to do, where `auto` took them."""
+
+    version: int
+    manifest: Manifest
+    unreachable: str | None = None
+
+
+def export(architecture: Architecture, choice: WeightsChoice, root: Path, reporter: Reporter) -> Exported:
+    """Write the next version of the artifact of `architecture` under `root`.
+
+    Raises WeightsError, ExportError or GateError; then nothing was written.
+    """
+    reporter.step("network and weights")
+    network = build(architecture)
+    record, unreachable = _fill(network, architecture, choice, reporter)
+    spec = _input(architecture, record)
+    served = Served(network, spec).eval()
+    pictures = photos(spec)
+    if record.source is WeightSource.UNTRAINED:
+        calibrate_batch_norm(served, pictures)
+    reporter.step("ONNX graph")
+    with artifacts.new_version(root, architecture.name) as folder:
+        write_onnx(served, spec, architecture.classes, folder / artifacts.GRAPH)
+        write_labels(folder / artifacts.LABELS, imagenet_labels()[: architecture.classes])
+        save_file(
+            {name: value.contiguous() for name, value in network.state_dict().items()}, folder / artifacts.WEIGHTS
+        )
+        reporter.step("PyTorch's own answers")
+        images = np.concatenate([pictures, random_pixels(spec, _RANDOM_IMAGES)])
+        with torch.inference_mode():
+            reference = served(torch.from_numpy(images)).numpy()
+        draft = _manifest(architecture, network, record)
+        labels = read_labels(folder / artifacts.LABELS)
+        reports = gate(Artifact(folder, 0, draft, labels), images, reference, reporter.step)
+        artifacts.write_manifest(folder, draft.model_copy(update={"parity": reports}))
+        reporter.step("artifact")
+    number, manifest = artifacts.read_manifest(root, architecture.name)
+    return Exported(number, manifest, unreachable)
+
+
+def _fill(
+    network: torch.nn.Module, architecture: Architecture, choice: WeightsChoice, reporter: Reporter
+) -> tuple[WeightRecord, str | None]:
+    """Put the weights asked for into `network`; with auto also why they are untrained, where they are."""
+    if choice.source is WeightSource.UNTRAINED:
+        return sources.untrained(), None
+    if choice.file is not None:
+        return sources.load_file(network, architecture, choice.file), None
+    if choice.source is None and architecture.default_weights is None:
+        return sources.untrained(), None
+    try:
+        record = sources.load_pretrained(network, architecture, mirror=choice.mirror, progress=reporter.download)
+    except sources.HostUnreachableError as error:
+        if choice.source is WeightSource.PRETRAINED:
+            raise
+        return sources.untrained(), str(error)
+    return record, None
+
+
+def _input(architecture: Architecture, record: WeightRecord) -> InputSpec:
+    """The recipe that belongs to the weights: the published set's own, else that of the architecture's default."""
+    for published in architecture.weight_sets:
+        if record.source is WeightSource.PRETRAINED and published.tag == record.name:
+            return published.input
+    return architecture.input
+
+
+def _manifest(architecture: Architecture, network: torch.nn.Module, record: WeightRecord) -> Manifest:
+    spec = _input(architecture, record)
+    cost = network_cost(network, spec.crop)
+    published = architecture.default_weights if record.source is WeightSource.PRETRAINED else None
+    return Manifest(
+        name=architecture.name,
+        family=architecture.family,
+        year=architecture.year,
+        paper=architecture.paper,
+        input=spec,
+        classes=architecture.classes,
+        parameters=cost.parameters,
+        macs=cost.macs,
+        acc1=published.acc1 if published else None,
+        acc5=published.acc5 if published else None,
+        weights=record,
+        tools=_tool_versions(),
+    )
+
+
+def _tool_versions() -> dict[str, str]:
+    found = {}
+    for tool in _TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            log.debug("%s is not installed", tool)
+    return found

@@ -1,0 +1,23 @@
+"""The inputs of the gate: the photos that come with the project, and random pixels."""
+
+from pathlib import Path
+
+import numpy as np
+
+from models.catalog import InputSpec
+from service import image, recipe
+from service.types import Batch
+
+PHOTOS = Path(__file__).parent / "photos"
+_SEED = 1998
+
+
+def photos(spec: InputSpec, folder: Path = PHOTOS) -> Batch:
+    """Every photo of `folder` through the intake that serves, [N, crop, crop, 3]."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".jpeg", ".jpg", ".png"))
+    return np.stack([recipe.apply(spec, image.decode(file.read_bytes(), image.Limits())) for file in files])
+
+
+def random_pixels(spec: InputSpec, count: int) -> Batch:
+    """Seeded uniform noise, [count, crop, crop, 3]: far from any photo, so that nothing is right by luck."""
+    return np.random.default_rng(_SEED).integers(0, 256, (count, spec.crop, spec.crop, 3), dtype=np.uint8)

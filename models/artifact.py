@@ -1,0 +1,235 @@
+"""The artifact: the folder that `export` writes and `service` reads, and the only thing the two share.
+
+    ARTIFACTS/NAME/VERSION/
+        manifest.json       what it is, and the sha256 of every other file
+        model.onnx          the graph contract: uint8 [N, S, S, 3] RGB in, float32 [N, C] probabilities out
+        labels.csv          a row per class
+        weights.safetensors the trained values, for the torch engine (not in every artifact)
+
+VERSION is a whole number; the highest is served.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models.catalog import InputSpec
+from models.labels import Label, read_labels
+
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+LABELS = "labels.csv"
+WEIGHTS = "weights.safetensors"
+
+
+class ArtifactError(Exception):
+    """The folder is not a whole artifact; the message names the file and what to do."""
+
+
+class NotExportedError(ArtifactError):
+    """There is no artifact of that name; the message names the command that makes one."""
+
+    def __init__(self, name: str, root: Path) -> None:
+        super().__init__(f"{name} is not exported yet; run: topfive export {name} --artifacts {root}")
+
+
+class WeightSource(StrEnum):
+    """Where the values of the network came from."""
+
+    PRETRAINED = "pretrained"
+    UNTRAINED = "untrained"
+    FILE = "file"
+
+
+class _Record(BaseModel):
+    """A part of the manifest; unknown keys are ignored so that an older service reads a newer artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class WeightRecord(_Record):
+    """Which weights are inside: torchvision's tag or the file's name, its sha256, or the seed of untrained ones."""
+
+    source: WeightSource
+    name: str
+    sha256: str | None = None
+    seed: int | None = None
+
+
+class Thresholds(_Record):
+    """What an engine must reach against eager PyTorch, per image; see `export.parity` for how each is computed."""
+
+    max_abs_diff: float
+    logit_cosine: float
+    top1_agreement: float
+    top5_agreement: float
+
+
+class ParityReport(_Record):
+    """How one engine at one precision compared with eager PyTorch on photos and on random pixels."""
+
+    runtime: str
+    runtime_version: str
+    precision: str
+    device: str
+    images: int
+    batch_sizes: tuple[int, ...]
+    max_abs_diff: float
+    logit_cosine: float
+    top1_agreement: float
+    top5_agreement: float
+    thresholds: Thresholds
+    passed: bool
+
+
+class Manifest(_Record):
+    """Everything about the artifact that is not a tensor. Accuracy is in percent, and None where nobody measured it."""
+
+    format: Literal[1] = 1
+    name: str
+    family: str
+    year: int
+    paper: str
+    input: InputSpec
+    classes: int
+    parameters: int
+    macs: int
+    acc1: float | None
+    acc5: float | None
+    weights: WeightRecord
+    parity: tuple[ParityReport, ...] = ()
+    tools: dict[str, str] = {}
+    files: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A verified artifact, read from `folder`."""
+
+    folder: Path
+    version: int
+    manifest: Manifest
+    labels: tuple[Label, ...]
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX file."""
+        return self.folder / GRAPH
+
+    def parity(self, runtime: str, precision: str) -> ParityReport | None:
+        """The report of that engine at that precision, or None where it was not measured."""
+        for report in self.manifest.parity:
+            if (report.runtime, report.precision) == (runtime, precision):
+                return report
+        return None
+
+
+def versions(root: Path, name: str) -> list[int]:
+    """The versions of `name` under `root`, lowest first; empty where there are none."""
+    folder = root / name
+    if not folder.is_dir():
+        return []
+    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdecimal() and child.is_dir())
+
+
+def exported_names(root: Path) -> list[str]:
+    """Names under `root` that have at least one version, sorted."""
+    if not root.is_dir():
+        return []
+    return sorted(
+        child.name
+        for child in root.iterdir()
+        if child.is_dir() and not child.name.startswith(".") and versions(root, child.name)
+    )
+
+
+def read_manifest(root: Path, name: str) -> tuple[int, Manifest]:
+    """Version and manifest of the newest artifact of `name`, its other files not looked at.
+
+    Raises NotExportedError where there is none, ArtifactError where the manifest cannot be read.
+    """
+    if not (found := versions(root, name)):
+        raise NotExportedError(name, root)
+    path = root / name / str(found[-1]) / MANIFEST
+    try:
+        return found[-1], Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); run: topfive export {name}") from error
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, problem["loc"])) or "JSON" for problem in error.errors())
+        raise ArtifactError(f"{path} is not a manifest ({fields}); run: topfive export {name}") from error
+
+
+def load(root: Path, name: str) -> Artifact:
+    """The newest artifact of `name`, every file checked against its sha256.
+
+    Raises NotExportedError, or ArtifactError naming the file that is missing or differs.
+    """
+    version, manifest = read_manifest(root, name)
+    folder = root / name / str(version)
+    again = f"run: topfive export {name}"
+    if manifest.name != name:
+        raise ArtifactError(f"{folder} holds the model {manifest.name}, not {name}; {again}")
+    if missing := {GRAPH, LABELS} - manifest.files.keys():
+        raise ArtifactError(f"{folder / MANIFEST} does not list {', '.join(sorted(missing))}; {again}")
+    for file, expected in manifest.files.items():
+        path = folder / file
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; {again}")
+        if sha256(path) != expected:
+            raise ArtifactError(f"{path} differs from its manifest (sha256); {again}")
+    try:
+        labels = read_labels(folder / LABELS)
+    except ValueError as error:
+        raise ArtifactError(f"{error}; {again}") from error
+    if len(labels) != manifest.classes:
+        raise ArtifactError(f"{folder / LABELS} has {len(labels)} rows for {manifest.classes} classes; {again}")
+    return Artifact(folder, version, manifest, labels)
+
+
+@contextmanager
+def new_version(root: Path, name: str) -> Iterator[Path]:
+    """A temporary folder that becomes the next version of `name` when the block ends well, and vanishes otherwise."""
+    home = root / name
+    home.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=home))
+    try:
+        yield draft
+        draft.chmod(0o755)  # the server may run as another user than the export
+        for path in draft.iterdir():
+            path.chmod(0o644)
+        while True:
+            version = max(versions(root, name), default=0) + 1
+            try:
+                draft.rename(home / str(version))
+            except OSError:
+                if not (home / str(version)).exists():
+                    raise
+                continue  # another export took this number meanwhile
+            break
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if not any(home.iterdir()):
+            home.rmdir()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest beside the files already in `folder`, with the sha256 of each."""
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    content = manifest.model_copy(update={"files": files}).model_dump(mode="json")
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,55 @@
+"""From a catalog entry to a PyTorch network, and from a network to the graph that is served. Imports torch."""
+
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+
+from models.catalog import Architecture, InputSpec
+
+SEED = 2014
+
+
+def build(architecture: Architecture) -> nn.Module:
+    """The network of that entry in evaluation mode, without its training-only submodules (auxiliary heads).
+
+    Its values are the network's own initialisation from `SEED`; torch's global generator is left as it was.
+    """
+    module, _, function = architecture.source.partition(":")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        if module == "torchvision":
+            from torchvision.models import get_model
+
+            network = get_model(function, weights=None, **architecture.options)
+        else:
+            network = getattr(import_module(module), function)(**architecture.options)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{architecture.source} gave a {type(network).__name__}, not a torch module")
+    for name in architecture.training_only:
+        setattr(network, name, None)
+    return network.eval()
+
+
+class Served(nn.Module):
+    """The graph contract: `image`, uint8 [N, S, S, 3] RGB, to `probabilities`, float32 [N, C].
+
+    The cast comes first because TensorRT transposes no uint8, and `contiguous` last because channels-last strides
+    make the exporter replace each global pooling by index arithmetic on the batch axis.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, spec: InputSpec) -> None:
+        super().__init__()
+        self.network = network
+        mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+        self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Probabilities of each class, [N, C]."""
+        pixels = image.to(torch.float32).permute(0, 3, 1, 2).contiguous()
+        logits = self.network(pixels * self.scale + self.shift)
+        return torch.softmax(logits.float(), dim=1)

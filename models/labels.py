@@ -1,0 +1,48 @@
+"""Class labels: a row per output of the network, read from and written to CSV."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_IMAGENET = Path(__file__).parent / "data" / "imagenet1k.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One class: its index in the output, its WordNet id (empty where it has none) and its English name."""
+
+    class_id: int
+    wnid: str
+    label: str
+
+
+def read_labels(path: Path) -> tuple[Label, ...]:
+    """Read a CSV with the columns class_id, wnid, label.
+
+    Raises ValueError where a column is missing or the class ids are not 0, 1, 2, ... in order.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        missing = {"class_id", "wnid", "label"} - set(rows.fieldnames or ())
+        if missing:
+            raise ValueError(f"{path} lacks the column {', '.join(sorted(missing))}")
+        labels = tuple(Label(int(row["class_id"]), row["wnid"], row["label"]) for row in rows)
+    if [label.class_id for label in labels] != list(range(len(labels))):
+        raise ValueError(f"{path}: class_id must count 0, 1, 2, ... in order")
+    return labels
+
+
+def write_labels(path: Path, labels: Sequence[Label]) -> None:
+    """Write what `read_labels` reads."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["class_id", "wnid", "label"])
+        rows.writerows([label.class_id, label.wnid, label.label] for label in labels)
+
+
+@cache
+def imagenet_labels() -> tuple[Label, ...]:
+    """The 1000 classes of ImageNet-1k in the order of the ILSVRC 2012 competition."""
+    return read_labels(_IMAGENET)

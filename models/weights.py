@@ -1,0 +1,165 @@
+"""Where a network's values come from: torchvision's published file, a file of the user's, or a seed. Imports torch."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from ssl import SSLError
+from urllib.error import HTTPError, URLError
+from urllib.parse import urljoin, urlsplit
+from urllib.request import urlopen
+
+import torch
+from torch import Tensor, nn
+
+from models.artifact import WeightRecord, WeightSource, sha256
+from models.build import SEED
+from models.catalog import Architecture
+
+_TIMEOUT_S = 20.0
+_CHUNK_BYTES = 1 << 18
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all (0 where the server does not say)."""
+
+
+class WeightsError(Exception):
+    """The weights asked for cannot be had; the message says why and what to do."""
+
+
+class HostUnreachableError(WeightsError):
+    """The download host did not answer at all: no name, no route, no connection."""
+
+
+def untrained() -> WeightRecord:
+    """The record of a network left as `models.build.build` initialises it, the same on every machine."""
+    return WeightRecord(source=WeightSource.UNTRAINED, name="untrained", seed=SEED)
+
+
+def load_file(network: nn.Module, architecture: Architecture, path: Path) -> WeightRecord:
+    """Fill `network` from a state dict in a .pth, .pt or .safetensors file.
+
+    Raises WeightsError where the file cannot be read, holds something else, or fits another network.
+    """
+    load_state(network, architecture, read_state_dict(path), what=str(path))
+    return WeightRecord(source=WeightSource.FILE, name=path.name, sha256=sha256(path))
+
+
+def load_pretrained(
+    network: nn.Module, architecture: Architecture, *, mirror: str | None, progress: Progress
+) -> WeightRecord:
+    """Fill `network` with torchvision's published weights, downloaded once into torch's own cache folder.
+
+    `mirror` replaces the address of the folder the file is in. Raises HostUnreachableError where the host does not
+    answer, WeightsError where there is nothing to download, the answer is an error or the checksum differs.
+    """
+    if (weights := architecture.default_weights) is None:
+        raise WeightsError(f"{architecture.name} has no pretrained weights; use --weights untrained or a file")
+    from torchvision.models import get_model_weights
+
+    published = get_model_weights(architecture.source.partition(":")[2])[weights.tag]
+    url = str(published.url)
+    file = Path(urlsplit(url).path).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if not path.is_file():
+        download(urljoin(mirror.rstrip("/") + "/", file) if mirror else url, path, progress)
+    digest = sha256(path)
+    expected = path.stem.rpartition("-")[2]  # torchvision ends the name with the first eight digits of the sha256
+    if not digest.startswith(expected):
+        raise WeightsError(
+            f"{path} is damaged: its sha256 begins {digest[:8]}, not {expected}; delete it and try again"
+        )
+    load_state(network, architecture, read_state_dict(path), what=str(path))
+    return WeightRecord(source=WeightSource.PRETRAINED, name=weights.tag, sha256=digest)
+
+
+def download(url: str, path: Path, progress: Progress) -> None:
+    """Fetch `url` into `path`, which appears only when whole and of the sha256 that its name ends with."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    expected = path.stem.rpartition("-")[2]
+    descriptor, draft = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            digest = _receive(url, file.write, progress)
+        if not digest.startswith(expected):
+            raise WeightsError(f"{url} gave a file whose sha256 begins {digest[:8]}, not {expected}; it was not kept")
+        Path(draft).replace(path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+def _receive(url: str, write: Callable[[bytes], object], progress: Progress) -> str:
+    """Stream `url` into `write`; the SHA-256 of what came."""
+    digest, done = hashlib.sha256(), 0
+    try:
+        answer = urlopen(url, timeout=_TIMEOUT_S)
+    except HTTPError as error:
+        raise WeightsError(f"{url} answered {error.code} {error.reason}") from error
+    except ValueError as error:
+        raise WeightsError(f"{url} is not an address: {error}") from error
+    except OSError as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        if isinstance(reason, SSLError):  # somebody answered, and not the one who was asked
+            raise WeightsError(f"{url} is not trusted: {reason}") from error
+        raise HostUnreachableError(f"{url} cannot be reached: {reason}") from error
+    try:
+        with answer:
+            total = int(answer.headers.get("Content-Length") or 0)
+            while chunk := answer.read(_CHUNK_BYTES):
+                write(chunk)
+                digest.update(chunk)
+                done += len(chunk)
+                progress(done, total)
+    except (OSError, HTTPException) as error:
+        raise WeightsError(f"{url} broke off after {done} bytes ({error}); try again") from error
+    if total and done != total:
+        raise WeightsError(f"{url} broke off after {done} of {total} bytes; try again")
+    return digest.hexdigest()
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pth or .pt file; code in a pickle is never run. Raises WeightsError."""
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file as read
+
+            state: object = read(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader fails in its own ways on a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} cannot be read as a state dict: {reason}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]  # a training checkpoint around the state dict
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} does not hold a state dict (names and tensors)")
+    return {str(name): value for name, value in state.items()}
+
+
+def load_state(network: nn.Module, architecture: Architecture, state: Mapping[str, Tensor], *, what: str) -> None:
+    """Copy `state` into `network`; each tensor must be there with its shape, those of training-only parts aside.
+
+    Raises WeightsError naming the first tensors that do not fit or are not finite.
+    """
+    own = network.state_dict()
+    ignored = tuple(f"{part}." for part in architecture.training_only)
+    state = {name: value for name, value in state.items() if not name.startswith(ignored)} if ignored else state
+    problems = {
+        "lacks": [name for name in own if name not in state and not name.endswith("num_batches_tracked")],
+        "has the unknown": [name for name in state if name not in own],
+        "does not fit:": [
+            f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in state and state[name].shape != value.shape
+        ],
+        "is not finite in": [name for name, value in state.items() if not value.isfinite().all()],
+    }
+    for verb, names in problems.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise WeightsError(f"{what} {verb} {', '.join(names[:3])}{more}; is it a {architecture.name}?")
+    network.load_state_dict(dict(state), strict=False)

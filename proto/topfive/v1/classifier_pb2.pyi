@@ -1,0 +1,229 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ClassifyRequest(_message.Message):
+    __slots__ = ("image", "model", "top_k", "request_id")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    image: bytes
+    model: str
+    top_k: int
+    request_id: str
+    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class ClassifyReply(_message.Message):
+    __slots__ = ("request_id", "predictions", "model", "engine", "timing_ms", "batch_size", "warnings")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    TIMING_MS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
+    model: Model
+    engine: Engine
+    timing_ms: Timing
+    batch_size: int
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ..., batch_size: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ClassifyStreamReply(_message.Message):
+    __slots__ = ("request_id", "reply", "error")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    reply: ClassifyReply
+    error: Error
+    def __init__(self, request_id: _Optional[str] = ..., reply: _Optional[_Union[ClassifyReply, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class Error(_message.Message):
+    __slots__ = ("code", "detail", "status", "retryable")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    RETRYABLE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    detail: str
+    status: int
+    retryable: bool
+    def __init__(self, code: _Optional[str] = ..., detail: _Optional[str] = ..., status: _Optional[int] = ..., retryable: bool = ...) -> None: ...
+
+class Prediction(_message.Message):
+    __slots__ = ("rank", "class_id", "wnid", "label", "probability")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    CLASS_ID_FIELD_NUMBER: _ClassVar[int]
+    WNID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    class_id: int
+    wnid: str
+    label: str
+    probability: float
+    def __init__(self, rank: _Optional[int] = ..., class_id: _Optional[int] = ..., wnid: _Optional[str] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "version", "family", "parameters", "macs", "input_size", "weights", "acc1", "acc5", "latency_ms")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    MACS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_SIZE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    ACC1_FIELD_NUMBER: _ClassVar[int]
+    ACC5_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    family: str
+    parameters: int
+    macs: int
+    input_size: int
+    weights: str
+    acc1: float
+    acc5: float
+    latency_ms: Latency
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., family: _Optional[str] = ..., parameters: _Optional[int] = ..., macs: _Optional[int] = ..., input_size: _Optional[int] = ..., weights: _Optional[str] = ..., acc1: _Optional[float] = ..., acc5: _Optional[float] = ..., latency_ms: _Optional[_Union[Latency, _Mapping]] = ...) -> None: ...
+
+class Latency(_message.Message):
+    __slots__ = ("count", "p50", "p90", "p99")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    P50_FIELD_NUMBER: _ClassVar[int]
+    P90_FIELD_NUMBER: _ClassVar[int]
+    P99_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    p50: float
+    p90: float
+    p99: float
+    def __init__(self, count: _Optional[int] = ..., p50: _Optional[float] = ..., p90: _Optional[float] = ..., p99: _Optional[float] = ...) -> None: ...
+
+class Engine(_message.Message):
+    __slots__ = ("runtime", "version", "device", "precision")
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    runtime: str
+    version: str
+    device: str
+    precision: str
+    def __init__(self, runtime: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("decode", "queue", "inference", "total")
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    INFERENCE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    decode: float
+    queue: float
+    inference: float
+    total: float
+    def __init__(self, decode: _Optional[float] = ..., queue: _Optional[float] = ..., inference: _Optional[float] = ..., total: _Optional[float] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsReply(_message.Message):
+    __slots__ = ("default_model", "models")
+    DEFAULT_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    default_model: str
+    models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
+    def __init__(self, default_model: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetModelReply(_message.Message):
+    __slots__ = ("info", "input", "weights", "parity")
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    PARITY_FIELD_NUMBER: _ClassVar[int]
+    info: ModelInfo
+    input: InputSpec
+    weights: Weights
+    parity: _containers.RepeatedCompositeFieldContainer[Parity]
+    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ...) -> None: ...
+
+class ModelInfo(_message.Message):
+    __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    YEAR_FIELD_NUMBER: _ClassVar[int]
+    PAPER_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    state: str
+    year: int
+    paper: str
+    classes: int
+    engine: Engine
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., year: _Optional[int] = ..., paper: _Optional[str] = ..., classes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class InputSpec(_message.Message):
+    __slots__ = ("resize", "crop", "interpolation", "mean", "std")
+    RESIZE_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
+    INTERPOLATION_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    resize: int
+    crop: int
+    interpolation: str
+    mean: _containers.RepeatedScalarFieldContainer[float]
+    std: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, resize: _Optional[int] = ..., crop: _Optional[int] = ..., interpolation: _Optional[str] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Weights(_message.Message):
+    __slots__ = ("source", "name", "sha256")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    name: str
+    sha256: str
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class Parity(_message.Message):
+    __slots__ = ("runtime", "runtime_version", "precision", "device", "images", "max_abs_diff", "logit_cosine", "top1_agreement", "top5_agreement", "passed")
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    MAX_ABS_DIFF_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_COSINE_FIELD_NUMBER: _ClassVar[int]
+    TOP1_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    TOP5_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    runtime: str
+    runtime_version: str
+    precision: str
+    device: str
+    images: int
+    max_abs_diff: float
+    logit_cosine: float
+    top1_agreement: float
+    top5_agreement: float
+    passed: bool
+    def __init__(self, runtime: _Optional[str] = ..., runtime_version: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., images: _Optional[int] = ..., max_abs_diff: _Optional[float] = ..., logit_cosine: _Optional[float] = ..., top1_agreement: _Optional[float] = ..., top5_agreement: _Optional[float] = ..., passed: bool = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""Serves exported classifiers over REST and gRPC. It reads artifacts and needs no torch."""

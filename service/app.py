@@ -1,0 +1,178 @@
+"""The composition root: builds everything from the settings, starts it, and stops it in the right order."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from functools import partial
+
+import uvloop
+
+from models.artifact import Artifact
+from models.catalog import CATALOG, Catalog
+from service.batcher import BatchLimits
+from service.classifier import LocalClassifier
+from service.clock import LoopClock
+from service.engines.base import Engine
+from service.engines.choose import EngineOptions, open_engine
+from service.errors import ShuttingDown, TopfiveError
+from service.hardware import cpu_quota
+from service.metrics import Metrics
+from service.repository import Repository
+from service.rest import endpoints
+from service.rest.app import create_app
+from service.rest.server import RestServer
+from service.rpc.server import RpcServer
+from service.rpc.servicer import Servicer
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Core:
+    """What answers, without any transport: a repository and a classifier over it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        catalog: Catalog = CATALOG,
+        opener: Callable[[Artifact], Engine] | None = None,
+    ) -> None:
+        cpus = settings.cpus or cpu_quota()
+        options = EngineOptions(settings.runtime, settings.precision, cpus, settings.max_batch)
+        self.settings = settings
+        self.clock = LoopClock()
+        self.metrics = Metrics()
+        self.repository = Repository(
+            settings.artifacts,
+            catalog,
+            opener or partial(open_engine, options=options),
+            limits=self._limits,
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+        self.classifier = LocalClassifier(
+            self.repository, limits=settings.limits, threads=cpus, clock=self.clock, metrics=self.metrics
+        )
+
+    def _limits(self, engine: Engine) -> BatchLimits:
+        return BatchLimits(
+            slots=engine.slots,
+            max_batch=engine.max_batch,
+            capacity=self.settings.capacity,
+            max_hold_s=self.settings.max_hold_ms / 1000,
+        )
+
+    async def aclose(self, drain_s: float) -> None:
+        """Finish what was accepted within `drain_s` seconds and give everything back."""
+        await self.repository.aclose(drain_s)
+        self.classifier.close()
+
+
+class Service:
+    """A core under both transports. Made on the event loop; raises OSError where a port is taken."""
+
+    def __init__(self, core: Core) -> None:
+        settings = core.settings
+        self._core = core
+        app = create_app(
+            endpoints.predictions(
+                core.classifier, limits=settings.limits, timeout_s=settings.timeout_s, clock=core.clock
+            ),
+            endpoints.models(core.repository),
+            endpoints.health(core.repository, core.metrics),
+        )
+        servicer = Servicer(core.classifier, core.repository, timeout_s=settings.timeout_s, clock=core.clock)
+        self.rest = RestServer(app, settings.host, settings.port, drain_s=settings.drain_s)
+        self.rpc = RpcServer(servicer, settings.host, settings.grpc_port)
+        self._announcing: set[asyncio.Task[None]] = set()
+        core.repository.on_change(self._announce)
+
+    async def start(self) -> None:
+        """Listen on both ports; not ready until `load` has ended."""
+        await self.rest.start()
+        await self.rpc.start()
+        host = self._core.settings.host
+        log.info("REST on http://%s:%d, gRPC on %s:%d", host, self.rest.port, host, self.rpc.port)
+
+    async def load(self) -> None:
+        """Load the configured models. Raises TopfiveError where one cannot be."""
+        await self._core.repository.start(self._core.settings.models)
+        log.info("ready")
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Not ready, no new connections, answer all that was accepted; after the drain limit or `hurry`, refuse it."""
+        drain_s = self._core.settings.drain_s
+        self._core.repository.stop()
+        await self.rest.settle()
+        answered = asyncio.create_task(self._answered(drain_s))
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait({answered, hurried}, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():
+            log.warning("the drain limit is over: what is left is refused")
+            await self._core.repository.aclose(0)
+            if hurry.is_set():
+                self.rest.hurry()
+        await answered
+        hurried.cancel()
+        await self._core.aclose(0)
+
+    async def _answered(self, drain_s: float) -> None:
+        """Once both servers have given every answer they owe."""
+        await asyncio.gather(self.rest.stop(), self.rpc.stop(drain_s + 1))
+
+    def _announce(self) -> None:
+        """Tell gRPC health checks; REST reads the repository at each request."""
+        task = asyncio.get_running_loop().create_task(self.rpc.set_serving(self._core.repository.ready))
+        self._announcing.add(task)
+        task.add_done_callback(self._announcing.discard)
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or Ctrl-C; the exit status: 0 after a clean stop, 1 where it could not start."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        log.info("stopping: answering what was accepted; again to stop at once")
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        service = Service(Core(settings))
+    except OSError as error:
+        log.error("%s", error)
+        return 1
+    await service.start()
+    loading = asyncio.create_task(service.load())
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    failed = await _failed(loading) if loading.done() else False
+    if not failed:
+        await stop.wait()
+    stopped.cancel()
+    await service.stop(hurry)
+    await asyncio.gather(loading, stopped, return_exceptions=True)
+    return int(failed)
+
+
+async def _failed(loading: asyncio.Task[None]) -> bool:
+    """Whether the configured models could not be loaded; says why."""
+    try:
+        await loading
+    except ShuttingDown:
+        return False
+    except TopfiveError as error:
+        log.error("%s", error.detail)
+        return True
+    return False

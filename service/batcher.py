@@ -1,0 +1,384 @@
+"""Dynamic batching: a batch starts as soon as a slot is free, and grows only while every slot is busy.
+
+Everything happens on the event loop. One synchronous method, `_pump`, decides; it is called after an item is queued,
+when a batch has finished and when a hold ends. There is no lock, no thread and no background task that could die.
+The batcher knows no engine: it is given a function that runs a batch.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, Protocol, TypeVar
+
+from service.clock import Clock, Timer
+from service.errors import DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
+from service.pacing import Pacer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    """How a submitted item ended; each ends exactly once."""
+
+    OK = "ok"
+    OVERLOADED = "overloaded"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class State(StrEnum):
+    """OPEN takes work; DRAINING finishes what it has; CLOSED and BROKEN refuse everything."""
+
+    OPEN = "open"
+    DRAINING = "draining"
+    CLOSED = "closed"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Sizes of a batcher. `capacity` counts places from the arrival of the bytes to the answer."""
+
+    slots: int
+    max_batch: int
+    capacity: int = 256
+    max_hold_s: float = 0.0
+    max_failures: int = 3
+
+
+class BatchMetrics(Protocol):
+    """What a batcher reports; `metrics.ModelMetrics` keeps it for Prometheus."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """An item ended so."""
+
+    def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
+        """A batch of `size` was started; each of its items had waited so many seconds."""
+
+    def ran(self, run_s: float) -> None:
+        """A batch took so many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran(Generic[R]):
+    """The answer to one item, and what it went through."""
+
+    value: R
+    queue_s: float
+    run_s: float
+    batch_size: int
+
+
+@dataclass(slots=True, eq=False)
+class _Item(Generic[T, R]):
+    value: T
+    deadline: float
+    enqueued: float
+    future: asyncio.Future[Ran[R]]
+    timer: Timer | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Batch(Generic[T, R]):
+    items: list[_Item[T, R]]
+    started: float
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = len(self.items)
+
+
+class Batcher(Generic[T, R]):
+    """Runs items of T in batches through `run`, which gives a result R or an exception for each, in order.
+
+    `run` may raise MemoryError: the batch is halved, each half tried once, and the maximum lowered. Any other error
+    of `run` fails that batch alone. `max_failures` of them in a row make `healthy` false until a batch succeeds.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+        limits: BatchLimits,
+        *,
+        clock: Clock,
+        metrics: BatchMetrics,
+        on_health: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._run = run
+        self._limits = limits
+        self._clock = clock
+        self._metrics = metrics
+        self._on_health = on_health
+        self._pacer = Pacer(limits.max_hold_s, limits.max_batch)
+        self._queue: OrderedDict[_Item[T, R], None] = OrderedDict()
+        self._running: dict[asyncio.Task[None], _Batch[T, R]] = {}
+        self._places = 0
+        self._max_batch = limits.max_batch
+        self._failures = 0
+        self._hold: Timer | None = None
+        self._drained: asyncio.Event | None = None
+        self._cause: BaseException | None = None
+        self.state = State.OPEN
+
+    @property
+    def depth(self) -> int:
+        """Items that wait for a slot."""
+        return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Items in batches that run now."""
+        return sum(batch.size for batch in self._running.values())
+
+    @property
+    def places(self) -> int:
+        """Places taken: by images being decoded, waiting or running."""
+        return self._places
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch dispatched now: lower than configured after the engine ran out of memory."""
+        return self._max_batch
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it takes work and the last real runs did not all fail."""
+        return self.state is State.OPEN and self._failures < self._limits.max_failures
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Hold one place of `capacity`; taken when the bytes arrive, because decoding is where memory grows.
+
+        Raises Overloaded at once where none is free, ShuttingDown or NotReady where no work is taken.
+        """
+        self._check_open()
+        if self._places >= self._limits.capacity:
+            self._metrics.ended(Outcome.OVERLOADED)
+            raise Overloaded(self._pacer.retry_after_s(self._places, self._limits.slots))
+        self._places += 1
+        try:
+            yield
+        finally:
+            self._places -= 1
+            self._note_drained()
+
+    async def submit(self, item: T, *, deadline: float) -> Ran[R]:
+        """The result for `item`, within a place held by `admit`. `deadline` is a time of the clock, in seconds.
+
+        Raises DeadlineExceeded, EngineError, ShuttingDown or NotReady. A caller that is cancelled leaves the queue in
+        the same turn of the loop; in flight, its row is computed and dropped.
+        """
+        outcome = Outcome.FAILED
+        try:
+            ran = await self._enqueued(item, deadline)
+            outcome = Outcome.OK
+            return ran
+        except DeadlineExceeded:
+            outcome = Outcome.EXPIRED
+            raise
+        except asyncio.CancelledError:
+            outcome = Outcome.CANCELLED
+            raise
+        finally:
+            self._metrics.ended(outcome)
+
+    async def aclose(self, drain_s: float) -> None:
+        """Take no new work, wait at most `drain_s` seconds for what was accepted, then fail the rest."""
+        if self.state is State.OPEN:
+            self.state = State.DRAINING
+        self._drained = asyncio.Event()
+        self._note_drained()
+        self._pump()
+        limit = self._clock.call_at(self._clock.now() + drain_s, self._drained.set)
+        await self._drained.wait()
+        limit.cancel()
+        if self.state is State.DRAINING:
+            self.state = State.CLOSED
+        self._fail_all(ShuttingDown())
+
+    def _check_open(self) -> None:
+        if self.state is State.BROKEN:
+            raise NotReady("the model's queue has failed; restart the server") from self._cause
+        if self.state is not State.OPEN:
+            raise ShuttingDown
+
+    async def _enqueued(self, value: T, deadline: float) -> Ran[R]:
+        if self.state not in (State.OPEN, State.DRAINING):  # draining: it was admitted before
+            self._check_open()
+        now = self._clock.now()
+        if deadline <= now:
+            raise DeadlineExceeded
+        item = _Item[T, R](value, deadline, now, asyncio.get_running_loop().create_future())
+        item.timer = self._clock.call_at(deadline, lambda: self._expire(item))
+        self._queue[item] = None
+        self._pacer.outstanding(self.depth + self.in_flight)
+        self._pump()
+        try:
+            return await item.future
+        finally:
+            self._queue.pop(item, None)
+            item.timer.cancel()
+
+    def _expire(self, item: _Item[T, R]) -> None:
+        self._queue.pop(item, None)
+        _settle(item, DeadlineExceeded())
+
+    def _pump(self) -> None:
+        """Start batches while a slot is free and items wait; a bug in here fails everything pending, openly."""
+        try:
+            while self._queue and len(self._running) < self._limits.slots:
+                if self._holding():
+                    return
+                self._dispatch()
+        except Exception as error:
+            self._break(error)
+
+    def _holding(self) -> bool:
+        """Whether the waiting items should wait on; arms the timer that ends the wait."""
+        now = self._clock.now()
+        until = None
+        if self.state is State.OPEN:
+            earliest = min(item.deadline for item in self._queue) if self._limits.max_hold_s > 0 else 0.0
+            until = self._pacer.hold_until(now, self.depth, earliest)
+        if self._hold is not None:
+            if until is not None:
+                return True
+            self._hold.cancel()
+            self._hold = None
+            self._pacer.held(reached=True)
+            return False
+        if until is None or not self._pacer.may_hold():
+            return False
+        self._hold = self._clock.call_at(until, self._end_hold)
+        return True
+
+    def _end_hold(self) -> None:
+        self._hold = None
+        self._pacer.held(reached=False)
+        try:
+            if self._queue and len(self._running) < self._limits.slots:
+                self._dispatch()
+        except Exception as error:
+            self._break(error)
+        self._pump()
+
+    def _dispatch(self) -> None:
+        """Cut a batch from the front of the queue and run it; items that have expired are failed instead."""
+        now = self._clock.now()
+        items: list[_Item[T, R]] = []
+        while self._queue and len(items) < self._max_batch:
+            item, _ = self._queue.popitem(last=False)
+            if item.future.done():
+                continue
+            if item.deadline <= now:
+                _settle(item, DeadlineExceeded())
+                continue
+            items.append(item)
+        if not items:
+            return
+        self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
+        batch = _Batch(items, now)
+        task = asyncio.get_running_loop().create_task(self._execute(batch))
+        self._running[task] = batch
+        task.add_done_callback(self._finished)
+
+    async def _execute(self, batch: _Batch[T, R]) -> None:
+        """Run one batch and settle its items."""
+        error: Exception | None = None
+        try:
+            results = await self._halving([item.value for item in batch.items])
+        except Exception as caught:
+            log.error("a batch of %d failed", batch.size, exc_info=caught)
+            error = caught
+            results = [caught] * batch.size
+        now = self._clock.now()
+        took = now - batch.started
+        self._metrics.ran(took)
+        self._pacer.finished(now, batch.size, took)
+        self._note_health(failed=error is not None)
+        for item, result in zip(batch.items, results, strict=True):
+            if isinstance(result, Exception):
+                _settle(item, _as_engine_error(result))
+            else:
+                _settle(item, Ran(result, batch.started - item.enqueued, took, batch.size))
+
+    async def _halving(self, values: Sequence[T]) -> Sequence[R | Exception]:
+        """Results of `run`; out of memory, of its two halves."""
+        try:
+            return await self._checked(values)
+        except MemoryError as error:
+            if len(values) == 1:
+                raise
+            half = (len(values) + 1) // 2
+            self._max_batch = min(self._max_batch, half)
+            log.warning("out of memory at a batch of %d (%s); batches hold at most %d now", len(values), error, half)
+        return [*await self._checked(values[:half]), *await self._checked(values[half:])]
+
+    async def _checked(self, values: Sequence[T]) -> Sequence[R | Exception]:
+        results = await self._run(values)
+        if len(results) != len(values):
+            raise EngineError(f"the engine gave {len(results)} rows for {len(values)} items")
+        return results
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        """Free the slot of a batch that has ended, however it ended."""
+        self._running.pop(task, None)
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
+            self._break(error)
+        self._pump()
+        self._note_drained()
+
+    def _note_health(self, *, failed: bool) -> None:
+        before = self.healthy
+        self._failures = self._failures + 1 if failed else 0
+        if self.healthy is not before:
+            self._on_health()
+
+    def _note_drained(self) -> None:
+        if self._drained is not None and not self._places and not self._queue and not self._running:
+            self._drained.set()
+
+    def _break(self, cause: BaseException) -> None:
+        """A bug: refuse everything from now on and tell every waiting caller, rather than hang."""
+        log.critical("the batcher is broken", exc_info=cause)
+        self.state, self._cause = State.BROKEN, cause
+        error = EngineError("the model's queue has failed")
+        error.__cause__ = cause
+        self._fail_all(error)
+        self._on_health()
+
+    def _fail_all(self, error: Exception) -> None:
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+        for item in [*self._queue, *(item for batch in self._running.values() for item in batch.items)]:
+            _settle(item, error)
+        self._queue.clear()
+
+
+def _settle(item: _Item[T, R], result: Ran[R] | Exception) -> None:
+    """End an item. The only place that completes a future, and the only one that asks whether it is done."""
+    if item.future.done():  # its caller left, or its deadline passed while it ran
+        return
+    if isinstance(result, Exception):
+        item.future.set_exception(result)
+    else:
+        item.future.set_result(result)
+
+
+def _as_engine_error(error: Exception) -> EngineError:
+    if isinstance(error, EngineError):
+        return error
+    wrapped = EngineError(f"the engine failed: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,144 @@
+"""The command `topfive`. Subcommands of other packages come in by the entry point group `topfive.commands`."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Sequence
+from enum import Enum
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from models.catalog import CATALOG
+from service import tables
+from service.app import Core, run
+from service.errors import TopfiveError
+from service.repository import Entry, Repository
+from service.rest.schemas import ModelReply, PredictReply
+from service.settings import Settings
+
+Command = Callable[..., Any]
+
+
+class _Group(click.Group):
+    """Adds the commands of other packages, so that this one imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
+        return sorted({*self.commands, *(point.name for point in entry_points(group="topfive.commands"))})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported when it is asked for."""
+        for point in entry_points(group="topfive.commands", name=cmd_name):
+            command = point.load()
+            assert isinstance(command, click.Command)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+def options(*names: str) -> Callable[[Command], Command]:
+    """Click options for these settings: name, default, meaning and variable come from `Settings`."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            field = Settings.model_fields[name]
+            default = field.default
+            if isinstance(default, tuple):
+                default = ",".join(default)
+            choices = [item.value for item in type(default)] if isinstance(default, Enum) else None
+            command = click.option(
+                f"--{name.replace('_', '-')}",
+                envvar=f"TOPFIVE_{name.upper()}",
+                type=click.Choice(choices) if choices else str if isinstance(default, (str, Path)) else type(default),
+                default=str(default.value) if isinstance(default, Enum) else default,
+                show_default=True,
+                show_envvar=True,
+                help=field.description,
+            )(command)
+        return command
+
+    return decorate
+
+
+def settings_from(values: dict[str, Any]) -> Settings:
+    """Validated settings; a value that does not fit is a usage error that names its option."""
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}" for problem in error.errors()
+        )
+        raise click.UsageError(problems) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="topfive")
+def main() -> None:
+    """A photo goes in, the five best ImageNet classes come out."""
+
+
+@main.command()
+@options(*Settings.model_fields)
+def serve(**values: Any) -> None:
+    """Serve exported models over REST and gRPC until SIGTERM or Ctrl-C."""
+    sys.exit(run(settings_from(values)))
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", envvar="TOPFIVE_MODEL", default="googlenet", show_default=True, show_envvar=True)
+@click.option("--top-k", envvar="TOPFIVE_TOP_K", default=5, show_default=True, show_envvar=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
+@options("artifacts", "runtime", "precision", "cpus", "max_image_bytes", "max_image_pixels")
+def predict(images: Sequence[Path], model: str, top_k: int, as_json: bool, **values: Any) -> None:
+    """Classify IMAGES in this process, without a server."""
+    core_settings = settings_from({**values, "models": (model,)})
+    sys.exit(asyncio.run(_predict(core_settings, images, top_k, as_json)))
+
+
+async def _predict(settings: Settings, images: Sequence[Path], top_k: int, as_json: bool) -> int:
+    """Print an answer for each image; 1 where any could not be answered."""
+    core, failures = Core(settings), 0
+    console, errors = Console(), Console(stderr=True)
+    try:
+        await core.repository.start(settings.models)
+        for path in images:
+            try:
+                data = await asyncio.to_thread(path.read_bytes)
+                deadline = core.clock.now() + settings.timeout_s
+                answer = await core.classifier.classify(data, model=None, top_k=top_k, deadline=deadline)
+            except (OSError, TopfiveError) as error:
+                reason = (error.strerror or str(error)) if isinstance(error, OSError) else error.detail
+                errors.print(f"[red]{escape(str(path))}[/]: {escape(reason)}", highlight=False)
+                failures += 1
+                continue
+            if as_json:
+                reply = PredictReply.of(str(path), answer).model_dump(mode="json")
+                click.echo(json.dumps({"image": reply.pop("request_id"), **reply}))
+            else:
+                console.print(tables.answer(str(path), answer))
+    except TopfiveError as error:  # the model itself
+        errors.print(f"[red]error[/]: {escape(error.detail)}", highlight=False)
+        failures += 1
+    finally:
+        await core.aclose(0)
+    return int(failures > 0)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array")
+@options("artifacts")
+def models(as_json: bool, **values: Any) -> None:
+    """List every model: size, accuracy, and whether it is exported."""
+    settings = settings_from(values)
+    repository: Repository = Core(settings, catalog=CATALOG).repository
+    entries: list[Entry] = repository.entries()
+    if as_json:
+        click.echo(json.dumps([ModelReply.of(entry).model_dump(mode="json") for entry in entries], indent=2))
+    else:
+        Console().print(tables.models(entries))

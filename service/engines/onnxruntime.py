@@ -1,0 +1,61 @@
+"""ONNX Runtime on the CPU or on an NVIDIA card, strictly: what was asked for runs, or nothing does."""
+
+import numpy as np
+import onnxruntime as ort
+
+from models.artifact import Artifact
+from service.engines.base import EngineUnavailableError, Runtime
+from service.types import Batch, EngineInfo, Probabilities
+
+_PROVIDERS = {Runtime.ONNXRUNTIME: "CPUExecutionProvider", Runtime.ONNXRUNTIME_CUDA: "CUDAExecutionProvider"}
+_NO_FALLBACK = "session.disable_cpu_ep_fallback"
+_SPINNING = "session.intra_op.allow_spinning"
+
+
+def has_cuda() -> bool:
+    """Whether this ONNX Runtime was built with CUDA; the card and its driver are tried when a session opens."""
+    return _PROVIDERS[Runtime.ONNXRUNTIME_CUDA] in ort.get_available_providers()
+
+
+class OnnxRuntimeEngine:
+    """One session that `slots` threads call; each call uses `threads` threads of the session's pool."""
+
+    def __init__(self, artifact: Artifact, runtime: Runtime, *, slots: int, threads: int, max_batch: int) -> None:
+        self.slots = slots
+        self.max_batch = max_batch
+        self._runtime = runtime
+        provider = _PROVIDERS[runtime]
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; they are raised as well
+        options.add_session_config_entry(_SPINNING, "0")  # spinning would take the cores that decode images
+        if runtime is Runtime.ONNXRUNTIME_CUDA:
+            options.add_session_config_entry(_NO_FALLBACK, "1")
+            ort.preload_dlls()
+        try:
+            self._session = ort.InferenceSession(artifact.graph, options, providers=[provider])
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
+            raise EngineUnavailableError(f"ONNX Runtime cannot run {provider}: {error}") from error
+        # Without the CUDA libraries or a driver ONNX Runtime logs a line and takes the CPU: never silently.
+        if (got := self._session.get_providers()[0]) != provider:
+            raise EngineUnavailableError(f"ONNX Runtime was asked for {provider} and chose {got}; see its log above")
+
+    def run(self, batch: Batch) -> Probabilities:
+        """Probabilities [N, C] of a batch [N, S, S, 3]."""
+        try:
+            (probabilities,) = self._session.run(["probabilities"], {"image": batch})
+        except Exception as error:
+            if "Failed to allocate memory" in str(error):
+                raise MemoryError(str(error)) from error
+            raise
+        return np.asarray(probabilities, dtype=np.float32)
+
+    def describe(self) -> EngineInfo:
+        """What really runs."""
+        device = "cuda" if self._runtime is Runtime.ONNXRUNTIME_CUDA else "cpu"
+        return EngineInfo(self._runtime, ort.__version__, device, "f32")
+
+    def close(self) -> None:
+        """Release the session."""
+        del self._session

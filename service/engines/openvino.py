@@ -1,0 +1,75 @@
+"""OpenVINO on the CPU: the default where there is no accelerator. bf16 uses AMX or AVX-512-BF16 instructions."""
+
+import queue
+
+import numpy as np
+import openvino as ov
+from openvino import CompiledModel, Core, InferRequest
+
+from models.artifact import Artifact
+from service.engines.base import EngineUnavailableError, Precision, Runtime
+from service.types import Batch, EngineInfo, Probabilities
+
+_DEVICE = "CPU"
+
+
+def has_bf16() -> bool:
+    """Whether this CPU computes in bf16, by OpenVINO's own word."""
+    return "BF16" in Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+
+
+class OpenVinoEngine:
+    """One compiled model with `slots` streams of `threads` threads each."""
+
+    def __init__(self, artifact: Artifact, precision: Precision, *, slots: int, threads: int, max_batch: int) -> None:
+        self.slots = slots
+        self.max_batch = max_batch
+        if precision is Precision.BF16 and not has_bf16():
+            raise EngineUnavailableError("this CPU has no bf16 instructions (AMX or AVX-512-BF16); use --precision f32")
+        # The precision is always said: on a CPU with bf16 OpenVINO would otherwise choose it by itself.
+        self._compiled: CompiledModel | None = Core().compile_model(
+            artifact.graph,
+            _DEVICE,
+            {
+                "INFERENCE_PRECISION_HINT": str(precision),
+                "NUM_STREAMS": slots,
+                "INFERENCE_NUM_THREADS": slots * threads,
+                "ENABLE_CPU_PINNING": False,  # with pinning an inference was once seen never to return
+            },
+        )
+        self._check(precision)
+        self._requests: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
+        for _ in range(slots):
+            self._requests.put(self._compiled.create_infer_request())
+        self._precision = precision
+
+    def _check(self, precision: Precision) -> None:
+        """The plugin may lower what it was asked for; what it says it does must be what was asked."""
+        assert self._compiled is not None
+        got = self._compiled.get_property("INFERENCE_PRECISION_HINT")
+        expected = ov.Type.bf16 if precision is Precision.BF16 else ov.Type.f32
+        if got != expected:
+            raise EngineUnavailableError(f"OpenVINO was asked for {precision} and chose {got.get_type_name()}")
+
+    def run(self, batch: Batch) -> Probabilities:
+        """Probabilities [N, C] of a batch [N, S, S, 3]."""
+        request = self._requests.get()
+        try:
+            result = request.infer([np.ascontiguousarray(batch)], share_inputs=True)
+            return np.array(result[0], dtype=np.float32)
+        except RuntimeError as error:
+            if "alloc" in str(error).lower():
+                raise MemoryError(str(error)) from error
+            raise
+        finally:
+            self._requests.put(request)
+
+    def describe(self) -> EngineInfo:
+        """What really runs."""
+        return EngineInfo(Runtime.OPENVINO, ov.__version__.partition("-")[0], "cpu", self._precision)
+
+    def close(self) -> None:
+        """Release the compiled model; requests of it must have ended."""
+        while not self._requests.empty():
+            self._requests.get_nowait()
+        self._compiled = None

@@ -1,0 +1,112 @@
+"""Image intake: bytes of unknown origin to RGB pixels, or a clear error. It does not resize; see `recipe`."""
+
+import logging
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from service.errors import BadImage, TooLarge
+from service.types import Pixels
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+_ORIENTATION = 0x0112  # EXIF tag; its values 2 to 8 and what undoes them
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow's own guard only warns at 89 megapixels, process-wide; `Limits.max_pixels` is checked for each image instead.
+Image.MAX_IMAGE_PIXELS = None
+Image.init()  # load every reader now, not at the first request
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest image taken: bytes as sent, and width times height as decoded."""
+
+    max_bytes: int = 32 << 20
+    max_pixels: int = 64_000_000
+
+
+def decode(data: bytes, limits: Limits) -> Pixels:
+    """The photo as a person sees it: uint8 [H, W, 3] RGB, upright by its EXIF orientation.
+
+    Of an animation or a multi-page file the first picture counts. Transparent parts show white. 16 bits per channel
+    are scaled to 8. Raises TooLarge before decoding where a limit is passed, and BadImage for anything that is not
+    one whole image in one of `FORMATS`.
+    """
+    check_size(len(data), limits)
+    if not data:
+        raise BadImage("the image is empty (0 bytes)")
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            _check_pixels(image, limits)
+            image.load()
+            upright = _upright(image)
+            return np.asarray(_rgb(upright))
+    except (TooLarge, BadImage, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"not an image in a known format; send one of {', '.join(FORMATS)}") from None
+    except Exception as error:  # Pillow's readers fail in many ways on bytes that are not what they claim to be
+        raise BadImage(f"the image is damaged or cut off ({error})") from error
+
+
+def check_size(size_bytes: int, limits: Limits) -> None:
+    """Raise TooLarge where an image of `size_bytes` is over the limit."""
+    if size_bytes > limits.max_bytes:
+        raise TooLarge(f"the image has {size_bytes:,} bytes; this server takes at most {limits.max_bytes:,}")
+
+
+def _check_pixels(image: Image.Image, limits: Limits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise TooLarge(
+            f"the image has {width} x {height} = {width * height:,} pixels; this server takes at most "
+            f"{limits.max_pixels:,}; send a smaller copy"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned by its EXIF orientation; an unreadable EXIF block counts as none, as in a browser."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception as error:  # the picture itself is whole: only its side note is not
+        log.debug("EXIF block ignored: %s", error)
+        orientation = None
+    operation = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if operation is None else image.transpose(operation)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow's to RGB: 16 bits to 8, transparency over white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return _from_16_bit(image)
+    if image.mode == "F":
+        raise BadImage("floating-point images are not served; convert it to 8 or 16 bits per channel")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits to RGB of 8; Pillow's own conversion would clip everything above 255 to white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise BadImage("grey values of 32 bits are not served; convert the image to 8 or 16 bits")
+    eight_bits = ((values + 128) // 257).astype(np.uint8)
+    return Image.fromarray(eight_bits).convert("RGB")

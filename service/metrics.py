@@ -1,0 +1,140 @@
+"""What the service measures about itself: Prometheus metrics, and the latency percentiles that replies carry."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from service.batcher import Outcome
+from service.types import Latency, Timing
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+Gauges = Callable[[], list[tuple[str, dict[str, float]]]]
+"""For each loaded model its name, and the present value of each gauge."""
+
+
+class LatencyRecord:
+    """Percentiles over everything recorded, in constant memory: counts in buckets that grow by 2 per cent.
+
+    A percentile is the upper edge of its bucket, so it is at most 2 per cent too high.
+    """
+
+    _GROWTH = math.log(1.02)
+    _LOWEST_MS = 0.01
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, int] = {}
+        self._count = 0
+
+    def record(self, duration_ms: float) -> None:
+        """Add one duration in milliseconds."""
+        bucket = max(0, math.ceil(math.log(max(duration_ms, self._LOWEST_MS) / self._LOWEST_MS) / self._GROWTH))
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+        self._count += 1
+
+    def snapshot(self) -> Latency:
+        """Count, and the 50th, 90th and 99th percentile in milliseconds."""
+        ranks = [max(1, math.ceil(share * self._count)) for share in (0.50, 0.90, 0.99)]
+        found: list[float] = []
+        seen = 0
+        for bucket, count in sorted(self._buckets.items()):
+            seen += count
+            while len(found) < len(ranks) and seen >= ranks[len(found)]:
+                found.append(round(self._LOWEST_MS * math.exp(bucket * self._GROWTH), 3))
+        p50, p90, p99 = found or (None, None, None)
+        return Latency(self._count, p50, p90, p99)
+
+
+class Metrics:
+    """All metrics of one service, in a registry of its own so that two services fit in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "topfive_requests", "Requests answered, by error code or ok", ["model", "code"], registry=self.registry
+        )
+        self._stages = Histogram(
+            "topfive_stage_seconds", "Time in each step", ["model", "stage"], buckets=_SECONDS, registry=self.registry
+        )
+        self.items = Counter(
+            "topfive_items", "Images given to the batcher, by outcome", ["model", "outcome"], registry=self.registry
+        )
+        self.sizes = Histogram(
+            "topfive_batch_size", "Images in each executed batch", ["model"], buckets=_SIZES, registry=self.registry
+        )
+        self.queued = Histogram(
+            "topfive_queue_seconds", "Wait for a slot", ["model"], buckets=_SECONDS, registry=self.registry
+        )
+        self.runs = Histogram(
+            "topfive_run_seconds",
+            "Time of each batch in the engine",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+
+    def answered(self, model: str, code: str, timing_ms: Timing | None = None) -> None:
+        """Count one answer; `code` is `ok` or an error's."""
+        self._requests.labels(model, code).inc()
+        if timing_ms is not None:
+            self._stages.labels(model, "decode").observe(timing_ms.decode / 1000)
+            self._stages.labels(model, "queue").observe(timing_ms.queue / 1000)
+            self._stages.labels(model, "inference").observe(timing_ms.inference / 1000)
+            self._stages.labels(model, "total").observe(timing_ms.total / 1000)
+
+    def watch(self, gauges: Gauges) -> None:
+        """Read `gauges` whenever the metrics are asked for."""
+        self.registry.register(_GaugeCollector(gauges))
+
+    def for_model(self, model: str) -> "ModelMetrics":
+        """The batcher's view of the metrics of one model."""
+        return ModelMetrics(self, model)
+
+    def render(self) -> bytes:
+        """The text format of Prometheus."""
+        return generate_latest(self.registry)
+
+
+class ModelMetrics:
+    """`BatchMetrics` of one model."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._items = {outcome: metrics.items.labels(model, outcome.value) for outcome in Outcome}
+        self._sizes = metrics.sizes.labels(model)
+        self._queued = metrics.queued.labels(model)
+        self._runs = metrics.runs.labels(model)
+
+    def ended(self, outcome: Outcome) -> None:
+        """An item ended so."""
+        self._items[outcome].inc()
+
+    def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
+        """A batch was started."""
+        self._sizes.observe(size)
+        for wait_s in queued_s:
+            self._queued.observe(wait_s)
+
+    def ran(self, run_s: float) -> None:
+        """A batch took so many seconds."""
+        self._runs.observe(run_s)
+
+
+class _GaugeCollector:
+    """Gauges read at the moment of the scrape."""
+
+    def __init__(self, gauges: Gauges) -> None:
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Metric]:
+        """One family per gauge, one sample per model."""
+        families: dict[str, GaugeMetricFamily] = {}
+        for model, values in self._gauges():
+            for name, value in values.items():
+                family = families.setdefault(
+                    name, GaugeMetricFamily(f"topfive_{name}", f"Present {name.replace('_', ' ')}", labels=["model"])
+                )
+                family.add_metric([model], value)
+        yield from families.values()

@@ -1,0 +1,117 @@
+"""A loaded model: its artifact, its engine, its batcher and what it has measured of itself."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from models.artifact import Artifact, Manifest, WeightSource
+from service.batcher import Batcher, BatchLimits, BatchMetrics
+from service.clock import Clock
+from service.engines.base import Engine
+from service.errors import EngineError
+from service.metrics import LatencyRecord
+from service.types import EngineInfo, Latency, ModelCard, Probabilities, Sample
+
+_PROBE_S = 5.0
+
+
+def describe(manifest: Manifest, version: int, latency: Latency) -> ModelCard:
+    """The card of an artifact."""
+    return ModelCard(
+        name=manifest.name,
+        version=version,
+        family=manifest.family,
+        parameters=manifest.parameters,
+        macs=manifest.macs,
+        input_size=manifest.input.crop,
+        weights=manifest.weights.source,
+        acc1=manifest.acc1,
+        acc5=manifest.acc5,
+        latency_ms=latency,
+    )
+
+
+def warnings_of(manifest: Manifest) -> tuple[str, ...]:
+    """What a reader of an answer must know about the model behind it."""
+    if manifest.weights.source is WeightSource.UNTRAINED:
+        return (
+            f"{manifest.name} has untrained weights: its answers mean nothing; "
+            f"run: topfive export {manifest.name} --weights pretrained (or a file)",
+        )
+    return ()
+
+
+class LoadedModel:
+    """Takes samples, gives rows of probabilities. Made on the event loop; the engine runs in `slots` threads."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        engine: Engine,
+        *,
+        limits: BatchLimits,
+        clock: Clock,
+        metrics: BatchMetrics,
+        on_health: Callable[[], None],
+    ) -> None:
+        self.artifact = artifact
+        self.engine_info: EngineInfo = engine.describe()
+        self.latency = LatencyRecord()
+        self._engine = engine
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix=f"engine-{artifact.manifest.name}")
+        self.batcher: Batcher[Sample, Probabilities] = Batcher(
+            self._run, limits, clock=clock, metrics=metrics, on_health=on_health
+        )
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.artifact.manifest.name
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of its answers must know."""
+        return warnings_of(self.artifact.manifest)
+
+    @property
+    def card(self) -> ModelCard:
+        """The model, with the latency measured so far."""
+        return describe(self.artifact.manifest, self.artifact.version, self.latency.snapshot())
+
+    async def probe(self) -> bool:
+        """Whether the engine answers: one blank image through the queue, so that a failed model can recover unused."""
+        size = self.artifact.manifest.input.crop
+        try:
+            with self.batcher.admit():
+                await self.batcher.submit(
+                    np.zeros((size, size, 3), dtype=np.uint8), deadline=self._clock.now() + _PROBE_S
+                )
+        except Exception:  # the batcher has counted and logged it; the caller reads its health
+            return False
+        return True
+
+    async def aclose(self, drain_s: float) -> None:
+        """Finish what was accepted within `drain_s` seconds, then let the engine go."""
+        await self.batcher.aclose(drain_s)
+        idle = not self.batcher.in_flight
+        self._threads.shutdown(wait=idle, cancel_futures=True)
+        if idle:  # otherwise a thread is still inside; the process ends without it
+            self._engine.close()
+
+    async def _run(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run_batch, samples)
+
+    def _run_batch(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
+        """On an engine thread: stack, run, and check each row; a row that is not finite fails alone."""
+        probabilities = self._engine.run(np.stack(samples))
+        expected = (len(samples), self.artifact.manifest.classes)
+        if probabilities.shape != expected:
+            raise EngineError(f"the engine gave {probabilities.shape}, not {expected}")
+        finite = [bool(np.isfinite(row).all()) for row in probabilities]
+        return [
+            row if good else EngineError("the engine gave numbers that are not finite")
+            for row, good in zip(probabilities, finite, strict=True)
+        ]

@@ -1,0 +1,86 @@
+"""When to wait a moment for a fuller batch, and how long a queue will take. Pure: given times, it returns times."""
+
+from dataclasses import dataclass
+
+_MEMORY = 0.95  # weight that one more batch leaves to all before it
+_FIRST_RETRY_S = 1.0  # what to tell a refused caller before any batch has been measured
+_PROBE_EVERY = 32  # one hold in so many is tried although holds have not been paying
+
+
+@dataclass(slots=True)
+class CostModel:
+    """Duration of a batch of n as a + b * n seconds: least squares over finished batches, older ones fading."""
+
+    weight: float = 0.0
+    n: float = 0.0
+    t: float = 0.0
+    nn: float = 0.0
+    nt: float = 0.0
+
+    def observe(self, n: int, took_s: float) -> None:
+        """Take in one finished batch."""
+        self.weight = self.weight * _MEMORY + 1.0
+        self.n = self.n * _MEMORY + n
+        self.t = self.t * _MEMORY + took_s
+        self.nn = self.nn * _MEMORY + n * n
+        self.nt = self.nt * _MEMORY + n * took_s
+
+    def predict(self, n: int) -> float | None:
+        """Seconds for a batch of `n`, or None before any was seen."""
+        if not self.weight:
+            return None
+        mean_n, mean_t = self.n / self.weight, self.t / self.weight
+        variance = self.nn / self.weight - mean_n**2
+        slope = (self.nt / self.weight - mean_n * mean_t) / variance if variance > 1e-9 else mean_t / mean_n
+        slope = min(max(slope, 0.0), mean_t / mean_n)
+        return mean_t + slope * (n - mean_n)
+
+
+class Pacer:
+    """Decides holds for one batcher. A hold never outlasts `max_hold_s` after a completion; 0 turns holds off."""
+
+    def __init__(self, max_hold_s: float, max_batch: int) -> None:
+        self._max_hold_s = max_hold_s
+        self._max_batch = max_batch
+        self._cost = CostModel()
+        self._completed_at = float("-inf")
+        self._peak = 0.0
+        self._score = 1.0
+        self._asked = 0
+
+    def outstanding(self, count: int) -> None:
+        """Note how many items wait or run now; the peak of it fades with each batch."""
+        self._peak = max(self._peak, float(count))
+
+    def finished(self, now: float, n: int, took_s: float) -> None:
+        """Note that a batch of `n` finished at `now`."""
+        self._cost.observe(n, took_s)
+        self._completed_at = now
+        self._peak *= _MEMORY
+
+    def hold_until(self, now: float, waiting: int, earliest_deadline: float) -> float | None:
+        """Until when `waiting` items should wait for more, or None to dispatch them now.
+
+        Only just after a completion, and only while fewer wait than were lately outstanding at once: callers that
+        answer each other's answers are about to come back. A first arrival at an idle engine is never held.
+        """
+        if self._max_hold_s <= 0 or waiting >= min(round(self._peak), self._max_batch):
+            return None
+        until = min(self._completed_at + self._max_hold_s, earliest_deadline - (self._cost.predict(waiting) or 0.0))
+        return until if until > now else None
+
+    def may_hold(self) -> bool:
+        """Whether holds have been reaching their number often enough to begin another."""
+        self._asked += 1
+        return self._score >= 0.5 or self._asked % _PROBE_EVERY == 0
+
+    def held(self, reached: bool) -> None:
+        """Note whether a hold ended because enough items came (or else because time ran out)."""
+        self._score = 0.9 * self._score + 0.1 * float(reached)
+
+    def retry_after_s(self, queued: int, slots: int) -> float:
+        """Seconds until `queued` items should have drained through `slots` executors."""
+        one = self._cost.predict(min(max(queued, 1), self._max_batch))
+        if one is None:
+            return _FIRST_RETRY_S
+        return max(one, one * queued / self._max_batch / slots)

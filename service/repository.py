@@ -1,0 +1,232 @@
+"""The set of models: which are known, which are exported, which are loaded; loading them once and closing them."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from models.artifact import Artifact, ArtifactError, Manifest, NotExportedError, exported_names, load, read_manifest
+from models.catalog import Architecture, Catalog, UnknownModelError
+from service.batcher import BatchLimits, State
+from service.clock import Clock
+from service.engines.base import Engine, EngineUnavailableError
+from service.errors import ModelNotFound, NotReady, ShuttingDown
+from service.metrics import Metrics
+from service.model import LoadedModel
+
+log = logging.getLogger(__name__)
+
+OpenEngine = Callable[[Artifact], Engine]
+
+
+class ModelState(StrEnum):
+    """Where a model is on its way: known, exported, loading, ready, or failing its last real runs."""
+
+    NOT_EXPORTED = "not_exported"
+    EXPORTED = "exported"
+    LOADING = "loading"
+    READY = "ready"
+    FAILING = "failing"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is known of one name: its catalog entry, its newest manifest, the loaded model; None where there is none."""
+
+    name: str
+    state: ModelState
+    architecture: Architecture | None
+    exported: tuple[int, Manifest] | None
+    loaded: LoadedModel | None
+
+
+class Repository:
+    """Loads each model once, at start or at its first request, and reports on all of them."""
+
+    def __init__(
+        self,
+        root: Path,
+        catalog: Catalog,
+        open_engine: OpenEngine,
+        *,
+        limits: Callable[[Engine], BatchLimits],
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._root = root
+        self._catalog = catalog
+        self._open_engine = open_engine
+        self._limits = limits
+        self._clock = clock
+        self._metrics = metrics
+        self._configured: tuple[str, ...] = ()
+        self._loaded: dict[str, LoadedModel] = {}
+        self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
+        self._closing = False
+        self._listeners: list[Callable[[], None]] = []
+        metrics.watch(self._gauges)
+
+    @property
+    def default(self) -> str:
+        """The model that a request without a name means: the first configured one."""
+        return self._configured[0]
+
+    @property
+    def alive(self) -> bool:
+        """False when a queue is broken beyond recovery, so that a supervisor should restart the process."""
+        return all(model.batcher.state is not State.BROKEN for model in self._loaded.values())
+
+    @property
+    def ready(self) -> bool:
+        """Whether every configured model is loaded and warm, its last real run succeeded, and nothing is closing."""
+        return (
+            bool(self._configured)
+            and not self._closing
+            and all(name in self._loaded and self._loaded[name].batcher.healthy for name in self._configured)
+        )
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever `ready` may have changed."""
+        self._listeners.append(listener)
+
+    async def start(self, names: Iterable[str]) -> None:
+        """Load the configured models one after the other; raises what `get` raises."""
+        self._configured = tuple(names)
+        for name in self._configured:
+            await self.get(name)
+
+    async def get(self, name: str) -> LoadedModel:
+        """The loaded model of that name, loading it first where it is not; callers share one load.
+
+        Raises ModelNotFound where it is unknown or not exported, NotReady where it cannot be loaded.
+        """
+        if (model := self._loaded.get(name)) is not None:
+            return model
+        if self._closing:
+            raise ShuttingDown
+        if (task := self._loading.get(name)) is None:
+            task = asyncio.get_running_loop().create_task(self._load(name))
+            self._loading[name] = task
+            task.add_done_callback(lambda done: self._load_ended(name, done))
+        return await asyncio.shield(task)  # a caller that leaves does not stop it for the others
+
+    async def recover(self) -> None:
+        """Try each configured model that fails with one blank image, so that readiness can return without traffic."""
+        for name in self._configured:
+            model = self._loaded.get(name)
+            if model is not None and not model.batcher.healthy:
+                await model.probe()
+
+    def entries(self) -> list[Entry]:
+        """Every model of the catalog, and every other exported one, by name."""
+        return [self._entry(name) for name in sorted({*self._catalog.names(), *exported_names(self._root)})]
+
+    def entry(self, name: str) -> Entry:
+        """One of them; raises ModelNotFound."""
+        self._check_known(name)
+        return self._entry(name)
+
+    def stop(self) -> None:
+        """Be not ready from now on; what was accepted is still answered."""
+        self._closing = True
+        self._changed()
+
+    async def aclose(self, drain_s: float) -> None:
+        """Drain and close every model."""
+        self.stop()
+        for task in self._loading.values():
+            task.cancel()
+        await asyncio.gather(*(model.aclose(drain_s) for model in self._loaded.values()))
+        self._loaded.clear()
+
+    def _check_known(self, name: str) -> None:
+        exported = exported_names(self._root)
+        if name not in self._catalog and name not in exported:
+            raise ModelNotFound(str(UnknownModelError(name, {*self._catalog.names(), *exported})))
+
+    async def _load(self, name: str) -> LoadedModel:
+        self._check_known(name)
+        started = self._clock.now()
+        try:
+            artifact, engine = await asyncio.to_thread(self._open, name)
+        except NotExportedError as error:
+            raise ModelNotFound(str(error)) from error
+        except (ArtifactError, EngineUnavailableError) as error:
+            raise NotReady(f"{name} cannot be loaded: {error}") from error
+        model = LoadedModel(
+            artifact,
+            engine,
+            limits=self._limits(engine),
+            clock=self._clock,
+            metrics=self._metrics.for_model(name),
+            on_health=self._changed,
+        )
+        info = model.engine_info
+        log.info(
+            "loaded %s version %d, weights %s, on %s %s (%s, %s) in %.1f s",
+            name,
+            artifact.version,
+            artifact.manifest.weights.source,
+            info.runtime,
+            info.version,
+            info.device,
+            info.precision,
+            self._clock.now() - started,
+        )
+        for warning in model.warnings:
+            log.warning(warning)
+        return model
+
+    def _open(self, name: str) -> tuple[Artifact, Engine]:
+        """On a thread: read and verify the files, build the engine, warm it up."""
+        artifact = load(self._root, name)
+        try:
+            return artifact, self._open_engine(artifact)
+        except EngineUnavailableError:
+            raise
+        except Exception as error:  # a runtime's own exceptions have no common base
+            raise EngineUnavailableError(f"its engine failed: {error}") from error
+
+    def _load_ended(self, name: str, task: asyncio.Task[LoadedModel]) -> None:
+        del self._loading[name]
+        if not task.cancelled() and task.exception() is None:
+            self._loaded[name] = task.result()
+            self._changed()
+
+    def _entry(self, name: str) -> Entry:
+        loaded = self._loaded.get(name)
+        exported: tuple[int, Manifest] | None = None
+        if loaded is not None:
+            exported = (loaded.artifact.version, loaded.artifact.manifest)
+            state = ModelState.READY if loaded.batcher.healthy else ModelState.FAILING
+        else:
+            try:
+                exported = read_manifest(self._root, name)
+                state = ModelState.LOADING if name in self._loading else ModelState.EXPORTED
+            except ArtifactError as error:
+                if not isinstance(error, NotExportedError):
+                    log.warning("%s", error)
+                state = ModelState.NOT_EXPORTED
+        architecture = self._catalog.get(name)
+        return Entry(name, state, architecture, exported, loaded)
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _gauges(self) -> list[tuple[str, dict[str, float]]]:
+        return [
+            (
+                name,
+                {
+                    "queue_depth": model.batcher.depth,
+                    "in_flight": model.batcher.in_flight,
+                    "places": model.batcher.places,
+                    "max_batch": model.batcher.max_batch,
+                    "healthy": float(model.batcher.healthy),
+                },
+            )
+            for name, model in self._loaded.items()
+        ]

@@ -1,0 +1,1 @@
+"""REST over the classifier: translates HTTP to its one method and back."""

@@ -1,0 +1,21 @@
+"""Puts the REST interface together from its routers."""
+
+from fastapi import APIRouter, FastAPI
+
+from service.rest import errors
+
+VERSION = "0.1.0"
+
+_DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
+
+    curl -F image=@cat.jpg 'localhost:8000/predict?model=googlenet'
+"""
+
+
+def create_app(*routers: APIRouter) -> FastAPI:
+    """The ASGI application of these routers, with errors as problem details and the documentation at /docs."""
+    app = FastAPI(title="topfive", version=VERSION, description=_DESCRIPTION, redoc_url=None)
+    for router in routers:
+        app.include_router(router)
+    errors.install(app)
+    return app

@@ -1,0 +1,117 @@
+"""Every error as problem details (RFC 9457), and the id that each request carries."""
+
+import logging
+import re
+import uuid
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import TABLE, BadRequest, Code, Overloaded, TopfiveError
+from service.rest.schemas import Problem
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = "X-Request-Id"
+_USABLE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+
+
+def request_id(given: str | None) -> str:
+    """The caller's own id where it is short and plain, else a new one."""
+    return given if given and _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+class RequestContext:
+    """ASGI middleware: gives each request an id, says it in the reply, and catches what nobody expected."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection scope."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        identity = request_id(Headers(scope=scope).get(REQUEST_ID))
+        scope.setdefault("state", {})["request_id"] = identity
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)[REQUEST_ID] = identity
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            log.info("%s: the client left", identity)
+        except Exception:
+            log.exception("%s: unexpected error", identity)
+            if not started:
+                await _problem(Code.INTERNAL, "the server failed; its log has the cause", identity)(
+                    scope, receive, send_with_id
+                )
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers that turn exceptions into problem details."""
+    app.add_exception_handler(TopfiveError, _topfive_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(RequestContext)
+
+
+async def _topfive_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TopfiveError)
+    identity: str = request.state.request_id
+    expected = error.code is not Code.INTERNAL
+    log.log(
+        error.translation.log_level,
+        "%s: %s: %s",
+        identity,
+        error.code,
+        error.detail,
+        exc_info=None if expected else error,
+    )
+    detail = error.detail if expected else "the server failed; its log has the cause"
+    response = _problem(error.code, detail, identity)
+    if isinstance(error, Overloaded):
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    return response
+
+
+async def _invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    reasons = [f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors()]
+    return await _topfive_error(request, BadRequest("; ".join(reasons)))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Errors of routing: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    detail = f"{error.detail}: {request.method} {request.url.path}; /docs lists what there is"
+    problem = Problem(
+        title=error.detail,
+        status=error.status_code,
+        code=code,
+        detail=detail,
+        request_id=request.state.request_id,
+    )
+    return _response(problem, dict(error.headers or {}))
+
+
+def _problem(code: Code, detail: str, identity: str) -> Response:
+    row = TABLE[code]
+    return _response(Problem(title=row.title, status=row.http, code=code, detail=detail, request_id=identity), {})
+
+
+def _response(problem: Problem, headers: dict[str, str]) -> Response:
+    return Response(problem.model_dump_json(), problem.status, headers, media_type="application/problem+json")

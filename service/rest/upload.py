@@ -1,0 +1,79 @@
+"""Takes the image out of an HTTP request: a multipart field, or the raw body. Limits hold while the bytes come in."""
+
+from collections.abc import AsyncGenerator
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.errors import BadRequest
+from service.image import Limits, check_size
+
+FIELD = "image"
+_ENVELOPE_BYTES = 1 << 20  # multipart boundaries, headers and other fields around the image
+
+
+class _InMemoryParser(MultiPartParser):
+    """Keeps parts in memory: the body is bounded, and a temporary file would only be read back at once."""
+
+    spool_max_size = 1 << 31
+
+
+async def read_image(request: Request, limits: Limits) -> bytes:
+    """The bytes of the image. Raises BadRequest where there is none, TooLarge as soon as a limit is passed."""
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return await _from_form(request, limits)
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        _check_declared(request, limits, 0)
+        return b"".join([chunk async for chunk in _limited(request, limits, 0)])
+    got = f"content type {kind}" if kind else "no content type"
+    raise BadRequest(f"there is no image in the request ({got}); {usage(request)}")
+
+
+def usage(request: Request) -> str:
+    """The right curl lines for this server."""
+    address = request.url.replace(query="model=googlenet")
+    return (
+        f"send it as: curl -F {FIELD}=@cat.jpg '{address}' "
+        f"or: curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg '{address}'"
+    )
+
+
+async def _from_form(request: Request, limits: Limits) -> bytes:
+    _check_declared(request, limits, _ENVELOPE_BYTES)
+    parser = _InMemoryParser(request.headers, _limited(request, limits, _ENVELOPE_BYTES), max_files=8, max_fields=16)
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError) as error:  # KeyError: a multipart type without its boundary
+        reason = error.message if isinstance(error, MultiPartException) else "it names no boundary"
+        raise BadRequest(f"the multipart form cannot be read ({reason}); {usage(request)}") from error
+    try:
+        field = form.get(FIELD)
+        if field is None:
+            found = ", ".join(sorted(form)) or "none"
+            raise BadRequest(f"the form has no field {FIELD!r} (fields: {found}); {usage(request)}")
+        if not isinstance(field, UploadFile):
+            raise BadRequest(f"the field {FIELD!r} is text, not a file: is the @ missing? {usage(request)}")
+        check_size(field.size or 0, limits)
+        return await field.read()
+    finally:
+        await form.close()
+
+
+def _check_declared(request: Request, limits: Limits, envelope: int) -> None:
+    """Refuse by the Content-Length, before a byte is read."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limits.max_bytes + envelope:
+        check_size(int(declared), limits)
+
+
+async def _limited(request: Request, limits: Limits, envelope: int) -> AsyncGenerator[bytes, None]:
+    """The body's chunks, ending in TooLarge once they are more than the limit."""
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limits.max_bytes + envelope:
+            check_size(received, limits)
+        yield chunk

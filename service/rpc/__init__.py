@@ -1,0 +1,1 @@
+"""gRPC over the classifier: translates messages to its one method and back."""

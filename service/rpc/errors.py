@@ -1,0 +1,42 @@
+"""Errors as gRPC status codes, from the one table."""
+
+import logging
+import uuid
+from typing import Any, NoReturn
+
+import grpc
+
+from proto.topfive.v1 import classifier_pb2 as pb
+from service.errors import TABLE, Code, Overloaded, TopfiveError
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def request_id(given: str) -> str:
+    """The caller's own id, or a new one."""
+    return given[:128] if given else uuid.uuid4().hex
+
+
+def describe(error: Exception, identity: str) -> pb.Error:
+    """What the client is told; the log gets the rest. Of unexpected errors the client sees only that they happened."""
+    if not isinstance(error, TopfiveError) or error.code is Code.INTERNAL:
+        log.error("%s: unexpected error", identity, exc_info=error)
+        code, detail = Code.INTERNAL, f"the server failed; its log has the cause under {identity}"
+    else:
+        code, detail = error.code, error.detail
+        log.log(error.translation.log_level, "%s: %s: %s", identity, code, detail)
+    row = TABLE[code]
+    status: int = getattr(grpc.StatusCode, row.grpc).value[0]
+    return pb.Error(code=code, detail=detail, status=status, retryable=row.retryable)
+
+
+async def abort(context: Context, error: Exception, identity: str) -> NoReturn:
+    """End the call with the status of `error`; its finer code and the request's id go into the trailing metadata."""
+    described = describe(error, identity)
+    trailing = [("topfive-code", described.code), ("x-request-id", identity)]
+    if isinstance(error, Overloaded):
+        trailing.append(("grpc-retry-pushback-ms", str(max(1, round(error.retry_after_s * 1000)))))
+    status: grpc.StatusCode = getattr(grpc.StatusCode, TABLE[Code(described.code)].grpc)
+    await context.abort(status, described.detail, tuple(trailing))

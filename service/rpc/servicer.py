@@ -1,0 +1,92 @@
+"""The four calls of the contract: each reads its message, calls the classifier or the repository, and answers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from proto.topfive.v1 import classifier_pb2 as pb
+from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
+from service.classifier import DEFAULT_TOP_K, Classifier
+from service.clock import Clock
+from service.repository import Repository
+from service.rpc import converters
+from service.rpc.errors import Context, abort, describe, request_id
+
+_STREAM_WINDOW = 32  # images of one stream in the house at once; the client is slowed down beyond that
+
+
+class Servicer(ClassifierServicer):
+    """`topfive.v1.Classifier`. A cancelled call cancels its work: grpc.aio cancels the coroutine."""
+
+    def __init__(self, classifier: Classifier, repository: Repository, *, timeout_s: float, clock: Clock) -> None:
+        self._classifier = classifier
+        self._repository = repository
+        self._timeout_s = timeout_s
+        self._clock = clock
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyReply:
+        """One image."""
+        identity = request_id(request.request_id)
+        try:
+            return await self._classify(request, identity, self._deadline(context))
+        except Exception as error:
+            await abort(context, error, identity)
+
+    async def ClassifyStream(
+        self, requests: AsyncIterator[pb.ClassifyRequest], context: Context
+    ) -> AsyncIterator[pb.ClassifyStreamReply]:
+        """Many images: up to a window of them at once, answered in order."""
+        window = asyncio.Semaphore(_STREAM_WINDOW)
+        replies: asyncio.Queue[asyncio.Task[pb.ClassifyStreamReply] | None] = asyncio.Queue()
+        running: set[asyncio.Task[pb.ClassifyStreamReply]] = set()
+
+        async def read() -> None:
+            async for request in requests:
+                await window.acquire()
+                task = asyncio.create_task(self._reply(request, self._deadline(context)))
+                running.add(task)
+                task.add_done_callback(running.discard)
+                replies.put_nowait(task)
+
+        reader = asyncio.create_task(read())
+        reader.add_done_callback(lambda _: replies.put_nowait(None))
+        try:
+            while (task := await replies.get()) is not None:
+                yield await task
+                window.release()
+            reader.result()  # raises what ended the reading early
+        finally:
+            reader.cancel()
+            for task in running:
+                task.cancel()
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
+        """All models."""
+        entries = [converters.model_info(entry) for entry in self._repository.entries()]
+        return pb.ListModelsReply(default_model=self._repository.default, models=entries)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelReply:
+        """One model."""
+        try:
+            return converters.get_model_reply(self._repository.entry(request.name))
+        except Exception as error:
+            await abort(context, error, request_id(""))
+
+    async def _classify(self, request: pb.ClassifyRequest, identity: str, deadline: float) -> pb.ClassifyReply:
+        top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
+        answer = await self._classifier.classify(
+            request.image, model=request.model or None, top_k=top_k, deadline=deadline
+        )
+        return converters.classify_reply(identity, answer)
+
+    async def _reply(self, request: pb.ClassifyRequest, deadline: float) -> pb.ClassifyStreamReply:
+        """One image of a stream; its error is its own."""
+        identity = request_id(request.request_id)
+        try:
+            return pb.ClassifyStreamReply(request_id=identity, reply=await self._classify(request, identity, deadline))
+        except Exception as error:
+            return pb.ClassifyStreamReply(request_id=identity, error=describe(error, identity))
+
+    def _deadline(self, context: Context) -> float:
+        """The caller's own deadline, at most the server's limit from now."""
+        left_s = context.time_remaining()
+        return self._clock.now() + min(self._timeout_s, self._timeout_s if left_s is None else left_s)

@@ -1,0 +1,68 @@
+"""Every setting of the server, once: name, default, meaning.
+
+The CLI makes an option and a variable TOPFIVE_* of each.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from service.engines.base import Precision, Runtime
+from service.image import Limits
+
+
+class LogLevel(StrEnum):
+    """Levels of the log, least severe first."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Settings(BaseModel):
+    """Validated settings; times in seconds, sizes in bytes or pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: Annotated[tuple[str, ...], Field(description="Models to load at start; the first is the default")] = (
+        "googlenet",
+    )
+    artifacts: Annotated[Path, Field(description="Folder of exported models")] = Path("artifacts")
+    host: Annotated[str, Field(description="Address to listen on; 0.0.0.0 for all")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="Port of REST; 0 takes a free one")] = 8000
+    grpc_port: Annotated[int, Field(ge=0, le=65535, description="Port of gRPC; 0 takes a free one")] = 8001
+    runtime: Annotated[Runtime, Field(description="Runtime; auto takes the best that fits this machine")] = Runtime.AUTO
+    precision: Annotated[Precision, Field(description="Precision; auto takes bf16 where measured parity allows it")] = (
+        Precision.AUTO
+    )
+    cpus: Annotated[int, Field(ge=0, description="CPUs to use; 0 takes what affinity and cgroup quota give")] = 0
+    max_batch: Annotated[int, Field(ge=1, le=1024, description="Largest batch")] = 8
+    capacity: Annotated[int, Field(ge=1, description="Images per model in the house at once; more get 429")] = 256
+    max_hold_ms: Annotated[float, Field(ge=0, le=10, description="Longest wait for a fuller batch; 0 never waits")] = (
+        0.0
+    )
+    max_image_bytes: Annotated[int, Field(ge=1, le=64 << 20, description="Largest image file")] = 32 << 20
+    max_image_pixels: Annotated[int, Field(ge=1, description="Largest image, width times height")] = 64_000_000
+    timeout_s: Annotated[float, Field(gt=0, description="Longest time for one answer; callers may ask for less")] = 30.0
+    drain_s: Annotated[float, Field(ge=0, description="Longest time for accepted work after SIGTERM or Ctrl-C")] = 20.0
+
+    log_level: Annotated[LogLevel, Field(description="Least severe messages to log")] = LogLevel.INFO
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Accept `a,b` as well as a sequence; a name given twice counts once."""
+        names = value.split(",") if isinstance(value, str) else value
+        if isinstance(names, (list, tuple)):
+            names = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+            if not names:
+                raise ValueError("name at least one model")
+        return names
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of the image intake."""
+        return Limits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)

@@ -1,0 +1,66 @@
+"""Tables for the terminal."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from service.repository import Entry
+from service.rest.schemas import ModelReply
+from service.types import Classification
+
+_BAR_WIDTH = 24
+
+
+def answer(title: str, classification: Classification) -> RenderableType:
+    """The best classes of one image with a bar each, and what answered."""
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("#", justify="right")
+    table.add_column("class")
+    table.add_column("wnid", style="dim")
+    table.add_column("probability", justify="right")
+    table.add_column("", width=_BAR_WIDTH)
+    for prediction in classification.predictions:
+        table.add_row(
+            str(prediction.rank),
+            prediction.label,
+            prediction.wnid,
+            f"{prediction.probability:.4f}",
+            ProgressBar(total=1.0, completed=prediction.probability, width=_BAR_WIDTH),
+        )
+    model, engine, timing = classification.model, classification.engine, classification.timing_ms
+    accuracy = f"top-1 {model.acc1:.1f} %" if model.acc1 is not None else "accuracy not measured"
+    facts = Text(
+        f"{model.name} v{model.version} ({model.weights}), {model.parameters / 1e6:.2f} M parameters, "
+        f"{model.macs / 1e9:.2f} GMACs, {accuracy}\n"
+        f"{engine.runtime} {engine.version}, {engine.device}, {engine.precision}: decode {timing.decode:.1f} ms, "
+        f"inference {timing.inference:.1f} ms, total {timing.total:.1f} ms\n",
+        style="dim",
+    )
+    warnings = [Text(f"warning: {warning}", style="yellow") for warning in classification.warnings]
+    return Group(table, *warnings, facts)
+
+
+def models(entries: Sequence[Entry]) -> RenderableType:
+    """Every known model, a row each."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("name", no_wrap=True)
+    for column in ("parameters", "GMACs", "top-1 %", "top-5 %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("exported", no_wrap=True)
+    table.add_column("weights", no_wrap=True)
+    for entry in entries:
+        row = ModelReply.of(entry)
+        table.add_row(
+            row.name,
+            f"{row.parameters:,}",
+            f"{row.macs / 1e9:.3f}",
+            "-" if row.acc1 is None else f"{row.acc1:.2f}",
+            "-" if row.acc5 is None else f"{row.acc5:.2f}",
+            "no" if row.version is None else f"version {row.version}",
+            Text(row.weights or "-", style="yellow" if row.warnings else ""),
+        )
+    return table

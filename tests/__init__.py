@@ -1,0 +1,1 @@
+"""Tests. Each docstring states the property that holds."""

@@ -1,0 +1,88 @@
+"""Fixtures: photos, an exported tiny network, and the material beside the project where it is there."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.samples import PHOTOS
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+class NullReporter:
+    """An export's progress that nobody watches."""
+
+    def step(self, what: str) -> None:
+        """Nothing."""
+
+    def download(self, done: int, total: int) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Async tests run on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def photo() -> bytes:
+    """A JPEG photo of a zebra."""
+    return (PHOTOS / "zebra.jpeg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Labelled photos and trained weights beside the checkout; a user's clone does not have them."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the trained weights of ../shared/data, which a clone does not have")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of artifacts that holds `tiny`, untrained, exported for real; do not write into it."""
+    from export.pipeline import WeightsChoice, export
+    from models.catalog import CATALOG
+
+    root = tmp_path_factory.mktemp("artifacts")
+    export(CATALOG["tiny"], WeightsChoice.parse("untrained", None), root, NullReporter())
+    return root
+
+
+@pytest.fixture
+def artifacts(exported: Path, tmp_path: Path) -> Path:
+    """A copy of `exported` that the test may change."""
+    root = tmp_path / "artifacts"
+    shutil.copytree(exported, root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
+    """A folder of artifacts that holds `squeezenet1_1` with trained weights, so that answers can be right or wrong."""
+    from export.pipeline import WeightsChoice, export
+    from models.catalog import CATALOG
+
+    root = tmp_path_factory.mktemp("trained")
+    choice = WeightsChoice.parse(str(shared_data / "squeezenet1_1.safetensors"), None)
+    export(CATALOG["squeezenet1_1"], choice, root, NullReporter())
+    return root
+
+
+def png(colour: int | tuple[int, ...] = 0, size: tuple[int, int] = (40, 40), mode: str = "RGB") -> bytes:
+    """A PNG of one colour."""
+    shade = colour if isinstance(colour, tuple) or mode != "RGB" else (colour,) * 3
+    file = io.BytesIO()
+    Image.new(mode, size, shade).save(file, "PNG")
+    return file.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Random RGB pixels, [height, width, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -1,0 +1,126 @@
+"""Scripted stand-ins: a clock that is turned by hand, an engine that does what it is told, a tally of what happened."""
+
+import asyncio
+import heapq
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from models.artifact import Artifact
+from service.batcher import Outcome
+from service.clock import Timer
+from service.types import Batch, EngineInfo, Probabilities
+
+
+class _ManualTimer:
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class ManualClock:
+    """A `Clock` whose time moves only by `advance`."""
+
+    def __init__(self) -> None:
+        self._now = 1000.0
+        self._order = itertools.count()
+        self._timers: list[tuple[float, int, _ManualTimer]] = []
+
+    def now(self) -> float:
+        return self._now
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        timer = _ManualTimer(callback)
+        heapq.heappush(self._timers, (when, next(self._order), timer))
+        return timer
+
+    @property
+    def pending(self) -> int:
+        """Timers that are set and not cancelled."""
+        return sum(timer.callback is not None for _, _, timer in self._timers)
+
+    async def advance(self, seconds: float) -> None:
+        """Move time on, running what falls due in order, and let the loop settle."""
+        until = self._now + seconds
+        while self._timers and self._timers[0][0] <= until:
+            when, _, timer = heapq.heappop(self._timers)
+            self._now = max(self._now, when)
+            if (callback := timer.callback) is not None:
+                timer.callback = None
+                callback()
+            await settle()
+        self._now = until
+        await settle()
+
+
+async def settle() -> None:
+    """Let everything that is ready on the loop run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class Tally:
+    """`BatchMetrics` that tests read."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[Outcome] = Counter()
+        self.sizes: list[int] = []
+        self.queued_s: list[float] = []
+        self.runs_s: list[float] = []
+
+    def ended(self, outcome: Outcome) -> None:
+        self.outcomes[outcome] += 1
+
+    def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
+        self.sizes.append(size)
+        self.queued_s.extend(queued_s)
+
+    def ran(self, run_s: float) -> None:
+        self.runs_s.append(run_s)
+
+
+class FakeEngine:
+    """An `Engine` for 10 to 1000 classes: the mean brightness of an image decides its class.
+
+    `script` holds what the next runs do: an exception to raise, or probabilities to give; when it is empty the engine
+    answers. While `gate` is cleared, runs wait in their thread.
+    """
+
+    def __init__(self, classes: int = 1000, *, slots: int = 1, max_batch: int = 8) -> None:
+        self.classes = classes
+        self.slots = slots
+        self.max_batch = max_batch
+        self.script: list[Exception | Probabilities] = []
+        self.batches: list[int] = []
+        self.closed = False
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, batch: Batch) -> Probabilities:
+        assert self.gate.wait(30), "a test left the gate closed"
+        self.batches.append(len(batch))
+        if self.script:
+            step = self.script.pop(0)
+            if isinstance(step, Exception):
+                raise step
+            return step
+        best = batch.reshape(len(batch), -1).mean(axis=1).astype(int) % self.classes
+        probabilities = np.full((len(batch), self.classes), 0.5 / (self.classes - 1), dtype=np.float32)
+        probabilities[np.arange(len(batch)), best] = 0.5
+        return probabilities
+
+    def describe(self) -> EngineInfo:
+        return EngineInfo("fake", "1", "cpu", "f32")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def opener(engine: FakeEngine) -> Callable[[Artifact], FakeEngine]:
+    """Opens `engine` for every artifact."""
+    return lambda _artifact: engine
