@@ -8,9 +8,10 @@ PROTOBUF ?= 7.36.2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.topfive-$(FLAVOUR)
+comma := ,
 export TOPFIVE_MODELS := $(MODELS)
 
-.PHONY: install serve export test test-protobuf lint format proto bench clean
+.PHONY: install serve export export-missing test test-protobuf lint format proto bench clean
 
 install: $(STAMP)
 
@@ -23,8 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 export: install
 	$(BIN)/topfive export $(MODELS) --weights $(WEIGHTS)
 
-serve: install
+export-missing: install
 	$(BIN)/topfive export $(MODELS) --weights $(WEIGHTS) --missing
+
+serve: export-missing
 	exec $(BIN)/topfive serve
 
 test: install
@@ -48,8 +51,8 @@ format: install
 proto: install
 	$(BIN)/python -m proto.generate
 
-bench: install
-	$(BIN)/python -m benchmarks.overlap
+bench: export-missing
+	$(BIN)/python -m benchmarks.throughput --model $(firstword $(subst $(comma), ,$(MODELS))) $(BENCH)
 
 clean:
 	rm -rf $(VENV) $(VENV)-protobuf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

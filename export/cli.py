@@ -45,12 +45,14 @@ _console = Console(stderr=True)
     envvar="TOPFIVE_WEIGHTS_MIRROR",
     show_envvar=True,
     metavar="URL",
+    show_default="torchvision's own host",
     help="Download torchvision's files from this folder instead of its own host",
 )
 @click.option(
     "--missing",
     is_flag=True,
     envvar="TOPFIVE_MISSING",
+    show_default="off",
     show_envvar=True,
     help="Export only what is not there yet; an untrained model counts as missing unless untrained was asked for",
 )
@@ -58,8 +60,11 @@ def export_command(
     names: tuple[str, ...], weights: str, artifacts: Path, weights_mirror: str | None, missing: bool
 ) -> None:
     """Export MODEL... for serving, checked against PyTorch."""
+    wanted = [name.strip() for name in ",".join(names).split(",") if name.strip()]
+    if not wanted:
+        raise click.UsageError("name at least one model")
     try:
-        architectures = [CATALOG[name] for name in dict.fromkeys(",".join(names).split(","))]
+        architectures = [CATALOG[name] for name in dict.fromkeys(wanted)]
     except UnknownModelError as error:
         raise click.UsageError(str(error)) from error
     try:
@@ -92,7 +97,7 @@ def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path,
             return False
         _warn_untrained(architecture, str(error))
         return True
-    except (WeightsError, ExportError, GateError) as error:
+    except (WeightsError, ExportError, GateError, OSError) as error:
         _say(f"[bold red]{architecture.name} was not exported:[/] {escape(str(error))}")
         return False
     _report(architecture, done, root)
@@ -126,7 +131,8 @@ def _warn_untrained(architecture: Architecture, reason: str) -> None:
     _console.print(
         Panel(
             f"{escape(reason)}\n\n{architecture.name} has UNTRAINED weights: it runs, but its answers mean nothing. "
-            f"Every reply says so. With a connection, run: topfive export {architecture.name} --weights pretrained",
+            "Every reply says so. With a connection, run\n\n"
+            f"    topfive export {architecture.name} --weights pretrained",
             title="untrained weights",
             border_style="bold yellow",
         )

@@ -11,6 +11,7 @@ A tie is a ratio of probabilities that rounding alone may reverse; it grows with
 holds the worst difference and cosine and the mean agreements over all images and batch sizes.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ THRESHOLDS = {
 }
 _TIE = {Precision.F32: 1e-3, Precision.BF16: 0.1}  # difference of log probabilities
 _SMALLEST = 1e-37  # just above the smallest normal float32, so that a probability of zero has a logarithm
+
+log = logging.getLogger(__name__)
 
 
 class GateError(Exception):
@@ -63,23 +66,14 @@ def gate(
 ) -> tuple[ParityReport, ...]:
     """A report for every engine that may serve the artifact.
 
-    Raises GateError where one fails in f32: then the file itself is wrong. A lower precision that fails is reported
-    as such, and the service will not use it.
+    Raises GateError where one fails in f32: then the file itself is wrong. A lower precision that differs too much is
+    reported as such, one that does not run at all has no report, and the service will use neither.
     """
     reports: list[ParityReport] = []
-    options = EngineOptions(cpus=cpu_quota(), max_batch=max(BATCH_SIZES))
     for candidate in candidates():
         step(f"parity on {candidate.runtime} in {candidate.precision}")
-        try:
-            engine = build_engine(artifact, candidate.runtime, candidate.precision, options)
-        except EngineUnavailableError:
-            if candidate.runtime is Runtime.ONNXRUNTIME_CUDA:
-                continue  # built with CUDA, but this machine has no card: it will not serve here either
-            raise
-        try:
-            report = compare(engine, candidate.precision, images, reference)
-        finally:
-            engine.close()
+        if (report := _measure(artifact, candidate, images, reference)) is None:
+            continue
         reports.append(report)
         if candidate.precision is Precision.F32 and not report.passed:
             raise GateError(
@@ -88,6 +82,25 @@ def gate(
     if not reports:
         raise GateError("no engine is installed to check the export with; run: pip install 'topfive[cpu]'")
     return tuple(reports)
+
+
+def _measure(artifact: Artifact, candidate: Candidate, images: Batch, reference: Probabilities) -> ParityReport | None:
+    """The report of one engine, or None where it will not serve here; raises GateError where it should and fails."""
+    runtime, precision, name = candidate.runtime, candidate.precision, artifact.manifest.name
+    options = EngineOptions(cpus=cpu_quota(), max_batch=max(BATCH_SIZES))
+    try:
+        engine = build_engine(artifact, runtime, precision, options)
+        try:
+            return compare(engine, precision, images, reference)
+        finally:
+            engine.close()
+    except Exception as error:  # a runtime's own exceptions have no common base
+        if runtime is Runtime.ONNXRUNTIME_CUDA and isinstance(error, EngineUnavailableError):
+            return None  # built with CUDA, but this machine has no card: it will not serve here either
+        if precision is Precision.F32:
+            raise GateError(f"{name} does not run on {runtime}, no artifact was written: {error}") from error
+        log.warning("%s does not run on %s in %s: %s", name, runtime, precision, error)
+        return None
 
 
 def compare(engine: Engine, precision: Precision, images: Batch, reference: Probabilities) -> ParityReport:
@@ -137,7 +150,7 @@ def _run(engine: Engine, images: Batch, size: int) -> Probabilities:
 def _figures(given: Probabilities, reference: Probabilities, tie: float) -> tuple[float, float, float, float]:
     """Worst difference, worst cosine, mean top-1 and mean top-5 agreement; not finite counts as the worst there is."""
     if given.shape != reference.shape or not np.isfinite(given).all():
-        return float("inf"), -1.0, 0.0, 0.0
+        return 1.0, -1.0, 0.0, 0.0  # a number, because the manifest is JSON, which has no infinity
     log_p, log_q = _log(given), _log(reference)
     p = log_p - log_p.mean(axis=1, keepdims=True)
     q = log_q - log_q.mean(axis=1, keepdims=True)

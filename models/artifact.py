@@ -200,26 +200,25 @@ def load(root: Path, name: str) -> Artifact:
 def new_version(root: Path, name: str) -> Iterator[Path]:
     """A temporary folder that becomes the next version of `name` when the block ends well, and vanishes otherwise."""
     home = root / name
-    home.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=home))
+    root.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
     try:
         yield draft
         draft.chmod(0o755)  # the server may run as another user than the export
         for path in draft.iterdir():
             path.chmod(0o644)
+        home.mkdir(exist_ok=True)
         while True:
             version = max(versions(root, name), default=0) + 1
             try:
                 draft.rename(home / str(version))
             except OSError:
-                if not (home / str(version)).exists():
+                if not (home / str(version)).is_dir():
                     raise
                 continue  # another export took this number meanwhile
             break
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        if not any(home.iterdir()):
-            home.rmdir()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

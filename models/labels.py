@@ -24,7 +24,7 @@ def read_labels(path: Path) -> tuple[Label, ...]:
     Raises ValueError where a column is missing or the class ids are not 0, 1, 2, ... in order.
     """
     with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
+        rows = csv.DictReader(file, restval="")
         missing = {"class_id", "wnid", "label"} - set(rows.fieldnames or ())
         if missing:
             raise ValueError(f"{path} lacks the column {', '.join(sorted(missing))}")

@@ -4,7 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from ssl import SSLError
 from urllib.error import HTTPError, URLError
@@ -77,9 +77,12 @@ def load_pretrained(
 
 def download(url: str, path: Path, progress: Progress) -> None:
     """Fetch `url` into `path`, which appears only when whole and of the sha256 that its name ends with."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     expected = path.stem.rpartition("-")[2]
-    descriptor, draft = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, draft = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise WeightsError(f"{path.parent} cannot be written ({error.strerror}); set TORCH_HOME to a folder") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             digest = _receive(url, file.write, progress)
@@ -96,14 +99,19 @@ def _receive(url: str, write: Callable[[bytes], object], progress: Progress) -> 
     try:
         answer = urlopen(url, timeout=_TIMEOUT_S)
     except HTTPError as error:
+        error.close()
         raise WeightsError(f"{url} answered {error.code} {error.reason}") from error
-    except ValueError as error:
+    except (ValueError, InvalidURL) as error:
         raise WeightsError(f"{url} is not an address: {error}") from error
     except OSError as error:
         reason = error.reason if isinstance(error, URLError) else error
+        if isinstance(reason, (str, FileNotFoundError)):  # urllib's own objections: unknown scheme, no host, no file
+            raise WeightsError(f"{url} is not an address: {reason}") from error
         if isinstance(reason, SSLError):  # somebody answered, and not the one who was asked
             raise WeightsError(f"{url} is not trusted: {reason}") from error
         raise HostUnreachableError(f"{url} cannot be reached: {reason}") from error
+    except HTTPException as error:
+        raise WeightsError(f"{url} gave no HTTP answer: {error!r}") from error
     try:
         with answer:
             total = int(answer.headers.get("Content-Length") or 0)
@@ -112,7 +120,7 @@ def _receive(url: str, write: Callable[[bytes], object], progress: Progress) -> 
                 digest.update(chunk)
                 done += len(chunk)
                 progress(done, total)
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise WeightsError(f"{url} broke off after {done} bytes ({error}); try again") from error
     if total and done != total:
         raise WeightsError(f"{url} broke off after {done} of {total} bytes; try again")

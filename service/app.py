@@ -22,6 +22,7 @@ from service.repository import Repository
 from service.rest import endpoints
 from service.rest.app import create_app
 from service.rest.server import RestServer
+from service.rest.upload import UploadBudget
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
 from service.settings import Settings
@@ -78,14 +79,23 @@ class Service:
         self._core = core
         app = create_app(
             endpoints.predictions(
-                core.classifier, limits=settings.limits, timeout_s=settings.timeout_s, clock=core.clock
+                core.classifier,
+                limits=settings.limits,
+                budget=UploadBudget(settings.max_upload_bytes),
+                timeout_s=settings.timeout_s,
+                clock=core.clock,
+                metrics=core.metrics,
             ),
             endpoints.models(core.repository),
             endpoints.health(core.repository, core.metrics),
         )
         servicer = Servicer(core.classifier, core.repository, timeout_s=settings.timeout_s, clock=core.clock)
         self.rest = RestServer(app, settings.host, settings.port, drain_s=settings.drain_s)
-        self.rpc = RpcServer(servicer, settings.host, settings.grpc_port)
+        try:
+            self.rpc = RpcServer(servicer, settings.host, settings.grpc_port)
+        except OSError:
+            self.rest.close()
+            raise
         self._announcing: set[asyncio.Task[None]] = set()
         core.repository.on_change(self._announce)
 

@@ -117,13 +117,14 @@ class Batcher(Generic[T, R]):
         self._clock = clock
         self._metrics = metrics
         self._on_health = on_health
-        self._pacer = Pacer(limits.max_hold_s, limits.max_batch)
+        self._pacer = Pacer(limits.max_hold_s)
         self._queue: OrderedDict[_Item[T, R], None] = OrderedDict()
         self._running: dict[asyncio.Task[None], _Batch[T, R]] = {}
         self._places = 0
         self._max_batch = limits.max_batch
         self._failures = 0
         self._hold: Timer | None = None
+        self._hold_until = 0.0
         self._drained: asyncio.Event | None = None
         self._cause: BaseException | None = None
         self.state = State.OPEN
@@ -162,7 +163,7 @@ class Batcher(Generic[T, R]):
         self._check_open()
         if self._places >= self._limits.capacity:
             self._metrics.ended(Outcome.OVERLOADED)
-            raise Overloaded(self._pacer.retry_after_s(self._places, self._limits.slots))
+            raise Overloaded(self._pacer.retry_after_s(self._places, self._max_batch, self._limits.slots))
         self._places += 1
         try:
             yield
@@ -194,12 +195,14 @@ class Batcher(Generic[T, R]):
         """Take no new work, wait at most `drain_s` seconds for what was accepted, then fail the rest."""
         if self.state is State.OPEN:
             self.state = State.DRAINING
-        self._drained = asyncio.Event()
+        self._drained = self._drained or asyncio.Event()  # a second call waits with the first, to the earlier limit
         self._note_drained()
         self._pump()
         limit = self._clock.call_at(self._clock.now() + drain_s, self._drained.set)
-        await self._drained.wait()
-        limit.cancel()
+        try:
+            await self._drained.wait()
+        finally:
+            limit.cancel()
         if self.state is State.DRAINING:
             self.state = State.CLOSED
         self._fail_all(ShuttingDown())
@@ -247,17 +250,20 @@ class Batcher(Generic[T, R]):
         until = None
         if self.state is State.OPEN:
             earliest = min(item.deadline for item in self._queue) if self._limits.max_hold_s > 0 else 0.0
-            until = self._pacer.hold_until(now, self.depth, earliest)
-        if self._hold is not None:
-            if until is not None:
-                return True
+            until = self._pacer.hold_until(now, self.depth, self._max_batch, earliest)
+        if self._hold is None:
+            if until is None or not self._pacer.may_hold():
+                return False
+        elif until is None:
             self._hold.cancel()
             self._hold = None
             self._pacer.held(reached=True)
             return False
-        if until is None or not self._pacer.may_hold():
-            return False
-        self._hold = self._clock.call_at(until, self._end_hold)
+        elif until >= self._hold_until:
+            return True
+        else:  # someone in a hurry has come
+            self._hold.cancel()
+        self._hold, self._hold_until = self._clock.call_at(until, self._end_hold), until
         return True
 
     def _end_hold(self) -> None:
@@ -284,11 +290,11 @@ class Batcher(Generic[T, R]):
             items.append(item)
         if not items:
             return
-        self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
         batch = _Batch(items, now)
         task = asyncio.get_running_loop().create_task(self._execute(batch))
         self._running[task] = batch
         task.add_done_callback(self._finished)
+        self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
 
     async def _execute(self, batch: _Batch[T, R]) -> None:
         """Run one batch and settle its items."""
@@ -311,7 +317,7 @@ class Batcher(Generic[T, R]):
                 _settle(item, Ran(result, batch.started - item.enqueued, took, batch.size))
 
     async def _halving(self, values: Sequence[T]) -> Sequence[R | Exception]:
-        """Results of `run`; out of memory, of its two halves."""
+        """Results of `run`; out of memory, of its two halves, each of which may fail alone."""
         try:
             return await self._checked(values)
         except MemoryError as error:
@@ -320,7 +326,18 @@ class Batcher(Generic[T, R]):
             half = (len(values) + 1) // 2
             self._max_batch = min(self._max_batch, half)
             log.warning("out of memory at a batch of %d (%s); batches hold at most %d now", len(values), error, half)
-        return [*await self._checked(values[:half]), *await self._checked(values[half:])]
+        results: list[R | Exception] = []
+        errors: list[Exception] = []
+        for part in (values[:half], values[half:]):
+            try:
+                results += await self._checked(part)
+            except Exception as error:
+                log.error("half a batch of %d failed", len(values), exc_info=error)
+                errors.append(error)
+                results += [error] * len(part)
+        if len(errors) == 2:
+            raise errors[0]
+        return results
 
     async def _checked(self, values: Sequence[T]) -> Sequence[R | Exception]:
         results = await self._run(values)
@@ -330,11 +347,12 @@ class Batcher(Generic[T, R]):
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         """Free the slot of a batch that has ended, however it ended."""
-        self._running.pop(task, None)
-        if task.cancelled():
-            return
-        if (error := task.exception()) is not None:
+        if task.cancelled():  # its engine's threads have gone, or the loop is ending
+            for item in self._running[task].items:
+                _settle(item, EngineError("the run was cancelled"))
+        elif (error := task.exception()) is not None:
             self._break(error)
+        del self._running[task]
         self._pump()
         self._note_drained()
 

@@ -102,11 +102,16 @@ class LocalClassifier:
 
     async def _within(self, deadline: float, work: Callable[[], Awaitable[X]]) -> X:
         """The result of `work`, or DeadlineExceeded once the deadline has passed."""
-        left_s = deadline - self._clock.now()
-        if left_s <= 0:
+        if deadline <= self._clock.now():
             raise DeadlineExceeded
         try:
-            async with asyncio.timeout(left_s):
-                return await work()
+            async with asyncio.timeout(None) as scope:
+                timer = self._clock.call_at(deadline, lambda: scope.reschedule(0))  # at once
+                try:
+                    return await work()
+                finally:
+                    timer.cancel()
         except TimeoutError as error:
+            if not scope.expired():
+                raise
             raise DeadlineExceeded from error

@@ -18,6 +18,7 @@ from models.catalog import CATALOG
 from service import tables
 from service.app import Core, run
 from service.errors import TopfiveError
+from service.facts import facts
 from service.repository import Entry, Repository
 from service.rest.schemas import ModelReply, PredictReply
 from service.settings import Settings
@@ -41,6 +42,12 @@ class _Group(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
+def _option(flag: str, *names: str, **attributes: Any) -> Callable[[Command], Command]:
+    """A click option with its variable, both shown in the help with the default."""
+    variable = f"TOPFIVE_{flag.removeprefix('--').replace('-', '_').upper()}"
+    return click.option(flag, *names, envvar=variable, show_envvar=True, show_default=True, **attributes)
+
+
 def options(*names: str) -> Callable[[Command], Command]:
     """Click options for these settings: name, default, meaning and variable come from `Settings`."""
 
@@ -51,13 +58,10 @@ def options(*names: str) -> Callable[[Command], Command]:
             if isinstance(default, tuple):
                 default = ",".join(default)
             choices = [item.value for item in type(default)] if isinstance(default, Enum) else None
-            command = click.option(
+            command = _option(
                 f"--{name.replace('_', '-')}",
-                envvar=f"TOPFIVE_{name.upper()}",
                 type=click.Choice(choices) if choices else str if isinstance(default, (str, Path)) else type(default),
                 default=str(default.value) if isinstance(default, Enum) else default,
-                show_default=True,
-                show_envvar=True,
                 help=field.description,
             )(command)
         return command
@@ -91,9 +95,9 @@ def serve(**values: Any) -> None:
 
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", envvar="TOPFIVE_MODEL", default="googlenet", show_default=True, show_envvar=True)
-@click.option("--top-k", envvar="TOPFIVE_TOP_K", default=5, show_default=True, show_envvar=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
+@_option("--model", default="googlenet", help="Which exported model answers")
+@_option("--top-k", default=5, help="How many classes, best first")
+@_option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
 @options("artifacts", "runtime", "precision", "cpus", "max_image_bytes", "max_image_pixels")
 def predict(images: Sequence[Path], model: str, top_k: int, as_json: bool, **values: Any) -> None:
     """Classify IMAGES in this process, without a server."""
@@ -131,7 +135,7 @@ async def _predict(settings: Settings, images: Sequence[Path], top_k: int, as_js
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array")
+@_option("--json", "as_json", is_flag=True, help="Print a JSON array")
 @options("artifacts")
 def models(as_json: bool, **values: Any) -> None:
     """List every model: size, accuracy, and whether it is exported."""
@@ -139,6 +143,7 @@ def models(as_json: bool, **values: Any) -> None:
     repository: Repository = Core(settings, catalog=CATALOG).repository
     entries: list[Entry] = repository.entries()
     if as_json:
-        click.echo(json.dumps([ModelReply.of(entry).model_dump(mode="json") for entry in entries], indent=2))
+        rows = [ModelReply.model_validate(facts(entry)).model_dump(mode="json") for entry in entries]
+        click.echo(json.dumps(rows, indent=2))
     else:
         Console().print(tables.models(entries))

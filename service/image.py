@@ -3,15 +3,18 @@
 import logging
 from dataclasses import dataclass
 from io import BytesIO
+from math import prod
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from service.errors import BadImage, TooLarge
 from service.types import Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 _ORIENTATION = 0x0112  # EXIF tag; its values 2 to 8 and what undoes them
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,6 +73,9 @@ def check_size(size_bytes: int, limits: Limits) -> None:
 
 def _check_pixels(image: Image.Image, limits: Limits) -> None:
     width, height = image.size
+    if isinstance(image, TiffImageFile):  # a tile is decoded whole, and may be far larger than the picture in it
+        tile = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)
+        width, height = max((width, height), tile, key=prod)
     if width * height > limits.max_pixels:
         raise TooLarge(
             f"the image has {width} x {height} = {width * height:,} pixels; this server takes at most "

@@ -39,9 +39,8 @@ class CostModel:
 class Pacer:
     """Decides holds for one batcher. A hold never outlasts `max_hold_s` after a completion; 0 turns holds off."""
 
-    def __init__(self, max_hold_s: float, max_batch: int) -> None:
+    def __init__(self, max_hold_s: float) -> None:
         self._max_hold_s = max_hold_s
-        self._max_batch = max_batch
         self._cost = CostModel()
         self._completed_at = float("-inf")
         self._peak = 0.0
@@ -58,13 +57,13 @@ class Pacer:
         self._completed_at = now
         self._peak *= _MEMORY
 
-    def hold_until(self, now: float, waiting: int, earliest_deadline: float) -> float | None:
-        """Until when `waiting` items should wait for more, or None to dispatch them now.
+    def hold_until(self, now: float, waiting: int, max_batch: int, earliest_deadline: float) -> float | None:
+        """Until when `waiting` items should wait for more, at most `max_batch`, or None to dispatch them now.
 
         Only just after a completion, and only while fewer wait than were lately outstanding at once: callers that
         answer each other's answers are about to come back. A first arrival at an idle engine is never held.
         """
-        if self._max_hold_s <= 0 or waiting >= min(round(self._peak), self._max_batch):
+        if self._max_hold_s <= 0 or waiting >= min(round(self._peak), max_batch):
             return None
         until = min(self._completed_at + self._max_hold_s, earliest_deadline - (self._cost.predict(waiting) or 0.0))
         return until if until > now else None
@@ -78,9 +77,9 @@ class Pacer:
         """Note whether a hold ended because enough items came (or else because time ran out)."""
         self._score = 0.9 * self._score + 0.1 * float(reached)
 
-    def retry_after_s(self, queued: int, slots: int) -> float:
-        """Seconds until `queued` items should have drained through `slots` executors."""
-        one = self._cost.predict(min(max(queued, 1), self._max_batch))
+    def retry_after_s(self, queued: int, max_batch: int, slots: int) -> float:
+        """Seconds until `queued` items should have drained through `slots` executors, `max_batch` at a time."""
+        one = self._cost.predict(min(max(queued, 1), max_batch))
         if one is None:
             return _FIRST_RETRY_S
-        return max(one, one * queued / self._max_batch / slots)
+        return max(one, one * queued / max_batch / slots)

@@ -70,7 +70,9 @@ class Repository:
 
     @property
     def default(self) -> str:
-        """The model that a request without a name means: the first configured one."""
+        """The model that a request without a name means: the first configured one. Raises NotReady before `start`."""
+        if not self._configured:
+            raise NotReady("the server is starting and has no default model yet")
         return self._configured[0]
 
     @property
@@ -100,7 +102,7 @@ class Repository:
     async def get(self, name: str) -> LoadedModel:
         """The loaded model of that name, loading it first where it is not; callers share one load.
 
-        Raises ModelNotFound where it is unknown or not exported, NotReady where it cannot be loaded.
+        Raises ModelNotFound where it is unknown or not exported, NotReady where it cannot be loaded, ShuttingDown.
         """
         if (model := self._loaded.get(name)) is not None:
             return model
@@ -110,7 +112,12 @@ class Repository:
             task = asyncio.get_running_loop().create_task(self._load(name))
             self._loading[name] = task
             task.add_done_callback(lambda done: self._load_ended(name, done))
-        return await asyncio.shield(task)  # a caller that leaves does not stop it for the others
+        try:
+            return await asyncio.shield(task)  # a caller that leaves does not stop it for the others
+        except asyncio.CancelledError:
+            if task.cancelled():  # by `aclose`: the caller has not left
+                raise ShuttingDown from None
+            raise
 
     async def recover(self) -> None:
         """Try each configured model that fails with one blank image, so that readiness can return without traffic."""
@@ -134,10 +141,11 @@ class Repository:
         self._changed()
 
     async def aclose(self, drain_s: float) -> None:
-        """Drain and close every model."""
+        """Drain and close every model; a load that goes on is given up, and its engine closed once it is there."""
         self.stop()
         for task in self._loading.values():
             task.cancel()
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
         await asyncio.gather(*(model.aclose(drain_s) for model in self._loaded.values()))
         self._loaded.clear()
 
@@ -149,11 +157,15 @@ class Repository:
     async def _load(self, name: str) -> LoadedModel:
         self._check_known(name)
         started = self._clock.now()
+        opening = asyncio.get_running_loop().run_in_executor(None, self._open, name)
         try:
-            artifact, engine = await asyncio.to_thread(self._open, name)
+            artifact, engine = await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the thread goes on
+            opening.add_done_callback(_discard)
+            raise
         except NotExportedError as error:
             raise ModelNotFound(str(error)) from error
-        except (ArtifactError, EngineUnavailableError) as error:
+        except (ArtifactError, EngineUnavailableError, OSError) as error:
             raise NotReady(f"{name} cannot be loaded: {error}") from error
         model = LoadedModel(
             artifact,
@@ -230,3 +242,9 @@ class Repository:
             )
             for name, model in self._loaded.items()
         ]
+
+
+def _discard(opening: asyncio.Future[tuple[Artifact, Engine]]) -> None:
+    """Close an engine that nobody waits for any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result()[1].close()

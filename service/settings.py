@@ -46,6 +46,9 @@ class Settings(BaseModel):
     )
     max_image_bytes: Annotated[int, Field(ge=1, le=64 << 20, description="Largest image file")] = 32 << 20
     max_image_pixels: Annotated[int, Field(ge=1, description="Largest image, width times height")] = 64_000_000
+    max_upload_bytes: Annotated[int, Field(ge=1, description="Bytes of bodies in memory at once; more get 429")] = (
+        1 << 30
+    )
     timeout_s: Annotated[float, Field(gt=0, description="Longest time for one answer; callers may ask for less")] = 30.0
     drain_s: Annotated[float, Field(ge=0, description="Longest time for accepted work after SIGTERM or Ctrl-C")] = 20.0
 
@@ -56,7 +59,7 @@ class Settings(BaseModel):
     def _split(cls, value: object) -> object:
         """Accept `a,b` as well as a sequence; a name given twice counts once."""
         names = value.split(",") if isinstance(value, str) else value
-        if isinstance(names, (list, tuple)):
+        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
             names = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
             if not names:
                 raise ValueError("name at least one model")

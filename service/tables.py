@@ -8,8 +8,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from service.facts import facts
 from service.repository import Entry
-from service.rest.schemas import ModelReply
 from service.types import Classification
 
 _BAR_WIDTH = 24
@@ -53,7 +53,7 @@ def models(entries: Sequence[Entry]) -> RenderableType:
     table.add_column("exported", no_wrap=True)
     table.add_column("weights", no_wrap=True)
     for entry in entries:
-        row = ModelReply.of(entry)
+        row = facts(entry)
         table.add_row(
             row.name,
             f"{row.parameters:,}",

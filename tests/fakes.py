@@ -44,6 +44,10 @@ class ManualClock:
         """Timers that are set and not cancelled."""
         return sum(timer.callback is not None for _, _, timer in self._timers)
 
+    def jump(self, seconds: float) -> None:
+        """Move time on without running what falls due: what a loop sees that was busy elsewhere."""
+        self._now += seconds
+
     async def advance(self, seconds: float) -> None:
         """Move time on, running what falls due in order, and let the loop settle."""
         until = self._now + seconds
@@ -62,6 +66,15 @@ async def settle() -> None:
     """Let everything that is ready on the loop run."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def reached(condition: Callable[[], bool]) -> None:
+    """Wait until work on another thread has made `condition` true."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("never reached")
 
 
 class Tally:
@@ -121,6 +134,93 @@ class FakeEngine:
         self.closed = True
 
 
+class Opener:
+    """Opens a fake engine for each artifact, and keeps those it opened.
+
+    `script` holds what the next openings raise; when it is empty they succeed. While `gate` is cleared, openings wait
+    in their thread. `begun` counts them all.
+    """
+
+    def __init__(self, make: Callable[[], FakeEngine] = FakeEngine) -> None:
+        self.make = make
+        self.begun = 0
+        self.opened: list[FakeEngine] = []
+        self.script: list[Exception] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, artifact: Artifact) -> FakeEngine:
+        self.begun += 1
+        assert self.gate.wait(30), "a test left the gate closed"
+        if self.script:
+            raise self.script.pop(0)
+        engine = self.make()
+        self.opened.append(engine)
+        return engine
+
+
 def opener(engine: FakeEngine) -> Callable[[Artifact], FakeEngine]:
     """Opens `engine` for every artifact."""
     return lambda _artifact: engine
+
+
+class ScriptedRun:
+    """A batcher's `run` over whole numbers: gives `answer(item)` for each, and an exception for those in `bad`.
+
+    `script` holds what the next runs do instead: an exception to raise, or rows to give; None answers. While `busy` is
+    true, runs wait for `finish`.
+    """
+
+    def __init__(self, *, busy: bool = True) -> None:
+        self.busy = busy
+        self.bad: set[int] = set()
+        self.script: list[BaseException | list[str | Exception] | None] = []
+        self.calls: list[list[int]] = []
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def running(self) -> int:
+        """Runs that have begun and wait for `finish`."""
+        return len(self._waiting)
+
+    async def __call__(self, items: Sequence[int]) -> list[str | Exception]:
+        self.calls.append(list(items))
+        step = self.script.pop(0) if self.script else None
+        if self.busy:
+            gate = asyncio.get_running_loop().create_future()
+            self._waiting.append(gate)
+            await gate
+        if isinstance(step, BaseException):
+            raise step
+        if step is not None:
+            return step
+        return [ValueError(f"bad row {item}") if item in self.bad else self.answer(item) for item in items]
+
+    @staticmethod
+    def answer(item: int) -> str:
+        """What a run gives for a good item."""
+        return f"answer to {item}"
+
+    def release(self) -> None:
+        """Let the oldest run go on, which it does when the loop turns."""
+        self._waiting.pop(0).set_result(None)
+
+    async def finish(self, count: int = 1) -> None:
+        """Let the `count` oldest runs end, and the loop settle."""
+        for _ in range(count):
+            self.release()
+            await settle()
+
+
+class SlowImage(bytes):
+    """An image whose decoding waits for `gate` on its thread; `decoding` is set once it has begun."""
+
+    def __init__(self, _content: bytes) -> None:
+        self.decoding = threading.Event()
+        self.gate = threading.Event()
+
+    def __len__(self) -> int:
+        if threading.current_thread() is not threading.main_thread():
+            self.decoding.set()
+            assert self.gate.wait(30), "a test left the gate closed"
+        return super().__len__()

@@ -69,13 +69,19 @@ def open_engine(artifact: Artifact, options: EngineOptions) -> Engine:
         except EngineUnavailableError as error:
             log.warning("%s does not run %s: %s", runtime, artifact.manifest.name, error)
             refused.append(str(error))
-    raise EngineUnavailableError("; ".join(refused) or "no runtime is installed; run: pip install openvino")
+    raise EngineUnavailableError(
+        "; ".join(refused) or f"no runtime for --precision {options.precision} is installed; run: pip install openvino"
+    )
 
 
 def _open(artifact: Artifact, runtime: Runtime, options: EngineOptions) -> Engine:
     precision = choose_precision(artifact, runtime, options.precision)
     engine = build_engine(artifact, runtime, precision, options)
-    warm_up(engine, artifact.manifest.input.crop)
+    try:
+        warm_up(engine, artifact.manifest.input.crop)
+    except Exception as error:  # a runtime's own exceptions have no common base
+        engine.close()
+        raise EngineUnavailableError(f"{runtime} fails on its first batches: {error}") from error
     return engine
 
 

@@ -8,6 +8,10 @@ from service.engines.base import EngineUnavailableError, Runtime
 from service.types import Batch, EngineInfo, Probabilities
 
 _PROVIDERS = {Runtime.ONNXRUNTIME: "CPUExecutionProvider", Runtime.ONNXRUNTIME_CUDA: "CUDAExecutionProvider"}
+_CUDA_OPTIONS = {
+    "use_tf32": "0",  # or from Ampere on the inputs of convolutions are rounded to ten bits, and still called f32
+    "cudnn_conv_algo_search": "HEURISTIC",  # the default searches anew at each batch size that it has not seen
+}
 _NO_FALLBACK = "session.disable_cpu_ep_fallback"
 _SPINNING = "session.intra_op.allow_spinning"
 
@@ -18,7 +22,7 @@ def has_cuda() -> bool:
 
 
 class OnnxRuntimeEngine:
-    """One session that `slots` threads call; each call uses `threads` threads of the session's pool."""
+    """One session that `slots` threads call; together they use `slots` times `threads` threads."""
 
     def __init__(self, artifact: Artifact, runtime: Runtime, *, slots: int, threads: int, max_batch: int) -> None:
         self.slots = slots
@@ -26,15 +30,18 @@ class OnnxRuntimeEngine:
         self._runtime = runtime
         provider = _PROVIDERS[runtime]
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        # The session's pool is shared by its callers, each of which works too: together slots * threads.
+        options.intra_op_num_threads = slots * (threads - 1) + 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors; they are raised as well
         options.add_session_config_entry(_SPINNING, "0")  # spinning would take the cores that decode images
+        provider_options: dict[str, str] = {}
         if runtime is Runtime.ONNXRUNTIME_CUDA:
             options.add_session_config_entry(_NO_FALLBACK, "1")
+            provider_options = _CUDA_OPTIONS
             ort.preload_dlls()
         try:
-            self._session = ort.InferenceSession(artifact.graph, options, providers=[provider])
+            self._session = ort.InferenceSession(artifact.graph, options, providers=[(provider, provider_options)])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
             raise EngineUnavailableError(f"ONNX Runtime cannot run {provider}: {error}") from error
         # Without the CUDA libraries or a driver ONNX Runtime logs a line and takes the CPU: never silently.

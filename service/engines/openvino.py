@@ -27,16 +27,16 @@ class OpenVinoEngine:
         if precision is Precision.BF16 and not has_bf16():
             raise EngineUnavailableError("this CPU has no bf16 instructions (AMX or AVX-512-BF16); use --precision f32")
         # The precision is always said: on a CPU with bf16 OpenVINO would otherwise choose it by itself.
-        self._compiled: CompiledModel | None = Core().compile_model(
-            artifact.graph,
-            _DEVICE,
-            {
-                "INFERENCE_PRECISION_HINT": str(precision),
-                "NUM_STREAMS": slots,
-                "INFERENCE_NUM_THREADS": slots * threads,
-                "ENABLE_CPU_PINNING": False,  # with pinning an inference was once seen never to return
-            },
-        )
+        properties = {
+            "INFERENCE_PRECISION_HINT": str(precision),
+            "NUM_STREAMS": slots,
+            "INFERENCE_NUM_THREADS": slots * threads,
+            "ENABLE_CPU_PINNING": False,  # with pinning an inference was once seen never to return
+        }
+        try:
+            self._compiled: CompiledModel | None = Core().compile_model(artifact.graph, _DEVICE, properties)
+        except RuntimeError as error:
+            raise EngineUnavailableError(f"OpenVINO cannot run {artifact.graph}: {_reason(error)}") from error
         self._check(precision)
         self._requests: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
         for _ in range(slots):
@@ -53,6 +53,8 @@ class OpenVinoEngine:
 
     def run(self, batch: Batch) -> Probabilities:
         """Probabilities [N, C] of a batch [N, S, S, 3]."""
+        if self._compiled is None:
+            raise RuntimeError("the engine is closed")  # its requests are gone: waiting for one would never end
         request = self._requests.get()
         try:
             result = request.infer([np.ascontiguousarray(batch)], share_inputs=True)
@@ -73,3 +75,9 @@ class OpenVinoEngine:
         while not self._requests.empty():
             self._requests.get_nowait()
         self._compiled = None
+
+
+def _reason(error: RuntimeError) -> str:
+    """What OpenVINO says went wrong, without the lines of its own source files, on one line."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith("Exception from"))

@@ -5,7 +5,7 @@ import torch
 from models.artifact import WEIGHTS, Artifact
 from models.build import Served, build
 from models.catalog import CATALOG
-from models.weights import load_state, read_state_dict
+from models.weights import WeightsError, load_state, read_state_dict
 from service.engines.base import EngineUnavailableError, Runtime
 from service.types import Batch, EngineInfo, Probabilities
 
@@ -21,7 +21,10 @@ class TorchEngine:
         if architecture is None or not weights.is_file():
             raise EngineUnavailableError(f"{name} has no {WEIGHTS} for a catalog network; use another --runtime")
         network = build(architecture)
-        load_state(network, architecture, read_state_dict(weights), what=str(weights))
+        try:
+            load_state(network, architecture, read_state_dict(weights), what=str(weights))
+        except WeightsError as error:
+            raise EngineUnavailableError(str(error)) from error
         torch.set_num_threads(threads)
         self._served = Served(network, artifact.manifest.input).eval()
 

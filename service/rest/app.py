@@ -1,6 +1,7 @@
 """Puts the REST interface together from its routers."""
 
 from fastapi import APIRouter, FastAPI
+from fastapi_offline import FastAPIOffline
 
 from service.rest import errors
 
@@ -13,8 +14,11 @@ _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 
 
 def create_app(*routers: APIRouter) -> FastAPI:
-    """The ASGI application of these routers, with errors as problem details and the documentation at /docs."""
-    app = FastAPI(title="topfive", version=VERSION, description=_DESCRIPTION, redoc_url=None)
+    """The ASGI application of these routers, with errors as problem details and the documentation at /docs.
+
+    The page at /docs brings its own scripts and styles, so that it works where nothing can be downloaded.
+    """
+    app = FastAPIOffline(title="topfive", version=VERSION, description=_DESCRIPTION, redoc_url=None)
     for router in routers:
         app.include_router(router)
     errors.install(app)

@@ -11,12 +11,13 @@ from starlette.responses import Response
 
 from service.classifier import DEFAULT_TOP_K, Classifier
 from service.clock import Clock
-from service.errors import BadRequest
+from service.errors import BadRequest, DeadlineExceeded, TopfiveError
+from service.facts import facts
 from service.image import FORMATS, Limits
 from service.metrics import Metrics
 from service.repository import Repository
 from service.rest.schemas import Health, ModelDetailReply, ModelListReply, ModelReply, PredictReply, Problem
-from service.rest.upload import FIELD, read_image
+from service.rest.upload import FIELD, UploadBudget, read_image
 from service.types import Timing
 
 X = TypeVar("X")
@@ -48,7 +49,15 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def predictions(classifier: Classifier, *, limits: Limits, timeout_s: float, clock: Clock) -> APIRouter:
+def predictions(
+    classifier: Classifier,
+    *,
+    limits: Limits,
+    budget: UploadBudget,
+    timeout_s: float,
+    clock: Clock,
+    metrics: Metrics,
+) -> APIRouter:
     """`POST /predict`."""
     router = APIRouter(tags=["predict"])
 
@@ -60,11 +69,18 @@ def predictions(classifier: Classifier, *, limits: Limits, timeout_s: float, clo
         x_request_timeout: Annotated[str | None, Header(description="Seconds to wait for the answer")] = None,
     ) -> Response:
         """Classify one image, sent as the multipart field `image` or as the raw body."""
-        deadline = clock.now() + requested_timeout(x_request_timeout, timeout_s)
-        data = await read_image(request, limits)
-        answer = await unless_disconnected(
-            request, classifier.classify(data, model=model, top_k=top_k, deadline=deadline)
-        )
+        with budget.share() as take:
+            try:
+                deadline = clock.now() + requested_timeout(x_request_timeout, timeout_s)
+                async with asyncio.timeout(deadline - clock.now()):
+                    data = await read_image(request, limits, take)
+            except (TopfiveError, TimeoutError) as error:
+                refusal = error if isinstance(error, TopfiveError) else DeadlineExceeded()
+                metrics.answered("unknown", refusal.code)  # the classifier never sees, and so never counts, this one
+                raise refusal from error
+            answer = await unless_disconnected(
+                request, classifier.classify(data, model=model, top_k=top_k, deadline=deadline)
+            )
         reply = PredictReply.of(request.state.request_id, answer)
         headers = {"Server-Timing": server_timing(answer.timing_ms)}
         return Response(reply.model_dump_json(), headers=headers, media_type="application/json")
@@ -79,14 +95,13 @@ def models(repository: Repository) -> APIRouter:
     @router.get("/models")
     async def list_models() -> ModelListReply:
         """Everything the server knows: loaded, exported, or waiting to be exported."""
-        return ModelListReply(
-            default=repository.default, models=[ModelReply.of(entry) for entry in repository.entries()]
-        )
+        rows = [ModelReply.model_validate(facts(entry)) for entry in repository.entries()]
+        return ModelListReply(default=repository.default, models=rows)
 
     @router.get("/models/{name}", responses={404: _PROBLEMS[404]})
     async def get_model(name: str) -> ModelDetailReply:
         """One model, with its input recipe, its weights and its parity with PyTorch on each engine."""
-        return ModelDetailReply.of(repository.entry(name))
+        return ModelDetailReply.model_validate(facts(repository.entry(name)))
 
     return router
 

@@ -3,9 +3,8 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.artifact import ParityReport
-from models.catalog import InputSpec
-from service.model import describe, warnings_of
-from service.repository import Entry, ModelState
+from models.catalog import InputSpec, WeightSet
+from service.repository import ModelState
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 
 
@@ -47,7 +46,7 @@ class WeightsReply(_Reply):
 
 
 class ModelReply(_Reply):
-    """A model the server knows. What only an exported model has is null until `topfive export` has run."""
+    """A model the server knows, from `service.facts`; what only an exported model has is null before the export."""
 
     name: str
     state: ModelState
@@ -66,33 +65,14 @@ class ModelReply(_Reply):
     latency_ms: Latency | None
     warnings: list[str]
 
-    @classmethod
-    def of(cls, entry: Entry) -> "ModelReply":
-        """The row of the model list."""
-        return cls.model_validate(_summary(entry))
-
 
 class ModelDetailReply(ModelReply):
     """A model with its input recipe, its weights and how every engine compared with PyTorch."""
 
     input: InputSpec
-    weights_file: WeightsReply | None
+    record: WeightsReply | None = Field(serialization_alias="weights_file")
     parity: list[ParityReport]
-
-    @classmethod
-    def of(cls, entry: Entry) -> "ModelDetailReply":
-        """The page of one model."""
-        manifest = entry.exported[1] if entry.exported else None
-        source = manifest or entry.architecture
-        assert source is not None, "a listed model is in the catalog or exported"
-        return cls.model_validate(
-            {
-                **_summary(entry),
-                "input": source.input,
-                "weights_file": manifest.weights.model_dump() if manifest else None,
-                "parity": list(manifest.parity) if manifest else [],
-            }
-        )
+    published: list[WeightSet] = Field(description="Weights that can be downloaded, the default first")
 
 
 class ModelListReply(_Reply):
@@ -117,34 +97,3 @@ class Problem(_Reply):
     code: str
     detail: str
     request_id: str
-
-
-def _summary(entry: Entry) -> dict[str, object]:
-    if entry.exported is not None:
-        version, manifest = entry.exported
-        latency = entry.loaded.latency.snapshot() if entry.loaded else Latency(0, None, None, None)
-        card = describe(manifest, version, latency)
-        facts: dict[str, object] = {name: getattr(card, name) for name in ModelCard.__slots__}
-        facts |= {"year": manifest.year, "paper": manifest.paper, "classes": manifest.classes}
-        warnings = list(warnings_of(manifest))
-    else:
-        architecture = entry.architecture
-        assert architecture is not None, "a listed model is in the catalog or exported"
-        published = architecture.default_weights
-        facts = {
-            "family": architecture.family,
-            "year": architecture.year,
-            "paper": architecture.paper,
-            "parameters": architecture.parameters,
-            "macs": architecture.macs,
-            "input_size": architecture.input.crop,
-            "classes": architecture.classes,
-            "acc1": published.acc1 if published else None,
-            "acc5": published.acc5 if published else None,
-            "version": None,
-            "weights": None,
-            "latency_ms": None,
-        }
-        warnings = []
-    engine = entry.loaded.engine_info if entry.loaded else None
-    return {**facts, "name": entry.name, "state": entry.state, "engine": engine, "warnings": warnings}

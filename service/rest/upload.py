@@ -1,16 +1,42 @@
 """Takes the image out of an HTTP request: a multipart field, or the raw body. Limits hold while the bytes come in."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from service.errors import BadRequest
+from service.errors import BadRequest, Overloaded
 from service.image import Limits, check_size
 
 FIELD = "image"
+_RETRY_S = 1.0  # for bodies that do not fit in memory now
 _ENVELOPE_BYTES = 1 << 20  # multipart boundaries, headers and other fields around the image
+
+
+class UploadBudget:
+    """Bounds the bytes of all bodies in memory together: they come before any model can count them."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A function that takes bytes for one request; all are given back at the end. Raises Overloaded."""
+        taken = 0
+
+        def take(size_bytes: int) -> None:
+            nonlocal taken
+            if size_bytes > self._left:
+                raise Overloaded(_RETRY_S)
+            self._left -= size_bytes
+            taken += size_bytes
+
+        try:
+            yield take
+        finally:
+            self._left += taken
 
 
 class _InMemoryParser(MultiPartParser):
@@ -19,15 +45,18 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 1 << 31
 
 
-async def read_image(request: Request, limits: Limits) -> bytes:
-    """The bytes of the image. Raises BadRequest where there is none, TooLarge as soon as a limit is passed."""
+async def read_image(request: Request, limits: Limits, take: Callable[[int], None]) -> bytes:
+    """The bytes of the image; `take` is told of each chunk.
+
+    Raises BadRequest where there is none, TooLarge as soon as a limit is passed, and what `take` raises.
+    """
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _from_form(request, limits)
+        return await _from_form(request, limits, take)
     if kind.startswith("image/") or kind == "application/octet-stream":
         _check_declared(request, limits, 0)
-        return b"".join([chunk async for chunk in _limited(request, limits, 0)])
+        return b"".join([chunk async for chunk in _limited(request, limits, 0, take)])
     got = f"content type {kind}" if kind else "no content type"
     raise BadRequest(f"there is no image in the request ({got}); {usage(request)}")
 
@@ -41,9 +70,11 @@ def usage(request: Request) -> str:
     )
 
 
-async def _from_form(request: Request, limits: Limits) -> bytes:
+async def _from_form(request: Request, limits: Limits, take: Callable[[int], None]) -> bytes:
     _check_declared(request, limits, _ENVELOPE_BYTES)
-    parser = _InMemoryParser(request.headers, _limited(request, limits, _ENVELOPE_BYTES), max_files=8, max_fields=16)
+    parser = _InMemoryParser(
+        request.headers, _limited(request, limits, _ENVELOPE_BYTES, take), max_files=8, max_fields=16
+    )
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError) as error:  # KeyError: a multipart type without its boundary
@@ -69,11 +100,14 @@ def _check_declared(request: Request, limits: Limits, envelope: int) -> None:
         check_size(int(declared), limits)
 
 
-async def _limited(request: Request, limits: Limits, envelope: int) -> AsyncGenerator[bytes, None]:
+async def _limited(
+    request: Request, limits: Limits, envelope: int, take: Callable[[int], None]
+) -> AsyncGenerator[bytes, None]:
     """The body's chunks, ending in TooLarge once they are more than the limit."""
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > limits.max_bytes + envelope:
             check_size(received, limits)
+        take(len(chunk))
         yield chunk

@@ -1,10 +1,9 @@
 """Between the service's types and the messages of the contract, both ways in one place."""
 
-from models.artifact import Manifest, ParityReport, WeightRecord
-from models.catalog import InputSpec
+from models.artifact import ParityReport, WeightRecord
+from models.catalog import InputSpec, WeightSet
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.model import describe, warnings_of
-from service.repository import Entry
+from service.facts import ModelFacts
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 
 
@@ -21,44 +20,38 @@ def classify_reply(request_id: str, answer: Classification) -> pb.ClassifyReply:
     )
 
 
-def model_info(entry: Entry) -> pb.ModelInfo:
+def model_info(facts: ModelFacts) -> pb.ModelInfo:
     """The row of the model list."""
-    info = pb.ModelInfo(state=entry.state)
-    if entry.loaded is not None:
-        info.engine.CopyFrom(_engine(entry.loaded.engine_info))
-    if entry.exported is not None:
-        version, manifest = entry.exported
-        latency = entry.loaded.latency.snapshot() if entry.loaded else Latency(0, None, None, None)
-        info.model.CopyFrom(_model(describe(manifest, version, latency)))
-        info.year, info.paper, info.classes = manifest.year, manifest.paper, manifest.classes
-        info.warnings.extend(warnings_of(manifest))
-    elif (architecture := entry.architecture) is not None:
-        published = architecture.default_weights
-        info.model.CopyFrom(
-            pb.Model(
-                name=architecture.name,
-                family=architecture.family,
-                parameters=architecture.parameters,
-                macs=architecture.macs,
-                input_size=architecture.input.crop,
-                acc1=published.acc1 if published else None,
-                acc5=published.acc5 if published else None,
-            )
-        )
-        info.year, info.paper, info.classes = architecture.year, architecture.paper, architecture.classes
-    return info
+    return pb.ModelInfo(
+        model=pb.Model(
+            name=facts.name,
+            version=facts.version or 0,
+            family=facts.family,
+            parameters=facts.parameters,
+            macs=facts.macs,
+            input_size=facts.input_size,
+            weights=facts.weights or "",
+            acc1=facts.acc1,
+            acc5=facts.acc5,
+            latency_ms=_latency(facts.latency_ms) if facts.latency_ms else None,
+        ),
+        state=facts.state,
+        year=facts.year,
+        paper=facts.paper,
+        classes=facts.classes,
+        engine=_engine(facts.engine) if facts.engine else None,
+        warnings=facts.warnings,
+    )
 
 
-def get_model_reply(entry: Entry) -> pb.GetModelReply:
+def get_model_reply(facts: ModelFacts) -> pb.GetModelReply:
     """The page of one model."""
-    manifest: Manifest | None = entry.exported[1] if entry.exported else None
-    source = manifest or entry.architecture
-    assert source is not None, "a listed model is in the catalog or exported"
     return pb.GetModelReply(
-        info=model_info(entry),
-        input=_input(source.input),
-        weights=_weights(manifest.weights) if manifest else None,
-        parity=[_parity(report) for report in manifest.parity] if manifest else [],
+        info=model_info(facts),
+        input=_input(facts.input),
+        weights=_weights(facts.record) if facts.record else None,
+        parity=[_parity(report) for report in facts.parity],
+        published=[_weight_set(weights) for weights in facts.published],
     )
 
 
@@ -83,10 +76,12 @@ def _model(card: ModelCard) -> pb.Model:
         weights=card.weights,
         acc1=card.acc1,
         acc5=card.acc5,
-        latency_ms=pb.Latency(
-            count=card.latency_ms.count, p50=card.latency_ms.p50, p90=card.latency_ms.p90, p99=card.latency_ms.p99
-        ),
+        latency_ms=_latency(card.latency_ms),
     )
+
+
+def _latency(latency: Latency) -> pb.Latency:
+    return pb.Latency(count=latency.count, p50=latency.p50, p90=latency.p90, p99=latency.p99)
 
 
 def _engine(engine: EngineInfo) -> pb.Engine:
@@ -105,6 +100,10 @@ def _input(spec: InputSpec) -> pb.InputSpec:
 
 def _weights(weights: WeightRecord) -> pb.Weights:
     return pb.Weights(source=weights.source, name=weights.name, sha256=weights.sha256 or "")
+
+
+def _weight_set(weights: WeightSet) -> pb.WeightSet:
+    return pb.WeightSet(tag=weights.tag, acc1=weights.acc1, acc5=weights.acc5, input=_input(weights.input))
 
 
 def _parity(report: ParityReport) -> pb.Parity:

@@ -14,6 +14,7 @@ SERVICE: str = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", 1024),  # of one connection; later calls wait at the client, not in memory here
     ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share its calls
 )
 

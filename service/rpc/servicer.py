@@ -7,6 +7,7 @@ from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
 from service.classifier import DEFAULT_TOP_K, Classifier
 from service.clock import Clock
+from service.facts import facts
 from service.repository import Repository
 from service.rpc import converters
 from service.rpc.errors import Context, abort, describe, request_id
@@ -61,13 +62,13 @@ class Servicer(ClassifierServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
         """All models."""
-        entries = [converters.model_info(entry) for entry in self._repository.entries()]
+        entries = [converters.model_info(facts(entry)) for entry in self._repository.entries()]
         return pb.ListModelsReply(default_model=self._repository.default, models=entries)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelReply:
         """One model."""
         try:
-            return converters.get_model_reply(self._repository.entry(request.name))
+            return converters.get_model_reply(facts(self._repository.entry(request.name)))
         except Exception as error:
             await abort(context, error, request_id(""))
 

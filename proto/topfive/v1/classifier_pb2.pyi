@@ -151,16 +151,18 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetModelReply(_message.Message):
-    __slots__ = ("info", "input", "weights", "parity")
+    __slots__ = ("info", "input", "weights", "parity", "published")
     INFO_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     PARITY_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_FIELD_NUMBER: _ClassVar[int]
     info: ModelInfo
     input: InputSpec
     weights: Weights
     parity: _containers.RepeatedCompositeFieldContainer[Parity]
-    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ...) -> None: ...
+    published: _containers.RepeatedCompositeFieldContainer[WeightSet]
+    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., published: _Optional[_Iterable[_Union[WeightSet, _Mapping]]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings")
@@ -203,6 +205,18 @@ class Weights(_message.Message):
     name: str
     sha256: str
     def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class WeightSet(_message.Message):
+    __slots__ = ("tag", "acc1", "acc5", "input")
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    ACC1_FIELD_NUMBER: _ClassVar[int]
+    ACC5_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    tag: str
+    acc1: float
+    acc5: float
+    input: InputSpec
+    def __init__(self, tag: _Optional[str] = ..., acc1: _Optional[float] = ..., acc5: _Optional[float] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ...) -> None: ...
 
 class Parity(_message.Message):
     __slots__ = ("runtime", "runtime_version", "precision", "device", "images", "max_abs_diff", "logit_cosine", "top1_agreement", "top5_agreement", "passed")

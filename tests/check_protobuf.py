@@ -1,0 +1,29 @@
+"""Imports the committed code of the contract and sends a message through it; run by `make test-protobuf`.
+
+Not a pytest module: it runs in an environment that has a protobuf of another major version and little else.
+"""
+
+import sys
+from pathlib import Path
+
+import google.protobuf
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from proto.topfive.v1 import classifier_pb2 as pb
+from proto.topfive.v1 import classifier_pb2_grpc
+
+
+def main(expected: str) -> None:
+    """Exit with a message where the runtime is another one than expected or a message does not survive."""
+    if google.protobuf.__version__ != expected:
+        sys.exit(f"this is protobuf {google.protobuf.__version__}, not {expected}")
+    request = pb.ClassifyRequest(image=b"\x00\xff", model="tiny", top_k=0)
+    copy = pb.ClassifyRequest.FromString(request.SerializeToString())
+    if copy != request or not copy.HasField("top_k") or not hasattr(classifier_pb2_grpc, "ClassifierStub"):
+        sys.exit(f"the message did not survive: {copy}")
+    print(f"the gRPC contract works with protobuf {expected}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,49 @@
+"""A whole service in the test's process: both transports on free ports, over an engine of the test's choice."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import httpx
+
+from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
+from service.app import Core, Service
+from service.settings import Settings
+from tests.fakes import FakeEngine, opener
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started service and a client of each transport."""
+
+    core: Core
+    service: Service
+    http: httpx.AsyncClient
+    channel: grpc.aio.Channel
+    stub: ClassifierStub
+
+
+@asynccontextmanager
+async def serving(
+    artifacts: Path, engine: FakeEngine | None = None, *, load: bool = True, **settings: object
+) -> AsyncIterator[Running]:
+    """A service of the models in `artifacts`; with `engine` it runs on that instead of a real one."""
+    values = {"models": ("tiny",), "port": 0, "grpc_port": 0, "cpus": 2, "drain_s": 5.0, **settings}
+    core = Core(Settings.model_validate({"artifacts": artifacts, **values}), opener=opener(engine) if engine else None)
+    service = Service(core)
+    await service.start()
+    try:
+        if load:
+            await service.load()
+        async with (
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.rest.port}", timeout=30) as http,
+            grpc.aio.insecure_channel(
+                f"127.0.0.1:{service.rpc.port}", options=(("grpc.max_send_message_length", 1 << 30),)
+            ) as channel,
+        ):
+            yield Running(core, service, http, channel, ClassifierStub(channel))  # type: ignore[no-untyped-call]
+    finally:
+        await service.stop(asyncio.Event())

@@ -1,0 +1,334 @@
+"""The artifact on disk: written whole or not at all, numbered, and verified to the last byte when it is loaded."""
+
+import json
+import stat
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.artifact import (
+    GRAPH,
+    LABELS,
+    MANIFEST,
+    WEIGHTS,
+    ArtifactError,
+    Manifest,
+    NotExportedError,
+    ParityReport,
+    Thresholds,
+    WeightRecord,
+    WeightSource,
+    exported_names,
+    load,
+    new_version,
+    read_manifest,
+    sha256,
+    versions,
+    write_manifest,
+)
+from models.catalog import InputSpec, Interpolation
+from models.labels import Label, write_labels
+
+THRESHOLDS = Thresholds(max_abs_diff=1e-3, logit_cosine=0.999, top1_agreement=1.0, top5_agreement=0.9)
+REPORT = ParityReport(
+    runtime="openvino",
+    runtime_version="1",
+    precision="f32",
+    device="a CPU",
+    images=16,
+    batch_sizes=(1, 2, 8),
+    max_abs_diff=1e-6,
+    logit_cosine=1.0,
+    top1_agreement=1.0,
+    top5_agreement=1.0,
+    thresholds=THRESHOLDS,
+    passed=True,
+)
+MANIFEST_OF_NET = Manifest(
+    name="net",
+    family="nets",
+    year=2014,
+    paper="none",
+    input=InputSpec(resize=36, crop=32, interpolation=Interpolation.BICUBIC, mean=(0.1, 0.2, 0.3)),
+    classes=3,
+    parameters=7,
+    macs=11,
+    acc1=69.778,
+    acc5=None,
+    weights=WeightRecord(source=WeightSource.FILE, name="net.pth", sha256="ab" * 32),
+    parity=(REPORT,),
+    tools={"torch": "2.9"},
+)
+
+
+def fill(folder: Path, content: str = "graph", classes: int = 3) -> None:
+    """Write what an export writes; the graph is only text."""
+    (folder / GRAPH).write_text(content)
+    (folder / WEIGHTS).write_bytes(bytes(range(256)))
+    write_labels(folder / LABELS, [Label(number, "", f"class {number}") for number in range(classes)])
+    write_manifest(folder, MANIFEST_OF_NET)
+
+
+def add(root: Path, name: str = "net", content: str = "graph") -> None:
+    """One more version."""
+    with new_version(root, name) as folder:
+        fill(folder, content)
+
+
+def fail(root: Path, error: BaseException) -> None:
+    """An export that wrote everything and then fails."""
+    with new_version(root, "net") as folder:
+        fill(folder, "half")
+        raise error
+
+
+def edit_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest of version 1 of `net` in place."""
+    path = root / "net" / "1" / MANIFEST
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """What was written is loaded: manifest, labels, graph, and the parity report of each engine."""
+    add(tmp_path)
+    artifact = load(tmp_path, "net")
+
+    assert artifact.version == 1
+    assert artifact.folder == tmp_path / "net" / "1"
+    assert artifact.graph.read_text() == "graph"
+    assert artifact.manifest.model_copy(update={"files": {}}) == MANIFEST_OF_NET
+    assert artifact.labels == tuple(Label(number, "", f"class {number}") for number in range(3))
+    assert artifact.parity("openvino", "f32") == REPORT
+    assert artifact.parity("openvino", "bf16") is None
+    assert artifact.parity("onnxruntime", "f32") is None
+
+
+def test_manifest_lists_every_file(tmp_path: Path) -> None:
+    """The manifest holds the sha256 of each file beside it, and nothing of itself."""
+    add(tmp_path)
+    folder = tmp_path / "net" / "1"
+    files = read_manifest(tmp_path, "net")[1].files
+
+    assert files == {file.name: sha256(file) for file in folder.iterdir() if file.name != MANIFEST}
+    assert files.keys() == {GRAPH, LABELS, WEIGHTS}
+
+
+def test_numbers_count_up(tmp_path: Path) -> None:
+    """Versions are numbers, not text: the tenth follows the ninth, a hole stays, and the highest is served."""
+    for _ in range(10):
+        add(tmp_path)
+    assert versions(tmp_path, "net") == list(range(1, 11))
+    for file in (tmp_path / "net" / "3").iterdir():
+        file.unlink()
+    (tmp_path / "net" / "3").rmdir()
+    add(tmp_path, content="newest")
+
+    assert versions(tmp_path, "net") == [1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert load(tmp_path, "net").version == 11
+    assert load(tmp_path, "net").graph.read_text() == "newest"
+
+
+def test_what_is_no_version(tmp_path: Path) -> None:
+    """Drafts, notes and hidden folders are neither versions nor models."""
+    add(tmp_path)
+    (tmp_path / ".net-draft" / "1").mkdir(parents=True)
+    (tmp_path / "net" / ".2").mkdir()
+    (tmp_path / "net" / "old").mkdir()
+    (tmp_path / "net" / "7").write_text("a file")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / ".cache" / "1").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("a file")
+
+    assert versions(tmp_path, "net") == [1]
+    assert exported_names(tmp_path) == ["net"]
+    assert exported_names(tmp_path / "nowhere") == []
+
+
+def test_number_taken_by_a_file(tmp_path: Path) -> None:
+    """A file where the next version should go is an error, not a loop without end, and nothing else is left."""
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "1").write_text("a file")
+    with pytest.raises(NotADirectoryError):
+        add(tmp_path)
+
+    assert [child.name for child in (tmp_path / "net").iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_left_after_an_error(error: type[BaseException], tmp_path: Path) -> None:
+    """An export that fails or is interrupted leaves no draft, no folder and no version."""
+    with pytest.raises(error):
+        fail(tmp_path / "artifacts", error())
+
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_older_versions_stay_after_an_error(tmp_path: Path) -> None:
+    """An export that fails leaves the versions before it as they were."""
+    add(tmp_path)
+    with pytest.raises(ValueError, match="half way"):
+        fail(tmp_path, ValueError("half way"))
+
+    assert [child.name for child in tmp_path.iterdir()] == ["net"]
+    assert versions(tmp_path, "net") == [1]
+    assert load(tmp_path, "net").graph.read_text() == "graph"
+
+
+def test_draft_is_no_version(tmp_path: Path) -> None:
+    """While it is written an artifact is not to be seen: the server would load half of it."""
+    with new_version(tmp_path, "net") as folder:
+        fill(folder)
+        assert exported_names(tmp_path) == []
+        with pytest.raises(NotExportedError):
+            load(tmp_path, "net")
+    assert exported_names(tmp_path) == ["net"]
+
+
+def test_concurrent_writers(tmp_path: Path) -> None:
+    """Exports that end at once get numbers of their own, each its own files; those that fail disturb no other."""
+    writers = 8
+    barrier = threading.Barrier(writers)
+
+    def write(writer: int) -> None:
+        with new_version(tmp_path, "net") as folder:
+            fill(folder, f"graph of {writer}")
+            barrier.wait(30)
+            if writer % 4 == 3:
+                raise ValueError("failed")
+
+    with ThreadPoolExecutor(writers) as pool:
+        outcomes = [pool.submit(write, writer).exception for writer in range(writers)]
+        failed = [type(outcome()) for outcome in outcomes]
+
+    assert failed.count(ValueError) == 2
+    assert failed.count(type(None)) == 6
+    assert versions(tmp_path, "net") == [1, 2, 3, 4, 5, 6]
+    written = {(tmp_path / "net" / str(version) / GRAPH).read_text() for version in versions(tmp_path, "net")}
+    assert written == {f"graph of {writer}" for writer in (0, 1, 2, 4, 5, 6)}
+    assert [child.name for child in tmp_path.iterdir()] == ["net"]
+
+
+def test_others_may_read(tmp_path: Path) -> None:
+    """The server may run as another user than the export: folder and files are readable by all."""
+    with new_version(tmp_path, "net") as folder:
+        fill(folder)
+        (folder / GRAPH).chmod(0o600)
+    folder = tmp_path / "net" / "1"
+
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o644}
+
+
+@pytest.mark.parametrize("file", [GRAPH, LABELS, WEIGHTS])
+def test_one_changed_byte(file: str, tmp_path: Path) -> None:
+    """One changed byte in any file is an error that names the file and the command that makes it anew."""
+    add(tmp_path)
+    path = tmp_path / "net" / "1" / file
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(ArtifactError, match=rf"{file} differs from its manifest.*run: topfive export net"):
+        load(tmp_path, "net")
+
+
+@pytest.mark.parametrize("file", [GRAPH, LABELS, WEIGHTS])
+def test_missing_file(file: str, tmp_path: Path) -> None:
+    """A file that the manifest lists and the folder lacks is an error that names it."""
+    add(tmp_path)
+    (tmp_path / "net" / "1" / file).unlink()
+
+    with pytest.raises(ArtifactError, match=rf"{file} is missing; run: topfive export net"):
+        load(tmp_path, "net")
+
+
+@pytest.mark.parametrize("file", [GRAPH, LABELS])
+def test_unlisted_file(file: str, tmp_path: Path) -> None:
+    """A manifest that does not vouch for the graph or the labels is an error: they would be served unverified."""
+    add(tmp_path)
+    edit_manifest(tmp_path, lambda content: content["files"].pop(file))
+
+    with pytest.raises(ArtifactError, match=f"does not list {file}"):
+        load(tmp_path, "net")
+
+
+def test_missing_manifest(tmp_path: Path) -> None:
+    """A version without a manifest is an error that names it, not a model that is not exported."""
+    add(tmp_path)
+    (tmp_path / "net" / "1" / MANIFEST).unlink()
+
+    with pytest.raises(ArtifactError, match=r"manifest\.json cannot be read \(No such file") as caught:
+        load(tmp_path, "net")
+    assert not isinstance(caught.value, NotExportedError)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"name": "net"}', b"{" * 100_000])
+def test_not_a_manifest(text: bytes, tmp_path: Path) -> None:
+    """A manifest that is not JSON, or not a manifest, is an error that names it and says what to do."""
+    add(tmp_path)
+    (tmp_path / "net" / "1" / MANIFEST).write_bytes(text)
+
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not a manifest .*run: topfive export net"):
+        load(tmp_path, "net")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("format", 2), ("classes", "many"), ("weights", {"source": "guessed", "name": "x"}), ("input", {"crop": "wide"})],
+)
+def test_field_that_does_not_fit(field: str, value: object, tmp_path: Path) -> None:
+    """A field of the wrong kind, or another format of the manifest, is an error that names the field."""
+    add(tmp_path)
+    edit_manifest(tmp_path, lambda content: content.update({field: value}))
+
+    with pytest.raises(ArtifactError, match=rf"is not a manifest \({field}"):
+        load(tmp_path, "net")
+
+
+def test_newer_manifest(tmp_path: Path) -> None:
+    """A key that this version does not know does no harm: an older service reads a newer artifact."""
+    add(tmp_path)
+    edit_manifest(tmp_path, lambda content: content.update({"licence": "MIT"}))
+
+    assert load(tmp_path, "net").manifest.name == "net"
+
+
+def test_wrong_name(tmp_path: Path) -> None:
+    """An artifact in the folder of another model is an error: its answers would be given in that model's name."""
+    add(tmp_path, name="other")
+
+    with pytest.raises(ArtifactError, match="holds the model net, not other"):
+        load(tmp_path, "other")
+
+
+def test_label_count(tmp_path: Path) -> None:
+    """As many labels as classes, or an error with both numbers."""
+    with new_version(tmp_path, "net") as folder:
+        fill(folder, classes=4)
+
+    with pytest.raises(ArtifactError, match=r"labels\.csv has 4 rows for 3 classes"):
+        load(tmp_path, "net")
+
+
+def test_labels_that_are_none(tmp_path: Path) -> None:
+    """Labels that were bad when they were exported are an error as well."""
+    with new_version(tmp_path, "net") as folder:
+        fill(folder)
+        (folder / LABELS).write_text("a,b\n")
+        write_manifest(folder, MANIFEST_OF_NET)
+
+    with pytest.raises(ArtifactError, match="lacks the column class_id"):
+        load(tmp_path, "net")
+
+
+@pytest.mark.parametrize("read", [load, read_manifest])
+def test_not_exported(read: Callable[[Path, str], object], tmp_path: Path) -> None:
+    """A model without an artifact raises with the command that makes one, in this very folder."""
+    with pytest.raises(NotExportedError, match=f"run: topfive export net --artifacts {tmp_path}"):
+        read(tmp_path, "net")

@@ -1,0 +1,126 @@
+"""Batch-norm statistics of untrained networks: after one pass over photos every layer sees sane inputs."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export.calibrate import calibrate_batch_norm
+from export.samples import photos
+from models.build import Served, build
+from models.catalog import CATALOG
+from service.types import Batch
+
+
+def served(name: str) -> Served:
+    """The served network of that name, as it was initialised."""
+    return Served(build(CATALOG[name]), CATALOG[name].input).eval()
+
+
+def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """Its batch norms."""
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def worst_statistics(network: Served, images: Batch) -> tuple[float, float, float]:
+    """Of all channels of all batch norms in evaluation mode: the largest |mean| and |variance - 1| once normalised.
+
+    `eps` is left out of the normalisation, and so are channels that are the same everywhere on these images; the
+    third number is the share of those that are not.
+    """
+    means: list[float] = []
+    variances: list[float] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        assert isinstance(module, nn.BatchNorm2d)
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        mean, variance = inputs[0].mean(dim=(0, 2, 3)), inputs[0].var(dim=(0, 2, 3))
+        alive = variance > 1e-12
+        means.extend(((mean - module.running_mean) / module.running_var.sqrt())[alive].abs().tolist())
+        variances.extend((variance / module.running_var - 1)[alive].abs().tolist())
+
+    hooks = [norm.register_forward_hook(look) for norm in norms(network)]
+    with torch.inference_mode():
+        network(torch.from_numpy(images))
+    for hook in hooks:
+        hook.remove()
+    return max(means), max(variances), len(means) / sum(norm.num_features for norm in norms(network))
+
+
+@pytest.mark.parametrize("name", ["tiny", "googlenet"])
+def test_every_batch_norm_gets_zero_mean_and_unit_variance(name: str) -> None:
+    """On the photos and their mirror images, in evaluation mode, each batch norm normalises its input."""
+    network, images = served(name), photos(CATALOG[name].input)
+    both = np.concatenate([images, images[:, :, ::-1]])
+    _, before, _ = worst_statistics(network, both)
+
+    assert calibrate_batch_norm(network, images) == len(norms(network)) > 0
+
+    mean, variance, share = worst_statistics(network, both)
+    assert mean < 2e-2
+    assert variance < 2e-2
+    assert share > 0.95
+    assert before > 0.5  # it was not so before
+
+
+def test_calibration_is_deterministic() -> None:
+    """Two calibrations of one network, and a second one of the same, give the same statistics bit for bit."""
+    images = photos(CATALOG["tiny"].input)
+    first, second = served("tiny"), served("tiny")
+
+    calibrate_batch_norm(first, images)
+    calibrate_batch_norm(second, images)
+    calibrate_batch_norm(second, images)
+
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_learned_values_stay_as_they_were() -> None:
+    """Only running statistics change: no parameter does."""
+    network, fresh = served("tiny"), served("tiny")
+
+    calibrate_batch_norm(network, photos(CATALOG["tiny"].input))
+
+    changed = {
+        name.rpartition(".")[2]
+        for name, value in network.state_dict().items()
+        if not torch.equal(value, fresh.state_dict()[name])
+    }
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_network_without_batch_norm_is_untouched() -> None:
+    """A network that has none is not even run."""
+    layer = nn.LazyLinear(5)
+    network = Served(nn.Sequential(nn.Flatten(), layer), CATALOG["tiny"].input).eval()
+
+    assert calibrate_batch_norm(network, photos(CATALOG["tiny"].input)) == 0
+
+    assert isinstance(layer, nn.LazyLinear)  # a run would have made it a plain one
+
+
+def test_momentum_and_evaluation_mode_are_restored() -> None:
+    """Calibration leaves each batch norm with its own momentum, and everything in evaluation mode."""
+    network = served("tiny")
+    for index, norm in enumerate(norms(network)):
+        norm.momentum = 0.1 * (index + 1)
+
+    calibrate_batch_norm(network, photos(CATALOG["tiny"].input))
+
+    assert [norm.momentum for norm in norms(network)] == [0.1 * (index + 1) for index in range(len(norms(network)))]
+    assert not any(module.training for module in network.modules())
+
+
+def test_dropout_does_not_run_while_calibrating() -> None:
+    """Only batch norms are put into training mode, so that statistics are those of the network as it serves."""
+    network = Served(
+        nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), CATALOG["tiny"].input
+    ).eval()
+    images = photos(CATALOG["tiny"].input)
+
+    calibrate_batch_norm(network, images)
+
+    mean, _, _ = worst_statistics(network, np.concatenate([images, images[:, :, ::-1]]))
+    assert mean < 1e-5

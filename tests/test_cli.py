@@ -1,0 +1,99 @@
+"""The command line in a terminal: predict and models, their tables, their JSON, their exit status."""
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from export.samples import PHOTOS
+from service.cli import main
+from service.settings import Settings
+from tests.conftest import png
+
+
+def topfive(*command: str | Path, columns: int = 100) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(main, [str(word) for word in command], env={"COLUMNS": str(columns)})
+
+
+def test_predict_table(artifacts: Path) -> None:
+    """predict prints five classes with a bar, the model, what it ran on, and the warning of untrained weights."""
+    result = topfive("predict", PHOTOS / "bee.jpeg", "--model", "tiny", "--artifacts", artifacts)
+
+    assert result.exit_code == 0
+    assert "tiny v1 (untrained)" in result.output
+    assert "GMACs" in result.output
+    assert "mean nothing" in result.output
+    assert [line.split()[0] for line in result.output.splitlines() if " n0" in line] == ["1", "2", "3", "4", "5"]
+
+
+def test_predict_json(artifacts: Path, tmp_path: Path) -> None:
+    """predict --json prints one object a line; a bad image goes to standard error, and the status is 1."""
+    bad = tmp_path / "cat[0].jpg"
+    bad.write_text("not a cat")
+    photos = [PHOTOS / "bee.jpeg", bad, tmp_path / "none.png", PHOTOS / "snail.jpeg"]
+    result = topfive("predict", *photos, "--model", "tiny", "--artifacts", artifacts, "--json", "--top-k", "3")
+
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 1
+    assert [row["image"] for row in rows] == [str(photos[0]), str(photos[3])]
+    assert all(len(row["predictions"]) == 3 for row in rows)
+    assert "cat[0].jpg: not an image" in result.stderr.replace("\n", "")
+    assert "No such file" in result.stderr
+
+
+def test_predict_not_exported(tmp_path: Path) -> None:
+    """predict with a model that is not exported says how to export it."""
+    (tmp_path / "a.png").write_bytes(png())
+    result = topfive("predict", tmp_path / "a.png", "--model", "alexnet", "--artifacts", tmp_path, columns=300)
+
+    assert result.exit_code == 1
+    assert "topfive export alexnet" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_predict_as_the_server(trained: Path, shared_data: Path) -> None:
+    """predict names the labelled photos rightly with trained weights."""
+    photos = [shared_data / "photos" / file for file in ("zebra.jpeg", "bee.jpeg")]
+    result = topfive("predict", *photos, "--model", "squeezenet1_1", "--artifacts", trained, "--json")
+
+    best = [json.loads(line)["predictions"][0]["label"] for line in result.stdout.splitlines()]
+    assert best == ["zebra", "bee"]
+
+
+def test_models(artifacts: Path) -> None:
+    """models lists the whole catalog within 80 columns, and says what is exported and with which weights."""
+    result = topfive("models", "--artifacts", artifacts, columns=80)
+
+    rows = {line.split()[0]: line.split() for line in result.output.splitlines() if line.strip() and "─" not in line}
+    assert rows["googlenet"] == ["googlenet", "6,624,904", "1.498", "69.78", "89.53", "no", "-"]
+    assert rows["tiny"] == ["tiny", "20,752", "0.000", "-", "-", "version", "1", "untrained"]
+
+
+def test_models_json(artifacts: Path) -> None:
+    """models --json gives the same rows as data."""
+    rows = json.loads(topfive("models", "--artifacts", artifacts, "--json").stdout)
+
+    assert [row["name"] for row in rows] == ["alexnet", "googlenet", "resnet50", "squeezenet1_1", "tiny"]
+    assert rows[4]["state"] == "exported"
+    assert rows[1]["parameters"] == 6_624_904
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_every_setting_is_an_option(name: str) -> None:
+    """Every setting is an option of serve with its default, its meaning and its variable."""
+    command = main.get_command(click.Context(main), "serve")
+    assert command is not None
+    (option,) = [option for option in command.params if option.name == name]
+    assert isinstance(option, click.Option)
+    assert option.envvar == f"TOPFIVE_{name.upper()}"
+    assert option.help
+    assert option.show_default
+
+
+def test_help_lists_commands() -> None:
+    """The help names every command, the export of the other package among them."""
+    output = topfive("--help").output
+    assert all(command in output for command in ("export", "models", "predict", "serve"))

@@ -1,0 +1,414 @@
+"""The command `topfive export`: exit codes, messages, `--missing`, and that options and variables are the same."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from export.cli import export_command
+from export.parity import GateError
+from export.pipeline import Exported, Reporter, WeightsChoice
+from models.artifact import ArtifactError, WeightRecord, WeightSource, load, read_manifest, versions
+from models.catalog import Architecture
+from service.cli import main
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No variable of the user's reaches a test, and no download the user's own cache."""
+    for name in [name for name in os.environ if name.startswith("TOPFIVE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("COLUMNS", "300")  # so that no message is broken into lines
+
+
+@pytest.fixture
+def run() -> Run:
+    """Runs `topfive export` with these arguments and variables."""
+
+    def invoke(*arguments: str | Path, **variables: str) -> Result:
+        return CliRunner().invoke(main, ["export", *map(str, arguments)], env=variables)
+
+    return invoke
+
+
+@pytest.fixture
+def unreachable() -> Iterator[str]:
+    """The address of a local port that is taken and that nobody listens on, so that connections are refused."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{deaf.getsockname()[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one export was asked for."""
+
+    name: str
+    choice: WeightsChoice
+    root: Path
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Callable[..., list[Call]]:
+    """Replaces exports by a script: for each model by name what happens, nothing where it is not named."""
+
+    def start(**script: Exception | str) -> list[Call]:
+        calls: list[Call] = []
+
+        def pretend(architecture: Architecture, choice: WeightsChoice, root: Path, reporter: Reporter) -> Exported:
+            calls.append(Call(architecture.name, choice, root))
+            outcome = script.get(architecture.name)
+            if isinstance(outcome, Exception):
+                raise outcome
+            reporter.step("network and weights")
+            reporter.download(1_000_000, 5_000_000)
+            return Exported(7, load(exported, "tiny").manifest, outcome)
+
+        monkeypatch.setattr("export.pipeline.export", pretend)
+        return calls
+
+    return start
+
+
+def present(root: Path, exported: Path, name: str, weights: WeightRecord) -> Path:
+    """Put an artifact of `name` under `root` whose manifest names these weights; its graph is that of `tiny`."""
+    folder = root / name / "1"
+    shutil.copytree(exported / "tiny" / "1", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    changed = manifest | {"name": name, "weights": weights.model_dump(mode="json")}
+    (folder / "manifest.json").write_text(json.dumps(changed))
+    return folder
+
+
+UNTRAINED = WeightRecord(source=WeightSource.UNTRAINED, name="untrained", seed=1)
+PRETRAINED = WeightRecord(source=WeightSource.PRETRAINED, name="IMAGENET1K_V1", sha256="0" * 64)
+
+
+def test_export_writes_an_artifact_and_says_so(run: Run, tmp_path: Path) -> None:
+    """`topfive export tiny` ends with 0, names the folder and the weights, and shows each engine's figures."""
+    result = run("tiny", "--artifacts", tmp_path)
+
+    assert result.exit_code == 0, result.output
+    assert f"tiny is in {tmp_path}/tiny/1, untrained weights" in result.stderr
+    for report in load(tmp_path, "tiny").manifest.parity:
+        assert f"passed {report.runtime} {report.precision}: max |dp|" in result.stderr
+    assert result.stdout == ""
+
+
+def test_console_script_exports_the_same_file_in_another_process(exported: Path, tmp_path: Path) -> None:
+    """The installed command in a process of its own, with another hash seed, writes the same graph byte for byte."""
+    script = Path(sys.executable).parent / "topfive"
+    variables = os.environ | {"PYTHONHASHSEED": "42", "TOPFIVE_ARTIFACTS": str(tmp_path), "PYTHONWARNINGS": "error"}
+
+    done = subprocess.run(
+        [str(script), "export", "tiny"], env=variables, capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert load(tmp_path, "tiny").manifest.files == load(exported, "tiny").manifest.files
+    assert done.stdout == ""
+    assert "\x1b" not in done.stderr  # no terminal, no colours
+
+
+def test_unknown_name_shows_the_nearest(run: Run, scripted: Callable[..., list[Call]]) -> None:
+    """A misspelt model is a usage error with the names that look like it, before anything is exported."""
+    calls = scripted()
+
+    result = run("tiny", "googlnet")
+
+    assert result.exit_code == 2
+    assert "there is no model 'googlnet'; did you mean googlenet" in result.output
+    assert calls == []
+
+
+def test_no_name_is_a_usage_error(run: Run) -> None:
+    """Without a model, and with commas only, there is nothing to do and the exit code says so."""
+    assert run().exit_code == 2
+    assert run(",").exit_code == 2
+
+
+def test_names_may_be_separated_by_commas_and_repeated(run: Run, scripted: Callable[..., list[Call]]) -> None:
+    """`a,b`, `a b` and `a, b` are the same list, as in TOPFIVE_MODELS, and each model is exported once."""
+    calls = scripted()
+
+    result = run("tiny,alexnet", "googlenet,", "tiny", " resnet50 ")
+
+    assert result.exit_code == 0
+    assert [call.name for call in calls] == ["tiny", "alexnet", "googlenet", "resnet50"]
+
+
+def test_one_failure_does_not_stop_the_others(run: Run, scripted: Callable[..., list[Call]]) -> None:
+    """Models after one that failed are exported all the same; the exit code is 1 and the reason is shown."""
+    calls = scripted(alexnet=GateError("alexnet differs from PyTorch [badly]"))
+
+    result = run("alexnet", "tiny")
+
+    assert result.exit_code == 1
+    assert [call.name for call in calls] == ["alexnet", "tiny"]
+    assert "alexnet was not exported: alexnet differs from PyTorch [badly]" in result.stderr
+    assert "tiny is in artifacts/tiny/7" in result.stderr
+
+
+def test_fallback_to_untrained_weights_is_loud(run: Run, scripted: Callable[..., list[Call]]) -> None:
+    """Where `auto` took untrained weights the reason, what it means and the way out are on the screen."""
+    scripted(googlenet="http://host/googlenet.pth cannot be reached: no route")
+
+    result = run("googlenet")
+
+    assert result.exit_code == 0
+    assert "cannot be reached: no route" in result.stderr
+    assert "UNTRAINED" in result.stderr
+    assert "topfive export googlenet --weights pretrained" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no weights file"),
+        (b"this is no pickle", "cannot be read as a state dict"),
+        (b"", "cannot be read as a state dict"),
+    ],
+    ids=["missing", "text", "empty"],
+)
+@pytest.mark.parametrize("name", ["bad.pth", "bad.safetensors"])
+def test_bad_weights_file_is_an_error(run: Run, tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    """A weights file that is not there or not a state dict ends with 1 and one line that names it; nothing is left."""
+    file, root = tmp_path / name, tmp_path / "artifacts"
+    if content is not None:
+        file.write_bytes(content)
+
+    result = run("tiny", "--weights", file, "--artifacts", root)
+
+    assert result.exit_code == 1
+    assert "tiny was not exported:" in result.stderr
+    assert message in result.stderr
+    assert name in result.stderr
+    assert not isinstance(result.exception, BaseException) or isinstance(result.exception, SystemExit)
+    assert not root.exists()
+
+
+def test_weights_of_another_network_are_an_error(run: Run, tmp_path: Path, exported: Path) -> None:
+    """A whole state dict that belongs to another network names what does not fit."""
+    weights = exported / "tiny" / "1" / "weights.safetensors"
+
+    result = run("squeezenet1_1", "--weights", weights, "--artifacts", tmp_path / "artifacts")
+
+    assert result.exit_code == 1
+    assert "is it a squeezenet1_1?" in result.stderr
+
+
+def test_pretrained_that_cannot_be_reached_is_an_error(run: Run, tmp_path: Path, unreachable: str) -> None:
+    """`--weights pretrained`, as containers use it, ends with 1 where the host does not answer."""
+    result = run(
+        "squeezenet1_1",
+        "--weights",
+        "pretrained",
+        "--weights-mirror",
+        unreachable,
+        "--artifacts",
+        tmp_path / "artifacts",
+    )
+
+    assert result.exit_code == 1
+    assert f"{unreachable}/squeezenet1_1-b8a52dc0.pth cannot be reached" in result.stderr
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_artifacts_folder_that_cannot_be_written_is_an_error(run: Run, tmp_path: Path) -> None:
+    """A folder that cannot be made is one line with the reason and exit code 1, not a traceback."""
+    (tmp_path / "file").write_text("in the way")
+
+    result = run("tiny", "--artifacts", tmp_path / "file" / "artifacts")
+
+    assert result.exit_code == 1
+    assert "tiny was not exported:" in result.stderr
+    assert "Not a directory" in result.stderr
+
+
+def test_missing_exports_what_is_not_there(run: Run, tmp_path: Path, scripted: Callable[..., list[Call]]) -> None:
+    """Without an artifact `--missing` changes nothing: the model is exported with the weights asked for."""
+    calls = scripted()
+
+    assert run("googlenet", "--missing", "--artifacts", tmp_path).exit_code == 0
+
+    assert [(call.name, call.choice.source) for call in calls] == [("googlenet", None)]
+
+
+@pytest.mark.parametrize("source", [WeightSource.PRETRAINED, WeightSource.FILE])
+def test_missing_keeps_trained_weights(
+    run: Run, tmp_path: Path, exported: Path, scripted: Callable[..., list[Call]], source: WeightSource
+) -> None:
+    """A model with trained weights, downloaded or of the user's, is not exported again."""
+    calls = scripted()
+    present(tmp_path, exported, "googlenet", PRETRAINED.model_copy(update={"source": source}))
+
+    result = run("googlenet", "--missing", "--artifacts", tmp_path)
+
+    assert result.exit_code == 0
+    assert f"googlenet: exported already, {source} weights" in result.stderr
+    assert calls == []
+
+
+def test_missing_tries_again_where_weights_are_untrained(
+    run: Run, tmp_path: Path, exported: Path, scripted: Callable[..., list[Call]]
+) -> None:
+    """An untrained model is tried again, and only with pretrained weights: untrained ones are there already."""
+    calls = scripted()
+    present(tmp_path, exported, "squeezenet1_1", UNTRAINED)
+
+    assert run("squeezenet1_1", "--missing", "--artifacts", tmp_path).exit_code == 0
+
+    assert [call.choice.source for call in calls] == [WeightSource.PRETRAINED]
+
+
+def test_missing_keeps_untrained_weights_where_the_host_cannot_be_reached(
+    run: Run, tmp_path: Path, exported: Path, unreachable: str
+) -> None:
+    """With `auto` and no connection the untrained model stays as it is, with the warning and exit code 0."""
+    folder = present(tmp_path, exported, "squeezenet1_1", UNTRAINED)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    result = run("squeezenet1_1", "--missing", "--weights-mirror", unreachable, "--artifacts", tmp_path)
+
+    assert result.exit_code == 0
+    assert "UNTRAINED" in result.stderr
+    assert f"{unreachable}/squeezenet1_1" in result.stderr
+    assert versions(tmp_path, "squeezenet1_1") == [1]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_missing_and_pretrained_fails_where_the_host_cannot_be_reached(
+    run: Run, tmp_path: Path, exported: Path, unreachable: str
+) -> None:
+    """Asked for pretrained weights, an untrained model that is there is not good enough."""
+    present(tmp_path, exported, "squeezenet1_1", UNTRAINED)
+
+    result = run(
+        "squeezenet1_1",
+        "--missing",
+        "--weights",
+        "pretrained",
+        "--weights-mirror",
+        unreachable,
+        "--artifacts",
+        tmp_path,
+    )
+
+    assert result.exit_code == 1
+    assert "squeezenet1_1 was not exported:" in result.stderr
+    assert versions(tmp_path, "squeezenet1_1") == [1]
+
+
+def test_missing_is_content_with_untrained_where_nothing_else_exists(
+    run: Run, exported: Path, scripted: Callable[..., list[Call]]
+) -> None:
+    """A network that nobody published weights for is there when it is untrained."""
+    calls = scripted()
+
+    result = run("tiny", "--missing", "--artifacts", exported)
+
+    assert result.exit_code == 0
+    assert "tiny: exported already, untrained weights" in result.stderr
+    assert calls == []
+
+
+def test_missing_looks_at_the_sha256_of_a_file(
+    run: Run, tmp_path: Path, exported: Path, scripted: Callable[..., list[Call]]
+) -> None:
+    """The same file again is there already; another content under the same name, or no file at all, is not."""
+    calls = scripted()
+    file = tmp_path / "mine.pth"
+    file.write_bytes(b"first")
+    digest = hashlib.sha256(b"first").hexdigest()
+    present(tmp_path, exported, "tiny", WeightRecord(source=WeightSource.FILE, name="mine.pth", sha256=digest))
+
+    arguments = ("tiny", "--missing", "--weights", file, "--artifacts", tmp_path)
+    assert run(*arguments).exit_code == 0
+    assert calls == []
+
+    file.write_bytes(b"second")
+    assert run(*arguments).exit_code == 0
+    assert len(calls) == 1
+
+    file.unlink()
+    assert run(*arguments).exit_code == 0  # what a missing file means is for the export to say
+    assert len(calls) == 2
+
+
+def test_missing_replaces_an_artifact_that_cannot_be_read(
+    run: Run, tmp_path: Path, exported: Path, scripted: Callable[..., list[Call]]
+) -> None:
+    """A damaged manifest is named on the screen and the model exported again."""
+    calls = scripted()
+    folder = present(tmp_path, exported, "googlenet", PRETRAINED)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(ArtifactError):
+        read_manifest(tmp_path, "googlenet")
+
+    result = run("googlenet", "--missing", "--artifacts", tmp_path)
+
+    assert result.exit_code == 0
+    assert f"{folder / 'manifest.json'} is not a manifest" in result.stderr
+    assert [call.choice.source for call in calls] == [None]
+
+
+def test_every_option_shows_its_variable_and_its_default(run: Run) -> None:
+    """`--help` has the environment variable and the default of each option."""
+    result = run("--help")
+    text = " ".join(result.output.split())
+
+    assert result.exit_code == 0
+    options = [one for one in export_command.params if isinstance(one, click.Option)]
+    assert {one.name for one in options} == {"weights", "artifacts", "weights_mirror", "missing"}
+    for one in options:
+        assert one.envvar == f"TOPFIVE_{str(one.name).upper()}"
+        (rest,) = text.split(f"{one.opts[0]} ")[1:2] or [""]
+        assert f"[env var: {one.envvar}; default: " in rest.partition(" --")[0], one.name
+
+
+def test_variables_stand_for_options(
+    run: Run, tmp_path: Path, exported: Path, scripted: Callable[..., list[Call]]
+) -> None:
+    """Each option can be given by its variable, and the option wins where both are given."""
+    calls = scripted()
+    present(tmp_path, exported, "alexnet", PRETRAINED)
+    variables = {
+        "TOPFIVE_WEIGHTS": "pretrained",
+        "TOPFIVE_ARTIFACTS": str(tmp_path),
+        "TOPFIVE_WEIGHTS_MIRROR": "http://mirror",
+        "TOPFIVE_MISSING": "1",
+    }
+
+    result = run("alexnet", "googlenet", **variables)
+    run("googlenet", "--weights", "untrained", "--artifacts", "elsewhere", **variables)
+
+    assert "alexnet: exported already" in result.stderr
+    assert calls == [
+        Call("googlenet", WeightsChoice(WeightSource.PRETRAINED, mirror="http://mirror"), tmp_path),
+        Call("googlenet", WeightsChoice(WeightSource.UNTRAINED, mirror="http://mirror"), Path("elsewhere")),
+    ]
+
+
+def test_export_without_torch_names_the_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an install that only serves, the command says what to install."""
+    monkeypatch.delitem(sys.modules, "export.pipeline")
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    result = run("tiny")
+
+    assert result.exit_code == 1
+    assert "torch is not installed; exporting needs: pip install 'topfive[export]'" in result.output

@@ -1,0 +1,99 @@
+"""The number of CPUs, from an affinity mask and the files of a cgroup."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from service.hardware import cpu_quota
+
+
+@pytest.fixture(autouse=True)
+def _sixteen_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process may run on sixteen CPUs."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(16)), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [
+        ("max 100000\n", 16),
+        ("400000 100000\n", 4),
+        ("150000 100000\n", 2),
+        ("10000 100000\n", 1),
+        ("200000 50000\n", 4),
+        ("6400000 100000\n", 16),
+        ("", 16),
+    ],
+)
+def test_quota_of_v2(text: str, cpus: int, tmp_path: Path) -> None:
+    """cgroup v2 gives quota over period, rounded up; more than the mask allows, or none, is the mask."""
+    (tmp_path / "cpu.max").write_text(text)
+
+    assert cpu_quota(tmp_path, tmp_path / "none") == cpus
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [(-1, 16), (0, 16), (300_000, 3), (250_000, 3), (1000, 1)])
+def test_quota_of_v1(quota: int, cpus: int, tmp_path: Path) -> None:
+    """cgroup v1 gives the same from two files, and -1 for none."""
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+
+    assert cpu_quota(tmp_path, tmp_path / "none") == cpus
+
+
+def test_v1_without_period(tmp_path: Path) -> None:
+    """Half of the files of v1 is none of them."""
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
+
+    assert cpu_quota(tmp_path, tmp_path / "none") == 16
+
+
+@pytest.mark.parametrize(
+    ("membership", "cpus"),
+    [
+        ("0::/\n", 12),
+        ("0::/system.slice\n", 6),
+        ("0::/system.slice/topfive.service\n", 6),
+        ("0::/user.slice/tight\n", 2),
+        ("1:cpu:/elsewhere\n0::/user.slice/tight\n", 2),
+        ("0::/gone/away\n", 12),
+        ("1:cpu:/\n", 12),
+        ("", 12),
+    ],
+)
+def test_group_of_the_process(membership: str, cpus: int, tmp_path: Path) -> None:
+    """Outside a container the least quota counts: of the process's own group and of all that it is in."""
+    for folder, text in {
+        ".": "1200000 100000",
+        "system.slice": "600000 100000",
+        "system.slice/topfive.service": "800000 100000",
+        "user.slice": "max 100000",
+        "user.slice/tight": "200000 100000",
+    }.items():
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "cpu.max").write_text(text)
+    (tmp_path / "membership").write_text(membership)
+
+    assert cpu_quota(tmp_path, tmp_path / "membership") == cpus
+
+
+def test_no_cgroup(tmp_path: Path) -> None:
+    """Without cgroups the affinity mask is all there is."""
+    assert cpu_quota(tmp_path / "none", tmp_path / "none") == 16
+
+
+def test_no_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where there is no affinity mask the machine's CPUs count, at least one."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert cpu_quota(tmp_path, tmp_path) == 5
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cpu_quota(tmp_path, tmp_path) == 1
+
+
+def test_this_machine() -> None:
+    """On whatever runs this test there is at least one CPU."""
+    assert 1 <= cpu_quota() <= 16

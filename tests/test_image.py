@@ -1,0 +1,427 @@
+"""The image intake: formats, modes, orientation, limits, and bytes that are not what they claim to be."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.errors import BadImage, TooLarge
+from service.image import FORMATS, Limits, check_size, decode
+from service.types import Pixels
+from tests.conftest import noise, png
+
+LIMITS = Limits()
+FRACTIONS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.97)
+
+BEST: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+
+# Pillow warns of damaged side notes; in the service a warning is a line in the log, not an error
+pillow_warns = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+
+def encode(image: Image.Image, format_name: str, **options: Any) -> bytes:
+    """The image as a file of that format, as exact as the format can where the options do not say otherwise."""
+    file = io.BytesIO()
+    image.save(file, format_name, **(BEST.get(format_name, {}) | options))
+    return file.getvalue()
+
+
+def picture(width: int = 37, height: int = 29) -> Image.Image:
+    """A smooth colourful picture with no symmetry."""
+    return Image.fromarray(noise(5, 4)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def blocks() -> Pixels:
+    """Six flat blocks of 16 x 16 pixels, all different: JPEG keeps them, and every turn of them differs."""
+    values = np.array([[(250, 10, 10), (10, 240, 30), (30, 30, 200)], [(0, 0, 0), (128, 90, 40), (255, 255, 255)]])
+    return values.repeat(16, axis=0).repeat(16, axis=1).astype(np.uint8)
+
+
+def difference(a: Pixels, b: Pixels) -> int:
+    """Grey levels between the two, at the worst pixel."""
+    assert a.shape == b.shape
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def raw_png(width: int, height: int, *, depth: int, colour_type: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG of these unfiltered rows, each after its filter byte, for kinds that Pillow does not write."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def raw_tiff(data: bytes, tags: dict[int, int]) -> bytes:
+    """A little-endian grey TIFF of these tags; StripOffsets or TileOffsets of 0 become where `data` begins."""
+    tags = {258: 8, 262: 1, 277: 1} | tags
+    start = 8 + 2 + 12 * len(tags) + 4
+    rows = b"".join(
+        struct.pack("<HHII", tag, 4, 1, start if tag in (273, 324) else value) for tag, value in sorted(tags.items())
+    )
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4) + data
+
+
+SAMPLES: dict[str, bytes] = {
+    "JPEG": encode(picture(), "JPEG"),
+    "JPEG progressive": encode(picture(), "JPEG", progressive=True),
+    "JPEG CMYK": encode(picture().convert("CMYK"), "JPEG"),
+    "PNG": encode(picture(), "PNG"),
+    "PNG palette": encode(picture().convert("P"), "PNG", transparency=3),
+    "WEBP": encode(picture(), "WEBP", lossless=False),
+    "WEBP lossless": encode(picture(), "WEBP"),
+    "GIF": encode(picture(), "GIF"),
+    "GIF interlaced": encode(picture(), "GIF", interlace=1),
+    "BMP": encode(picture(), "BMP"),
+    "BMP palette": encode(picture().convert("P"), "BMP"),
+    "TIFF": encode(picture(), "TIFF"),
+    "TIFF LZW": encode(picture(), "TIFF", compression="tiff_lzw"),
+    "TIFF deflate": encode(picture(), "TIFF", compression="tiff_adobe_deflate"),
+    "TIFF JPEG": encode(picture(), "TIFF", compression="jpeg"),
+}
+
+
+@pytest.mark.parametrize(
+    ("format_name", "mode"),
+    [
+        *(("PNG", mode) for mode in ("RGB", "L", "P", "1")),
+        *(("WEBP", mode) for mode in ("RGB", "L")),
+        *(("GIF", mode) for mode in ("L", "P", "1")),
+        *(("BMP", mode) for mode in ("RGB", "L", "P", "1")),
+        *(("TIFF", mode) for mode in ("RGB", "L", "P", "CMYK", "1", "YCbCr", "LAB")),
+    ],
+)
+def test_lossless_modes(format_name: str, mode: str) -> None:
+    """Every mode of a lossless file becomes the RGB it stands for, to the last bit."""
+    image = picture().convert(mode)
+    pixels = decode(encode(image, format_name), LIMITS)
+
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_modes(mode: str, progressive: bool) -> None:
+    """JPEG in colour, grey and CMYK, baseline and progressive, becomes the RGB it stands for."""
+    image = picture().convert(mode)
+    pixels = decode(encode(image, "JPEG", progressive=progressive), LIMITS)
+
+    assert difference(pixels, np.asarray(image.convert("RGB"))) <= 8
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_over_white(format_name: str, mode: str) -> None:
+    """Half transparent parts are mixed with white, and wholly transparent ones are white."""
+    image = picture().convert("L" if mode == "LA" else "RGB")
+    colour = np.asarray(image.convert("RGB")).astype(float)
+    alpha = np.tile(np.linspace(0, 255, image.width).round(), (image.height, 1))
+    image.putalpha(Image.fromarray(alpha.astype(np.uint8)))
+    assert image.mode == mode
+    expected = colour * alpha[..., None] / 255 + (255 - alpha[..., None])
+    pixels = decode(encode(image, format_name), LIMITS)
+
+    assert difference(pixels, expected.round().astype(np.uint8)) <= 1
+    assert (pixels[:, 0] == 255).all()
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "GIF"])
+def test_transparent_palette_entry(format_name: str) -> None:
+    """A transparent entry of a palette shows white, and the other entries their colour."""
+    image = Image.new("P", (20, 10), 1)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.paste(0, (0, 0, 10, 10))
+    pixels = decode(encode(image, format_name, transparency=0), LIMITS)
+
+    assert (pixels[:, :10] == 255).all()
+    assert (pixels[:, 10:] == (40, 50, 60)).all()
+
+
+def test_palette_with_alpha() -> None:
+    """A palette may hold an alpha for each entry."""
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 0, 0, 0])
+    image.putpixel((1, 0), 1)
+    pixels = decode(encode(image, "PNG", transparency=bytes([0, 127])), LIMITS)
+
+    assert pixels.tolist() == [[[255] * 3, [128] * 3]]
+
+
+@pytest.mark.parametrize(("colour_type", "key"), [(0, b"\0\x10"), (2, b"\0\x10\0\x10\0\x10")])
+def test_transparent_colour(colour_type: int, key: bytes) -> None:
+    """A PNG without alpha may call one colour transparent; it shows white."""
+    samples = 3 if colour_type == 2 else 1
+    rows = b"\0" + b"\x10" * samples + b"\x20" * samples
+    data = raw_png(2, 1, depth=8, colour_type=colour_type, rows=rows, extra=chunk(b"tRNS", key))
+
+    assert decode(data, LIMITS).tolist() == [[[255] * 3, [32] * 3]]
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "TIFF"])
+def test_grey_of_16_bits(format_name: str) -> None:
+    """Grey of 16 bits is scaled to 8, each value rounded to the nearest, and not clipped."""
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    pixels = decode(encode(Image.fromarray(values), format_name), LIMITS)
+
+    assert np.array_equal(pixels, np.round(values / 257).astype(np.uint8)[..., None].repeat(3, axis=2))
+
+
+def test_big_endian_tiff_of_16_bits() -> None:
+    """The byte order of a TIFF does not change its greys."""
+    values = np.array([[0, 257, 25700, 65535]], dtype=np.uint16)
+    image = Image.frombytes("I;16B", (4, 1), values.astype(">u2").tobytes())
+
+    assert decode(encode(image, "TIFF"), LIMITS)[0, :, 0].tolist() == [0, 1, 100, 255]
+
+
+@pytest.mark.parametrize(
+    ("colour_type", "samples", "expected"),
+    [
+        (2, [0x1011, 0x8080, 0xFFFF], (0x10, 0x80, 0xFF)),
+        (4, [0x8080, 0], (255,) * 3),
+        (4, [0x8080, 0xFFFF], (128,) * 3),
+    ],
+    ids=["RGB", "LA transparent", "LA opaque"],
+)
+def test_colour_png_of_16_bits(colour_type: int, samples: list[int], expected: tuple[int, ...]) -> None:
+    """A PNG with 16 bits a channel is taken in colour and with alpha as well."""
+    rows = b"\0" + struct.pack(f">{len(samples)}H", *samples)
+    pixels = decode(raw_png(1, 1, depth=16, colour_type=colour_type, rows=rows), LIMITS)
+
+    assert difference(pixels, np.array([[expected]], dtype=np.uint8)) <= 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[0.0, 1.0]], dtype=np.float32),
+        np.array([[0, 65536]], dtype=np.int32),
+        np.array([[-1, 100]], dtype=np.int32),
+    ],
+    ids=["float", "over 16 bits", "negative"],
+)
+def test_values_without_a_white(values: NDArray[np.int32] | NDArray[np.float32]) -> None:
+    """A TIFF of floats or 32-bit integers does not say what is white: it is refused, with what to do."""
+    with pytest.raises(BadImage, match=r"convert (it|the image) to 8 or 16 bits"):
+        decode(encode(Image.fromarray(values), "TIFF"), LIMITS)
+
+
+@pytest.mark.parametrize("format_name", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_first_picture(format_name: str) -> None:
+    """Of an animation, of pages and of a phone's several pictures the first is taken."""
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    pixels = decode(encode(first, format_name, save_all=True, append_images=[second]), LIMITS)
+
+    assert difference(pixels, np.full((16, 16, 3), (255, 0, 0), dtype=np.uint8)) <= 2
+
+
+# How a camera stores the upright picture, by the definition in EXIF 2.3: which side the first row and column are
+STORED: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+def with_orientation(stored: Pixels, orientation: int, format_name: str) -> bytes:
+    """A file of these pixels with that EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(Image.fromarray(np.ascontiguousarray(stored)), format_name, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_orientation(format_name: str, orientation: int) -> None:
+    """Every EXIF orientation is turned upright, in each format that carries one."""
+    pixels = decode(with_orientation(STORED[orientation](blocks()), orientation, format_name), LIMITS)
+
+    assert difference(pixels, blocks()) <= 2
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_meaningless_orientation(orientation: int) -> None:
+    """An orientation that EXIF does not define turns nothing."""
+    assert np.array_equal(decode(with_orientation(blocks(), orientation, "PNG"), LIMITS), blocks())
+
+
+@pillow_warns
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"garbage" * 5,
+        b"II*\0\xff\xff\xff\x7f",
+        b"II*\0\x08\0\0\0\xff\xff" + bytes(8),
+        b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0",
+    ],
+    ids=["empty", "garbage", "directory beyond the end", "too many entries", "cut off"],
+)
+def test_broken_exif(format_name: str, exif: bytes) -> None:
+    """A damaged EXIF block is ignored: the picture itself is whole."""
+    image = Image.fromarray(blocks())
+    pixels = decode(encode(image, format_name, exif=b"Exif\0\0" + exif), LIMITS)
+
+    assert np.array_equal(pixels, decode(encode(image, format_name), LIMITS))
+
+
+def test_byte_limit() -> None:
+    """As many bytes as the limit are taken, one more is TooLarge, and nobody looks at what they are."""
+    data = png()
+    assert decode(data, Limits(max_bytes=len(data))).shape == (40, 40, 3)
+    with pytest.raises(TooLarge, match=f"{len(data)} bytes"):
+        decode(data, Limits(max_bytes=len(data) - 1))
+    with pytest.raises(TooLarge, match="at most 10"):
+        decode(b"no image at all", Limits(max_bytes=10))
+
+
+def test_announced_size() -> None:
+    """A size can be checked before the bytes are there."""
+    check_size(1000, Limits(max_bytes=1000))
+    with pytest.raises(TooLarge, match="1,001 bytes"):
+        check_size(1001, Limits(max_bytes=1000))
+
+
+def test_pixel_limit() -> None:
+    """As many pixels as the limit are taken, one more is TooLarge."""
+    data = png(size=(40, 30))
+    assert decode(data, Limits(max_pixels=1200)).shape == (30, 40, 3)
+    with pytest.raises(TooLarge, match="40 x 30 = 1,200 pixels"):
+        decode(data, Limits(max_pixels=1199))
+
+
+def huge_headers() -> dict[str, bytes]:
+    """A small file of each format whose header claims far more pixels than its few bytes can hold."""
+    jpeg, gif, bmp = (bytearray(SAMPLES[name]) for name in ("JPEG", "GIF", "BMP"))
+    frame = jpeg.index(b"\xff\xc0") + 5
+    jpeg[frame : frame + 4] = struct.pack(">HH", 65500, 65500)
+    gif[6:10] = struct.pack("<HH", 65535, 65535)
+    bmp[18:26] = struct.pack("<ii", 100_000, 100_000)
+    webp = b"VP8L" + struct.pack("<IBI", 5, 0x2F, 16383 << 14 | 16383) + b"\0"
+    return {
+        "JPEG": bytes(jpeg),
+        "PNG": raw_png(100_000, 100_000, depth=8, colour_type=2, rows=b""),
+        "WEBP": b"RIFF" + struct.pack("<I", 4 + len(webp)) + b"WEBP" + webp,
+        "GIF": bytes(gif),
+        "BMP": bytes(bmp),
+        "TIFF": raw_tiff(bytes(16), {256: 100_000, 257: 100_000, 259: 1, 273: 0, 278: 100_000, 279: 16}),
+    }
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_pixels_are_counted_before_decoding(format_name: str) -> None:
+    """A header that claims too many pixels is TooLarge; decoding those few bytes could only have been BadImage."""
+    with pytest.raises(TooLarge, match="pixels"):
+        decode(huge_headers()[format_name], LIMITS)
+
+
+def test_huge_tile() -> None:
+    """A TIFF of 10 x 10 pixels in a tile of 32768 x 32768 is TooLarge: decoding it takes the memory of its tile."""
+    data = zlib.compress(bytes(1 << 16))
+    tags = {256: 10, 257: 10, 259: 8, 322: 32768, 323: 32768, 324: 0, 325: len(data)}
+    with pytest.raises(TooLarge, match="32768 x 32768"):
+        decode(raw_tiff(data, tags), LIMITS)
+
+
+def test_tile_larger_than_the_picture() -> None:
+    """A small TIFF in a tile of the usual size is an image like any other."""
+    data = zlib.compress(bytes([85]) * 256 * 256)
+    tags = {256: 10, 257: 12, 259: 8, 322: 256, 323: 256, 324: 0, 325: len(data)}
+
+    assert np.array_equal(decode(raw_tiff(data, tags), LIMITS), np.full((12, 10, 3), 85, dtype=np.uint8))
+
+
+@pillow_warns
+@pytest.mark.parametrize("fraction", FRACTIONS)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_truncated(name: str, fraction: float) -> None:
+    """A file that was cut off is BadImage in every format, wherever it was cut."""
+    data = SAMPLES[name]
+    with pytest.raises(BadImage):
+        decode(data[: int(len(data) * fraction)], LIMITS)
+
+
+@pillow_warns
+@pytest.mark.parametrize("name", SAMPLES)
+def test_last_bytes_missing(name: str) -> None:
+    """Without its last bytes a file is BadImage, unless every pixel was before them."""
+    data = SAMPLES[name]
+    whole = decode(data, LIMITS)
+    for cut in range(1, 40):
+        try:
+            pixels = decode(data[:-cut], LIMITS)
+        except BadImage:
+            continue
+        assert np.array_equal(pixels, whole)
+
+
+def test_truncated_photo(photo: bytes) -> None:
+    """A real photo that was cut off in its last percent is still an error, not a photo with a grey edge."""
+    with pytest.raises(BadImage, match="damaged or cut off"):
+        decode(photo[: len(photo) * 99 // 100], LIMITS)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"This is cat.jpg, really.\n",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        noise(64, 64).tobytes(),
+        b"\xff\xd8\xff",
+        b"GIF89a",
+        encode(picture(), "PPM"),
+        encode(picture(), "ICO", sizes=[(16, 16)]),
+        raw_png(0, 5, depth=8, colour_type=2, rows=bytes(5)),
+    ],
+    ids=["text", "SVG", "random", "only JPEG's magic", "only GIF's magic", "PPM", "ICO", "no width"],
+)
+def test_not_an_image(data: bytes) -> None:
+    """What is not an image, or not in a format that is served, is BadImage, and the detail names those that are."""
+    with pytest.raises(BadImage, match="JPEG, PNG, WEBP, GIF, BMP, TIFF"):
+        decode(data, LIMITS)
+
+
+def test_empty() -> None:
+    """No bytes at all is an error of its own."""
+    with pytest.raises(BadImage, match="empty"):
+        decode(b"", LIMITS)
+
+
+@pillow_warns
+@settings(max_examples=400, deadline=None)
+@given(
+    name=st.sampled_from(sorted(SAMPLES)),
+    edits=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=4), st.integers(0, 4)), min_size=1, max_size=8),
+)
+def test_damaged_anywhere(name: str, edits: list[tuple[float, bytes, int]]) -> None:
+    """Bytes changed, lost or added anywhere give pixels or an error of the table, and nothing else."""
+    data = bytearray(SAMPLES[name])
+    for where, new, lost in edits:
+        position = int(where**3 * len(data))  # most of them in the header, where they do most
+        data[position : position + lost] = new
+    try:
+        pixels = decode(bytes(data), Limits(max_pixels=1_000_000))
+    except (BadImage, TooLarge):
+        return
+    assert pixels.dtype == np.uint8
+    assert pixels.ndim == 3
+    assert pixels.shape[2] == 3
+    assert pixels.size > 0

@@ -1,0 +1,311 @@
+"""What only REST has: ways to send an image, problem details, headers, health, the documentation page."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from export.samples import PHOTOS
+from service.batcher import Outcome
+from service.rest.endpoints import requested_timeout
+from tests.conftest import png
+from tests.fakes import FakeEngine
+from tests.serving import Running, serving
+
+pytestmark = pytest.mark.anyio
+
+REPLY = {"request_id", "predictions", "model", "engine", "timing_ms", "batch_size", "warnings"}
+MODEL = {"name", "version", "family", "parameters", "macs", "input_size", "weights", "acc1", "acc5", "latency_ms"}
+
+
+def items(running: Running, outcome: Outcome) -> float:
+    """How many images of `tiny` ended so."""
+    labels = {"model": "tiny", "outcome": outcome.value}
+    return running.core.metrics.registry.get_sample_value("topfive_items_total", labels) or 0.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another task or thread is about to do."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what it waits for happens in code that knows no test
+            await asyncio.sleep(0.005)
+
+
+async def test_reply(artifacts: Path) -> None:
+    """A reply has every documented part, and the Server-Timing header says what its timing_ms says."""
+    async with serving(artifacts) as running:
+        response = await running.http.post("/predict", files={"image": png()})
+        body = response.json()
+
+    assert set(body) == REPLY
+    assert set(body["model"]) == MODEL
+    assert set(body["engine"]) == {"runtime", "device", "precision", "version"}
+    assert [prediction["rank"] for prediction in body["predictions"]] == [1, 2, 3, 4, 5]
+    assert set(body["predictions"][0]) == {"rank", "class_id", "wnid", "label", "probability"}
+    probabilities = [prediction["probability"] for prediction in body["predictions"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert body["model"]["latency_ms"]["count"] == 1
+    timing = body["timing_ms"]
+    assert response.headers["server-timing"] == ", ".join(f"{step};dur={timing[step]:.3f}" for step in timing)
+    assert timing["decode"] + timing["queue"] + timing["inference"] <= timing["total"]
+
+
+async def test_untrained_says_so(artifacts: Path) -> None:
+    """A model with untrained weights says so in every reply and in the list, and claims no accuracy."""
+    async with serving(artifacts) as running:
+        reply = (await running.http.post("/predict", files={"image": png()})).json()
+        listed = (await running.http.get("/models/tiny")).json()
+
+    assert reply["model"]["weights"] == listed["weights"] == "untrained"
+    assert "mean nothing" in reply["warnings"][0]
+    assert reply["warnings"] == listed["warnings"]
+    assert reply["model"]["acc1"] is None
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "application/octet-stream", "IMAGE/PNG; charset=binary"])
+async def test_raw_body(artifacts: Path, kind: str) -> None:
+    """The image may be the body itself under any image content type; what it is, its bytes say."""
+    async with serving(artifacts, FakeEngine()) as running:
+        response = await running.http.post("/predict", content=png(42), headers={"content-type": kind})
+
+    assert response.json()["predictions"][0]["class_id"] == 42
+
+
+async def test_chunked_body(artifacts: Path) -> None:
+    """A body without a Content-Length is counted as it comes, and cut off at the limit."""
+
+    async def endless(chunks: int) -> AsyncIterator[bytes]:
+        for _ in range(chunks):
+            yield bytes(10_000)
+
+    async with serving(artifacts, FakeEngine(), max_image_bytes=100_000) as running:
+        response = await running.http.post("/predict", content=endless(200), headers={"content-type": "image/png"})
+
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("request_kwargs", "expected"),
+    [
+        ({}, "no image"),
+        ({"content": b"abc", "headers": {"content-type": "text/plain"}}, "no image"),
+        ({"data": {"image": "cat.jpg"}}, "no image"),
+        ({"files": {"picture": b"abc"}}, "no field 'image' (fields: picture)"),
+        ({"data": {"image": "cat.jpg"}, "files": {"other": b"x"}}, "is the @ missing?"),
+        ({"content": b"abc", "headers": {"content-type": "multipart/form-data"}}, "boundary"),
+        ({"content": b"abc", "headers": {"content-type": "multipart/form-data; boundary=x"}}, "cannot be read"),
+    ],
+)
+async def test_no_image(artifacts: Path, request_kwargs: dict[str, object], expected: str) -> None:
+    """A request without an image is a bad request whose detail shows the right curl line."""
+    async with serving(artifacts, FakeEngine()) as running:
+        response = await running.http.post("/predict", **request_kwargs)  # type: ignore[arg-type]
+
+    assert response.status_code == 400
+    problem = response.json()
+    assert problem["code"] == "bad_request"
+    assert expected in problem["detail"]
+    assert f"curl -F image=@cat.jpg '{running.http.base_url}predict?model=googlenet'" in problem["detail"].replace(
+        str(running.http.base_url).rstrip("/") + "/", str(running.http.base_url)
+    )
+
+
+async def test_problem_details(artifacts: Path) -> None:
+    """Errors are application/problem+json with title, status, code, detail and the request's id, routing errors too."""
+    async with serving(artifacts, FakeEngine()) as running:
+        missing = await running.http.get("/nowhere")
+        method = await running.http.get("/predict")
+        unknown = await running.http.post("/predict?model=tinny", files={"image": png()})
+        typed = await running.http.post("/predict?top_k=many", files={"image": png()})
+
+    statuses = [(r.status_code, r.json()["code"]) for r in (missing, method, unknown, typed)]
+    assert statuses == [(404, "not_found"), (405, "method_not_allowed"), (404, "model_not_found"), (400, "bad_request")]
+    for response in (missing, method, unknown, typed):
+        problem = response.json()
+        assert response.headers["content-type"] == "application/problem+json"
+        assert {"type", "title", "status", "code", "detail", "request_id"} == set(problem)
+        assert problem["status"] == response.status_code
+        assert problem["request_id"] == response.headers["x-request-id"]
+    assert "tiny" in unknown.json()["detail"]
+
+
+async def test_request_id(artifacts: Path) -> None:
+    """The caller's own id comes back; one that could break a log line is replaced."""
+    async with serving(artifacts, FakeEngine()) as running:
+        own = await running.http.post("/predict", files={"image": png()}, headers={"X-Request-Id": "order-7"})
+        odd = await running.http.post("/predict", files={"image": png()}, headers={"X-Request-Id": "a b\tc"})
+
+    assert own.json()["request_id"] == own.headers["x-request-id"] == "order-7"
+    assert odd.json()["request_id"] == odd.headers["x-request-id"] != "a b\tc"
+
+
+async def test_overloaded(artifacts: Path) -> None:
+    """At capacity a request is refused at once with 429 and Retry-After; those accepted are all answered."""
+    engine = FakeEngine()
+    async with serving(artifacts, engine, capacity=3) as running:
+        engine.gate.clear()
+        accepted = [asyncio.create_task(running.http.post("/predict", files={"image": png(i)})) for i in range(3)]
+        model = await running.core.repository.get("tiny")
+        await until(lambda: model.batcher.places == 3)
+        refused = await running.http.post("/predict", files={"image": png()})
+        engine.gate.set()
+        answers = await asyncio.gather(*accepted)
+
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert [answer.json()["predictions"][0]["class_id"] for answer in answers] == [0, 1, 2]
+
+
+async def test_slow_upload(artifacts: Path) -> None:
+    """A body that does not come within the time allowed ends in 504, and what it took of the memory is given back."""
+    async with serving(artifacts, FakeEngine(), timeout_s=0.3, max_upload_bytes=10_000) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.service.rest.port)
+        writer.write(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9000\r\n\r\n")
+        writer.write(bytes(8000))
+        status = await reader.readline()
+        writer.close()
+        image = (PHOTOS / "bee.jpeg").read_bytes()
+        after = await running.http.post("/predict", content=image, headers={"content-type": "image/png"})
+
+    assert b" 504 " in status
+    assert 2000 < len(image) < 10_000
+    assert after.status_code == 200
+
+
+async def test_upload_budget(artifacts: Path) -> None:
+    """Bodies that would fill the memory together are refused with 429 while they come in, and only those."""
+    image = png()
+    headers = {"content-type": "image/png"}
+    engine = FakeEngine()
+    async with serving(artifacts, engine, max_upload_bytes=2 * len(image)) as running:
+        engine.gate.clear()
+        model = await running.core.repository.get("tiny")
+        held = [asyncio.create_task(running.http.post("/predict", content=image, headers=headers)) for _ in range(2)]
+        await until(lambda: model.batcher.places == 2)
+        refused = await running.http.post("/predict", content=image, headers=headers)
+        engine.gate.set()
+        answers = await asyncio.gather(*held)
+        again = await running.http.post("/predict", content=image, headers=headers)
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert [answer.status_code for answer in (*answers, again)] == [200, 200, 200]
+
+
+async def test_timeout(artifacts: Path) -> None:
+    """X-Request-Timeout bounds the wait; an answer that comes later is not waited for."""
+    engine = FakeEngine()
+    async with serving(artifacts, engine) as running:
+        engine.gate.clear()
+        response = await running.http.post("/predict", files={"image": png()}, headers={"X-Request-Timeout": "0.05"})
+        engine.gate.set()
+
+    assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+    assert running.core.repository.ready is False  # stopped by now
+
+
+@pytest.mark.parametrize("value", ["soon", "nan", "inf", "0", "-1", ""])
+async def test_bad_timeout(artifacts: Path, value: str) -> None:
+    """A timeout that is no positive number is refused rather than ignored."""
+    async with serving(artifacts, FakeEngine()) as running:
+        response = await running.http.post("/predict", files={"image": png()}, headers={"X-Request-Timeout": value})
+
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+
+
+def test_timeout_is_capped() -> None:
+    """A caller gets at most the server's own limit."""
+    assert requested_timeout("3600", 30.0) == 30.0
+    assert requested_timeout("0.5", 30.0) == 0.5
+    assert requested_timeout(None, 30.0) == 30.0
+
+
+async def test_disconnect_frees_the_place(artifacts: Path) -> None:
+    """A client that hangs up while its image waits frees its place, and the image is never run."""
+    engine = FakeEngine(max_batch=1)
+    async with serving(artifacts, engine) as running:
+        engine.gate.clear()
+        model = await running.core.repository.get("tiny")
+        first = asyncio.create_task(running.http.post("/predict", files={"image": png(1)}))
+        await until(lambda: model.batcher.in_flight == 1)
+        ran = len(engine.batches)
+        leaver = socket.create_connection(("127.0.0.1", running.service.rest.port))
+        image = png(2)
+        leaver.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n%s"
+            % (len(image), image)
+        )
+        await until(lambda: model.batcher.depth == 1)
+        leaver.close()
+        await until(lambda: model.batcher.depth == 0 and model.batcher.places == 1)
+        engine.gate.set()
+        assert (await first).status_code == 200
+
+        assert len(engine.batches) == ran + 1
+        assert items(running, Outcome.CANCELLED) == 1
+
+
+async def test_health(artifacts: Path) -> None:
+    """Alive from the start; ready only when loaded, and again not when the engine's real runs fail."""
+    engine = FakeEngine()
+    async with serving(artifacts, engine, load=False) as running:
+        before = [(await running.http.get(path)).status_code for path in ("/livez", "/readyz")]
+        await running.service.load()
+        loaded = (await running.http.get("/readyz")).status_code
+        engine.script = [RuntimeError("broken card")] * 4
+        failures = [(await running.http.post("/predict", files={"image": png()})).status_code for _ in range(3)]
+        failing = (await running.http.get("/readyz")).status_code  # its own try is the fourth failure
+        recovered = (await running.http.get("/readyz")).status_code
+
+    assert before == [200, 503]
+    assert loaded == 200
+    assert failures == [500, 500, 500]
+    assert (failing, recovered) == (503, 200)
+
+
+async def test_metrics(artifacts: Path) -> None:
+    """The Prometheus page counts answers by model and code, those refused before classifying included."""
+    async with serving(artifacts, FakeEngine()) as running:
+        await running.http.post("/predict", files={"image": png()})
+        await running.http.post("/predict", files={"image": b"no image"})
+        await running.http.post("/predict?model=mine", files={"image": png()})
+        await running.http.post("/predict")
+        response = await running.http.get("/metrics")
+
+    lines = response.text.splitlines()
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'topfive_requests_total{code="ok",model="tiny"} 1.0' in lines
+    assert 'topfive_requests_total{code="bad_image",model="tiny"} 1.0' in lines
+    assert 'topfive_requests_total{code="model_not_found",model="unknown"} 1.0' in lines
+    assert 'topfive_requests_total{code="bad_request",model="unknown"} 1.0' in lines
+    assert not any('"mine"' in line for line in lines)
+
+
+async def test_documentation(artifacts: Path) -> None:
+    """/docs loads nothing from elsewhere, and the OpenAPI document knows both ways to send an image and every error."""
+    async with serving(artifacts, FakeEngine()) as running:
+        page = await running.http.get("/docs")
+        script = await running.http.get("/static-offline-docs/swagger-ui-bundle.js")
+        document = (await running.http.get("/openapi.json")).json()
+
+    assert "https://" not in page.text
+    assert script.status_code == 200
+    operation = document["paths"]["/predict"]["post"]
+    assert set(operation["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
+    assert {"200", "400", "404", "413", "422", "429", "500", "503", "504"} <= set(operation["responses"])
+
+
+async def test_many_at_once(artifacts: Path) -> None:
+    """Two hundred images at once each get their own answer, in batches, and none is lost or mixed up."""
+    engine = FakeEngine()
+    async with serving(artifacts, engine) as running:
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(base_url=running.http.base_url, limits=limits, timeout=60) as client:
+            shades = [index % 250 for index in range(200)]
+            answers = await asyncio.gather(*(client.post("/predict", files={"image": png(s)}) for s in shades))
+
+    assert [answer.json()["predictions"][0]["class_id"] for answer in answers] == shades
+    assert sum(engine.batches) == 200
+    assert max(answer.json()["batch_size"] for answer in answers) == max(engine.batches)

@@ -1,0 +1,146 @@
+"""`topfive serve` as a process: start, signals, drain, exit status."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import png
+
+pytestmark = pytest.mark.anyio
+
+TOPFIVE = Path(sys.executable).with_name("topfive")
+
+
+@dataclass
+class Server:
+    """A running `topfive serve` and what it has said."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    log: list[str]
+
+    async def ended(self) -> int:
+        """The exit status."""
+        async with asyncio.timeout(30):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def server(artifacts: Path, *options: str) -> AsyncIterator[Server]:
+    """`topfive serve` on free ports, ready."""
+    command = ["serve", "--models", "tiny", "--artifacts", str(artifacts), "--port", "0", "--grpc-port", "0", *options]
+    process = await asyncio.create_subprocess_exec(TOPFIVE, *command, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    log: list[str] = []
+
+    async def listen() -> None:
+        assert process.stderr is not None
+        async for line in process.stderr:
+            log.append(line.decode())
+
+    listening = asyncio.create_task(listen())
+    try:
+        async with asyncio.timeout(60):
+            while not any(": ready" in line for line in log):
+                assert process.returncode is None, "".join(log)
+                await asyncio.sleep(0.02)
+        address = re.search(r"REST on (http://\S+), gRPC", "".join(log))
+        assert address is not None
+        yield Server(process, address[1], log)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await listening
+
+
+def run(*command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`topfive` to its end."""
+    return subprocess.run(
+        [TOPFIVE, *command], capture_output=True, text=True, timeout=60, env={**os.environ, **(env or {})}, check=False
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_stops_cleanly(artifacts: Path, number: signal.Signals) -> None:
+    """SIGTERM and Ctrl-C end an idle server with status 0, and nothing is logged as an error."""
+    async with server(artifacts) as running:
+        running.process.send_signal(number)
+        assert await running.ended() == 0
+    assert not [line for line in running.log if "ERROR" in line or "Traceback" in line]
+
+
+async def test_answers_what_was_accepted(artifacts: Path) -> None:
+    """Stopped in the middle of 200 requests, every connection it had accepted gets its answer, and it exits with 0.
+
+    A connection that comes later is refused as a whole, which its client can see and try elsewhere.
+    """
+    photo = png(7, size=(900, 900))
+    async with server(artifacts) as running:
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(base_url=running.url, limits=limits, timeout=30) as client:
+            warm = await client.post("/predict", files={"image": photo})
+            requests = [asyncio.create_task(client.post("/predict", files={"image": photo})) for _ in range(200)]
+            while sum(task.done() for task in requests) < 20:
+                await asyncio.wait(requests, timeout=0.002, return_when=asyncio.FIRST_COMPLETED)
+            before = sum(task.done() for task in requests)
+            running.process.send_signal(signal.SIGTERM)
+            answers = await asyncio.gather(*requests, return_exceptions=True)
+        assert await running.ended() == 0
+    answered = [answer for answer in answers if isinstance(answer, httpx.Response)]
+    refused = [answer for answer in answers if isinstance(answer, httpx.ConnectError)]
+    assert warm.status_code == 200
+    assert {answer.status_code for answer in answered} == {200}
+    assert len(answered) > before
+    assert len(answered) + len(refused) == 200
+
+
+async def test_idle_connections_do_not_delay_the_stop(artifacts: Path) -> None:
+    """A client that keeps its connection open and silent does not hold the server up."""
+    async with server(artifacts, "--drain-s", "20") as running, httpx.AsyncClient(base_url=running.url) as client:
+        await client.get("/livez")
+        began = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.ended() == 0
+        assert time.monotonic() - began < 10
+
+
+async def test_missing_model(tmp_path: Path) -> None:
+    """A configured model that is not exported ends the start with status 1 and the command that exports it."""
+    done = await asyncio.to_thread(
+        run, "serve", "--models", "tiny", "--artifacts", str(tmp_path), "--port", "0", "--grpc-port", "0"
+    )
+    assert done.returncode == 1
+    assert f"topfive export tiny --artifacts {tmp_path}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_port_taken(artifacts: Path) -> None:
+    """A port that is taken ends the start with status 1 and the option that changes it."""
+    async with server(artifacts) as running:
+        port = running.url.rpartition(":")[2]
+        done = await asyncio.to_thread(run, "serve", "--artifacts", str(artifacts), "--port", port, "--grpc-port", "0")
+    assert done.returncode == 1
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_environment(artifacts: Path) -> None:
+    """Every option has a variable; a bad value is a usage error that names the option."""
+    done = await asyncio.to_thread(run, "serve", env={"TOPFIVE_MAX_BATCH": "0"})
+    assert done.returncode == 2
+    assert "--max-batch" in done.stderr
+    done = await asyncio.to_thread(run, "serve", env={"TOPFIVE_RUNTIME": "abacus"})
+    assert done.returncode == 2
+    assert "--runtime" in done.stderr

@@ -1,0 +1,164 @@
+"""One table of cases through both transports: REST and gRPC give the same answers and the same errors."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from export.samples import PHOTOS
+from proto.topfive.v1 import classifier_pb2 as pb
+from service.errors import TABLE, Code
+from tests.conftest import png
+from tests.fakes import FakeEngine
+from tests.serving import Running, serving
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client of either transport got: the reply as a dictionary, or the code and detail of the error."""
+
+    reply: dict[str, Any] | None
+    code: str = ""
+    detail: str = ""
+
+
+async def by_rest(running: Running, image: bytes, model: str | None, top_k: int | None) -> Answer:
+    query = {key: value for key, value in {"model": model, "top_k": top_k}.items() if value is not None}
+    response = await running.http.post("/predict", params=query, files={"image": ("a.jpg", image)})
+    body = response.json()
+    if response.status_code == 200:
+        return Answer(body)
+    assert response.status_code == TABLE[Code(body["code"])].http
+    return Answer(None, body["code"], body["detail"])
+
+
+async def by_grpc(running: Running, image: bytes, model: str | None, top_k: int | None) -> Answer:
+    try:
+        reply = await running.stub.Classify(pb.ClassifyRequest(image=image, model=model or "", top_k=top_k))
+    except grpc.aio.AioRpcError as error:
+        code = dict(error.trailing_metadata())["topfive-code"]
+        if error.code().name != TABLE[Code(str(code))].grpc:
+            pytest.fail(f"{code} came as {error.code()}")
+        return Answer(None, str(code), error.details() or "")
+    return Answer(MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+
+
+def comparable(value: Any) -> Any:
+    """The reply without what differs from call to call, and 64-bit numbers as numbers."""
+    if isinstance(value, dict):
+        left_out = ("request_id", "timing_ms", "latency_ms", "probability")
+        return {key: comparable(item) for key, item in value.items() if key not in left_out and item is not None}
+    if isinstance(value, list):
+        return [comparable(item) for item in value]
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def assert_same(rest: Answer, rpc: Answer) -> None:
+    """Both replies say the same, to 1e-6 in the probabilities."""
+    assert rest.reply is not None
+    assert rpc.reply is not None
+    assert comparable(rest.reply) == comparable(rpc.reply)
+    for left, right in zip(rest.reply["predictions"], rpc.reply["predictions"], strict=True):
+        assert math.isclose(left["probability"], right["probability"], abs_tol=1e-6)
+
+
+GOOD: list[tuple[str, bytes, str | None, int | None]] = [
+    ("the default model and five classes", png(10), None, None),
+    ("a model by name", png(200), "tiny", None),
+    ("one class", png(7), "tiny", 1),
+    ("every class", png(7), "tiny", 1000),
+    ("a photo", (PHOTOS / "bee.jpeg").read_bytes(), "tiny", 3),
+    ("a PNG with alpha", png((9, 9, 9, 128), mode="RGBA"), "tiny", 5),
+    ("one pixel", png(1, size=(1, 1)), "tiny", 5),
+]
+BAD: list[tuple[str, bytes, str | None, int | None, Code]] = [
+    ("no bytes", b"", "tiny", None, Code.BAD_IMAGE),
+    ("a text file", b"this is not a cat", "tiny", None, Code.BAD_IMAGE),
+    ("a truncated photo", (PHOTOS / "bee.jpeg").read_bytes()[:3000], "tiny", None, Code.BAD_IMAGE),
+    ("an unknown model", png(), "tinny", None, Code.MODEL_NOT_FOUND),
+    ("a model not exported", png(), "resnet50", None, Code.MODEL_NOT_FOUND),
+    ("no class at all", png(), "tiny", 0, Code.BAD_REQUEST),
+    ("more classes than there are", png(), "tiny", 1001, Code.BAD_REQUEST),
+    ("too many bytes", png() + bytes(200_000), "tiny", None, Code.TOO_LARGE),
+    ("too many pixels", png(size=(1001, 1000)), "tiny", None, Code.TOO_LARGE),
+]
+
+
+@pytest.mark.parametrize(("image", "model", "top_k"), [case[1:] for case in GOOD], ids=[case[0] for case in GOOD])
+async def test_same_answer(artifacts: Path, image: bytes, model: str | None, top_k: int | None) -> None:
+    """Both transports answer a good request alike, to 1e-6 in the probabilities."""
+    async with serving(artifacts) as running:
+        rest = await by_rest(running, image, model, top_k)
+        rpc = await by_grpc(running, image, model, top_k)
+
+    assert_same(rest, rpc)
+    assert rest.reply is not None
+    assert len(rest.reply["predictions"]) == (top_k or 5)
+
+
+@pytest.mark.parametrize(("image", "model", "top_k", "code"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+async def test_same_error(artifacts: Path, image: bytes, model: str | None, top_k: int | None, code: Code) -> None:
+    """Both transports refuse a bad request with the same code and the same words."""
+    async with serving(artifacts, FakeEngine(), max_image_bytes=100_000, max_image_pixels=1_000_000) as running:
+        rest = await by_rest(running, image, model, top_k)
+        rpc = await by_grpc(running, image, model, top_k)
+
+    assert rest.code == code
+    assert (rest.code, rest.detail) == (rpc.code, rpc.detail)
+
+
+async def test_engine_failure(artifacts: Path) -> None:
+    """A failing engine is an internal error in both transports, and neither tells the client its cause."""
+    engine = FakeEngine()
+    async with serving(artifacts, engine) as running:
+        engine.script = [RuntimeError("secret path /etc/engine"), RuntimeError("secret path /etc/engine")]
+        rest = await by_rest(running, png(), "tiny", None)
+        rpc = await by_grpc(running, png(), "tiny", None)
+
+    assert rest.code == rpc.code == Code.INTERNAL
+    assert "secret" not in rest.detail + rpc.detail
+
+
+async def test_same_model_list(artifacts: Path) -> None:
+    """Both transports know the same models in the same states, with the same facts."""
+    async with serving(artifacts) as running:
+        rest = (await running.http.get("/models")).json()
+        rpc = await running.stub.ListModels(pb.ListModelsRequest())
+        pages = [(await running.http.get(f"/models/{row['name']}")).json() for row in rest["models"]]
+        details = [await running.stub.GetModel(pb.GetModelRequest(name=page["name"])) for page in pages]
+
+    assert rest["default"] == rpc.default_model == "tiny"
+    facts = ("name", "family", "parameters", "macs", "input_size")
+    for row, info in zip(rest["models"], rpc.models, strict=True):
+        assert [row[fact] for fact in facts] == [getattr(info.model, fact) for fact in facts]
+        assert (row["state"], row["year"], row["classes"]) == (info.state, info.year, info.classes)
+        assert (row["version"] or 0, row["weights"] or "") == (info.model.version, info.model.weights)
+        assert row["acc1"] == (info.model.acc1 if info.model.HasField("acc1") else None)
+        assert row["warnings"] == list(info.warnings)
+    for page, detail in zip(pages, details, strict=True):
+        assert page["input"]["resize"] == detail.input.resize
+        assert [report["runtime"] for report in page["parity"]] == [report.runtime for report in detail.parity]
+        assert [report["passed"] for report in page["parity"]] == [report.passed for report in detail.parity]
+        assert [weights["tag"] for weights in page["published"]] == [weights.tag for weights in detail.published]
+        assert bool(page["weights_file"]) == detail.HasField("weights")
+
+
+async def test_trained_answers(trained: Path, shared_data: Path) -> None:
+    """With trained weights both transports name every labelled photo rightly."""
+    rows = [line.split(",") for line in (shared_data / "photos" / "labels.csv").read_text().splitlines()[1:]]
+    async with serving(trained, models=("squeezenet1_1",)) as running:
+        for file, class_id, *_ in rows:
+            image = (shared_data / "photos" / file).read_bytes()
+            rest = await by_rest(running, image, "squeezenet1_1", None)
+            rpc = await by_grpc(running, image, "squeezenet1_1", None)
+
+            assert_same(rest, rpc)
+            assert rest.reply is not None
+            assert rest.reply["predictions"][0]["class_id"] == int(class_id)
+    assert len(rows) == 10

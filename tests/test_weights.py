@@ -1,0 +1,587 @@
+"""Weights: downloads from a server in this process that misbehaves on request, files of every kind, and the seed."""
+
+import hashlib
+import pickle
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from models.artifact import WeightSource, sha256
+from models.build import SEED, build
+from models.catalog import CATALOG, Architecture
+from models.weights import (
+    HostUnreachableError,
+    WeightsError,
+    download,
+    load_file,
+    load_pretrained,
+    load_state,
+    read_state_dict,
+    untrained,
+)
+
+SQUEEZENET, TINY, GOOGLENET = CATALOG["squeezenet1_1"], CATALOG["tiny"], CATALOG["googlenet"]
+BODY = bytes(range(256)) * 4000
+NAME = f"net-{hashlib.sha256(BODY).hexdigest()[:8]}.pth"
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+State = dict[str, Tensor]
+
+
+def whole(body: bytes) -> Answer:
+    """The body, as a good server sends it."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    return answer
+
+
+def status(code: int) -> Answer:
+    """An error of HTTP."""
+    return lambda request: request.send_error(code)
+
+
+def cut_off(request: BaseHTTPRequestHandler) -> None:
+    """Half of what the header announces."""
+    request.send_response(200)
+    request.send_header("Content-Length", str(len(BODY)))
+    request.end_headers()
+    request.wfile.write(BODY[: len(BODY) // 2])
+
+
+def cut_off_chunked(request: BaseHTTPRequestHandler) -> None:
+    """A chunk that ends before its length."""
+    request.send_response(200)
+    request.send_header("Transfer-Encoding", "chunked")
+    request.end_headers()
+    request.wfile.write(b"ffff\r\nonly this")
+
+
+def without_length(request: BaseHTTPRequestHandler) -> None:
+    """Everything, with no word of how much it is."""
+    request.send_response(200)
+    request.end_headers()
+    request.wfile.write(BODY)
+
+
+def nonsense_length(request: BaseHTTPRequestHandler) -> None:
+    """A length that is no number."""
+    request.send_response(200)
+    request.send_header("Content-Length", "much")
+    request.end_headers()
+    request.wfile.write(BODY)
+
+
+def not_http(request: BaseHTTPRequestHandler) -> None:
+    """The greeting of another protocol."""
+    request.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+
+def elsewhere(request: BaseHTTPRequestHandler) -> None:
+    """A redirection to the file itself."""
+    request.send_response(302)
+    request.send_header("Location", f"/moved/{NAME}")
+    request.end_headers()
+
+
+class Host:
+    """A download host on a free port of this machine; `answers` says what each path gets, and `asked` what came."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            """Answers from the script of the host around it."""
+
+            def do_GET(handler) -> None:  # noqa: N805
+                self.asked.append(handler.path)
+                self.answers.get(handler.path, status(404))(handler)
+
+            def log_message(handler, *arguments: object) -> None:  # noqa: N805
+                """Nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self._server.server_port}"
+
+    @property
+    def url(self) -> str:
+        """Where its files are."""
+        return f"http://{self.address}/models/"
+
+    def serve(self, name: str, answer: Answer) -> str:
+        """Answer for that file; its address."""
+        self.answers[f"/models/{name}"] = answer
+        return self.url + name
+
+    def close(self) -> None:
+        """Stop, and free the port."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A download host that no proxy stands before."""
+    monkeypatch.setenv("no_proxy", "*")
+    host = Host()
+    yield host
+    host.close()
+
+
+def ignore(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def randomised(network: nn.Module, seed: int = 7) -> State:
+    """A state dict like the network's, of other values."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(value.shape, generator=generator) if value.is_floating_point() else value.clone()
+        for name, value in network.state_dict().items()
+    }
+
+
+def same(network: nn.Module, state: State) -> bool:
+    """Whether the network holds those values and no others."""
+    own = network.state_dict()
+    return own.keys() == state.keys() and all(torch.equal(value, state[name]) for name, value in own.items())
+
+
+def left_in(folder: Path) -> list[str]:
+    """Names of the files in a folder that may not exist."""
+    return sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+
+
+# ---- download
+
+
+@pytest.mark.parametrize("answer", [whole(BODY), without_length, elsewhere], ids=["whole", "no length", "redirected"])
+def test_download(answer: Answer, host: Host, tmp_path: Path) -> None:
+    """A file whose sha256 begins as its name says is kept under that name, and nothing beside it."""
+    url = host.serve(NAME, answer)
+    host.answers[f"/moved/{NAME}"] = whole(BODY)
+    download(url, tmp_path / "cache" / NAME, ignore)
+
+    assert left_in(tmp_path / "cache") == [NAME]
+    assert (tmp_path / "cache" / NAME).read_bytes() == BODY
+
+
+def test_progress(host: Host, tmp_path: Path) -> None:
+    """Progress counts up to the whole, in several steps for a large file."""
+    steps: list[tuple[int, int]] = []
+    download(host.serve(NAME, whole(BODY)), tmp_path / NAME, lambda done, total: steps.append((done, total)))
+
+    assert len(steps) > 2
+    assert steps == sorted(steps)
+    assert steps[-1] == (len(BODY), len(BODY))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (whole(BODY[:-1]), f"gave a file whose sha256 begins .*, not {NAME[4:12]}; it was not kept"),
+        (whole(b""), "it was not kept"),
+        (status(404), "answered 404 Not Found"),
+        (status(403), "answered 403 Forbidden"),
+        (status(500), "answered 500 Internal Server Error"),
+        (cut_off, "broke off after 512000 of 1024000 bytes; try again"),
+        (cut_off_chunked, "broke off after"),
+        (nonsense_length, "broke off after 0 bytes"),
+        (not_http, "gave no HTTP answer: BadStatusLine"),
+    ],
+    ids=["checksum", "empty", "404", "403", "500", "cut off", "cut off chunk", "nonsense length", "not HTTP"],
+)
+def test_bad_answer(answer: Answer, message: str, host: Host, tmp_path: Path) -> None:
+    """A host that answers, but not with the file, is an error and never a reason to go on without; nothing is kept."""
+    with pytest.raises(WeightsError, match=message) as caught:
+        download(host.serve(NAME, answer), tmp_path / NAME, ignore)
+
+    assert not isinstance(caught.value, HostUnreachableError)
+    assert left_in(tmp_path) == []
+
+
+def test_refused(host: Host, tmp_path: Path) -> None:
+    """A port where nobody listens is a host that cannot be reached."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take it meanwhile
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/{NAME}"
+        with pytest.raises(HostUnreachableError, match=r"cannot be reached: .*refused"):
+            download(url, tmp_path / NAME, ignore)
+
+    assert left_in(tmp_path) == []
+
+
+def test_no_such_host(host: Host, tmp_path: Path) -> None:
+    """A name that does not resolve is a host that cannot be reached; `.invalid` never resolves (RFC 2606)."""
+    with pytest.raises(HostUnreachableError, match=r"weights\.invalid.* cannot be reached"):
+        download(f"http://weights.invalid/{NAME}", tmp_path / NAME, ignore)
+
+
+def test_hung_up(host: Host, tmp_path: Path) -> None:
+    """A connection that ends without a word of an answer is a host that cannot be reached."""
+    with pytest.raises(HostUnreachableError, match="without response"):
+        download(host.serve(NAME, lambda request: None), tmp_path / NAME, ignore)
+
+
+def test_no_tls(host: Host, tmp_path: Path) -> None:
+    """Somebody who does not speak TLS is not the host that was asked: an error, and no fallback."""
+    with pytest.raises(WeightsError, match=r"is not trusted: .*SSL") as caught:
+        download(f"https://{host.address}/{NAME}", tmp_path / NAME, ignore)
+
+    assert not isinstance(caught.value, HostUnreachableError)
+
+
+@pytest.mark.parametrize(
+    "folder", ["models/", "localhost:8000/", "http://localhost:http/", "http:///models/", "file:///nowhere/at/all/"]
+)
+def test_no_address(folder: str, host: Host, tmp_path: Path) -> None:
+    """A mirror that is no address is a mistake to be told, not a host that cannot be reached."""
+    with pytest.raises(WeightsError, match="is not an address") as caught:
+        download(folder + NAME, tmp_path / NAME, ignore)
+
+    assert not isinstance(caught.value, HostUnreachableError)
+
+
+def test_folder_as_mirror(tmp_path: Path) -> None:
+    """A folder of this machine serves as well, where there is no network."""
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / NAME).write_bytes(BODY)
+    download((tmp_path / "mirror" / NAME).as_uri(), tmp_path / NAME, ignore)
+
+    assert (tmp_path / NAME).read_bytes() == BODY
+
+
+def test_unwritable_cache(host: Host, tmp_path: Path) -> None:
+    """Where the cache folder cannot be made, the error names it and the variable that moves it."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match=r"file/checkpoints cannot be written .* set TORCH_HOME"):
+        download(host.serve(NAME, whole(BODY)), tmp_path / "file" / "checkpoints" / NAME, ignore)
+
+    assert host.asked == []
+
+
+# ---- load_pretrained
+
+
+class Published:
+    """torchvision's part in a download: a set of weights whose address and checksum the test knows."""
+
+    tag: ClassVar[str] = "IMAGENET1K_V1"
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self.state = randomised(build(SQUEEZENET))
+        torch.save(self.state, folder / "made.pth")
+        self.body = (folder / "made.pth").read_bytes()
+        self.sha256 = hashlib.sha256(self.body).hexdigest()
+        self.file = f"squeezenet1_1-{self.sha256[:8]}.pth"
+        self.url = host.url + self.file
+
+    def weights_of(self, name: str) -> dict[str, SimpleNamespace]:
+        """In place of `torchvision.models.get_model_weights`."""
+        assert name == "squeezenet1_1"
+        return {self.tag: SimpleNamespace(url=self.url)}
+
+
+@pytest.fixture
+def published(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
+    """Weights of squeezenet1_1 that torchvision says are on `host`; torch's cache is in the test's folder."""
+    published = Published(host, tmp_path)
+    monkeypatch.setattr("torchvision.models.get_model_weights", published.weights_of)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return published
+
+
+def cache(tmp_path: Path) -> Path:
+    """Where torch keeps downloaded weights."""
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def test_pretrained(host: Host, published: Published, tmp_path: Path) -> None:
+    """The published file is loaded and recorded with its tag and its whole sha256, and downloaded only once."""
+    host.serve(published.file, whole(published.body))
+    for _ in range(2):
+        network = build(SQUEEZENET)
+        record = load_pretrained(network, SQUEEZENET, mirror=None, progress=ignore)
+
+        assert (record.source, record.name, record.sha256) == (
+            WeightSource.PRETRAINED,
+            "IMAGENET1K_V1",
+            published.sha256,
+        )
+        assert same(network, published.state)
+    assert host.asked == [f"/models/{published.file}"]
+    assert left_in(cache(tmp_path)) == [published.file]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_mirror(slash: str, host: Host, published: Published) -> None:
+    """A mirror stands for the folder of the file, with or without a slash at its end."""
+    host.answers[f"/mirror/{published.file}"] = whole(published.body)
+    load_pretrained(build(SQUEEZENET), SQUEEZENET, mirror=f"http://{host.address}/mirror{slash}", progress=ignore)
+
+    assert host.asked == [f"/mirror/{published.file}"]
+
+
+def test_wrong_download(host: Host, published: Published, tmp_path: Path) -> None:
+    """A download with another checksum is an error, leaves the network as it was, and is not kept."""
+    host.serve(published.file, whole(published.body + b"x"))
+    network = build(SQUEEZENET)
+    with pytest.raises(WeightsError, match=f"not {published.sha256[:8]}; it was not kept"):
+        load_pretrained(network, SQUEEZENET, mirror=None, progress=ignore)
+
+    assert same(network, build(SQUEEZENET).state_dict())
+    assert left_in(cache(tmp_path)) == []
+
+
+def test_damaged_cache(host: Host, published: Published, tmp_path: Path) -> None:
+    """A file that was damaged in the cache is an error that says which to delete; it is neither used nor replaced."""
+    cache(tmp_path).mkdir(parents=True)
+    damaged = cache(tmp_path) / published.file
+    damaged.write_bytes(published.body[:-1] + b"\xff\xff")
+    with pytest.raises(WeightsError, match=rf"{published.file} is damaged: .* delete it") as caught:
+        load_pretrained(build(SQUEEZENET), SQUEEZENET, mirror=None, progress=ignore)
+
+    assert not isinstance(caught.value, HostUnreachableError)
+    assert host.asked == []
+    assert damaged.exists()
+
+
+def test_nothing_published() -> None:
+    """A network without published weights says so."""
+    with pytest.raises(WeightsError, match="tiny has no pretrained weights"):
+        load_pretrained(build(TINY), TINY, mirror=None, progress=ignore)
+
+
+# ---- files
+
+
+def save_pth(state: object, path: Path) -> None:
+    """As PyTorch saves."""
+    torch.save(state, path)
+
+
+def save_safetensors(state: State, path: Path) -> None:
+    """As safetensors does."""
+    save_file(state, path)
+
+
+@pytest.mark.parametrize(
+    ("file", "save"), [("w.pth", save_pth), ("w.pt", save_pth), ("w.safetensors", save_safetensors)]
+)
+def test_file(file: str, save: Callable[[State, Path], None], tmp_path: Path) -> None:
+    """A state dict in either format is loaded, and recorded with the file's name and sha256."""
+    network = build(TINY)
+    state = randomised(network)
+    save(state, tmp_path / file)
+    record = load_file(network, TINY, tmp_path / file)
+
+    assert same(network, state)
+    assert (record.source, record.name, record.sha256) == (WeightSource.FILE, file, sha256(tmp_path / file))
+
+
+def test_checkpoint_around_it(tmp_path: Path) -> None:
+    """A training checkpoint that holds the state dict among other things is taken as well."""
+    network = build(TINY)
+    state = randomised(network)
+    torch.save({"epoch": 90, "state_dict": state, "optimizer": {"lr": 0.1}}, tmp_path / "w.pth")
+    load_file(network, TINY, tmp_path / "w.pth")
+
+    assert same(network, state)
+
+
+def test_real_weights(shared_data: Path) -> None:
+    """The trained weights beside the project fit their network."""
+    record = load_file(build(SQUEEZENET), SQUEEZENET, shared_data / "squeezenet1_1.safetensors")
+
+    assert record.sha256 == sha256(shared_data / "squeezenet1_1.safetensors")
+
+
+class Code:
+    """An object whose pickle runs code: it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.mkdir, (self.folder,)
+
+
+def test_code_in_a_pickle(tmp_path: Path) -> None:
+    """A pickle that would run code is refused, and its code does not run."""
+    proof = tmp_path / "it-ran"
+    torch.save({"weight": Code(proof)}, tmp_path / "bad.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps({"weight": Code(proof)}))
+    for file in ("bad.pth", "bare.pth"):
+        with pytest.raises(WeightsError, match=rf"{file} cannot be read as a state dict"):
+            read_state_dict(tmp_path / file)
+
+    assert not proof.exists()
+    pickle.loads((tmp_path / "bare.pth").read_bytes())
+    assert proof.exists(), "the pickle does nothing, so the test showed nothing"
+
+
+@pytest.mark.parametrize("file", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("data", [b"", b"no weights", bytes(1000), b"PK\x03\x04" + bytes(100)])
+def test_no_state_dict_at_all(data: bytes, file: str, tmp_path: Path) -> None:
+    """Bytes that are no state dict are an error that names the file."""
+    (tmp_path / file).write_bytes(data)
+    with pytest.raises(WeightsError, match=f"{file} cannot be read as a state dict: "):
+        read_state_dict(tmp_path / file)
+
+
+@pytest.mark.parametrize("file", ["w.pth", "w.safetensors"])
+def test_damaged_file(file: str, tmp_path: Path) -> None:
+    """A file that was cut off is an error that names it."""
+    state = randomised(build(TINY))
+    save_pth(state, tmp_path / "w.pth")
+    save_safetensors(state, tmp_path / "w.safetensors")
+    data = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(data[: len(data) // 2])
+    with pytest.raises(WeightsError, match=f"{file} cannot be read"):
+        read_state_dict(tmp_path / file)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, torch.ones(3), {"state_dict": {"a": "b"}}])
+def test_something_else(content: object, tmp_path: Path) -> None:
+    """A file that holds something else than names and tensors is an error."""
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="does not hold a state dict"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    """A file that is not there, or is a folder, is an error with its path."""
+    for path in (tmp_path / "none.pth", tmp_path):
+        with pytest.raises(WeightsError, match=f"there is no weights file {path}"):
+            load_file(build(TINY), TINY, path)
+
+
+# ---- what fits
+
+
+def removed(state: State) -> None:
+    """Without one tensor."""
+    del state["classifier.bias"]
+
+
+def added(state: State) -> None:
+    """With one too many."""
+    state["head.weight"] = torch.ones(3)
+
+
+def reshaped(state: State) -> None:
+    """With one of another shape."""
+    state["classifier.bias"] = torch.ones(10)
+
+
+def not_a_number(state: State) -> None:
+    """With one value that is none."""
+    state["features.1.0.weight"][3, 2, 1, 0] = float("nan")
+
+
+def infinite(state: State) -> None:
+    """With a variance beyond all bounds."""
+    state["features.1.1.running_var"][3] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (removed, r"lacks classifier\.bias"),
+        (added, r"has the unknown head\.weight"),
+        (reshaped, r"does not fit: classifier\.bias is \(10,\), not \(1000,\)"),
+        (not_a_number, r"is not finite in features\.1\.0\.weight"),
+        (infinite, r"is not finite in features\.1\.1\.running_var"),
+    ],
+)
+def test_misfit(change: Callable[[State], None], message: str) -> None:
+    """A tensor that is missing, unknown, of another shape or not finite is named, and nothing is loaded."""
+    network = build(TINY)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = randomised(network)
+    change(state)
+    with pytest.raises(WeightsError, match=rf"w\.pth {message}; is it a tiny\?"):
+        load_state(network, TINY, state, what="w.pth")
+
+    assert same(network, before)
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    """The weights of another network are an error that names the first tensors and asks the right question."""
+    torch.save(build(SQUEEZENET).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"lacks features\.0\.0\.weight.* and \d+ more; is it a tiny\?"):
+        load_file(build(TINY), TINY, tmp_path / "w.pth")
+
+
+def test_counters_may_be_missing() -> None:
+    """Files from before batch norm counted its batches have no counter; they load."""
+    network = build(TINY)
+    state = {name: value for name, value in randomised(network).items() if not name.endswith("num_batches_tracked")}
+    load_state(network, TINY, state, what="w.pth")
+
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in state.items())
+
+
+def test_auxiliary_heads() -> None:
+    """GoogLeNet's published file has auxiliary heads; the network that is served takes all but them."""
+    published = get_model("googlenet", weights=None, init_weights=False)
+    state = published.state_dict()
+    assert any(name.startswith("aux1.") for name in state)
+    network = build(GOOGLENET)
+    load_state(network, GOOGLENET, state, what="w.pth")
+
+    assert same(network, {name: value for name, value in state.items() if not name.startswith("aux")})
+    with pytest.raises(WeightsError, match=r"has the unknown aux1\."):
+        load_state(build(SQUEEZENET), SQUEEZENET, build(SQUEEZENET).state_dict() | {"aux1.x": torch.ones(1)}, what="w")
+
+
+# ---- untrained
+
+
+@pytest.mark.parametrize("architecture", [TINY, SQUEEZENET, GOOGLENET], ids=lambda one: one.name)
+def test_build_is_deterministic(architecture: Architecture) -> None:
+    """A network has the same values each time, whatever the global generator holds, and that stays as it was."""
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = build(architecture)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+
+    assert same(first, build(architecture).state_dict())
+    assert not first.training
+
+
+def test_record_of_untrained() -> None:
+    """Untrained weights are recorded as such, with their seed."""
+    record = untrained()
+
+    assert (record.source, record.seed, record.sha256) == (WeightSource.UNTRAINED, SEED, None)
+
+
+def test_source_that_is_no_network() -> None:
+    """A catalog entry whose source does not give a network is a TypeError that names it."""
+    with pytest.raises(TypeError, match="builtins:dict gave a dict"):
+        build(replace(TINY, source="builtins:dict"))
