@@ -23,7 +23,7 @@ from models.artifact import load
 from service import image, recipe
 from service.engines.choose import EngineOptions, open_engine
 from service.hardware import cpu_quota
-from service.types import Batch
+from service.types import Batch, ImageLimits
 
 _ROUNDS = 5
 
@@ -85,7 +85,7 @@ async def started(model: str, artifacts: Path) -> tuple[asyncio.subprocess.Proce
 async def measure(model: str, photo: bytes, artifacts: Path, seconds: float) -> dict[str, list[float]]:
     """Every figure of every round by its name."""
     artifact = load(artifacts, model)
-    spec, limits = artifact.manifest.input, image.Limits()
+    spec, limits = artifact.manifest.input, ImageLimits()
     engine = open_engine(artifact, EngineOptions(cpus=cpu_quota()))
     lines = (
         f"POST /predict?model={model} HTTP/1.1",

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.artifact import Artifact, ParityReport, Thresholds
-from service.engines.base import Engine, EngineUnavailableError, Precision, Runtime
+from service.engines.base import Engine, EngineUnavailableError
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.hardware import cpu_quota
-from service.types import Batch, Probabilities
+from service.types import Batch, Precision, Probabilities, Runtime
 
 BATCH_SIZES = (1, 3, 8)
 THRESHOLDS = {

@@ -6,7 +6,7 @@ import numpy as np
 
 from models.catalog import InputSpec
 from service import image, recipe
-from service.types import Batch
+from service.types import Batch, ImageLimits
 
 PHOTOS = Path(__file__).parent / "photos"
 _SEED = 1998
@@ -15,7 +15,7 @@ _SEED = 1998
 def photos(spec: InputSpec, folder: Path = PHOTOS) -> Batch:
     """Every photo of `folder` through the intake that serves, [N, crop, crop, 3]."""
     files = sorted(file for file in folder.iterdir() if file.suffix in (".jpeg", ".jpg", ".png"))
-    return np.stack([recipe.apply(spec, image.decode(file.read_bytes(), image.Limits())) for file in files])
+    return np.stack([recipe.apply(spec, image.decode(file.read_bytes(), ImageLimits())) for file in files])
 
 
 def random_pixels(spec: InputSpec, count: int) -> Batch:

@@ -10,7 +10,6 @@ import uvloop
 
 from models.artifact import Artifact
 from models.catalog import CATALOG, Catalog
-from service.batcher import BatchLimits
 from service.classifier import LocalClassifier
 from service.clock import LoopClock
 from service.engines.base import Engine
@@ -26,6 +25,7 @@ from service.rest.upload import UploadBudget
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
 from service.settings import Settings
+from service.types import BatchLimits
 
 log = logging.getLogger(__name__)
 

@@ -10,28 +10,22 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from service.clock import Clock, Timer
 from service.errors import DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
+from service.hold import Hold
+from service.metrics import BatchMetrics
 from service.pacing import Pacer
+from service.runner import Runner, as_engine_error
+from service.types import BatchLimits, Outcome, Ran
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
-
-
-class Outcome(StrEnum):
-    """How a submitted item ended; each ends exactly once."""
-
-    OK = "ok"
-    OVERLOADED = "overloaded"
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
 
 
 class State(StrEnum):
@@ -43,40 +37,6 @@ class State(StrEnum):
     BROKEN = "broken"
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """Sizes of a batcher. `capacity` counts places from the arrival of the bytes to the answer."""
-
-    slots: int
-    max_batch: int
-    capacity: int = 256
-    max_hold_s: float = 0.0
-    max_failures: int = 3
-
-
-class BatchMetrics(Protocol):
-    """What a batcher reports; `metrics.ModelMetrics` keeps it for Prometheus."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """An item ended so."""
-
-    def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
-        """A batch of `size` was started; each of its items had waited so many seconds."""
-
-    def ran(self, run_s: float) -> None:
-        """A batch took so many seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ran(Generic[R]):
-    """The answer to one item, and what it went through."""
-
-    value: R
-    queue_s: float
-    run_s: float
-    batch_size: int
-
-
 @dataclass(slots=True, eq=False)
 class _Item(Generic[T, R]):
     value: T
@@ -84,16 +44,6 @@ class _Item(Generic[T, R]):
     enqueued: float
     future: asyncio.Future[Ran[R]]
     timer: Timer | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Batch(Generic[T, R]):
-    items: list[_Item[T, R]]
-    started: float
-    size: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.size = len(self.items)
 
 
 class Batcher(Generic[T, R]):
@@ -112,19 +62,17 @@ class Batcher(Generic[T, R]):
         metrics: BatchMetrics,
         on_health: Callable[[], None] = lambda: None,
     ) -> None:
-        self._run = run
+        self._runner = Runner(run, limits.max_batch)
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
         self._on_health = on_health
         self._pacer = Pacer(limits.max_hold_s)
         self._queue: OrderedDict[_Item[T, R], None] = OrderedDict()
-        self._running: dict[asyncio.Task[None], _Batch[T, R]] = {}
+        self._running: dict[asyncio.Task[None], list[_Item[T, R]]] = {}
         self._places = 0
-        self._max_batch = limits.max_batch
         self._failures = 0
-        self._hold: Timer | None = None
-        self._hold_until = 0.0
+        self._hold = Hold(self._pacer, clock, self._end_hold)
         self._drained: asyncio.Event | None = None
         self._cause: BaseException | None = None
         self.state = State.OPEN
@@ -137,7 +85,7 @@ class Batcher(Generic[T, R]):
     @property
     def in_flight(self) -> int:
         """Items in batches that run now."""
-        return sum(batch.size for batch in self._running.values())
+        return sum(len(items) for items in self._running.values())
 
     @property
     def places(self) -> int:
@@ -147,7 +95,7 @@ class Batcher(Generic[T, R]):
     @property
     def max_batch(self) -> int:
         """The largest batch dispatched now: lower than configured after the engine ran out of memory."""
-        return self._max_batch
+        return self._runner.max_batch
 
     @property
     def healthy(self) -> bool:
@@ -163,7 +111,7 @@ class Batcher(Generic[T, R]):
         self._check_open()
         if self._places >= self._limits.capacity:
             self._metrics.ended(Outcome.OVERLOADED)
-            raise Overloaded(self._pacer.retry_after_s(self._places, self._max_batch, self._limits.slots))
+            raise Overloaded(self._pacer.retry_after_s(self._places, self.max_batch, self._limits.slots))
         self._places += 1
         try:
             yield
@@ -245,30 +193,14 @@ class Batcher(Generic[T, R]):
             self._break(error)
 
     def _holding(self) -> bool:
-        """Whether the waiting items should wait on; arms the timer that ends the wait."""
-        now = self._clock.now()
-        until = None
-        if self.state is State.OPEN:
-            earliest = min(item.deadline for item in self._queue) if self._limits.max_hold_s > 0 else 0.0
-            until = self._pacer.hold_until(now, self.depth, self._max_batch, earliest)
-        if self._hold is None:
-            if until is None or not self._pacer.may_hold():
-                return False
-        elif until is None:
-            self._hold.cancel()
-            self._hold = None
-            self._pacer.held(reached=True)
+        """Whether the waiting items should wait on for more of them."""
+        if self.state is not State.OPEN or self._limits.max_hold_s <= 0:
             return False
-        elif until >= self._hold_until:
-            return True
-        else:  # someone in a hurry has come
-            self._hold.cancel()
-        self._hold, self._hold_until = self._clock.call_at(until, self._end_hold), until
-        return True
+        earliest = min(item.deadline for item in self._queue)
+        return self._hold.goes_on(self.depth, self.max_batch, earliest)
 
     def _end_hold(self) -> None:
-        self._hold = None
-        self._pacer.held(reached=False)
+        """Start what waits, however little it is."""
         try:
             if self._queue and len(self._running) < self._limits.slots:
                 self._dispatch()
@@ -280,7 +212,7 @@ class Batcher(Generic[T, R]):
         """Cut a batch from the front of the queue and run it; items that have expired are failed instead."""
         now = self._clock.now()
         items: list[_Item[T, R]] = []
-        while self._queue and len(items) < self._max_batch:
+        while self._queue and len(items) < self.max_batch:
             item, _ = self._queue.popitem(last=False)
             if item.future.done():
                 continue
@@ -290,65 +222,37 @@ class Batcher(Generic[T, R]):
             items.append(item)
         if not items:
             return
-        batch = _Batch(items, now)
-        task = asyncio.get_running_loop().create_task(self._execute(batch))
-        self._running[task] = batch
+        task = asyncio.get_running_loop().create_task(self._execute(items, now))
+        self._running[task] = items
         task.add_done_callback(self._finished)
         self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
 
-    async def _execute(self, batch: _Batch[T, R]) -> None:
+    async def _execute(self, items: list[_Item[T, R]], started: float) -> None:
         """Run one batch and settle its items."""
+        size = len(items)
         error: Exception | None = None
+        results: Sequence[R | Exception]
         try:
-            results = await self._halving([item.value for item in batch.items])
+            results = await self._runner.rows([item.value for item in items])
         except Exception as caught:
-            log.error("a batch of %d failed", batch.size, exc_info=caught)
+            log.error("a batch of %d failed", size, exc_info=caught)
             error = caught
-            results = [caught] * batch.size
+            results = [caught] * size
         now = self._clock.now()
-        took = now - batch.started
+        took = now - started
         self._metrics.ran(took)
-        self._pacer.finished(now, batch.size, took)
+        self._pacer.finished(now, size, took)
         self._note_health(failed=error is not None)
-        for item, result in zip(batch.items, results, strict=True):
+        for item, result in zip(items, results, strict=True):
             if isinstance(result, Exception):
-                _settle(item, _as_engine_error(result))
+                _settle(item, as_engine_error(result))
             else:
-                _settle(item, Ran(result, batch.started - item.enqueued, took, batch.size))
-
-    async def _halving(self, values: Sequence[T]) -> Sequence[R | Exception]:
-        """Results of `run`; out of memory, of its two halves, each of which may fail alone."""
-        try:
-            return await self._checked(values)
-        except MemoryError as error:
-            if len(values) == 1:
-                raise
-            half = (len(values) + 1) // 2
-            self._max_batch = min(self._max_batch, half)
-            log.warning("out of memory at a batch of %d (%s); batches hold at most %d now", len(values), error, half)
-        results: list[R | Exception] = []
-        errors: list[Exception] = []
-        for part in (values[:half], values[half:]):
-            try:
-                results += await self._checked(part)
-            except Exception as error:
-                log.error("half a batch of %d failed", len(values), exc_info=error)
-                errors.append(error)
-                results += [error] * len(part)
-        if len(errors) == 2:
-            raise errors[0]
-        return results
-
-    async def _checked(self, values: Sequence[T]) -> Sequence[R | Exception]:
-        results = await self._run(values)
-        if len(results) != len(values):
-            raise EngineError(f"the engine gave {len(results)} rows for {len(values)} items")
-        return results
+                _settle(item, Ran(result, started - item.enqueued, took, size))
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         """Free the slot of a batch that has ended, however it ended."""
         if task.cancelled():  # its engine's threads have gone, or the loop is ending
-            for item in self._running[task].items:
+            for item in self._running[task]:
                 _settle(item, EngineError("the run was cancelled"))
         elif (error := task.exception()) is not None:
             self._break(error)
@@ -376,10 +280,8 @@ class Batcher(Generic[T, R]):
         self._on_health()
 
     def _fail_all(self, error: Exception) -> None:
-        if self._hold is not None:
-            self._hold.cancel()
-            self._hold = None
-        for item in [*self._queue, *(item for batch in self._running.values() for item in batch.items)]:
+        self._hold.cancel()
+        for item in [*self._queue, *(item for items in self._running.values() for item in items)]:
             _settle(item, error)
         self._queue.clear()
 
@@ -392,11 +294,3 @@ def _settle(item: _Item[T, R], result: Ran[R] | Exception) -> None:
         item.future.set_exception(result)
     else:
         item.future.set_result(result)
-
-
-def _as_engine_error(error: Exception) -> EngineError:
-    if isinstance(error, EngineError):
-        return error
-    wrapped = EngineError(f"the engine failed: {error}")
-    wrapped.__cause__ = error
-    return wrapped

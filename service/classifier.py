@@ -9,12 +9,11 @@ from models.catalog import InputSpec
 from service import image, recipe
 from service.clock import Clock
 from service.errors import BadRequest, DeadlineExceeded, TopfiveError
-from service.image import Limits
 from service.metrics import Metrics
 from service.model import LoadedModel
 from service.repository import Repository
 from service.topk import top_k as best
-from service.types import Classification, Sample, Timing
+from service.types import Classification, ImageLimits, Sample, Timing
 
 DEFAULT_TOP_K = 5
 
@@ -33,7 +32,9 @@ class Classifier(Protocol):
 class LocalClassifier:
     """Classifies with the models of a repository, decoding on `threads` threads of its own."""
 
-    def __init__(self, repository: Repository, *, limits: Limits, threads: int, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, repository: Repository, *, limits: ImageLimits, threads: int, clock: Clock, metrics: Metrics
+    ) -> None:
         self._repository = repository
         self._limits = limits
         self._clock = clock

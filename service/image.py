@@ -1,7 +1,6 @@
 """Image intake: bytes of unknown origin to RGB pixels, or a clear error. It does not resize; see `recipe`."""
 
 import logging
-from dataclasses import dataclass
 from io import BytesIO
 from math import prod
 
@@ -10,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from service.errors import BadImage, TooLarge
-from service.types import Pixels
+from service.types import ImageLimits, Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -26,22 +25,14 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow's own guard only warns at 89 megapixels, process-wide; `Limits.max_pixels` is checked for each image instead.
+# Pillow guards itself by one limit for the whole process; `ImageLimits.max_pixels` is checked for each image instead.
 Image.MAX_IMAGE_PIXELS = None
 Image.init()  # load every reader now, not at the first request
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The largest image taken: bytes as sent, and width times height as decoded."""
-
-    max_bytes: int = 32 << 20
-    max_pixels: int = 64_000_000
-
-
-def decode(data: bytes, limits: Limits) -> Pixels:
+def decode(data: bytes, limits: ImageLimits) -> Pixels:
     """The photo as a person sees it: uint8 [H, W, 3] RGB, upright by its EXIF orientation.
 
     Of an animation or a multi-page file the first picture counts. Transparent parts show white. 16 bits per channel
@@ -65,13 +56,13 @@ def decode(data: bytes, limits: Limits) -> Pixels:
         raise BadImage(f"the image is damaged or cut off ({error})") from error
 
 
-def check_size(size_bytes: int, limits: Limits) -> None:
+def check_size(size_bytes: int, limits: ImageLimits) -> None:
     """Raise TooLarge where an image of `size_bytes` is over the limit."""
     if size_bytes > limits.max_bytes:
         raise TooLarge(f"the image has {size_bytes:,} bytes; this server takes at most {limits.max_bytes:,}")
 
 
-def _check_pixels(image: Image.Image, limits: Limits) -> None:
+def _check_pixels(image: Image.Image, limits: ImageLimits) -> None:
     width, height = image.size
     if isinstance(image, TiffImageFile):  # a tile is decoded whole, and may be far larger than the picture in it
         tile = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)

@@ -2,18 +2,31 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from service.batcher import Outcome
-from service.types import Latency, Timing
+from service.types import Latency, Outcome, Timing
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 Gauges = Callable[[], list[tuple[str, dict[str, float]]]]
 """For each loaded model its name, and the present value of each gauge."""
+
+
+class BatchMetrics(Protocol):
+    """What a batcher reports; `ModelMetrics` keeps it for Prometheus."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """An item ended so."""
+
+    def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
+        """A batch of `size` was started; each of its items had waited so many seconds."""
+
+    def ran(self, run_s: float) -> None:
+        """A batch took so many seconds."""
 
 
 class LatencyRecord:

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from models.artifact import Artifact, Manifest, WeightSource
-from service.batcher import Batcher, BatchLimits, BatchMetrics
+from service.batcher import Batcher
 from service.clock import Clock
 from service.engines.base import Engine
 from service.errors import EngineError
-from service.metrics import LatencyRecord
-from service.types import EngineInfo, Latency, ModelCard, Probabilities, Sample
+from service.metrics import BatchMetrics, LatencyRecord
+from service.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 
 _PROBE_S = 5.0
 

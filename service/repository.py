@@ -9,12 +9,13 @@ from pathlib import Path
 
 from models.artifact import Artifact, ArtifactError, Manifest, NotExportedError, exported_names, load, read_manifest
 from models.catalog import Architecture, Catalog, UnknownModelError
-from service.batcher import BatchLimits, State
+from service.batcher import State
 from service.clock import Clock
 from service.engines.base import Engine, EngineUnavailableError
 from service.errors import ModelNotFound, NotReady, ShuttingDown
 from service.metrics import Metrics
 from service.model import LoadedModel
+from service.types import BatchLimits
 
 log = logging.getLogger(__name__)
 

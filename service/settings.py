@@ -9,8 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from service.engines.base import Precision, Runtime
-from service.image import Limits
+from service.types import ImageLimits, Precision, Runtime
 
 
 class LogLevel(StrEnum):
@@ -66,6 +65,6 @@ class Settings(BaseModel):
         return names
 
     @property
-    def limits(self) -> Limits:
-        """Limits of the image intake."""
-        return Limits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
+    def limits(self) -> ImageLimits:
+        """ImageLimits of the image intake."""
+        return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)

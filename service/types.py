@@ -4,9 +4,13 @@ bytes -> Pixels -> Sample -> batch -> probabilities -> Classification
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+R = TypeVar("R")
 
 Pixels = NDArray[np.uint8]
 """A decoded photo: [H, W, 3], RGB."""
@@ -19,6 +23,63 @@ Batch = NDArray[np.uint8]
 
 Probabilities = NDArray[np.float32]
 """[N, C], or one row of it, [C]."""
+
+
+class Runtime(StrEnum):
+    """The runtimes of `--runtime`; AUTO takes the best that is installed and fits the machine."""
+
+    AUTO = "auto"
+    OPENVINO = "openvino"
+    ONNXRUNTIME = "onnxruntime"
+    ONNXRUNTIME_CUDA = "onnxruntime-cuda"
+    TORCH = "torch"
+
+
+class Precision(StrEnum):
+    """The precisions of `--precision`; AUTO takes a lower one only where the artifact's parity report allows it."""
+
+    AUTO = "auto"
+    F32 = "f32"
+    BF16 = "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """The largest image taken: bytes as sent, and width times height as decoded."""
+
+    max_bytes: int = 32 << 20
+    max_pixels: int = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Sizes of a batcher. `capacity` counts places from the arrival of the bytes to the answer."""
+
+    slots: int
+    max_batch: int
+    capacity: int = 256
+    max_hold_s: float = 0.0
+    max_failures: int = 3
+
+
+class Outcome(StrEnum):
+    """How a submitted item ended; each ends exactly once."""
+
+    OK = "ok"
+    OVERLOADED = "overloaded"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Ran(Generic[R]):
+    """The answer to one item, and what it went through."""
+
+    value: R
+    queue_s: float
+    run_s: float
+    batch_size: int
 
 
 @dataclass(frozen=True, slots=True)

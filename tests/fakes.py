@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from models.artifact import Artifact
-from service.batcher import Outcome
 from service.clock import Timer
-from service.types import Batch, EngineInfo, Probabilities
+from service.types import Batch, EngineInfo, Outcome, Probabilities
 
 
 class _ManualTimer:

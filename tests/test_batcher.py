@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher, BatchLimits, Outcome, Ran, State
+from service.batcher import Batcher, State
 from service.errors import DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
+from service.types import BatchLimits, Outcome, Ran
 from tests.fakes import ManualClock, ScriptedRun, Tally, settle
 
 pytestmark = pytest.mark.anyio

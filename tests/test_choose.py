@@ -10,9 +10,9 @@ import pytest
 
 from models.artifact import Artifact, ParityReport, Thresholds, load
 from service.engines import choose
-from service.engines.base import Engine, EngineUnavailableError, Precision, Runtime
+from service.engines.base import Engine, EngineUnavailableError
 from service.engines.choose import EngineOptions, choose_precision, installed, open_engine, warm_up
-from service.types import Batch, Probabilities
+from service.types import Batch, Precision, Probabilities, Runtime
 from tests.fakes import FakeEngine
 
 Built = list[tuple[Runtime, Precision]]

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.artifact import MANIFEST
 from models.catalog import CATALOG
-from service.batcher import Batcher, BatchLimits
+from service.batcher import Batcher
 from service.classifier import LocalClassifier
 from service.clock import Clock, LoopClock
 from service.errors import (
@@ -26,10 +26,9 @@ from service.errors import (
     ShuttingDown,
     TooLarge,
 )
-from service.image import Limits
 from service.metrics import Metrics
 from service.repository import Repository
-from service.types import Classification, Probabilities, Sample
+from service.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample
 from tests.conftest import png
 from tests.fakes import FakeEngine, ManualClock, Opener, SlowImage, reached, settle
 
@@ -41,7 +40,7 @@ Call = asyncio.Task[Classification]
 class Bench:
     """A classifier over `tiny` on a fake engine, with a clock that is turned by hand."""
 
-    def __init__(self, root: Path, capacity: int, limits: Limits, threads: int, clock: Clock | None) -> None:
+    def __init__(self, root: Path, capacity: int, limits: ImageLimits, threads: int, clock: Clock | None) -> None:
         self.clock = ManualClock()
         self.metrics = Metrics()
         self.engine = FakeEngine()
@@ -112,10 +111,10 @@ class Bench:
 
 @asynccontextmanager
 async def bench_of(
-    root: Path, *, capacity: int = 64, limits: Limits | None = None, threads: int = 2, clock: Clock | None = None
+    root: Path, *, capacity: int = 64, limits: ImageLimits | None = None, threads: int = 2, clock: Clock | None = None
 ) -> AsyncIterator[Bench]:
     """A bench that is closed at the end."""
-    bench = Bench(root, capacity, limits or Limits(), threads, clock)
+    bench = Bench(root, capacity, limits or ImageLimits(), threads, clock)
     try:
         yield bench
     finally:
@@ -261,7 +260,7 @@ async def test_top_k_may_be_one_or_all(exported: Path, top_k: int) -> None:
 
 async def test_too_many_bytes_are_refused_before_decoding(exported: Path) -> None:
     """The size alone decides: no thread looks at the image, no place is taken."""
-    async with bench_of(exported, limits=Limits(max_bytes=10), capacity=1) as bench:
+    async with bench_of(exported, limits=ImageLimits(max_bytes=10), capacity=1) as bench:
         image = SlowImage(png(1))
         with pytest.raises(TooLarge):
             await bench.classify(image)
@@ -283,7 +282,7 @@ async def test_a_bad_image_never_reaches_the_batcher(exported: Path, data: bytes
 
 async def test_too_many_pixels_never_reach_the_batcher(exported: Path) -> None:
     """A small file of a large picture is refused from its header."""
-    async with bench_of(exported, limits=Limits(max_pixels=100)) as bench:
+    async with bench_of(exported, limits=ImageLimits(max_pixels=100)) as bench:
         with pytest.raises(TooLarge, match="pixels"):
             await bench.classify(png(1))
         assert bench.items() == {}

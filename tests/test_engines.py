@@ -18,13 +18,13 @@ import torch
 from export.samples import random_pixels
 from models.artifact import GRAPH, WEIGHTS, Artifact, load
 from models.catalog import CATALOG
-from service.engines.base import Engine, EngineUnavailableError, Precision, Runtime
+from service.engines.base import Engine, EngineUnavailableError
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
 from service.engines.openvino import OpenVinoEngine, has_bf16
 from service.engines.torch import TorchEngine
 from service.hardware import cpu_quota
-from service.types import Batch
+from service.types import Batch, Precision, Runtime
 
 RUNTIMES = (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH)
 THREADS = 4

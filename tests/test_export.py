@@ -23,10 +23,9 @@ from models.cost import network_cost
 from models.labels import imagenet_labels
 from models.weights import HostUnreachableError, WeightsError
 from service import image, recipe
-from service.engines.base import Precision, Runtime
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.openvino import has_bf16
-from service.types import Batch, Probabilities
+from service.types import Batch, ImageLimits, Precision, Probabilities, Runtime
 from tests.conftest import NullReporter
 
 TINY = CATALOG["tiny"]
@@ -348,7 +347,7 @@ def labelled(shared_data: Path) -> Labelled:
     with (shared_data / "photos" / "labels.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 10
-    limits = image.Limits()
+    limits = ImageLimits()
     samples = np.stack(
         [
             recipe.apply(SQUEEZENET.input, image.decode((shared_data / "photos" / row["file"]).read_bytes(), limits))

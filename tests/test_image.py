@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import BadImage, TooLarge
-from service.image import FORMATS, Limits, check_size, decode
-from service.types import Pixels
+from service.image import FORMATS, check_size, decode
+from service.types import ImageLimits, Pixels
 from tests.conftest import noise, png
 
-LIMITS = Limits()
+LIMITS = ImageLimits()
 FRACTIONS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.97)
 
 BEST: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
@@ -286,26 +286,26 @@ def test_broken_exif(format_name: str, exif: bytes) -> None:
 def test_byte_limit() -> None:
     """As many bytes as the limit are taken, one more is TooLarge, and nobody looks at what they are."""
     data = png()
-    assert decode(data, Limits(max_bytes=len(data))).shape == (40, 40, 3)
+    assert decode(data, ImageLimits(max_bytes=len(data))).shape == (40, 40, 3)
     with pytest.raises(TooLarge, match=f"{len(data)} bytes"):
-        decode(data, Limits(max_bytes=len(data) - 1))
+        decode(data, ImageLimits(max_bytes=len(data) - 1))
     with pytest.raises(TooLarge, match="at most 10"):
-        decode(b"no image at all", Limits(max_bytes=10))
+        decode(b"no image at all", ImageLimits(max_bytes=10))
 
 
 def test_announced_size() -> None:
     """A size can be checked before the bytes are there."""
-    check_size(1000, Limits(max_bytes=1000))
+    check_size(1000, ImageLimits(max_bytes=1000))
     with pytest.raises(TooLarge, match="1,001 bytes"):
-        check_size(1001, Limits(max_bytes=1000))
+        check_size(1001, ImageLimits(max_bytes=1000))
 
 
 def test_pixel_limit() -> None:
     """As many pixels as the limit are taken, one more is TooLarge."""
     data = png(size=(40, 30))
-    assert decode(data, Limits(max_pixels=1200)).shape == (30, 40, 3)
+    assert decode(data, ImageLimits(max_pixels=1200)).shape == (30, 40, 3)
     with pytest.raises(TooLarge, match="40 x 30 = 1,200 pixels"):
-        decode(data, Limits(max_pixels=1199))
+        decode(data, ImageLimits(max_pixels=1199))
 
 
 def huge_headers() -> dict[str, bytes]:
@@ -418,7 +418,7 @@ def test_damaged_anywhere(name: str, edits: list[tuple[float, bytes, int]]) -> N
         position = int(where**3 * len(data))  # most of them in the header, where they do most
         data[position : position + lost] = new
     try:
-        pixels = decode(bytes(data), Limits(max_pixels=1_000_000))
+        pixels = decode(bytes(data), ImageLimits(max_pixels=1_000_000))
     except (BadImage, TooLarge):
         return
     assert pixels.dtype == np.uint8

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.batcher import Outcome
 from service.metrics import LatencyRecord, Metrics
-from service.types import Latency, Timing
+from service.types import Latency, Outcome, Timing
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

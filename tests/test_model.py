@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from models.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
-from service.batcher import BatchLimits, Outcome, Ran
 from service.errors import EngineError, ShuttingDown
 from service.model import LoadedModel, describe, warnings_of
-from service.types import Batch, EngineInfo, Latency, Probabilities, Sample
+from service.types import Batch, BatchLimits, EngineInfo, Latency, Outcome, Probabilities, Ran, Sample
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 
 pytestmark = pytest.mark.anyio

@@ -14,9 +14,9 @@ from export.parity import BATCH_SIZES, Candidate, GateError, compare, figures, g
 from export.pipeline import WeightsChoice, export
 from models.artifact import Artifact, load
 from models.catalog import CATALOG
-from service.engines.base import Engine, EngineUnavailableError, Precision, Runtime
+from service.engines.base import Engine, EngineUnavailableError
 from service.engines.choose import EngineOptions, build_engine, choose_precision
-from service.types import Batch, EngineInfo, Probabilities
+from service.types import Batch, EngineInfo, Precision, Probabilities, Runtime
 from tests.conftest import NullReporter
 
 Change = Callable[[Probabilities], Probabilities]

@@ -16,8 +16,8 @@ from torchvision.transforms import functional as transforms
 from models.build import Served
 from models.catalog import CATALOG, InputSpec, Interpolation, WeightSet
 from service import recipe
-from service.image import Limits, decode
-from service.types import Pixels, Sample
+from service.image import decode
+from service.types import ImageLimits, Pixels, Sample
 from tests.conftest import noise
 
 PUBLISHED = [(entry.name, weights) for entry in CATALOG for weights in entry.weight_sets]
@@ -109,7 +109,7 @@ def test_resized_size() -> None:
 
 def test_read_only_pixels(photo: bytes) -> None:
     """What the intake gives is taken as it is, and left as it was."""
-    pixels = decode(photo, Limits())
+    pixels = decode(photo, ImageLimits())
     before = pixels.copy()
     recipe.apply(InputSpec(), pixels)
 
@@ -119,7 +119,7 @@ def test_read_only_pixels(photo: bytes) -> None:
 @pytest.mark.parametrize(("name", "weights"), PUBLISHED, ids=IDS)
 def test_photo(name: str, weights: WeightSet, photo: bytes) -> None:
     """A photo through the recipe and the catalog's normalisation is what the weights' own transform gives."""
-    pixels = decode(photo, Limits())
+    pixels = decode(photo, ImageLimits())
     preset = preset_of(name, weights)
     sample = recipe.apply(weights.input, pixels)
     expected = preset(Image.fromarray(pixels))
@@ -167,6 +167,6 @@ def test_catalog_normalisation(name: str, weights: WeightSet) -> None:
 def test_labelled_photos(shared_data: Path) -> None:
     """Every photo beside the project comes through the recipe as through torchvision, with both filters."""
     for file in sorted((shared_data / "photos").glob("*.jp*g")):
-        pixels = decode(file.read_bytes(), Limits())
+        pixels = decode(file.read_bytes(), ImageLimits())
         for interpolation in Interpolation:
             assert worst(pixels, InputSpec(resize=232, interpolation=interpolation)) <= 1

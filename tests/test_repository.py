@@ -11,12 +11,13 @@ import pytest
 
 from models.artifact import GRAPH, MANIFEST, NotExportedError
 from models.catalog import CATALOG
-from service.batcher import BatchLimits, State
+from service.batcher import State
 from service.engines.base import EngineUnavailableError
 from service.errors import ModelNotFound, NotReady, ShuttingDown, TopfiveError
 from service.metrics import Metrics, ModelMetrics
 from service.model import LoadedModel
 from service.repository import Entry, ModelState, Repository
+from service.types import BatchLimits
 from tests.fakes import ManualClock, Opener, reached, settle
 from tests.test_model import sample
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from export.samples import PHOTOS
-from service.batcher import Outcome
 from service.rest.endpoints import requested_timeout
+from service.types import Outcome
 from tests.conftest import png
 from tests.fakes import FakeEngine
 from tests.serving import Running, serving

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from service.cli import options, settings_from
-from service.image import Limits
 from service.settings import Settings
+from service.types import ImageLimits
 
 
 @click.command()
@@ -151,5 +151,5 @@ def test_frozen() -> None:
 
 def test_limits() -> None:
     """The limits of the image intake come from the settings, and their defaults agree."""
-    assert Settings(max_image_bytes=10, max_image_pixels=20).limits == Limits(max_bytes=10, max_pixels=20)
-    assert Settings().limits == Limits()
+    assert Settings(max_image_bytes=10, max_image_pixels=20).limits == ImageLimits(max_bytes=10, max_pixels=20)
+    assert Settings().limits == ImageLimits()

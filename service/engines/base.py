@@ -1,27 +1,8 @@
 """What every engine offers, and what can go wrong before it does."""
 
-from enum import StrEnum
 from typing import Protocol
 
 from service.types import Batch, EngineInfo, Probabilities
-
-
-class Runtime(StrEnum):
-    """The runtimes of `--runtime`; AUTO takes the best that is installed and fits the machine."""
-
-    AUTO = "auto"
-    OPENVINO = "openvino"
-    ONNXRUNTIME = "onnxruntime"
-    ONNXRUNTIME_CUDA = "onnxruntime-cuda"
-    TORCH = "torch"
-
-
-class Precision(StrEnum):
-    """The precisions of `--precision`; AUTO takes a lower one only where the artifact's parity report allows it."""
-
-    AUTO = "auto"
-    F32 = "f32"
-    BF16 = "bf16"
 
 
 class EngineUnavailableError(Exception):

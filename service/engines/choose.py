@@ -7,7 +7,8 @@ from importlib.util import find_spec
 import numpy as np
 
 from models.artifact import Artifact
-from service.engines.base import Engine, EngineUnavailableError, Precision, Runtime
+from service.engines.base import Engine, EngineUnavailableError
+from service.types import Precision, Runtime
 
 _INSTALL = {
     Runtime.OPENVINO: "openvino",

@@ -4,8 +4,8 @@ import numpy as np
 import onnxruntime as ort
 
 from models.artifact import Artifact
-from service.engines.base import EngineUnavailableError, Runtime
-from service.types import Batch, EngineInfo, Probabilities
+from service.engines.base import EngineUnavailableError
+from service.types import Batch, EngineInfo, Probabilities, Runtime
 
 _PROVIDERS = {Runtime.ONNXRUNTIME: "CPUExecutionProvider", Runtime.ONNXRUNTIME_CUDA: "CUDAExecutionProvider"}
 _CUDA_OPTIONS = {

@@ -7,8 +7,8 @@ import openvino as ov
 from openvino import CompiledModel, Core, InferRequest
 
 from models.artifact import Artifact
-from service.engines.base import EngineUnavailableError, Precision, Runtime
-from service.types import Batch, EngineInfo, Probabilities
+from service.engines.base import EngineUnavailableError
+from service.types import Batch, EngineInfo, Precision, Probabilities, Runtime
 
 _DEVICE = "CPU"
 

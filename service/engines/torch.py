@@ -6,8 +6,8 @@ from models.artifact import WEIGHTS, Artifact
 from models.build import Served, build
 from models.catalog import CATALOG
 from models.weights import WeightsError, load_state, read_state_dict
-from service.engines.base import EngineUnavailableError, Runtime
-from service.types import Batch, EngineInfo, Probabilities
+from service.engines.base import EngineUnavailableError
+from service.types import Batch, EngineInfo, Probabilities, Runtime
 
 
 class TorchEngine:

@@ -13,12 +13,12 @@ from service.classifier import DEFAULT_TOP_K, Classifier
 from service.clock import Clock
 from service.errors import BadRequest, DeadlineExceeded, TopfiveError
 from service.facts import facts
-from service.image import FORMATS, Limits
+from service.image import FORMATS
 from service.metrics import Metrics
 from service.repository import Repository
 from service.rest.schemas import Health, ModelDetailReply, ModelListReply, ModelReply, PredictReply, Problem
 from service.rest.upload import FIELD, UploadBudget, read_image
-from service.types import Timing
+from service.types import ImageLimits, Timing
 
 X = TypeVar("X")
 
@@ -52,7 +52,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 def predictions(
     classifier: Classifier,
     *,
-    limits: Limits,
+    limits: ImageLimits,
     budget: UploadBudget,
     timeout_s: float,
     clock: Clock,

@@ -8,7 +8,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import BadRequest, Overloaded
-from service.image import Limits, check_size
+from service.image import check_size
+from service.types import ImageLimits
 
 FIELD = "image"
 _RETRY_S = 1.0  # for bodies that do not fit in memory now
@@ -45,7 +46,7 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 1 << 31
 
 
-async def read_image(request: Request, limits: Limits, take: Callable[[int], None]) -> bytes:
+async def read_image(request: Request, limits: ImageLimits, take: Callable[[int], None]) -> bytes:
     """The bytes of the image; `take` is told of each chunk.
 
     Raises BadRequest where there is none, TooLarge as soon as a limit is passed, and what `take` raises.
@@ -70,7 +71,7 @@ def usage(request: Request) -> str:
     )
 
 
-async def _from_form(request: Request, limits: Limits, take: Callable[[int], None]) -> bytes:
+async def _from_form(request: Request, limits: ImageLimits, take: Callable[[int], None]) -> bytes:
     _check_declared(request, limits, _ENVELOPE_BYTES)
     parser = _InMemoryParser(
         request.headers, _limited(request, limits, _ENVELOPE_BYTES, take), max_files=8, max_fields=16
@@ -93,7 +94,7 @@ async def _from_form(request: Request, limits: Limits, take: Callable[[int], Non
         await form.close()
 
 
-def _check_declared(request: Request, limits: Limits, envelope: int) -> None:
+def _check_declared(request: Request, limits: ImageLimits, envelope: int) -> None:
     """Refuse by the Content-Length, before a byte is read."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.max_bytes + envelope:
@@ -101,7 +102,7 @@ def _check_declared(request: Request, limits: Limits, envelope: int) -> None:
 
 
 async def _limited(
-    request: Request, limits: Limits, envelope: int, take: Callable[[int], None]
+    request: Request, limits: ImageLimits, envelope: int, take: Callable[[int], None]
 ) -> AsyncGenerator[bytes, None]:
     """The body's chunks, ending in TooLarge once they are more than the limit."""
     received = 0
