@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +19,7 @@ from service.engines.choose import EngineOptions, open_engine
 from service.errors import ShuttingDown, TopfiveError
 from service.hardware import cpu_quota
 from service.metrics import Metrics
+from service.model import ENGINE_THREADS
 from service.repository import Repository
 from service.rest import endpoints
 from service.rest.app import create_app
@@ -144,8 +147,14 @@ def run(settings: Settings) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings))
+        status = runner.run(_serve(settings))
+    if any(thread.name.startswith(ENGINE_THREADS) for thread in threading.enumerate()):
+        log.error("an engine did not return from its last batch; ending without it")
+        logging.shutdown()
+        os._exit(status)  # a plain exit would wait for that thread for ever
+    return status
 
 
 async def _serve(settings: Settings) -> int:
@@ -172,6 +181,7 @@ async def _serve(settings: Settings) -> int:
         await stop.wait()
     stopped.cancel()
     await service.stop(hurry)
+    log.info("stopped")
     await asyncio.gather(loading, stopped, return_exceptions=True)
     return int(failed)
 

@@ -230,19 +230,17 @@ class Batcher(Generic[T, R]):
     async def _execute(self, items: list[_Item[T, R]], started: float) -> None:
         """Run one batch and settle its items."""
         size = len(items)
-        error: Exception | None = None
         results: Sequence[R | Exception]
         try:
             results = await self._runner.rows([item.value for item in items])
         except Exception as caught:
             log.error("a batch of %d failed", size, exc_info=caught)
-            error = caught
             results = [caught] * size
         now = self._clock.now()
         took = now - started
         self._metrics.ran(took)
         self._pacer.finished(now, size, took)
-        self._note_health(failed=error is not None)
+        self._note_health(failed=all(isinstance(result, Exception) for result in results))
         for item, result in zip(items, results, strict=True):
             if isinstance(result, Exception):
                 _settle(item, as_engine_error(result))

@@ -14,6 +14,7 @@ from service.types import ImageLimits, Pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
+_PNG_END = b"IEND\xaeB`\x82"  # Pillow does without it; the other formats' readers miss their own last bytes
 _ORIENTATION = 0x0112  # EXIF tag; its values 2 to 8 and what undoes them
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,6 +47,8 @@ def decode(data: bytes, limits: ImageLimits) -> Pixels:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image, limits)
             image.load()
+            if image.format == "PNG" and _PNG_END not in data:
+                raise BadImage("the image is damaged or cut off (its last chunk is missing)")
             upright = _upright(image)
             return np.asarray(_rgb(upright))
     except (TooLarge, BadImage, MemoryError):

@@ -14,6 +14,9 @@ from service.errors import EngineError
 from service.metrics import BatchMetrics, LatencyRecord
 from service.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 
+ENGINE_THREADS = "engine-"
+"""How the names of the threads begin that run engines."""
+
 _PROBE_S = 5.0
 
 
@@ -61,7 +64,7 @@ class LoadedModel:
         self.latency = LatencyRecord()
         self._engine = engine
         self._clock = clock
-        self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix=f"engine-{artifact.manifest.name}")
+        self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix=ENGINE_THREADS + artifact.manifest.name)
         self.batcher: Batcher[Sample, Probabilities] = Batcher(
             self._run, limits, clock=clock, metrics=metrics, on_health=on_health
         )
@@ -98,7 +101,7 @@ class LoadedModel:
         await self.batcher.aclose(drain_s)
         idle = not self.batcher.in_flight
         self._threads.shutdown(wait=idle, cancel_futures=True)
-        if idle:  # otherwise a thread is still inside; the process ends without it
+        if idle:  # otherwise a thread is still inside; `app.run` ends without it
             self._engine.close()
 
     async def _run(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:

@@ -373,6 +373,13 @@ def test_last_bytes_missing(name: str) -> None:
         assert np.array_equal(pixels, whole)
 
 
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name.startswith("PNG")])
+def test_png_without_its_end(name: str) -> None:
+    """A PNG that lost even its last byte is BadImage, although every pixel was before it."""
+    with pytest.raises(BadImage, match="cut off"):
+        decode(SAMPLES[name][:-1], LIMITS)
+
+
 def test_truncated_photo(photo: bytes) -> None:
     """A real photo that was cut off in its last percent is still an error, not a photo with a grey edge."""
     with pytest.raises(BadImage, match="damaged or cut off"):

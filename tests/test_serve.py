@@ -1,6 +1,7 @@
 """`topfive serve` as a process: start, signals, drain, exit status."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from tests.conftest import png
 
 pytestmark = pytest.mark.anyio
 
+ROOT = Path(__file__).resolve().parent.parent
 TOPFIVE = Path(sys.executable).with_name("topfive")
 
 
@@ -40,7 +42,14 @@ class Server:
 async def server(artifacts: Path, *options: str) -> AsyncIterator[Server]:
     """`topfive serve` on free ports, ready."""
     command = ["serve", "--models", "tiny", "--artifacts", str(artifacts), "--port", "0", "--grpc-port", "0", *options]
-    process = await asyncio.create_subprocess_exec(TOPFIVE, *command, stderr=subprocess.PIPE)
+    async with started(str(TOPFIVE), *command) as running:
+        yield running
+
+
+@asynccontextmanager
+async def started(*command: str) -> AsyncIterator[Server]:
+    """A process that serves, ready."""
+    process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE, cwd=ROOT)
     assert process.stderr is not None
     log: list[str] = []
 
@@ -114,6 +123,29 @@ async def test_idle_connections_do_not_delay_the_stop(artifacts: Path) -> None:
         running.process.send_signal(signal.SIGTERM)
         assert await running.ended() == 0
         assert time.monotonic() - began < 10
+
+
+async def test_stuck_engine(artifacts: Path) -> None:
+    """An engine that never returns does not keep the process: its request gets 503 at the drain limit, status 0."""
+    script = (
+        "import sys, threading, service.app as app\n"
+        "from tests.fakes import FakeEngine\n"
+        "class Stuck(FakeEngine):\n"
+        "    def run(self, batch): threading.Event().wait()\n"
+        "app.open_engine = lambda _artifact, options: Stuck()\n"
+        "sys.exit(app.run(app.Settings.model_validate_json(sys.argv[1])))\n"
+    )
+    settings = {"models": ["tiny"], "artifacts": str(artifacts), "port": 0, "grpc_port": 0, "drain_s": 0.5}
+    async with started(sys.executable, "-c", script, json.dumps(settings)) as running:
+        async with httpx.AsyncClient(base_url=running.url, timeout=30) as client:
+            request = asyncio.create_task(client.post("/predict", files={"image": png()}))
+            while 'topfive_in_flight{model="tiny"} 1.0' not in (await client.get("/metrics")).text:
+                assert not request.done()
+            running.process.send_signal(signal.SIGTERM)
+            answer = await request
+        assert await running.ended() == 0
+    assert (answer.status_code, answer.json()["code"]) == (503, "shutting_down")
+    assert any("did not return" in line for line in running.log)
 
 
 async def test_missing_model(tmp_path: Path) -> None:

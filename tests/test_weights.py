@@ -99,6 +99,13 @@ def elsewhere(request: BaseHTTPRequestHandler) -> None:
     request.end_headers()
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that hang up: they are part of the tests."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing."""
+
+
 class Host:
     """A download host on a free port of this machine; `answers` says what each path gets, and `asked` what came."""
 
@@ -116,7 +123,7 @@ class Host:
             def log_message(handler, *arguments: object) -> None:  # noqa: N805
                 """Nothing."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = QuietServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
