@@ -1,15 +1,18 @@
 # `make serve` and `make test` do everything from a bare checkout; an environment that is already there is reused.
 PYTHON ?= python3
-VENV ?= .venv
 FLAVOUR ?= cpu
-MODELS ?= googlenet
-WEIGHTS ?= auto
+VENV ?= .venv$(if $(filter-out cpu,$(FLAVOUR)),-$(FLAVOUR))
+MODELS ?= $(or $(TOPFIVE_MODELS),googlenet)
+WEIGHTS ?= $(or $(TOPFIVE_WEIGHTS),auto)
 PROTOBUF ?= 7.36.2
+
+ARTIFACTS ?= $(or $(TOPFIVE_ARTIFACTS),artifacts)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.topfive-$(FLAVOUR)
 comma := ,
 export TOPFIVE_MODELS := $(MODELS)
+export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
 .PHONY: install serve export export-missing test test-protobuf lint format proto bench clean
 
@@ -36,7 +39,7 @@ test: install
 # The committed code of the gRPC contract on the other protobuf runtime, in an environment of its own.
 test-protobuf: install
 	test -x $(VENV)-protobuf/bin/python || $(PYTHON) -m venv $(VENV)-protobuf
-	$(VENV)-protobuf/bin/python -m pip install --quiet --disable-pip-version-check 'protobuf==$(PROTOBUF)' grpcio
+	$(VENV)-protobuf/bin/python -m pip install --quiet --disable-pip-version-check 'protobuf==$(PROTOBUF)' 'grpcio==1.85.1'
 	$(VENV)-protobuf/bin/python -W error tests/check_protobuf.py $(PROTOBUF)
 
 lint: install

@@ -122,6 +122,9 @@ def _report(architecture: Architecture, done: "Exported", root: Path) -> None:
         _warn_untrained(architecture, done.unreachable)
     folder = root / architecture.name / str(done.version)
     _say(f"[bold]{architecture.name}[/] is in {escape(str(folder))}, {done.manifest.weights.source} weights")
+    spec = done.manifest.input
+    size = f"shorter side {spec.resize}, centre {spec.crop}, {spec.interpolation}"
+    _say(f"  input: {size}, mean {spec.mean}, std {spec.std}")
     for report in done.manifest.parity:
         mark = "[green]passed[/]" if report.passed else "[yellow]not used[/]"
         _say(f"  {mark} {figures(report)}")

@@ -24,16 +24,19 @@ class ExportError(Exception):
 def write_onnx(served: Served, spec: InputSpec, classes: int, path: Path) -> None:
     """Export `served` to `path` with a dynamic batch. Raises ExportError where the file is not as it must be."""
     example = torch.zeros(2, spec.crop, spec.crop, 3, dtype=torch.uint8)
-    program = torch.onnx.export(
-        served,
-        (example,),
-        input_names=["image"],
-        output_names=["probabilities"],
-        opset_version=OPSET,
-        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
-        dynamo=True,
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            served,
+            (example,),
+            input_names=["image"],
+            output_names=["probabilities"],
+            opset_version=OPSET,
+            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+            dynamo=True,
+            verbose=False,
+        )
+    except Exception as error:  # the exporter fails in many ways on what it does not know
+        raise ExportError(f"PyTorch cannot export the network: {error}") from error
     if program is None:
         raise ExportError("torch.onnx.export gave no program")
     model = program.model_proto

@@ -18,7 +18,7 @@ from models import artifact as artifacts
 from models import weights as sources
 from models.artifact import Artifact, Manifest, WeightRecord, WeightSource
 from models.build import Served, build
-from models.catalog import Architecture, InputSpec
+from models.catalog import Architecture, InputSpec, WeightSet
 from models.cost import network_cost
 from models.labels import imagenet_labels, read_labels, write_labels
 
@@ -131,18 +131,24 @@ def _fill(
     return record, None
 
 
-def _input(architecture: Architecture, record: WeightRecord) -> InputSpec:
-    """The recipe that belongs to the weights: the published set's own, else that of the architecture's default."""
+def _published(architecture: Architecture, record: WeightRecord) -> WeightSet | None:
+    """The published set that these weights are, or None for a file of the user's and for untrained ones."""
     for published in architecture.weight_sets:
         if record.source is WeightSource.PRETRAINED and published.tag == record.name:
-            return published.input
-    return architecture.input
+            return published
+    return None
+
+
+def _input(architecture: Architecture, record: WeightRecord) -> InputSpec:
+    """The recipe that belongs to the weights: the published set's own, else that of the architecture's default."""
+    published = _published(architecture, record)
+    return published.input if published else architecture.input
 
 
 def _manifest(architecture: Architecture, network: torch.nn.Module, record: WeightRecord) -> Manifest:
     spec = _input(architecture, record)
     cost = network_cost(network, spec.crop)
-    published = architecture.default_weights if record.source is WeightSource.PRETRAINED else None
+    published = _published(architecture, record)
     return Manifest(
         name=architecture.name,
         family=architecture.family,

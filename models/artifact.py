@@ -35,11 +35,15 @@ class ArtifactError(Exception):
     """The folder is not a whole artifact; the message names the file and what to do."""
 
 
+def _again(root: Path, name: str) -> str:
+    return f"run: topfive export {name} --artifacts {root}"
+
+
 class NotExportedError(ArtifactError):
     """There is no artifact of that name; the message names the command that makes one."""
 
     def __init__(self, name: str, root: Path) -> None:
-        super().__init__(f"{name} is not exported yet; run: topfive export {name} --artifacts {root}")
+        super().__init__(f"{name} is not exported yet; {_again(root, name)}")
 
 
 class WeightSource(StrEnum):
@@ -163,10 +167,14 @@ def read_manifest(root: Path, name: str) -> tuple[int, Manifest]:
     try:
         return found[-1], Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}); run: topfive export {name}") from error
+        raise ArtifactError(
+            f"{path} cannot be read ({error.strerror}); run: topfive export {name} --artifacts {root}"
+        ) from error
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, problem["loc"])) or "JSON" for problem in error.errors())
-        raise ArtifactError(f"{path} is not a manifest ({fields}); run: topfive export {name}") from error
+        raise ArtifactError(
+            f"{path} is not a manifest ({fields}); run: topfive export {name} --artifacts {root}"
+        ) from error
 
 
 def load(root: Path, name: str) -> Artifact:
@@ -176,7 +184,7 @@ def load(root: Path, name: str) -> Artifact:
     """
     version, manifest = read_manifest(root, name)
     folder = root / name / str(version)
-    again = f"run: topfive export {name}"
+    again = _again(root, name)
     if manifest.name != name:
         raise ArtifactError(f"{folder} holds the model {manifest.name}, not {name}; {again}")
     if missing := {GRAPH, LABELS} - manifest.files.keys():

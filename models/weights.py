@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from http.client import HTTPException, InvalidURL
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from ssl import SSLError
 from urllib.error import HTTPError, URLError
 from urllib.parse import urljoin, urlsplit
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.artifact import WeightRecord, WeightSource, sha256
 from models.build import SEED
-from models.catalog import Architecture
+from models.catalog import Architecture, WeightSet
 
 _TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 18
@@ -41,10 +41,16 @@ def untrained() -> WeightRecord:
 def load_file(network: nn.Module, architecture: Architecture, path: Path) -> WeightRecord:
     """Fill `network` from a state dict in a .pth, .pt or .safetensors file.
 
-    Raises WeightsError where the file cannot be read, holds something else, or fits another network.
+    A file that torchvision publishes is known by its sha256 and recorded as what it is, so that its own input recipe
+    and accuracy go with it. Raises WeightsError where the file cannot be read, holds something else, or fits another
+    network.
     """
     load_state(network, architecture, read_state_dict(path), what=str(path))
-    return WeightRecord(source=WeightSource.FILE, name=path.name, sha256=sha256(path))
+    digest = sha256(path)
+    for published in architecture.weight_sets:
+        if digest.startswith(_first_digits(_published_url(architecture, published))):
+            return WeightRecord(source=WeightSource.PRETRAINED, name=published.tag, sha256=digest)
+    return WeightRecord(source=WeightSource.FILE, name=path.name, sha256=digest)
 
 
 def load_pretrained(
@@ -57,16 +63,13 @@ def load_pretrained(
     """
     if (weights := architecture.default_weights) is None:
         raise WeightsError(f"{architecture.name} has no pretrained weights; use --weights untrained or a file")
-    from torchvision.models import get_model_weights
-
-    published = get_model_weights(architecture.source.partition(":")[2])[weights.tag]
-    url = str(published.url)
+    url = _published_url(architecture, weights)
     file = Path(urlsplit(url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
         download(urljoin(mirror.rstrip("/") + "/", file) if mirror else url, path, progress)
     digest = sha256(path)
-    expected = path.stem.rpartition("-")[2]  # torchvision ends the name with the first eight digits of the sha256
+    expected = _first_digits(file)
     if not digest.startswith(expected):
         raise WeightsError(
             f"{path} is damaged: its sha256 begins {digest[:8]}, not {expected}; delete it and try again"
@@ -75,9 +78,20 @@ def load_pretrained(
     return WeightRecord(source=WeightSource.PRETRAINED, name=weights.tag, sha256=digest)
 
 
+def _published_url(architecture: Architecture, weights: WeightSet) -> str:
+    from torchvision.models import get_model_weights
+
+    return str(get_model_weights(architecture.source.partition(":")[2])[weights.tag].url)
+
+
+def _first_digits(file: str) -> str:
+    """The digits of its sha256 that a published file carries at the end of its name or address."""
+    return PurePosixPath(file).stem.rpartition("-")[2]
+
+
 def download(url: str, path: Path, progress: Progress) -> None:
     """Fetch `url` into `path`, which appears only when whole and of the sha256 that its name ends with."""
-    expected = path.stem.rpartition("-")[2]
+    expected = _first_digits(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, draft = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)

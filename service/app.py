@@ -6,12 +6,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import uvloop
 
 from models.artifact import Artifact
 from models.catalog import CATALOG, Catalog
+from service.budget import UploadBudget
 from service.classifier import LocalClassifier
 from service.clock import LoopClock
 from service.engines.base import Engine
@@ -19,16 +21,18 @@ from service.engines.choose import EngineOptions, open_engine
 from service.errors import ShuttingDown, TopfiveError
 from service.hardware import cpu_quota
 from service.metrics import Metrics
-from service.model import ENGINE_THREADS
+from service.recovery import Recovery
 from service.repository import Repository
 from service.rest import endpoints
 from service.rest.app import create_app
 from service.rest.server import RestServer
-from service.rest.upload import UploadBudget
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
 from service.settings import Settings
 from service.types import BatchLimits
+
+_LAST_WORDS_S = 0.3  # of the drain limit, for the refusals at its end to reach their callers
+_JOIN_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +84,12 @@ class Service:
     def __init__(self, core: Core) -> None:
         settings = core.settings
         self._core = core
+        budget = UploadBudget(settings.max_upload_bytes)
         app = create_app(
             endpoints.predictions(
                 core.classifier,
                 limits=settings.limits,
-                budget=UploadBudget(settings.max_upload_bytes),
+                budget=budget,
                 timeout_s=settings.timeout_s,
                 clock=core.clock,
                 metrics=core.metrics,
@@ -92,8 +97,10 @@ class Service:
             endpoints.models(core.repository),
             endpoints.health(core.repository, core.metrics),
         )
-        servicer = Servicer(core.classifier, core.repository, timeout_s=settings.timeout_s, clock=core.clock)
-        self.rest = RestServer(app, settings.host, settings.port, drain_s=settings.drain_s)
+        servicer = Servicer(
+            core.classifier, core.repository, budget=budget, timeout_s=settings.timeout_s, clock=core.clock
+        )
+        self.rest = RestServer(app, settings.host, settings.port)
         try:
             self.rpc = RpcServer(servicer, settings.host, settings.grpc_port)
         except OSError:
@@ -101,6 +108,7 @@ class Service:
             raise
         self._announcing: set[asyncio.Task[None]] = set()
         core.repository.on_change(self._announce)
+        self._recovery = Recovery(core.repository, core.clock, settings.recover_s)
 
     async def start(self) -> None:
         """Listen on both ports; not ready until `load` has ended."""
@@ -115,25 +123,29 @@ class Service:
         log.info("ready")
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """Not ready, no new connections, answer all that was accepted; after the drain limit or `hurry`, refuse it."""
-        drain_s = self._core.settings.drain_s
+        """Not ready, no new connections, answer what was accepted; at the drain limit or `hurry` refuse the rest."""
+        over = asyncio.create_task(self._over(hurry))
         self._core.repository.stop()
-        await self.rest.settle()
-        answered = asyncio.create_task(self._answered(drain_s))
-        hurried = asyncio.create_task(hurry.wait())
-        await asyncio.wait({answered, hurried}, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+        await self.rest.settle(over)
+        answered = asyncio.create_task(self._answered(over))
+        await asyncio.wait({answered, over}, return_when=asyncio.FIRST_COMPLETED)
         if not answered.done():
             log.warning("the drain limit is over: what is left is refused")
             await self._core.repository.aclose(0)
-            if hurry.is_set():
-                self.rest.hurry()
+            await self.rest.cut_off()
         await answered
-        hurried.cancel()
+        over.cancel()
         await self._core.aclose(0)
 
-    async def _answered(self, drain_s: float) -> None:
+    async def _over(self, hurry: asyncio.Event) -> None:
+        """Until the drain limit, less what it takes to tell those who are refused, or until `hurry`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, self._core.settings.drain_s - _LAST_WORDS_S)):
+                await hurry.wait()
+
+    async def _answered(self, over: asyncio.Task[None]) -> None:
         """Once both servers have given every answer they owe."""
-        await asyncio.gather(self.rest.stop(), self.rpc.stop(drain_s + 1))
+        await asyncio.gather(self.rest.stop(), self.rpc.stop(over))
 
     def _announce(self) -> None:
         """Tell gRPC health checks; REST reads the repository at each request."""
@@ -148,12 +160,16 @@ def run(settings: Settings) -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of clients' mistakes, which are answered
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(_serve(settings))
-    if any(thread.name.startswith(ENGINE_THREADS) for thread in threading.enumerate()):
-        log.error("an engine did not return from its last batch; ending without it")
+    stuck = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    for thread in stuck:
+        thread.join(_JOIN_S / len(stuck))
+    if any(thread.is_alive() for thread in stuck):
+        log.error("%s did not return; ending without it", ", ".join(thread.name for thread in stuck))
         logging.shutdown()
-        os._exit(status)  # a plain exit would wait for that thread for ever
+        os._exit(status)  # a plain exit would wait for those threads for ever
     return status
 
 
@@ -161,8 +177,12 @@ async def _serve(settings: Settings) -> int:
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
-        log.info("stopping: answering what was accepted; again to stop at once")
-        (hurry if stop.is_set() else stop).set()
+        if stop.is_set():
+            log.info("stopping at once")
+            hurry.set()
+        else:
+            log.info("stopping: answering what was accepted; again to stop at once")
+            stop.set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

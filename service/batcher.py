@@ -117,6 +117,7 @@ class Batcher(Generic[T, R]):
             yield
         finally:
             self._places -= 1
+            self._pacer.released(self._clock.now())
             self._note_drained()
 
     async def submit(self, item: T, *, deadline: float) -> Ran[R]:

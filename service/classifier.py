@@ -67,7 +67,7 @@ class LocalClassifier:
 
     def close(self) -> None:
         """End the decoding threads; no `classify` may follow."""
-        self._decoders.shutdown(wait=True, cancel_futures=True)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
 
     async def _answer(self, loaded: LoadedModel, data: bytes, top_k: int, deadline: float) -> Classification:
         started = self._clock.now()
@@ -77,8 +77,8 @@ class LocalClassifier:
         image.check_size(len(data), self._limits)
         with loaded.batcher.admit():
             arrived = self._clock.now()
-            sample = await self._within(deadline, lambda: self._decoded(data, manifest.input))
-            decoded = self._clock.now()
+            sample, decode_s = await self._within(deadline, lambda: self._decoded(data, manifest.input))
+            waited_s = self._clock.now() - arrived - decode_s  # for a decoding thread
             ran = await loaded.batcher.submit(sample, deadline=deadline)
         predictions = best(ran.value, loaded.artifact.labels, top_k)
         total_ms = (self._clock.now() - started) * 1000
@@ -88,8 +88,8 @@ class LocalClassifier:
             model=loaded.card,
             engine=loaded.engine_info,
             timing_ms=Timing(
-                decode=(decoded - arrived) * 1000,
-                queue=ran.queue_s * 1000,
+                decode=decode_s * 1000,
+                queue=(max(0.0, waited_s) + ran.queue_s) * 1000,
                 inference=ran.run_s * 1000,
                 total=total_ms,
             ),
@@ -97,9 +97,14 @@ class LocalClassifier:
             warnings=loaded.warnings,
         )
 
-    async def _decoded(self, data: bytes, spec: InputSpec) -> Sample:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, lambda: recipe.apply(spec, image.decode(data, self._limits)))
+    async def _decoded(self, data: bytes, spec: InputSpec) -> tuple[Sample, float]:
+        """The sample, and the seconds that making it took on its thread."""
+
+        def prepare() -> tuple[Sample, float]:
+            began = self._clock.now()
+            return recipe.apply(spec, image.decode(data, self._limits)), self._clock.now() - began
+
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, prepare)
 
     async def _within(self, deadline: float, work: Callable[[], Awaitable[X]]) -> X:
         """The result of `work`, or DeadlineExceeded once the deadline has passed."""

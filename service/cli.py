@@ -14,12 +14,10 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from models.catalog import CATALOG
 from service import tables
 from service.app import Core, run
 from service.errors import TopfiveError
 from service.facts import facts
-from service.repository import Entry, Repository
 from service.rest.schemas import ModelReply, PredictReply
 from service.settings import Settings
 
@@ -45,7 +43,8 @@ class _Group(click.Group):
 def _option(flag: str, *names: str, **attributes: Any) -> Callable[[Command], Command]:
     """A click option with its variable, both shown in the help with the default."""
     variable = f"TOPFIVE_{flag.removeprefix('--').replace('-', '_').upper()}"
-    return click.option(flag, *names, envvar=variable, show_envvar=True, show_default=True, **attributes)
+    shown = "off" if attributes.get("is_flag") else True
+    return click.option(flag, *names, envvar=variable, show_envvar=True, show_default=shown, **attributes)
 
 
 def options(*names: str) -> Callable[[Command], Command]:
@@ -140,8 +139,7 @@ async def _predict(settings: Settings, images: Sequence[Path], top_k: int, as_js
 def models(as_json: bool, **values: Any) -> None:
     """List every model: size, accuracy, and whether it is exported."""
     settings = settings_from(values)
-    repository: Repository = Core(settings, catalog=CATALOG).repository
-    entries: list[Entry] = repository.entries()
+    entries = Core(settings).repository.entries()
     if as_json:
         rows = [ModelReply.model_validate(facts(entry)).model_dump(mode="json") for entry in entries]
         click.echo(json.dumps(rows, indent=2))

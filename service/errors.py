@@ -49,7 +49,7 @@ TABLE: dict[Code, Translation] = {
     Code.MODEL_NOT_FOUND: Translation(404, "NOT_FOUND", "Model not found", False, logging.INFO),
     Code.TOO_LARGE: Translation(413, "INVALID_ARGUMENT", "Image too large", False, logging.INFO),
     Code.BAD_IMAGE: Translation(422, "INVALID_ARGUMENT", "Not a readable image", False, logging.INFO),
-    Code.OVERLOADED: Translation(429, "RESOURCE_EXHAUSTED", "Overloaded", True, logging.WARNING),
+    Code.OVERLOADED: Translation(429, "RESOURCE_EXHAUSTED", "Overloaded", True, logging.INFO),
     Code.NOT_READY: Translation(503, "UNAVAILABLE", "Not ready", True, logging.WARNING),
     Code.SHUTTING_DOWN: Translation(503, "UNAVAILABLE", "Shutting down", True, logging.INFO),
     Code.DEADLINE_EXCEEDED: Translation(504, "DEADLINE_EXCEEDED", "Deadline exceeded", True, logging.INFO),

@@ -1,23 +1,23 @@
 """A loaded model: its artifact, its engine, its batcher and what it has measured of itself."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from models.artifact import Artifact, Manifest, WeightSource
-from service.batcher import Batcher
+from service.batcher import Batcher, State
 from service.clock import Clock
 from service.engines.base import Engine
 from service.errors import EngineError
 from service.metrics import BatchMetrics, LatencyRecord
 from service.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 
-ENGINE_THREADS = "engine-"
-"""How the names of the threads begin that run engines."""
-
 _PROBE_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 def describe(manifest: Manifest, version: int, latency: Latency) -> ModelCard:
@@ -41,7 +41,7 @@ def warnings_of(manifest: Manifest) -> tuple[str, ...]:
     if manifest.weights.source is WeightSource.UNTRAINED:
         return (
             f"{manifest.name} has untrained weights: its answers mean nothing; "
-            f"run: topfive export {manifest.name} --weights pretrained (or a file)",
+            f"export it with trained ones: topfive export {manifest.name} --weights pretrained|FILE",
         )
     return ()
 
@@ -64,7 +64,11 @@ class LoadedModel:
         self.latency = LatencyRecord()
         self._engine = engine
         self._clock = clock
-        self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix=ENGINE_THREADS + artifact.manifest.name)
+        self._max_run_s = limits.max_run_s
+        self._slots = limits.slots
+        self._stuck = 0
+        self._on_health = on_health
+        self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix=f"engine-{artifact.manifest.name}")
         self.batcher: Batcher[Sample, Probabilities] = Batcher(
             self._run, limits, clock=clock, metrics=metrics, on_health=on_health
         )
@@ -73,6 +77,16 @@ class LoadedModel:
     def name(self) -> str:
         """The model's name."""
         return self.artifact.manifest.name
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it takes work, its last real runs did not all fail, and none of them hangs."""
+        return self.batcher.healthy and not self._stuck
+
+    @property
+    def lost(self) -> bool:
+        """Whether it cannot answer again in this process: its queue is broken, or every slot hangs."""
+        return self.batcher.state is State.BROKEN or self._stuck >= self._slots
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -105,7 +119,23 @@ class LoadedModel:
             self._engine.close()
 
     async def _run(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run_batch, samples)
+        stuck = False
+
+        def note() -> None:
+            nonlocal stuck
+            stuck = True
+            self._stuck += 1
+            log.error("%s: %s has not returned from a batch for %g s", self.name, self.engine_info, self._max_run_s)
+            self._on_health()
+
+        timer = self._clock.call_at(self._clock.now() + self._max_run_s, note)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run_batch, samples)
+        finally:
+            timer.cancel()
+            if stuck:
+                self._stuck -= 1
+                self._on_health()
 
     def _run_batch(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
         """On an engine thread: stack, run, and check each row; a row that is not finite fails alone."""

@@ -1,8 +1,10 @@
 """When to wait a moment for a fuller batch, and how long a queue will take. Pure: given times, it returns times."""
 
+from collections import deque
 from dataclasses import dataclass
 
 _MEMORY = 0.95  # weight that one more batch leaves to all before it
+_LATELY_S, _FEWEST, _MOST = 10.0, 8, 64  # places given back that tell how fast the house drains, decoding included
 _FIRST_RETRY_S = 1.0  # what to tell a refused caller before any batch has been measured
 _PROBE_EVERY = 32  # one hold in so many is tried although holds have not been paying
 
@@ -46,6 +48,7 @@ class Pacer:
         self._peak = 0.0
         self._score = 1.0
         self._asked = 0
+        self._released: deque[float] = deque(maxlen=_MOST)
 
     def outstanding(self, count: int) -> None:
         """Note how many items wait or run now; the peak of it fades with each batch."""
@@ -79,7 +82,21 @@ class Pacer:
 
     def retry_after_s(self, queued: int, max_batch: int, slots: int) -> float:
         """Seconds until `queued` items should have drained through `slots` executors, `max_batch` at a time."""
+        drained_s = self._drained_s(queued)
         one = self._cost.predict(min(max(queued, 1), max_batch))
         if one is None:
-            return _FIRST_RETRY_S
-        return max(one, one * queued / max_batch / slots)
+            return drained_s or _FIRST_RETRY_S
+        return max(one, one * queued / max_batch / slots, drained_s)
+
+    def released(self, now: float) -> None:
+        """Note that a place was given back at `now`, whatever its image had been waiting for."""
+        self._released.append(now)
+        while now - self._released[0] > _LATELY_S:
+            self._released.popleft()
+
+    def _drained_s(self, queued: int) -> float:
+        """Seconds for `queued` places at the rate of late; 0 where too few were given back to tell."""
+        if len(self._released) < _FEWEST:
+            return 0.0
+        span_s = self._released[-1] - self._released[0]
+        return queued * span_s / (len(self._released) - 1)

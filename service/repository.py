@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from models.artifact import Artifact, ArtifactError, Manifest, NotExportedError, exported_names, load, read_manifest
 from models.catalog import Architecture, Catalog, UnknownModelError
-from service.batcher import State
 from service.clock import Clock
 from service.engines.base import Engine, EngineUnavailableError
 from service.errors import ModelNotFound, NotReady, ShuttingDown
@@ -64,6 +64,7 @@ class Repository:
         self._metrics = metrics
         self._configured: tuple[str, ...] = ()
         self._loaded: dict[str, LoadedModel] = {}
+        self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
         self._closing = False
         self._listeners: list[Callable[[], None]] = []
@@ -78,17 +79,30 @@ class Repository:
 
     @property
     def alive(self) -> bool:
-        """False when a queue is broken beyond recovery, so that a supervisor should restart the process."""
-        return all(model.batcher.state is not State.BROKEN for model in self._loaded.values())
+        """False when a queue is broken or an engine stuck beyond recovery: a supervisor should restart the process."""
+        return not any(model.lost for model in self._loaded.values())
 
     @property
     def ready(self) -> bool:
-        """Whether every configured model is loaded and warm, its last real run succeeded, and nothing is closing."""
-        return (
-            bool(self._configured)
-            and not self._closing
-            and all(name in self._loaded and self._loaded[name].batcher.healthy for name in self._configured)
-        )
+        """Whether `check_ready` finds nothing."""
+        return bool(self._configured) and not self._closing and not self._absent and not self.failing
+
+    @property
+    def failing(self) -> list[str]:
+        """Configured models that are loaded and whose last real runs failed."""
+        return [name for name in self._configured if name in self._loaded and not self._loaded[name].healthy]
+
+    @property
+    def _absent(self) -> list[str]:
+        return [name for name in self._configured if name not in self._loaded]
+
+    def check_ready(self) -> None:
+        """Raise NotReady or ShuttingDown unless every configured model is loaded, warm and answering."""
+        if self._closing:
+            raise ShuttingDown
+        if not self.ready:
+            reasons = [f"{name} is being loaded" for name in self._absent] + [f"{name} fails" for name in self.failing]
+            raise NotReady("; ".join(reasons) or "the server is starting")
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever `ready` may have changed."""
@@ -122,19 +136,21 @@ class Repository:
 
     async def recover(self) -> None:
         """Try each configured model that fails with one blank image, so that readiness can return without traffic."""
-        for name in self._configured:
-            model = self._loaded.get(name)
-            if model is not None and not model.batcher.healthy:
-                await model.probe()
+        for name in self.failing:
+            await self._loaded[name].probe()
 
     def entries(self) -> list[Entry]:
         """Every model of the catalog, and every other exported one, by name."""
-        return [self._entry(name) for name in sorted({*self._catalog.names(), *exported_names(self._root)})]
+        found = [self._entry(name) for name in sorted({*self._catalog.names(), *exported_names(self._root)})]
+        return [entry for entry in found if entry.architecture is not None or entry.exported is not None]
 
     def entry(self, name: str) -> Entry:
-        """One of them; raises ModelNotFound."""
+        """One of them; raises ModelNotFound, or NotReady where nothing but a damaged manifest is there."""
         self._check_known(name)
-        return self._entry(name)
+        entry = self._entry(name)
+        if entry.architecture is None and entry.exported is None:
+            raise NotReady(f"the manifest of {name} cannot be read; export or import it again")
+        return entry
 
     def stop(self) -> None:
         """Be not ready from now on; what was accepted is still answered."""
@@ -147,6 +163,7 @@ class Repository:
         for task in self._loading.values():
             task.cancel()
         await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        self._loaders.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(model.aclose(drain_s) for model in self._loaded.values()))
         self._loaded.clear()
 
@@ -158,7 +175,7 @@ class Repository:
     async def _load(self, name: str) -> LoadedModel:
         self._check_known(name)
         started = self._clock.now()
-        opening = asyncio.get_running_loop().run_in_executor(None, self._open, name)
+        opening = asyncio.get_running_loop().run_in_executor(self._loaders, self._open, name)
         try:
             artifact, engine = await asyncio.shield(opening)
         except asyncio.CancelledError:  # the thread goes on
@@ -213,7 +230,7 @@ class Repository:
         exported: tuple[int, Manifest] | None = None
         if loaded is not None:
             exported = (loaded.artifact.version, loaded.artifact.manifest)
-            state = ModelState.READY if loaded.batcher.healthy else ModelState.FAILING
+            state = ModelState.READY if loaded.healthy else ModelState.FAILING
         else:
             try:
                 exported = read_manifest(self._root, name)
@@ -238,7 +255,7 @@ class Repository:
                     "in_flight": model.batcher.in_flight,
                     "places": model.batcher.places,
                     "max_batch": model.batcher.max_batch,
-                    "healthy": float(model.batcher.healthy),
+                    "healthy": float(model.healthy),
                 },
             )
             for name, model in self._loaded.items()

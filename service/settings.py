@@ -51,6 +51,7 @@ class Settings(BaseModel):
     timeout_s: Annotated[float, Field(gt=0, description="Longest time for one answer; callers may ask for less")] = 30.0
     drain_s: Annotated[float, Field(ge=0, description="Longest time for accepted work after SIGTERM or Ctrl-C")] = 20.0
 
+    recover_s: Annotated[float, Field(gt=0, description="Time between tries of a model that fails")] = 5.0
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log")] = LogLevel.INFO
 
     @field_validator("models", mode="before")

@@ -60,6 +60,7 @@ class BatchLimits:
     capacity: int = 256
     max_hold_s: float = 0.0
     max_failures: int = 3
+    max_run_s: float = 60.0
 
 
 class Outcome(StrEnum):
@@ -131,7 +132,7 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds: decoding with resize and crop, waiting for a slot, the engine's run, and from bytes to answer."""
+    """Milliseconds: decoding with resize and crop, waiting for a thread and a slot, the engine's run, and in all."""
 
     decode: float
     queue: float

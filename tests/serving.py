@@ -31,7 +31,7 @@ async def serving(
     artifacts: Path, engine: FakeEngine | None = None, *, load: bool = True, **settings: object
 ) -> AsyncIterator[Running]:
     """A service of the models in `artifacts`; with `engine` it runs on that instead of a real one."""
-    values = {"models": ("tiny",), "port": 0, "grpc_port": 0, "cpus": 2, "drain_s": 5.0, **settings}
+    values = {"models": ("tiny",), "port": 0, "grpc_port": 0, "cpus": 2, "drain_s": 5.0, "recover_s": 0.05, **settings}
     core = Core(Settings.model_validate({"artifacts": artifacts, **values}), opener=opener(engine) if engine else None)
     service = Service(core)
     await service.start()

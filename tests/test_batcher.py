@@ -1,6 +1,7 @@
 """The batcher with a scripted engine and a manual clock: what runs together, in what order, and how each item ends."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import pytest
@@ -563,7 +564,23 @@ async def test_retry_after_knows_a_lowered_maximum() -> None:
     await bench.submit(*range(8))
     with pytest.raises(Overloaded) as refused, bench.batcher.admit():
         pass
-    assert refused.value.retry_after_s == pytest.approx(4.0, rel=0.01)
+    assert refused.value.retry_after_s == pytest.approx(8 / 1.5, rel=0.1)  # three images in two seconds of late
+
+
+async def test_retry_after_knows_what_is_not_the_engine() -> None:
+    """Where decoding is the slow step, the wait told follows the rate at which places come free, not the engine's."""
+    bench = bench_of(max_batch=4, capacity=8)
+    for _ in range(10):  # one image in half a second, which the engine answers at once
+        await bench.clock.advance(0.5)
+        tasks = await bench.submit(0)
+        await bench.run.finish()
+        await values(tasks)
+    with contextlib.ExitStack() as places:
+        for _ in range(8):
+            places.enter_context(bench.batcher.admit())
+        with pytest.raises(Overloaded) as refused, bench.batcher.admit():
+            pass
+    assert refused.value.retry_after_s == pytest.approx(4.0)
 
 
 # --- holds ---

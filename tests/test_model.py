@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
-from service.errors import EngineError, ShuttingDown
+from service.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.model import LoadedModel, describe, warnings_of
 from service.types import Batch, BatchLimits, EngineInfo, Latency, Outcome, Probabilities, Ran, Sample
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
@@ -167,6 +167,26 @@ async def test_a_probe_of_a_full_or_stuck_model_is_no_error(exported: Path) -> N
         await bench.clock.advance(5.0)
         assert not await probe
         assert bench.model.batcher.places == 0
+
+
+async def test_an_engine_that_hangs_is_noticed(exported: Path) -> None:
+    """A batch that has not returned within its limit makes the model unhealthy, and lost where no slot is left."""
+    async with bench_of(exported) as bench:
+        bench.engine.gate.clear()
+        (stuck,) = await bench.submit(1)
+        await bench.clock.advance(59)
+        before = (bench.model.healthy, bench.model.lost)
+        await bench.clock.advance(2)
+        after = (bench.model.healthy, bench.model.lost)
+        bench.engine.gate.set()
+        await reached(lambda: bench.model.healthy)
+
+        assert before == (True, False)
+        assert after == (False, True)
+        assert not bench.model.lost
+        assert len(bench.health) == 2
+        with pytest.raises(DeadlineExceeded):
+            await stuck
 
 
 async def test_the_card_says_what_the_model_is(exported: Path) -> None:

@@ -95,6 +95,7 @@ async def test_chunked_body(artifacts: Path) -> None:
         ({"data": {"image": "cat.jpg"}}, "no image"),
         ({"files": {"picture": b"abc"}}, "no field 'image' (fields: picture)"),
         ({"data": {"image": "cat.jpg"}, "files": {"other": b"x"}}, "is the @ missing?"),
+        ({"files": [("image", b"abc"), ("image", b"def")]}, "send one image a request"),
         ({"content": b"abc", "headers": {"content-type": "multipart/form-data"}}, "boundary"),
         ({"content": b"abc", "headers": {"content-type": "multipart/form-data; boundary=x"}}, "cannot be read"),
     ],
@@ -102,15 +103,14 @@ async def test_chunked_body(artifacts: Path) -> None:
 async def test_no_image(artifacts: Path, request_kwargs: dict[str, object], expected: str) -> None:
     """A request without an image is a bad request whose detail shows the right curl line."""
     async with serving(artifacts, FakeEngine()) as running:
-        response = await running.http.post("/predict", **request_kwargs)  # type: ignore[arg-type]
+        response = await running.http.post("/predict?model=tiny", **request_kwargs)  # type: ignore[arg-type]
 
     assert response.status_code == 400
     problem = response.json()
     assert problem["code"] == "bad_request"
     assert expected in problem["detail"]
-    assert f"curl -F image=@cat.jpg '{running.http.base_url}predict?model=googlenet'" in problem["detail"].replace(
-        str(running.http.base_url).rstrip("/") + "/", str(running.http.base_url)
-    )
+    address = f"{str(running.http.base_url).rstrip('/')}/predict?model=tiny"
+    assert f"curl -F image=@cat.jpg '{address}'" in problem["detail"]
 
 
 async def test_problem_details(artifacts: Path) -> None:
@@ -200,10 +200,12 @@ async def test_timeout(artifacts: Path) -> None:
     async with serving(artifacts, engine) as running:
         engine.gate.clear()
         response = await running.http.post("/predict", files={"image": png()}, headers={"X-Request-Timeout": "0.05"})
+        model = await running.core.repository.get("tiny")
+        waited = model.batcher.in_flight
         engine.gate.set()
 
     assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
-    assert running.core.repository.ready is False  # stopped by now
+    assert waited == 1  # the engine was not back yet
 
 
 @pytest.mark.parametrize("value", ["soon", "nan", "inf", "0", "-1", ""])
@@ -256,13 +258,17 @@ async def test_health(artifacts: Path) -> None:
         loaded = (await running.http.get("/readyz")).status_code
         engine.script = [RuntimeError("broken card")] * 4
         failures = [(await running.http.post("/predict", files={"image": png()})).status_code for _ in range(3)]
-        failing = (await running.http.get("/readyz")).status_code  # its own try is the fourth failure
+        failing = await running.http.get("/readyz")
+        alive = (await running.http.get("/livez")).status_code
+        await until(lambda: running.core.repository.ready)  # tried again without traffic, first in vain
         recovered = (await running.http.get("/readyz")).status_code
 
     assert before == [200, 503]
     assert loaded == 200
     assert failures == [500, 500, 500]
-    assert (failing, recovered) == (503, 200)
+    assert (failing.status_code, failing.json()["code"], failing.json()["detail"]) == (503, "not_ready", "tiny fails")
+    assert (alive, recovered) == (200, 200)
+    assert not engine.script
 
 
 async def test_metrics(artifacts: Path) -> None:

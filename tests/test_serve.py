@@ -12,9 +12,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
+import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.conftest import png
 
@@ -61,7 +64,7 @@ async def started(*command: str) -> AsyncIterator[Server]:
     listening = asyncio.create_task(listen())
     try:
         async with asyncio.timeout(60):
-            while not any(": ready" in line for line in log):
+            while not (any(": ready" in line for line in log) and any("REST on" in line for line in log)):
                 assert process.returncode is None, "".join(log)
                 await asyncio.sleep(0.02)
         address = re.search(r"REST on (http://\S+), gRPC", "".join(log))
@@ -146,6 +149,53 @@ async def test_stuck_engine(artifacts: Path) -> None:
         assert await running.ended() == 0
     assert (answer.status_code, answer.json()["code"]) == (503, "shutting_down")
     assert any("did not return" in line for line in running.log)
+
+
+async def test_open_calls_do_not_delay_the_stop(artifacts: Path) -> None:
+    """A health watcher, an idle stream and a silent connection are no reason to wait for the drain limit."""
+    async with server(artifacts, "--drain-s", "20") as running:
+        port = int("".join(running.log).partition("gRPC on 127.0.0.1:")[2].split()[0])
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            health: Any = health_pb2_grpc.HealthStub(cast("Any", channel))
+            watch = health.Watch(health_pb2.HealthCheckRequest())
+            await watch.read()
+            _, silent = await asyncio.open_connection(*running.url.removeprefix("http://").split(":"))
+            began = time.monotonic()
+            running.process.send_signal(signal.SIGTERM)
+            assert await running.ended() == 0
+            took_s = time.monotonic() - began
+            silent.close()
+    assert took_s < 10
+
+
+async def test_stalled_upload_ends_at_the_limit(artifacts: Path) -> None:
+    """A body that never comes is told 503 at the drain limit, and the process ends in time without a traceback."""
+    async with server(artifacts, "--drain-s", "1.5") as running:
+        reader, writer = await asyncio.open_connection(*running.url.removeprefix("http://").split(":"))
+        writer.write(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 900\r\n\r\nabc")
+        await writer.drain()
+        running.process.send_signal(signal.SIGTERM)
+        status = await reader.readline()
+        assert await running.ended() == 0
+        writer.close()
+    assert b" 503 " in status
+    assert not [line for line in running.log if "Traceback" in line]
+
+
+async def test_stop_while_loading(artifacts: Path) -> None:
+    """A load that never ends does not keep the process."""
+    script = (
+        "import sys, threading, service.app as app\n"
+        "app.open_engine = lambda _artifact, options: threading.Event().wait()\n"
+        "print(': ready', file=sys.stderr, flush=True)\n"
+        "sys.exit(app.run(app.Settings.model_validate_json(sys.argv[1])))\n"
+    )
+    settings = {"models": ["tiny"], "artifacts": str(artifacts), "port": 0, "grpc_port": 0, "drain_s": 1.0}
+    async with started(sys.executable, "-c", script, json.dumps(settings)) as running:
+        async with httpx.AsyncClient(base_url=running.url) as client:
+            assert (await client.get("/readyz")).json()["detail"] == "tiny is being loaded"
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.ended() == 0
 
 
 async def test_missing_model(tmp_path: Path) -> None:

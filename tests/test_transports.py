@@ -113,6 +113,51 @@ async def test_same_error(artifacts: Path, image: bytes, model: str | None, top_
     assert (rest.code, rest.detail) == (rpc.code, rpc.detail)
 
 
+@pytest.mark.parametrize("identity", ["bestellung-ä", "a\nb", "x" * 200])
+async def test_unusable_request_id(artifacts: Path, identity: str) -> None:
+    """An id that does not fit a header or a log line is replaced in both transports, and errors still arrive."""
+    async with serving(artifacts, FakeEngine()) as running:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await running.stub.Classify(pb.ClassifyRequest(image=b"no", request_id=identity), timeout=5)
+        good = await running.stub.Classify(pb.ClassifyRequest(image=png(), request_id=identity), timeout=5)
+        headers = {b"X-Request-Id": identity.encode("latin-1").replace(b"\n", b"\t")}
+        rest = await running.http.post("/predict", files={"image": b"no"}, headers=headers)
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert good.request_id != identity
+    assert rest.status_code == 422
+    assert len(rest.json()["request_id"]) == len(good.request_id) == 32
+
+
+async def test_damaged_manifest(artifacts: Path) -> None:
+    """An unreadable manifest of a model outside the catalog does not take the list with it, and is named."""
+    (artifacts / "mine" / "1").mkdir(parents=True)
+    (artifacts / "mine" / "1" / "manifest.json").write_text("{")
+    async with serving(artifacts, FakeEngine()) as running:
+        rest = await running.http.get("/models")
+        rpc = await running.stub.ListModels(pb.ListModelsRequest())
+        page = await running.http.get("/models/mine")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await running.stub.GetModel(pb.GetModelRequest(name="mine"))
+
+    assert [row["name"] for row in rest.json()["models"]] == [row.model.name for row in rpc.models]
+    assert "mine" not in [row.model.name for row in rpc.models]
+    assert (page.status_code, page.json()["code"]) == (503, "not_ready")
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_list_before_the_start(artifacts: Path) -> None:
+    """Before a default model is known the lists are not ready, with the same code in both transports."""
+    async with serving(artifacts, FakeEngine(), load=False) as running:
+        rest = await running.http.get("/models")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await running.stub.ListModels(pb.ListModelsRequest())
+
+    assert (rest.status_code, rest.json()["code"]) == (503, "not_ready")
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert dict(caught.value.trailing_metadata())["topfive-code"] == "not_ready"
+
+
 async def test_engine_failure(artifacts: Path) -> None:
     """A failing engine is an internal error in both transports, and neither tells the client its cause."""
     engine = FakeEngine()
@@ -143,8 +188,8 @@ async def test_same_model_list(artifacts: Path) -> None:
         assert row["warnings"] == list(info.warnings)
     for page, detail in zip(pages, details, strict=True):
         assert page["input"]["resize"] == detail.input.resize
-        assert [report["runtime"] for report in page["parity"]] == [report.runtime for report in detail.parity]
-        assert [report["passed"] for report in page["parity"]] == [report.passed for report in detail.parity]
+        reports = [MessageToDict(report, preserving_proto_field_name=True) for report in detail.parity]
+        assert page["parity"] == reports
         assert [weights["tag"] for weights in page["published"]] == [weights.tag for weights in detail.published]
         assert bool(page["weights_file"]) == detail.HasField("weights")
 

@@ -1,11 +1,11 @@
 """Puts the REST interface together from its routers."""
 
+from importlib.metadata import version
+
 from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from service.rest import errors
-
-VERSION = "0.1.0"
 
 _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 
@@ -18,7 +18,7 @@ def create_app(*routers: APIRouter) -> FastAPI:
 
     The page at /docs brings its own scripts and styles, so that it works where nothing can be downloaded.
     """
-    app = FastAPIOffline(title="topfive", version=VERSION, description=_DESCRIPTION, redoc_url=None)
+    app = FastAPIOffline(title="topfive", version=version("topfive"), description=_DESCRIPTION, redoc_url=None)
     for router in routers:
         app.include_router(router)
     errors.install(app)

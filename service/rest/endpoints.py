@@ -9,15 +9,16 @@ from fastapi import APIRouter, Header, Query
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from service.budget import UploadBudget
 from service.classifier import DEFAULT_TOP_K, Classifier
 from service.clock import Clock
-from service.errors import BadRequest, DeadlineExceeded, TopfiveError
+from service.errors import BadRequest, DeadlineExceeded, NotReady, TopfiveError
 from service.facts import facts
 from service.image import FORMATS
 from service.metrics import Metrics
 from service.repository import Repository
 from service.rest.schemas import Health, ModelDetailReply, ModelListReply, ModelReply, PredictReply, Problem
-from service.rest.upload import FIELD, UploadBudget, read_image
+from service.rest.upload import FIELD, read_image
 from service.types import ImageLimits, Timing
 
 X = TypeVar("X")
@@ -110,17 +111,18 @@ def health(repository: Repository, metrics: Metrics) -> APIRouter:
     """`GET /livez`, `GET /readyz` and `GET /metrics`."""
     router = APIRouter(tags=["health"])
 
-    @router.get("/livez", responses={503: {"model": Health}})
-    async def livez(response: Response) -> Health:
+    @router.get("/livez", responses={503: _PROBLEMS[503]})
+    async def livez() -> Health:
         """Whether the process works; when not, restart it."""
-        return _health(response, repository.alive, "alive", "broken")
+        if not repository.alive:
+            raise NotReady("an engine or its queue has failed for good; restart the server")
+        return Health(status="alive")
 
-    @router.get("/readyz", responses={503: {"model": Health}})
-    async def readyz(response: Response) -> Health:
-        """Whether every configured model is loaded and warm and its last real run succeeded."""
-        if not repository.ready:
-            await repository.recover()
-        return _health(response, repository.ready, "ready", "not ready")
+    @router.get("/readyz", responses={503: _PROBLEMS[503]})
+    async def readyz() -> Health:
+        """Whether every configured model is loaded and warm, and its last real runs did not all fail."""
+        repository.check_ready()
+        return Health(status="ready")
 
     @router.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
@@ -167,8 +169,3 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, X]) ->
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         continue
-
-
-def _health(response: Response, good: bool, yes: str, no: str) -> Health:
-    response.status_code = 200 if good else 503
-    return Health(status=yes if good else no)

@@ -1,8 +1,8 @@
 """Every error as problem details (RFC 9457), and the id that each request carries."""
 
+import asyncio
 import logging
-import re
-import uuid
+import math
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -12,18 +12,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import TABLE, BadRequest, Code, Overloaded, TopfiveError
+from service.errors import TABLE, BadRequest, Code, Overloaded, ShuttingDown, TopfiveError
+from service.request_id import request_id
 from service.rest.schemas import Problem
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
-_USABLE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-
-
-def request_id(given: str | None) -> str:
-    """The caller's own id where it is short and plain, else a new one."""
-    return given if given and _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 class RequestContext:
@@ -52,6 +47,10 @@ class RequestContext:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             log.info("%s: the client left", identity)
+        except asyncio.CancelledError:  # by the server, at the end of its drain limit
+            log.info("%s: cut off by the stop", identity)
+            if not started:
+                await _problem(Code.SHUTTING_DOWN, ShuttingDown().detail, identity)(scope, receive, send_with_id)
         except Exception:
             log.exception("%s: unexpected error", identity)
             if not started:
@@ -83,7 +82,7 @@ async def _topfive_error(request: Request, error: Exception) -> Response:
     detail = error.detail if expected else "the server failed; its log has the cause"
     response = _problem(error.code, detail, identity)
     if isinstance(error, Overloaded):
-        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return response
 
 

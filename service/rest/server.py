@@ -1,7 +1,6 @@
 """The HTTP server under REST: uvicorn, with signals left to the service and a shutdown that loses nothing."""
 
 import asyncio
-import math
 import socket
 import time
 from collections.abc import Iterator
@@ -18,12 +17,13 @@ _KEEP_ALIVE_S = 75  # longer than the idle time of common load balancers, so tha
 # When it stops: how long open connections may still send, and how long those that never have.
 _SETTLE_S = 0.1
 _FIRST_REQUEST_S = 1.0
+_TELL_S = 0.05
 
 
 class RestServer:
     """A uvicorn server, bound when it is made. `port` is the real one. Raises OSError where it cannot be bound."""
 
-    def __init__(self, app: FastAPI, host: str, port: int, *, drain_s: float) -> None:
+    def __init__(self, app: FastAPI, host: str, port: int) -> None:
         self._socket = _listen(host, port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
@@ -32,7 +32,6 @@ class RestServer:
             log_config=None,
             access_log=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=math.ceil(drain_s) + 1,
         )
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
@@ -45,13 +44,13 @@ class RestServer:
                 self._task.result()
             await asyncio.sleep(0.005)
 
-    async def settle(self) -> None:
-        """Accept no new connection, and let those accepted send what they came with."""
+    async def settle(self, over: asyncio.Task[None]) -> None:
+        """Accept no new connection, and let those accepted send what they came with, until `over` at the latest."""
         await self._server.stop_listening(self._socket)
-        await asyncio.sleep(_SETTLE_S)
+        await asyncio.wait({over}, timeout=_SETTLE_S)
         limit = time.monotonic() + _FIRST_REQUEST_S
-        while self._server.expects_requests() and time.monotonic() < limit:  # noqa: ASYNC110 - no event says it
-            await asyncio.sleep(0.02)
+        while self._server.expects_requests() and not over.done() and time.monotonic() < limit:
+            await asyncio.wait({over}, timeout=0.02)
 
     async def stop(self) -> None:
         """Answer what was asked, close the connections, and end."""
@@ -63,8 +62,12 @@ class RestServer:
         """Give the port back without ever having started."""
         self._socket.close()
 
-    def hurry(self) -> None:
-        """Do not wait for open connections any longer."""
+    async def cut_off(self) -> None:
+        """End the requests that are still open: 503 for those that can be told."""
+        await asyncio.sleep(_TELL_S)
+        for task in list(self._server.server_state.tasks):
+            task.cancel()
+        await asyncio.sleep(_TELL_S)
         self._server.force_exit = True
 
 
@@ -79,10 +82,11 @@ class _Server(uvicorn.Server):
     async def stop_listening(self, listener: socket.socket) -> None:
         """Accept the connections that the kernel holds in its queue, which closing would reset, and no later ones."""
         waiting: list[socket.socket] = []
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # until none waits; or no descriptor is left for another
             while True:
                 waiting.append(listener.accept()[0])
-        listener.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # not every system lets a listener be shut down before it is closed
+            listener.shutdown(socket.SHUT_RDWR)
         for server in self.servers:
             server.close()
         loop = asyncio.get_running_loop()

@@ -1,43 +1,17 @@
 """Takes the image out of an HTTP request: a multipart field, or the raw body. Limits hold while the bytes come in."""
 
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from service.errors import BadRequest, Overloaded
+from service.errors import BadRequest
 from service.image import check_size
 from service.types import ImageLimits
 
 FIELD = "image"
-_RETRY_S = 1.0  # for bodies that do not fit in memory now
 _ENVELOPE_BYTES = 1 << 20  # multipart boundaries, headers and other fields around the image
-
-
-class UploadBudget:
-    """Bounds the bytes of all bodies in memory together: they come before any model can count them."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._left = max_bytes
-
-    @contextmanager
-    def share(self) -> Iterator[Callable[[int], None]]:
-        """A function that takes bytes for one request; all are given back at the end. Raises Overloaded."""
-        taken = 0
-
-        def take(size_bytes: int) -> None:
-            nonlocal taken
-            if size_bytes > self._left:
-                raise Overloaded(_RETRY_S)
-            self._left -= size_bytes
-            taken += size_bytes
-
-        try:
-            yield take
-        finally:
-            self._left += taken
 
 
 class _InMemoryParser(MultiPartParser):
@@ -63,11 +37,10 @@ async def read_image(request: Request, limits: ImageLimits, take: Callable[[int]
 
 
 def usage(request: Request) -> str:
-    """The right curl lines for this server."""
-    address = request.url.replace(query="model=googlenet")
+    """The right curl lines for this very address."""
     return (
-        f"send it as: curl -F {FIELD}=@cat.jpg '{address}' "
-        f"or: curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg '{address}'"
+        f"send it as: curl -F {FIELD}=@cat.jpg '{request.url}' "
+        f"or: curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg '{request.url}'"
     )
 
 
@@ -82,10 +55,13 @@ async def _from_form(request: Request, limits: ImageLimits, take: Callable[[int]
         reason = error.message if isinstance(error, MultiPartException) else "it names no boundary"
         raise BadRequest(f"the multipart form cannot be read ({reason}); {usage(request)}") from error
     try:
-        field = form.get(FIELD)
-        if field is None:
+        fields = form.getlist(FIELD)
+        if not fields:
             found = ", ".join(sorted(form)) or "none"
             raise BadRequest(f"the form has no field {FIELD!r} (fields: {found}); {usage(request)}")
+        if len(fields) > 1:
+            raise BadRequest(f"the form has {len(fields)} fields {FIELD!r}; send one image a request; {usage(request)}")
+        field = fields[0]
         if not isinstance(field, UploadFile):
             raise BadRequest(f"the field {FIELD!r} is text, not a file: is the @ missing? {usage(request)}")
         check_size(field.size or 0, limits)

@@ -118,4 +118,6 @@ def _parity(report: ParityReport) -> pb.Parity:
         top1_agreement=report.top1_agreement,
         top5_agreement=report.top5_agreement,
         passed=report.passed,
+        batch_sizes=report.batch_sizes,
+        thresholds=pb.Thresholds(**report.thresholds.model_dump()),
     )

@@ -1,7 +1,6 @@
 """Errors as gRPC status codes, from the one table."""
 
 import logging
-import uuid
 from typing import Any, NoReturn
 
 import grpc
@@ -12,11 +11,6 @@ from service.errors import TABLE, Code, Overloaded, TopfiveError
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-def request_id(given: str) -> str:
-    """The caller's own id, or a new one."""
-    return given[:128] if given else uuid.uuid4().hex
 
 
 def describe(error: Exception, identity: str) -> pb.Error:

@@ -1,5 +1,7 @@
 """The gRPC server: the servicer, `grpc.health.v1` with Watch, and reflection."""
 
+import asyncio
+
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -11,6 +13,7 @@ from service.rpc.servicer import Servicer
 MAX_MESSAGE_BYTES = 64 << 20
 SERVICE: str = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 
+_FLUSH_S = 0.1  # for the last replies to leave
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -23,6 +26,7 @@ class RpcServer:
     """A grpc.aio server, bound when it is made. `port` is the real one. Raises OSError where it cannot be bound."""
 
     def __init__(self, servicer: Servicer, host: str, port: int) -> None:
+        self._servicer = servicer
         self._server = grpc.aio.server(options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         classifier_pb2_grpc.add_ClassifierServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
@@ -49,6 +53,9 @@ class RpcServer:
         for name in (health.OVERALL_HEALTH, SERVICE):
             await self._health.set(name, status)
 
-    async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, finish those that run within `grace_s` seconds."""
-        await self._server.stop(grace_s)
+    async def stop(self, over: asyncio.Task[None]) -> None:
+        """Refuse new images, answer those accepted until `over`, then end every call: a health watcher never would."""
+        self._servicer.close()
+        while self._servicer.owed and not over.done():
+            await asyncio.wait({over}, timeout=0.02)
+        await self._server.stop(_FLUSH_S)

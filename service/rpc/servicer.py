@@ -5,12 +5,15 @@ from collections.abc import AsyncIterator
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
+from service.budget import UploadBudget
 from service.classifier import DEFAULT_TOP_K, Classifier
 from service.clock import Clock
+from service.errors import ShuttingDown
 from service.facts import facts
 from service.repository import Repository
+from service.request_id import request_id
 from service.rpc import converters
-from service.rpc.errors import Context, abort, describe, request_id
+from service.rpc.errors import Context, abort, describe
 
 _STREAM_WINDOW = 32  # images of one stream in the house at once; the client is slowed down beyond that
 
@@ -18,11 +21,25 @@ _STREAM_WINDOW = 32  # images of one stream in the house at once; the client is 
 class Servicer(ClassifierServicer):
     """`topfive.v1.Classifier`. A cancelled call cancels its work: grpc.aio cancels the coroutine."""
 
-    def __init__(self, classifier: Classifier, repository: Repository, *, timeout_s: float, clock: Clock) -> None:
+    def __init__(
+        self, classifier: Classifier, repository: Repository, *, budget: UploadBudget, timeout_s: float, clock: Clock
+    ) -> None:
         self._classifier = classifier
         self._repository = repository
+        self._budget = budget
         self._timeout_s = timeout_s
         self._clock = clock
+        self._owed = 0
+        self._closing = False
+
+    @property
+    def owed(self) -> int:
+        """Images accepted and not answered yet."""
+        return self._owed
+
+    def close(self) -> None:
+        """Refuse every image from now on; those accepted are still answered."""
+        self._closing = True
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyReply:
         """One image."""
@@ -62,8 +79,11 @@ class Servicer(ClassifierServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
         """All models."""
-        entries = [converters.model_info(facts(entry)) for entry in self._repository.entries()]
-        return pb.ListModelsReply(default_model=self._repository.default, models=entries)
+        try:
+            entries = [converters.model_info(facts(entry)) for entry in self._repository.entries()]
+            return pb.ListModelsReply(default_model=self._repository.default, models=entries)
+        except Exception as error:
+            await abort(context, error, request_id(""))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelReply:
         """One model."""
@@ -73,11 +93,19 @@ class Servicer(ClassifierServicer):
             await abort(context, error, request_id(""))
 
     async def _classify(self, request: pb.ClassifyRequest, identity: str, deadline: float) -> pb.ClassifyReply:
+        if self._closing:
+            raise ShuttingDown
         top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
-        answer = await self._classifier.classify(
-            request.image, model=request.model or None, top_k=top_k, deadline=deadline
-        )
-        return converters.classify_reply(identity, answer)
+        self._owed += 1
+        try:
+            with self._budget.share() as take:
+                take(len(request.image))
+                answer = await self._classifier.classify(
+                    request.image, model=request.model or None, top_k=top_k, deadline=deadline
+                )
+            return converters.classify_reply(identity, answer)
+        finally:
+            self._owed -= 1
 
     async def _reply(self, request: pb.ClassifyRequest, deadline: float) -> pb.ClassifyStreamReply:
         """One image of a stream; its error is its own."""

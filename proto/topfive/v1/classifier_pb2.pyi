@@ -219,7 +219,7 @@ class WeightSet(_message.Message):
     def __init__(self, tag: _Optional[str] = ..., acc1: _Optional[float] = ..., acc5: _Optional[float] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ...) -> None: ...
 
 class Parity(_message.Message):
-    __slots__ = ("runtime", "runtime_version", "precision", "device", "images", "max_abs_diff", "logit_cosine", "top1_agreement", "top5_agreement", "passed")
+    __slots__ = ("runtime", "runtime_version", "precision", "device", "images", "max_abs_diff", "logit_cosine", "top1_agreement", "top5_agreement", "passed", "batch_sizes", "thresholds")
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_VERSION_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
@@ -230,6 +230,8 @@ class Parity(_message.Message):
     TOP1_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     TOP5_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     PASSED_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZES_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
     runtime: str
     runtime_version: str
     precision: str
@@ -240,4 +242,18 @@ class Parity(_message.Message):
     top1_agreement: float
     top5_agreement: float
     passed: bool
-    def __init__(self, runtime: _Optional[str] = ..., runtime_version: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., images: _Optional[int] = ..., max_abs_diff: _Optional[float] = ..., logit_cosine: _Optional[float] = ..., top1_agreement: _Optional[float] = ..., top5_agreement: _Optional[float] = ..., passed: bool = ...) -> None: ...
+    batch_sizes: _containers.RepeatedScalarFieldContainer[int]
+    thresholds: Thresholds
+    def __init__(self, runtime: _Optional[str] = ..., runtime_version: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., images: _Optional[int] = ..., max_abs_diff: _Optional[float] = ..., logit_cosine: _Optional[float] = ..., top1_agreement: _Optional[float] = ..., top5_agreement: _Optional[float] = ..., passed: bool = ..., batch_sizes: _Optional[_Iterable[int]] = ..., thresholds: _Optional[_Union[Thresholds, _Mapping]] = ...) -> None: ...
+
+class Thresholds(_message.Message):
+    __slots__ = ("max_abs_diff", "logit_cosine", "top1_agreement", "top5_agreement")
+    MAX_ABS_DIFF_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_COSINE_FIELD_NUMBER: _ClassVar[int]
+    TOP1_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    TOP5_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    max_abs_diff: float
+    logit_cosine: float
+    top1_agreement: float
+    top5_agreement: float
+    def __init__(self, max_abs_diff: _Optional[float] = ..., logit_cosine: _Optional[float] = ..., top1_agreement: _Optional[float] = ..., top5_agreement: _Optional[float] = ...) -> None: ...
