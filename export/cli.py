@@ -1,5 +1,6 @@
 """The command `topfive export`."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -71,10 +72,14 @@ def export_command(
         from export.pipeline import WeightsChoice
     except ImportError as error:
         raise click.ClickException(
-            f"{error.name} is not installed; exporting needs: pip install 'topfive[export]'"
+            f"{error.name} is not installed; exporting needs: pip install '.[export]'"
         ) from error
     choice = WeightsChoice.parse(weights, weights_mirror)
-    failed = [one.name for one in architectures if not _export_one(one, choice, artifacts, missing)]
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing half done is left behind
+    try:
+        failed = [one.name for one in architectures if not _export_one(one, choice, artifacts, missing)]
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(1 if failed else 0)
 
 

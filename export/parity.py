@@ -80,7 +80,7 @@ def gate(
                 f"{artifact.manifest.name} differs from PyTorch, no artifact was written: {figures(report)}"
             )
     if not reports:
-        raise GateError("no engine is installed to check the export with; run: pip install 'topfive[cpu]'")
+        raise GateError("no engine is installed to check the export with; run: pip install '.[cpu]'")
     return tuple(reports)
 
 

@@ -161,7 +161,7 @@ def read_manifest(root: Path, name: str) -> tuple[int, Manifest]:
 
     Raises NotExportedError where there is none, ArtifactError where the manifest cannot be read.
     """
-    if not (found := versions(root, name)):
+    if not (found := [version for version in versions(root, name) if (root / name / str(version) / MANIFEST).exists()]):
         raise NotExportedError(name, root)
     path = root / name / str(found[-1]) / MANIFEST
     try:

@@ -72,11 +72,15 @@ class Architecture:
         return self.weight_sets[0].input if self.weight_sets else self.untrained_input
 
 
+_LONGEST_NAME = 80  # of a name that is repeated in an error
+
+
 class UnknownModelError(LookupError):
     """No model of that name; `nearest` holds up to three names that look like it."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
+        name = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
         self.name = name
         self.nearest = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(self.nearest)}?" if self.nearest else f"known: {', '.join(names)}"

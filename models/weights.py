@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from http.client import HTTPException, InvalidURL
 from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
 from ssl import SSLError
 from urllib.error import HTTPError, URLError
 from urllib.parse import urljoin, urlsplit
@@ -144,7 +145,9 @@ def _receive(url: str, write: Callable[[bytes], object], progress: Progress) -> 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pth or .pt file; code in a pickle is never run. Raises WeightsError."""
     if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}")
+        raise WeightsError(
+            f"{path} is {'a folder' if path.is_dir() else 'not there'}; name a .pth or .safetensors file"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file as read
@@ -152,6 +155,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             state: object = read(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is damaged, or holds more than tensors, which is never loaded; save network.state_dict() instead"
+        ) from error
     except Exception as error:  # each reader fails in its own ways on a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} cannot be read as a state dict: {reason}") from error

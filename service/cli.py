@@ -117,16 +117,16 @@ async def _predict(settings: Settings, images: Sequence[Path], top_k: int, as_js
                 answer = await core.classifier.classify(data, model=None, top_k=top_k, deadline=deadline)
             except (OSError, TopfiveError) as error:
                 reason = (error.strerror or str(error)) if isinstance(error, OSError) else error.detail
-                errors.print(f"[red]{escape(str(path))}[/]: {escape(reason)}", highlight=False)
+                errors.print(f"[red]{escape(str(path))}[/]: {escape(reason)}", highlight=False, soft_wrap=True)
                 failures += 1
                 continue
             if as_json:
                 reply = PredictReply.of(str(path), answer).model_dump(mode="json")
                 click.echo(json.dumps({"image": reply.pop("request_id"), **reply}))
             else:
-                console.print(tables.answer(str(path), answer))
+                console.print(tables.answer(str(path), answer, console.width))
     except TopfiveError as error:  # the model itself
-        errors.print(f"[red]error[/]: {escape(error.detail)}", highlight=False)
+        errors.print(f"[red]error[/]: {escape(error.detail)}", highlight=False, soft_wrap=True)
         failures += 1
     finally:
         await core.aclose(0)

@@ -92,21 +92,22 @@ def _rgb(image: Image.Image) -> Image.Image:
     """Any mode of Pillow's to RGB: 16 bits to 8, transparency over white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):
+    if image.mode.startswith("I;16"):
         return _from_16_bit(image)
-    if image.mode == "F":
-        raise BadImage("floating-point images are not served; convert it to 8 or 16 bits per channel")
+    if image.mode in ("I", "F"):
+        raise BadImage("pixels of 32 bits do not say what is white; convert the image to 8 or 16 bits per channel")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+        white = Image.new("RGB", layer.size, "white")
+        white.paste(layer, mask=layer)
+        return white
     return image.convert("RGB")
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """Grey of 16 bits to RGB of 8; Pillow's own conversion would clip everything above 255 to white."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise BadImage("grey values of 32 bits are not served; convert the image to 8 or 16 bits")
-    eight_bits = ((values + 128) // 257).astype(np.uint8)
+    values = np.asarray(image)
+    eight_bits = np.empty(values.shape, dtype=np.uint8)
+    for row, value in zip(eight_bits, values, strict=True):  # row by row, because the sum needs 32 bits
+        row[:] = (value.astype(np.uint32) + 128) // 257
     return Image.fromarray(eight_bits).convert("RGB")

@@ -1,5 +1,7 @@
 """The input recipe: resize and crop a decoded photo as torchvision's transform of the same weights does."""
 
+import math
+
 import numpy as np
 from PIL import Image
 
@@ -12,9 +14,9 @@ _FILTERS = {
 }
 
 # How many crops long a resized side may become before only its middle is computed. Below it the whole photo is
-# resized, which gives torchvision's very pixels: Pillow chooses by the shape which axis it resizes first, and the
-# rounding between the two passes shows.
+# resized, which gives torchvision's very pixels.
 _MAX_CROPS = 64
+_REACH = 4  # source pixels beside the middle that the filters may read when they enlarge
 
 
 def apply(spec: InputSpec, pixels: Pixels) -> Sample:
@@ -24,14 +26,49 @@ def apply(spec: InputSpec, pixels: Pixels) -> Sample:
     the middle is resized, so that it takes no more memory than a photo.
     """
     height, width = pixels.shape[:2]
-    new_width, new_height = resized_size(width, height, spec.resize)
-    left, columns = _window(new_width, spec.crop)
-    top, rows = _window(new_height, spec.crop)
-    x, y = width / new_width, height / new_height
-    box = (left * x, top * y, min((left + columns) * x, width), min((top + rows) * y, height))
-    image = Image.fromarray(pixels).resize((columns, rows), _FILTERS[spec.interpolation], box=box)
-    left, top = _offset(new_width, spec.crop) - left, _offset(new_height, spec.crop) - top
+    size = resized_size(width, height, spec.resize)
+    image, resample = Image.fromarray(pixels), _FILTERS[spec.interpolation]
+    left, top = _offset(size[0], spec.crop), _offset(size[1], spec.crop)
+    if max(size) <= _MAX_CROPS * spec.crop:
+        image = image.resize(size, resample)
+    elif size[0] < size[1]:
+        image = _middle(image, size, top, spec.crop, resample, down_first=width > size[0])
+        top = 0
+    else:
+        turned = image.transpose(Image.Transpose.TRANSPOSE)
+        image = _middle(turned, (size[1], size[0]), left, spec.crop, resample, down_first=True)
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+        left = 0
     return np.asarray(image.crop((left, top, left + spec.crop, top + spec.crop)))
+
+
+def _middle(
+    image: Image.Image,
+    size: tuple[int, int],
+    top: int,
+    rows: int,
+    resample: Image.Resampling,
+    *,
+    down_first: bool,
+) -> Image.Image:
+    """`rows` rows from `top` on of a tall image resized to `size`, without computing the others.
+
+    The two axes are resized one after the other in the order that Pillow takes for the whole, because the rounding
+    between them shows: across first where it enlarges a tall image, down first where it shrinks one or the image is a
+    wide one, turned.
+    """
+    width, height = image.size
+    scale = height / size[1]
+    reach = math.ceil(_REACH * max(1.0, scale))
+    first, last = top * scale, (top + rows) * scale
+    begin, end = max(0, math.floor(first) - reach), min(height, math.ceil(last) + reach)
+    piece = image.crop((0, begin, width, end))
+    box = (first - begin, min(last - begin, end - begin))
+    if down_first:
+        piece = piece.resize((width, rows), resample, box=(0, box[0], width, box[1]))
+        return piece.resize((size[0], rows), resample)
+    piece = piece.resize((size[0], end - begin), resample)
+    return piece.resize((size[0], rows), resample, box=(0, box[0], size[0], box[1]))
 
 
 def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
@@ -39,12 +76,6 @@ def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
     if width <= height:
         return shorter, int(shorter * height / width)
     return int(shorter * width / height), shorter
-
-
-def _window(size: int, crop: int) -> tuple[int, int]:
-    """First pixel and number of pixels of a resized side to compute: all of it, or the middle of a very long one."""
-    longest = _MAX_CROPS * crop
-    return (0, size) if size <= longest else (_offset(size, longest), longest)
 
 
 def _offset(size: int, crop: int) -> int:

@@ -24,7 +24,7 @@ class LogLevel(StrEnum):
 class Settings(BaseModel):
     """Validated settings; times in seconds, sizes in bytes or pixels."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     models: Annotated[tuple[str, ...], Field(description="Models to load at start; the first is the default")] = (
         "googlenet",

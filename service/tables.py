@@ -13,24 +13,27 @@ from service.repository import Entry
 from service.types import Classification
 
 _BAR_WIDTH = 24
+_WIDTH_FOR_BAR = 70
+_WIDTH_FOR_WNID = 80
 
 
-def answer(title: str, classification: Classification) -> RenderableType:
-    """The best classes of one image with a bar each, and what answered."""
+def answer(title: str, classification: Classification, width: int) -> RenderableType:
+    """The best classes of one image, with a bar each where `width` columns have room for it, and what answered."""
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("#", justify="right")
     table.add_column("class")
-    table.add_column("wnid", style="dim")
-    table.add_column("probability", justify="right")
-    table.add_column("", width=_BAR_WIDTH)
+    table.add_column("probability", justify="right", no_wrap=True)
+    if with_bar := width >= _WIDTH_FOR_BAR:
+        table.add_column("", width=_BAR_WIDTH)
+    if with_wnid := width >= _WIDTH_FOR_WNID:
+        table.add_column("wnid", style="dim", no_wrap=True)
     for prediction in classification.predictions:
-        table.add_row(
-            str(prediction.rank),
-            prediction.label,
-            prediction.wnid,
-            f"{prediction.probability:.4f}",
-            ProgressBar(total=1.0, completed=prediction.probability, width=_BAR_WIDTH),
-        )
+        row: list[RenderableType] = [str(prediction.rank), prediction.label, f"{prediction.probability:.4f}"]
+        if with_bar:
+            row.append(ProgressBar(total=1.0, completed=prediction.probability, width=_BAR_WIDTH))
+        if with_wnid:
+            row.append(prediction.wnid)
+        table.add_row(*row)
     model, engine, timing = classification.model, classification.engine, classification.timing_ms
     accuracy = f"top-1 {model.acc1:.1f} %" if model.acc1 is not None else "accuracy not measured"
     facts = Text(

@@ -29,6 +29,21 @@ def test_predict_table(artifacts: Path) -> None:
     assert [line.split()[0] for line in result.output.splitlines() if " n0" in line] == ["1", "2", "3", "4", "5"]
 
 
+@pytest.mark.parametrize("columns", [30, 40, 60, 75, 120])
+def test_predict_in_a_narrow_terminal(artifacts: Path, columns: int) -> None:
+    """The classes and probabilities stay readable however narrow the terminal is."""
+    best = topfive(
+        "predict", PHOTOS / "bee.jpeg", "--model", "tiny", "--artifacts", artifacts, "--json", "--top-k", "1"
+    )
+    result = topfive("predict", PHOTOS / "bee.jpeg", "--model", "tiny", "--artifacts", artifacts, columns=columns)
+
+    prediction = json.loads(best.stdout)["predictions"][0]
+    text = " ".join(result.output.split())
+    assert prediction["label"].split()[0] in text
+    assert f"{prediction['probability']:.4f}" in text
+    assert "…" not in result.output
+
+
 def test_predict_json(artifacts: Path, tmp_path: Path) -> None:
     """predict --json prints one object a line; a bad image goes to standard error, and the status is 1."""
     bad = tmp_path / "cat[0].jpg"

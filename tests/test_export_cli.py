@@ -178,7 +178,7 @@ def test_fallback_to_untrained_weights_is_loud(run: Run, scripted: Callable[...,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "there is no weights file"),
+        (None, "is not there"),
         (b"this is no pickle", "cannot be read as a state dict"),
         (b"", "cannot be read as a state dict"),
     ],
@@ -411,4 +411,4 @@ def test_export_without_torch_names_the_command(run: Run, monkeypatch: pytest.Mo
     result = run("tiny")
 
     assert result.exit_code == 1
-    assert "torch is not installed; exporting needs: pip install 'topfive[export]'" in result.output
+    assert "torch is not installed; exporting needs: pip install '.[export]'" in result.output

@@ -62,7 +62,7 @@ HOMES = {
     "fastapi": ("service.rest",),
     "fastapi_offline": ("service.rest",),
     "starlette": ("service.rest",),
-    "uvicorn": ("service.rest.server",),
+    "uvicorn": ("service.rest.server", "service.rest.protocol"),
     "uvloop": ("service.app",),
     "prometheus_client": ("service.metrics",),
     "click": ("service.cli", "export.cli"),

@@ -430,7 +430,7 @@ def test_gate_needs_an_engine(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -
     """Where no engine is installed nothing was checked: an error that says what to install."""
     script(monkeypatch, {})
 
-    with pytest.raises(GateError, match="pip install 'topfive\\[cpu\\]'"):
+    with pytest.raises(GateError, match=r"pip install '\.\[cpu\]'"):
         gate(tiny, numbered(16), rows(), NullReporter().step)
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from export.samples import PHOTOS
+from service.rest import protocol
 from service.rest.endpoints import requested_timeout
 from service.types import Outcome
 from tests.conftest import png
@@ -301,6 +302,57 @@ async def test_documentation(artifacts: Path) -> None:
     operation = document["paths"]["/predict"]["post"]
     assert set(operation["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
     assert {"200", "400", "404", "413", "422", "429", "500", "503", "504"} <= set(operation["responses"])
+
+
+async def raw(running: Running, *pieces: bytes) -> bytes:
+    """What comes back for these bytes until the server closes or is silent."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.service.rest.port)
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+    answer = await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    return answer
+
+
+async def test_endless_head(artifacts: Path) -> None:
+    """A request whose head does not end is told 431 and cut off; one with a large body and a short head is not."""
+    async with serving(artifacts, FakeEngine()) as running:
+        refused = await raw(running, b"GET /livez HTTP/1.1\r\n", b"a:\r\n" * 20_000)
+        taken = await running.http.post("/predict", content=bytes(300_000), headers={"content-type": "image/png"})
+        many = [(await running.http.get("/livez", headers={"x-long": "y" * 30_000})).status_code for _ in range(5)]
+
+    assert refused.startswith(b"HTTP/1.1 431 ")
+    assert taken.status_code == 422
+    assert many == [200] * 5
+
+
+async def test_silent_connection(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that sends no whole head in time is closed, in the first request and in a half one."""
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.05)
+    async with serving(artifacts, FakeEngine()) as running:
+        for start in (b"", b"GET /livez HTTP/1.1\r\nHos"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.service.rest.port)
+            writer.write(start)
+            async with asyncio.timeout(10):
+                assert await reader.read() == b""
+            writer.close()
+        assert (await running.http.get("/livez")).status_code == 200
+
+
+async def test_offer_of_http2(artifacts: Path) -> None:
+    """A client that offers to change to HTTP/2 is answered in HTTP/1.1, and its image is not lost."""
+    image = png(77)
+    head = (
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABkAAQ\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(image)
+    )
+    async with serving(artifacts, FakeEngine()) as running:
+        together = await raw(running, head + image)
+        apart = await raw(running, head, image)
+
+    assert together.startswith(b"HTTP/1.1 200 ")
+    assert apart.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_many_at_once(artifacts: Path) -> None:

@@ -12,9 +12,9 @@ from service.types import Precision, Runtime
 
 _INSTALL = {
     Runtime.OPENVINO: "openvino",
-    Runtime.ONNXRUNTIME: "topfive[cpu]",
-    Runtime.ONNXRUNTIME_CUDA: "topfive[gpu]",
-    Runtime.TORCH: "topfive[export]",
+    Runtime.ONNXRUNTIME: ".[cpu]",
+    Runtime.ONNXRUNTIME_CUDA: ".[gpu]",
+    Runtime.TORCH: ".[export]",
 }
 _MODULE = {Runtime.ONNXRUNTIME_CUDA: "onnxruntime"}
 _BF16_RUNTIMES = (Runtime.OPENVINO,)

@@ -111,6 +111,7 @@ def health(repository: Repository, metrics: Metrics) -> APIRouter:
     """`GET /livez`, `GET /readyz` and `GET /metrics`."""
     router = APIRouter(tags=["health"])
 
+    @router.head("/livez", include_in_schema=False)
     @router.get("/livez", responses={503: _PROBLEMS[503]})
     async def livez() -> Health:
         """Whether the process works; when not, restart it."""
@@ -118,6 +119,7 @@ def health(repository: Repository, metrics: Metrics) -> APIRouter:
             raise NotReady("an engine or its queue has failed for good; restart the server")
         return Health(status="alive")
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: _PROBLEMS[503]})
     async def readyz() -> Health:
         """Whether every configured model is loaded and warm, and its last real runs did not all fail."""

@@ -10,6 +10,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from service.rest.protocol import BoundedHeadProtocol
+
 _BACKLOG = 2048
 
 _KEEP_ALIVE_S = 75  # longer than the idle time of common load balancers, so that they close first
@@ -28,6 +30,8 @@ class RestServer:
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             app,
+            http=BoundedHeadProtocol,
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -107,8 +111,11 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise OSError(f"REST cannot listen on {host}:{port} ({error.strerror}); choose another --port") from error
+        raise OSError(
+            f"REST cannot listen on {host}:{port} ({error.strerror}); choose another --host or --port"
+        ) from error

@@ -1,0 +1,88 @@
+"""HTTP/1.1 as uvicorn speaks it, with limits on the head of a request: its size, and the time until it is there."""
+
+import asyncio
+import logging
+import re
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 << 10
+HEAD_TIMEOUT_S = 20.0
+
+# A client that offers HTTP/2 on a plain connection (Java's does by default) may be answered in HTTP/1.1; but the parser
+# would take everything after the head for the other protocol. Under another name the offer is just a header.
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+_NOT_TAKEN = b"\r\nx-offer:"
+
+log = logging.getLogger(__name__)
+
+
+class BoundedHeadProtocol(HttpToolsProtocol):
+    """One connection. Without a whole head in time it is closed; with one too large it is told 431."""
+
+    _head_bytes = 0
+    _in_head = True
+    _progress = False
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a head or a body."""
+        if self._in_head:
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = _UPGRADE.sub(_NOT_TAKEN, head) + end + rest
+        self._progress = False
+        super().data_received(data)
+        if self._in_head and not self._progress:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse()
+
+    def on_message_begin(self) -> None:
+        """A request begins, the next one of the connection maybe in the same bytes."""
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._in_head = False
+        self._progress = True
+        self._head_bytes = 0
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is there; what comes next is another head, for which uvicorn's keep-alive time counts."""
+        super().on_message_complete()
+        self._in_head = True
+        self._progress = True
+
+    def _expect_head(self) -> None:
+        self._in_head = True
+        self._stop_timer()
+        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._too_late)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_late(self) -> None:
+        log.info("closed a connection that sent no request in %g s", HEAD_TIMEOUT_S)
+        self.transport.close()
+
+    def _refuse(self) -> None:
+        log.info("refused a request whose head is over %d bytes", MAX_HEAD_BYTES)
+        self.transport.write(
+            b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        )
+        self.transport.close()
