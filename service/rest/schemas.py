@@ -72,7 +72,9 @@ class ModelDetailReply(ModelReply):
     input: InputSpec
     record: WeightsReply | None = Field(serialization_alias="weights_file")
     parity: list[ParityReport]
-    published: list[WeightSet] = Field(description="Weights that can be downloaded, the default first")
+    published: list[WeightSet] = Field(
+        description="Published weights; `--weights pretrained` takes the first, a file of any is recognised"
+    )
 
 
 class ModelListReply(_Reply):
