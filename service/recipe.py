@@ -32,43 +32,39 @@ def apply(spec: InputSpec, pixels: Pixels) -> Sample:
     if max(size) <= _MAX_CROPS * spec.crop:
         image = image.resize(size, resample)
     elif size[0] < size[1]:
-        image = _middle(image, size, top, spec.crop, resample, down_first=width > size[0])
+        piece, box = _middle(image, size[1], top, spec.crop)
+        if width > size[0]:
+            image = _across(_down(piece, spec.crop, box, resample), size[0], resample)
+        else:
+            image = _down(_across(piece, size[0], resample), spec.crop, box, resample)
         top = 0
     else:
-        turned = image.transpose(Image.Transpose.TRANSPOSE)
-        image = _middle(turned, (size[1], size[0]), left, spec.crop, resample, down_first=True)
-        image = image.transpose(Image.Transpose.TRANSPOSE)
+        piece, box = _middle(image.transpose(Image.Transpose.TRANSPOSE), size[0], left, spec.crop)
+        turned = _across(_down(piece, spec.crop, box, resample), size[1], resample)
+        image = turned.transpose(Image.Transpose.TRANSPOSE)
         left = 0
     return np.asarray(image.crop((left, top, left + spec.crop, top + spec.crop)))
 
 
-def _middle(
-    image: Image.Image,
-    size: tuple[int, int],
-    top: int,
-    rows: int,
-    resample: Image.Resampling,
-    *,
-    down_first: bool,
-) -> Image.Image:
-    """`rows` rows from `top` on of a tall image resized to `size`, without computing the others.
+# The steps for a strip, upright here. Pillow resizes one axis after the other, and the rounding between them shows: it
+# takes across first where it enlarges a tall image, and the long axis first elsewhere; so does `apply`.
 
-    The two axes are resized one after the other in the order that Pillow takes for the whole, because the rounding
-    between them shows: across first where it enlarges a tall image, down first where it shrinks one or the image is a
-    wide one, turned.
-    """
-    width, height = image.size
-    scale = height / size[1]
+
+def _middle(image: Image.Image, new_height: int, top: int, rows: int) -> tuple[Image.Image, tuple[float, float]]:
+    """The part of a tall image that `rows` rows from `top` on will be made of, and where in it they begin and end."""
+    scale = image.height / new_height
     reach = math.ceil(_REACH * max(1.0, scale))
     first, last = top * scale, (top + rows) * scale
-    begin, end = max(0, math.floor(first) - reach), min(height, math.ceil(last) + reach)
-    piece = image.crop((0, begin, width, end))
-    box = (first - begin, min(last - begin, end - begin))
-    if down_first:
-        piece = piece.resize((width, rows), resample, box=(0, box[0], width, box[1]))
-        return piece.resize((size[0], rows), resample)
-    piece = piece.resize((size[0], end - begin), resample)
-    return piece.resize((size[0], rows), resample, box=(0, box[0], size[0], box[1]))
+    begin, end = max(0, math.floor(first) - reach), min(image.height, math.ceil(last) + reach)
+    return image.crop((0, begin, image.width, end)), (first - begin, min(last, end) - begin)
+
+
+def _across(image: Image.Image, width: int, resample: Image.Resampling) -> Image.Image:
+    return image.resize((width, image.height), resample)
+
+
+def _down(image: Image.Image, rows: int, box: tuple[float, float], resample: Image.Resampling) -> Image.Image:
+    return image.resize((image.width, rows), resample, box=(0, box[0], image.width, box[1]))
 
 
 def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
