@@ -104,7 +104,7 @@ class Batcher(Generic[T, R]):
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Hold one place of `capacity`; taken when the bytes arrive, because decoding is where memory grows.
+        """Hold one place of `capacity`; taken before the image is decoded, because that is where memory grows.
 
         Raises Overloaded at once where none is free, ShuttingDown or NotReady where no work is taken.
         """

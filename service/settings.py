@@ -50,7 +50,6 @@ class Settings(BaseModel):
     )
     timeout_s: Annotated[float, Field(gt=0, description="Longest time for one answer; callers may ask for less")] = 30.0
     drain_s: Annotated[float, Field(ge=0, description="Longest time for accepted work after SIGTERM or Ctrl-C")] = 20.0
-
     recover_s: Annotated[float, Field(gt=0, description="Time between tries of a model that fails")] = 5.0
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log")] = LogLevel.INFO
 
@@ -67,5 +66,5 @@ class Settings(BaseModel):
 
     @property
     def limits(self) -> ImageLimits:
-        """ImageLimits of the image intake."""
+        """Limits of the image intake."""
         return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)

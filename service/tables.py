@@ -36,7 +36,7 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
         table.add_row(*row)
     model, engine, timing = classification.model, classification.engine, classification.timing_ms
     accuracy = f"top-1 {model.acc1:.1f} %" if model.acc1 is not None else "accuracy not measured"
-    facts = Text(
+    summary = Text(
         f"{model.name} v{model.version} ({model.weights}), {model.parameters / 1e6:.2f} M parameters, "
         f"{model.macs / 1e9:.2f} GMACs, {accuracy}\n"
         f"{engine.runtime} {engine.version}, {engine.device}, {engine.precision}: decode {timing.decode:.1f} ms, "
@@ -44,7 +44,7 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
         style="dim",
     )
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in classification.warnings]
-    return Group(table, *warnings, facts)
+    return Group(table, *warnings, summary)
 
 
 def models(entries: Sequence[Entry]) -> RenderableType:

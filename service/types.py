@@ -53,7 +53,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Sizes of a batcher. `capacity` counts places from the arrival of the bytes to the answer."""
+    """Sizes of a batcher. `capacity` counts places, each held from before the decoding to the answer."""
 
     slots: int
     max_batch: int

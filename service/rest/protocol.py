@@ -38,8 +38,10 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes of a head or a body."""
         if self._in_head:
-            head, end, rest = data.partition(b"\r\n\r\n")
-            data = _UPGRADE.sub(_NOT_TAKEN, head) + end + rest
+            end = data.find(b"\r\n\r\n")
+            end = len(data) if end < 0 else end
+            if _UPGRADE.search(data, 0, end):
+                data = _UPGRADE.sub(_NOT_TAKEN, data[:end]) + data[end:]
         self._progress = False
         super().data_received(data)
         if self._in_head and not self._progress:
