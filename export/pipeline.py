@@ -65,8 +65,7 @@ class WeightsChoice:
         if self.source is None:
             return present.source is not WeightSource.UNTRAINED or architecture.default_weights is None
         if self.file is not None:
-            same_name = present.name == self.file.name and self.file.is_file()
-            return same_name and present.sha256 == artifacts.sha256(self.file)
+            return self.file.is_file() and present.sha256 == artifacts.sha256(self.file)
         return present.source is self.source
 
 

@@ -167,14 +167,10 @@ def read_manifest(root: Path, name: str) -> tuple[int, Manifest]:
     try:
         return found[-1], Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise ArtifactError(
-            f"{path} cannot be read ({error.strerror}); run: topfive export {name} --artifacts {root}"
-        ) from error
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); {_again(root, name)}") from error
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, problem["loc"])) or "JSON" for problem in error.errors())
-        raise ArtifactError(
-            f"{path} is not a manifest ({fields}); run: topfive export {name} --artifacts {root}"
-        ) from error
+        raise ArtifactError(f"{path} is not a manifest ({fields}); {_again(root, name)}") from error
 
 
 def load(root: Path, name: str) -> Artifact:

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from models.artifact import WeightSource, sha256
+from export.pipeline import WeightsChoice
+from models.artifact import WeightRecord, WeightSource, sha256
 from models.build import SEED, build
 from models.catalog import CATALOG, Architecture
 from models.weights import (
@@ -324,6 +325,24 @@ def published(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pu
 def cache(tmp_path: Path) -> Path:
     """Where torch keeps downloaded weights."""
     return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def test_published_file_is_recognised(published: Published, tmp_path: Path) -> None:
+    """A file of the user's that torchvision publishes, under whatever name, is recorded as what it is."""
+    (tmp_path / "mine.pth").write_bytes(published.body)
+    other = randomised(build(SQUEEZENET))
+    save_pth(other, tmp_path / "other.pth")
+    network = build(SQUEEZENET)
+    record = load_file(network, SQUEEZENET, tmp_path / "mine.pth")
+
+    assert record == WeightRecord(source=WeightSource.PRETRAINED, name="IMAGENET1K_V1", sha256=published.sha256)
+    assert same(network, published.state)
+    assert load_file(network, SQUEEZENET, tmp_path / "other.pth").source is WeightSource.FILE
+
+    choice = WeightsChoice.parse(str(tmp_path / "mine.pth"), None)
+    assert choice.satisfied_by(record, SQUEEZENET), "it was exported from this very file"
+    assert not WeightsChoice.parse(str(tmp_path / "other.pth"), None).satisfied_by(record, SQUEEZENET)
+    assert not WeightsChoice.parse(str(tmp_path / "gone.pth"), None).satisfied_by(record, SQUEEZENET)
 
 
 def test_pretrained(host: Host, published: Published, tmp_path: Path) -> None:
