@@ -65,7 +65,7 @@ def export_command(
     if not wanted:
         raise click.UsageError("name at least one model")
     try:
-        architectures = [CATALOG[name] for name in dict.fromkeys(wanted)]
+        architectures = list({CATALOG[name].name: CATALOG[name] for name in wanted}.values())
     except UnknownModelError as error:
         raise click.UsageError(str(error)) from error
     try:

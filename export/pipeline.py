@@ -20,7 +20,7 @@ from models.artifact import Artifact, Manifest, WeightRecord, WeightSource
 from models.build import Served, build
 from models.catalog import Architecture, InputSpec, WeightSet
 from models.cost import network_cost
-from models.labels import imagenet_labels, read_labels, write_labels
+from models.labels import named_labels, read_labels, write_labels
 
 _RANDOM_IMAGES = 6
 _TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow")
@@ -94,7 +94,7 @@ def export(architecture: Architecture, choice: WeightsChoice, root: Path, report
     reporter.step("ONNX graph")
     with artifacts.new_version(root, architecture.name) as folder:
         write_onnx(served, spec, architecture.classes, folder / artifacts.GRAPH)
-        write_labels(folder / artifacts.LABELS, imagenet_labels()[: architecture.classes])
+        write_labels(folder / artifacts.LABELS, named_labels(architecture.labels)[: architecture.classes])
         save_file(
             {name: value.contiguous() for name, value in network.state_dict().items()}, folder / artifacts.WEIGHTS
         )
@@ -156,9 +156,11 @@ def _manifest(architecture: Architecture, network: torch.nn.Module, record: Weig
         input=spec,
         classes=architecture.classes,
         parameters=cost.parameters,
+        parameters_train=architecture.parameters_train,
         macs=cost.macs,
         acc1=published.acc1 if published else None,
         acc5=published.acc5 if published else None,
+        acc_dataset=published.dataset if published else None,
         weights=record,
         tools=_tool_versions(),
     )

@@ -96,20 +96,27 @@ class ParityReport(_Record):
 
 
 class Manifest(_Record):
-    """Everything about the artifact that is not a tensor. Accuracy is in percent, and None where nobody measured it."""
+    """Everything about the artifact that is not a tensor.
+
+    `acc1` and `acc5` are the published accuracy of the weights inside in percent on `acc_dataset`, None where there is
+    none. `year` is None and `paper` empty where nobody said. `max_batch` is None where the graph takes any batch.
+    """
 
     format: Literal[1] = 1
     name: str
     family: str
-    year: int
+    year: int | None
     paper: str
     input: InputSpec
     classes: int
     parameters: int
+    parameters_train: int
     macs: int
     acc1: float | None
     acc5: float | None
+    acc_dataset: str | None = None
     weights: WeightRecord
+    max_batch: int | None = None
     parity: tuple[ParityReport, ...] = ()
     tools: dict[str, str] = {}
     files: dict[str, str] = {}

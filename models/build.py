@@ -4,8 +4,9 @@ from importlib import import_module
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from models.catalog import Architecture, InputSpec
+from models.catalog import Architecture, Channels, InputSpec
 
 SEED = 2014
 
@@ -34,22 +35,31 @@ def build(architecture: Architecture) -> nn.Module:
 class Served(nn.Module):
     """The graph contract: `image`, uint8 [N, S, S, 3] RGB, to `probabilities`, float32 [N, C].
 
+    The network gets the channels that `spec` says, [N, 3, S, S] or for grey [N, 1, S, S], each normalised.
+
     The cast comes first because TensorRT transposes no uint8, and `contiguous` last because channels-last strides
     make the exporter replace each global pooling by index arithmetic on the batch axis.
     """
 
     scale: Tensor
     shift: Tensor
+    colour: Tensor | None
 
     def __init__(self, network: nn.Module, spec: InputSpec) -> None:
         super().__init__()
         self.network = network
-        mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
-        self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1), persistent=False)
+        colour = torch.tensor(spec.channels.matrix)
+        channels = len(colour)
+        mean, std = torch.tensor(spec.mean[:channels]), torch.tensor(spec.std[:channels])
+        self.register_buffer("scale", (1 / (255 * std)).view(1, channels, 1, 1), persistent=False)
+        self.register_buffer("shift", (-mean / std).view(1, channels, 1, 1), persistent=False)
+        mixed = spec.channels is not Channels.RGB
+        self.register_buffer("colour", colour.view(channels, 3, 1, 1) if mixed else None, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Probabilities of each class, [N, C]."""
         pixels = image.to(torch.float32).permute(0, 3, 1, 2).contiguous()
+        if self.colour is not None:
+            pixels = functional.conv2d(pixels, self.colour)
         logits = self.network(pixels * self.scale + self.shift)
         return torch.softmax(logits.float(), dim=1)

@@ -1,10 +1,17 @@
 """The catalog: every architecture topfive can export, with its metadata. Listing it imports no torch."""
 
 import difflib
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
+
+from pydantic import TypeAdapter
+
+_FILE = Path(__file__).parent / "data" / "catalog.toml"
+_TAG = "@"  # resnet50@IMAGENET1K_V1: a network with other weights than its default ones
 
 
 class Interpolation(StrEnum):
@@ -14,12 +21,30 @@ class Interpolation(StrEnum):
     BICUBIC = "bicubic"
 
 
+class Channels(StrEnum):
+    """What the network takes per pixel, made inside the graph: the photo's RGB, the same backwards, or its luma."""
+
+    RGB = "rgb"
+    BGR = "bgr"
+    GREY = "grey"
+
+    @property
+    def matrix(self) -> tuple[tuple[float, float, float], ...]:
+        """A row per channel of the network: its weights for R, G and B. Luma is that of ITU-R BT.601."""
+        return {
+            Channels.RGB: ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+            Channels.BGR: ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)),
+            Channels.GREY: ((0.299, 0.587, 0.114),),
+        }[self]
+
+
 @dataclass(frozen=True, slots=True)
 class InputSpec:
     """How a photo becomes the network's input, in the vocabulary of torchvision's `ImageClassification` transform.
 
     The shorter side is resized to `resize` pixels, the centre `crop` x `crop` pixels are kept, and inside the graph
-    each channel becomes `(value / 255 - mean) / std`.
+    the photo's channels become those of the network, each `(value / 255 - mean) / std`; of grey the first of the three
+    numbers counts.
     """
 
     resize: int = 256
@@ -27,16 +52,31 @@ class InputSpec:
     interpolation: Interpolation = Interpolation.BILINEAR
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channels: Channels = Channels.RGB
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSet:
-    """A published set of weights: torchvision's tag, and its accuracy in percent on the ImageNet validation set."""
+    """A published set of weights: its tag, and its accuracy in percent on `dataset`.
+
+    `file` names one that comes with topfive, in `models/data`; the others are torchvision's and are downloaded.
+    """
 
     tag: str
     acc1: float
     acc5: float
     input: InputSpec = InputSpec()
+    dataset: str = "ImageNet-1k, validation"
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedErrors:
+    """Error rates in percent as a paper or a competition reports them; `protocol` says how and on what."""
+
+    protocol: str
+    top1: float | None = None
+    top5: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +85,10 @@ class Architecture:
 
     `source` is `torchvision:BUILDER` or `MODULE:FUNCTION`; `options` are the builder's arguments. `parameters` and
     `macs` (multiply-accumulates of convolutions and fully connected layers, one image) describe the graph that is
-    served; the submodules named in `training_only` are left out of it. The first of `weight_sets` is the default.
+    served; the submodules named in `training_only` are left out of it, and counted in `parameters_train`. The first
+    of `weight_sets` is the default. `labels` names a list of `models.labels.named_labels`. `depth` (layers with
+    weights), `configuration`, `ilsvrc` (its place in the competition), `published_macs` and `published` are the
+    paper's own words.
     """
 
     name: str
@@ -55,15 +98,28 @@ class Architecture:
     source: str
     parameters: int
     macs: int
+    parameters_train: int = 0
     weight_sets: tuple[WeightSet, ...] = ()
     untrained_input: InputSpec = InputSpec()
     options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     training_only: tuple[str, ...] = ()
     classes: int = 1000
+    labels: str = "imagenet1k"
+    published: tuple[PublishedErrors, ...] = ()
+    published_macs: int | None = None
+    depth: int | None = None
+    configuration: str | None = None
+    ilsvrc: str | None = None
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        if not self.parameters_train:  # no auxiliary heads
+            object.__setattr__(self, "parameters_train", self.parameters)
 
     @property
     def default_weights(self) -> WeightSet | None:
-        """The published weights that `--weights pretrained` takes, or None where there are none to download."""
+        """The published weights that `--weights pretrained` takes, or None where there are none."""
         return self.weight_sets[0] if self.weight_sets else None
 
     @property
@@ -90,15 +146,21 @@ class UnknownModelError(LookupError):
 class Catalog:
     """A read-only collection of architectures by name, in the order given.
 
-    Raises ValueError when two entries share a name.
+    An architecture with several weight sets has an entry for each: its plain name is the one with the default set, and
+    `NAME@TAG` one with another. Raises ValueError when two entries share a name.
     """
 
     def __init__(self, entries: Iterable[Architecture]) -> None:
         self._entries: dict[str, Architecture] = {}
+        self._aliases: dict[str, str] = {}
         for entry in entries:
-            if entry.name in self._entries:
-                raise ValueError(f"the catalog has two entries named {entry.name!r}")
-            self._entries[entry.name] = entry
+            self._add(entry)
+            for index, weights in enumerate(entry.weight_sets):
+                name = f"{entry.name}{_TAG}{weights.tag}"
+                if index:
+                    self._add(replace(entry, name=name, weight_sets=(weights,)))
+                else:
+                    self._aliases[name] = entry.name
 
     def __iter__(self) -> Iterator[Architecture]:
         return iter(self._entries.values())
@@ -109,80 +171,41 @@ class Catalog:
     def __getitem__(self, name: str) -> Architecture:
         """The entry of that name; raises UnknownModelError with the nearest names."""
         try:
-            return self._entries[name]
+            return self._entries[self.canonical(name)]
         except KeyError:
             raise UnknownModelError(name, self._entries) from None
 
     def get(self, name: str) -> Architecture | None:
         """The entry of that name, or None."""
-        return self._entries.get(name)
+        return self._entries.get(self.canonical(name))
+
+    def canonical(self, name: str) -> str:
+        """The name of an entry for the same with its default weights spelt out; any other name as it is."""
+        return self._aliases.get(name, name)
 
     def names(self) -> tuple[str, ...]:
         """All names, in catalog order."""
         return tuple(self._entries)
 
+    def _add(self, entry: Architecture) -> None:
+        if entry.name in self._entries:
+            raise ValueError(f"the catalog has two entries named {entry.name!r}")
+        self._entries[entry.name] = entry
 
-# GoogLeNet's published weights scale their own input from ImageNet statistics to mean 0.5, std 0.5
-# (torchvision's `transform_input`); saying so here folds that step into the graph's one normalisation.
-_HALF = InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-_AUXILIARY = MappingProxyType({"aux_logits": True, "init_weights": False, "transform_input": False})
 
-CATALOG = Catalog(
-    [
-        Architecture(
-            name="alexnet",
-            family="alexnet",
-            year=2014,
-            paper="Krizhevsky 2014, One weird trick for parallelizing convolutional neural networks",
-            source="torchvision:alexnet",
-            parameters=61_100_840,
-            macs=714_188_480,
-            weight_sets=(WeightSet("IMAGENET1K_V1", acc1=56.522, acc5=79.066),),
-        ),
-        Architecture(
-            name="googlenet",
-            family="inception",
-            year=2014,
-            paper="Szegedy et al. 2014, Going Deeper with Convolutions",
-            source="torchvision:googlenet",
-            parameters=6_624_904,
-            macs=1_498_376_192,
-            weight_sets=(WeightSet("IMAGENET1K_V1", acc1=69.778, acc5=89.53, input=_HALF),),
-            options=_AUXILIARY,
-            training_only=("aux1", "aux2"),
-        ),
-        Architecture(
-            name="resnet50",
-            family="resnet",
-            year=2015,
-            paper="He et al. 2015, Deep Residual Learning for Image Recognition",
-            source="torchvision:resnet50",
-            parameters=25_557_032,
-            macs=4_089_184_256,
-            weight_sets=(
-                WeightSet("IMAGENET1K_V2", acc1=80.858, acc5=95.434, input=InputSpec(resize=232)),
-                WeightSet("IMAGENET1K_V1", acc1=76.13, acc5=92.862),
-            ),
-        ),
-        Architecture(
-            name="squeezenet1_1",
-            family="squeezenet",
-            year=2016,
-            paper="Iandola et al. 2016, SqueezeNet: AlexNet-level accuracy with 50x fewer parameters",
-            source="torchvision:squeezenet1_1",
-            parameters=1_235_496,
-            macs=349_151_936,
-            weight_sets=(WeightSet("IMAGENET1K_V1", acc1=58.178, acc5=80.624),),
-        ),
-        Architecture(
-            name="tiny",
-            family="tiny",
-            year=2026,
-            paper="none: a network of three convolutions for tests and demonstrations",
-            source="models.tiny:tiny",
-            parameters=20_752,
-            macs=181_888,
-            untrained_input=InputSpec(resize=36, crop=32),
-        ),
-    ]
-)
+def read_catalog(path: Path) -> Catalog:
+    """The catalog in a TOML file: a table for each architecture with the fields of `Architecture`, and its `weights`.
+
+    Raises pydantic's ValidationError, a ValueError, where a key is unknown or missing or a value of the wrong kind.
+    """
+    with path.open("rb") as file:
+        tables = tomllib.load(file)
+    reader = TypeAdapter(Architecture)
+    entries = []
+    for name, table in tables.items():
+        weights = [{"tag": tag, **facts} for tag, facts in table.pop("weights", {}).items()]
+        entries.append(reader.validate_python({"name": name, "weight_sets": weights, **table}, extra="forbid"))
+    return Catalog(entries)
+
+
+CATALOG = read_catalog(_FILE)

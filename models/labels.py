@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_IMAGENET = Path(__file__).parent / "data" / "imagenet1k.csv"
+_DATA = Path(__file__).parent / "data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,4 +45,10 @@ def write_labels(path: Path, labels: Sequence[Label]) -> None:
 @cache
 def imagenet_labels() -> tuple[Label, ...]:
     """The 1000 classes of ImageNet-1k in the order of the ILSVRC 2012 competition."""
-    return read_labels(_IMAGENET)
+    return named_labels("imagenet1k")
+
+
+@cache
+def named_labels(name: str) -> tuple[Label, ...]:
+    """A list of classes that comes with topfive: `imagenet1k` or `digits`."""
+    return read_labels(_DATA / f"{name}.csv")

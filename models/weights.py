@@ -19,6 +19,7 @@ from models.artifact import WeightRecord, WeightSource, sha256
 from models.build import SEED
 from models.catalog import Architecture, WeightSet
 
+_BUNDLED = Path(__file__).parent / "data"
 _TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 18
 
@@ -49,7 +50,7 @@ def load_file(network: nn.Module, architecture: Architecture, path: Path) -> Wei
     load_state(network, architecture, read_state_dict(path), what=str(path))
     digest = sha256(path)
     for published in architecture.weight_sets:
-        if digest.startswith(_first_digits(_published_url(architecture, published))):
+        if _is(published, architecture, digest):
             return WeightRecord(source=WeightSource.PRETRAINED, name=published.tag, sha256=digest)
     return WeightRecord(source=WeightSource.FILE, name=path.name, sha256=digest)
 
@@ -57,13 +58,17 @@ def load_file(network: nn.Module, architecture: Architecture, path: Path) -> Wei
 def load_pretrained(
     network: nn.Module, architecture: Architecture, *, mirror: str | None, progress: Progress
 ) -> WeightRecord:
-    """Fill `network` with torchvision's published weights, downloaded once into torch's own cache folder.
+    """Fill `network` with its published weights: those that come with topfive, or torchvision's.
+
+    The latter are downloaded once, into torch's own cache folder.
 
     `mirror` replaces the address of the folder the file is in. Raises HostUnreachableError where the host does not
     answer, WeightsError where there is nothing to download, the answer is an error or the checksum differs.
     """
     if (weights := architecture.default_weights) is None:
         raise WeightsError(f"{architecture.name} has no pretrained weights; use --weights untrained or a file")
+    if weights.file is not None:
+        return load_file(network, architecture, _BUNDLED / weights.file)  # known by its own sha256
     url = _published_url(architecture, weights)
     file = Path(urlsplit(url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
@@ -77,6 +82,13 @@ def load_pretrained(
         )
     load_state(network, architecture, read_state_dict(path), what=str(path))
     return WeightRecord(source=WeightSource.PRETRAINED, name=weights.tag, sha256=digest)
+
+
+def _is(weights: WeightSet, architecture: Architecture, digest: str) -> bool:
+    """Whether a file with that sha256 holds these published weights."""
+    if weights.file is not None:
+        return digest == sha256(_BUNDLED / weights.file)
+    return digest.startswith(_first_digits(_published_url(architecture, weights)))
 
 
 def _published_url(architecture: Architecture, weights: WeightSet) -> str:

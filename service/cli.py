@@ -3,14 +3,12 @@
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Sequence
-from enum import Enum
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
@@ -18,10 +16,9 @@ from service import tables
 from service.app import Core, run
 from service.errors import TopfiveError
 from service.facts import facts
+from service.options import option, options, settings_from
 from service.rest.schemas import ModelReply, PredictReply
 from service.settings import Settings
-
-Command = Callable[..., Any]
 
 
 class _Group(click.Group):
@@ -40,45 +37,6 @@ class _Group(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
-def _option(flag: str, *names: str, **attributes: Any) -> Callable[[Command], Command]:
-    """A click option with its variable, both shown in the help with the default."""
-    variable = f"TOPFIVE_{flag.removeprefix('--').replace('-', '_').upper()}"
-    shown = "off" if attributes.get("is_flag") else True
-    return click.option(flag, *names, envvar=variable, show_envvar=True, show_default=shown, **attributes)
-
-
-def options(*names: str) -> Callable[[Command], Command]:
-    """Click options for these settings: name, default, meaning and variable come from `Settings`."""
-
-    def decorate(command: Command) -> Command:
-        for name in reversed(names):
-            field = Settings.model_fields[name]
-            default = field.default
-            if isinstance(default, tuple):
-                default = ",".join(default)
-            choices = [item.value for item in type(default)] if isinstance(default, Enum) else None
-            command = _option(
-                f"--{name.replace('_', '-')}",
-                type=click.Choice(choices) if choices else str if isinstance(default, (str, Path)) else type(default),
-                default=str(default.value) if isinstance(default, Enum) else default,
-                help=field.description,
-            )(command)
-        return command
-
-    return decorate
-
-
-def settings_from(values: dict[str, Any]) -> Settings:
-    """Validated settings; a value that does not fit is a usage error that names its option."""
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}" for problem in error.errors()
-        )
-        raise click.UsageError(problems) from error
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="topfive")
 def main() -> None:
@@ -94,9 +52,9 @@ def serve(**values: Any) -> None:
 
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@_option("--model", default="googlenet", help="Which exported model answers")
-@_option("--top-k", default=5, help="How many classes, best first")
-@_option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
+@option("--model", default="googlenet", help="Which exported model answers")
+@option("--top-k", default=5, help="How many classes, best first")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
 @options("artifacts", "runtime", "precision", "cpus", "max_image_bytes", "max_image_pixels")
 def predict(images: Sequence[Path], model: str, top_k: int, as_json: bool, **values: Any) -> None:
     """Classify IMAGES in this process, without a server."""
@@ -134,7 +92,7 @@ async def _predict(settings: Settings, images: Sequence[Path], top_k: int, as_js
 
 
 @main.command()
-@_option("--json", "as_json", is_flag=True, help="Print a JSON array")
+@option("--json", "as_json", is_flag=True, help="Print a JSON array")
 @options("artifacts")
 def models(as_json: bool, **values: Any) -> None:
     """List every model: size, accuracy, and whether it is exported."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from models.artifact import ParityReport, WeightRecord
-from models.catalog import InputSpec, WeightSet
+from models.artifact import Manifest, ParityReport, WeightRecord
+from models.catalog import InputSpec, PublishedErrors, WeightSet
 from service.model import warnings_of
 from service.repository import Entry, ModelState
 from service.types import EngineInfo, Latency
@@ -15,20 +15,23 @@ _NOTHING_YET = Latency(0, None, None, None)
 class ModelFacts:
     """One model. `version`, `weights`, `record` are None until it is exported, `engine` and `latency_ms` until loaded.
 
-    Accuracy is in percent: of the weights inside, or before the export of those that would be downloaded.
+    Accuracy is in percent: of the weights inside, or before the export of those that would be taken. What the paper
+    says of itself is that of the catalog, and empty or None for a model that is not in it.
     """
 
     name: str
     state: ModelState
     family: str
-    year: int
+    year: int | None
     paper: str
     parameters: int
+    parameters_train: int
     macs: int
     input_size: int
     classes: int
     acc1: float | None
     acc5: float | None
+    acc_dataset: str | None
     version: int | None
     weights: str | None
     engine: EngineInfo | None
@@ -38,15 +41,22 @@ class ModelFacts:
     record: WeightRecord | None
     parity: tuple[ParityReport, ...]
     published: tuple[WeightSet, ...]
+    published_errors: tuple[PublishedErrors, ...]
+    published_macs: int | None
+    depth: int | None
+    configuration: str | None
+    ilsvrc: str | None
+    note: str | None
 
 
 def facts(entry: Entry) -> ModelFacts:
     """Everything known of that entry."""
     version, manifest = entry.exported or (None, None)
-    source = manifest or entry.architecture
+    architecture = entry.architecture
+    source = manifest or architecture
     assert source is not None, "a listed model is in the catalog or exported"
-    published = entry.architecture.default_weights if entry.architecture else None
-    accuracy = manifest or published
+    published = architecture.default_weights if architecture else None
+    acc1, acc5, dataset = _accuracy(manifest, published)
     return ModelFacts(
         name=entry.name,
         state=entry.state,
@@ -54,11 +64,13 @@ def facts(entry: Entry) -> ModelFacts:
         year=source.year,
         paper=source.paper,
         parameters=source.parameters,
+        parameters_train=source.parameters_train,
         macs=source.macs,
         input_size=source.input.crop,
         classes=source.classes,
-        acc1=accuracy.acc1 if accuracy else None,
-        acc5=accuracy.acc5 if accuracy else None,
+        acc1=acc1,
+        acc5=acc5,
+        acc_dataset=dataset,
         version=version,
         weights=manifest.weights.source if manifest else None,
         engine=entry.loaded.engine_info if entry.loaded else None,
@@ -67,5 +79,18 @@ def facts(entry: Entry) -> ModelFacts:
         input=source.input,
         record=manifest.weights if manifest else None,
         parity=manifest.parity if manifest else (),
-        published=entry.architecture.weight_sets if entry.architecture else (),
+        published=architecture.weight_sets if architecture else (),
+        published_errors=architecture.published if architecture else (),
+        published_macs=architecture.published_macs if architecture else None,
+        depth=architecture.depth if architecture else None,
+        configuration=architecture.configuration if architecture else None,
+        ilsvrc=architecture.ilsvrc if architecture else None,
+        note=architecture.note if architecture else None,
     )
+
+
+def _accuracy(manifest: Manifest | None, published: WeightSet | None) -> tuple[float | None, float | None, str | None]:
+    """Top-1, top-5 and on what."""
+    if manifest is not None:
+        return manifest.acc1, manifest.acc5, manifest.acc_dataset
+    return (published.acc1, published.acc5, published.dataset) if published else (None, None, None)

@@ -32,6 +32,7 @@ def describe(manifest: Manifest, version: int, latency: Latency) -> ModelCard:
         weights=manifest.weights.source,
         acc1=manifest.acc1,
         acc5=manifest.acc5,
+        acc_dataset=manifest.acc_dataset,
         latency_ms=latency,
     )
 

@@ -110,7 +110,7 @@ class Repository:
 
     async def start(self, names: Iterable[str]) -> None:
         """Load the configured models one after the other; raises what `get` raises."""
-        self._configured = tuple(names)
+        self._configured = tuple(dict.fromkeys(self._catalog.canonical(name) for name in names))
         for name in self._configured:
             await self.get(name)
 
@@ -119,6 +119,7 @@ class Repository:
 
         Raises ModelNotFound where it is unknown or not exported, NotReady where it cannot be loaded, ShuttingDown.
         """
+        name = self._catalog.canonical(name)
         if (model := self._loaded.get(name)) is not None:
             return model
         if self._closing:
@@ -146,6 +147,7 @@ class Repository:
 
     def entry(self, name: str) -> Entry:
         """One of them; raises ModelNotFound, or NotReady where nothing but a damaged manifest is there."""
+        name = self._catalog.canonical(name)
         self._check_known(name)
         entry = self._entry(name)
         if entry.architecture is None and entry.exported is None:

@@ -50,7 +50,7 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
 def models(entries: Sequence[Entry]) -> RenderableType:
     """Every known model, a row each."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("name", no_wrap=True)
+    table.add_column("name", overflow="fold")
     for column in ("parameters", "GMACs", "top-1 %", "top-5 %"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("exported", no_wrap=True)

@@ -116,7 +116,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a model is. Accuracy is in percent, and None where the weights inside were not measured."""
+    """What a model is. Accuracy is in percent on `acc_dataset`, None where nobody published it for these weights."""
 
     name: str
     version: int
@@ -127,6 +127,7 @@ class ModelCard:
     weights: str
     acc1: float | None
     acc5: float | None
+    acc_dataset: str | None
     latency_ms: Latency
 
 

@@ -56,6 +56,7 @@ MANIFEST_OF_NET = Manifest(
     input=InputSpec(resize=36, crop=32, interpolation=Interpolation.BICUBIC, mean=(0.1, 0.2, 0.3)),
     classes=3,
     parameters=7,
+    parameters_train=7,
     macs=11,
     acc1=69.778,
     acc5=None,

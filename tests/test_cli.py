@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from export.samples import PHOTOS
+from models.catalog import CATALOG
 from service.cli import main
 from service.settings import Settings
 from tests.conftest import png
@@ -91,9 +92,11 @@ def test_models_json(artifacts: Path) -> None:
     """models --json gives the same rows as data."""
     rows = json.loads(topfive("models", "--artifacts", artifacts, "--json").stdout)
 
-    assert [row["name"] for row in rows] == ["alexnet", "googlenet", "resnet50", "squeezenet1_1", "tiny"]
-    assert rows[4]["state"] == "exported"
-    assert rows[1]["parameters"] == 6_624_904
+    by_name = {row["name"]: row for row in rows}
+    assert list(by_name) == sorted(CATALOG.names())
+    assert by_name["tiny"]["state"] == "exported"
+    assert by_name["googlenet"]["parameters"] == 6_624_904
+    assert by_name["googlenet"]["parameters_train"] == 13_004_888
 
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from service.cli import options, settings_from
+from service.options import options, settings_from
 from service.settings import Settings
 from service.types import ImageLimits
 

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.artifact import ParityReport
-from models.catalog import InputSpec, WeightSet
+from models.catalog import InputSpec, PublishedErrors, WeightSet
 from service.repository import ModelState
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 
@@ -51,14 +51,16 @@ class ModelReply(_Reply):
     name: str
     state: ModelState
     family: str
-    year: int
+    year: int | None
     paper: str
-    parameters: int
+    parameters: int = Field(description="Learned values in the graph that is served")
+    parameters_train: int = Field(description="With the auxiliary heads that only training uses")
     macs: int
     input_size: int
     classes: int
     acc1: float | None = Field(description="Top-1 accuracy in percent of the weights inside, or of the published ones")
     acc5: float | None
+    acc_dataset: str | None = Field(description="What acc1 and acc5 were measured on")
     version: int | None
     weights: str | None
     engine: EngineInfo | None
@@ -75,6 +77,12 @@ class ModelDetailReply(ModelReply):
     published: list[WeightSet] = Field(
         description="Published weights; `--weights pretrained` takes the first, a file of any is recognised"
     )
+    published_errors: list[PublishedErrors] = Field(description="Error rates in percent as the paper reports them")
+    published_macs: int | None
+    depth: int | None = Field(description="Layers with weights, as the paper counts them")
+    configuration: str | None
+    ilsvrc: str | None
+    note: str | None
 
 
 class ModelListReply(_Reply):

@@ -33,14 +33,16 @@ def model_info(facts: ModelFacts) -> pb.ModelInfo:
             weights=facts.weights or "",
             acc1=facts.acc1,
             acc5=facts.acc5,
+            acc_dataset=facts.acc_dataset or "",
             latency_ms=_latency(facts.latency_ms) if facts.latency_ms else None,
         ),
         state=facts.state,
-        year=facts.year,
+        year=facts.year or 0,
         paper=facts.paper,
         classes=facts.classes,
         engine=_engine(facts.engine) if facts.engine else None,
         warnings=facts.warnings,
+        parameters_train=facts.parameters_train,
     )
 
 
@@ -52,6 +54,15 @@ def get_model_reply(facts: ModelFacts) -> pb.GetModelReply:
         weights=_weights(facts.record) if facts.record else None,
         parity=[_parity(report) for report in facts.parity],
         published=[_weight_set(weights) for weights in facts.published],
+        published_errors=[
+            pb.PublishedErrors(protocol=errors.protocol, top1=errors.top1, top5=errors.top5)
+            for errors in facts.published_errors
+        ],
+        published_macs=facts.published_macs,
+        depth=facts.depth,
+        configuration=facts.configuration or "",
+        ilsvrc=facts.ilsvrc or "",
+        note=facts.note or "",
     )
 
 
@@ -76,6 +87,7 @@ def _model(card: ModelCard) -> pb.Model:
         weights=card.weights,
         acc1=card.acc1,
         acc5=card.acc5,
+        acc_dataset=card.acc_dataset or "",
         latency_ms=_latency(card.latency_ms),
     )
 
@@ -94,7 +106,12 @@ def _timing(timing: Timing) -> pb.Timing:
 
 def _input(spec: InputSpec) -> pb.InputSpec:
     return pb.InputSpec(
-        resize=spec.resize, crop=spec.crop, interpolation=spec.interpolation, mean=spec.mean, std=spec.std
+        resize=spec.resize,
+        crop=spec.crop,
+        interpolation=spec.interpolation,
+        mean=spec.mean,
+        std=spec.std,
+        channels=spec.channels,
     )
 
 
@@ -103,7 +120,13 @@ def _weights(weights: WeightRecord) -> pb.Weights:
 
 
 def _weight_set(weights: WeightSet) -> pb.WeightSet:
-    return pb.WeightSet(tag=weights.tag, acc1=weights.acc1, acc5=weights.acc5, input=_input(weights.input))
+    return pb.WeightSet(
+        tag=weights.tag,
+        acc1=weights.acc1,
+        acc5=weights.acc5,
+        input=_input(weights.input),
+        dataset=weights.dataset,
+    )
 
 
 def _parity(report: ParityReport) -> pb.Parity:

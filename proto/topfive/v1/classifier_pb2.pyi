@@ -73,7 +73,7 @@ class Prediction(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., class_id: _Optional[int] = ..., wnid: _Optional[str] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "family", "parameters", "macs", "input_size", "weights", "acc1", "acc5", "latency_ms")
+    __slots__ = ("name", "version", "family", "parameters", "macs", "input_size", "weights", "acc1", "acc5", "latency_ms", "acc_dataset")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,7 @@ class Model(_message.Message):
     ACC1_FIELD_NUMBER: _ClassVar[int]
     ACC5_FIELD_NUMBER: _ClassVar[int]
     LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    ACC_DATASET_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     family: str
@@ -94,7 +95,8 @@ class Model(_message.Message):
     acc1: float
     acc5: float
     latency_ms: Latency
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., family: _Optional[str] = ..., parameters: _Optional[int] = ..., macs: _Optional[int] = ..., input_size: _Optional[int] = ..., weights: _Optional[str] = ..., acc1: _Optional[float] = ..., acc5: _Optional[float] = ..., latency_ms: _Optional[_Union[Latency, _Mapping]] = ...) -> None: ...
+    acc_dataset: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., family: _Optional[str] = ..., parameters: _Optional[int] = ..., macs: _Optional[int] = ..., input_size: _Optional[int] = ..., weights: _Optional[str] = ..., acc1: _Optional[float] = ..., acc5: _Optional[float] = ..., latency_ms: _Optional[_Union[Latency, _Mapping]] = ..., acc_dataset: _Optional[str] = ...) -> None: ...
 
 class Latency(_message.Message):
     __slots__ = ("count", "p50", "p90", "p99")
@@ -151,21 +153,33 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetModelReply(_message.Message):
-    __slots__ = ("info", "input", "weights", "parity", "published")
+    __slots__ = ("info", "input", "weights", "parity", "published", "published_errors", "published_macs", "depth", "configuration", "ilsvrc", "note")
     INFO_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     PARITY_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_MACS_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    ILSVRC_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     info: ModelInfo
     input: InputSpec
     weights: Weights
     parity: _containers.RepeatedCompositeFieldContainer[Parity]
     published: _containers.RepeatedCompositeFieldContainer[WeightSet]
-    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., published: _Optional[_Iterable[_Union[WeightSet, _Mapping]]] = ...) -> None: ...
+    published_errors: _containers.RepeatedCompositeFieldContainer[PublishedErrors]
+    published_macs: int
+    depth: int
+    configuration: str
+    ilsvrc: str
+    note: str
+    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., published: _Optional[_Iterable[_Union[WeightSet, _Mapping]]] = ..., published_errors: _Optional[_Iterable[_Union[PublishedErrors, _Mapping]]] = ..., published_macs: _Optional[int] = ..., depth: _Optional[int] = ..., configuration: _Optional[str] = ..., ilsvrc: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings")
+    __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings", "parameters_train")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     YEAR_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +187,7 @@ class ModelInfo(_message.Message):
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_TRAIN_FIELD_NUMBER: _ClassVar[int]
     model: Model
     state: str
     year: int
@@ -180,21 +195,34 @@ class ModelInfo(_message.Message):
     classes: int
     engine: Engine
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., year: _Optional[int] = ..., paper: _Optional[str] = ..., classes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    parameters_train: int
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., year: _Optional[int] = ..., paper: _Optional[str] = ..., classes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., parameters_train: _Optional[int] = ...) -> None: ...
 
 class InputSpec(_message.Message):
-    __slots__ = ("resize", "crop", "interpolation", "mean", "std")
+    __slots__ = ("resize", "crop", "interpolation", "mean", "std", "channels")
     RESIZE_FIELD_NUMBER: _ClassVar[int]
     CROP_FIELD_NUMBER: _ClassVar[int]
     INTERPOLATION_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
     resize: int
     crop: int
     interpolation: str
     mean: _containers.RepeatedScalarFieldContainer[float]
     std: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, resize: _Optional[int] = ..., crop: _Optional[int] = ..., interpolation: _Optional[str] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ...) -> None: ...
+    channels: str
+    def __init__(self, resize: _Optional[int] = ..., crop: _Optional[int] = ..., interpolation: _Optional[str] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., channels: _Optional[str] = ...) -> None: ...
+
+class PublishedErrors(_message.Message):
+    __slots__ = ("protocol", "top1", "top5")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    TOP1_FIELD_NUMBER: _ClassVar[int]
+    TOP5_FIELD_NUMBER: _ClassVar[int]
+    protocol: str
+    top1: float
+    top5: float
+    def __init__(self, protocol: _Optional[str] = ..., top1: _Optional[float] = ..., top5: _Optional[float] = ...) -> None: ...
 
 class Weights(_message.Message):
     __slots__ = ("source", "name", "sha256")
@@ -207,16 +235,18 @@ class Weights(_message.Message):
     def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class WeightSet(_message.Message):
-    __slots__ = ("tag", "acc1", "acc5", "input")
+    __slots__ = ("tag", "acc1", "acc5", "input", "dataset")
     TAG_FIELD_NUMBER: _ClassVar[int]
     ACC1_FIELD_NUMBER: _ClassVar[int]
     ACC5_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
     tag: str
     acc1: float
     acc5: float
     input: InputSpec
-    def __init__(self, tag: _Optional[str] = ..., acc1: _Optional[float] = ..., acc5: _Optional[float] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ...) -> None: ...
+    dataset: str
+    def __init__(self, tag: _Optional[str] = ..., acc1: _Optional[float] = ..., acc5: _Optional[float] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., dataset: _Optional[str] = ...) -> None: ...
 
 class Parity(_message.Message):
     __slots__ = ("runtime", "runtime_version", "precision", "device", "images", "max_abs_diff", "logit_cosine", "top1_agreement", "top5_agreement", "passed", "batch_sizes", "thresholds")

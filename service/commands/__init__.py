@@ -1,0 +1,1 @@
+"""Subcommands of `topfive` that work in their own process, a file each."""
