@@ -14,7 +14,7 @@ comma := ,
 export TOPFIVE_MODELS := $(MODELS)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
-.PHONY: install serve export export-missing test test-protobuf lint format proto bench clean
+.PHONY: install serve export export-missing test test-all test-protobuf lint format proto bench clean
 
 install: $(STAMP)
 
@@ -34,7 +34,11 @@ serve: export-missing
 	exec $(BIN)/topfive serve
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m 'not large'
+
+# With the large networks as well: about an hour on two cores, 12 GB of memory.
+test-all: install
+	$(BIN)/python -m pytest -n 1
 
 # The committed code of the gRPC contract on the other protobuf runtime, in an environment of its own.
 test-protobuf: install

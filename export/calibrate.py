@@ -8,8 +8,8 @@ from models.build import Served
 from service.types import Batch
 
 
-def calibrate_batch_norm(served: Served, photos: Batch) -> int:
-    """Set mean and variance of each batch norm from one pass over `photos` and their mirror images; how many there are.
+def calibrate_batch_norm(served: Served, images: Batch) -> int:
+    """Set mean and variance of each batch norm from one pass over `images` and their mirrors; how many there are.
 
     Every layer sees inputs of about zero mean and unit variance then, as in a trained network.
     """
@@ -22,7 +22,7 @@ def calibrate_batch_norm(served: Served, photos: Batch) -> int:
         norm.momentum = None  # a plain average: with one pass, the statistics of that pass
         norm.train()
     with torch.inference_mode():
-        served(torch.from_numpy(np.concatenate([photos, photos[:, :, ::-1]])))
+        served(torch.from_numpy(np.concatenate([images, images[:, :, ::-1]])))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -23,6 +23,7 @@ from models.cost import network_cost
 from models.labels import named_labels, read_labels, write_labels
 
 _RANDOM_IMAGES = 6
+_CALIBRATION_SEED = 2012  # other noise than the gate's
 _TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow")
 STEPS = 4  # weights, graph, reference, artifact; the gate adds one for each engine
 
@@ -90,7 +91,9 @@ def export(architecture: Architecture, choice: WeightsChoice, root: Path, report
     served = Served(network, spec).eval()
     pictures = photos(spec)
     if record.source is WeightSource.UNTRAINED:
-        calibrate_batch_norm(served, pictures)
+        # With photos alone, noise grows from layer to layer until rounding decides the answer.
+        noise = random_pixels(spec, len(pictures), seed=_CALIBRATION_SEED)
+        calibrate_batch_norm(served, np.concatenate([pictures, noise]))
     reporter.step("ONNX graph")
     with artifacts.new_version(root, architecture.name) as folder:
         write_onnx(served, spec, architecture.classes, folder / artifacts.GRAPH)

@@ -9,7 +9,6 @@ from service import image, recipe
 from service.types import Batch, ImageLimits
 
 PHOTOS = Path(__file__).parent / "photos"
-_SEED = 1998
 
 
 def photos(spec: InputSpec, folder: Path = PHOTOS) -> Batch:
@@ -18,6 +17,6 @@ def photos(spec: InputSpec, folder: Path = PHOTOS) -> Batch:
     return np.stack([recipe.apply(spec, image.decode(file.read_bytes(), ImageLimits())) for file in files])
 
 
-def random_pixels(spec: InputSpec, count: int) -> Batch:
+def random_pixels(spec: InputSpec, count: int, seed: int = 1998) -> Batch:
     """Seeded uniform noise, [count, crop, crop, 3]: far from any photo, so that nothing is right by luck."""
-    return np.random.default_rng(_SEED).integers(0, 256, (count, spec.crop, spec.crop, 3), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (count, spec.crop, spec.crop, 3), dtype=np.uint8)

@@ -138,7 +138,8 @@ class UnknownModelError(LookupError):
         names = sorted(known)
         name = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
         self.name = name
-        self.nearest = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        by_lower = {known.lower(): known for known in names}
+        self.nearest = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
         hint = f"did you mean {' or '.join(self.nearest)}?" if self.nearest else f"known: {', '.join(names)}"
         super().__init__(f"there is no model {name!r}; {hint}")
 

@@ -3,12 +3,25 @@
 import dataclasses
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torchvision.models import get_model_weights
 
-from models.catalog import CATALOG, Architecture, Catalog, InputSpec, UnknownModelError, WeightSet
+from models.build import Served, build
+from models.catalog import (
+    CATALOG,
+    Architecture,
+    Catalog,
+    Channels,
+    InputSpec,
+    UnknownModelError,
+    WeightSet,
+    read_catalog,
+)
 
 PUBLISHED = [(entry, weights) for entry in CATALOG for weights in entry.weight_sets if weights.file is None]
 IDS = [f"{entry.name}-{weights.tag}" for entry, weights in PUBLISHED]
@@ -130,3 +143,128 @@ def test_without_published_weights() -> None:
     """A network that nobody trained has no default weights, and an input of its own."""
     assert CATALOG["tiny"].default_weights is None
     assert CATALOG["tiny"].input == InputSpec(resize=36, crop=32)
+
+
+def test_every_architecture_of_the_lectures() -> None:
+    """All thirty are there, the weights that are not the default as entries of their own."""
+    plain = {name for name in CATALOG.names() if "@" not in name}
+    expected = {"lenet5", "alexnet_2012", "alexnet", "googlenet_2014", "googlenet", "inception_v3", "squeezenet1_1"}
+    expected |= {"vgg11", "vgg11_lrn", "vgg13", "vgg16_c", "vgg16", "vgg19"}
+    expected |= {f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
+    expected |= {f"densenet{depth}" for depth in (121, 161, 169, 201)}
+    expected |= {f"efficientnet_b{size}" for size in range(8)}
+
+    assert plain == expected | {"tiny"}
+    assert {name for name in CATALOG.names() if "@" in name} == {
+        f"{name}@IMAGENET1K_V1" for name in ("resnet50", "resnet101", "resnet152", "efficientnet_b1")
+    }
+
+
+def test_other_weights() -> None:
+    """NAME@TAG is the same network with that set and its recipe; with the default's tag it is the plain entry."""
+    plain, other = CATALOG["resnet50"], CATALOG["resnet50@IMAGENET1K_V1"]
+
+    assert (other.name, other.source, other.parameters) == ("resnet50@IMAGENET1K_V1", plain.source, plain.parameters)
+    assert [weights.tag for weights in other.weight_sets] == ["IMAGENET1K_V1"]
+    assert (plain.input.resize, other.input.resize) == (232, 256)
+    assert CATALOG["resnet50@IMAGENET1K_V2"] is plain
+    assert CATALOG.get("resnet50@IMAGENET1K_V2") is plain
+    assert CATALOG.canonical("resnet50@IMAGENET1K_V2") == "resnet50"
+    assert CATALOG.canonical("resnet50@IMAGENET1K_V1") == "resnet50@IMAGENET1K_V1"
+    with pytest.raises(UnknownModelError, match="did you mean resnet50@IMAGENET1K_V1"):
+        CATALOG["resnet50@IMAGENET1K_V9"]
+
+
+def test_better_weights_are_the_default() -> None:
+    """Where there are several sets, the most accurate comes first."""
+    for one in CATALOG:
+        accuracies = [weights.acc1 for weights in one.weight_sets]
+        assert accuracies == sorted(accuracies, reverse=True)
+
+
+@pytest.mark.parametrize("architecture", [one for one in CATALOG if one.training_only], ids=lambda one: one.name)
+def test_auxiliary_heads(architecture: Architecture) -> None:
+    """parameters_train counts the network as it is trained, with the heads that are not served."""
+    bare = dataclasses.replace(architecture, training_only=())
+
+    assert sum(value.numel() for value in build(bare).parameters()) == architecture.parameters_train
+    assert architecture.parameters_train > architecture.parameters
+
+
+def test_no_auxiliary_heads() -> None:
+    """Everywhere else the two counts are one."""
+    for one in CATALOG:
+        if not one.training_only:
+            assert one.parameters_train == one.parameters
+
+
+def test_facts_of_the_lectures(shared_data: Path) -> None:
+    """Every figure of the course's own table is in the catalog."""
+    tables = tomllib.loads((shared_data.parent / "reference" / "architectures.toml").read_text(encoding="utf-8"))
+    del tables["arithmetic"]
+    for name, facts in tables.items():
+        one = CATALOG[name]
+        assert one.parameters == facts["parameters"]
+        assert one.parameters_train == facts.get("parameters_train", facts["parameters"])
+        assert one.macs == facts.get("macs", one.macs)
+        assert (one.year, one.input.crop) == (facts.get("year", one.year), facts.get("input_size", one.input.crop))
+        assert (one.classes, one.depth) == (facts.get("classes", 1000), facts.get("depth"))
+        assert one.configuration == facts.get("configuration")
+        for tag, weights in facts.get("weights", {}).items():
+            (own,) = (own for own in one.weight_sets if own.tag == tag)
+            assert (own.acc1, own.acc5) == (weights["acc1"], weights["acc5"])
+            spec = own.input
+            assert (spec.resize, spec.crop, spec.interpolation) == (
+                weights["resize"],
+                weights["crop"],
+                weights["interpolation"],
+            )
+        rates = {rate for errors in one.published for rate in (errors.top1, errors.top5)}
+        published = facts.get("published", {})
+        assert {value for key, value in published.items() if key.endswith(("top1", "mnist_error"))} <= rates
+        assert {published[key] for key in ("top5", "single_model_top5", "ensemble_top5") if key in published} <= rates
+        assert one.published_macs == published.get("macs")
+        assert published.get("ilsvrc", "") in (one.ilsvrc or "")
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [("macs = 'many'", "macs"), ("colour = 'red'", "colour"), ("weights = { V1 = { acc1 = 1.0 } }", "acc5")],
+)
+def test_damaged_table(tmp_path: Path, line: str, key: str) -> None:
+    """A wrong value, an unknown key or a missing one in the file is an error that names it."""
+    good = ["family = 'f'", "year = 2000", "paper = 'p'", "source = 'm:f'", "parameters = 1", "macs = 1"]
+    lines = [one for one in good if one.partition(" ")[0] != line.partition(" ")[0]]
+    file = tmp_path / "catalog.toml"
+    file.write_text("\n".join(["[net]", *good]), encoding="utf-8")
+    assert read_catalog(file)["net"].macs == 1
+    file.write_text("\n".join(["[net]", *lines, line]), encoding="utf-8")
+
+    with pytest.raises(ValueError, match=key):
+        read_catalog(file)
+
+
+@pytest.mark.parametrize("channels", list(Channels))
+def test_channels_in_the_graph(channels: Channels) -> None:
+    """The network gets RGB, BGR or the luma of ITU-R BT.601, normalised with a mean and deviation for each channel."""
+    spec = InputSpec(crop=2, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), channels=channels)
+    pixels = torch.arange(12, dtype=torch.uint8).view(1, 2, 2, 3) * 20
+    seen: list[torch.Tensor] = []
+
+    class Listener(torch.nn.Module):
+        """A network that only remembers its input."""
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append(image)
+            return image.flatten(1)
+
+    Served(Listener(), spec)(pixels)
+    red, green, blue = pixels.double().permute(3, 0, 1, 2) / 255
+    planes = {
+        Channels.RGB: [red, green, blue],
+        Channels.BGR: [blue, green, red],
+        Channels.GREY: [0.299 * red + 0.587 * green + 0.114 * blue],
+    }[channels]
+    expected = [(plane - spec.mean[index]) / spec.std[index] for index, plane in enumerate(planes)]
+
+    assert (seen[0].double() - torch.stack(expected, dim=1)).abs().max() < 1e-6
