@@ -44,9 +44,8 @@ def answers(artifact: Artifact, runtime: Runtime, images: Batch) -> Probabilitie
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_network(architecture: Architecture, tmp_path: Path) -> None:
     """It exports, passes the gate, is as large as the catalog says, and every CPU engine gives the same answers."""
-    weights = (
-        "untrained" if architecture.weight_sets[:1] == () or not architecture.weight_sets[0].file else "pretrained"
-    )
+    bundled = bool(architecture.default_weights and architecture.default_weights.file)
+    weights = "pretrained" if bundled else "untrained"
     done = export(architecture, WeightsChoice.parse(weights, None), tmp_path, NullReporter())
     artifact = load(tmp_path, architecture.name)
     spec, manifest = artifact.manifest.input, artifact.manifest
