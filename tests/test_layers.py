@@ -52,7 +52,16 @@ LAYERS = {
 
 # Who may import a package of others, anywhere in the file
 HOMES = {
-    "torch": ("models.build", "models.cost", "models.tiny", "models.weights", "service.engines.torch", "export"),
+    "torch": (
+        "models.alexnet_2012",
+        "models.blocks",
+        "models.build",
+        "models.cost",
+        "models.tiny",
+        "models.weights",
+        "service.engines.torch",
+        "export",
+    ),
     "torchvision": ("models.build", "models.weights", "export"),
     "safetensors": ("models.weights", "export"),
     "onnx": ("export",),
