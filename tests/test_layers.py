@@ -58,6 +58,7 @@ HOMES = {
         "models.build",
         "models.cost",
         "models.tiny",
+        "models.vgg_2014",
         "models.weights",
         "service.engines.torch",
         "export",
