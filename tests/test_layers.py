@@ -57,6 +57,7 @@ HOMES = {
         "models.blocks",
         "models.build",
         "models.cost",
+        "models.googlenet_2014",
         "models.tiny",
         "models.vgg_2014",
         "models.weights",

@@ -1,0 +1,190 @@
+"""GoogLeNet of the paper: each row of its table 1, the auxiliary heads, and the exported file in both engines."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from export.onnx_file import write_onnx
+from export.samples import random_pixels
+from models.build import Served
+from models.catalog import InputSpec
+from models.cost import Cost, convolution_macs, network_cost
+from models.googlenet_2014 import TrainingLogits, googlenet_2014
+from tests.networks import answers, layers, learned, noise, parameters, seeded
+
+# Table 1: output size, maps of the output, then #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj, and the ops
+# in millions: multiply-accumulates, rounded to within one. The paper prints 54 for 5a, whose own columns give 51.
+TABLE = {
+    "3a": (28, 256, (64, 96, 128, 16, 32, 32), 128),
+    "3b": (28, 480, (128, 128, 192, 32, 96, 64), 304),
+    "4a": (14, 512, (192, 96, 208, 16, 48, 64), 73),
+    "4b": (14, 512, (160, 112, 224, 24, 64, 64), 88),
+    "4c": (14, 512, (128, 128, 256, 24, 64, 64), 100),
+    "4d": (14, 528, (112, 144, 288, 32, 64, 64), 119),
+    "4e": (14, 832, (256, 160, 320, 32, 128, 128), 170),
+    "5a": (7, 832, (256, 160, 320, 32, 128, 128), 51),
+    "5b": (7, 1024, (384, 192, 384, 48, 128, 128), 71),
+}
+# The params column in thousands, which comes within 11 % of what the paper's own columns give.
+PARAMS = {"3a": 159, "3b": 380, "4a": 364, "4b": 437, "4c": 463, "4d": 580, "4e": 840, "5a": 1072, "5b": 1388}
+
+OUTSIDE = {
+    "conv1": (64, 112, 112),
+    "pool1": (64, 56, 56),
+    "lrn1": (64, 56, 56),
+    "conv2_reduce": (64, 56, 56),
+    "conv2": (192, 56, 56),
+    "lrn2": (192, 56, 56),
+    "pool2": (192, 28, 28),
+    "pool3": (480, 14, 14),
+    "pool4": (832, 7, 7),
+    "pool5": (1024, 1, 1),
+    "fc": (1000,),
+}
+
+
+def without_heads(network: nn.Module) -> nn.Module:
+    """The same network, its auxiliary heads taken off as for serving."""
+    for head in ("aux1", "aux2"):
+        setattr(network, head, None)
+    return network
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """The network that is served, untrained: without the auxiliary heads."""
+    return without_heads(seeded(googlenet_2014))
+
+
+@pytest.fixture(scope="module")
+def maps(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every layer's output."""
+    return layers(network, noise(1, 3, 224, 224))
+
+
+def test_maps_outside_the_modules(maps: dict[str, tuple[int, ...]]) -> None:
+    """112, 56, 28, 14, 7, 1: the output sizes of table 1, with normalisation where figure 3 has it."""
+    assert {name: shape for name, shape in maps.items() if name in OUTSIDE} == OUTSIDE
+    stem = ["conv1", "relu1", "pool1", "lrn1", "conv2_reduce", "relu2_reduce", "conv2", "relu2", "lrn2", "pool2"]
+    assert list(maps)[: len(stem)] == stem
+
+
+@pytest.mark.parametrize("module", TABLE)
+def test_module_has_the_columns_of_the_table(maps: dict[str, tuple[int, ...]], module: str) -> None:
+    """Each of the six convolutions has the maps of its column, at the size of the row."""
+    size, _, columns, _ = TABLE[module]
+    paths = [
+        "branch1.conv1x1",
+        "branch2.conv3x3_reduce",
+        "branch2.conv3x3",
+        "branch3.conv5x5_reduce",
+        "branch3.conv5x5",
+        "branch4.pool_proj",
+    ]
+
+    assert [maps[f"inception{module}.{path}"] for path in paths] == [(column, size, size) for column in columns]
+
+
+@pytest.mark.parametrize("module", TABLE)
+def test_parameters_and_operations_of_a_module(network: nn.Module, module: str) -> None:
+    """A module has the parameters and operations that its columns ask for; the paper's figures are these, rounded."""
+    size, _, (one, three_reduce, three, five_reduce, five, proj), ops = TABLE[module]
+    inputs = dict(zip(TABLE, [192, *(row[1] for row in TABLE.values())], strict=False))[module]
+    weights = inputs * (one + three_reduce + five_reduce + proj) + 9 * three_reduce * three + 25 * five_reduce * five
+    biases = one + three_reduce + three + five_reduce + five + proj
+    inception = network.get_submodule(f"inception{module}")
+    macs = sum(
+        convolution_macs((layer.out_channels, size, size), (layer.kernel_size[0],) * 2, layer.in_channels)
+        for layer in inception.modules()
+        if isinstance(layer, nn.Conv2d)
+    )
+
+    assert parameters(inception) == weights + biases
+    assert macs == weights * size**2
+    assert abs(macs / 1e6 - ops) < 1
+    assert parameters(inception) / 1e3 == pytest.approx(PARAMS[module], rel=0.11)
+
+
+def test_branches_lie_side_by_side(network: nn.Module) -> None:
+    """A module keeps the size, and its output is the four branches in the order of the table."""
+    inception = network.get_submodule("inception3a")
+    inputs = noise(1, 192, 28, 28)
+
+    with torch.inference_mode():
+        output = inception(inputs)
+        branches = [inception.get_submodule(f"branch{place}")(inputs) for place in (1, 2, 3, 4)]
+
+    assert [branch.shape[1] for branch in branches] == [64, 128, 32, 32]
+    assert torch.equal(output, torch.cat(branches, dim=1))
+
+
+def test_cost_of_the_whole(network: nn.Module) -> None:
+    """6,998,552 parameters are served."""
+    assert parameters(network) == 6_998_552
+    assert network_cost(network, 224) == Cost(parameters=6_998_552, macs=1_582_671_872)
+
+
+def test_depth_is_22(network: nn.Module) -> None:
+    """22 layers with parameters lie on the longest way through the network; no layer is a batch norm."""
+    inside = [name for name in learned(network) if name.startswith("inception")]
+    outside = [name for name in learned(network) if not name.startswith("inception")]
+
+    assert len(inside) == 9 * 6
+    assert len(outside) + 9 * 2 == 22
+    assert not [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+def test_heads_are_for_training_only() -> None:
+    """With both heads, training gives three sets of logits and evaluation one; without, training gives one too."""
+    network = seeded(googlenet_2014)
+    image = noise(2, 3, 224, 224)
+    with torch.inference_mode():
+        alone = network(image)
+        together = network.train()(image)
+        without = without_heads(network)(image)
+
+    assert isinstance(together, TrainingLogits)
+    assert [tuple(part.shape) for part in together] == [(2, 1000)] * 3
+    assert isinstance(alone, torch.Tensor)
+    assert isinstance(without, torch.Tensor)
+    assert network.eval()(image).equal(alone)
+
+
+def test_parameters_of_the_heads() -> None:
+    """A head is 1x1 to 128 maps on 4x4, then 1024 and 1000: the first on 512 maps, the second on 528."""
+    network = seeded(googlenet_2014)
+
+    rest = 1024 * (128 * 16 + 1) + 1000 * (1024 + 1)
+    assert parameters(network.get_submodule("aux1")) == 128 * (512 + 1) + rest
+    assert parameters(network.get_submodule("aux2")) == 128 * (528 + 1) + rest
+    assert parameters(network) == 13_378_280
+    head = layers(network.get_submodule("aux1"), noise(1, 512, 14, 14))
+    assert (head["pool"], head["conv"], head["fc1"], head["fc2"]) == ((512, 4, 4), (128, 4, 4), (1024,), (1000,))
+    dropouts = {name: layer.p for name, layer in network.named_modules() if isinstance(layer, nn.Dropout)}
+    assert dropouts == {"aux1.dropout": 0.7, "aux2.dropout": 0.7, "dropout": 0.4}
+
+
+def test_untrained_logits_neither_vanish_nor_explode(network: nn.Module) -> None:
+    """On normalised noise the logits spread by an order of 1, so that a comparison of exports says something."""
+    assert 0.05 < network(noise(1, 3, 224, 224)).std().item() < 50
+
+
+def test_exported_file_gives_what_pytorch_gives(network: nn.Module, tmp_path: Path) -> None:
+    """The served graph has two LRN, nine joins and no head, and both CPU engines answer a batch of three with it."""
+    spec, path = InputSpec(), tmp_path / "model.onnx"
+    served = Served(network, spec).eval()
+    write_onnx(served, spec, 1000, path)
+    images = random_pixels(spec, 3)
+    with torch.inference_mode():
+        expected = served(torch.from_numpy(images)).numpy()
+
+    operators = [node.op_type for node in onnx.load(path).graph.node]
+    assert (operators.count("LRN"), operators.count("Concat"), operators.count("MaxPool")) == (2, 9, 13)
+    assert operators.count("Conv") == 57
+    for given in answers(path, images).values():
+        np.testing.assert_allclose(given, expected, atol=1e-4)
+    assert expected.max() > 0.01  # far from uniform, so that agreement says something
