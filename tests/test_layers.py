@@ -58,6 +58,7 @@ HOMES = {
         "models.build",
         "models.cost",
         "models.googlenet_2014",
+        "models.lenet5",
         "models.tiny",
         "models.vgg_2014",
         "models.weights",
