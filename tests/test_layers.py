@@ -60,13 +60,15 @@ HOMES = {
         "models.googlenet_2014",
         "models.lenet5",
         "models.tiny",
+        "models.train_lenet5",
         "models.vgg_2014",
         "models.weights",
         "service.engines.torch",
         "export",
     ),
     "torchvision": ("models.build", "models.weights", "export"),
-    "safetensors": ("models.weights", "export"),
+    "safetensors": ("models.train_lenet5", "models.weights", "export"),
+    "sklearn": ("models.train_lenet5",),
     "onnx": ("export",),
     "openvino": ("service.engines.openvino",),
     "onnxruntime": ("service.engines.onnxruntime",),
@@ -80,8 +82,8 @@ HOMES = {
     "uvloop": ("service.app",),
     "prometheus_client": ("service.metrics",),
     "click": ("service.cli", "service.commands", "service.options", "export"),
-    "rich": ("service.cli", "service.commands", "service.tables", "export"),
-    "PIL": ("service.image", "service.recipe"),
+    "rich": ("models.train_lenet5", "service.cli", "service.commands", "service.tables", "export"),
+    "PIL": ("models.train_lenet5", "service.image", "service.recipe"),
     "pydantic": ("models.artifact", "models.catalog", "service.settings", "service.rest.schemas", "service.options"),
 }
 
@@ -224,6 +226,11 @@ def test_what_export_imports() -> None:
 def test_nobody_imports_export() -> None:
     """The serving install has no torch: nothing outside `export` imports it."""
     assert [one for one in imports() if inside(one.target, ["export"]) and not inside(one.module, ["export"])] == []
+
+
+def test_nobody_imports_training() -> None:
+    """Training is a command of its own: nothing else needs what it needs."""
+    assert [one for one in imports() if one.target == "models.train_lenet5"] == []
 
 
 def test_transports_are_apart() -> None:
