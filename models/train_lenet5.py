@@ -38,7 +38,7 @@ _SPLIT_SEED = 1998  # apart from the seed of a run: whichever run, the test part
 _TEST_SHARE = 0.2
 _BATCH = 64
 _RATE = 3e-3
-_THREADS = 1  # another number adds up in another order; layers this small gain little from a second
+_THREADS = 1  # more add up in another order, so that the weights would depend on the number of cores
 
 Images = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
