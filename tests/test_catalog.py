@@ -1,6 +1,7 @@
 """The catalog: what it refuses, what it says of names it does not know, and its figures against torchvision's own."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torchvision.models import get_model_weights
 
+import models
 from models.build import Served, build
 from models.catalog import (
     CATALOG,
@@ -268,3 +270,14 @@ def test_channels_in_the_graph(channels: Channels) -> None:
     expected = [(plane - spec.mean[index]) / spec.std[index] for index, plane in enumerate(planes)]
 
     assert (seen[0].double() - torch.stack(expected, dim=1)).abs().max() < 1e-6
+
+
+def test_lenet5_accuracy_is_the_measured_one() -> None:
+    """The catalog's accuracy of the weights that come with topfive is what their training wrote down."""
+    record = json.loads((Path(models.__file__).parent / "data" / "lenet5.json").read_text(encoding="utf-8"))
+    score = record["test"]["white on black"]
+    weights = CATALOG["lenet5"].default_weights
+
+    assert weights is not None
+    assert weights.acc1 == round(100 * score["top1"] / score["images"], 3)
+    assert weights.acc5 == round(100 * score["top5"] / score["images"], 3)
