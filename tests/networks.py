@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-import openvino as ov
 import torch
 from torch import Tensor, nn
 
+import service.engines  # noqa: F401 - it turns the statistics of openvino off, so it comes before openvino
 from service.types import Batch, Probabilities
 
 
@@ -55,6 +55,8 @@ def learned(network: nn.Module) -> dict[str, int]:
 
 def answers(path: Path, images: Batch) -> dict[str, Probabilities]:
     """What ONNX Runtime and OpenVINO (in f32) make of the file."""
+    import openvino as ov
+
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return {
