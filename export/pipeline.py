@@ -19,8 +19,10 @@ from models import weights as sources
 from models.artifact import Artifact, Manifest, WeightRecord, WeightSource
 from models.build import Served, build
 from models.catalog import Architecture, InputSpec, WeightSet
-from models.cost import network_cost
+from models.cost import Cost
 from models.labels import named_labels, read_labels, write_labels
+from models.layers import write_layers
+from models.trace import network_layers
 
 _RANDOM_IMAGES = 6
 _CALIBRATION_SEED = 2012  # other noise than the gate's
@@ -97,6 +99,8 @@ def export(architecture: Architecture, choice: WeightsChoice, root: Path, report
     reporter.step("ONNX graph")
     with artifacts.new_version(root, architecture.name) as folder:
         write_onnx(served, spec, architecture.classes, folder / artifacts.GRAPH)
+        table = network_layers(network, spec)
+        write_layers(folder, table)
         write_labels(folder / artifacts.LABELS, named_labels(architecture.labels)[: architecture.classes])
         save_file(
             {name: value.contiguous() for name, value in network.state_dict().items()}, folder / artifacts.WEIGHTS
@@ -105,7 +109,7 @@ def export(architecture: Architecture, choice: WeightsChoice, root: Path, report
         images = np.concatenate([pictures, random_pixels(spec, _RANDOM_IMAGES)])
         with torch.inference_mode():
             reference = served(torch.from_numpy(images)).numpy()
-        draft = _manifest(architecture, network, record)
+        draft = _manifest(architecture, table.cost, record)
         labels = read_labels(folder / artifacts.LABELS)
         reports = gate(Artifact(folder, 0, draft, labels), images, reference, reporter.step)
         artifacts.write_manifest(folder, draft.model_copy(update={"parity": reports}))
@@ -147,16 +151,14 @@ def _input(architecture: Architecture, record: WeightRecord) -> InputSpec:
     return published.input if published else architecture.input
 
 
-def _manifest(architecture: Architecture, network: torch.nn.Module, record: WeightRecord) -> Manifest:
-    spec = _input(architecture, record)
-    cost = network_cost(network, spec.crop)
+def _manifest(architecture: Architecture, cost: Cost, record: WeightRecord) -> Manifest:
     published = _published(architecture, record)
     return Manifest(
         name=architecture.name,
         family=architecture.family,
         year=architecture.year,
         paper=architecture.paper,
-        input=spec,
+        input=_input(architecture, record),
         classes=architecture.classes,
         parameters=cost.parameters,
         parameters_train=architecture.parameters_train,

@@ -4,6 +4,7 @@
         manifest.json       what it is, and the sha256 of every other file
         model.onnx          the graph contract: uint8 [N, S, S, 3] RGB in, float32 [N, C] probabilities out
         labels.csv          a row per class
+        layers.json         a row per layer of the network (not in artifacts of older versions)
         weights.safetensors the trained values, for the torch engine (not in every artifact)
 
 VERSION is a whole number; the highest is served.
@@ -28,6 +29,7 @@ from models.labels import Label, read_labels
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 LABELS = "labels.csv"
+LAYERS = "layers.json"
 WEIGHTS = "weights.safetensors"
 
 
@@ -44,6 +46,10 @@ class NotExportedError(ArtifactError):
 
     def __init__(self, name: str, root: Path) -> None:
         super().__init__(f"{name} is not exported yet; {_again(root, name)}")
+
+
+class FileNotInArtifactError(ArtifactError):
+    """The artifact was written without that file, by an older version; the message names the command that adds it."""
 
 
 class WeightSource(StrEnum):
@@ -205,6 +211,24 @@ def load(root: Path, name: str) -> Artifact:
     if len(labels) != manifest.classes:
         raise ArtifactError(f"{folder / LABELS} has {len(labels)} rows for {manifest.classes} classes; {again}")
     return Artifact(folder, version, manifest, labels)
+
+
+def read_file(root: Path, version: int, manifest: Manifest, file: str) -> bytes:
+    """One file of the artifact with that manifest under `root`, checked against its sha256; the others not looked at.
+
+    Raises FileNotInArtifactError where the manifest does not list it, ArtifactError where it is missing or differs.
+    """
+    name = manifest.name
+    path = root / name / str(version) / file
+    if (expected := manifest.files.get(file)) is None:
+        raise FileNotInArtifactError(f"version {version} of {name} has no {file}; {_again(root, name)}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); {_again(root, name)}") from error
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise ArtifactError(f"{path} differs from its manifest (sha256); {_again(root, name)}")
+    return content
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from export.samples import photos, random_pixels
 from models.artifact import Artifact, ParityReport, WeightSource, load, versions
 from models.build import SEED, build
 from models.catalog import CATALOG, Architecture
-from models.cost import network_cost
 from models.labels import imagenet_labels
+from models.layers import read_layers
+from models.trace import network_layers
 from models.weights import HostUnreachableError, WeightsError
 from service import image, recipe
 from service.engines.choose import EngineOptions, build_engine, installed
@@ -133,7 +134,7 @@ def test_manifest_says_what_the_model_is(exported: Path) -> None:
     """Name, family, input, classes, parameters and operations are those of the catalog and of the network."""
     manifest = load(exported, "tiny").manifest
 
-    cost = network_cost(build(TINY), 32)
+    cost = network_layers(build(TINY), TINY.input).cost
     assert (manifest.name, manifest.family, manifest.year) == ("tiny", "tiny", TINY.year)
     assert manifest.input == TINY.input
     assert manifest.classes == 1000
@@ -159,8 +160,17 @@ def test_manifest_has_the_sha256_of_every_file(exported: Path) -> None:
         if path.name != "manifest.json"
     }
     assert artifact.manifest.files == hashes
-    assert set(hashes) == {"model.onnx", "labels.csv", "weights.safetensors"}
+    assert set(hashes) == {"model.onnx", "labels.csv", "layers.json", "weights.safetensors"}
     assert artifact.labels == imagenet_labels()
+
+
+def test_layers_are_those_of_the_network(exported: Path) -> None:
+    """The table of layers in the artifact is that of the network, and adds up to what the manifest says."""
+    artifact = load(exported, "tiny")
+    table = read_layers(exported, artifact.version, artifact.manifest)
+
+    assert table == network_layers(build(TINY), TINY.input)
+    assert (table.cost.parameters, table.cost.macs) == (artifact.manifest.parameters, artifact.manifest.macs)
 
 
 def test_manifest_has_the_versions_of_the_tools(exported: Path) -> None:
