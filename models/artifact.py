@@ -32,12 +32,17 @@ LABELS = "labels.csv"
 LAYERS = "layers.json"
 WEIGHTS = "weights.safetensors"
 
+IMPORTED = "imported"
+"""The family of a model made from somebody's ONNX file; its graph is checked against that file, not PyTorch."""
+
 
 class ArtifactError(Exception):
     """The folder is not a whole artifact; the message names the file and what to do."""
 
 
-def _again(root: Path, name: str) -> str:
+def _again(root: Path, name: str, family: str = "") -> str:
+    if family == IMPORTED:
+        return f"run: topfive import FILE.onnx --name {name} --recipe recipe.toml --artifacts {root}"
     return f"run: topfive export {name} --artifacts {root}"
 
 
@@ -193,7 +198,7 @@ def load(root: Path, name: str) -> Artifact:
     """
     version, manifest = read_manifest(root, name)
     folder = root / name / str(version)
-    again = _again(root, name)
+    again = _again(root, name, manifest.family)
     if manifest.name != name:
         raise ArtifactError(f"{folder} holds the model {manifest.name}, not {name}; {again}")
     if missing := {GRAPH, LABELS} - manifest.files.keys():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.artifact import Artifact, ParityReport, Thresholds, load
+from models.artifact import IMPORTED, Artifact, ParityReport, Thresholds, load
 from service.engines import choose
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.choose import EngineOptions, choose_precision, installed, open_engine, warm_up
@@ -353,3 +353,93 @@ def test_real_artifact_opens_in_bf16_where_its_own_report_allows(tiny: Artifact,
 
     assert (engine.describe().runtime, engine.describe().precision) == ("openvino", "bf16")
     engine.close()
+
+
+def f32(runtime: Runtime, *, passed: bool) -> ParityReport:
+    """A report of f32."""
+    return report(passed=passed, runtime=runtime).model_copy(update={"precision": Precision.F32})
+
+
+def imported(artifact: Artifact) -> Artifact:
+    """The same, as if it came from somebody's file."""
+    return replace(artifact, manifest=artifact.manifest.model_copy(update={"family": IMPORTED}))
+
+
+def test_largest_batch_of_the_manifest_is_kept(machine: Callable[..., Built], tiny: Artifact) -> None:
+    """A graph that takes one row at a time is opened and warmed up with one, whatever the options say."""
+    machine(*MODULES)
+    artifact = replace(tiny, manifest=tiny.manifest.model_copy(update={"max_batch": 1}))
+
+    engine = open_engine(artifact, EngineOptions(max_batch=8))
+
+    assert isinstance(engine, FakeEngine)
+    assert engine.max_batch == 1
+    assert engine.batches == [1, 1]
+
+
+def test_smaller_batch_of_the_options_is_kept(machine: Callable[..., Built], tiny: Artifact) -> None:
+    """What the user asked for stays where it is below the manifest's."""
+    machine(*MODULES)
+    artifact = replace(tiny, manifest=tiny.manifest.model_copy(update={"max_batch": 4}))
+
+    assert open_engine(artifact, EngineOptions(max_batch=2)).max_batch == 2
+
+
+def test_auto_passes_over_a_runtime_that_failed_in_f32(
+    machine: Callable[..., Built], with_parity: Callable[..., Artifact], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A runtime whose answers differed is never used: `auto` takes the next and the log says why."""
+    built = machine(*MODULES)
+    artifact = with_parity(f32(Runtime.OPENVINO, passed=False), f32(Runtime.ONNXRUNTIME, passed=True))
+
+    open_engine(artifact, EngineOptions())
+
+    assert built == [(Runtime.ONNXRUNTIME, Precision.F32)]
+    assert "openvino does not run tiny: tiny may not run on openvino: its answers differ" in caplog.text
+
+
+def test_asked_for_runtime_that_failed_in_f32_is_refused(
+    machine: Callable[..., Built], with_parity: Callable[..., Artifact]
+) -> None:
+    """Asked for by name, it is an error with the figure."""
+    built = machine(*MODULES)
+
+    with pytest.raises(EngineUnavailableError, match=r"tiny may not run on openvino: .* \|dp\| 0\.25"):
+        open_engine(with_parity(f32(Runtime.OPENVINO, passed=False)), EngineOptions(runtime=Runtime.OPENVINO))
+
+    assert built == []
+
+
+def test_import_runs_only_where_it_was_checked(
+    machine: Callable[..., Built], with_parity: Callable[..., Artifact]
+) -> None:
+    """An imported model takes no runtime without a report, though the same artifact of the catalog would."""
+    built = machine(*MODULES, cuda=True)
+    artifact = with_parity(f32(Runtime.ONNXRUNTIME, passed=True))
+
+    open_engine(imported(artifact), EngineOptions())
+    with pytest.raises(EngineUnavailableError, match=r"not checked or did not run there; use another --runtime"):
+        open_engine(imported(artifact), EngineOptions(runtime=Runtime.OPENVINO))
+    open_engine(artifact, EngineOptions())
+
+    assert built == [(Runtime.ONNXRUNTIME, Precision.F32), (Runtime.ONNXRUNTIME_CUDA, Precision.F32)]
+
+
+def test_import_without_bf16_report_names_its_file(
+    machine: Callable[..., Built], with_parity: Callable[..., Artifact]
+) -> None:
+    """The advice for bf16 of an imported model is to import it again, not to export it."""
+    machine(*MODULES)
+    artifact = imported(with_parity(f32(Runtime.OPENVINO, passed=True)))
+
+    with pytest.raises(EngineUnavailableError, match=r"its original file was not measured in bf16; import it again"):
+        choose_precision(artifact, Runtime.OPENVINO, Precision.BF16)
+
+
+def test_import_has_no_network_for_torch(with_parity: Callable[..., Artifact], tmp_path: Path) -> None:
+    """The torch engine says that it has no network for a file of other origin."""
+    artifact = imported(with_parity(f32(Runtime.ONNXRUNTIME, passed=True)))
+    artifact = replace(artifact, folder=tmp_path, manifest=artifact.manifest.model_copy(update={"name": "own"}))
+
+    with pytest.raises(EngineUnavailableError, match=r"own has no weights\.safetensors .* use another --runtime"):
+        open_engine(artifact, EngineOptions(runtime=Runtime.TORCH))

@@ -1,12 +1,12 @@
 """Which engine runs an artifact on this machine: what was asked for, or with `auto` the best that fits."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import numpy as np
 
-from models.artifact import Artifact
+from models.artifact import IMPORTED, Artifact
 from service.engines.base import Engine, EngineUnavailableError
 from service.types import Precision, Runtime
 
@@ -54,7 +54,12 @@ def installed(runtime: Runtime) -> bool:
 
 
 def open_engine(artifact: Artifact, options: EngineOptions) -> Engine:
-    """A warm engine for `artifact`. Raises EngineUnavailableError where what was asked for cannot run."""
+    """A warm engine for `artifact` that never runs more rows at once than its manifest allows.
+
+    Raises EngineUnavailableError where what was asked for cannot run.
+    """
+    if (most := artifact.manifest.max_batch) is not None:
+        options = replace(options, max_batch=min(options.max_batch, most))
     if options.runtime is not Runtime.AUTO:
         if not installed(options.runtime):
             raise EngineUnavailableError(
@@ -89,8 +94,35 @@ def _open(artifact: Artifact, runtime: Runtime, options: EngineOptions) -> Engin
 def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
     """The precision to compute in. bf16 needs a passed parity report of this artifact on this runtime.
 
-    Raises EngineUnavailableError where bf16 was asked for and may not be used.
+    Raises EngineUnavailableError where bf16 was asked for and may not be used, and where f32 is left and may not be
+    used either: see `_check_f32`.
     """
+    precision = _precision(artifact, runtime, asked)
+    if precision is Precision.F32:
+        _check_f32(artifact, runtime)
+    return precision
+
+
+def _check_f32(artifact: Artifact, runtime: Runtime) -> None:
+    """Raise EngineUnavailableError where this runtime is known to answer wrongly in f32.
+
+    An export passes on every runtime or is not written. An import needs one runtime that passes: any other serves only
+    with a report of its own. The torch engine is not asked: it is the reference of exports, and runs no import.
+    """
+    manifest, report = artifact.manifest, artifact.parity(runtime, Precision.F32)
+    if report is not None and not report.passed:
+        raise EngineUnavailableError(
+            f"{manifest.name} may not run on {runtime}: its answers differ from the original's "
+            f"(max |dp| {report.max_abs_diff:.3g}); see /models/{manifest.name}, and use another --runtime"
+        )
+    if report is None and manifest.family == IMPORTED and runtime is not Runtime.TORCH:
+        raise EngineUnavailableError(
+            f"{manifest.name} may not run on {runtime}: when it was imported, it was not checked or did not run there; "
+            f"use another --runtime, or import it again where {runtime} runs"
+        )
+
+
+def _precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
     if asked is Precision.F32:
         return asked
     if runtime not in _BF16_RUNTIMES:
@@ -103,10 +135,13 @@ def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> 
 
         return Precision.BF16 if asked is Precision.BF16 or has_bf16() else Precision.F32
     name = artifact.manifest.name
+    imported = artifact.manifest.family == IMPORTED
+    original = "its original file" if imported else "PyTorch"
+    again = "import it again on a CPU with bf16" if imported else f"export it on a CPU with bf16: topfive export {name}"
     reason = (
-        f"its parity with PyTorch was not measured in bf16; export it on a CPU with bf16: topfive export {name}"
+        f"its parity with {original} was not measured in bf16; {again}"
         if report is None
-        else f"it differs too much from PyTorch in bf16 (max |dp| {report.max_abs_diff:.3g}); see /models/{name}"
+        else f"it differs too much from {original} in bf16 (max |dp| {report.max_abs_diff:.3g}); see /models/{name}"
     )
     if asked is Precision.BF16:
         raise EngineUnavailableError(f"{name} may not run in bf16 on {runtime}: {reason}")
