@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Generic, TypeVar
 
 from service.clock import Clock, Timer
-from service.errors import DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
+from service.errors import BadRequest, DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
 from service.hold import Hold
 from service.metrics import BatchMetrics
 from service.pacing import Pacer
@@ -103,21 +103,26 @@ class Batcher(Generic[T, R]):
         return self.state is State.OPEN and self._failures < self._limits.max_failures
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Hold one place of `capacity`; taken before the image is decoded, because that is where memory grows.
+    def admit(self, places: int = 1) -> Iterator[None]:
+        """Hold places of `capacity`, all or none; taken before the decoding, because that is where memory grows.
 
-        Raises Overloaded at once where none is free, ShuttingDown or NotReady where no work is taken.
+        Raises Overloaded at once where they are not free, BadRequest where they never can be, ShuttingDown or NotReady
+        where no work is taken.
         """
         self._check_open()
-        if self._places >= self._limits.capacity:
-            self._metrics.ended(Outcome.OVERLOADED)
+        if places > self._limits.capacity:
+            raise BadRequest(f"{places} crops fit in no --capacity of {self._limits.capacity}; raise it or send crops=1")
+        if self._places + places > self._limits.capacity:
+            for _ in range(places):
+                self._metrics.ended(Outcome.OVERLOADED)
             raise Overloaded(self._pacer.retry_after_s(self._places, self.max_batch, self._limits.slots))
-        self._places += 1
+        self._places += places
         try:
             yield
         finally:
-            self._places -= 1
-            self._pacer.released(self._clock.now())
+            self._places -= places
+            for _ in range(places):
+                self._pacer.released(self._clock.now())
             self._note_drained()
 
     async def submit(self, item: T, *, deadline: float) -> Ran[R]:

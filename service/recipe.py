@@ -6,17 +6,19 @@ import numpy as np
 from PIL import Image
 
 from models.catalog import InputSpec, Interpolation
-from service.types import Pixels, Sample
+from service.types import Pixels, Sample, Samples
+
+TEN_CROPS = 10
 
 _FILTERS = {
     Interpolation.BILINEAR: Image.Resampling.BILINEAR,
     Interpolation.BICUBIC: Image.Resampling.BICUBIC,
 }
 
-# How many crops long a resized side may become before only its middle is computed. Below it the whole photo is
-# resized, which gives torchvision's very pixels.
+# How many crops long a resized side may become before only the parts that are kept are computed. Below it the whole
+# photo is resized, which gives torchvision's very pixels.
 _MAX_CROPS = 64
-_REACH = 4  # source pixels beside the middle that the filters may read when they enlarge
+_REACH = 4  # source pixels beside such a part that the filters may read when they enlarge
 
 
 def apply(spec: InputSpec, pixels: Pixels) -> Sample:
@@ -25,32 +27,76 @@ def apply(spec: InputSpec, pixels: Pixels) -> Sample:
     Sizes and offsets round as torchvision's `resize` and `center_crop` do. Of a strip many times longer than wide only
     the middle is resized, so that it takes no more memory than a photo.
     """
-    height, width = pixels.shape[:2]
-    size = resized_size(width, height, spec.resize)
-    image, resample = Image.fromarray(pixels), _FILTERS[spec.interpolation]
-    left, top = _offset(size[0], spec.crop), _offset(size[1], spec.crop)
-    if max(size) <= _MAX_CROPS * spec.crop:
-        image = image.resize(size, resample)
-    elif size[0] < size[1]:
-        piece, box = _middle(image, size[1], top, spec.crop)
-        if width > size[0]:
-            image = _across(_down(piece, spec.crop, box, resample), size[0], resample)
-        else:
-            image = _down(_across(piece, size[0], resample), spec.crop, box, resample)
-        top = 0
-    else:
-        piece, box = _middle(image.transpose(Image.Transpose.TRANSPOSE), size[0], left, spec.crop)
-        turned = _across(_down(piece, spec.crop, box, resample), size[1], resample)
-        image = turned.transpose(Image.Transpose.TRANSPOSE)
-        left = 0
-    return np.asarray(image.crop((left, top, left + spec.crop, top + spec.crop)))
+    photo = _Resized(spec, pixels)
+    return photo.crop(_offset(photo.size[0], spec.crop), _offset(photo.size[1], spec.crop))
 
 
-# The steps for a strip, upright here. Pillow resizes one axis after the other, and the rounding between them shows: it
-# takes across first where it enlarges a tall image, and the long axis first elsewhere; so does `apply`.
+def ten_crops(spec: InputSpec, pixels: Pixels) -> Samples:
+    """The same resize, then the corners and the centre of the photo and of its mirror; uint8 [10, crop, crop, 3].
+
+    Crops and order are those of torchvision's `TenCrop`: top left, top right, bottom left, bottom right, centre; then
+    these of the mirrored photo, whose top left is the mirror of the top right.
+    """
+    photo = _Resized(spec, pixels)
+    right, bottom = photo.size[0] - spec.crop, photo.size[1] - spec.crop
+    middle = _offset(photo.size[0], spec.crop), _offset(photo.size[1], spec.crop)
+    places = [(0, 0), (right, 0), (0, bottom), (right, bottom), middle]
+    upright = [photo.crop(left, top) for left, top in places]
+    mirrored = [photo.crop(right - left, top)[:, ::-1] for left, top in places]
+    return np.stack([*upright, *mirrored])
 
 
-def _middle(image: Image.Image, new_height: int, top: int, rows: int) -> tuple[Image.Image, tuple[float, float]]:
+def crops(spec: InputSpec, pixels: Pixels, count: int) -> Samples:
+    """`count` crops of one photo, 1 as `apply` or 10 as `ten_crops`; uint8 [count, crop, crop, 3]."""
+    return ten_crops(spec, pixels) if count == TEN_CROPS else apply(spec, pixels)[np.newaxis]
+
+
+def geometry(spec: InputSpec) -> tuple[int, int, Interpolation]:
+    """What of a spec the samples depend on: specs that share it share their samples."""
+    return spec.resize, spec.crop, spec.interpolation
+
+
+class _Resized:
+    """A photo after the resize, of which crops are taken; of a strip each is computed when it is asked for."""
+
+    def __init__(self, spec: InputSpec, pixels: Pixels) -> None:
+        height, width = pixels.shape[:2]
+        self.size = resized_size(width, height, spec.resize)
+        self._side = spec.crop
+        self._resample = _FILTERS[spec.interpolation]
+        self._photo = Image.fromarray(pixels)
+        self._whole = (
+            self._photo.resize(self.size, self._resample) if max(self.size) <= _MAX_CROPS * spec.crop else None
+        )
+
+    def crop(self, left: int, top: int) -> Sample:
+        """The square whose first corner is there."""
+        image = self._whole
+        if image is None and self.size[0] < self.size[1]:
+            image, top = self._rows(top), 0
+        elif image is None:
+            image, left = self._columns(left), 0
+        return np.asarray(image.crop((left, top, left + self._side, top + self._side)))
+
+    # The steps for a strip, upright here. Pillow resizes one axis after the other, and the rounding between them shows:
+    # it takes across first where it enlarges a tall image, and the long axis first elsewhere; so is it done here.
+
+    def _rows(self, top: int) -> Image.Image:
+        """So many rows of a tall strip from `top` on as a crop has."""
+        piece, box = _part(self._photo, self.size[1], top, self._side)
+        if self._photo.width > self.size[0]:
+            return _across(_down(piece, self._side, box, self._resample), self.size[0], self._resample)
+        return _down(_across(piece, self.size[0], self._resample), self._side, box, self._resample)
+
+    def _columns(self, left: int) -> Image.Image:
+        """So many columns of a wide strip from `left` on as a crop has."""
+        turned = self._photo.transpose(Image.Transpose.TRANSPOSE)
+        piece, box = _part(turned, self.size[0], left, self._side)
+        narrow = _across(_down(piece, self._side, box, self._resample), self.size[1], self._resample)
+        return narrow.transpose(Image.Transpose.TRANSPOSE)
+
+
+def _part(image: Image.Image, new_height: int, top: int, rows: int) -> tuple[Image.Image, tuple[float, float]]:
     """The part of a tall image that `rows` rows from `top` on will be made of, and where in it they begin and end."""
     scale = image.height / new_height
     reach = math.ceil(_REACH * max(1.0, scale))

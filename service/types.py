@@ -18,6 +18,9 @@ Pixels = NDArray[np.uint8]
 Sample = NDArray[np.uint8]
 """One network input: [S, S, 3], RGB, resized and cropped as the weights ask."""
 
+Samples = NDArray[np.uint8]
+"""The crops of one photo, [crops, S, S, 3]: one, or ten."""
+
 Batch = NDArray[np.uint8]
 """[N, S, S, 3]."""
 

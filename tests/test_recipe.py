@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.models import GoogLeNet, get_model_weights
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, TenCrop
 from torchvision.transforms import functional as transforms
 
 from models.build import Served
-from models.catalog import CATALOG, InputSpec, Interpolation, WeightSet
+from models.catalog import CATALOG, Channels, InputSpec, Interpolation, WeightSet
 from service import recipe
 from service.image import decode
 from service.types import ImageLimits, Pixels, Sample
@@ -106,6 +106,63 @@ def test_endless_strip(size: tuple[int, int]) -> None:
     pixels = np.full((height, width, 3), (10, 20, 30), dtype=np.uint8)
 
     assert (recipe.apply(InputSpec(), pixels) == (10, 20, 30)).all()
+
+
+def torchvision_ten(pixels: Pixels, spec: InputSpec) -> Sample:
+    """torchvision's resize and `TenCrop`, stacked."""
+    resized = transforms.resize(
+        Image.fromarray(pixels), [spec.resize], InterpolationMode(spec.interpolation.value), antialias=True
+    )
+    return np.stack([np.asarray(crop) for crop in TenCrop(spec.crop)(resized)])
+
+
+@pytest.mark.parametrize("interpolation", Interpolation)
+@pytest.mark.parametrize("size", [(640, 480), (480, 641), (224, 224), (31, 33), (1, 60), (1500, 1000)])
+def test_ten_crops(size: tuple[int, int], interpolation: Interpolation) -> None:
+    """The ten crops are torchvision's, in its order, and one of them is the centre that a single crop takes."""
+    pixels, spec = noise(*size), InputSpec(resize=256, crop=224, interpolation=interpolation)
+    crops = recipe.ten_crops(spec, pixels)
+
+    assert crops.shape == (10, 224, 224, 3)
+    assert np.array_equal(crops, torchvision_ten(pixels, spec))
+    assert np.array_equal(crops[4], recipe.apply(spec, pixels))
+    assert np.array_equal(crops[5:9], crops[[1, 0, 3, 2], :, ::-1])
+
+
+@pytest.mark.parametrize("size", [(13, 1300), (1300, 13), (3, 1500), (60, 9000), (9000, 60)])
+@pytest.mark.parametrize("interpolation", list(Interpolation))
+def test_ten_crops_of_strips(size: tuple[int, int], interpolation: Interpolation) -> None:
+    """Of a strip only the ends and the middle are resized; they differ from the whole by at most one grey level."""
+    pixels, spec = noise(*size), replace(SMALL, interpolation=interpolation)
+    difference = recipe.ten_crops(spec, pixels).astype(int) - torchvision_ten(pixels, spec)
+
+    assert np.abs(difference).max() <= 1
+
+
+def test_ten_crops_of_an_endless_strip() -> None:
+    """Neither do ten crops resize the whole of it."""
+    pixels = np.full((5_000_000, 1, 3), (10, 20, 30), dtype=np.uint8)
+
+    assert (recipe.ten_crops(InputSpec(), pixels) == (10, 20, 30)).all()
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_crops(count: int) -> None:
+    """One crop is the centre, ten are the ten, stacked alike."""
+    pixels = noise(50, 40)
+    expected = recipe.ten_crops(SMALL, pixels) if count == 10 else recipe.apply(SMALL, pixels)[np.newaxis]
+
+    assert np.array_equal(recipe.crops(SMALL, pixels, count), expected)
+
+
+def test_geometry() -> None:
+    """Specs that differ only in what the graph does share their samples; any other difference tells them apart."""
+    spec = InputSpec()
+    same = replace(spec, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0), channels=Channels.BGR)
+    others = [replace(spec, resize=255), replace(spec, crop=223), replace(spec, interpolation=Interpolation.BICUBIC)]
+
+    assert recipe.geometry(same) == recipe.geometry(spec)
+    assert len({recipe.geometry(one) for one in [spec, *others]}) == 4
 
 
 def test_resized_size() -> None:
