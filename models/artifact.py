@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.catalog import InputSpec
 from models.labels import Label, read_labels
+from models.measured import Measurement
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
@@ -110,7 +111,8 @@ class Manifest(_Record):
     """Everything about the artifact that is not a tensor.
 
     `acc1` and `acc5` are the published accuracy of the weights inside in percent on `acc_dataset`, None where there is
-    none. `year` is None and `paper` empty where nobody said. `max_batch` is None where the graph takes any batch.
+    none; `measured` is what `topfive evaluate` found on the user's own images. `year` is None and `paper` empty where
+    nobody said. `max_batch` is None where the graph takes any batch.
     """
 
     format: Literal[1] = 1
@@ -129,6 +131,7 @@ class Manifest(_Record):
     weights: WeightRecord
     max_batch: int | None = None
     parity: tuple[ParityReport, ...] = ()
+    measured: tuple[Measurement, ...] = ()
     tools: dict[str, str] = {}
     files: dict[str, str] = {}
 

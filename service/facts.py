@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from models.artifact import Manifest, ParityReport, WeightRecord
 from models.catalog import InputSpec, PublishedErrors, WeightSet
+from models.measured import Measurement
 from service.model import warnings_of
 from service.repository import Entry, ModelState
 from service.types import EngineInfo, Latency
@@ -15,8 +16,9 @@ _NOTHING_YET = Latency(0, None, None, None)
 class ModelFacts:
     """One model. `version`, `weights`, `record` are None until it is exported, `engine` and `latency_ms` until loaded.
 
-    Accuracy is in percent: of the weights inside, or before the export of those that would be taken. What the paper
-    says of itself is that of the catalog, and empty or None for a model that is not in it.
+    Accuracy is in percent: of the weights inside, or before the export of those that would be taken; `measured` on the
+    user's own images, oldest first. What the paper says of itself is that of the catalog, and empty or None for a
+    model that is not in it.
     """
 
     name: str
@@ -32,6 +34,7 @@ class ModelFacts:
     acc1: float | None
     acc5: float | None
     acc_dataset: str | None
+    measured: tuple[Measurement, ...]
     version: int | None
     weights: str | None
     engine: EngineInfo | None
@@ -71,6 +74,7 @@ def facts(entry: Entry) -> ModelFacts:
         acc1=acc1,
         acc5=acc5,
         acc_dataset=dataset,
+        measured=manifest.measured if manifest else (),
         version=version,
         weights=manifest.weights.source if manifest else None,
         engine=entry.loaded.engine_info if entry.loaded else None,

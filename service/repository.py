@@ -8,8 +8,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from models.artifact import Artifact, ArtifactError, Manifest, NotExportedError, exported_names, load, read_manifest
+from models.artifact import (
+    MANIFEST,
+    Artifact,
+    ArtifactError,
+    Manifest,
+    NotExportedError,
+    exported_names,
+    load,
+    read_manifest,
+)
 from models.catalog import Architecture, Catalog, UnknownModelError
+from models.measured import read_measured
 from service.clock import Clock
 from service.engines.base import Engine, EngineUnavailableError
 from service.errors import ModelNotFound, NotReady, ShuttingDown
@@ -231,7 +241,7 @@ class Repository:
         loaded = self._loaded.get(name)
         exported: tuple[int, Manifest] | None = None
         if loaded is not None:
-            exported = (loaded.artifact.version, loaded.artifact.manifest)
+            exported = (loaded.artifact.version, _up_to_date(loaded.artifact))
             state = ModelState.READY if loaded.healthy else ModelState.FAILING
         else:
             try:
@@ -262,6 +272,12 @@ class Repository:
             )
             for name, model in self._loaded.items()
         ]
+
+
+def _up_to_date(artifact: Artifact) -> Manifest:
+    """Its manifest, with what another process has measured since it was loaded."""
+    measured = read_measured(artifact.folder / MANIFEST)
+    return artifact.manifest if measured is None else artifact.manifest.model_copy(update={"measured": measured})
 
 
 def _discard(opening: asyncio.Future[tuple[Artifact, Engine]]) -> None:

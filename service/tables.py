@@ -8,6 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from models.measured import Measurement
 from service.facts import facts
 from service.repository import Entry
 from service.types import Classification
@@ -48,7 +49,7 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
 
 
 def models(entries: Sequence[Entry]) -> RenderableType:
-    """Every known model, a row each."""
+    """Every known model, a row each; below, a line for each measurement on the user's own images."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("name", overflow="fold")
     for column in ("parameters", "GMACs", "top-1 %", "top-5 %"):
@@ -66,4 +67,18 @@ def models(entries: Sequence[Entry]) -> RenderableType:
             "no" if row.version is None else f"version {row.version}",
             Text(row.weights or "-", style="yellow" if row.warnings else ""),
         )
-    return table
+    lines = [
+        Text(f"{entry.name} v{entry.exported[0]} measured: {_measured(measurement)}", style="dim")
+        for entry in entries
+        if entry.exported
+        for measurement in entry.exported[1].measured
+    ]
+    return Group(table, Text(), *lines) if lines else table
+
+
+def _measured(one: Measurement) -> str:
+    five = "" if one.acc5 is None else f", top-5 {one.acc5:.1f} % [{one.acc5_low:.1f}, {one.acc5_high:.1f}]"
+    return (
+        f"top-1 {one.acc1:.1f} % [{one.acc1_low:.1f}, {one.acc1_high:.1f}]{five} "
+        f"on {one.images:,} images of {one.dataset}, {one.runtime} {one.precision}, {one.date}"
+    )

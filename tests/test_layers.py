@@ -89,6 +89,7 @@ HOMES = {
         "models.artifact",
         "models.catalog",
         "models.layers",
+        "models.measured",
         "service.options",
         "service.rest.schemas",
         "service.settings",

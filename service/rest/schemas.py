@@ -4,6 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.artifact import ParityReport
 from models.catalog import InputSpec, PublishedErrors, WeightSet
+from models.measured import Measurement
 from service.repository import ModelState
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 
@@ -61,6 +62,9 @@ class ModelReply(_Reply):
     acc1: float | None = Field(description="Top-1 accuracy in percent of the weights inside, or of the published ones")
     acc5: float | None
     acc_dataset: str | None = Field(description="What acc1 and acc5 were measured on")
+    measured: list[Measurement] = Field(
+        description="What `topfive evaluate` found on the user's own images, oldest first"
+    )
     version: int | None
     weights: str | None
     engine: EngineInfo | None

@@ -2,6 +2,7 @@
 
 from models.artifact import ParityReport, WeightRecord
 from models.catalog import InputSpec, WeightSet
+from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.facts import ModelFacts
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
@@ -43,6 +44,7 @@ def model_info(facts: ModelFacts) -> pb.ModelInfo:
         engine=_engine(facts.engine) if facts.engine else None,
         warnings=facts.warnings,
         parameters_train=facts.parameters_train,
+        measured=[_measurement(measurement) for measurement in facts.measured],
     )
 
 
@@ -127,6 +129,10 @@ def _weight_set(weights: WeightSet) -> pb.WeightSet:
         input=_input(weights.input),
         dataset=weights.dataset,
     )
+
+
+def _measurement(measurement: Measurement) -> pb.Measurement:
+    return pb.Measurement(**measurement.model_dump())
 
 
 def _parity(report: ParityReport) -> pb.Parity:

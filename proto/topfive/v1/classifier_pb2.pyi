@@ -179,7 +179,7 @@ class GetModelReply(_message.Message):
     def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., published: _Optional[_Iterable[_Union[WeightSet, _Mapping]]] = ..., published_errors: _Optional[_Iterable[_Union[PublishedErrors, _Mapping]]] = ..., published_macs: _Optional[int] = ..., depth: _Optional[int] = ..., configuration: _Optional[str] = ..., ilsvrc: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings", "parameters_train")
+    __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings", "parameters_train", "measured")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     YEAR_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +188,7 @@ class ModelInfo(_message.Message):
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_TRAIN_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
     model: Model
     state: str
     year: int
@@ -196,7 +197,38 @@ class ModelInfo(_message.Message):
     engine: Engine
     warnings: _containers.RepeatedScalarFieldContainer[str]
     parameters_train: int
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., year: _Optional[int] = ..., paper: _Optional[str] = ..., classes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., parameters_train: _Optional[int] = ...) -> None: ...
+    measured: _containers.RepeatedCompositeFieldContainer[Measurement]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., year: _Optional[int] = ..., paper: _Optional[str] = ..., classes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., parameters_train: _Optional[int] = ..., measured: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
+
+class Measurement(_message.Message):
+    __slots__ = ("dataset", "dataset_sha256", "images", "acc1", "acc1_low", "acc1_high", "acc5", "acc5_low", "acc5_high", "crops", "runtime", "precision", "date")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    DATASET_SHA256_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    ACC1_FIELD_NUMBER: _ClassVar[int]
+    ACC1_LOW_FIELD_NUMBER: _ClassVar[int]
+    ACC1_HIGH_FIELD_NUMBER: _ClassVar[int]
+    ACC5_FIELD_NUMBER: _ClassVar[int]
+    ACC5_LOW_FIELD_NUMBER: _ClassVar[int]
+    ACC5_HIGH_FIELD_NUMBER: _ClassVar[int]
+    CROPS_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    DATE_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    dataset_sha256: str
+    images: int
+    acc1: float
+    acc1_low: float
+    acc1_high: float
+    acc5: float
+    acc5_low: float
+    acc5_high: float
+    crops: int
+    runtime: str
+    precision: str
+    date: str
+    def __init__(self, dataset: _Optional[str] = ..., dataset_sha256: _Optional[str] = ..., images: _Optional[int] = ..., acc1: _Optional[float] = ..., acc1_low: _Optional[float] = ..., acc1_high: _Optional[float] = ..., acc5: _Optional[float] = ..., acc5_low: _Optional[float] = ..., acc5_high: _Optional[float] = ..., crops: _Optional[int] = ..., runtime: _Optional[str] = ..., precision: _Optional[str] = ..., date: _Optional[str] = ...) -> None: ...
 
 class InputSpec(_message.Message):
     __slots__ = ("resize", "crop", "interpolation", "mean", "std", "channels")
