@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from service import tables
 from service.app import Core, run
+from service.commands.classify import classify_command
 from service.errors import TopfiveError
 from service.facts import facts
 from service.options import option, options, settings_from
@@ -41,6 +42,9 @@ class _Group(click.Group):
 @click.version_option(package_name="topfive")
 def main() -> None:
     """A photo goes in, the five best ImageNet classes come out."""
+
+
+main.add_command(classify_command)
 
 
 @main.command()

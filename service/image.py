@@ -30,6 +30,9 @@ _UPRIGHT = {
 Image.MAX_IMAGE_PIXELS = None
 Image.init()  # load every reader now, not at the first request
 
+SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+"""What files in one of `FORMATS` are called, in lower case, such as `.jpeg`."""
+
 log = logging.getLogger(__name__)
 
 

@@ -66,7 +66,7 @@ class LoadedModel:
         self._engine = engine
         self._clock = clock
         self._max_run_s = limits.max_run_s
-        self._slots = limits.slots
+        self.slots = limits.slots
         self._stuck = 0
         self._on_health = on_health
         self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix=f"engine-{artifact.manifest.name}")
@@ -87,7 +87,7 @@ class LoadedModel:
     @property
     def lost(self) -> bool:
         """Whether it cannot answer again in this process: its queue is broken, or every slot hangs."""
-        return self.batcher.state is State.BROKEN or self._stuck >= self._slots
+        return self.batcher.state is State.BROKEN or self._stuck >= self.slots
 
     @property
     def warnings(self) -> tuple[str, ...]:

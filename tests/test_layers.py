@@ -42,6 +42,7 @@ LAYERS = {
     "service.model": 4,
     "service.recovery": 4,
     "service.repository": 4,
+    "service.bulk": 5,
     "service.rest": 5,
     "service.rpc": 5,
     "service.tables": 5,
@@ -94,6 +95,7 @@ HOMES = {
         "service.rest.schemas",
         "service.settings",
     ),
+    "pyarrow": ("service.bulk.writers",),
 }
 
 

@@ -1,0 +1,125 @@
+"""The command `topfive classify`: any number of images into one results file, by batches, and again after a stop."""
+
+import asyncio
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from service.app import Core
+from service.bulk.journal import Journal
+from service.bulk.rows import BulkError, Item, Row
+from service.bulk.sources import find
+from service.bulk.writers import Format, Results, format_of, write
+from service.commands.progress import Tally, watched
+from service.commands.session import OpenCore, Session, StoppedError, opened, run, say
+from service.options import option, options, settings_from
+from service.settings import Settings
+
+_FACTS = ("version", "weights", "runtime", "precision")  # with its name, what a row says of the model
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one call of the command is about."""
+
+    items: list[Item]
+    out: Path
+    top_k: int
+    again: str = ""  # how the command that goes on differs from this one
+
+    @property
+    def partial(self) -> Path:
+        """The journal beside the results file."""
+        return self.out.with_name(f"{self.out.name}.partial")
+
+
+@click.command("classify")
+@click.argument("sources", metavar="DIR|GLOB|LIST|IMAGE...", nargs=-1, required=True)
+@option("--model", default="googlenet", help="Which exported model answers")
+@option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help=f"Results file: {', '.join(f'.{kind}' for kind in Format)}",
+)
+@option("--top-k", default=5, help="How many classes, best first")
+@option("--overwrite", is_flag=True, help="Begin anew where --out or an unfinished run of it is there already")
+@options("artifacts", "runtime", "precision", "cpus", "max_batch", "max_image_bytes", "max_image_pixels")
+def classify_command(sources: Sequence[str], model: str, out: Path, top_k: int, overwrite: bool, **values: Any) -> None:
+    """Classify many images in this process and write a row for each, in order.
+
+    DIR is searched for images to any depth. GLOB is a pattern in quotes, ** for any depth. LIST is a .txt with a path
+    per line, or a .csv with a column path, relative to the list's folder or else to the working directory.
+
+    An image that cannot be classified is a row with its error. After Ctrl-C, SIGTERM or worse the same command goes
+    on from OUT.partial; OUT appears when all is done.
+    """
+    settings = settings_from({**values, "models": (model,)})
+    errors = Console(stderr=True)
+    try:
+        format_of(out)
+        job = Job(find(sources), out, top_k, " without --overwrite" if overwrite else "")
+        _make_way(job, overwrite)
+    except BulkError as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(run(lambda stop: classify(settings, job, errors, stop), errors))
+
+
+async def classify(
+    settings: Settings, job: Job, console: Console, stop: asyncio.Event, open_core: OpenCore = Core
+) -> None:
+    """Run what is missing and write the results. Raises TopfiveError, BulkError, StoppedError."""
+    async with opened(settings, open_core, stop) as session:
+        session.check_top_k(job.top_k)
+        with Journal(job.partial, {**session.settings, "top_k": job.top_k}) as journal:
+            before = sum(item.name in journal for item in job.items)
+            going_on = f", going on: {before:,} are done" if before else ""
+            say(console, f"{session.title}: {len(job.items):,} images{going_on}")
+            tally = Tally(len(job.items), before, session.core.clock)
+            with watched(tally, console, session.core.clock) as watch:
+                whole = await session.complete(journal, job.items, top_k=job.top_k, stop=stop, watch=watch)
+            if not whole:
+                raise StoppedError(
+                    f"stopped: {tally.done:,} of {tally.total:,} are done and kept in {job.partial}; "
+                    f"the same command{job.again} goes on"
+                )
+            failed = _finish(job, journal, session)
+        job.partial.unlink(missing_ok=True)
+    rate = "" if tally.per_second is None else f", {tally.per_second:.1f} images/s"
+    say(console, f"{job.out}: {tally.total:,} images{rate}")
+    if failed:
+        say(console, f"{failed:,} could not be classified; their rows say why", "yellow")
+    for warning in session.model.warnings:
+        say(console, f"warning: {warning}", "yellow")
+
+
+def _make_way(job: Job, overwrite: bool) -> None:
+    """Check that nothing finished is in the way, or with --overwrite put away what is. Raises BulkError."""
+    if overwrite:
+        job.partial.unlink(missing_ok=True)
+    elif job.out.exists() and not job.partial.exists():
+        raise BulkError(f"{job.out} is there already; --overwrite begins anew, or choose another --out")
+
+
+def _finish(job: Job, journal: Journal, session: Session) -> int:
+    """Write the results file; how many rows are errors."""
+    settings = session.settings
+    facts = {"name": settings["model"], **{key: settings[key] for key in _FACTS}}
+    failed = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal failed
+        for row in journal.rows(item.name for item in job.items):
+            failed += row.error is not None
+            yield row
+
+    try:
+        write(job.out, Results(rows(), job.top_k, facts))
+    except OSError as error:
+        raise BulkError(f"{job.out} cannot be written: {error.strerror}; the same command tries again") from error
+    return failed

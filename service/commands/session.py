@@ -1,0 +1,161 @@
+"""What the commands for many images share: one loaded model at a time, and a stop that loses nothing."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from models.artifact import WeightRecord
+from service.app import Core
+from service.bulk.journal import Journal
+from service.bulk.rows import BulkError, Item, Row
+from service.bulk.runner import Bulk, complete, window
+from service.errors import BadRequest, TopfiveError
+from service.hardware import cpu_quota
+from service.model import LoadedModel
+from service.settings import Settings
+
+OpenCore = Callable[[Settings], Core]
+
+
+class StoppedError(Exception):
+    """The user asked to stop before everything was done; the message says how to go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A loaded model and the core around it."""
+
+    core: Core
+    model: LoadedModel
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides the answers: a journal goes on only where all of it is the same."""
+        manifest, engine, limits = self.model.artifact.manifest, self.model.engine_info, self.core.settings.limits
+        return {
+            "model": manifest.name,
+            "version": self.model.artifact.version,
+            "weights": _weights(manifest.weights),
+            "runtime": engine.runtime,
+            "precision": engine.precision,
+            "max_image_bytes": limits.max_bytes,
+            "max_image_pixels": limits.max_pixels,
+        }
+
+    @property
+    def title(self) -> str:
+        """The model and what runs it, for a person."""
+        manifest, engine = self.model.artifact.manifest, self.model.engine_info
+        return (
+            f"{manifest.name} v{self.model.artifact.version} ({manifest.weights.source}), "
+            f"{engine.runtime} {engine.version}, {engine.device}, {engine.precision}"
+        )
+
+    def check_top_k(self, top_k: int) -> None:
+        """Raise BadRequest unless the model has so many classes."""
+        classes = self.model.artifact.manifest.classes
+        if not 1 <= top_k <= classes:
+            raise BadRequest(f"--top-k is {top_k}; {self.model.name} has classes for 1 to {classes}")
+
+    async def complete(
+        self,
+        journal: Journal,
+        items: list[Item],
+        *,
+        top_k: int,
+        stop: asyncio.Event,
+        watch: Callable[[Row], None],
+    ) -> bool:
+        """Run what the journal lacks; whether it then has everything."""
+        settings = self.core.settings
+        bulk = Bulk(self.core.classifier, self.model, limits=settings.limits, top_k=top_k, clock=self.core.clock)
+        size = window(self.model.slots, self.model.batcher.max_batch, settings.cpus or cpu_quota(), settings.capacity)
+        try:
+            return await complete(journal, items, bulk.row, size=size, stop=stop, watch=watch)
+        finally:
+            bulk.close()
+
+
+def _weights(weights: WeightRecord) -> str:
+    """The weights by source, name and sha256 or seed."""
+    parts = (weights.source, weights.name, weights.sha256, None if weights.seed is None else f"seed {weights.seed}")
+    return " ".join(part for part in parts if part)
+
+
+@asynccontextmanager
+async def opened(settings: Settings, open_core: OpenCore, stop: asyncio.Event) -> AsyncIterator[Session]:
+    """The first configured model, loaded; closed at the end. Raises TopfiveError, or StoppedError while it loads."""
+    core = open_core(settings)
+    try:
+        await _unless(stop, core.repository.start(settings.models))
+        yield Session(core, await core.repository.get(core.repository.default))
+    finally:
+        await core.aclose(0)
+
+
+def run(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], errors: Console) -> int:
+    """The exit status of `work`: 0, 1 after an error, which is printed, or 128 and the signal that stopped it.
+
+    The first Ctrl-C or SIGTERM sets the event, for `work` to finish what is under way and raise StoppedError; the
+    second one cancels it.
+    """
+    received: list[int] = []
+
+    async def guarded() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        task = loop.create_task(work(stop))
+
+        def on_signal(number: int) -> None:
+            received.append(number)
+            if stop.is_set():
+                task.cancel()
+            else:
+                say(errors, "stopping: what is under way is finished; again to stop at once")
+                stop.set()
+
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, on_signal, number)
+        try:
+            await task
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    try:
+        asyncio.run(guarded())
+    except StoppedError as error:
+        say(errors, str(error))
+    except asyncio.CancelledError:
+        say(errors, "stopped at once; what was finished is kept")
+    except (TopfiveError, BulkError) as error:
+        detail = error.detail if isinstance(error, TopfiveError) else str(error)
+        say(errors, f"error: {detail}", "red")
+        return 1
+    else:
+        return 0
+    return 128 + received[0]
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line as it is, whatever brackets are in it."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+async def _unless(stop: asyncio.Event, work: Awaitable[None]) -> None:
+    """Wait for `work`, or leave it and raise StoppedError as soon as `stop` is set."""
+    working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise StoppedError("stopped before the model was loaded; nothing was run")
+        await working
+    finally:
+        stopped.cancel()
+        working.cancel()
