@@ -1,7 +1,7 @@
 """`topfive classify` in a process of its own over a scripted engine.
 
-Called as `python -m tests.bulk_process ARTIFACTS OUT LOG N IN`. Every image that the engine runs adds its brightness to LOG. After N images the engine waits for the end of standard
-input before each batch.
+Called as `python -m tests.bulk_process ARTIFACTS OUT LOG N IN`. Every image that the engine runs adds its brightness
+to LOG. After N images the engine waits for the end of standard input before each batch.
 """
 
 import asyncio

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from models.alexnet_2012 import alexnet_2012
 from models.blocks import LocalResponseNorm
-from models.cost import Cost, network_cost
+from models.catalog import InputSpec
+from models.cost import Cost
+from models.trace import network_layers
 from tests.networks import answers, layers, learned, noise, seeded
 
 # Channels, height, width after each step, as the paper's figure 2 and section 3.5 give them.
@@ -65,7 +67,7 @@ def test_parameters_of_each_layer(network: nn.Module) -> None:
 
 def test_cost_of_the_whole(network: nn.Module) -> None:
     """60,965,224 parameters and 724,406,816 multiply-accumulates: two groups, not the ungrouped drawing."""
-    assert network_cost(network, 227) == Cost(parameters=60_965_224, macs=724_406_816)
+    assert network_layers(network, InputSpec(crop=227)).cost == Cost(parameters=60_965_224, macs=724_406_816)
 
 
 @pytest.mark.parametrize("name", ["conv2", "conv4", "conv5"])

@@ -15,14 +15,23 @@ from service.types import Batch, Precision, Probabilities, Runtime
 from tests.conftest import NullReporter
 
 CPU_RUNTIMES = (Runtime.TORCH, Runtime.OPENVINO, Runtime.ONNXRUNTIME)
-_SMALL_MACS = 3_000_000_000
-_SMALL_PARAMETERS = 30_000_000
+# The smallest of each family, AlexNet and VGG aside, whose own tests run them in the engines.
+SMALL = {
+    "lenet5",
+    "googlenet_2014",
+    "googlenet",
+    "resnet18",
+    "densenet121",
+    "efficientnet_b0",
+    "squeezenet1_1",
+    "tiny",
+}
 
 NETWORKS = [
     pytest.param(
         one,
         id=one.name,
-        marks=[pytest.mark.large] if one.macs > _SMALL_MACS or one.parameters > _SMALL_PARAMETERS else [],
+        marks=[] if one.name in SMALL else [pytest.mark.large],
     )
     for one in CATALOG
     if "@" not in one.name  # the same networks as without

@@ -12,8 +12,9 @@ from export.onnx_file import write_onnx
 from export.samples import random_pixels
 from models.build import Served
 from models.catalog import InputSpec
-from models.cost import Cost, convolution_macs, network_cost
+from models.cost import Cost, convolution_macs
 from models.googlenet_2014 import TrainingLogits, googlenet_2014
+from models.trace import network_layers
 from tests.networks import answers, layers, learned, noise, parameters, seeded
 
 # Table 1: output size, maps of the output, then #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj, and the ops
@@ -125,7 +126,7 @@ def test_branches_lie_side_by_side(network: nn.Module) -> None:
 def test_cost_of_the_whole(network: nn.Module) -> None:
     """6,998,552 parameters are served."""
     assert parameters(network) == 6_998_552
-    assert network_cost(network, 224) == Cost(parameters=6_998_552, macs=1_582_671_872)
+    assert network_layers(network, InputSpec(crop=224)).cost == Cost(parameters=6_998_552, macs=1_582_671_872)
 
 
 def test_depth_is_22(network: nn.Module) -> None:

@@ -19,7 +19,19 @@ from tests.serving import Running, serving
 pytestmark = pytest.mark.anyio
 
 REPLY = {"request_id", "predictions", "model", "engine", "timing_ms", "batch_size", "warnings"}
-MODEL = {"name", "version", "family", "parameters", "macs", "input_size", "weights", "acc1", "acc5", "latency_ms"}
+MODEL = {
+    "name",
+    "version",
+    "family",
+    "parameters",
+    "macs",
+    "input_size",
+    "weights",
+    "acc1",
+    "acc5",
+    "acc_dataset",
+    "latency_ms",
+}
 
 
 def items(running: Running, outcome: Outcome) -> float:

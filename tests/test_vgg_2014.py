@@ -6,7 +6,9 @@ import pytest
 from torch import nn
 
 from models.blocks import LocalResponseNorm
-from models.cost import Cost, network_cost
+from models.catalog import InputSpec
+from models.cost import Cost
+from models.trace import network_layers
 from models.vgg_2014 import vgg11_lrn, vgg16_c
 from tests.networks import layers, learned, noise, seeded
 
@@ -67,7 +69,7 @@ def test_activation_maps(case: Case) -> None:
 
 def test_cost_of_the_whole(case: Case) -> None:
     """Parameters of the paper's table 2, and multiply-accumulates."""
-    assert network_cost(case.network, 224) == COSTS[case.name]
+    assert network_layers(case.network, InputSpec(crop=224)).cost == COSTS[case.name]
 
 
 def test_normalisation(case: Case) -> None:

@@ -34,7 +34,7 @@ def model_info(facts: ModelFacts) -> pb.ModelInfo:
             weights=facts.weights or "",
             acc1=facts.acc1,
             acc5=facts.acc5,
-            acc_dataset=facts.acc_dataset or "",
+            acc_dataset=facts.acc_dataset,
             latency_ms=_latency(facts.latency_ms) if facts.latency_ms else None,
         ),
         state=facts.state,
@@ -62,9 +62,9 @@ def get_model_reply(facts: ModelFacts) -> pb.GetModelReply:
         ],
         published_macs=facts.published_macs,
         depth=facts.depth,
-        configuration=facts.configuration or "",
-        ilsvrc=facts.ilsvrc or "",
-        note=facts.note or "",
+        configuration=facts.configuration,
+        ilsvrc=facts.ilsvrc,
+        note=facts.note,
     )
 
 
@@ -89,7 +89,7 @@ def _model(card: ModelCard) -> pb.Model:
         weights=card.weights,
         acc1=card.acc1,
         acc5=card.acc5,
-        acc_dataset=card.acc_dataset or "",
+        acc_dataset=card.acc_dataset,
         latency_ms=_latency(card.latency_ms),
     )
 
