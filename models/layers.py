@@ -129,7 +129,7 @@ def _largest(fields: Sequence[Size | None]) -> Size | None:
 
 def write_layers(folder: Path, table: LayerTable) -> None:
     """Write the table into the draft of an artifact, before its manifest, which takes the sha256."""
-    (folder / LAYERS).write_text(json.dumps(asdict(table), indent=1) + "\n", encoding="utf-8")
+    (folder / LAYERS).write_text(json.dumps(asdict(table)) + "\n", encoding="utf-8")
 
 
 def read_layers(root: Path, version: int, manifest: Manifest) -> LayerTable:

@@ -2,11 +2,20 @@
 
 from dataclasses import dataclass
 
-from models.artifact import Manifest, ParityReport, WeightRecord
+from models.artifact import (
+    ArtifactError,
+    FileNotInArtifactError,
+    Manifest,
+    NotExportedError,
+    ParityReport,
+    WeightRecord,
+)
 from models.catalog import InputSpec, PublishedErrors, WeightSet
+from models.layers import LayerTable, read_layers
 from models.measured import Measurement
+from service.errors import ModelNotFound, NotReady
 from service.model import warnings_of
-from service.repository import Entry, ModelState
+from service.repository import Entry, ModelState, Repository
 from service.types import EngineInfo, Latency
 
 _NOTHING_YET = Latency(0, None, None, None)
@@ -50,6 +59,33 @@ class ModelFacts:
     configuration: str | None
     ilsvrc: str | None
     note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """The layers of one model. `version` is None where they were computed without an artifact."""
+
+    name: str
+    version: int | None
+    table: LayerTable
+
+
+def layer_facts(repository: Repository, name: str) -> LayerFacts:
+    """Of the exported model of that name, loaded or not.
+
+    Raises ModelNotFound where it is unknown, not exported, or was exported before there was such a table; NotReady
+    where its files are damaged.
+    """
+    entry = repository.entry(name)
+    if entry.exported is None:
+        raise ModelNotFound(str(NotExportedError(entry.name, repository.root)))
+    version, manifest = entry.exported
+    try:
+        return LayerFacts(entry.name, version, read_layers(repository.root, version, manifest))
+    except FileNotInArtifactError as error:
+        raise ModelNotFound(str(error)) from error
+    except ArtifactError as error:
+        raise NotReady(str(error)) from error
 
 
 def facts(entry: Entry) -> ModelFacts:

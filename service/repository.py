@@ -81,6 +81,11 @@ class Repository:
         metrics.watch(self._gauges)
 
     @property
+    def root(self) -> Path:
+        """The folder of the artifacts."""
+        return self._root
+
+    @property
     def default(self) -> str:
         """The model that a request without a name means: the first configured one. Raises NotReady before `start`."""
         if not self._configured:

@@ -1,6 +1,8 @@
 """One table of cases through both transports: REST and gRPC give the same answers and the same errors."""
 
+import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,6 +194,53 @@ async def test_same_model_list(artifacts: Path) -> None:
         assert page["parity"] == reports
         assert [weights["tag"] for weights in page["published"]] == [weights.tag for weights in detail.published]
         assert bool(page["weights_file"]) == detail.HasField("weights")
+
+
+async def test_same_layers(artifacts: Path) -> None:
+    """Both transports give the same table of layers, of a model that is not loaded, with totals as in the list."""
+    async with serving(artifacts, FakeEngine(), load=False) as running:
+        rest = await running.http.get("/models/tiny/layers")
+        rpc = await running.stub.GetLayers(pb.GetLayersRequest(name="tiny"))
+        states = [entry.state for entry in running.core.repository.entries() if entry.name == "tiny"]
+
+    message = MessageToDict(rpc, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    body = rest.json()
+    for row in (*body["layers"], *body["stages"]):  # no size is null there and empty here
+        row.update({size: [] for size, value in row.items() if value is None and size != "groups"})
+    assert rest.status_code == 200
+    assert comparable(body) == comparable(message)
+    assert (body["model"], body["version"], body["input_shape"]) == ("tiny", 1, [3, 32, 32])
+    assert (body["parameters"], body["macs"]) == (20_752, 181_888)
+    assert [stage["name"] for stage in body["stages"]] == ["features.0", "features.1", "features.2", "classifier"]
+    assert body["layers"][0]["share"] == pytest.approx(100 * 55_296 / 181_888)
+    assert states == ["exported"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "detail"),
+    [
+        ("tinny", Code.MODEL_NOT_FOUND, "did you mean tiny"),
+        ("resnet50@IMAGENET1K_V1", Code.MODEL_NOT_FOUND, "topfive export resnet50@IMAGENET1K_V1"),
+        ("old", Code.MODEL_NOT_FOUND, "version 1 of old has no layers.json"),
+        ("tiny", Code.NOT_READY, "layers.json differs from its manifest"),
+    ],
+)
+async def test_no_layers(artifacts: Path, name: str, code: Code, detail: str) -> None:
+    """Where there is no table both transports say why in the same words, and what to do."""
+    shutil.copytree(artifacts / "tiny", artifacts / "old")
+    manifest = json.loads((artifacts / "old" / "1" / "manifest.json").read_text())
+    del manifest["files"]["layers.json"]
+    (artifacts / "old" / "1" / "manifest.json").write_text(json.dumps(manifest | {"name": "old"}))
+    (artifacts / "tiny" / "1" / "layers.json").write_text("{}")
+    async with serving(artifacts, FakeEngine(), load=False) as running:
+        rest = await running.http.get(f"/models/{name}/layers")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await running.stub.GetLayers(pb.GetLayersRequest(name=name))
+
+    assert (rest.status_code, rest.json()["code"]) == (TABLE[code].http, code)
+    assert detail in rest.json()["detail"]
+    assert caught.value.code().name == TABLE[code].grpc
+    assert caught.value.details() == rest.json()["detail"]
 
 
 async def test_trained_answers(trained: Path, shared_data: Path) -> None:

@@ -13,11 +13,19 @@ from service.budget import UploadBudget
 from service.classifier import DEFAULT_TOP_K, Classifier
 from service.clock import Clock
 from service.errors import BadRequest, DeadlineExceeded, NotReady, TopfiveError
-from service.facts import facts
+from service.facts import facts, layer_facts
 from service.image import FORMATS
 from service.metrics import Metrics
 from service.repository import Repository
-from service.rest.schemas import Health, ModelDetailReply, ModelListReply, ModelReply, PredictReply, Problem
+from service.rest.schemas import (
+    Health,
+    LayersReply,
+    ModelDetailReply,
+    ModelListReply,
+    ModelReply,
+    PredictReply,
+    Problem,
+)
 from service.rest.upload import FIELD, read_image
 from service.types import ImageLimits, Timing
 
@@ -90,7 +98,7 @@ def predictions(
 
 
 def models(repository: Repository) -> APIRouter:
-    """`GET /models` and `GET /models/{name}`."""
+    """`GET /models`, `GET /models/{name}` and `GET /models/{name}/layers`."""
     router = APIRouter(tags=["models"])
 
     @router.get("/models")
@@ -103,6 +111,11 @@ def models(repository: Repository) -> APIRouter:
     async def get_model(name: str) -> ModelDetailReply:
         """One model, with its input recipe, its weights and its parity with PyTorch on each engine."""
         return ModelDetailReply.model_validate(facts(repository.entry(name)))
+
+    @router.get("/models/{name}/layers", responses={404: _PROBLEMS[404], 503: _PROBLEMS[503]})
+    async def get_layers(name: str) -> LayersReply:
+        """The layers of an exported model, loaded or not: maps, parameters, operations, receptive fields."""
+        return LayersReply.of(layer_facts(repository, name))
 
     return router
 

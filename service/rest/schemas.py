@@ -1,10 +1,14 @@
 """The replies of the REST interface, as clients and the OpenAPI document see them."""
 
+from dataclasses import asdict
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.artifact import ParityReport
 from models.catalog import InputSpec, PublishedErrors, WeightSet
+from models.cost import Size
 from models.measured import Measurement
+from service.facts import LayerFacts
 from service.repository import ModelState
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 
@@ -94,6 +98,62 @@ class ModelListReply(_Reply):
 
     default: str
     models: list[ModelReply]
+
+
+class LayerReply(_Reply):
+    """A layer in the order of the run; sizes are height and width, maps are channels, height and width."""
+
+    name: str = Field(description="The module's path in the network")
+    kind: str
+    stage: str
+    kernel: Size | None
+    stride: Size | None
+    padding: Size | None
+    groups: int | None
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    parameters: int = Field(description="Learned values; 0 where an earlier row has them already")
+    macs: int = Field(description="Multiply-accumulates for one image")
+    share: float = Field(description="Of all multiply-accumulates, in percent")
+    receptive_field: Size | None = Field(description="Pixels of the input that one value sees, not clipped at edges")
+
+
+class StageReply(_Reply):
+    """Consecutive layers that belong together: how many, what they give, their totals, their largest field."""
+
+    name: str
+    layers: int
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+    share: float
+    receptive_field: Size | None
+
+
+class LayersReply(_Reply):
+    """The layers of a model, its stages, and its totals for one image of `input_shape` = channels, height, width."""
+
+    model: str
+    version: int | None = Field(description="Of the artifact; null where `topfive layers` computed it without one")
+    input_shape: tuple[int, int, int]
+    layers: list[LayerReply]
+    stages: list[StageReply]
+    parameters: int
+    macs: int
+
+    @classmethod
+    def of(cls, facts: LayerFacts) -> "LayersReply":
+        """The reply for what is known of the model."""
+        table = facts.table
+        return cls(
+            model=facts.name,
+            version=facts.version,
+            input_shape=table.input,
+            layers=[LayerReply(**asdict(layer), share=table.share(layer.macs)) for layer in table.layers],
+            stages=[StageReply(**asdict(stage), share=table.share(stage.macs)) for stage in table.stages],
+            parameters=table.cost.parameters,
+            macs=table.cost.macs,
+        )
 
 
 class Health(_Reply):

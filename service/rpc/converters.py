@@ -2,9 +2,10 @@
 
 from models.artifact import ParityReport, WeightRecord
 from models.catalog import InputSpec, WeightSet
+from models.layers import Layer, Stage
 from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.facts import ModelFacts
+from service.facts import LayerFacts, ModelFacts
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 
 
@@ -65,6 +66,50 @@ def get_model_reply(facts: ModelFacts) -> pb.GetModelReply:
         configuration=facts.configuration,
         ilsvrc=facts.ilsvrc,
         note=facts.note,
+    )
+
+
+def get_layers_reply(facts: LayerFacts) -> pb.GetLayersReply:
+    """The layers of one model."""
+    table = facts.table
+    return pb.GetLayersReply(
+        model=facts.name,
+        version=facts.version or 0,
+        input_shape=table.input,
+        layers=[_layer(layer, table.share(layer.macs)) for layer in table.layers],
+        stages=[_stage(stage, table.share(stage.macs)) for stage in table.stages],
+        parameters=table.cost.parameters,
+        macs=table.cost.macs,
+    )
+
+
+def _layer(layer: Layer, share: float) -> pb.Layer:
+    return pb.Layer(
+        name=layer.name,
+        kind=layer.kind,
+        stage=layer.stage,
+        kernel=layer.kernel,
+        stride=layer.stride,
+        padding=layer.padding,
+        groups=layer.groups,
+        input=layer.input,
+        output=layer.output,
+        parameters=layer.parameters,
+        macs=layer.macs,
+        share=share,
+        receptive_field=layer.receptive_field,
+    )
+
+
+def _stage(stage: Stage, share: float) -> pb.Stage:
+    return pb.Stage(
+        name=stage.name,
+        layers=stage.layers,
+        output=stage.output,
+        parameters=stage.parameters,
+        macs=stage.macs,
+        share=share,
+        receptive_field=stage.receptive_field,
     )
 
 

@@ -9,7 +9,7 @@ from service.budget import UploadBudget
 from service.classifier import DEFAULT_TOP_K, Classifier
 from service.clock import Clock
 from service.errors import ShuttingDown
-from service.facts import facts
+from service.facts import facts, layer_facts
 from service.repository import Repository
 from service.request_id import request_id
 from service.rpc import converters
@@ -89,6 +89,13 @@ class Servicer(ClassifierServicer):
         """One model."""
         try:
             return converters.get_model_reply(facts(self._repository.entry(request.name)))
+        except Exception as error:
+            await abort(context, error, request_id(""))
+
+    async def GetLayers(self, request: pb.GetLayersRequest, context: Context) -> pb.GetLayersReply:
+        """The layers of one model."""
+        try:
+            return converters.get_layers_reply(layer_facts(self._repository, request.name))
         except Exception as error:
             await abort(context, error, request_id(""))
 

@@ -319,3 +319,75 @@ class Thresholds(_message.Message):
     top1_agreement: float
     top5_agreement: float
     def __init__(self, max_abs_diff: _Optional[float] = ..., logit_cosine: _Optional[float] = ..., top1_agreement: _Optional[float] = ..., top5_agreement: _Optional[float] = ...) -> None: ...
+
+class GetLayersRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetLayersReply(_message.Message):
+    __slots__ = ("model", "version", "input_shape", "layers", "stages", "parameters", "macs")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    MACS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    input_shape: _containers.RepeatedScalarFieldContainer[int]
+    layers: _containers.RepeatedCompositeFieldContainer[Layer]
+    stages: _containers.RepeatedCompositeFieldContainer[Stage]
+    parameters: int
+    macs: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., input_shape: _Optional[_Iterable[int]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., parameters: _Optional[int] = ..., macs: _Optional[int] = ...) -> None: ...
+
+class Layer(_message.Message):
+    __slots__ = ("name", "kind", "stage", "kernel", "stride", "padding", "groups", "input", "output", "parameters", "macs", "share", "receptive_field")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    MACS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    RECEPTIVE_FIELD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    stage: str
+    kernel: _containers.RepeatedScalarFieldContainer[int]
+    stride: _containers.RepeatedScalarFieldContainer[int]
+    padding: _containers.RepeatedScalarFieldContainer[int]
+    groups: int
+    input: _containers.RepeatedScalarFieldContainer[int]
+    output: _containers.RepeatedScalarFieldContainer[int]
+    parameters: int
+    macs: int
+    share: float
+    receptive_field: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., stage: _Optional[str] = ..., kernel: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., padding: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ..., input: _Optional[_Iterable[int]] = ..., output: _Optional[_Iterable[int]] = ..., parameters: _Optional[int] = ..., macs: _Optional[int] = ..., share: _Optional[float] = ..., receptive_field: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Stage(_message.Message):
+    __slots__ = ("name", "layers", "output", "parameters", "macs", "share", "receptive_field")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    MACS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    RECEPTIVE_FIELD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    layers: int
+    output: _containers.RepeatedScalarFieldContainer[int]
+    parameters: int
+    macs: int
+    share: float
+    receptive_field: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., layers: _Optional[int] = ..., output: _Optional[_Iterable[int]] = ..., parameters: _Optional[int] = ..., macs: _Optional[int] = ..., share: _Optional[float] = ..., receptive_field: _Optional[_Iterable[int]] = ...) -> None: ...

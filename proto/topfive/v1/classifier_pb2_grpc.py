@@ -56,6 +56,11 @@ class ClassifierStub(object):
                 request_serializer=topfive_dot_v1_dot_classifier__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=topfive_dot_v1_dot_classifier__pb2.GetModelReply.FromString,
                 _registered_method=True)
+        self.GetLayers = channel.unary_unary(
+                '/topfive.v1.Classifier/GetLayers',
+                request_serializer=topfive_dot_v1_dot_classifier__pb2.GetLayersRequest.SerializeToString,
+                response_deserializer=topfive_dot_v1_dot_classifier__pb2.GetLayersReply.FromString,
+                _registered_method=True)
 
 
 class ClassifierServicer(object):
@@ -92,6 +97,13 @@ class ClassifierServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLayers(self, request, context):
+        """The layers of an exported model, loaded or not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClassifierServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -114,6 +126,11 @@ def add_ClassifierServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=topfive_dot_v1_dot_classifier__pb2.GetModelRequest.FromString,
                     response_serializer=topfive_dot_v1_dot_classifier__pb2.GetModelReply.SerializeToString,
+            ),
+            'GetLayers': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLayers,
+                    request_deserializer=topfive_dot_v1_dot_classifier__pb2.GetLayersRequest.FromString,
+                    response_serializer=topfive_dot_v1_dot_classifier__pb2.GetLayersReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -226,6 +243,33 @@ class Classifier(object):
             '/topfive.v1.Classifier/GetModel',
             topfive_dot_v1_dot_classifier__pb2.GetModelRequest.SerializeToString,
             topfive_dot_v1_dot_classifier__pb2.GetModelReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLayers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topfive.v1.Classifier/GetLayers',
+            topfive_dot_v1_dot_classifier__pb2.GetLayersRequest.SerializeToString,
+            topfive_dot_v1_dot_classifier__pb2.GetLayersReply.FromString,
             options,
             channel_credentials,
             insecure,

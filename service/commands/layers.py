@@ -1,0 +1,179 @@
+"""The command `topfive layers`: the layers of a network with their costs, as a table, JSON or CSV."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from textwrap import wrap
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from models.artifact import NotExportedError
+from models.catalog import Architecture
+from models.cost import Cost
+from models.layers import Kind, Layer, LayerTable, Stage
+from service.app import Core
+from service.errors import ModelNotFound, TopfiveError
+from service.facts import LayerFacts, layer_facts
+from service.options import options, settings_from
+from service.repository import Repository
+from service.rest.schemas import LayerReply, LayersReply, StageReply
+
+_WIDTH_FOR_DIGITS = 120
+_LONGEST_WORD = len("convolution")
+_TORCH = ("torch", "torchvision")
+
+
+@click.command("layers")
+@click.argument("name")
+@click.option("--stages", "only_stages", is_flag=True, help="Only the totals of each stage")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, as GET /models/NAME/layers answers")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV; sizes are HEIGHTxWIDTH, maps CHANNELSxHEIGHTxWIDTH")
+@options("artifacts")
+def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **values: Any) -> None:
+    """Print the layers of NAME: maps, parameters, multiply-accumulates, receptive fields.
+
+    Of an exported or imported model they are those of its artifact; of another one of the catalog they are computed,
+    which needs PyTorch.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv are two forms of one table; choose one")
+    try:
+        facts = _facts(Core(settings_from(values)).repository, name)
+    except TopfiveError as error:
+        Console(stderr=True).print(f"[red]error[/]: {escape(error.detail)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    reply = LayersReply.of(facts)
+    if as_json:
+        click.echo(json.dumps(reply.model_dump(mode="json", exclude={"layers"} if only_stages else None), indent=2))
+    elif as_csv:
+        _write_csv(reply.stages if only_stages else reply.layers)
+    else:
+        console = Console()
+        console.print(_stage_table(facts, console.width) if only_stages else _layer_table(facts, console.width))
+
+
+def _facts(repository: Repository, name: str) -> LayerFacts:
+    """From the artifact, or where there is none from the network itself. Raises TopfiveError."""
+    entry = repository.entry(name)
+    if entry.exported is not None or entry.architecture is None:
+        return layer_facts(repository, name)
+    try:
+        return LayerFacts(entry.name, None, _computed(entry.architecture))
+    except ModuleNotFoundError as error:
+        if error.name not in _TORCH:
+            raise
+        hint = f"{NotExportedError(entry.name, repository.root)}; to see its layers before, install topfive[export]"
+        raise ModelNotFound(hint) from error
+
+
+def _computed(architecture: Architecture) -> LayerTable:
+    """The table of a network of the catalog, which needs torch."""
+    from models.build import build
+    from models.trace import network_layers
+
+    return network_layers(build(architecture), architecture.input)
+
+
+def _write_csv(rows: Sequence[LayerReply] | Sequence[StageReply]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    for number, row in enumerate(rows):
+        fields = row.model_dump()
+        if number == 0:
+            writer.writerow(fields)
+        writer.writerow("x".join(map(str, value)) if isinstance(value, tuple) else value for value in fields.values())
+
+
+def _layer_table(facts: LayerFacts, width: int) -> Table:
+    """A row per layer, and a line of totals after each stage and at the end; names within a stage are short where
+    there is little room, `.conv` in the stage `conv1` for `conv1.conv`.
+    """
+    table = _empty(facts, ("layer", "kind", "kernel", "output"), width)
+    narrow = width < _WIDTH_FOR_DIGITS
+    stages = iter(facts.table.stages)
+    for name, rows in groupby(facts.table.layers, key=lambda layer: layer.stage):
+        for layer in rows:
+            short = narrow and layer.name.startswith(f"{name}.")
+            own = layer.name.removeprefix(name) if short else layer.name
+            kind = "\n".join(wrap(layer.kind, _LONGEST_WORD)) if narrow else layer.kind
+            cells = (own, kind, _kernel(layer), _sizes(layer.output))
+            table.add_row(*cells, *_numbers(layer, facts.table, width))
+        stage = next(stages)
+        cells = (stage.name, "stage", "", _sizes(stage.output))
+        table.add_row(*cells, *_numbers(stage, facts.table, width), style="bold", end_section=True)
+    table.add_row("total", "", "", "", *_cost(facts.table.cost, width), "100.0", "", style="bold")
+    return table
+
+
+def _stage_table(facts: LayerFacts, width: int) -> Table:
+    """A row per stage, and the total."""
+    table = _empty(facts, ("stage", "layers", "output"), width)
+    for stage in facts.table.stages:
+        table.add_row(stage.name, str(stage.layers), _sizes(stage.output), *_numbers(stage, facts.table, width))
+    table.add_section()
+    table.add_row("total", str(len(facts.table.layers)), "", *_cost(facts.table.cost, width), "100.0", "", style="bold")
+    return table
+
+
+def _empty(facts: LayerFacts, columns: Sequence[str], width: int) -> Table:
+    """The head of a table with those columns before the numbers."""
+    version = "computed, not exported" if facts.version is None else f"version {facts.version}"
+    table = Table(
+        title=f"{escape(facts.name)} ({version}), input {_sizes(facts.table.input)}",
+        title_justify="left",
+        title_style="bold",
+        caption="MACs: multiply-accumulates for one image; field: pixels of the input that one value sees",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1) if width >= _WIDTH_FOR_DIGITS else 0,
+        collapse_padding=True,
+    )
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name not in ("layer", "stage"))
+    for name in ("params", "MACs", "%", "field"):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _numbers(row: Layer | Stage, table: LayerTable, width: int) -> tuple[str, ...]:
+    """Parameters, operations, their share in percent, and the receptive field."""
+    seen = row.receptive_field
+    field = "-" if seen is None else str(seen[0]) if seen[0] == seen[1] else _sizes(seen)
+    return *_cost(Cost(row.parameters, row.macs), width), f"{table.share(row.macs):.1f}", field
+
+
+def _cost(cost: Cost, width: int) -> tuple[str, str]:
+    """Parameters and operations, to the last digit where there is room."""
+    write = "{:,}".format if width >= _WIDTH_FOR_DIGITS else _short
+    return write(cost.parameters), write(cost.macs)
+
+
+def _short(number: int) -> str:
+    """Four digits at most: 37.75 M."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)
+
+
+def _kernel(layer: Layer) -> str:
+    """3x3, with its stride where that is not 1 (3x3/2) and its groups (3x3/2 g2) where the kind does not tell them."""
+    if layer.kernel is None or layer.stride is None:
+        return "" if layer.kernel is None else _sizes(layer.kernel)
+    high, wide = layer.stride
+    stride = "" if high == wide == 1 else f"/{high}" if high == wide else f"/{_sizes(layer.stride)}"
+    grouped = layer.groups and layer.groups > 1 and layer.kind != Kind.DEPTHWISE
+    groups = f" g{layer.groups}" if grouped else ""
+    return f"{_sizes(layer.kernel)}{stride}{groups}"
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))

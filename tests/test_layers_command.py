@@ -1,0 +1,142 @@
+"""topfive layers: the table in a terminal, its JSON and CSV, of artifacts and of networks that are not exported."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.artifact import new_version, read_manifest, write_manifest
+from models.catalog import CATALOG
+from models.layers import Kind, Layer, LayerTable, write_layers
+from service.rest.schemas import LayersReply
+from tests.test_artifact import MANIFEST_OF_NET
+from tests.test_cli import topfive
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cells(output: str) -> dict[str, list[str]]:
+    """The lines of a table by their first word."""
+    return {line.split()[0]: line.split() for line in output.splitlines() if line.strip() and "─" not in line}
+
+
+def test_table(artifacts: Path) -> None:
+    """Wide: every row with its whole name and every digit, a line for each stage, and the total of the manifest."""
+    result = topfive("layers", "tiny", "--artifacts", artifacts, columns=120)
+    rows = cells(result.output)
+
+    assert result.exit_code == 0
+    assert "tiny (version 1), input 3x32x32" in result.output
+    assert rows["features.0.0"][1:] == ["convolution", "3x3/2", "8x16x16", "216", "55,296", "30.4", "3"]
+    assert rows["features.0"][1:] == ["stage", "8x16x16", "232", "55,296", "30.4", "3"]
+    assert rows["global_average_pooling"][4:] == ["4x4", "16", "0", "0", "0.0", "39"]
+    assert rows["total"] == ["total", "20,752", "181,888", "100.0"]
+    assert read_manifest(artifacts, "tiny")[1].macs == 181_888
+
+
+def test_narrow_table(artifacts: Path) -> None:
+    """Within 80 columns names are short and numbers rounded, and no cell is cut off."""
+    result = topfive("layers", "tiny", "--artifacts", artifacts, columns=80)
+
+    assert [".0", "convolution", "3x3/2", "16x8x8", "1.15", "k", "73.73", "k", "40.5", "7"] in [
+        line.split() for line in result.output.splitlines()
+    ]
+    assert cells(result.output)["total"] == ["total", "20.75", "k", "181.89", "k", "100.0"]
+    assert "…" not in result.output
+
+
+@pytest.mark.parametrize("name", ["googlenet", "efficientnet_b0", "inception_v3", "alexnet"])
+@pytest.mark.parametrize("columns", [80, 120])
+def test_width(tmp_path: Path, name: str, columns: int) -> None:
+    """The tables of networks with long names fit the terminal, and their totals are those of the catalog."""
+    result = topfive("layers", name, "--artifacts", tmp_path, columns=columns)
+    total = result.output.splitlines()[-3:]
+
+    assert max(len(line) for line in result.output.splitlines()) <= columns
+    assert "…" not in result.output
+    assert f"{name} (computed, not exported)" in result.output
+    if columns == 120:
+        assert any(f"{CATALOG[name].macs:,}" in line and f"{CATALOG[name].parameters:,}" in line for line in total)
+
+
+def test_stages(tmp_path: Path) -> None:
+    """--stages prints a line for each stage and the total."""
+    result = topfive("layers", "resnet18", "--stages", "--artifacts", tmp_path, columns=80)
+    rows = cells(result.output)
+
+    stages = ["conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
+    assert [name for name in rows if name in stages] == stages
+    assert rows["layer1"] == ["layer1", "8", "64x56x56", "147.97", "k", "462.42", "M", "25.5", "43"]
+    assert rows["total"] == ["total", "43", "11.69", "M", "1.81", "G", "100.0"]
+
+
+def test_json(artifacts: Path) -> None:
+    """--json is what the server answers; --stages leaves the layers out."""
+    reply = LayersReply.model_validate_json(topfive("layers", "tiny", "--json", "--artifacts", artifacts).stdout)
+    stages = json.loads(topfive("layers", "tiny", "--json", "--stages", "--artifacts", artifacts).stdout)
+
+    assert (reply.model, reply.version, reply.input_shape, len(reply.layers)) == ("tiny", 1, (3, 32, 32), 8)
+    assert "layers" not in stages
+    assert [stage["name"] for stage in stages["stages"]] == [stage.name for stage in reply.stages]
+    assert sum(layer.share for layer in reply.layers) == pytest.approx(100)
+
+
+def test_csv(artifacts: Path) -> None:
+    """--csv is a row per layer or per stage with a head."""
+    layers = list(csv.DictReader(io.StringIO(topfive("layers", "tiny", "--csv", "--artifacts", artifacts).stdout)))
+    stages = topfive("layers", "tiny", "--csv", "--stages", "--artifacts", artifacts).stdout.splitlines()
+
+    assert (layers[0]["name"], layers[0]["kernel"], layers[0]["output"]) == ("features.0.0", "3x3", "8x16x16")
+    assert (layers[1]["kind"], layers[1]["kernel"]) == ("batch norm", "")
+    assert sum(int(row["macs"]) for row in layers) == 181_888
+    assert stages[0] == "name,layers,output,parameters,macs,share,receptive_field"
+    assert len(stages) == 5
+
+
+def test_json_and_csv(artifacts: Path) -> None:
+    """Two forms at once are a usage error."""
+    result = topfive("layers", "tiny", "--csv", "--json", "--artifacts", artifacts)
+
+    assert result.exit_code == 2
+    assert "choose one" in result.stderr
+
+
+def test_model_outside_the_catalog(tmp_path: Path) -> None:
+    """A model that was imported has the rows of its artifact; what is not known of them is left open."""
+    rows = [
+        Layer("conv", Kind.CONVOLUTION, "body", (3, 32, 32), (4, 16, 8), 200, 6400, (3, 5), (3, 5), (2, 4), (1, 1), 1),
+        Layer("mix[0]", "attention", "body", (4, 16, 8), (4, 16, 8), 1_500_000_000, 9_000_000_000, None),
+    ]
+    with new_version(tmp_path, "net") as folder:
+        write_layers(folder, LayerTable.of((3, 32, 32), rows))
+        write_manifest(folder, MANIFEST_OF_NET)
+    lines = cells(topfive("layers", "net", "--artifacts", tmp_path, columns=80).output)
+
+    assert lines["conv"] == ["conv", "convolution", "3x5/2x4", "4x16x8", "200", "6.40", "k", "0.0", "3x5"]
+    assert lines["mix[0]"] == ["mix[0]", "attention", "4x16x8", "1.50", "G", "9.00", "G", "100.0", "-"]
+
+
+def test_unknown_model(artifacts: Path) -> None:
+    """A name that nobody knows is an error with the nearest ones."""
+    result = topfive("layers", "tinny", "--artifacts", artifacts)
+
+    assert result.exit_code == 1
+    assert "did you mean tiny" in result.stderr
+
+
+@pytest.mark.parametrize(("name", "status"), [("alexnet", 1), ("tiny", 0)])
+def test_without_torch(artifacts: Path, name: str, status: int) -> None:
+    """Without PyTorch the layers of an exported model are there, and those of another say what to do."""
+    script = "import sys; sys.modules['torch'] = None; from service.cli import main; main()"
+    command = [sys.executable, "-c", script, "layers", name, "--artifacts", str(artifacts)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    if status:
+        assert "run: topfive export alexnet" in done.stderr
+        assert "install topfive[export]" in done.stderr
