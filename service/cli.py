@@ -15,6 +15,7 @@ from rich.markup import escape
 from service import tables
 from service.app import Core, run
 from service.commands.classify import classify_command
+from service.commands.evaluate import evaluate_command
 from service.commands.layers import layers_command
 from service.errors import TopfiveError
 from service.facts import facts
@@ -47,6 +48,7 @@ def main() -> None:
 
 main.add_command(classify_command)
 main.add_command(layers_command)
+main.add_command(evaluate_command)
 
 
 @main.command()

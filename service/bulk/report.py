@@ -1,0 +1,167 @@
+"""What an evaluation found, as files and as a measurement for the manifest."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models.labels import Label
+from models.measured import Measurement
+from service.bulk.dataset import Dataset
+from service.bulk.rows import Row
+from service.bulk.scores import Scores, Share
+from service.bulk.writers import replacing, write_table
+from service.facts import ModelFacts
+from service.types import EngineInfo
+
+CROPS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An error rate that somebody else reports, in percent; `what` of, measured `on`."""
+
+    what: str
+    top1: float | None
+    top5: float | None
+    on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One model on one dataset. `unanswered` are the images that do not count; the rate is None where none was run."""
+
+    facts: ModelFacts
+    engine: EngineInfo
+    labels: tuple[Label, ...]
+    dataset: Dataset
+    scores: Scores
+    unanswered: tuple[Row, ...]
+    per_second: float | None
+
+    def published(self) -> Iterator[Published]:
+        """The weights' own figures (before any for those inside, the default published ones), then the paper's."""
+        facts = self.facts
+        if facts.acc1 is not None:
+            name = facts.record.name if facts.record else "inside"
+            yield Published(f"weights {name}", _error(facts.acc1), _error(facts.acc5), facts.acc_dataset or "")
+        elif facts.published:
+            weights = facts.published[0]
+            what = f"weights {weights.tag} (not those inside)"
+            yield Published(what, _error(weights.acc1), _error(weights.acc5), weights.dataset)
+        for errors in facts.published_errors:
+            yield Published("paper", errors.top1, errors.top5, errors.protocol)
+
+    def measurement(self, date: str) -> Measurement:
+        """The accuracy, for the manifest; `date` is YYYY-MM-DD."""
+        one, five = self.scores.top1, self.scores.top5
+        return Measurement(
+            dataset=self.dataset.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+            dataset_sha256=self.dataset.sha256,
+            images=self.scores.images,
+            acc1=one.percent,
+            acc1_low=one.low,
+            acc1_high=one.high,
+            acc5=None if five is None else five.percent,
+            acc5_low=None if five is None else five.low,
+            acc5_high=None if five is None else five.high,
+            crops=CROPS,
+            runtime=self.engine.runtime,
+            precision=self.engine.precision,
+            date=date,
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Everything about this model for report.json; rates in percent."""
+        facts = self.facts
+        return {
+            "model": facts.name,
+            "version": facts.version,
+            "weights": facts.record and facts.record.model_dump(mode="json"),
+            "engine": asdict(self.engine),
+            "crops": CROPS,
+            "images": self.scores.images,
+            "unanswered": [{"path": row.path, **asdict(row.error)} for row in self.unanswered if row.error],
+            "images_per_second": self.per_second,
+            "top1_error": _interval(self.scores.top1),
+            "top5_error": self.scores.top5 and _interval(self.scores.top5),
+            "published": [asdict(one) for one in self.published()],
+            "warnings": list(facts.warnings),
+        }
+
+
+def write_tables(folder: Path, evaluation: Evaluation) -> list[Path]:
+    """Write MODEL.per_class.csv and MODEL.confusions.csv into `folder`; their paths. Shares are in [0, 1].
+
+    Raises OSError where they cannot be written.
+    """
+    labels, scores = evaluation.labels, evaluation.scores
+    classes = (
+        (
+            *_names(labels[one.class_id]),
+            one.images,
+            one.top1,
+            one.top5,
+            one.recall,
+            one.precision,
+            None if one.confused_with is None else labels[one.confused_with].label,
+        )
+        for one in scores.classes
+    )
+    confusions = (
+        (*_names(labels[one.true]), *_names(labels[one.predicted]), one.count, one.share) for one in scores.confusions
+    )
+    tables: Mapping[str, tuple[Sequence[str], Iterator[tuple[object, ...]]]] = {
+        "per_class": (
+            (
+                "class_id",
+                "wnid",
+                "label",
+                "images",
+                "top1_correct",
+                "top5_correct",
+                "recall",
+                "precision",
+                "mistaken_for",
+            ),
+            classes,
+        ),
+        "confusions": (
+            (
+                *("true_class_id", "true_wnid", "true_label"),
+                *("predicted_class_id", "predicted_wnid", "predicted_label"),
+                *("count", "share"),
+            ),
+            confusions,
+        ),
+    }
+    paths = []
+    for name, (columns, rows) in tables.items():
+        path = folder / f"{evaluation.facts.name}.{name}.csv"
+        with replacing(path) as draft:
+            write_table(draft, columns, rows)
+        paths.append(path)
+    return paths
+
+
+def write_report(path: Path, dataset: Dataset, evaluations: Sequence[Evaluation]) -> None:
+    """Write all figures of all models as JSON. Raises OSError where the file cannot be written."""
+    content = {
+        "dataset": {"name": dataset.name, "sha256": dataset.sha256, "images": len(dataset.images)},
+        "models": [evaluation.figures() for evaluation in evaluations],
+    }
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
+
+
+def _names(label: Label) -> tuple[int, str, str]:
+    return label.class_id, label.wnid, label.label
+
+
+def _error(accuracy: float | None) -> float | None:
+    return None if accuracy is None else round(100 - accuracy, 6)
+
+
+def _interval(accuracy: Share) -> dict[str, float]:
+    return asdict(accuracy.complement)

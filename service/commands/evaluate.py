@@ -1,0 +1,217 @@
+"""The command `topfive evaluate`: how often models are right on the user's own images, beside what is published."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from models.artifact import LABELS, MANIFEST, NotExportedError
+from models.catalog import CATALOG
+from models.labels import read_labels
+from models.measured import record
+from service.app import Core
+from service.bulk.dataset import Dataset, read_dataset
+from service.bulk.journal import Journal
+from service.bulk.report import Evaluation, write_report, write_tables
+from service.bulk.rows import BulkError, Item, Row
+from service.bulk.scores import TOP, Share, score
+from service.commands.progress import Tally, watched
+from service.commands.session import OpenCore, Session, StoppedError, opened, run, say
+from service.errors import ModelNotFound
+from service.facts import facts
+from service.options import option, options, settings_from
+from service.settings import Settings
+
+_LISTED = 20  # images without an answer that are named on the screen; report.json names all
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one call of the command is about."""
+
+    dataset: Dataset
+    names: tuple[str, ...]
+    out: Path
+    overwrite: bool = False
+
+    def journal(self, name: str) -> Path:
+        """The record of that model's predictions."""
+        return self.out / f"{name}.predictions.jsonl"
+
+    @property
+    def again(self) -> str:
+        """How the command that goes on differs from this one."""
+        return " without --overwrite" if self.overwrite else ""
+
+
+@click.command("evaluate")
+@click.argument("source", metavar="DIR|LIST.csv", type=click.Path(path_type=Path, exists=True))
+@option("--model", "names", multiple=True, required=True, help="Exported model; more by repeating it or with commas")
+@option("--out", type=click.Path(path_type=Path, file_okay=False), default="evaluation", help="Folder of the results")
+@option("--overwrite", is_flag=True, help="Run every image anew")
+@options("artifacts", "runtime", "precision", "cpus", "max_batch", "max_image_bytes", "max_image_pixels")
+def evaluate_command(source: Path, names: Sequence[str], out: Path, overwrite: bool, **values: Any) -> None:
+    """Measure how often models are right on labelled images, in this process.
+
+    DIR has a folder for each class, named by its wnid, its label or its class id. LIST.csv has a column path (or file)
+    and one of wnid, class_id, label.
+
+    Prints top-1 and top-5 error with 95 % intervals beside the published ones, and writes to --out: every prediction,
+    the figures of each class, what is taken for what, and report.json. The accuracy goes into the model's manifest,
+    where /models shows it. After Ctrl-C, SIGTERM or worse the same command goes on.
+    """
+    settings = settings_from({**values, "models": ",".join(names)})
+    models = tuple(dict.fromkeys(CATALOG.canonical(name) for name in settings.models))
+    errors = Console(stderr=True)
+    try:
+        job = Job(read_dataset(source), models, out, overwrite)
+    except BulkError as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(run(lambda stop: evaluate(settings, job, (Console(), errors), stop), errors))
+
+
+async def evaluate(
+    settings: Settings, job: Job, consoles: tuple[Console, Console], stop: asyncio.Event, open_core: OpenCore = Core
+) -> None:
+    """Evaluate one model after the other, printing to the first console. Raises TopfiveError, BulkError, StoppedError.
+
+    The second console has progress and warnings.
+    """
+    await _check(settings, job, open_core)
+    if job.overwrite:
+        for name in job.names:
+            job.journal(name).unlink(missing_ok=True)
+    done: list[Evaluation] = []
+    for name in job.names:
+        own = settings.model_copy(update={"models": (name,)})
+        async with opened(own, open_core, stop) as session:
+            evaluation = await _evaluated(session, job, consoles[1], stop)
+            folder = session.model.artifact.folder
+        done.append(evaluation)
+        try:
+            tables = write_tables(job.out, evaluation)
+            write_report(job.out / "report.json", job.dataset, done)
+        except OSError as error:
+            raise BulkError(f"{job.out} cannot be written: {error.strerror}; the same command tries again") from error
+        _print(evaluation, consoles[0], tables)
+        _warn(evaluation, consoles[1])
+        try:
+            record(folder / MANIFEST, evaluation.measurement(datetime.now(UTC).date().isoformat()))
+        except OSError as error:
+            reason = f"{folder} cannot be written ({error.strerror}): /models will not show this accuracy"
+            say(consoles[1], f"warning: {reason}", "yellow")
+
+
+async def _check(settings: Settings, job: Job, open_core: OpenCore) -> None:
+    """Raise ModelNotFound or BulkError unless every model is exported and knows every label."""
+    core = open_core(settings)
+    try:
+        for name in job.names:
+            entry = core.repository.entry(name)
+            if entry.exported is None:
+                raise ModelNotFound(str(NotExportedError(name, settings.artifacts)))
+            try:
+                labels = read_labels(settings.artifacts / name / str(entry.exported[0]) / LABELS)
+            except (OSError, ValueError) as error:
+                raise BulkError(f"the labels of {name} cannot be read: {error}; export it again") from error
+            job.dataset.items(labels, name)
+    finally:
+        await core.aclose(0)
+
+
+async def _evaluated(session: Session, job: Job, console: Console, stop: asyncio.Event) -> Evaluation:
+    """Run what is missing of one model and count."""
+    name, labels, clock = session.model.name, session.model.artifact.labels, session.core.clock
+    items = job.dataset.items(labels, name)
+    top_k = min(TOP, len(labels))
+    with Journal(job.journal(name), {**session.settings, "top_k": top_k, "dataset": job.dataset.sha256}) as journal:
+        before = sum(item.name in journal for item in items)
+        say(console, f"{session.title}: {len(items):,} images{_going_on(journal, before, len(items))}")
+        tally = Tally(len(items), before, clock)
+        if before < len(items):
+            with watched(tally, console, clock) as watch:
+                whole = await session.complete(journal, items, top_k=top_k, stop=stop, watch=watch)
+            if not whole:
+                raise StoppedError(
+                    f"stopped: {tally.done:,} of {tally.total:,} are done and kept in {journal.path}; "
+                    f"the same command{job.again} goes on"
+                )
+        return _counted(session, job, journal, items, tally)
+
+
+def _going_on(journal: Journal, before: int, total: int) -> str:
+    if before == total:
+        return f", all in {journal.path} already; nothing is run (--overwrite runs them anew)"
+    return f", going on: {before:,} are done" if before else ""
+
+
+def _counted(session: Session, job: Job, journal: Journal, items: list[Item], tally: Tally) -> Evaluation:
+    names = [item.name for item in items]
+    labels = session.model.artifact.labels
+    scores = score(journal.rows(names), len(labels))
+    unanswered = tuple(row for row in journal.rows(names) if row.error is not None)
+    if scores is None:
+        first = unanswered[0]
+        raise BulkError(f"none of the {len(items):,} images has an answer; {first.path}: {_reason(first)}")
+    return Evaluation(
+        facts=facts(session.core.repository.entry(session.model.name)),
+        engine=session.model.engine_info,
+        labels=labels,
+        dataset=job.dataset,
+        scores=scores,
+        unanswered=unanswered,
+        per_second=tally.per_second,
+    )
+
+
+def _print(evaluation: Evaluation, console: Console, tables: Sequence[Path]) -> None:
+    known, scores = evaluation.facts, evaluation.scores
+    title = f"{known.name} v{known.version}: errors in %, with 95 % intervals"
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("")
+    table.add_column("top-1", justify="right", no_wrap=True)
+    table.add_column("top-5", justify="right", no_wrap=True)
+    table.add_column("on")
+    five = f"{known.classes} classes" if scores.top5 is None else _shown(scores.top5)
+    on = f"{scores.images:,} images of {evaluation.dataset.name}"
+    table.add_row(Text("measured"), Text(_shown(scores.top1)), Text(five), Text(on), style="bold")
+    for one in evaluation.published():
+        table.add_row(*(Text(cell) for cell in (one.what, _figure(one.top1), _figure(one.top5), one.on)))
+    console.print(table)
+    rate = "" if evaluation.per_second is None else f"{evaluation.per_second:.1f} images/s; "
+    engine = f"{evaluation.engine.runtime} {evaluation.engine.precision}, single crop; "
+    say(console, f"{engine}{rate}{', '.join(map(str, tables))}\n", "dim")
+
+
+def _warn(evaluation: Evaluation, console: Console) -> None:
+    if missing := evaluation.unanswered:
+        say(console, f"{len(missing):,} images have no answer and are not counted:", "yellow")
+        for row in missing[:_LISTED]:
+            say(console, f"  {row.path}: {_reason(row)}", "yellow")
+        if len(missing) > _LISTED:
+            say(console, f"  and {len(missing) - _LISTED:,} more, in report.json", "yellow")
+    for warning in evaluation.facts.warnings:
+        say(console, f"warning: {warning}", "yellow")
+
+
+def _reason(row: Row) -> str:
+    return "" if row.error is None else f"{row.error.code}: {row.error.detail}"
+
+
+def _shown(accuracy: Share) -> str:
+    """The error rate with its interval."""
+    error = accuracy.complement
+    return f"{error.percent:.2f} [{error.low:.2f}, {error.high:.2f}]"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

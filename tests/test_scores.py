@@ -1,0 +1,100 @@
+"""Figures of an evaluation: intervals against known values, and counts that can be done by hand."""
+
+import pytest
+
+from service.bulk.rows import Failure, Row
+from service.bulk.scores import ClassScore, Confusion, score, wilson
+from service.types import Prediction
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "low", "high"),
+    [
+        (10, 10, 72.25, 100.0),
+        (0, 10, 0.0, 27.75),
+        (1, 10, 1.79, 40.42),
+        (5, 10, 23.66, 76.34),
+        (81, 263, 25.53, 36.62),
+        (15, 148, 6.24, 16.05),
+        (1, 29, 0.61, 17.18),
+        (0, 20, 0.0, 16.11),
+    ],
+)
+def test_wilson(count: int, total: int, low: float, high: float) -> None:
+    """Intervals are those of the literature to its four digits: the last four rows stand in Newcombe 1998, Statistics in Medicine 17."""
+    share = wilson(count, total)
+
+    assert [share.low, share.high] == pytest.approx([low, high], abs=0.0051)
+    assert share.percent == pytest.approx(100 * count / total)
+    error = share.complement
+    assert [error.low, error.high] == pytest.approx([100 - share.high, 100 - share.low])
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 0), (2, 1), (-1, 5)])
+def test_no_share(count: int, total: int) -> None:
+    """What is no share of anything is an error."""
+    with pytest.raises(ValueError, match="is no share"):
+        wilson(count, total)
+
+
+def row(truth: int, *best: int) -> Row:
+    """An image of the class `truth` with these answers."""
+    found = (Prediction(rank, class_id, "", "", 0.1) for rank, class_id in enumerate(best, start=1))
+    return Row("a", None, tuple(found), truth)
+
+
+def test_counts() -> None:
+    """Top-1, top-5, recall, precision and confusions of a handful of images, an unreadable one not counted."""
+    scores = score(
+        [
+            row(0, 0, 1, 2, 3, 4),
+            row(0, 1, 0, 2, 3, 4),
+            row(0, 2, 1, 3, 4, 5, 0),  # sixth is not within five
+            row(0, 2, 1, 3, 4, 5),
+            row(1, 1, 0, 2, 3, 4),
+            row(2, 1, 0, 3, 4, 5),
+            Row("b", Failure("bad_image", "no image"), (), 2),
+        ],
+        classes=10,
+    )
+
+    assert scores is not None
+    assert scores.top5 is not None
+    assert scores.images == 6
+    assert [scores.top1.percent, scores.top5.percent] == pytest.approx([100 * 2 / 6, 50])
+    assert scores.classes == (
+        ClassScore(0, images=4, top1=1, top5=2, answered=1, confused_with=2),
+        ClassScore(1, images=1, top1=1, top5=1, answered=3, confused_with=None),
+        ClassScore(2, images=1, top1=0, top5=0, answered=2, confused_with=1),
+    )
+    assert [one.recall for one in scores.classes] == [0.25, 1.0, 0.0]
+    assert [one.precision for one in scores.classes] == [1.0, pytest.approx(1 / 3), 0.0]
+    assert scores.confusions == (
+        Confusion(0, 2, 2, 0.5),
+        Confusion(0, 1, 1, 0.25),
+        Confusion(2, 1, 1, 1.0),
+    )
+
+
+def test_never_answered() -> None:
+    """A class that is never the answer has no precision, which is not the same as zero."""
+    scores = score([row(3, 1, 2, 0, 4, 5)], classes=10)
+
+    assert scores is not None
+    assert scores.classes[0].precision is None
+
+
+def test_few_classes() -> None:
+    """A model of fewer than five classes has no top-5; one of five has."""
+    few, five = score([row(0, 0, 1, 2)], classes=3), score([row(0, 1, 2, 3, 4, 0)], classes=5)
+
+    assert few is not None
+    assert few.top5 is None
+    assert five is not None
+    assert five.top5 is not None
+    assert (five.top1.percent, five.top5.percent) == (0, 100)
+
+
+def test_nothing_to_count() -> None:
+    """Without any answer there are no figures."""
+    assert score([Row("b", Failure("bad_image", "no image"), (), 2)], classes=10) is None
