@@ -111,7 +111,10 @@ def test_every_setting_is_an_option(name: str) -> None:
     assert option.show_default
 
 
+COMMANDS = ("classify", "compare", "evaluate", "export", "import", "layers", "models", "predict", "serve")
+
+
 def test_help_lists_commands() -> None:
     """The help names every command, the export of the other package among them."""
     output = topfive("--help").output
-    assert all(command in output for command in ("export", "layers", "models", "predict", "serve"))
+    assert all(command in output for command in COMMANDS)

@@ -21,7 +21,7 @@ from service.types import Prediction
     ],
 )
 def test_wilson(count: int, total: int, low: float, high: float) -> None:
-    """Intervals are those of the literature to its four digits: the last four rows stand in Newcombe 1998, Statistics in Medicine 17."""
+    """Intervals are those of the literature to its four digits; the last four are of Newcombe 1998, Stat. Med. 17."""
     share = wilson(count, total)
 
     assert [share.low, share.high] == pytest.approx([low, high], abs=0.0051)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models.labels import Label
 from service.bulk.rows import BulkError, Item
-from service.bulk.sources import below, is_image, located, read_table
+from service.bulk.sources import below, is_image, located, printable, read_table
 
 _PATHS = ("path", "file")
 _SHOWN = 5  # unknown labels named in one error
@@ -39,7 +39,8 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Images by name with what they show. `sha256` is a fingerprint of the names, labels and sizes, not of pixels."""
+    """Images by name with what they show. `sha256` is a fingerprint of the names, labels and sizes, not of pixels;
+    `name` is what the folder or the table is called."""
 
     name: str
     images: tuple[tuple[str, Path, Truth], ...]
@@ -79,7 +80,7 @@ def read_dataset(source: Path) -> Dataset:
         raise BulkError(f"{source} is neither a folder nor a .csv file; {_LAYOUT}")
     if not images:
         raise BulkError(f"{source} has no images; {_LAYOUT}")
-    return Dataset(source.resolve().name, tuple(images), _fingerprint(images))
+    return Dataset(printable(source.resolve().name), tuple(images), _fingerprint(images))
 
 
 def _in_folders(folder: Path) -> list[tuple[str, Path, Truth]]:

@@ -57,7 +57,7 @@ class Evaluation:
         """The accuracy, for the manifest; `date` is YYYY-MM-DD."""
         one, five = self.scores.top1, self.scores.top5
         return Measurement(
-            dataset=self.dataset.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+            dataset=self.dataset.name,
             dataset_sha256=self.dataset.sha256,
             images=self.scores.images,
             acc1=one.percent,
@@ -91,8 +91,8 @@ class Evaluation:
         }
 
 
-def write_tables(folder: Path, evaluation: Evaluation) -> list[Path]:
-    """Write MODEL.per_class.csv and MODEL.confusions.csv into `folder`; their paths. Shares are in [0, 1].
+def write_tables(folder: Path, evaluation: Evaluation) -> None:
+    """Write MODEL.per_class.csv and MODEL.confusions.csv into `folder`. Shares are in [0, 1].
 
     Raises OSError where they cannot be written.
     """
@@ -136,13 +136,9 @@ def write_tables(folder: Path, evaluation: Evaluation) -> list[Path]:
             confusions,
         ),
     }
-    paths = []
     for name, (columns, rows) in tables.items():
-        path = folder / f"{evaluation.facts.name}.{name}.csv"
-        with replacing(path) as draft:
+        with replacing(folder / f"{evaluation.facts.name}.{name}.csv") as draft:
             write_table(draft, columns, rows)
-        paths.append(path)
-    return paths
 
 
 def write_report(path: Path, dataset: Dataset, evaluations: Sequence[Evaluation]) -> None:

@@ -45,6 +45,11 @@ def below(folder: Path) -> Iterator[Path]:
                 yield path
 
 
+def printable(name: str) -> str:
+    """The name of a file in UTF-8, with bytes that are none written out as `\\xff`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def located(name: str, listed_in: Path) -> Path:
     """The file that a list means: from the list's own folder, or from the working directory where it is only there."""
     beside = listed_in.parent / name

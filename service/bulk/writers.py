@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from service.bulk.rows import BulkError, Row
+from service.bulk.sources import printable
 
 _ROW_GROUP = 10_000
 _FACTS = ("class_id", "wnid", "label", "probability")  # of each of the best classes
@@ -109,7 +110,7 @@ def _write_parquet(path: Path, results: Results) -> None:
     with parquet.ParquetWriter(path, schema) as file:
         while group := [results.cells(row) for row in islice(rows, _ROW_GROUP)]:
             for cells in group:
-                cells[0] = cells[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                cells[0] = printable(cells[0])
             columns = [
                 pa.array(column, field.type) for column, field in zip(zip(*group, strict=True), schema, strict=True)
             ]

@@ -98,17 +98,16 @@ async def evaluate(
             folder = session.model.artifact.folder
         done.append(evaluation)
         try:
-            tables = write_tables(job.out, evaluation)
+            write_tables(job.out, evaluation)
             write_report(job.out / "report.json", job.dataset, done)
         except OSError as error:
             raise BulkError(f"{job.out} cannot be written: {error.strerror}; the same command tries again") from error
-        _print(evaluation, consoles[0], tables)
+        _print(evaluation, consoles[0], job.out)
         _warn(evaluation, consoles[1])
         try:
             record(folder / MANIFEST, evaluation.measurement(datetime.now(UTC).date().isoformat()))
-        except OSError as error:
-            reason = f"{folder} cannot be written ({error.strerror}): /models will not show this accuracy"
-            say(consoles[1], f"warning: {reason}", "yellow")
+        except (OSError, ValueError) as error:  # ValueError: measurements of a newer release
+            say(consoles[1], f"warning: /models will not show this accuracy: {folder / MANIFEST}: {error}", "yellow")
 
 
 async def _check(settings: Settings, job: Job, open_core: OpenCore) -> None:
@@ -173,7 +172,7 @@ def _counted(session: Session, job: Job, journal: Journal, items: list[Item], ta
     )
 
 
-def _print(evaluation: Evaluation, console: Console, tables: Sequence[Path]) -> None:
+def _print(evaluation: Evaluation, console: Console, out: Path) -> None:
     known, scores = evaluation.facts, evaluation.scores
     title = f"{known.name} v{known.version}: errors in %, with 95 % intervals"
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
@@ -189,12 +188,12 @@ def _print(evaluation: Evaluation, console: Console, tables: Sequence[Path]) -> 
     console.print(table)
     rate = "" if evaluation.per_second is None else f"{evaluation.per_second:.1f} images/s; "
     engine = f"{evaluation.engine.runtime} {evaluation.engine.precision}, single crop; "
-    say(console, f"{engine}{rate}{', '.join(map(str, tables))}\n", "dim")
+    say(console, f"{engine}{rate}tables and report.json in {out}\n", "dim")
 
 
 def _warn(evaluation: Evaluation, console: Console) -> None:
     if missing := evaluation.unanswered:
-        say(console, f"{len(missing):,} images have no answer and are not counted:", "yellow")
+        say(console, f"not counted, for want of an answer: {len(missing):,}", "yellow")
         for row in missing[:_LISTED]:
             say(console, f"  {row.path}: {_reason(row)}", "yellow")
         if len(missing) > _LISTED:

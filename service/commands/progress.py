@@ -13,7 +13,7 @@ _EVERY_S = 5.0
 
 
 class Tally:
-    """Counts of one run: `done` and `failed` of `total`, of which `before` were done already."""
+    """Counts of one run: `done` of `total`, `before` of them by an earlier run, and how many of its own `failed`."""
 
     def __init__(self, total: int, before: int, clock: Clock) -> None:
         self.total = total
