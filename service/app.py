@@ -28,6 +28,7 @@ from service.rest.app import create_app
 from service.rest.server import RestServer
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
+from service.samples import Decoder
 from service.settings import Settings
 from service.types import BatchLimits
 
@@ -60,9 +61,8 @@ class Core:
             clock=self.clock,
             metrics=self.metrics,
         )
-        self.classifier = LocalClassifier(
-            self.repository, limits=settings.limits, threads=cpus, clock=self.clock, metrics=self.metrics
-        )
+        decoder = Decoder(settings.limits, threads=cpus, clock=self.clock)
+        self.classifier = LocalClassifier(self.repository, decoder, clock=self.clock, metrics=self.metrics)
 
     def _limits(self, engine: Engine) -> BatchLimits:
         return BatchLimits(

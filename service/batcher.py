@@ -111,8 +111,7 @@ class Batcher(Generic[T, R]):
         """
         self._check_open()
         if places > self._limits.capacity:
-            limit = self._limits.capacity
-            raise BadRequest(f"{places} crops never fit into --capacity {limit}; raise it or send crops=1")
+            raise BadRequest(f"{places} crops fit in no --capacity of {self._limits.capacity}; raise it or send 1")
         if self._places + places > self._limits.capacity:
             for _ in range(places):
                 self._metrics.ended(Outcome.OVERLOADED)

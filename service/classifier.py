@@ -1,58 +1,166 @@
 """The flow from bytes to answer, for every transport: it knows neither HTTP nor protobuf."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from models.catalog import InputSpec
-from service import image, recipe
 from service.clock import Clock
-from service.errors import BadRequest, DeadlineExceeded, TopfiveError
+from service.comparison import Comparison, ComparisonTiming, Row, compared
+from service.ensemble import Panel, Panels, is_ensemble, mean
+from service.errors import BadImage, BadRequest, DeadlineExceeded, NotReady, TooLarge, TopfiveError
 from service.metrics import Metrics
-from service.model import LoadedModel
+from service.recipe import TEN_CROPS
 from service.repository import Repository
+from service.samples import Decoder, Photo
+from service.together import together
 from service.topk import top_k as best
-from service.types import Classification, ImageLimits, Sample, Timing
+from service.types import ENSEMBLE, Classification, Timing
 
 DEFAULT_TOP_K = 5
+DEFAULT_CROPS = 1
+MAX_ROWS = 32
+
+_UNKNOWN = "unknown"  # a name that nobody knows must not become a label value
 
 X = TypeVar("X")
 
 
 class Classifier(Protocol):
-    """What a transport needs: one method, whether the engine is in this process or behind a network."""
+    """What a transport needs: two methods, whether the engine is in this process or behind a network."""
 
     async def classify(
-        self, data: bytes, *, model: str | None, top_k: int = DEFAULT_TOP_K, deadline: float
+        self,
+        data: bytes,
+        *,
+        model: str | None,
+        top_k: int = DEFAULT_TOP_K,
+        crops: int = DEFAULT_CROPS,
+        deadline: float,
     ) -> Classification:
         """The `top_k` best classes of the image in `data`; `deadline` in seconds of the service's clock."""
 
+    async def compare(
+        self,
+        data: bytes,
+        *,
+        models: Sequence[str],
+        top_k: int = DEFAULT_TOP_K,
+        crops: int = DEFAULT_CROPS,
+        deadline: float,
+    ) -> Comparison:
+        """The same of each of `models`, side by side; of all loaded ones where none is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked of every model."""
+
+    top_k: int
+    crops: int
+    deadline: float
+
+    def check(self) -> None:
+        """Raise BadRequest where no model could answer it."""
+        if self.crops not in (DEFAULT_CROPS, TEN_CROPS):
+            raise BadRequest(f"crops is {self.crops}; send {DEFAULT_CROPS} or {TEN_CROPS}")
+        if self.top_k < 1:
+            raise BadRequest(f"top_k is {self.top_k}; send 1 or more")
+
+    def check_for(self, panel: Panel) -> None:
+        """Raise BadRequest where these models cannot answer it."""
+        if not 1 <= self.top_k <= len(panel.labels):
+            raise BadRequest(f"top_k is {self.top_k}; {panel.name} has classes for 1 to {len(panel.labels)}")
+        self.check()
+
 
 class LocalClassifier:
-    """Classifies with the models of a repository, decoding on `threads` threads of its own."""
+    """Classifies with the models of a repository."""
 
-    def __init__(
-        self, repository: Repository, *, limits: ImageLimits, threads: int, clock: Clock, metrics: Metrics
-    ) -> None:
+    def __init__(self, repository: Repository, decoder: Decoder, *, clock: Clock, metrics: Metrics) -> None:
         self._repository = repository
-        self._limits = limits
+        self._decoder = decoder
         self._clock = clock
         self._metrics = metrics
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._panels = Panels(repository)
 
     async def classify(
-        self, data: bytes, *, model: str | None, top_k: int = DEFAULT_TOP_K, deadline: float
+        self,
+        data: bytes,
+        *,
+        model: str | None,
+        top_k: int = DEFAULT_TOP_K,
+        crops: int = DEFAULT_CROPS,
+        deadline: float,
     ) -> Classification:
-        """The `top_k` best classes of the image in `data`, by `model` or the default one.
+        """The `top_k` best classes of the image in `data`, by `model` (or an ensemble) or the default one.
 
-        Raises a TopfiveError of `service.errors`; every one is counted here, once.
+        With ten `crops` the probabilities are averaged over those of `recipe.ten_crops`. Raises a TopfiveError of
+        `service.errors`; every one is counted here, once.
         """
-        label = "unknown"  # a name that nobody knows must not become a label value
+        asker = model or ""
+        with self._decoder.photo(data, crops, [asker]) as photo:
+            return await self._counted(photo, asker, _Question(top_k, crops, deadline))
+
+    async def compare(
+        self,
+        data: bytes,
+        *,
+        models: Sequence[str],
+        top_k: int = DEFAULT_TOP_K,
+        crops: int = DEFAULT_CROPS,
+        deadline: float,
+    ) -> Comparison:
+        """What each of `models` (or all loaded ones) says of the image in `data`; the image is decoded once.
+
+        A model that cannot answer has its error in its row. Raises what is wrong with the image or with the question
+        as a whole: BadImage, TooLarge, BadRequest, NotReady.
+        """
+        started = self._clock.now()
+        question = _Question(top_k, crops, deadline)
         try:
-            loaded = await self._within(deadline, lambda: self._repository.get(model or self._repository.default))
-            label = loaded.name
-            answer = await self._answer(loaded, data, top_k, deadline)
+            question.check()
+            names = self._names(models)
+        except TopfiveError as error:
+            self._metrics.answered(_UNKNOWN, error.code)
+            raise
+        with self._decoder.photo(data, crops, names) as photo:
+            rows = await together([self._row(photo, name, question) for name in names])
+            for row in rows:
+                if isinstance(row.result, (BadImage, TooLarge)):
+                    raise row.result
+            total_ms = (self._clock.now() - started) * 1000
+            return compared(rows, ComparisonTiming(photo.seconds * 1000, total_ms))
+
+    def close(self) -> None:
+        """End the decoding threads; no `classify` may follow."""
+        self._decoder.close()
+
+    def _names(self, models: Sequence[str]) -> list[str]:
+        """The rows of a comparison: each model once, as it was first spelt."""
+        wanted = models or self._repository.loaded
+        if not wanted:
+            raise NotReady("no model is loaded yet; name the models to compare")
+        rows: dict[str, str] = {}
+        for name in wanted:
+            rows.setdefault(self._panels.canonical(name), name)
+        if len(rows) > MAX_ROWS:
+            raise BadRequest(f"{len(rows)} models are to be compared; name at most {MAX_ROWS}")
+        return list(rows.values())
+
+    async def _row(self, photo: Photo, name: str, question: _Question) -> Row:
+        try:
+            return Row(name, await self._counted(photo, name, question))
+        except Exception as error:  # whatever it is, the other models still answer
+            return Row(name, error)
+
+    async def _counted(self, photo: Photo, asker: str, question: _Question) -> Classification:
+        """The answer of the model that `asker` names, counted however it ends."""
+        label = ENSEMBLE if is_ensemble(asker) else _UNKNOWN
+        try:
+            panel = await self._within(question.deadline, lambda: self._panels.get(asker or self._repository.default))
+            label = panel.metrics_label
+            answer = await self._answer(panel, photo, asker, question)
         except TopfiveError as error:
             self._metrics.answered(label, error.code)
             raise
@@ -62,49 +170,46 @@ class LocalClassifier:
         except Exception:
             self._metrics.answered(label, "internal")
             raise
+        finally:
+            photo.leave(asker)
         self._metrics.answered(label, "ok", answer.timing_ms)
         return answer
 
-    def close(self) -> None:
-        """End the decoding threads; no `classify` may follow."""
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-
-    async def _answer(self, loaded: LoadedModel, data: bytes, top_k: int, deadline: float) -> Classification:
+    async def _answer(self, panel: Panel, photo: Photo, asker: str, question: _Question) -> Classification:
         started = self._clock.now()
-        manifest = loaded.artifact.manifest
-        if not 1 <= top_k <= manifest.classes:
-            raise BadRequest(f"top_k is {top_k}; {loaded.name} has classes for 1 to {manifest.classes}")
-        image.check_size(len(data), self._limits)
-        with loaded.batcher.admit():
+        question.check_for(panel)
+        photo.check_size()
+        specs = [member.artifact.manifest.input for member in panel.members]
+        with panel.admitted(question.crops):
             arrived = self._clock.now()
-            sample, decode_s = await self._within(deadline, lambda: self._decoded(data, manifest.input))
+            samples, decode_s = await self._within(question.deadline, lambda: photo.samples(asker, specs))
             waited_s = self._clock.now() - arrived - decode_s  # for a decoding thread
-            ran = await loaded.batcher.submit(sample, deadline=deadline)
-        predictions = best(ran.value, loaded.artifact.labels, top_k)
+            ran = await together(
+                [
+                    member.batcher.submit(sample, deadline=question.deadline)
+                    for member, crops in zip(panel.members, samples, strict=True)
+                    for sample in crops
+                ]
+            )
+        predictions = best(mean([one.value for one in ran]), panel.labels, question.top_k)
+        queue_s = min(one.queue_s for one in ran)
+        ended_s = max(one.queue_s + one.run_s for one in ran)  # all were submitted at once
         total_ms = (self._clock.now() - started) * 1000
-        loaded.latency.record(total_ms)
+        panel.latency.record(total_ms)
         return Classification(
             predictions=predictions,
-            model=loaded.card,
-            engine=loaded.engine_info,
+            model=panel.card,
+            engine=panel.engine,
             timing_ms=Timing(
                 decode=decode_s * 1000,
-                queue=(max(0.0, waited_s) + ran.queue_s) * 1000,
-                inference=ran.run_s * 1000,
+                queue=(max(0.0, waited_s) + queue_s) * 1000,
+                inference=(ended_s - queue_s) * 1000,
                 total=total_ms,
             ),
-            batch_size=ran.batch_size,
-            warnings=loaded.warnings,
+            batch_size=max(one.batch_size for one in ran),
+            warnings=panel.warnings,
+            members=panel.member_cards,
         )
-
-    async def _decoded(self, data: bytes, spec: InputSpec) -> tuple[Sample, float]:
-        """The sample, and the seconds that making it took on its thread."""
-
-        def prepare() -> tuple[Sample, float]:
-            began = self._clock.now()
-            return recipe.apply(spec, image.decode(data, self._limits)), self._clock.now() - began
-
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, prepare)
 
     async def _within(self, deadline: float, work: Callable[[], Awaitable[X]]) -> X:
         """The result of `work`, or DeadlineExceeded once the deadline has passed."""

@@ -93,6 +93,12 @@ class Repository:
         return self._configured[0]
 
     @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the loaded models: the configured ones in their order, then the others by name."""
+        first = [name for name in self._configured if name in self._loaded]
+        return (*first, *sorted(self._loaded.keys() - set(first)))
+
+    @property
     def alive(self) -> bool:
         """False when a queue is broken or an engine stuck beyond recovery: a supervisor should restart the process."""
         return not any(model.lost for model in self._loaded.values())
@@ -122,6 +128,10 @@ class Repository:
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever `ready` may have changed."""
         self._listeners.append(listener)
+
+    def canonical(self, name: str) -> str:
+        """The name that it is loaded under: an architecture with its default weights spelt out is the plain one."""
+        return self._catalog.canonical(name)
 
     async def start(self, names: Iterable[str]) -> None:
         """Load the configured models one after the other; raises what `get` raises."""

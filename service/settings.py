@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from service.types import ImageLimits, Precision, Runtime
+from service.types import ENSEMBLE_PREFIX, ImageLimits, Precision, Runtime
 
 
 class LogLevel(StrEnum):
@@ -62,6 +62,8 @@ class Settings(BaseModel):
             names = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
             if not names:
                 raise ValueError("name at least one model")
+            if made := [name for name in names if name.startswith(ENSEMBLE_PREFIX)]:
+                raise ValueError(f"{made[0]} is made of models at a request; name its members instead")
         return names
 
     @property

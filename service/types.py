@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 
 R = TypeVar("R")
 
+ENSEMBLE = "ensemble"
+ENSEMBLE_PREFIX = f"{ENSEMBLE}:"
+MAX_MEMBERS = 8
+"""Of an ensemble, `ensemble:a+b+c`, which averages the probabilities of its members."""
+
 Pixels = NDArray[np.uint8]
 """A decoded photo: [H, W, 3], RGB."""
 
@@ -146,7 +151,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The answer to one image."""
+    """The answer to one image. `members` are the cards of an ensemble's members, none of a single model."""
 
     predictions: tuple[Prediction, ...]
     model: ModelCard
@@ -154,3 +159,4 @@ class Classification:
     timing_ms: Timing
     batch_size: int
     warnings: tuple[str, ...]
+    members: tuple[ModelCard, ...] = ()

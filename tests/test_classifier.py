@@ -28,6 +28,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.repository import Repository
+from service.samples import Decoder
 from service.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample
 from tests.conftest import png
 from tests.fakes import FakeEngine, ManualClock, Opener, SlowImage, reached, settle
@@ -53,9 +54,8 @@ class Bench:
             clock=clock or self.clock,
             metrics=self.metrics,
         )
-        self.classifier = LocalClassifier(
-            self.repository, limits=limits, threads=threads, clock=clock or self.clock, metrics=self.metrics
-        )
+        decoder = Decoder(limits, threads=threads, clock=clock or self.clock)
+        self.classifier = LocalClassifier(self.repository, decoder, clock=clock or self.clock, metrics=self.metrics)
         self.now = (clock or self.clock).now
         self.images: list[SlowImage] = []
 

@@ -1,0 +1,87 @@
+"""The answers of several models to one photo side by side, and where they agree."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from service.types import Classification, Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the model of that name, as it was asked for, answered: a classification or the reason why there is none."""
+
+    model: str
+    result: Classification | Exception
+
+
+@dataclass(frozen=True, slots=True)
+class ClassName:
+    """A class of any model: its WordNet id (empty where it has none) and its English name."""
+
+    wnid: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """A class that is the best of some models, and which."""
+
+    wnid: str
+    label: str
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonTiming:
+    """Milliseconds: threads that decoded, resized and cropped, and in all."""
+
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A row per model in the order asked for.
+
+    `agreement` has the best classes, that of the most models first; `common` the classes among the best of every model
+    that answered, most probable first.
+    """
+
+    rows: tuple[Row, ...]
+    agreement: tuple[Agreement, ...]
+    common: tuple[ClassName, ...]
+    timing_ms: ComparisonTiming
+    warnings: tuple[str, ...]
+
+
+def compared(rows: Sequence[Row], timing_ms: ComparisonTiming) -> Comparison:
+    """The comparison of these rows. Classes are the same where their wnid is, or without one their label."""
+    answers = [(row.model, row.result) for row in rows if isinstance(row.result, Classification)]
+    return Comparison(
+        rows=tuple(rows),
+        agreement=_agreement((model, answer.predictions[0]) for model, answer in answers),
+        common=_common([answer.predictions for _, answer in answers]),
+        timing_ms=timing_ms,
+        warnings=tuple(dict.fromkeys(warning for _, answer in answers for warning in answer.warnings)),
+    )
+
+
+def _identity(prediction: Prediction) -> str:
+    return prediction.wnid or prediction.label
+
+
+def _agreement(best: Iterable[tuple[str, Prediction]]) -> tuple[Agreement, ...]:
+    said: dict[str, list[tuple[str, Prediction]]] = {}
+    for model, prediction in best:
+        said.setdefault(_identity(prediction), []).append((model, prediction))
+    groups = sorted(said.values(), key=len, reverse=True)
+    return tuple(Agreement(group[0][1].wnid, group[0][1].label, tuple(model for model, _ in group)) for group in groups)
+
+
+def _common(answers: Sequence[Sequence[Prediction]]) -> tuple[ClassName, ...]:
+    if not answers:
+        return ()
+    by_class = [{_identity(prediction): prediction for prediction in answer} for answer in answers]
+    shared = [key for key in by_class[0] if all(key in classes for classes in by_class)]
+    shared.sort(key=lambda key: sum(classes[key].probability for classes in by_class), reverse=True)
+    return tuple(ClassName(by_class[0][key].wnid, by_class[0][key].label) for key in shared)
