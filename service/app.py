@@ -25,6 +25,7 @@ from service.recovery import Recovery
 from service.repository import Repository
 from service.rest import endpoints
 from service.rest.app import create_app
+from service.rest.intake import Intake
 from service.rest.server import RestServer
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
@@ -85,15 +86,9 @@ class Service:
         settings = core.settings
         self._core = core
         budget = UploadBudget(settings.max_upload_bytes)
+        intake = Intake(settings.limits, budget, settings.timeout_s, core.clock, core.metrics)
         app = create_app(
-            endpoints.predictions(
-                core.classifier,
-                limits=settings.limits,
-                budget=budget,
-                timeout_s=settings.timeout_s,
-                clock=core.clock,
-                metrics=core.metrics,
-            ),
+            endpoints.predictions(core.classifier, intake),
             endpoints.models(core.repository),
             endpoints.health(core.repository, core.metrics),
         )

@@ -14,9 +14,12 @@ from rich.markup import escape
 
 from service import tables
 from service.app import Core, run
+from service.classifier import DEFAULT_CROPS
 from service.commands.classify import classify_command
+from service.commands.compare import compare
 from service.commands.evaluate import evaluate_command
 from service.commands.layers import layers_command
+from service.ensemble import member_names
 from service.errors import TopfiveError
 from service.facts import facts
 from service.options import option, options, settings_from
@@ -49,6 +52,7 @@ def main() -> None:
 main.add_command(classify_command)
 main.add_command(layers_command)
 main.add_command(evaluate_command)
+main.add_command(compare)
 
 
 @main.command()
@@ -60,18 +64,25 @@ def serve(**values: Any) -> None:
 
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@option("--model", default="googlenet", help="Which exported model answers")
+@option("--model", default="googlenet", help="Which exported model answers, or ensemble:a+b for their average")
 @option("--top-k", default=5, help="How many classes, best first")
+@option("--crops", default=DEFAULT_CROPS, help="1, or 10: the average over corners, centre and their mirrors")
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
 @options("artifacts", "runtime", "precision", "cpus", "max_image_bytes", "max_image_pixels")
-def predict(images: Sequence[Path], model: str, top_k: int, as_json: bool, **values: Any) -> None:
+def predict(images: Sequence[Path], model: str, top_k: int, crops: int, as_json: bool, **values: Any) -> None:
     """Classify IMAGES in this process, without a server."""
-    core_settings = settings_from({**values, "models": (model,)})
-    sys.exit(asyncio.run(_predict(core_settings, images, top_k, as_json)))
+    try:
+        settings = settings_from({**values, "models": member_names(model)})
+    except TopfiveError as error:
+        raise click.UsageError(error.detail) from error
+    sys.exit(asyncio.run(_predict(settings, images, model, (top_k, crops), as_json)))
 
 
-async def _predict(settings: Settings, images: Sequence[Path], top_k: int, as_json: bool) -> int:
+async def _predict(
+    settings: Settings, images: Sequence[Path], model: str, question: tuple[int, int], as_json: bool
+) -> int:
     """Print an answer for each image; 1 where any could not be answered."""
+    top_k, crops = question
     core, failures = Core(settings), 0
     console, errors = Console(), Console(stderr=True)
     try:
@@ -80,7 +91,7 @@ async def _predict(settings: Settings, images: Sequence[Path], top_k: int, as_js
             try:
                 data = await asyncio.to_thread(path.read_bytes)
                 deadline = core.clock.now() + settings.timeout_s
-                answer = await core.classifier.classify(data, model=None, top_k=top_k, deadline=deadline)
+                answer = await core.classifier.classify(data, model=model, top_k=top_k, crops=crops, deadline=deadline)
             except (OSError, TopfiveError) as error:
                 reason = (error.strerror or str(error)) if isinstance(error, OSError) else error.detail
                 errors.print(f"[red]{escape(str(path))}[/]: {escape(reason)}", highlight=False, soft_wrap=True)

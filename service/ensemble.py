@@ -152,8 +152,10 @@ def mean(rows: Sequence[Probabilities]) -> Probabilities:
     """The plain average of rows [C], computed in float64."""
     if len(rows) == 1:
         return rows[0]
-    average: Probabilities = np.mean(rows, axis=0, dtype=np.float64).astype(np.float32)
-    return average
+    total = np.zeros(rows[0].shape, dtype=np.float64)
+    for row in rows:
+        total += row
+    return (total / len(rows)).astype(np.float32)
 
 
 def _check_labels(members: Sequence[LoadedModel]) -> None:

@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from models.measured import Measurement
+from service.comparison import Comparison
+from service.errors import Code, TopfiveError
 from service.facts import facts
 from service.repository import Entry
 from service.types import Classification
@@ -46,6 +48,46 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
     )
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in classification.warnings]
     return Group(table, *warnings, summary)
+
+
+def comparison(title: str, compared: Comparison) -> RenderableType:
+    """A row per model with its best class or its error, then where they agree."""
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("model", overflow="fold", ratio=3, min_width=8)
+    table.add_column("best class", overflow="fold", ratio=4, min_width=8)
+    for column in ("prob.", "M par.", "GMACs", "top-1", "ms"):
+        table.add_column(column, justify="right", no_wrap=True)
+    reasons: list[RenderableType] = []
+    for row in compared.rows:
+        if isinstance(row.result, Exception):
+            code, reason = _told(row.result)
+            table.add_row(Text(row.model), Text(code, style="red"))
+            reasons.append(Text(f"{row.model}: {reason}", style="red"))
+            continue
+        card, best = row.result.model, row.result.predictions[0]
+        table.add_row(
+            Text(row.model),
+            Text(best.label),
+            f"{best.probability:.3f}",
+            f"{card.parameters / 1e6:.2f}",
+            f"{card.macs / 1e9:.2f}",
+            "-" if card.acc1 is None else f"{card.acc1:.1f}",
+            f"{row.result.timing_ms.inference:.1f}",
+        )
+    answered = sum(not isinstance(row.result, Exception) for row in compared.rows)
+    said = [f"{group.label}: {len(group.models)} of {answered}" for group in compared.agreement]
+    lines: list[RenderableType] = [
+        *reasons,
+        *(Text(f"warning: {warning}", style="yellow") for warning in compared.warnings),
+        Text(f"best class: {', '.join(said) or 'no model answered'}"),
+        Text(f"among the best of all: {', '.join(same.label for same in compared.common) or 'none'}\n", style="dim"),
+    ]
+    return Group(table, *lines)
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """Code and detail."""
+    return (error.code, error.detail) if isinstance(error, TopfiveError) else (Code.INTERNAL, f"it failed: {error}")
 
 
 def models(entries: Sequence[Entry]) -> RenderableType:

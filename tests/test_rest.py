@@ -10,7 +10,7 @@ import pytest
 
 from export.samples import PHOTOS
 from service.rest import protocol
-from service.rest.endpoints import requested_timeout
+from service.rest.intake import requested_timeout
 from service.types import Outcome
 from tests.conftest import png
 from tests.fakes import FakeEngine
@@ -18,7 +18,7 @@ from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
 
-REPLY = {"request_id", "predictions", "model", "engine", "timing_ms", "batch_size", "warnings"}
+REPLY = {"request_id", "predictions", "model", "engine", "timing_ms", "batch_size", "warnings", "members"}
 MODEL = {
     "name",
     "version",

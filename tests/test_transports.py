@@ -55,7 +55,7 @@ def comparable(value: Any) -> Any:
     """The reply without what differs from call to call, and 64-bit numbers as numbers."""
     if isinstance(value, dict):
         left_out = ("request_id", "timing_ms", "latency_ms", "probability")
-        return {key: comparable(item) for key, item in value.items() if key not in left_out and item is not None}
+        return {key: comparable(item) for key, item in value.items() if key not in left_out and item not in (None, "")}
     if isinstance(value, list):
         return [comparable(item) for item in value]
     return int(value) if isinstance(value, str) and value.isdecimal() else value

@@ -1,23 +1,22 @@
 """The REST endpoints: each reads its request, calls the classifier or the repository, and writes the reply."""
 
-import asyncio
-import math
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from dataclasses import fields
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
-from service.budget import UploadBudget
-from service.classifier import DEFAULT_TOP_K, Classifier
-from service.clock import Clock
-from service.errors import BadRequest, DeadlineExceeded, NotReady, TopfiveError
+from service.classifier import DEFAULT_CROPS, DEFAULT_TOP_K, Classifier
+from service.comparison import ComparisonTiming
+from service.errors import NotReady
 from service.facts import facts, layer_facts
-from service.image import FORMATS
 from service.metrics import Metrics
 from service.repository import Repository
+from service.rest.errors import row_problem
+from service.rest.intake import BODY, Intake, unless_disconnected
 from service.rest.schemas import (
+    CompareReply,
     Health,
     LayersReply,
     ModelDetailReply,
@@ -25,24 +24,10 @@ from service.rest.schemas import (
     ModelReply,
     PredictReply,
     Problem,
+    Reply,
 )
-from service.rest.upload import FIELD, read_image
-from service.types import ImageLimits, Timing
+from service.types import Timing
 
-X = TypeVar("X")
-
-_IMAGE = {"type": "string", "format": "binary", "description": f"One of {', '.join(FORMATS)}"}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "required": [FIELD], "properties": {FIELD: _IMAGE}},
-            },
-            "image/*": {"schema": _IMAGE},
-        },
-    }
-}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description}
     for status, description in {
@@ -58,41 +43,51 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def predictions(
-    classifier: Classifier,
-    *,
-    limits: ImageLimits,
-    budget: UploadBudget,
-    timeout_s: float,
-    clock: Clock,
-    metrics: Metrics,
-) -> APIRouter:
-    """`POST /predict`."""
+_Crops = Annotated[int, Query(description="1, or 10: the average over corners, centre and their mirrors")]
+_TopK = Annotated[int, Query(description="How many classes, best first")]
+_Timeout = Annotated[str | None, Header(description="Seconds to wait for the answer")]
+
+
+def predictions(classifier: Classifier, intake: Intake) -> APIRouter:
+    """`POST /predict` and `POST /compare`."""
     router = APIRouter(tags=["predict"])
 
-    @router.post("/predict", response_model=PredictReply, responses=_PROBLEMS, openapi_extra=_BODY)
+    @router.post("/predict", response_model=PredictReply, responses=_PROBLEMS, openapi_extra=BODY)
     async def predict(
         request: Request,
-        model: Annotated[str | None, Query(description="A name from /models; else the server's default")] = None,
-        top_k: Annotated[int, Query(description="How many classes, best first")] = DEFAULT_TOP_K,
-        x_request_timeout: Annotated[str | None, Header(description="Seconds to wait for the answer")] = None,
+        model: Annotated[
+            str | None, Query(description="A name from /models, or ensemble:a+b; else the server's default")
+        ] = None,
+        top_k: _TopK = DEFAULT_TOP_K,
+        crops: _Crops = DEFAULT_CROPS,
+        x_request_timeout: _Timeout = None,
     ) -> Response:
         """Classify one image, sent as the multipart field `image` or as the raw body."""
-        with budget.share() as take:
-            try:
-                deadline = clock.now() + requested_timeout(x_request_timeout, timeout_s)
-                async with asyncio.timeout(deadline - clock.now()):
-                    data = await read_image(request, limits, take)
-            except (TopfiveError, TimeoutError) as error:
-                refusal = error if isinstance(error, TopfiveError) else DeadlineExceeded()
-                metrics.answered("unknown", refusal.code)  # the classifier never sees, and so never counts, this one
-                raise refusal from error
+        async with intake.image(request, x_request_timeout) as (data, deadline):
             answer = await unless_disconnected(
-                request, classifier.classify(data, model=model, top_k=top_k, deadline=deadline)
+                request, classifier.classify(data, model=model, top_k=top_k, crops=crops, deadline=deadline)
             )
-        reply = PredictReply.of(request.state.request_id, answer)
-        headers = {"Server-Timing": server_timing(answer.timing_ms)}
-        return Response(reply.model_dump_json(), headers=headers, media_type="application/json")
+        return _replied(PredictReply.of(request.state.request_id, answer), answer.timing_ms)
+
+    @router.post("/compare", response_model=CompareReply, responses=_PROBLEMS, openapi_extra=BODY)
+    async def compare(
+        request: Request,
+        model: Annotated[
+            list[str] | None, Query(description="Names as of /predict, repeated or with commas; else all loaded models")
+        ] = None,
+        top_k: _TopK = DEFAULT_TOP_K,
+        crops: _Crops = DEFAULT_CROPS,
+        x_request_timeout: _Timeout = None,
+    ) -> Response:
+        """Classify one image with many models at once; a model that cannot answer has its error in its row."""
+        names = [name.strip() for value in model or () for name in value.split(",") if name.strip()]
+        async with intake.image(request, x_request_timeout) as (data, deadline):
+            comparison = await unless_disconnected(
+                request, classifier.compare(data, models=names, top_k=top_k, crops=crops, deadline=deadline)
+            )
+        identity: str = request.state.request_id
+        problems = [row_problem(row.result, identity) for row in comparison.rows]
+        return _replied(CompareReply.of(identity, comparison, problems), comparison.timing_ms)
 
     return router
 
@@ -147,40 +142,11 @@ def health(repository: Repository, metrics: Metrics) -> APIRouter:
     return router
 
 
-def requested_timeout(header: str | None, limit_s: float) -> float:
-    """Seconds a caller asks for in X-Request-Timeout, at most the server's own limit. Raises BadRequest."""
-    if header is None:
-        return limit_s
-    try:
-        seconds = float(header)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise BadRequest(f"X-Request-Timeout is {header!r}; send seconds above zero, such as 0.5")
-    return min(seconds, limit_s)
+def _replied(reply: Reply, timing: Timing | ComparisonTiming) -> Response:
+    headers = {"Server-Timing": server_timing(timing)}
+    return Response(reply.model_dump_json(), headers=headers, media_type="application/json")
 
 
-def server_timing(timing: Timing) -> str:
+def server_timing(timing: Timing | ComparisonTiming) -> str:
     """The Server-Timing header, which browsers show in their network panel."""
-    steps = ("decode", "queue", "inference", "total")
-    return ", ".join(f"{step};dur={getattr(timing, step):.3f}" for step in steps)
-
-
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, X]) -> X:
-    """The result of `work`, which is cancelled when the client leaves first (ClientDisconnect)."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return await task
-        raise ClientDisconnect
-    finally:
-        gone.cancel()
-        task.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
+    return ", ".join(f"{step.name};dur={getattr(timing, step.name):.3f}" for step in fields(timing))

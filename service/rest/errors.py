@@ -14,11 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import TABLE, BadRequest, Code, Overloaded, ShuttingDown, TopfiveError
 from service.request_id import request_id
-from service.rest.schemas import Problem
+from service.rest.schemas import Problem, RowProblem
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
+
+_NOT_TOLD = "the server failed; its log has the cause"
 
 
 class RequestContext:
@@ -54,9 +56,7 @@ class RequestContext:
         except Exception:
             log.exception("%s: unexpected error", identity)
             if not started:
-                await _problem(Code.INTERNAL, "the server failed; its log has the cause", identity)(
-                    scope, receive, send_with_id
-                )
+                await _problem(Code.INTERNAL, _NOT_TOLD, identity)(scope, receive, send_with_id)
 
 
 def install(app: FastAPI) -> None:
@@ -70,6 +70,25 @@ def install(app: FastAPI) -> None:
 async def _topfive_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TopfiveError)
     identity: str = request.state.request_id
+    detail = _told(error, identity)
+    response = _problem(error.code, detail, identity)
+    if isinstance(error, Overloaded):
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    return response
+
+
+def row_problem(result: object, identity: str) -> RowProblem | None:
+    """The problem of one row of a comparison, None where it has none; the log gets what the client is not told."""
+    if not isinstance(result, Exception):
+        return None
+    error = result if isinstance(result, TopfiveError) else TopfiveError("unexpected error")
+    error.__cause__ = error.__cause__ if error is result else result
+    detail = _told(error, identity)
+    return RowProblem(code=error.code, detail=detail, retryable=error.translation.retryable)
+
+
+def _told(error: TopfiveError, identity: str) -> str:
+    """The detail for the client; all of the error goes to the log."""
     expected = error.code is not Code.INTERNAL
     log.log(
         error.translation.log_level,
@@ -79,11 +98,7 @@ async def _topfive_error(request: Request, error: Exception) -> Response:
         error.detail,
         exc_info=None if expected else error,
     )
-    detail = error.detail if expected else "the server failed; its log has the cause"
-    response = _problem(error.code, detail, identity)
-    if isinstance(error, Overloaded):
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    return response
+    return error.detail if expected else _NOT_TOLD
 
 
 async def _invalid_request(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """The replies of the REST interface, as clients and the OpenAPI document see them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,41 +9,87 @@ from models.artifact import ParityReport
 from models.catalog import InputSpec, PublishedErrors, WeightSet
 from models.cost import Size
 from models.measured import Measurement
+from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming
 from service.facts import LayerFacts
 from service.repository import ModelState
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 
 
-class _Reply(BaseModel):
+class Reply(BaseModel):
+    """The body of any reply."""
+
     model_config = ConfigDict(from_attributes=True, frozen=True)
 
 
-class PredictReply(_Reply):
-    """The answer to one image. Probabilities are in [0, 1], accuracy in percent, times in milliseconds."""
+class Answer(Reply):
+    """What a model says of one image. Probabilities are in [0, 1], accuracy in percent, times in milliseconds."""
 
-    request_id: str
     predictions: list[Prediction]
     model: ModelCard
     engine: EngineInfo
     timing_ms: Timing
     batch_size: int = Field(description="How many images shared this run of the engine")
     warnings: list[str]
+    members: list[ModelCard] = Field(description="The members of an ensemble; empty for a single model")
+
+
+class _Identified(Reply):
+    request_id: str
+
+
+class PredictReply(Answer, _Identified):  # the id first: fields come in the order of the bases from the last
+    """The answer to one image."""
 
     @classmethod
     def of(cls, request_id: str, answer: Classification) -> "PredictReply":
         """The reply for an answer of the classifier."""
+        return cls(request_id=request_id, **dict(Answer.model_validate(answer)))
+
+
+class RowProblem(Reply):
+    """Why one model of a comparison has no answer; `code` is that of the problem it would have been alone."""
+
+    code: str
+    detail: str
+    retryable: bool
+
+
+class CompareRow(Reply):
+    """One model of a comparison, by the name it was asked for: its answer or its error, the other is null."""
+
+    model: str
+    answer: Answer | None
+    error: RowProblem | None
+
+
+class CompareReply(Reply):
+    """One image and many models, each once, in the order of the request."""
+
+    request_id: str
+    rows: list[CompareRow]
+    agreement: list[Agreement] = Field(description="Classes that are the best of any model, of the most models first")
+    common: list[ClassName] = Field(description="Classes among the best of every model that answered")
+    timing_ms: ComparisonTiming
+    warnings: list[str]
+
+    @classmethod
+    def of(cls, request_id: str, comparison: Comparison, problems: Sequence[RowProblem | None]) -> "CompareReply":
+        """The reply for a comparison, with a problem for each row that has no answer."""
+        rows = [
+            CompareRow(model=row.model, answer=None if problem else Answer.model_validate(row.result), error=problem)
+            for row, problem in zip(comparison.rows, problems, strict=True)
+        ]
         return cls(
             request_id=request_id,
-            predictions=list(answer.predictions),
-            model=answer.model,
-            engine=answer.engine,
-            timing_ms=answer.timing_ms,
-            batch_size=answer.batch_size,
-            warnings=list(answer.warnings),
+            rows=rows,
+            agreement=list(comparison.agreement),
+            common=list(comparison.common),
+            timing_ms=comparison.timing_ms,
+            warnings=list(comparison.warnings),
         )
 
 
-class WeightsReply(_Reply):
+class WeightsReply(Reply):
     """The weights inside an exported model."""
 
     source: str
@@ -50,7 +97,7 @@ class WeightsReply(_Reply):
     sha256: str | None
 
 
-class ModelReply(_Reply):
+class ModelReply(Reply):
     """A model the server knows, from `service.facts`; what only an exported model has is null before the export."""
 
     name: str
@@ -93,14 +140,14 @@ class ModelDetailReply(ModelReply):
     note: str | None
 
 
-class ModelListReply(_Reply):
+class ModelListReply(Reply):
     """All models of the catalog and all other exported ones."""
 
     default: str
     models: list[ModelReply]
 
 
-class LayerReply(_Reply):
+class LayerReply(Reply):
     """A layer in the order of the run; sizes are height and width, maps are channels, height and width."""
 
     name: str = Field(description="The module's path in the network")
@@ -118,7 +165,7 @@ class LayerReply(_Reply):
     receptive_field: Size | None = Field(description="Pixels of the input that one value sees, not clipped at edges")
 
 
-class StageReply(_Reply):
+class StageReply(Reply):
     """Consecutive layers that belong together: how many, what they give, their totals, their largest field."""
 
     name: str
@@ -130,7 +177,7 @@ class StageReply(_Reply):
     receptive_field: Size | None
 
 
-class LayersReply(_Reply):
+class LayersReply(Reply):
     """The layers of a model, its stages, and its totals for one image of `input_shape` = channels, height, width."""
 
     model: str
@@ -156,13 +203,13 @@ class LayersReply(_Reply):
         )
 
 
-class Health(_Reply):
+class Health(Reply):
     """The state of the server."""
 
     status: str
 
 
-class Problem(_Reply):
+class Problem(Reply):
     """An error, as RFC 9457 problem details."""
 
     type: str = "about:blank"

@@ -5,7 +5,9 @@ from models.catalog import InputSpec, WeightSet
 from models.layers import Layer, Stage
 from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
+from service.comparison import Comparison, Row
 from service.facts import LayerFacts, ModelFacts
+from service.rpc.errors import describe
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 
 
@@ -19,6 +21,19 @@ def classify_reply(request_id: str, answer: Classification) -> pb.ClassifyReply:
         timing_ms=_timing(answer.timing_ms),
         batch_size=answer.batch_size,
         warnings=answer.warnings,
+        members=[_model(card) for card in answer.members],
+    )
+
+
+def compare_reply(request_id: str, comparison: Comparison) -> pb.CompareReply:
+    """The reply for a comparison; the log gets what rows with an unexpected error do not tell."""
+    return pb.CompareReply(
+        request_id=request_id,
+        rows=[_row(row, request_id) for row in comparison.rows],
+        agreement=[pb.Agreement(wnid=same.wnid, label=same.label, models=same.models) for same in comparison.agreement],
+        common=[pb.ClassName(wnid=name.wnid, label=name.label) for name in comparison.common],
+        timing_ms=pb.CompareTiming(decode=comparison.timing_ms.decode, total=comparison.timing_ms.total),
+        warnings=comparison.warnings,
     )
 
 
@@ -111,6 +126,12 @@ def _stage(stage: Stage, share: float) -> pb.Stage:
         share=share,
         receptive_field=stage.receptive_field,
     )
+
+
+def _row(row: Row, request_id: str) -> pb.CompareRow:
+    if isinstance(row.result, Exception):
+        return pb.CompareRow(model=row.model, error=describe(row.result, request_id))
+    return pb.CompareRow(model=row.model, answer=classify_reply("", row.result))
 
 
 def _prediction(prediction: Prediction) -> pb.Prediction:

@@ -1,12 +1,13 @@
-"""The four calls of the contract: each reads its message, calls the classifier or the repository, and answers."""
+"""The calls of the contract: each reads its message, calls the classifier or the repository, and answers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
 from service.budget import UploadBudget
-from service.classifier import DEFAULT_TOP_K, Classifier
+from service.classifier import DEFAULT_CROPS, DEFAULT_TOP_K, Classifier
 from service.clock import Clock
 from service.errors import ShuttingDown
 from service.facts import facts, layer_facts
@@ -77,6 +78,22 @@ class Servicer(ClassifierServicer):
             for task in running:
                 task.cancel()
 
+    async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareReply:
+        """One image, many models."""
+        identity = request_id(request.request_id)
+        try:
+            with self._accepted(len(request.image)):
+                comparison = await self._classifier.compare(
+                    request.image,
+                    models=request.models,
+                    top_k=request.top_k if request.HasField("top_k") else DEFAULT_TOP_K,
+                    crops=request.crops if request.HasField("crops") else DEFAULT_CROPS,
+                    deadline=self._deadline(context),
+                )
+            return converters.compare_reply(identity, comparison)
+        except Exception as error:
+            await abort(context, error, identity)
+
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
         """All models."""
         try:
@@ -100,17 +117,26 @@ class Servicer(ClassifierServicer):
             await abort(context, error, request_id(""))
 
     async def _classify(self, request: pb.ClassifyRequest, identity: str, deadline: float) -> pb.ClassifyReply:
+        with self._accepted(len(request.image)):
+            answer = await self._classifier.classify(
+                request.image,
+                model=request.model or None,
+                top_k=request.top_k if request.HasField("top_k") else DEFAULT_TOP_K,
+                crops=request.crops if request.HasField("crops") else DEFAULT_CROPS,
+                deadline=deadline,
+            )
+        return converters.classify_reply(identity, answer)
+
+    @contextmanager
+    def _accepted(self, size_bytes: int) -> Iterator[None]:
+        """An image is owed its answer, and its bytes count. Raises ShuttingDown or Overloaded."""
         if self._closing:
             raise ShuttingDown
-        top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
         self._owed += 1
         try:
             with self._budget.share() as take:
-                take(len(request.image))
-                answer = await self._classifier.classify(
-                    request.image, model=request.model or None, top_k=top_k, deadline=deadline
-                )
-            return converters.classify_reply(identity, answer)
+                take(size_bytes)
+                yield
         finally:
             self._owed -= 1
 

@@ -7,19 +7,21 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("image", "model", "top_k", "request_id")
+    __slots__ = ("image", "model", "top_k", "request_id", "crops")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CROPS_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     model: str
     top_k: int
     request_id: str
-    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+    crops: int
+    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., request_id: _Optional[str] = ..., crops: _Optional[int] = ...) -> None: ...
 
 class ClassifyReply(_message.Message):
-    __slots__ = ("request_id", "predictions", "model", "engine", "timing_ms", "batch_size", "warnings")
+    __slots__ = ("request_id", "predictions", "model", "engine", "timing_ms", "batch_size", "warnings", "members")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +29,7 @@ class ClassifyReply(_message.Message):
     TIMING_MS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
     model: Model
@@ -34,7 +37,74 @@ class ClassifyReply(_message.Message):
     timing_ms: Timing
     batch_size: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ..., batch_size: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    members: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, request_id: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ..., batch_size: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class CompareRequest(_message.Message):
+    __slots__ = ("image", "models", "top_k", "request_id", "crops")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CROPS_FIELD_NUMBER: _ClassVar[int]
+    image: bytes
+    models: _containers.RepeatedScalarFieldContainer[str]
+    top_k: int
+    request_id: str
+    crops: int
+    def __init__(self, image: _Optional[bytes] = ..., models: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., request_id: _Optional[str] = ..., crops: _Optional[int] = ...) -> None: ...
+
+class CompareReply(_message.Message):
+    __slots__ = ("request_id", "rows", "agreement", "common", "timing_ms", "warnings")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    COMMON_FIELD_NUMBER: _ClassVar[int]
+    TIMING_MS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    rows: _containers.RepeatedCompositeFieldContainer[CompareRow]
+    agreement: _containers.RepeatedCompositeFieldContainer[Agreement]
+    common: _containers.RepeatedCompositeFieldContainer[ClassName]
+    timing_ms: CompareTiming
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[CompareRow, _Mapping]]] = ..., agreement: _Optional[_Iterable[_Union[Agreement, _Mapping]]] = ..., common: _Optional[_Iterable[_Union[ClassName, _Mapping]]] = ..., timing_ms: _Optional[_Union[CompareTiming, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CompareRow(_message.Message):
+    __slots__ = ("model", "answer", "error")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    answer: ClassifyReply
+    error: Error
+    def __init__(self, model: _Optional[str] = ..., answer: _Optional[_Union[ClassifyReply, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class Agreement(_message.Message):
+    __slots__ = ("wnid", "label", "models")
+    WNID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    wnid: str
+    label: str
+    models: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, wnid: _Optional[str] = ..., label: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ClassName(_message.Message):
+    __slots__ = ("wnid", "label")
+    WNID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    wnid: str
+    label: str
+    def __init__(self, wnid: _Optional[str] = ..., label: _Optional[str] = ...) -> None: ...
+
+class CompareTiming(_message.Message):
+    __slots__ = ("decode", "total")
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    decode: float
+    total: float
+    def __init__(self, decode: _Optional[float] = ..., total: _Optional[float] = ...) -> None: ...
 
 class ClassifyStreamReply(_message.Message):
     __slots__ = ("request_id", "reply", "error")

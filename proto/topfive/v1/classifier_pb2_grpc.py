@@ -46,6 +46,11 @@ class ClassifierStub(object):
                 request_serializer=topfive_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=topfive_dot_v1_dot_classifier__pb2.ClassifyStreamReply.FromString,
                 _registered_method=True)
+        self.Compare = channel.unary_unary(
+                '/topfive.v1.Classifier/Compare',
+                request_serializer=topfive_dot_v1_dot_classifier__pb2.CompareRequest.SerializeToString,
+                response_deserializer=topfive_dot_v1_dot_classifier__pb2.CompareReply.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/topfive.v1.Classifier/ListModels',
                 request_serializer=topfive_dot_v1_dot_classifier__pb2.ListModelsRequest.SerializeToString,
@@ -78,6 +83,14 @@ class ClassifierServicer(object):
     def ClassifyStream(self, request_iterator, context):
         """Any number of images over one call. Replies come in the order of the requests; an image that fails is answered by
         an error of its own and does not end the stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Compare(self, request, context):
+        """One image to many models at once. A model that cannot answer has its error in its row; the call fails only where
+        the image or the question itself is wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +129,11 @@ def add_ClassifierServicer_to_server(servicer, server):
                     servicer.ClassifyStream,
                     request_deserializer=topfive_dot_v1_dot_classifier__pb2.ClassifyRequest.FromString,
                     response_serializer=topfive_dot_v1_dot_classifier__pb2.ClassifyStreamReply.SerializeToString,
+            ),
+            'Compare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=topfive_dot_v1_dot_classifier__pb2.CompareRequest.FromString,
+                    response_serializer=topfive_dot_v1_dot_classifier__pb2.CompareReply.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -189,6 +207,33 @@ class Classifier(object):
             '/topfive.v1.Classifier/ClassifyStream',
             topfive_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
             topfive_dot_v1_dot_classifier__pb2.ClassifyStreamReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topfive.v1.Classifier/Compare',
+            topfive_dot_v1_dot_classifier__pb2.CompareRequest.SerializeToString,
+            topfive_dot_v1_dot_classifier__pb2.CompareReply.FromString,
             options,
             channel_credentials,
             insecure,

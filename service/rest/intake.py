@@ -1,0 +1,92 @@
+"""What every request with an image has in common: its time, its bytes, and a client who may leave."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from service.budget import UploadBudget
+from service.clock import Clock
+from service.errors import BadRequest, DeadlineExceeded, TopfiveError
+from service.image import FORMATS
+from service.metrics import Metrics
+from service.rest.upload import FIELD, read_image
+from service.types import ImageLimits
+
+X = TypeVar("X")
+
+_IMAGE = {"type": "string", "format": "binary", "description": f"One of {', '.join(FORMATS)}"}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": [FIELD], "properties": {FIELD: _IMAGE}},
+            },
+            "image/*": {"schema": _IMAGE},
+        },
+    }
+}
+"""The body of such a request, for the OpenAPI document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Reads images out of requests within the limits, the shared budget of bytes and the longest time."""
+
+    limits: ImageLimits
+    budget: UploadBudget
+    timeout_s: float
+    clock: Clock
+    metrics: Metrics
+
+    @asynccontextmanager
+    async def image(self, request: Request, x_request_timeout: str | None) -> AsyncIterator[tuple[bytes, float]]:
+        """The image and the deadline, while the image counts as in memory; counts and raises a refusal."""
+        with self.budget.share() as take:
+            try:
+                deadline = self.clock.now() + requested_timeout(x_request_timeout, self.timeout_s)
+                async with asyncio.timeout(deadline - self.clock.now()):
+                    data = await read_image(request, self.limits, take)
+            except (TopfiveError, TimeoutError) as error:
+                refusal = error if isinstance(error, TopfiveError) else DeadlineExceeded()
+                self.metrics.answered("unknown", refusal.code)  # the classifier never sees, so never counts, this one
+                raise refusal from error
+            yield data, deadline
+
+
+def requested_timeout(header: str | None, limit_s: float) -> float:
+    """Seconds a caller asks for in X-Request-Timeout, at most the server's own limit. Raises BadRequest."""
+    if header is None:
+        return limit_s
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise BadRequest(f"X-Request-Timeout is {header!r}; send seconds above zero, such as 0.5")
+    return min(seconds, limit_s)
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, X]) -> X:
+    """The result of `work`, which is cancelled when the client leaves first (ClientDisconnect)."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return await task
+        raise ClientDisconnect
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue

@@ -1,0 +1,112 @@
+"""Several models under one classifier: copies of `tiny`, each on a fake engine of its own."""
+
+import asyncio
+import json
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from models.artifact import LABELS, MANIFEST, Artifact, Manifest, write_manifest
+from models.catalog import CATALOG, InputSpec
+from models.labels import Label, write_labels
+from service import image, recipe
+from service.classifier import LocalClassifier
+from service.comparison import Comparison
+from service.metrics import Metrics
+from service.repository import Repository
+from service.samples import Decoder
+from service.types import BatchLimits, Classification, ImageLimits, Pixels, Samples
+from tests.fakes import FakeEngine, ManualClock, reached
+
+
+def copy_model(root: Path, name: str, changes: Mapping[str, Any] | None = None, digits: int = 0) -> None:
+    """Another model beside `tiny`: its copy under another name, with other facts, or with so many digits as classes."""
+    folder = root / name / "1"
+    shutil.copytree(root / "tiny" / "1", folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest.update({"name": name, **(changes or {})})
+    if digits:
+        manifest["classes"] = digits
+        write_labels(folder / LABELS, [Label(digit, "", f"digit {digit}") for digit in range(digits)])
+    write_manifest(folder, Manifest.model_validate(manifest))
+
+
+class Fleet:
+    """A classifier with an engine for each model, and counts of what its threads did."""
+
+    def __init__(self, root: Path, engines: Mapping[str, FakeEngine], capacity: int) -> None:
+        self.clock = ManualClock()
+        self.metrics = Metrics()
+        self.engines = engines
+        self.did: Counter[str] = Counter()
+        self.repository = Repository(
+            root,
+            CATALOG,
+            self._open,
+            limits=lambda engine: BatchLimits(engine.slots, engine.max_batch, capacity),
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+        decoder = Decoder(ImageLimits(), threads=2, clock=self.clock, decode=self._decode, cut=self._cut)
+        self.classifier = LocalClassifier(self.repository, decoder, clock=self.clock, metrics=self.metrics)
+
+    def _open(self, artifact: Artifact) -> FakeEngine:
+        return self.engines[artifact.manifest.name]
+
+    def _decode(self, data: bytes, limits: ImageLimits) -> Pixels:
+        self.did["decoded"] += 1
+        return image.decode(data, limits)
+
+    def _cut(self, spec: InputSpec, pixels: Pixels, count: int) -> Samples:
+        self.did["resized"] += 1
+        return recipe.crops(spec, pixels, count)
+
+    async def classify(self, data: bytes, model: str, *, top_k: int = 5, crops: int = 1) -> Classification:
+        """One model or ensemble."""
+        deadline = self.clock.now() + 60
+        return await self.classifier.classify(data, model=model, top_k=top_k, crops=crops, deadline=deadline)
+
+    async def compare(
+        self, data: bytes, models: Sequence[str] = (), *, top_k: int = 5, crops: int = 1, within_s: float = 60.0
+    ) -> Comparison:
+        """Many of them."""
+        deadline = self.clock.now() + within_s
+        return await self.classifier.compare(data, models=models, top_k=top_k, crops=crops, deadline=deadline)
+
+    def answered(self) -> dict[tuple[str, str], float]:
+        """How many answers ended how, by model and code."""
+        return self._counts("topfive_requests_total", "code")
+
+    def items(self) -> dict[tuple[str, str], float]:
+        """How many images the batchers were given, by model and outcome; those that are zero left out."""
+        return self._counts("topfive_items_total", "outcome")
+
+    def _counts(self, name: str, label: str) -> dict[tuple[str, str], float]:
+        return {
+            (sample.labels["model"], sample.labels[label]): sample.value
+            for family in text_string_to_metric_families(self.metrics.render().decode())
+            for sample in family.samples
+            if sample.name == name and sample.value
+        }
+
+
+@asynccontextmanager
+async def fleet_of(root: Path, *names: str, capacity: int = 64, load: bool = True) -> AsyncIterator[Fleet]:
+    """A fleet of the exported models of those names, closed at the end."""
+    fleet = Fleet(root, {name: FakeEngine() for name in names}, capacity)
+    try:
+        if load:
+            await fleet.repository.start(names)
+        yield fleet
+    finally:
+        for engine in fleet.engines.values():
+            engine.gate.set()
+        closing = asyncio.create_task(fleet.repository.aclose(60))
+        await reached(closing.done)
+        await closing
+        fleet.classifier.close()
