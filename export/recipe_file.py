@@ -1,0 +1,148 @@
+"""Reads `recipe.toml`: what the input of somebody's network is. It looks at no network; see `onnx_signature` for that.
+
+The network gets `(pixel / scale - mean) / std` of each channel, `mean` and `std` in its own channel order. The input
+recipe of an artifact divides by 255 instead, so `InputSpec` holds `mean * scale / 255` and `std * scale / 255`.
+"""
+
+import math
+import tomllib
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from models.catalog import Channels, InputSpec, Interpolation
+
+_LARGEST_SIDE = 4096
+_KEYS = ("size", "resize", "interpolation", "channels", "scale", "mean", "std", "output", "output_name")
+
+Triple = tuple[float, float, float]
+
+
+class RecipeError(Exception):
+    """The recipe is not one; the message names the key and what to write."""
+
+
+class Output(StrEnum):
+    """What the network gives: numbers that want a softmax, or probabilities."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The file as it is written; None where a key is left out whose default depends on the network."""
+
+    size: int | None = None
+    resize: int | None = None
+    interpolation: Interpolation = Interpolation.BILINEAR
+    channels: Channels = Channels.RGB
+    scale: int | None = None
+    mean: Triple = (0.0, 0.0, 0.0)
+    std: Triple = (1.0, 1.0, 1.0)
+    output: Output = Output.LOGITS
+    output_name: str | None = None
+
+    def input_spec(self, size: int, scale: int) -> InputSpec:
+        """The input of an artifact whose network takes `size` x `size` pixels, divided by `scale` first.
+
+        Raises RecipeError where the photo would be made smaller than the crop.
+        """
+        resize = self.resize if self.resize is not None else size
+        if resize < size:
+            raise RecipeError(f"resize = {resize} is smaller than size = {size}; write resize = {size} or more")
+        one, two, three = self.mean
+        red, green, blue = self.std
+        return InputSpec(
+            resize=resize,
+            crop=size,
+            interpolation=self.interpolation,
+            mean=(one * scale / 255, two * scale / 255, three * scale / 255),
+            std=(red * scale / 255, green * scale / 255, blue * scale / 255),
+            channels=self.channels,
+        )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in `path`. Raises RecipeError naming the key that does not fit and what to write instead."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from error
+    try:
+        return _recipe(table)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _recipe(table: dict[str, object]) -> Recipe:
+    if unknown := [key for key in table if key not in _KEYS]:
+        raise RecipeError(f"the key {unknown[0]!r} is unknown; there are {', '.join(_KEYS)}")
+    recipe = Recipe(
+        size=_side(table, "size"),
+        resize=_side(table, "resize"),
+        interpolation=Interpolation(_choice(table, "interpolation", Interpolation)),
+        channels=Channels(_choice(table, "channels", Channels)),
+        scale=_scale(table),
+        mean=_numbers(table, "mean", 0.0),
+        std=_numbers(table, "std", 1.0),
+        output=Output(_choice(table, "output", Output)),
+        output_name=_output_name(table),
+    )
+    if recipe.channels is Channels.GREY and any(isinstance(table.get(key), list) for key in ("mean", "std")):
+        raise RecipeError("a grey network has one channel; write one number for mean and one for std")
+    if min(recipe.std) <= 0:
+        raise RecipeError("std must be above 0; write std = 1 where nothing is divided")
+    if recipe.size is not None and recipe.resize is not None and recipe.resize < recipe.size:
+        raise RecipeError(
+            f"resize = {recipe.resize} is smaller than size = {recipe.size}; write resize = {recipe.size} or more"
+        )
+    return recipe
+
+
+def _side(table: dict[str, object], key: str) -> int | None:
+    value = table.get(key)
+    if value is None:
+        return None
+    if isinstance(value, list):
+        raise RecipeError(f"{key} is one number, because only square inputs are served; write {key} = 224")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_SIDE:
+        raise RecipeError(f"{key} must be a whole number from 1 to {_LARGEST_SIDE}, as in {key} = 224")
+    return value
+
+
+def _choice(table: dict[str, object], key: str, kind: type[StrEnum]) -> str:
+    """What the table says, or the first of `kind`."""
+    names = [member.value for member in kind]
+    value = table.get(key, names[0])
+    if not isinstance(value, str) or value not in names:
+        known = ", ".join(f'"{name}"' for name in names)
+        raise RecipeError(f"{key} = {value!r} is unknown; write one of {known}")
+    return value
+
+
+def _scale(table: dict[str, object]) -> int | None:
+    value = table.get("scale")
+    if value is None:
+        return None
+    if isinstance(value, bool) or value not in (1, 255):
+        raise RecipeError(f"scale = {value!r} is unknown; write 255 for pixels from 0 to 1, or 1 for 0 to 255")
+    return 1 if value == 1 else 255
+
+
+def _numbers(table: dict[str, object], key: str, default: float) -> Triple:
+    value = table.get(key, default)
+    values = value if isinstance(value, list) else [value] * 3
+    numbers = [float(one) for one in values if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    if len(values) != 3 or len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise RecipeError(f"{key} must be one number or three, as in {key} = [0.485, 0.456, 0.406]")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _output_name(table: dict[str, object]) -> str | None:
+    value = table.get("output_name")
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise RecipeError('output_name must be the name of an output of the graph, as in output_name = "logits"')

@@ -1,0 +1,112 @@
+"""`recipe.toml`: defaults, the conversion to units of 255, and that each mistake names its key and what to write."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.recipe_file import Output, Recipe, RecipeError, read_recipe
+from models.catalog import Channels, InputSpec, Interpolation
+
+
+def written(folder: Path, text: str) -> Path:
+    """A recipe file with that text."""
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
+    """With nothing said: RGB, bilinear, logits, no mean, no deviation; size and scale are the network's to say."""
+    assert read_recipe(written(tmp_path, "")) == Recipe()
+
+
+def test_every_key_is_read(tmp_path: Path) -> None:
+    """Each key arrives where it belongs."""
+    text = """
+        size = 299
+        resize = 342
+        interpolation = "bicubic"
+        channels = "bgr"
+        scale = 1
+        mean = [103.5, 116, 123]
+        std = 57.5
+        output = "probabilities"
+        output_name = "prob"
+    """
+    expected = Recipe(
+        size=299,
+        resize=342,
+        interpolation=Interpolation.BICUBIC,
+        channels=Channels.BGR,
+        scale=1,
+        mean=(103.5, 116.0, 123.0),
+        std=(57.5, 57.5, 57.5),
+        output=Output.PROBABILITIES,
+        output_name="prob",
+    )
+    assert read_recipe(written(tmp_path, text)) == expected
+
+
+def test_input_of_the_usual_recipe() -> None:
+    """With scale 255 the numbers are those of the file, and the crop is the photo's whole shorter side."""
+    spec = Recipe(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).input_spec(224, 255)
+
+    assert spec == InputSpec(resize=224, crop=224)
+
+
+@given(pixel=st.integers(0, 255), mean=st.floats(-300, 300), std=st.floats(0.01, 300), scale=st.sampled_from([1, 255]))
+def test_units_of_255_mean_the_same(pixel: int, mean: float, std: float, scale: int) -> None:
+    """`(pixel / 255 - mean') / std'` of the artifact is `(pixel / scale - mean) / std` of the recipe."""
+    spec = Recipe(mean=(mean,) * 3, std=(std,) * 3).input_spec(32, scale)
+
+    assert (pixel / 255 - spec.mean[1]) / spec.std[1] == pytest.approx((pixel / scale - mean) / std, rel=1e-9, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sise = 224", r"the key 'sise' is unknown; there are size, resize"),
+        ("size = [224, 200]", r"only square inputs are served; write size = 224"),
+        ("size = 0", r"size must be a whole number from 1 to 4096"),
+        ("size = true", r"size must be a whole number"),
+        ("size = 224.5", r"size must be a whole number"),
+        ("resize = 5000", r"resize must be a whole number from 1 to 4096"),
+        ("size = 224\nresize = 200", r"resize = 200 is smaller than size = 224; write resize = 224 or more"),
+        ('interpolation = "nearest"', r"""interpolation = 'nearest' is unknown; write one of "bilinear", "bicubic"$"""),
+        ("channels = 3", r"""channels = 3 is unknown; write one of "rgb", "bgr", "grey"$"""),
+        ("scale = 127.5", r"scale = 127.5 is unknown; write 255"),
+        ("scale = true", r"scale = True is unknown"),
+        ("mean = [0.5, 0.5]", r"mean must be one number or three"),
+        ('std = "1"', r"std must be one number or three"),
+        ("std = [1, true, 1]", r"std must be one number or three"),
+        ("mean = nan", r"mean must be one number or three"),
+        ("std = [1, 0, 1]", r"std must be above 0"),
+        ("std = -1", r"std must be above 0"),
+        ('channels = "grey"\nmean = [1, 2, 3]', r"a grey network has one channel; write one number"),
+        ('output = "softmax"', r"""output = 'softmax' is unknown; write one of "logits", "probabilities"$"""),
+        ('output_name = ""', r"output_name must be the name of an output"),
+        ("size: 224", r"is not TOML"),
+    ],
+)
+def test_mistakes_name_the_key(tmp_path: Path, text: str, message: str) -> None:
+    """The error begins with the file and says which key does not fit, and what to write."""
+    path = written(tmp_path, text)
+
+    with pytest.raises(RecipeError, match=message) as caught:
+        read_recipe(path)
+
+    assert str(path) in str(caught.value)
+
+
+def test_missing_recipe_is_named(tmp_path: Path) -> None:
+    """A file that is not there is an error with its path."""
+    with pytest.raises(RecipeError, match=r"none\.toml cannot be read: No such file"):
+        read_recipe(tmp_path / "none.toml")
+
+
+def test_default_size_counts_for_resize() -> None:
+    """A resize below the size that the network itself fixes is refused as well."""
+    with pytest.raises(RecipeError, match=r"resize = 200 is smaller than size = 224"):
+        Recipe(resize=200).input_spec(224, 255)
