@@ -3,21 +3,18 @@
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from export.screen import Bars, console, report, say
 from models.artifact import ArtifactError, NotExportedError, WeightRecord, read_manifest
 from models.catalog import CATALOG, Architecture, UnknownModelError
 
 if TYPE_CHECKING:
     from export.pipeline import Exported, WeightsChoice
-
-_console = Console(stderr=True)
 
 
 @click.command("export")
@@ -85,25 +82,25 @@ def export_command(
 
 def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path, missing: bool) -> bool:
     """Export one model and say so; False where it failed, with the reason on the screen."""
-    from export.onnx_file import ExportError
+    from export.onnx_model import ExportError
     from export.parity import GateError
     from models.weights import HostUnreachableError, WeightsError
 
     present = _present(architecture, root) if missing else None
     if present is not None and choice.satisfied_by(present, architecture):
-        _say(f"{architecture.name}: exported already, {present.source} weights")
+        say(f"{architecture.name}: exported already, {present.source} weights")
         return True
     try:
         # with something untrained already there, auto has only one thing left to try
         done = _with_progress(architecture, choice.strictly() if present else choice, root)
     except HostUnreachableError as error:
         if present is None or choice.source is not None:
-            _say(f"[bold red]{architecture.name} was not exported:[/] {escape(str(error))}")
+            say(f"[bold red]{architecture.name} was not exported:[/] {escape(str(error))}")
             return False
         _warn_untrained(architecture, str(error))
         return True
     except (WeightsError, ExportError, GateError, OSError) as error:
-        _say(f"[bold red]{architecture.name} was not exported:[/] {escape(str(error))}")
+        say(f"[bold red]{architecture.name} was not exported:[/] {escape(str(error))}")
         return False
     _report(architecture, done, root)
     return True
@@ -116,27 +113,18 @@ def _present(architecture: Architecture, root: Path) -> WeightRecord | None:
     except NotExportedError:
         return None
     except ArtifactError as error:
-        _say(f"[yellow]{escape(str(error))}[/]")
+        say(f"[yellow]{escape(str(error))}[/]")
         return None
 
 
 def _report(architecture: Architecture, done: "Exported", root: Path) -> None:
-    from export.parity import figures
-
     if done.unreachable is not None:
         _warn_untrained(architecture, done.unreachable)
-    folder = root / architecture.name / str(done.version)
-    _say(f"[bold]{architecture.name}[/] is in {escape(str(folder))}, {done.manifest.weights.source} weights")
-    spec = done.manifest.input
-    size = f"shorter side {spec.resize}, centre {spec.crop}, {spec.interpolation}"
-    _say(f"  input: {size}, mean {spec.mean}, std {spec.std}")
-    for report in done.manifest.parity:
-        mark = "[green]passed[/]" if report.passed else "[yellow]not used[/]"
-        _say(f"  {mark} {figures(report)}")
+    report(done.manifest, done.version, root)
 
 
 def _warn_untrained(architecture: Architecture, reason: str) -> None:
-    _console.print(
+    console.print(
         Panel(
             f"{escape(reason)}\n\n{architecture.name} has UNTRAINED weights: it runs, but its answers mean nothing. "
             "Every reply says so. With a connection, run\n\n"
@@ -147,51 +135,9 @@ def _warn_untrained(architecture: Architecture, reason: str) -> None:
     )
 
 
-def _say(text: str) -> None:
-    _console.print(text, highlight=False, soft_wrap=True)
-
-
 def _with_progress(architecture: Architecture, choice: "WeightsChoice", root: Path) -> "Exported":
-    from export.pipeline import export
+    from export.parity import candidates
+    from export.pipeline import STEPS, export
 
-    with _Bars(architecture.name) as bars:
+    with Bars(architecture.name, STEPS + len(candidates())) as bars:
         return export(architecture, choice, root, bars)
-
-
-class _Bars:
-    """The progress of one export on the terminal: a bar of steps, and one of bytes while weights come in."""
-
-    def __init__(self, name: str) -> None:
-        from export.parity import candidates
-        from export.pipeline import STEPS
-
-        self._name = name
-        self._download: TaskID | None = None
-        self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=_console
-        )
-        self._steps = self._progress.add_task(name, total=STEPS + len(candidates()))
-        self._begun = False
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if error[0] is None:
-            self._progress.update(self._steps, advance=1, description=f"{self._name}: done")
-        self._progress.stop()
-
-    def step(self, what: str) -> None:
-        """A new step began, so the one before has ended."""
-        self._progress.update(self._steps, advance=int(self._begun), description=f"{self._name}: {what}")
-        self._begun = True
-
-    def download(self, done: int, total: int) -> None:
-        """Show how much of the weights is here."""
-        if self._download is None:
-            self._download = self._progress.add_task(f"{self._name}: download", total=None)
-        megabytes = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
-        self._progress.update(
-            self._download, completed=done, total=total or None, description=f"{self._name}: {megabytes}"
-        )

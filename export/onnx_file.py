@@ -4,21 +4,16 @@ from pathlib import Path
 
 import onnx
 import torch
-from google.protobuf.message import Message
 from onnx import TensorProto
 
+from export.onnx_model import OPSET, ExportError, strip_metadata
 from models.build import Served
 from models.catalog import InputSpec
 
-OPSET = 20  # torch's default; TensorRT reads 9 to 24
 _LARGEST_BYTES = 2 << 30  # a protobuf holds no more
 
 # Index arithmetic on shapes: the sign that a dynamic batch was exported badly. A plain CNN needs none of it.
 _UNWANTED = {"Range", "Gather", "Shape", "NonZero", "Loop", "If", "Scan"}
-
-
-class ExportError(Exception):
-    """The network could not be turned into the graph contract; the message says what is wrong with the file."""
 
 
 def write_onnx(served: Served, spec: InputSpec, classes: int, path: Path) -> None:
@@ -42,7 +37,7 @@ def write_onnx(served: Served, spec: InputSpec, classes: int, path: Path) -> Non
     model = program.model_proto
     if model.ByteSize() >= _LARGEST_BYTES:
         raise ExportError(f"the graph has {model.ByteSize():,} bytes; an ONNX file holds less than 2 GiB")
-    _strip_metadata(model)
+    strip_metadata(model)
     check(model, spec, classes)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -69,13 +64,3 @@ def check(model: onnx.ModelProto, spec: InputSpec, classes: int) -> None:
 def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, list[str | int]]:
     tensor = value.type.tensor_type
     return value.name, tensor.elem_type, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-
-
-def _strip_metadata(message: Message) -> None:
-    """Remove the exporter's notes everywhere: they hold stack traces and paths of the machine that exported."""
-    for field, value in message.ListFields():
-        if field.name in ("metadata_props", "doc_string"):
-            message.ClearField(field.name)
-        elif field.message_type is not None:
-            for child in value if field.is_repeated else [value]:
-                _strip_metadata(child)

@@ -1,10 +1,7 @@
 """One export from beginning to end: network, weights, graph, gate, artifact. A failure on the way leaves nothing."""
 
-import logging
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +10,7 @@ from safetensors.torch import save_file
 from export.calibrate import calibrate_batch_norm
 from export.onnx_file import write_onnx
 from export.parity import gate
+from export.progress import Reporter, tool_versions
 from export.samples import photos, random_pixels
 from models import artifact as artifacts
 from models import weights as sources
@@ -26,20 +24,7 @@ from models.trace import network_layers
 
 _RANDOM_IMAGES = 6
 _CALIBRATION_SEED = 2012  # other noise than the gate's
-_TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow")
 STEPS = 4  # weights, graph, reference, artifact; the gate adds one for each engine
-
-log = logging.getLogger(__name__)
-
-
-class Reporter(Protocol):
-    """Where the progress of an export goes."""
-
-    def step(self, what: str) -> None:
-        """A new step began."""
-
-    def download(self, done: int, total: int) -> None:
-        """So many bytes of the weights are here; `total` is 0 where the server does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +152,5 @@ def _manifest(architecture: Architecture, cost: Cost, record: WeightRecord) -> M
         acc5=published.acc5 if published else None,
         acc_dataset=published.dataset if published else None,
         weights=record,
-        tools=_tool_versions(),
+        tools=tool_versions(),
     )
-
-
-def _tool_versions() -> dict[str, str]:
-    found = {}
-    for tool in _TOOLS:
-        try:
-            found[tool] = version(tool)
-        except PackageNotFoundError:
-            log.debug("%s is not installed", tool)
-    return found

@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 
 from export.cli import export_command
 from export.parity import GateError
-from export.pipeline import Exported, Reporter, WeightsChoice
+from export.pipeline import Exported, WeightsChoice
+from export.progress import Reporter
 from models.artifact import ArtifactError, WeightRecord, WeightSource, load, read_manifest, versions
 from models.catalog import Architecture
 from service.cli import main

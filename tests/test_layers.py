@@ -75,9 +75,9 @@ HOMES = {
     "torchvision": ("export", "models.build", "models.weights"),
     "safetensors": ("export", "models.train_lenet5", "models.weights"),
     "sklearn": ("models.train_lenet5",),
-    "onnx": ("export",),
+    "onnx": ("export", "models.onnx_reader"),
     "openvino": ("service.engines.openvino",),
-    "onnxruntime": ("service.engines.onnxruntime",),
+    "onnxruntime": ("export.original", "service.engines.onnxruntime"),
     "grpc": (GENERATED, "service.rpc"),
     "grpc_health": ("service.rpc",),
     "grpc_reflection": ("service.rpc",),
@@ -327,8 +327,16 @@ def test_serving_starts_without_torch() -> None:
 
 
 def test_export_command_starts_without_torch() -> None:
-    """`topfive export --help` need not wait for torch, nor have it."""
-    assert not imported_by("import export.cli") & {"torch", "torchvision", "onnx", "safetensors"}
+    """`topfive export --help` and `topfive import --help` need not wait for torch, nor have it."""
+    assert not imported_by("import export.cli, export.import_cli") & {"torch", "torchvision", "onnx", "safetensors"}
+
+
+def test_import_needs_no_torch() -> None:
+    """An import loads ONNX and its runtime, and neither torch nor the networks of the catalog."""
+    loaded = imported_by("import export.onnx_import")
+
+    assert {"onnx", "onnxruntime"} <= loaded
+    assert not loaded & {"torch", "torchvision", "safetensors"}
 
 
 WRITTEN = [path for name, path in sorted(modules().items()) if not name.startswith(f"{GENERATED}.")]

@@ -13,7 +13,8 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export.calibrate import calibrate_batch_norm
-from export.onnx_file import OPSET, ExportError, check, write_onnx
+from export.onnx_file import check, write_onnx
+from export.onnx_model import OPSET, ExportError
 from export.samples import photos, random_pixels
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture

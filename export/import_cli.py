@@ -1,0 +1,76 @@
+"""The command `topfive import`."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.markup import escape
+
+from export.screen import Bars, report, say
+
+if TYPE_CHECKING:
+    from export.onnx_import import Request
+
+
+@click.command("import")
+@click.argument("file", metavar="FILE.onnx", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="What the model is called when it is served")
+@click.option(
+    "--recipe",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="recipe.toml",
+    help="What its input is: size, resize, interpolation, channels, scale, mean, std, output, output_name",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="labels.csv|.txt",
+    help="Class names: a CSV with the column label (and class_id, wnid), or a .txt with a name per line",
+)
+@click.option(
+    "--artifacts",
+    envvar="TOPFIVE_ARTIFACTS",
+    default="artifacts",
+    show_default=True,
+    show_envvar=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of exported models",
+)
+def import_command(file: Path, name: str, recipe: Path, labels: Path | None, artifacts: Path) -> None:
+    """Make FILE.onnx, a classifier of any origin, a model for serving, checked against the file itself."""
+    try:
+        from export.onnx_import import Request
+    except ImportError as error:
+        raise click.ClickException(
+            f"{error.name} is not installed; importing needs: pip install '.[cpu,export]'"
+        ) from error
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing half done is left behind
+    try:
+        done = _import(Request(file, name, recipe, labels), artifacts)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    sys.exit(0 if done else 1)
+
+
+def _import(request: "Request", root: Path) -> bool:
+    """Import and say so; False where it failed, with the reason on the screen."""
+    from export.import_labels import LabelsError
+    from export.onnx_import import STEPS, UnfitNameError, import_model
+    from export.onnx_model import ExportError
+    from export.parity import GateError, candidates
+    from export.recipe_file import RecipeError
+    from models.onnx_reader import OnnxFileError
+
+    try:
+        with Bars(request.name, STEPS + len(candidates())) as bars:
+            done = import_model(request, root, bars)
+    except (UnfitNameError, RecipeError, OnnxFileError, LabelsError, ExportError, GateError, OSError) as error:
+        say(f"[bold red]{escape(request.name)} was not imported:[/] {escape(str(error))}")
+        return False
+    report(done.manifest, done.version, root)
+    for note in done.notes:
+        say(f"  [yellow]note:[/] {escape(note)}")
+    return True

@@ -1,0 +1,205 @@
+"""One import from beginning to end: somebody's ONNX file, recipe, graph, gate, artifact. A failure leaves nothing.
+
+The file itself, run as it came, is the reference of the gate.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+from export.import_labels import Labels, labels_for
+from export.onnx_convert import Variant, has_half, variants
+from export.onnx_cost import graph_cost, totals
+from export.onnx_signature import RefusedError, Signature, check_opset, signature
+from export.onnx_wrap import wrap
+from export.original import Original, Trial, probabilities
+from export.parity import BATCH_SIZES, THRESHOLDS, TIES, Enough, GateError, Rules, compare, figures, gate
+from export.progress import Reporter, tool_versions
+from export.recipe_file import Recipe, RecipeError, read_recipe
+from export.samples import photos, random_pixels
+from models import artifact as artifacts
+from models.artifact import IMPORTED, Artifact, Manifest, ParityReport, Thresholds, WeightRecord, WeightSource
+from models.catalog import CATALOG, InputSpec
+from models.labels import read_labels, write_labels
+from models.onnx_reader import LARGEST_BYTES, read_model
+from service.types import Batch, Precision, Probabilities
+
+STEPS = 4  # file, its answers, graph, artifact; the gate adds one for each engine
+
+# A file in float16 rounds each of its values to 11 bits, 8 times finer than bf16, which the graph in float32 does not.
+_HALF_THRESHOLDS = Thresholds(max_abs_diff=0.01, logit_cosine=0.999, top1_agreement=1.0, top5_agreement=0.9)
+_HALF_TIE = 0.05
+_RANDOM_IMAGES = 6
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_LONGEST_NAME = 100
+
+
+class UnfitNameError(Exception):
+    """A model cannot have that name; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to import: the file, the name it is served by, its recipe, and its labels where there are any."""
+
+    file: Path
+    name: str
+    recipe: Path
+    labels: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """The artifact that is there now, and what the user should know of it."""
+
+    version: int
+    manifest: Manifest
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The file, understood: what every graph made from it must be and answer."""
+
+    model: ModelProto
+    signature: Signature
+    recipe: Recipe
+    spec: InputSpec
+    images: Batch
+    reference: Probabilities
+    rules: Rules
+
+    @property
+    def classes(self) -> int:
+        """How many the file tells apart."""
+        return int(self.reference.shape[1])
+
+
+def import_model(request: Request, root: Path, reporter: Reporter) -> Imported:
+    """Write the next version of the artifact of `request` under `root`.
+
+    Raises UnfitNameError, RecipeError, OnnxFileError, LabelsError, ExportError or GateError; then nothing was written.
+    """
+    check_name(request.name)
+    reporter.step("file and recipe")
+    recipe = read_recipe(request.recipe)
+    model = read_model(request.file)
+    found = signature(model, recipe)
+    reporter.step("the file's own answers")
+    source = _understood(request.file, model, found, recipe)
+    labels = labels_for(source.classes, request.labels)
+    reporter.step("ONNX graph")
+    with artifacts.new_version(root, request.name) as folder:
+        write_labels(folder / artifacts.LABELS, labels.rows)
+        artifact = _best(source, request, folder)
+        rules = _rules(source.rules, artifact.manifest.max_batch)
+        reports = gate(artifact, source.images, source.reference, reporter.step, rules)
+        artifacts.write_manifest(folder, artifact.manifest.model_copy(update={"parity": reports}))
+        reporter.step("artifact")
+    number, manifest = artifacts.read_manifest(root, request.name)
+    return Imported(number, manifest, _notes(labels, manifest, source))
+
+
+def check_name(name: str) -> None:
+    """Raise UnfitNameError unless `name` is plain and free for a model of other origin."""
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+        raise UnfitNameError(
+            f"{name!r} cannot be the name of a model: it is a folder and part of addresses; "
+            f"begin with a letter or digit and use a-z, 0-9, '_', '.' and '-', at most {_LONGEST_NAME}"
+        )
+    if name in CATALOG:
+        raise UnfitNameError(
+            f"{name} is the name of a catalog network, whose published facts would be shown for your file; "
+            f"choose another name, or fill that network: topfive export {name} --weights FILE.onnx"
+        )
+
+
+def _understood(file: Path, model: ModelProto, found: Signature, recipe: Recipe) -> _Source:
+    """Run the file as it came on photos and noise. Raises RefusedError where its answers are not as declared."""
+    scale = recipe.scale if recipe.scale is not None else 255
+    if found.element == TensorProto.UINT8:
+        if recipe.scale == 255 or any(recipe.mean) or recipe.std != (1.0, 1.0, 1.0):
+            raise RecipeError(
+                "the network takes uint8, pixels as they are; leave scale, mean and std out, or write scale = 1, "
+                "mean = 0 and std = 1"
+            )
+        scale = 1
+    spec = recipe.input_spec(found.size, scale)
+    images = np.concatenate([photos(spec), random_pixels(spec, _RANDOM_IMAGES)])
+    scores = Original(file, found).scores(images, recipe, scale)
+    half = has_half(model)
+    reference = probabilities(scores, recipe, TensorProto.FLOAT16 if half else found.element)
+    rules = Rules(
+        original=file.name,
+        enough=Enough.ONE_ENGINE,
+        thresholds=THRESHOLDS | {Precision.F32: _HALF_THRESHOLDS} if half else THRESHOLDS,
+        ties=TIES | {Precision.F32: _HALF_TIE} if half else TIES,
+    )
+    return _Source(model, found, recipe, spec, images, reference, rules)
+
+
+def _best(source: _Source, request: Request, folder: Path) -> Artifact:
+    """The first graph that gives the file's answers, written to `folder`. Raises RefusedError or GateError."""
+    failures: list[RefusedError | GateError] = []
+    for variant in variants(source.model, source.signature):
+        try:
+            check_opset(variant.model)
+            graph = wrap(variant, source.signature, source.spec, source.recipe.output, source.classes)
+            if (size := graph.ByteSize()) >= LARGEST_BYTES:
+                raise RefusedError(f"in float32 the graph has {size:,} bytes; an ONNX file holds less than 2 GiB")
+            content = graph.SerializeToString(deterministic=True)
+            report = _try(content, source, variant)
+        except RefusedError as error:
+            failures.append(error)
+            continue
+        if report.passed:
+            (folder / artifacts.GRAPH).write_bytes(content)
+            manifest = _manifest(source, request, variant)
+            return Artifact(folder, 0, manifest, read_labels(folder / artifacts.LABELS))
+        failures.append(GateError(f"the graph made from {request.file} differs from it: {figures(report)}"))
+    raise failures[-1]
+
+
+def _try(content: bytes, source: _Source, variant: Variant) -> ParityReport:
+    """The graph in ONNX Runtime at every batch size against the file. Raises RefusedError where it does not run."""
+    rules = _rules(source.rules, variant.max_batch)
+    return compare(Trial(content, max(rules.batch_sizes)), Precision.F32, source.images, source.reference, rules)
+
+
+def _manifest(source: _Source, request: Request, variant: Variant) -> Manifest:
+    parameters, macs = totals(graph_cost(variant.fixed(source.signature), variant.batch or 1))
+    return Manifest(
+        name=request.name,
+        family=IMPORTED,
+        year=None,
+        paper="",
+        input=source.spec,
+        classes=source.classes,
+        parameters=parameters,
+        parameters_train=parameters,
+        macs=macs,
+        acc1=None,
+        acc5=None,
+        weights=WeightRecord(source=WeightSource.FILE, name=request.file.name, sha256=artifacts.sha256(request.file)),
+        max_batch=variant.max_batch,
+        tools=tool_versions(),
+    )
+
+
+def _rules(rules: Rules, max_batch: int | None) -> Rules:
+    sizes = BATCH_SIZES if max_batch is None else tuple(size for size in BATCH_SIZES if size <= max_batch)
+    return replace(rules, batch_sizes=sizes)
+
+
+def _notes(labels: Labels, manifest: Manifest, source: _Source) -> tuple[str, ...]:
+    notes = [labels.note] if labels.note else []
+    if manifest.max_batch is not None:
+        fixed = source.signature.batch
+        what = f"its batch of {fixed}" if fixed else "its batch"
+        notes.append(f"{what} cannot be changed in the graph, so it is served one image at a time")
+    if source.rules.thresholds is not THRESHOLDS:
+        notes.append("the file computes in float16 and is served in float32")
+    return tuple(notes)

@@ -1,0 +1,173 @@
+"""What somebody's ONNX graph takes and gives, or why it cannot be served: a square image in, a row of scores out."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from onnx import ModelProto, TensorProto, ValueInfoProto
+
+from export.onnx_model import ExportError
+from export.recipe_file import Recipe
+from models.catalog import Channels
+from models.onnx_reader import real_inputs
+
+_ELEMENTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8)
+_SCORES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+_OLDEST_OPSET = 7  # before it, broadcasting was an attribute of each node
+
+
+class RefusedError(ExportError):
+    """The file cannot be served; the message says why and what to do."""
+
+
+class Layout(StrEnum):
+    """Where the channels of the network's input are."""
+
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Input and output of a graph.
+
+    `element` is a TensorProto type, `batch` the number of images that the file fixes or None, `size` its side in
+    pixels.
+    """
+
+    input: str
+    layout: Layout
+    element: int
+    batch: int | None
+    size: int
+    channels: int
+    output: str
+
+    def shape(self, batch: int | str) -> list[int | str]:
+        """The shape of a batch of the network's input."""
+        if self.layout is Layout.NCHW:
+            return [batch, self.channels, self.size, self.size]
+        return [batch, self.size, self.size, self.channels]
+
+
+def signature(model: ModelProto, recipe: Recipe) -> Signature:
+    """The signature of `model` under `recipe`. Raises RefusedError, naming what it has instead."""
+    image = _image(model)
+    shape = _shape(image)
+    if shape is None or len(shape) != 4:
+        found = "of unknown shape" if shape is None else f"of shape {_written(shape)}"
+        raise RefusedError(f"the input {image.name!r} is {found}; an image classifier takes a batch of images, 4 axes")
+    element = image.type.tensor_type.elem_type
+    if element not in _ELEMENTS:
+        raise RefusedError(
+            f"the input {image.name!r} is {TensorProto.DataType.Name(element).lower()}; "
+            "float32, float16, double and uint8 are served"
+        )
+    channels = 1 if recipe.channels is Channels.GREY else 3
+    layout = _layout(image.name, shape, channels)
+    sides = (shape[2], shape[3]) if layout is Layout.NCHW else (shape[1], shape[2])
+    size = _size(image.name, sides, recipe)
+    return Signature(image.name, layout, element, shape[0], size, channels, _output(model, recipe))
+
+
+def _image(model: ModelProto) -> ValueInfoProto:
+    inputs = real_inputs(model.graph)
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise RefusedError(
+            f"the graph has {len(inputs)} inputs ({names}); one image is served: "
+            "make the others constants when exporting"
+        )
+    if not inputs[0].type.HasField("tensor_type"):
+        raise RefusedError(f"the input {inputs[0].name!r} is no tensor; an image classifier takes a batch of images")
+    return inputs[0]
+
+
+def _shape(value: ValueInfoProto) -> list[int | None] | None:
+    """The axes of a tensor, None where one is dynamic; old files write 0 or -1 for that."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
+
+
+def _written(shape: list[int | None]) -> str:
+    return f"[{', '.join('?' if axis is None else str(axis) for axis in shape)}]"
+
+
+def _layout(name: str, shape: list[int | None], channels: int) -> Layout:
+    """By the axis that has as many entries as the recipe has channels; where neither is fixed, as ONNX itself does."""
+    second, last = shape[1], shape[3]
+    if second == channels:
+        return Layout.NCHW
+    if last == channels:
+        return Layout.NHWC
+    if second is None or last is None:
+        return Layout.NCHW if second is None else Layout.NHWC
+    found = f"the input {name!r} is {_written(shape)}"
+    if 1 in (second, last):
+        raise RefusedError(f'{found}, one channel; write channels = "grey"')
+    if 3 in (second, last):
+        raise RefusedError(f'{found}, three channels; write channels = "rgb" or "bgr"')
+    raise RefusedError(f"{found}; images of one or three channels are served, in the second or the last axis")
+
+
+def _size(name: str, sides: tuple[int | None, int | None], recipe: Recipe) -> int:
+    height, width = sides
+    if height is not None and width is not None and height != width:
+        raise RefusedError(
+            f"the input {name!r} is {height} x {width} pixels; only square inputs are served, "
+            "because the photo is cropped to its centre square"
+        )
+    fixed = height if height is not None else width
+    if fixed is None and recipe.size is None:
+        raise RefusedError("the graph takes images of any size; write size = 224, or what it was trained on")
+    if fixed is not None and recipe.size not in (None, fixed):
+        raise RefusedError(f"the graph takes {fixed} x {fixed} pixels, not {recipe.size}; write size = {fixed}")
+    size = fixed if fixed is not None else recipe.size
+    assert size is not None
+    return size
+
+
+def _output(model: ModelProto, recipe: Recipe) -> str:
+    outputs = {value.name: value for value in model.graph.output}
+    described = ", ".join(f"{name} {_kind(value)}" for name, value in outputs.items())
+    if recipe.output_name is None and len(outputs) != 1:
+        raise RefusedError(f'the graph has the outputs {described}; write output_name = "..." with one of them')
+    name = recipe.output_name or next(iter(outputs))
+    if name not in outputs:
+        raise RefusedError(f"the graph has no output {name!r}; it has {described}")
+    value = outputs[name]
+    if not value.type.HasField("tensor_type"):
+        raise RefusedError(
+            f"the output {name!r} is {_kind(value)}, as scikit-learn's converter writes; convert it with "
+            "options={'zipmap': False}"
+        )
+    if (element := value.type.tensor_type.elem_type) not in _SCORES:
+        raise RefusedError(
+            f"the output {name!r} is {TensorProto.DataType.Name(element).lower()}, not a score of each class; "
+            "export the scores"
+        )
+    return name
+
+
+def _kind(value: ValueInfoProto) -> str:
+    if not value.type.HasField("tensor_type"):
+        return f"a {value.type.WhichOneof('value').removesuffix('_type')}"
+    shape = _shape(value)
+    return "of unknown shape" if shape is None else _written(shape)
+
+
+def check_opset(model: ModelProto) -> None:
+    """Raise RefusedError where the graph is too old for the nodes that are put around it."""
+    version = opset(model)
+    if version < _OLDEST_OPSET:
+        raise RefusedError(
+            f"the graph is of opset {version} and cannot be converted; "
+            f"export it again with opset {_OLDEST_OPSET} or more"
+        )
+
+
+def opset(model: ModelProto) -> int:
+    """Its version of ONNX's own operators."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    return max(versions, default=_OLDEST_OPSET)

@@ -1,0 +1,145 @@
+"""The imported file itself in ONNX Runtime on the CPU: the reference of the gate. It shares nothing with the graph."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from export.onnx_signature import Layout, RefusedError, Signature
+from export.recipe_file import Output, Recipe
+from models.catalog import Channels
+from service.types import Batch, EngineInfo, Precision, Probabilities, Runtime
+
+_SUM_ERROR, _HALF_SUM_ERROR = 1e-3, 2e-2
+_TYPES: dict[int, type[np.generic]] = {
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.DOUBLE: np.float64,
+    TensorProto.UINT8: np.uint8,
+}
+
+Scores = NDArray[np.float64]
+
+
+class Original:
+    """The file as it came, one image at a time; where it takes several at once, the image is repeated."""
+
+    def __init__(self, path: Path, signature: Signature) -> None:
+        self._signature = signature
+        self._session = open_session(path)
+
+    def scores(self, images: Batch, recipe: Recipe, scale: int) -> Scores:
+        """Its output for each image of [N, S, S, 3], [N, C]. Raises RefusedError where it fails or gives no row."""
+        rows = [self._row(image, recipe, scale) for image in images]
+        if len({row.shape for row in rows}) != 1:
+            raise RefusedError("the output differs in shape from image to image, as of a detector; classes are served")
+        return np.stack(rows)
+
+    def _row(self, image: Batch, recipe: Recipe, scale: int) -> Scores:
+        signature = self._signature
+        given = np.repeat(network_input(image[None], recipe, signature, scale), signature.batch or 1, axis=0)
+        try:
+            (found,) = self._session.run([signature.output], {signature.input: given})
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
+            raise RefusedError(f"ONNX Runtime cannot run the file on an image: {first_line(error)}") from error
+        return _row_of(signature, np.asarray(found), len(given))
+
+
+def _row_of(signature: Signature, found: NDArray[Any], batch: int) -> Scores:
+    """The first image's scores of an output [N, C], or [N, C, 1, 1] flattened; RefusedError for any other."""
+    shape = list(found.shape)
+    kind = f"the output {signature.output!r} is {shape}"
+    if found.ndim < 2 or shape[0] != batch:
+        raise RefusedError(f"{kind} for {batch} images; a score for each class of each image is served, [N, C]")
+    if found.size // batch != max(shape[1:]):
+        what = "a map over the image" if found.ndim == 4 else "boxes or tokens"
+        raise RefusedError(f"{kind}, which looks like {what}; a classifier gives [N, C]")
+    if (classes := max(shape[1:])) < 2:
+        raise RefusedError(f"{kind}, {classes} class; two or more are served: give both sides of a yes or no")
+    return np.asarray(found[0].reshape(-1), dtype=np.float64)
+
+
+def network_input(images: Batch, recipe: Recipe, signature: Signature, scale: int) -> NDArray[Any]:
+    """`images` [N, S, S, 3] as the file wants them, by the words of the recipe alone.
+
+    Grey for a network of whole numbers is rounded to the nearest, halves up.
+    """
+    if recipe.channels is Channels.GREY:
+        thousandths = images.astype(np.int64) @ np.array([299, 587, 114])
+        whole = signature.element == TensorProto.UINT8
+        values = ((thousandths + 500) // 1000 if whole else thousandths / 1000)[..., None].astype(np.float64)
+    else:
+        values = images.astype(np.float64)
+        values = values[..., ::-1] if recipe.channels is Channels.BGR else values
+    channels = values.shape[-1]
+    values = (values / scale - np.array(recipe.mean[:channels])) / np.array(recipe.std[:channels])
+    if signature.layout is Layout.NCHW:
+        values = values.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(values.astype(_TYPES[signature.element]))
+
+
+def probabilities(scores: Scores, recipe: Recipe, element: int) -> Probabilities:
+    """What the service must answer. Raises RefusedError where the scores are not what the recipe says they are."""
+    if not np.isfinite(scores).all():
+        raise RefusedError(
+            "the file gives numbers that are not finite for photos; check scale, mean and std of the recipe"
+        )
+    error = _HALF_SUM_ERROR if element == TensorProto.FLOAT16 else _SUM_ERROR
+    sums = scores.sum(axis=1)
+    are = bool((scores >= -error).all() and (np.abs(sums - 1) <= error).all())
+    if recipe.output is Output.PROBABILITIES:
+        if not are:
+            raise RefusedError(
+                f"the outputs are no probabilities: they add up to {sums.min():.4g} to {sums.max():.4g}, "
+                f'and the least is {scores.min():.4g}; write output = "logits"'
+            )
+        return scores.astype(np.float32)
+    if are:
+        raise RefusedError('the outputs are probabilities already: they add up to 1; write output = "probabilities"')
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    result: Probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return result
+
+
+class Trial:
+    """A graph of the contract in ONNX Runtime, tried before it is written: an `Engine` that says nothing aloud."""
+
+    slots = 1
+
+    def __init__(self, graph: bytes, max_batch: int) -> None:
+        self.max_batch = max_batch
+        self._session = open_session(graph)
+
+    def run(self, batch: Batch) -> Probabilities:
+        """Probabilities [N, C] of a batch [N, S, S, 3]. Raises RefusedError where the graph fails."""
+        try:
+            (found,) = self._session.run(["probabilities"], {"image": batch})
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
+            raise RefusedError(f"ONNX Runtime cannot run the graph made from the file: {first_line(error)}") from error
+        return np.asarray(found, dtype=np.float32)
+
+    def describe(self) -> EngineInfo:
+        """What runs."""
+        return EngineInfo(Runtime.ONNXRUNTIME, ort.__version__, "cpu", Precision.F32)
+
+    def close(self) -> None:
+        """Release the session."""
+        del self._session
+
+
+def open_session(source: Path | bytes) -> ort.InferenceSession:
+    """A session on the CPU over a file or its bytes. Raises RefusedError where ONNX Runtime does not take it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is raised
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
+        raise RefusedError(f"ONNX Runtime cannot load the file: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a runtime says; the others are its own source files."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,30 @@
+"""What an export and an import share beside the gate: where their progress goes, and the tools they note."""
+
+import logging
+from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
+
+_TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow")
+
+log = logging.getLogger(__name__)
+
+
+class Reporter(Protocol):
+    """Where the progress of an export goes."""
+
+    def step(self, what: str) -> None:
+        """A new step began."""
+
+    def download(self, done: int, total: int) -> None:
+        """So many bytes of the weights are here; `total` is 0 where the server does not say."""
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions of the packages that an artifact depends on, as far as they are installed."""
+    found = {}
+    for tool in _TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            log.debug("%s is not installed", tool)
+    return found

@@ -1,0 +1,155 @@
+"""Reads an ONNX file of any origin, whole and with its functions inlined, and finds the constants and what is used."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+
+LARGEST_BYTES = 2 << 30
+"""A protobuf, and so an ONNX file with its weights inside, holds less than this."""
+
+_BEGINNINGS = {
+    b"PK": "it is a zip, as PyTorch's .pth files are; export the network with torch.onnx.export",
+    b"\x80": "it is a pickle, as old .pth files are; export the network with torch.onnx.export",
+    b"\x89HDF": "it is HDF5, as Keras writes; convert it with tf2onnx",
+    b"version https://git-lfs": "it is a pointer of Git LFS; run: git lfs pull",
+    b"<": "it is a page of HTML or XML; download the file itself",
+    b"{": "it is JSON; name the .onnx file",
+}
+
+
+class OnnxFileError(Exception):
+    """The file cannot be read as ONNX; the message says why and what to do."""
+
+
+def read_model(path: Path) -> ModelProto:
+    """The model in `path` with the external data beside it and its local functions inlined. Raises OnnxFileError."""
+    if not path.is_file():
+        raise OnnxFileError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; name an .onnx file")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise OnnxFileError(f"{path} is not ONNX: {_looks_like(path)}") from error
+    except OSError as error:
+        raise OnnxFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not model.ir_version or not model.opset_import or not model.graph.node:
+        raise OnnxFileError(f"{path} is not ONNX: {_looks_like(path)}")
+    _load_external_data(model, path)
+    if (size := model.ByteSize()) >= LARGEST_BYTES:
+        raise OnnxFileError(
+            f"{path} has {size:,} bytes with its weights; a file that is served holds less than 2 GiB: "
+            "export the network in fp16 or quantised"
+        )
+    if model.functions:
+        from onnx.inliner import inline_local_functions
+
+        return inline_local_functions(model)
+    return model
+
+
+def _looks_like(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(64).lstrip()
+    if not head:
+        return "it is empty"
+    for beginning, reason in _BEGINNINGS.items():
+        if head.startswith(beginning):
+            return reason
+    return "it is damaged or something else; if it was downloaded, download it again"
+
+
+def _load_external_data(model: ModelProto, path: Path) -> None:
+    for tensor in _tensors(model.graph):
+        if uses_external_data(tensor):
+            beside = path.parent / ExternalDataInfo(tensor).location
+            if not beside.is_file():
+                raise OnnxFileError(
+                    f"{path} keeps its weights in {beside.name}, which is not there; put it beside the .onnx file"
+                )
+    try:
+        load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # onnx checks place, offset and length, each with an exception of another kind
+        raise OnnxFileError(f"the weights beside {path} cannot be read: {error}") from error
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every tensor that is stored in the graph or in a graph inside it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+    for inner in subgraphs(graph):
+        yield from _tensors(inner)
+
+
+def subgraphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The bodies of loops and branches one level below `graph`."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield attribute.g
+            yield from attribute.graphs
+
+
+def real_inputs(graph: GraphProto) -> list[ValueInfoProto]:
+    """What a caller must give: files of old IR versions list their initializers as inputs too."""
+    stored = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in stored]
+
+
+def constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """Every value that the file fixes by its name: initializers, Constant nodes, and either behind Identity or Cast.
+
+    An initializer that is also an input counts as fixed. The tensor behind a Cast has its stored type.
+    """
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            if (tensor := _constant(node)) is not None:
+                found[node.output[0]] = tensor
+        elif node.op_type in ("Identity", "Cast") and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+    return found
+
+
+def _constant(node: NodeProto) -> TensorProto | None:
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return attribute.t
+        if attribute.name in ("value_float", "value_int", "value_floats", "value_ints"):
+            return numpy_helper.from_array(_numbers(attribute))
+    return None
+
+
+def _numbers(attribute: AttributeProto) -> NDArray[Any]:
+    kind = np.float32 if "float" in attribute.name else np.int64
+    return np.array(onnx.helper.get_attribute_value(attribute), dtype=kind)
+
+
+def used_nodes(graph: GraphProto, outputs: set[str]) -> list[NodeProto]:
+    """The nodes that `outputs` depend on, in the file's order."""
+    needed, used = set(outputs), []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            used.append(node)
+            needed |= _inputs(node)
+    return used[::-1]
+
+
+def _inputs(node: NodeProto) -> set[str]:
+    """What a node reads, the graphs inside it among it."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            names |= {value.name for value in inner.output}
+            for child in inner.node:
+                names |= _inputs(child)
+    return names - {""}
