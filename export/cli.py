@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     show_envvar=True,
     metavar="auto|pretrained|untrained|FILE",
     help="pretrained downloads torchvision's file; untrained is seeded noise; FILE is a .pth or .safetensors state "
-    "dict; auto is pretrained, or untrained where the download host cannot be reached",
+    "dict, or an .onnx file of the same architecture; auto is pretrained, or untrained where the download host "
+    "cannot be reached",
 )
 @click.option(
     "--artifacts",

@@ -41,18 +41,34 @@ def untrained() -> WeightRecord:
 
 
 def load_file(network: nn.Module, architecture: Architecture, path: Path) -> WeightRecord:
-    """Fill `network` from a state dict in a .pth, .pt or .safetensors file.
+    """Fill `network` from a state dict in a .pth, .pt or .safetensors file, or from an .onnx file of the same network.
 
     A file that torchvision publishes is known by its sha256 and recorded as what it is, so that its own input recipe
     and accuracy go with it. Raises WeightsError where the file cannot be read, holds something else, or fits another
     network.
     """
-    load_state(network, architecture, read_state_dict(path), what=str(path))
+    if path.suffix == ".onnx":
+        _load_onnx(network, architecture, path)
+    else:
+        load_state(network, architecture, read_state_dict(path), what=str(path))
     digest = sha256(path)
     for published in architecture.weight_sets:
         if _is(published, architecture, digest):
             return WeightRecord(source=WeightSource.PRETRAINED, name=published.tag, sha256=digest)
     return WeightRecord(source=WeightSource.FILE, name=path.name, sha256=digest)
+
+
+def _load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> None:
+    try:
+        from models.onnx_agreement import DisagreementError
+        from models.onnx_reader import OnnxFileError
+        from models.onnx_weights import MismatchError, load_onnx
+    except ImportError as error:
+        raise WeightsError(f"{error.name} is not installed; .onnx files need: pip install '.[cpu,export]'") from error
+    try:
+        load_onnx(network, architecture, path)
+    except (OnnxFileError, MismatchError, DisagreementError) as error:
+        raise WeightsError(str(error)) from error
 
 
 def load_pretrained(

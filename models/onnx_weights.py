@@ -1,0 +1,231 @@
+"""Fills a catalog network from an ONNX file of the same architecture: layer by layer in graph order, then both are run.
+
+Exporters fold a batch norm into the convolution before it. Such a convolution has a bias that the network's lacks; the
+norm after it is then set so that it adds that bias and nothing else.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
+from torch import Tensor, nn
+
+from models.catalog import Architecture
+from models.onnx_agreement import check_agreement
+from models.onnx_reader import constants, read_model, used_nodes
+
+_KINDS: dict[str, type[nn.Module]] = {"conv": nn.Conv2d, "linear": nn.Linear, "norm": nn.BatchNorm2d}
+
+
+class MismatchError(Exception):
+    """The file is not of that architecture, or not one that can be matched; the message has the first mismatch."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayer:
+    """A layer of the file: `weight` as torch has it, [out, in, ...]; `mean`, `variance`, `epsilon` of a norm only."""
+
+    kind: str
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+    mean: Tensor | None = None
+    variance: Tensor | None = None
+    epsilon: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.kind} {_size(self.weight)}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLayer:
+    """A layer of the network, in the order in which they run."""
+
+    kind: str
+    name: str
+    module: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """Its weight."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.kind} {_size(self.weight)}"
+
+
+def load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> None:
+    """Copy the values of the file into `network`, and check that both give the same answers.
+
+    Raises OnnxFileError where it is not ONNX, MismatchError naming the first layer that differs, DisagreementError.
+    """
+    model = read_model(path)
+    own = list(_own_layers(network, architecture))
+    found = list(_file_layers(model.graph))
+    with torch.no_grad():
+        _match(own, found, architecture.name, path)
+    if wrong := [name for name, value in network.state_dict().items() if not value.isfinite().all()]:
+        raise MismatchError(f"{path} is not finite in {wrong[0]}")
+    check_agreement(network, architecture, model, path)
+
+
+def _own_layers(network: nn.Module, architecture: Architecture) -> Iterator[OwnLayer]:
+    names = {module: name for name, module in network.named_modules()}
+    known = tuple(_KINDS.values())
+    for module, name in names.items():
+        if not isinstance(module, known) and any(True for _ in module.parameters(recurse=False)):
+            raise MismatchError(
+                f"{architecture.name} has learned values in {name or type(module).__name__} that no ONNX file names; "
+                "give its weights as .safetensors"
+            )
+    order: list[nn.Module] = []
+
+    def note(module: nn.Module, _inputs: object, _output: object) -> None:
+        order.append(module)
+
+    hooks = [module.register_forward_hook(note) for module in names if isinstance(module, known)]
+    try:
+        with torch.inference_mode():
+            crop = architecture.input.crop
+            network.eval()(torch.zeros(1, len(architecture.input.channels.matrix), crop, crop))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for module in order:
+        yield OwnLayer(next(kind for kind, cls in _KINDS.items() if isinstance(module, cls)), names[module], module)
+
+
+def _match(own: list[OwnLayer], found: list[FileLayer], name: str, path: Path) -> None:
+    """Walk both lists at once. Raises MismatchError at the first layers that differ, and where one list is longer."""
+    waiting = iter(found)
+    number = 0
+    folded: Tensor | None = None
+    for index, layer in enumerate(own):
+        if layer.kind == "norm" and folded is not None:
+            _only_add(layer.module, folded)
+            folded = None
+            continue
+        number += 1
+        given = next(waiting, None)
+        if given is None:
+            raise MismatchError(f"{path} ends after layer {number - 1}, where {name} has layer {layer}")
+        if (weight := _fitting(given, layer)) is None:
+            raise MismatchError(f"{path} has layer {number} {given} where {name} has layer {layer}")
+        follows = own[index + 1] if index + 1 < len(own) else None
+        folded = _take(layer, given, weight, follows, f"{path} has layer {number} {given} where {name} has {layer}")
+    if (left := next(waiting, None)) is not None:
+        raise MismatchError(f"{path} has layer {number + 1} {left} where {name} has no more")
+
+
+def _fitting(given: FileLayer, layer: OwnLayer) -> Tensor | None:
+    """The file's weight in the shape of the network's, or None. A fully connected layer may be a convolution there."""
+    if given.kind == layer.kind and given.weight.shape == layer.weight.shape:
+        return given.weight
+    sizes = (len(given.weight), given.weight.numel()) == (len(layer.weight), layer.weight.numel())
+    if sizes and {given.kind, layer.kind} == {"conv", "linear"}:
+        return given.weight.reshape(layer.weight.shape)
+    return None
+
+
+def _take(layer: OwnLayer, given: FileLayer, weight: Tensor, follows: OwnLayer | None, what: str) -> Tensor | None:
+    """Copy one layer; a bias that only the norm after it can hold is given back."""
+    module = layer.module
+    layer.weight.copy_(weight)
+    if isinstance(module, nn.BatchNorm2d):
+        assert given.mean is not None
+        assert given.variance is not None
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        module.running_mean.copy_(given.mean)
+        module.running_var.copy_(given.variance.double() + (given.epsilon - module.eps))
+    if isinstance(module.bias, Tensor):
+        module.bias.copy_(given.bias if given.bias is not None else torch.zeros(len(weight)))
+        return None
+    if given.bias is None:
+        return None
+    if follows is None or follows.kind != "norm" or len(follows.weight) != len(weight):
+        raise MismatchError(f"{what} without a bias")
+    return given.bias
+
+
+def _only_add(norm: nn.Module, bias: Tensor) -> None:
+    """Set `norm` so that it adds `bias`: with mean 0 and variance 1 it divides by sqrt(1 + eps), which is undone."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1)
+    norm.weight.fill_((1 + norm.eps) ** 0.5)
+    norm.bias.copy_(bias)
+
+
+def _file_layers(graph: GraphProto) -> Iterator[FileLayer]:
+    """The layers that the first output depends on, in the file's order; what a training file gives besides is not."""
+    stored = constants(graph)
+    nodes = used_nodes(graph, {graph.output[0].name})
+    readers: dict[str, list[NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def value(node: NodeProto, place: int) -> Tensor | None:
+        name = node.input[place] if place < len(node.input) else ""
+        return _tensor(stored[name]) if name in stored else None
+
+    def added(node: NodeProto, channels: int) -> Tensor | None:
+        """What an Add right after `node` adds to each channel."""
+        following = readers.get(node.output[0], [])
+        if len(following) != 1 or following[0].op_type != "Add":
+            return None
+        for name in following[0].input:
+            if name in stored and (bias := _tensor(stored[name])).numel() == channels:
+                return bias.reshape(-1)
+        return None
+
+    for node in nodes:
+        if (layer := _layer(node, value, added)) is not None:
+            yield layer
+
+
+def _layer(
+    node: NodeProto, value: Callable[[NodeProto, int], Tensor | None], added: Callable[[NodeProto, int], Tensor | None]
+) -> FileLayer | None:
+    """The layer that a node is, or None for one without stored weights."""
+    if node.op_type not in ("Conv", "Gemm", "MatMul", "BatchNormalization"):
+        return None
+    name, weight = node.name or node.output[0], value(node, 1)
+    if weight is None:
+        return None
+    if node.op_type == "BatchNormalization":
+        statistics = value(node, 2), value(node, 3), value(node, 4)
+        return FileLayer("norm", name, weight, *statistics, epsilon=_number(node, "epsilon", 1e-5))
+    if node.op_type == "Conv":
+        bias = value(node, 2)
+        return FileLayer("conv", name, weight, bias if bias is not None else added(node, len(weight)))
+    if node.op_type == "MatMul" or not _number(node, "transB", 0):
+        weight = weight.T
+    bias = value(node, 2)
+    if node.op_type == "Gemm":
+        weight = weight * _number(node, "alpha", 1.0)
+        bias = bias * _number(node, "beta", 1.0) if bias is not None else None
+    bias = bias.reshape(-1) if bias is not None else added(node, len(weight))
+    return FileLayer("linear", name, weight, bias)
+
+
+def _tensor(tensor: TensorProto) -> Tensor:
+    return torch.from_numpy(numpy_helper.to_array(tensor).astype("float32"))
+
+
+def _number(node: NodeProto, name: str, default: float) -> float:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return float(attribute.f or attribute.i)
+    return default
+
+
+def _size(weight: Tensor) -> str:
+    return "x".join(map(str, weight.shape))
