@@ -150,6 +150,11 @@ class Artifact:
         """The ONNX file."""
         return self.folder / GRAPH
 
+    @property
+    def manifest_file(self) -> Path:
+        """The manifest."""
+        return self.folder / MANIFEST
+
     def parity(self, runtime: str, precision: str) -> ParityReport | None:
         """The report of that engine at that precision, or None where it was not measured."""
         for report in self.manifest.parity:

@@ -8,16 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from models.artifact import (
-    MANIFEST,
-    Artifact,
-    ArtifactError,
-    Manifest,
-    NotExportedError,
-    exported_names,
-    load,
-    read_manifest,
-)
+from models.artifact import Artifact, ArtifactError, Manifest, NotExportedError, exported_names, load, read_manifest
 from models.catalog import Architecture, Catalog, UnknownModelError
 from models.measured import read_measured
 from service.clock import Clock
@@ -291,7 +282,7 @@ class Repository:
 
 def _up_to_date(artifact: Artifact) -> Manifest:
     """Its manifest, with what another process has measured since it was loaded."""
-    measured = read_measured(artifact.folder / MANIFEST)
+    measured = read_measured(artifact.manifest_file)
     return artifact.manifest if measured is None else artifact.manifest.model_copy(update={"measured": measured})
 
 

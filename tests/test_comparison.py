@@ -206,9 +206,7 @@ async def test_many_comparisons_at_once(four: Path) -> None:
         comparisons = await asyncio.gather(*(fleet.compare(png(shade)) for shade in range(20)))
         for shade, comparison in enumerate(comparisons):
             best = [
-                row.result.predictions[0].class_id
-                for row in comparison.rows
-                if isinstance(row.result, Classification)
+                row.result.predictions[0].class_id for row in comparison.rows if isinstance(row.result, Classification)
             ]
             assert best == [shade] * 3
         assert fleet.did == {"decoded": 20, "resized": 40}
