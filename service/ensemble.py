@@ -73,6 +73,8 @@ class Panel:
     def engine(self) -> EngineInfo:
         """What the members run on; where they differ, each part joined by `+`."""
         infos = [member.engine_info for member in self.members]
+        if len(set(infos)) == 1:
+            return infos[0]
         return EngineInfo(
             runtime=_joined(info.runtime for info in infos),
             version=_joined(info.version for info in infos),

@@ -59,6 +59,7 @@ class Photo:
         self._data = data
         self._crops = crops
         self._askers = set(askers)
+        self._shared = len(self._askers) > 1
         self._pixels: Pixels | None = None
         self._decode_s = 0.0
         self._first: asyncio.Future[Prepared] | None = None
@@ -107,7 +108,8 @@ class Photo:
             else:
                 made = loop.create_task(self._cut_later(self._first, spec))
             self._made[recipe_of] = made
-        return await asyncio.shield(made)  # others may wait for the same
+        # a row that leaves must not take it from the others; alone, the turn of the loop that a shield takes is saved
+        return await (asyncio.shield(made) if self._shared else made)
 
     async def _cut_later(self, first: asyncio.Future[Prepared], spec: InputSpec) -> Prepared:
         """Once the photo is decoded, on a thread of its own."""

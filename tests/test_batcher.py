@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batcher, State
-from service.errors import DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
+from service.errors import BadRequest, DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
 from service.types import BatchLimits, Outcome, Ran
 from tests.fakes import ManualClock, ScriptedRun, Tally, settle
 
@@ -515,6 +515,20 @@ async def test_rejection_at_capacity_comes_in_the_same_turn() -> None:
         assert bench.batcher.places == 2
     await bench.run.finish()
     assert await values(tasks) == answers(0, 1)
+
+
+async def test_several_places_at_once_or_none() -> None:
+    """Three of four are taken and given back together; two more do not fit and take none; five never can."""
+    bench = bench_of(capacity=4)
+    with bench.batcher.admit(3):
+        assert bench.batcher.places == 3
+        with pytest.raises(Overloaded), bench.batcher.admit(2):
+            pass
+        assert bench.batcher.places == 3
+        assert bench.tally.outcomes == {Outcome.OVERLOADED: 2}
+        with pytest.raises(BadRequest, match="--capacity of 4"), bench.batcher.admit(5):
+            pass
+    assert bench.batcher.places == 0
 
 
 async def test_a_place_is_taken_before_decoding() -> None:

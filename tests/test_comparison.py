@@ -70,7 +70,7 @@ async def test_four_models_two_recipes(four: Path) -> None:
         [group] = comparison.agreement
         assert group.models == ("wider", "tiny", "wide", "twin")
         assert group.wnid == "n01514668"
-        assert [same.wnid for same in comparison.common][0] == "n01514668"
+        assert comparison.common[0].wnid == "n01514668"
         assert len(comparison.common) == 3
         assert len(comparison.warnings) == 4
         assert fleet.answered() == {(name, "ok"): 1 for name in ("tiny", "twin", "wide", "wider")}

@@ -27,9 +27,10 @@ def probabilities(answer: Classification) -> np.ndarray[tuple[int], np.dtype[np.
 
 def row(seed: int, classes: int = 1000) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """The probabilities of a batch of one."""
+    values: np.ndarray[tuple[int, int], np.dtype[np.float32]]
     values = np.random.default_rng(seed).random((1, classes), dtype=np.float32)
-    scaled: np.ndarray[tuple[int, int], np.dtype[np.float32]] = values / values.sum()
-    return scaled
+    values /= values.sum()
+    return values
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=12), st.integers(1, 20))
