@@ -4,6 +4,9 @@ import asyncio
 import io
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +16,15 @@ from service.app import Core
 from service.bulk.rows import BulkError, Failure, Item, Row
 from service.bulk.runner import Bulk, rows, window
 from service.commands.progress import Tally, watched
-from service.commands.session import StoppedError, opened, run
+from service.commands.session import StoppedError, opened
 from service.errors import BadRequest, NotReady
 from service.settings import Settings
 from tests.conftest import png
 from tests.fakes import FakeEngine, ManualClock, Opener, reached
 
 pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def screen() -> tuple[Console, io.StringIO]:
@@ -59,19 +64,27 @@ async def asks_badly(stop: asyncio.Event) -> None:
     raise BadRequest("too many")
 
 
-def test_exit_status() -> None:
+ENDS = (
+    (stops, 143, "stopped: 3 [of] 5"),
+    (hangs, 130, "stopped at once"),
+    (ends_in_time, 0, "stopping"),
+    (is_refused, 1, "error: no [red]file[/]"),
+    (asks_badly, 1, "error: too many"),
+)
+
+
+@pytest.mark.parametrize(("work", "status", "text"), ENDS)
+def test_exit_status(work: Callable[[asyncio.Event], Awaitable[None]], status: int, text: str) -> None:
     """128 and the signal that stopped it, 1 after an error, 0 when all is done; the text is printed as it is."""
-    for work, status, text in (
-        (stops, 143, "stopped: 3 [of] 5"),
-        (hangs, 130, "stopped at once"),
-        (ends_in_time, 0, "stopping"),
-        (is_refused, 1, "error: no [red]file[/]"),
-        (asks_badly, 1, "error: too many"),
-    ):
-        console, file = screen()
-        assert run(work, console) == status
-        assert text in file.getvalue()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    script = (
+        "import sys; from rich.console import Console; from service.commands.session import run; "
+        f"from tests.test_session import {work.__name__} as work; sys.exit(run(work, Console(stderr=True)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == status
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_progress_without_a_terminal() -> None:
