@@ -396,5 +396,5 @@ def test_parquet_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pyarrow a .parquet is refused with the line that installs it."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
 
-    with pytest.raises(BulkError, match=r"pip install 'topfive\[parquet\]'"):
+    with pytest.raises(BulkError, match=r"pip install '\.\[parquet\]'"):
         format_of(Path("a.parquet"))

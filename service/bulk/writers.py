@@ -54,7 +54,7 @@ def format_of(path: Path) -> Format:
         known = ", ".join(f".{one}" for one in Format)
         raise BulkError(f"{path} says no known kind of results by its suffix; use one of {known}") from None
     if kind is Format.PARQUET and find_spec("pyarrow") is None:
-        raise BulkError("writing .parquet needs pyarrow; run: pip install 'topfive[parquet]', or use .csv or .jsonl")
+        raise BulkError("writing .parquet needs pyarrow; run: pip install '.[parquet]', or use .csv or .jsonl")
     return kind
 
 
