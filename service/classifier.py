@@ -34,18 +34,21 @@ class Classifier(Protocol):
         data: bytes,
         *,
         model: str | None,
-        top_k: int = DEFAULT_TOP_K,
+        top_k: int | None = None,
         crops: int = DEFAULT_CROPS,
         deadline: float,
     ) -> Classification:
-        """The `top_k` best classes of the image in `data`; `deadline` in seconds of the service's clock."""
+        """The `top_k` best classes of the image in `data`, None for five or as many as there are.
+
+        `deadline` is in seconds of the service's clock.
+        """
 
     async def compare(
         self,
         data: bytes,
         *,
         models: Sequence[str],
-        top_k: int = DEFAULT_TOP_K,
+        top_k: int | None = None,
         crops: int = DEFAULT_CROPS,
         deadline: float,
     ) -> Comparison:
@@ -56,7 +59,7 @@ class Classifier(Protocol):
 class _Question:
     """What is asked of every model."""
 
-    top_k: int
+    top_k: int | None
     crops: int
     deadline: float
 
@@ -64,14 +67,17 @@ class _Question:
         """Raise BadRequest where no model could answer it."""
         if self.crops not in (DEFAULT_CROPS, TEN_CROPS):
             raise BadRequest(f"crops is {self.crops}; send {DEFAULT_CROPS} or {TEN_CROPS}")
-        if self.top_k < 1:
+        if self.top_k is not None and self.top_k < 1:
             raise BadRequest(f"top_k is {self.top_k}; send 1 or more")
 
-    def check_for(self, panel: Panel) -> None:
-        """Raise BadRequest where these models cannot answer it."""
-        if not 1 <= self.top_k <= len(panel.labels):
-            raise BadRequest(f"top_k is {self.top_k}; {panel.name} has classes for 1 to {len(panel.labels)}")
+    def check_for(self, panel: Panel) -> int:
+        """How many classes of these models are wanted; raises BadRequest where they cannot answer."""
         self.check()
+        if self.top_k is None:
+            return min(DEFAULT_TOP_K, len(panel.labels))
+        if self.top_k > len(panel.labels):
+            raise BadRequest(f"top_k is {self.top_k}; {panel.name} has classes for 1 to {len(panel.labels)}")
+        return self.top_k
 
 
 class LocalClassifier:
@@ -89,7 +95,7 @@ class LocalClassifier:
         data: bytes,
         *,
         model: str | None,
-        top_k: int = DEFAULT_TOP_K,
+        top_k: int | None = None,
         crops: int = DEFAULT_CROPS,
         deadline: float,
     ) -> Classification:
@@ -107,7 +113,7 @@ class LocalClassifier:
         data: bytes,
         *,
         models: Sequence[str],
-        top_k: int = DEFAULT_TOP_K,
+        top_k: int | None = None,
         crops: int = DEFAULT_CROPS,
         deadline: float,
     ) -> Comparison:
@@ -177,7 +183,7 @@ class LocalClassifier:
 
     async def _answer(self, panel: Panel, photo: Photo, asker: str, question: _Question) -> Classification:
         started = self._clock.now()
-        question.check_for(panel)
+        top_k = question.check_for(panel)
         photo.check_size()
         specs = [member.artifact.manifest.input for member in panel.members]
         with panel.admitted(question.crops):
@@ -191,7 +197,7 @@ class LocalClassifier:
                     for sample in crops
                 ]
             )
-        predictions = best(mean([one.value for one in ran]), panel.labels, question.top_k)
+        predictions = best(mean([one.value for one in ran]), panel.labels, top_k)
         queue_s = min(one.queue_s for one in ran)
         ended_s = max(one.queue_s + one.run_s for one in ran)  # all were submitted at once
         total_ms = (self._clock.now() - started) * 1000

@@ -65,11 +65,11 @@ def serve(**values: Any) -> None:
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option("--model", default="googlenet", help="Which exported model answers, or ensemble:a+b for their average")
-@option("--top-k", default=5, help="How many classes, best first")
+@option("--top-k", type=int, help="How many classes, best first; 5, or all if there are fewer")
 @option("--crops", default=DEFAULT_CROPS, help="1, or 10: the average over corners, centre and their mirrors")
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
 @options("artifacts", "runtime", "precision", "cpus", "max_image_bytes", "max_image_pixels")
-def predict(images: Sequence[Path], model: str, top_k: int, crops: int, as_json: bool, **values: Any) -> None:
+def predict(images: Sequence[Path], model: str, top_k: int | None, crops: int, as_json: bool, **values: Any) -> None:
     """Classify IMAGES in this process, without a server."""
     try:
         settings = settings_from({**values, "models": member_names(model)})
@@ -79,7 +79,7 @@ def predict(images: Sequence[Path], model: str, top_k: int, crops: int, as_json:
 
 
 async def _predict(
-    settings: Settings, images: Sequence[Path], model: str, question: tuple[int, int], as_json: bool
+    settings: Settings, images: Sequence[Path], model: str, question: tuple[int | None, int], as_json: bool
 ) -> int:
     """Print an answer for each image; 1 where any could not be answered."""
     top_k, crops = question

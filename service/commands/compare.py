@@ -14,7 +14,7 @@ from rich.markup import escape
 from models.artifact import exported_names
 from service import tables
 from service.app import Core
-from service.classifier import DEFAULT_CROPS, DEFAULT_TOP_K
+from service.classifier import DEFAULT_CROPS
 from service.ensemble import member_names
 from service.errors import TopfiveError
 from service.options import option, options, settings_from
@@ -27,12 +27,12 @@ from service.together import together
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option("--model", "models", multiple=True, help="Which exported models, repeated or a,b; else all of them")
-@option("--top-k", default=DEFAULT_TOP_K, help="How many classes of each are looked at for what all have in common")
+@option("--top-k", type=int, help="How many classes of each are looked at for what all have in common")
 @option("--crops", default=DEFAULT_CROPS, help="1, or 10: the average over corners, centre and their mirrors")
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
 @options("artifacts", "runtime", "precision", "cpus", "max_image_bytes", "max_image_pixels", "timeout_s")
 def compare(
-    images: Sequence[Path], models: Sequence[str], top_k: int, crops: int, as_json: bool, **values: Any
+    images: Sequence[Path], models: Sequence[str], top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:
     """Classify IMAGES with many models, or ensemble:a+b, side by side; status 1 where any has no answer."""
     settings = settings_from(values)
@@ -48,7 +48,7 @@ def compare(
 
 
 async def _compare(
-    settings: Settings, images: Sequence[Path], names: Sequence[str], question: tuple[int, int], as_json: bool
+    settings: Settings, images: Sequence[Path], names: Sequence[str], question: tuple[int | None, int], as_json: bool
 ) -> int:
     """Print a comparison of each image; 1 where any row or image has an error."""
     core, failures = Core(settings), 0

@@ -44,7 +44,9 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 _Crops = Annotated[int, Query(description="1, or 10: the average over corners, centre and their mirrors")]
-_TopK = Annotated[int, Query(description="How many classes, best first")]
+_TopK = Annotated[
+    int | None, Query(description=f"How many classes, best first; {DEFAULT_TOP_K}, or all if there are fewer")
+]
 _Timeout = Annotated[str | None, Header(description="Seconds to wait for the answer")]
 
 
@@ -58,7 +60,7 @@ def predictions(classifier: Classifier, intake: Intake) -> APIRouter:
         model: Annotated[
             str | None, Query(description="A name from /models, or ensemble:a+b; else the server's default")
         ] = None,
-        top_k: _TopK = DEFAULT_TOP_K,
+        top_k: _TopK = None,
         crops: _Crops = DEFAULT_CROPS,
         x_request_timeout: _Timeout = None,
     ) -> Response:
@@ -75,7 +77,7 @@ def predictions(classifier: Classifier, intake: Intake) -> APIRouter:
         model: Annotated[
             list[str] | None, Query(description="Names as of /predict, repeated or with commas; else all loaded models")
         ] = None,
-        top_k: _TopK = DEFAULT_TOP_K,
+        top_k: _TopK = None,
         crops: _Crops = DEFAULT_CROPS,
         x_request_timeout: _Timeout = None,
     ) -> Response:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
 from service.budget import UploadBudget
-from service.classifier import DEFAULT_CROPS, DEFAULT_TOP_K, Classifier
+from service.classifier import DEFAULT_CROPS, Classifier
 from service.clock import Clock
 from service.errors import ShuttingDown
 from service.facts import facts, layer_facts
@@ -86,7 +86,7 @@ class Servicer(ClassifierServicer):
                 comparison = await self._classifier.compare(
                     request.image,
                     models=request.models,
-                    top_k=request.top_k if request.HasField("top_k") else DEFAULT_TOP_K,
+                    top_k=request.top_k if request.HasField("top_k") else None,
                     crops=request.crops if request.HasField("crops") else DEFAULT_CROPS,
                     deadline=self._deadline(context),
                 )
@@ -121,7 +121,7 @@ class Servicer(ClassifierServicer):
             answer = await self._classifier.classify(
                 request.image,
                 model=request.model or None,
-                top_k=request.top_k if request.HasField("top_k") else DEFAULT_TOP_K,
+                top_k=request.top_k if request.HasField("top_k") else None,
                 crops=request.crops if request.HasField("crops") else DEFAULT_CROPS,
                 deadline=deadline,
             )
