@@ -1,13 +1,12 @@
-"""Parameters and multiply-accumulates of any ONNX graph, node by node, from its stored values and inferred shapes."""
+"""Parameters and multiply-accumulates of any ONNX graph, node by node, from stored values and the shapes of a run."""
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from export.original import met_shapes
 from models.onnx_reader import constants
 
 # Which inputs of a node are learned; of a batch norm the statistics are not. Of Add and Mul it is the one that is
@@ -34,8 +33,6 @@ _PRODUCTS = ("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul")
 
 Shape = tuple[int, ...]
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class NodeCost:
@@ -54,16 +51,18 @@ def graph_cost(model: ModelProto, batch: int) -> tuple[NodeCost, ...]:
     """The nodes of `model` that have learned values, in the file's order; a value that two share counts at the first.
 
     The graph's input must have fixed axes, `batch` images at once. Multiply-accumulates are those of convolutions and
-    of products with a stored matrix. Where ONNX cannot infer a shape they count 0 and a warning says so.
+    of products with a stored matrix. Shapes are those of a run on zeros, because ONNX's own inference stops where a
+    graph computes shapes. Raises RefusedError where ONNX Runtime cannot run it.
     """
-    inferred = onnx.shape_inference.infer_shapes(model)
-    graph = inferred.graph
-    shapes = {value.name: _shape(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+    graph = model.graph
+    counted_nodes = [node for node in graph.node if node.op_type in _LEARNED]
+    inputs = {node.input[0] for node in counted_nodes if node.op_type == "ConvTranspose"}
+    shapes = met_shapes(model, {node.output[0] for node in counted_nodes} | inputs)
     stored = _through_dequantisation(graph)
     counted: set[str] = set()
     rows = []
-    for node in graph.node:
-        places = [place for place in _LEARNED.get(node.op_type, ()) if place < len(node.input)]
+    for node in counted_nodes:
+        places = [place for place in _LEARNED[node.op_type] if place < len(node.input)]
         weights = [stored[node.input[place]] for place in places if node.input[place] in stored]
         if node.op_type in ("Add", "Mul"):
             weights = [weight for weight in weights if prod(weight.dims) > 1 and _floating(weight)]
@@ -71,14 +70,13 @@ def graph_cost(model: ModelProto, batch: int) -> tuple[NodeCost, ...]:
             continue
         parameters = sum(prod(weight.dims) for weight in weights if weight.name not in counted)
         counted |= {weight.name for weight in weights}
-        output = shapes.get(node.output[0])
         rows.append(
             NodeCost(
                 name=node.name or node.output[0],
                 op=node.op_type,
                 kernel=tuple(weights[0].dims[2:]) if "Conv" in node.op_type else (),
                 stride=_strides(node, weights[0]),
-                output=(output or (0,))[1:],
+                output=shapes[node.output[0]][1:],
                 parameters=parameters,
                 macs=_macs(node, weights[0], shapes) // batch,
             )
@@ -92,20 +90,17 @@ def totals(rows: Iterable[NodeCost]) -> tuple[int, int]:
     return sum(row.parameters for row in found), sum(row.macs for row in found)
 
 
-def _macs(node: NodeProto, weight: TensorProto, shapes: dict[str, Shape | None]) -> int:
+def _macs(node: NodeProto, weight: TensorProto, shapes: dict[str, Shape]) -> int:
     dims = tuple(weight.dims)
-    output = shapes.get(node.output[0])
+    output = shapes[node.output[0]]
     if node.op_type in _CONVOLUTIONS:
         each, over = prod(dims[1:]), output
     elif node.op_type == "ConvTranspose":
-        each, over = prod(dims[1:]), shapes.get(node.input[0])
+        each, over = prod(dims[1:]), shapes[node.input[0]]
     elif node.op_type in _PRODUCTS:
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         each, over = dims[-1] if transposed or len(dims) < 2 else dims[-2], output
     else:
-        return 0
-    if over is None:
-        log.warning("the cost of %s is not counted: its shape cannot be inferred", node.name or node.output[0])
         return 0
     return each * prod(over)
 
@@ -115,13 +110,6 @@ def _strides(node: NodeProto, weight: TensorProto) -> Shape:
         return ()
     written = [tuple(attribute.ints) for attribute in node.attribute if attribute.name == "strides"]
     return written[0] if written else (1,) * (len(weight.dims) - 2)
-
-
-def _shape(value: onnx.ValueInfoProto) -> Shape | None:
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
-        return None
-    return tuple(dim.dim_value for dim in tensor.shape.dim)
 
 
 def _through_dequantisation(graph: GraphProto) -> dict[str, TensorProto]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from export.onnx_signature import Layout, RefusedError, Signature
 from export.recipe_file import Output, Recipe
@@ -138,6 +138,25 @@ def open_session(source: Path | bytes) -> ort.InferenceSession:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
         raise RefusedError(f"ONNX Runtime cannot load the file: {first_line(error)}") from error
+
+
+def met_shapes(model: ModelProto, names: set[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of these values of a graph whose one input has fixed axes, in a run on zeros. Raises RefusedError."""
+    watched = ModelProto()
+    watched.CopyFrom(model)
+    given = model.graph.input[0]
+    tensor = given.type.tensor_type
+    zeros = np.zeros([dim.dim_value for dim in tensor.shape.dim], dtype=_TYPES[tensor.elem_type])
+    known = {given.name: zeros.shape}
+    wanted = sorted(names - known.keys())
+    outputs = {value.name for value in model.graph.output}
+    watched.graph.output.extend(ValueInfoProto(name=name) for name in wanted if name not in outputs)
+    session = open_session(watched.SerializeToString())
+    try:
+        found = session.run(wanted, {given.name: zeros}) if wanted else []
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
+        raise RefusedError(f"ONNX Runtime cannot run the graph made from the file: {first_line(error)}") from error
+    return known | {name: np.shape(value) for name, value in zip(wanted, found, strict=True)}
 
 
 def first_line(error: Exception) -> str:
