@@ -72,12 +72,11 @@ class _Question:
 
     def check_for(self, panel: Panel) -> int:
         """How many classes of these models are wanted; raises BadRequest where they cannot answer."""
-        self.check()
-        if self.top_k is None:
-            return min(DEFAULT_TOP_K, len(panel.labels))
-        if self.top_k > len(panel.labels):
+        top_k = min(DEFAULT_TOP_K, len(panel.labels)) if self.top_k is None else self.top_k
+        if not 1 <= top_k <= len(panel.labels):
             raise BadRequest(f"top_k is {self.top_k}; {panel.name} has classes for 1 to {len(panel.labels)}")
-        return self.top_k
+        self.check()
+        return top_k
 
 
 class LocalClassifier:
