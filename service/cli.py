@@ -19,6 +19,7 @@ from service.commands.classify import classify_command
 from service.commands.compare import compare
 from service.commands.evaluate import evaluate_command
 from service.commands.layers import layers_command
+from service.commands.show import show_command
 from service.ensemble import member_names
 from service.errors import TopfiveError
 from service.facts import facts
@@ -51,6 +52,7 @@ def main() -> None:
 
 main.add_command(classify_command)
 main.add_command(layers_command)
+main.add_command(show_command)
 main.add_command(evaluate_command)
 main.add_command(compare)
 

@@ -111,7 +111,7 @@ def test_every_setting_is_an_option(name: str) -> None:
     assert option.show_default
 
 
-COMMANDS = ("classify", "compare", "evaluate", "export", "import", "layers", "models", "predict", "serve")
+COMMANDS = ("classify", "compare", "evaluate", "export", "import", "layers", "models", "predict", "serve", "show")
 
 
 def test_help_lists_commands() -> None:

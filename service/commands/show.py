@@ -1,0 +1,118 @@
+"""The command `topfive show`: one model with all that is known of it, what its paper reports among it."""
+
+import json
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from service.app import Core
+from service.errors import TopfiveError
+from service.facts import ModelFacts, facts
+from service.options import option, options, settings_from
+from service.rest.schemas import ModelDetailReply
+
+
+@click.command("show")
+@click.argument("name")
+@option("--json", "as_json", is_flag=True, help="Print what GET /models/NAME answers")
+@options("artifacts")
+def show_command(name: str, as_json: bool, **values: Any) -> None:
+    """Print what is known of the model NAME: size, input, weights, published and measured accuracy, parity."""
+    try:
+        known = facts(Core(settings_from(values)).repository.entry(name))
+    except TopfiveError as error:
+        raise click.ClickException(error.detail) from error
+    if as_json:
+        click.echo(json.dumps(ModelDetailReply.model_validate(known).model_dump(mode="json", by_alias=True), indent=2))
+    else:
+        Console().print(Group(_facts(known), _accuracy(known), _parity(known)))
+
+
+def _facts(known: ModelFacts) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    spec = known.input
+    train = f", {known.parameters_train:,} in training" if known.parameters_train != known.parameters else ""
+    paper = f", {known.published_macs:,} in the paper" if known.published_macs else ""
+    rows = {
+        "model": f"{known.name}, version {known.version}" if known.version else f"{known.name}, not exported",
+        "family": ", ".join(str(part) for part in (known.family, known.configuration, known.year) if part),
+        "paper": known.paper,
+        "ILSVRC": known.ilsvrc,
+        "note": known.note,
+        "depth": f"{known.depth} layers with weights" if known.depth else None,
+        "parameters": f"{known.parameters:,}{train}",
+        "MACs": f"{known.macs:,}{paper}",
+        "classes": str(known.classes),
+        "input": f"shorter side {spec.resize}, centre {spec.crop}, {spec.interpolation}, {spec.channels}",
+        "mean, std": f"{_numbers(spec.mean)}; {_numbers(spec.std)}",
+        "weights": f"{known.record.source}: {known.record.name}" if known.record else None,
+        "sha256": known.record.sha256 if known.record else None,
+    }
+    for what, value in rows.items():
+        if value:
+            table.add_row(what, Text(value))
+    for warning in known.warnings:
+        table.add_row(Text("warning", style="yellow"), Text(warning, style="yellow"))
+    return table
+
+
+def _accuracy(known: ModelFacts) -> Table | str:
+    """Error rates in percent: the paper's, the published weights', the user's own measurements."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("errors in %")
+    table.add_column("top-1", justify="right", no_wrap=True)
+    table.add_column("top-5", justify="right", no_wrap=True)
+    table.add_column("on")
+    for errors in known.published_errors:
+        table.add_row("paper", _rate(errors.top1), _rate(errors.top5), Text(errors.protocol))
+    for weights in known.published:
+        table.add_row(
+            Text(f"weights {weights.tag}"), _rate(100 - weights.acc1), _rate(100 - weights.acc5), Text(weights.dataset)
+        )
+    for one in known.measured:
+        on = f"{one.images:,} images of {one.dataset}, {one.runtime} {one.precision}, crops {one.crops}, {one.date}"
+        table.add_row(
+            "measured",
+            _measured(one.acc1, one.acc1_low, one.acc1_high),
+            _measured(one.acc5, one.acc5_low, one.acc5_high),
+            Text(on),
+        )
+    return table if table.row_count else ""
+
+
+def _parity(known: ModelFacts) -> Table | str:
+    """How each engine compared with PyTorch, or an imported model's with its own file."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for column in ("engine", "precision", "max |dp|", "cosine", "top-1 agrees", "used"):
+        table.add_column(column)
+    for report in known.parity:
+        table.add_row(
+            f"{report.runtime} {report.runtime_version}",
+            report.precision,
+            f"{report.max_abs_diff:.2g}",
+            f"{report.logit_cosine:.6f}",
+            f"{report.top1_agreement:.1%}",
+            Text("yes", style="green") if report.passed else Text("no", style="yellow"),
+        )
+    return table if table.row_count else ""
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _rate(percent: float | None) -> str:
+    return "-" if percent is None else f"{percent:.2f}"
+
+
+def _measured(accuracy: float | None, low: float | None, high: float | None) -> Text:
+    """The error rate, and below it the interval: accuracies turned round."""
+    if accuracy is None or low is None or high is None:
+        return Text("-")
+    return Text(f"{100 - accuracy:.2f}\n[{100 - high:.2f}, {100 - low:.2f}]")

@@ -1,0 +1,103 @@
+"""`topfive show`: the facts of one model, as a person and as a program read them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from models.artifact import read_manifest
+from models.measured import Measurement, record
+from service.cli import main
+from tests.serving import serving
+
+
+def show(*arguments: object, columns: int = 100) -> Result:
+    """The command's outcome in a terminal of that width."""
+    return CliRunner().invoke(main, ["show", *map(str, arguments)], env={"COLUMNS": str(columns)})
+
+
+def measurement() -> Measurement:
+    """Nine of ten right."""
+    return Measurement(
+        dataset="mine",
+        dataset_sha256="0" * 64,
+        images=10,
+        acc1=90.0,
+        acc1_low=59.6,
+        acc1_high=98.2,
+        acc5=None,
+        acc5_low=None,
+        acc5_high=None,
+        crops=1,
+        runtime="openvino",
+        precision="f32",
+        date="2026-01-02",
+    )
+
+
+def test_facts_of_the_paper(tmp_path: Path) -> None:
+    """A network that is not exported shows what its paper and the competition say, and both counts of parameters."""
+    output = show("googlenet_2014", "--artifacts", tmp_path).output
+
+    assert "googlenet_2014, not exported" in output
+    assert "6,998,552, 13,378,280 in training" in output
+    assert "1,582,671,872" in output
+    assert "22 layers" in output
+    assert "2014 winner" in output
+    assert [line.split()[:3] for line in output.splitlines() if line.strip().startswith("paper  ")][1:] == [
+        ["paper", "-", "10.07"],
+        ["paper", "-", "6.67"],
+    ]
+
+
+def test_weights_as_errors(tmp_path: Path) -> None:
+    """The accuracy of every published weight set is shown as an error rate, the default first."""
+    lines = show("resnet50", "--artifacts", tmp_path).output.splitlines()
+
+    rates = [line.split()[1:4] for line in lines if line.strip().startswith("weights IMAGENET")]
+    assert rates == [["IMAGENET1K_V2", "19.14", "4.57"], ["IMAGENET1K_V1", "23.87", "7.14"]]
+
+
+def test_exported(artifacts: Path) -> None:
+    """An exported model shows its weights, its warning, its parity, and what was measured with the interval."""
+    version, manifest = read_manifest(artifacts, "tiny")
+    record(artifacts / "tiny" / str(version) / "manifest.json", measurement())
+    output = show("tiny", "--artifacts", artifacts, columns=200).output
+
+    assert "tiny, version 1" in output
+    assert "untrained: untrained" in output
+    assert "its answers mean nothing" in output
+    assert "10 images of mine, openvino f32, crops 1, 2026-01-02" in output
+    assert "10.00" in output
+    assert "[1.80, 40.40]" in output
+    assert output.count("yes") == sum(report.passed for report in manifest.parity) > 0
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_width(artifacts: Path, columns: int) -> None:
+    """No line is wider than the terminal."""
+    for name in ("tiny", "alexnet_2012", "resnet50"):
+        lines = show(name, "--artifacts", artifacts, columns=columns).output.splitlines()
+        assert max(len(line) for line in lines) <= columns
+
+
+@pytest.mark.anyio
+async def test_json_is_the_reply_of_the_server(artifacts: Path) -> None:
+    """--json prints what GET /models/NAME answers, the state and the latency of a loaded model aside."""
+    printed = json.loads(show("tiny", "--artifacts", artifacts, "--json").output)
+    async with serving(artifacts) as running:
+        answered = (await running.http.get("/models/tiny")).json()
+
+    of_a_server = {"state", "engine", "latency_ms"}
+    assert {key: printed[key] for key in printed.keys() - of_a_server} == {
+        key: answered[key] for key in answered.keys() - of_a_server
+    }
+
+
+def test_unknown(tmp_path: Path) -> None:
+    """A name that nobody knows ends in an error with the nearest one."""
+    result = show("resnet5", "--artifacts", tmp_path)
+
+    assert result.exit_code == 1
+    assert "did you mean resnet50" in result.output
