@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from service.clock import Clock
 from service.comparison import Comparison, ComparisonTiming, Row, compared
-from service.ensemble import Panel, Panels, is_ensemble, mean
+from service.ensemble import Panel, Panels, is_ensemble, mean, spelt
 from service.errors import BadImage, BadRequest, DeadlineExceeded, NotReady, TooLarge, TopfiveError
 from service.metrics import Metrics
 from service.recipe import TEN_CROPS
@@ -142,8 +142,8 @@ class LocalClassifier:
         self._decoder.close()
 
     def _names(self, models: Sequence[str]) -> list[str]:
-        """The rows of a comparison: each model once, as it was first spelt."""
-        wanted = models or self._repository.loaded
+        """The rows of a comparison: each model once, as it was first spelt; a name of nothing names none."""
+        wanted = [spelt(name) for name in models if name.strip()] or self._repository.loaded
         if not wanted:
             raise NotReady("no model is loaded yet; name the models to compare")
         rows: dict[str, str] = {}

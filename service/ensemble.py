@@ -105,9 +105,9 @@ class Panels:
 
     def canonical(self, name: str) -> str:
         """The same name for every spelling of one model or ensemble, whether there is such a one or not."""
-        prefix = ENSEMBLE_PREFIX if is_ensemble(name) else ""
-        names = name.removeprefix(prefix).split("+")
-        return prefix + "+".join(self._repository.canonical(one.strip()) for one in names)
+        if not is_ensemble(name):
+            return self._repository.canonical(name)
+        return ENSEMBLE_PREFIX + "+".join(self._repository.canonical(one) for one in _split(name))
 
     async def get(self, name: str) -> Panel:
         """The panel of that name.
@@ -140,12 +140,17 @@ def is_ensemble(name: str) -> bool:
     return name.startswith(ENSEMBLE_PREFIX)
 
 
+def spelt(name: str) -> str:
+    """The name of a model or an ensemble as it stands in answers: its members joined by `+`, no blanks around them."""
+    return ENSEMBLE_PREFIX + "+".join(_split(name)) if is_ensemble(name) else name.strip()
+
+
 def member_names(name: str) -> tuple[str, ...]:
     """The models in a name, as it gives them: itself, or the members of an ensemble. Raises BadRequest."""
     if not is_ensemble(name):
         return (name,)
-    names = tuple(member.strip() for member in name.removeprefix(ENSEMBLE_PREFIX).split("+"))
-    if not all(names) or not 2 <= len(names) <= MAX_MEMBERS:
+    names = _split(name)
+    if not 2 <= len(names) <= MAX_MEMBERS:
         raise BadRequest(f"an ensemble has 2 to {MAX_MEMBERS} members, such as {ENSEMBLE_PREFIX}googlenet+resnet50")
     return names
 
@@ -158,6 +163,11 @@ def mean(rows: Sequence[Probabilities]) -> Probabilities:
     for row in rows:
         total += row
     return (total / len(rows)).astype(np.float32)
+
+
+def _split(name: str) -> tuple[str, ...]:
+    """The members of an ensemble; a `+` that stands as it is in an address arrives as a blank."""
+    return tuple(name.removeprefix(ENSEMBLE_PREFIX).replace("+", " ").split())
 
 
 def _check_labels(members: Sequence[LoadedModel]) -> None:

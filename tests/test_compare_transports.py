@@ -53,10 +53,13 @@ async def by_grpc(running: Running, image: bytes, models: list[str], options: di
     ("models", "options"),
     [
         ([], {}),
+        ([""], {}),
         (["twin", "tiny"], {"top_k": 2}),
         (["tiny", "tinny", "resnet50"], {}),
         (["tiny", "ensemble:tiny+twin"], {"crops": 10}),
         (["ensemble:tiny", "twin", "twin"], {"top_k": 1}),
+        (["", " twin "], {}),
+        (["ensemble: twin +tiny "], {}),
         (["tiny"], {"top_k": 1001}),
     ],
 )
@@ -72,7 +75,8 @@ async def test_same_comparison(pair: Path, models: list[str], options: dict[str,
         return value
 
     assert without_batches(comparable(rest)) == without_batches(comparable(rpc))
-    assert [row["model"] for row in rest["rows"]] == list(dict.fromkeys(models)) or not models
+    asked = [model.replace(" ", "") for model in models if model]
+    assert [row["model"] for row in rest["rows"]] == (list(dict.fromkeys(asked)) or ["tiny", "twin"])
 
 
 @pytest.mark.parametrize(
@@ -109,6 +113,18 @@ async def test_same_ensemble_and_crops(pair: Path) -> None:
     assert [member["name"] for member in rest["members"]] == ["tiny", "twin"]
     assert next(iter(rest)) == "request_id"
     assert (refused.status_code, refused.json()["code"]) == (400, "bad_request")
+
+
+async def test_a_plus_in_an_address(pair: Path) -> None:
+    """`?model=ensemble:a+b` as it is typed, where `+` means a blank, names the same ensemble as the encoded one."""
+    async with serving(pair) as running:
+        asked = [f"ensemble:tiny{plus}twin" for plus in ("+", "%2B", "%20+%20")]
+        answers = [await running.http.post(f"/predict?model={name}", files={"image": png(5)}) for name in asked]
+        rows = [await running.http.post(f"/compare?model={name}", files={"image": png(5)}) for name in asked]
+
+    assert [answer.json()["model"]["name"] for answer in answers] == ["ensemble:tiny+twin"] * 3
+    assert [[row["model"] for row in reply.json()["rows"]] for reply in rows] == [["ensemble:tiny+twin"]] * 3
+    assert all(reply.json()["rows"][0]["error"] is None for reply in rows)
 
 
 async def test_rest_details(pair: Path) -> None:
