@@ -8,17 +8,17 @@ The batcher knows no engine: it is given a function that runs a batch.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from service.clock import Clock, Timer
-from service.errors import BadRequest, DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
+from service.clock import Clock
+from service.errors import BadRequest, DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown, TopfiveError
 from service.hold import Hold
 from service.metrics import BatchMetrics
 from service.pacing import Pacer
+from service.pending import Pending
 from service.runner import Runner, as_engine_error
 from service.types import BatchLimits, Outcome, Ran
 
@@ -35,15 +35,6 @@ class State(StrEnum):
     DRAINING = "draining"
     CLOSED = "closed"
     BROKEN = "broken"
-
-
-@dataclass(slots=True, eq=False)
-class _Item(Generic[T, R]):
-    value: T
-    deadline: float
-    enqueued: float
-    future: asyncio.Future[Ran[R]]
-    timer: Timer | None = None
 
 
 class Batcher(Generic[T, R]):
@@ -68,8 +59,8 @@ class Batcher(Generic[T, R]):
         self._metrics = metrics
         self._on_health = on_health
         self._pacer = Pacer(limits.max_hold_s)
-        self._queue: OrderedDict[_Item[T, R], None] = OrderedDict()
-        self._running: dict[asyncio.Task[None], list[_Item[T, R]]] = {}
+        self._queue: OrderedDict[Pending[T, R], None] = OrderedDict()
+        self._running: dict[asyncio.Task[None], list[Pending[T, R]]] = {}
         self._places = 0
         self._failures = 0
         self._hold = Hold(self._pacer, clock, self._end_hold)
@@ -125,25 +116,22 @@ class Batcher(Generic[T, R]):
                 self._pacer.released(self._clock.now())
             self._note_drained()
 
-    async def submit(self, item: T, *, deadline: float) -> Ran[R]:
-        """The result for `item`, within a place held by `admit`. `deadline` is a time of the clock, in seconds.
+    async def submit(self, values: Iterable[T], *, deadline: float) -> list[Ran[R]]:
+        """The results for `values`, within places held by `admit`. `deadline` is a time of the clock, in seconds.
 
-        Raises DeadlineExceeded, EngineError, ShuttingDown or NotReady. A caller that is cancelled leaves the queue in
-        the same turn of the loop; in flight, its row is computed and dropped.
+        All are queued before any runs, so that they fill batches together. Raises the DeadlineExceeded, EngineError,
+        ShuttingDown or NotReady of the first that has none. A caller that is cancelled leaves the queue in the same
+        turn of the loop; in flight, its rows are computed and dropped.
         """
-        outcome = Outcome.FAILED
+        items = [self._enqueued(value, deadline) for value in values]
         try:
-            ran = await self._enqueued(item, deadline)
-            outcome = Outcome.OK
-            return ran
-        except DeadlineExceeded:
-            outcome = Outcome.EXPIRED
-            raise
-        except asyncio.CancelledError:
-            outcome = Outcome.CANCELLED
-            raise
+            self._pacer.outstanding(self.depth + self.in_flight)
+            self._pump()
+            return [await item.future for item in items]
         finally:
-            self._metrics.ended(outcome)
+            for item in items:
+                self._queue.pop(item, None)
+                self._metrics.ended(item.leave())
 
     async def aclose(self, drain_s: float) -> None:
         """Take no new work, wait at most `drain_s` seconds for what was accepted, then fail the rest."""
@@ -167,26 +155,25 @@ class Batcher(Generic[T, R]):
         if self.state is not State.OPEN:
             raise ShuttingDown
 
-    async def _enqueued(self, value: T, deadline: float) -> Ran[R]:
-        if self.state not in (State.OPEN, State.DRAINING):  # draining: it was admitted before
-            self._check_open()
+    def _enqueued(self, value: T, deadline: float) -> Pending[T, R]:
+        """The value in the queue, or settled at once where it cannot run any more."""
         now = self._clock.now()
-        if deadline <= now:
-            raise DeadlineExceeded
-        item = _Item[T, R](value, deadline, now, asyncio.get_running_loop().create_future())
+        item = Pending[T, R](value, deadline, now, asyncio.get_running_loop().create_future())
+        try:
+            if self.state is not State.DRAINING:  # draining: it was admitted before
+                self._check_open()
+            if deadline <= now:
+                raise DeadlineExceeded
+        except TopfiveError as error:
+            item.settle(error)
+            return item
         item.timer = self._clock.call_at(deadline, lambda: self._expire(item))
         self._queue[item] = None
-        self._pacer.outstanding(self.depth + self.in_flight)
-        self._pump()
-        try:
-            return await item.future
-        finally:
-            self._queue.pop(item, None)
-            item.timer.cancel()
+        return item
 
-    def _expire(self, item: _Item[T, R]) -> None:
+    def _expire(self, item: Pending[T, R]) -> None:
         self._queue.pop(item, None)
-        _settle(item, DeadlineExceeded())
+        item.settle(DeadlineExceeded())
 
     def _pump(self) -> None:
         """Start batches while a slot is free and items wait; a bug in here fails everything pending, openly."""
@@ -217,13 +204,13 @@ class Batcher(Generic[T, R]):
     def _dispatch(self) -> None:
         """Cut a batch from the front of the queue and run it; items that have expired are failed instead."""
         now = self._clock.now()
-        items: list[_Item[T, R]] = []
+        items: list[Pending[T, R]] = []
         while self._queue and len(items) < self.max_batch:
             item, _ = self._queue.popitem(last=False)
             if item.future.done():
                 continue
             if item.deadline <= now:
-                _settle(item, DeadlineExceeded())
+                item.settle(DeadlineExceeded())
                 continue
             items.append(item)
         if not items:
@@ -233,7 +220,7 @@ class Batcher(Generic[T, R]):
         task.add_done_callback(self._finished)
         self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
 
-    async def _execute(self, items: list[_Item[T, R]], started: float) -> None:
+    async def _execute(self, items: list[Pending[T, R]], started: float) -> None:
         """Run one batch and settle its items."""
         size = len(items)
         results: Sequence[R | Exception]
@@ -249,15 +236,15 @@ class Batcher(Generic[T, R]):
         self._note_health(failed=all(isinstance(result, Exception) for result in results))
         for item, result in zip(items, results, strict=True):
             if isinstance(result, Exception):
-                _settle(item, as_engine_error(result))
+                item.settle(as_engine_error(result))
             else:
-                _settle(item, Ran(result, started - item.enqueued, took, size))
+                item.settle(Ran(result, started - item.enqueued, took, size))
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         """Free the slot of a batch that has ended, however it ended."""
         if task.cancelled():  # its engine's threads have gone, or the loop is ending
             for item in self._running[task]:
-                _settle(item, EngineError("the run was cancelled"))
+                item.settle(EngineError("the run was cancelled"))
         elif (error := task.exception()) is not None:
             self._break(error)
         del self._running[task]
@@ -286,15 +273,5 @@ class Batcher(Generic[T, R]):
     def _fail_all(self, error: Exception) -> None:
         self._hold.cancel()
         for item in [*self._queue, *(item for items in self._running.values() for item in items)]:
-            _settle(item, error)
+            item.settle(error)
         self._queue.clear()
-
-
-def _settle(item: _Item[T, R], result: Ran[R] | Exception) -> None:
-    """End an item. The only place that completes a future, and the only one that asks whether it is done."""
-    if item.future.done():  # its caller left, or its deadline passed while it ran
-        return
-    if isinstance(result, Exception):
-        item.future.set_exception(result)
-    else:
-        item.future.set_result(result)

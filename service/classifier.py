@@ -189,13 +189,13 @@ class LocalClassifier:
             arrived = self._clock.now()
             samples, decode_s = await self._within(question.deadline, lambda: photo.samples(asker, specs))
             waited_s = self._clock.now() - arrived - decode_s  # for a decoding thread
-            ran = await together(
+            runs = await together(
                 [
-                    member.batcher.submit(sample, deadline=question.deadline)
+                    member.batcher.submit(crops, deadline=question.deadline)
                     for member, crops in zip(panel.members, samples, strict=True)
-                    for sample in crops
                 ]
             )
+        ran = [one for run in runs for one in run]
         predictions = best(mean([one.value for one in ran]), panel.labels, top_k)
         queue_s = min(one.queue_s for one in ran)
         ended_s = max(one.queue_s + one.run_s for one in ran)  # all were submitted at once

@@ -1,7 +1,9 @@
 """What the service measures about itself: Prometheus metrics, and the latency percentiles that replies carry."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -50,15 +52,18 @@ class LatencyRecord:
 
     def snapshot(self) -> Latency:
         """Count, and the 50th, 90th and 99th percentile in milliseconds."""
-        ranks = [max(1, math.ceil(share * self._count)) for share in (0.50, 0.90, 0.99)]
-        found: list[float] = []
-        seen = 0
-        for bucket, count in sorted(self._buckets.items()):
-            seen += count
-            while len(found) < len(ranks) and seen >= ranks[len(found)]:
-                found.append(round(self._LOWEST_MS * math.exp(bucket * self._GROWTH), 3))
-        p50, p90, p99 = found or (None, None, None)
+        if not self._count:
+            return Latency(0, None, None, None)
+        buckets = sorted(self._buckets)
+        seen = list(accumulate(map(self._buckets.__getitem__, buckets)))
+        p50, p90, p99 = (
+            self._upper_edge_ms(buckets[bisect_left(seen, math.ceil(share * self._count))])
+            for share in (0.50, 0.90, 0.99)
+        )
         return Latency(self._count, p50, p90, p99)
+
+    def _upper_edge_ms(self, bucket: int) -> float:
+        return round(self._LOWEST_MS * math.exp(bucket * self._GROWTH), 3)
 
 
 class Metrics:

@@ -105,7 +105,7 @@ class LoadedModel:
         try:
             with self.batcher.admit():
                 await self.batcher.submit(
-                    np.zeros((size, size, 3), dtype=np.uint8), deadline=self._clock.now() + _PROBE_S
+                    np.zeros((1, size, size, 3), dtype=np.uint8), deadline=self._clock.now() + _PROBE_S
                 )
         except Exception:  # the batcher has counted and logged it; the caller reads its health
             return False

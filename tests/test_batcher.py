@@ -58,7 +58,7 @@ class Bench:
         deadline = self.clock.now() + within_s
         with self.batcher.admit():
             self.admitted += 1
-            return await self.batcher.submit(item, deadline=deadline)
+            return (await self.batcher.submit([item], deadline=deadline))[0]
 
     async def submit(self, *items: int, within_s: float = 60.0) -> list[asyncio.Task[Ran[str]]]:
         """Callers of these items, having come as far as they can."""
@@ -125,6 +125,42 @@ async def test_idle_engine_starts_at_once() -> None:
     await settle()
     await bench.run.finish()
     assert await caller == Ran(ScriptedRun.answer(1), queue_s=0.0, run_s=0.0, batch_size=1)
+
+
+async def test_items_of_one_caller_fill_batches() -> None:
+    """Ten items at once go to an idle engine as 8 and 2, not as 1 and 9; their answers come in order."""
+    bench = bench_of(max_batch=8)
+    bench.run.busy = False
+    with bench.batcher.admit(10):
+        ran = await bench.batcher.submit(range(10), deadline=bench.clock.now() + 60)
+    assert bench.run.calls == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9]]
+    assert [one.value for one in ran] == answers(*range(10))
+    assert bench.tally.outcomes == {Outcome.OK: 10}
+    assert bench.clock.pending == 0
+
+
+async def test_items_of_one_caller_end_each_once() -> None:
+    """One bad row: the caller has its error, what waits leaves the queue, and each item is counted as it ended."""
+    bench = bench_of(max_batch=2)
+    bench.run.bad = {1}
+    with bench.batcher.admit(6):
+        caller = asyncio.create_task(bench.batcher.submit(range(6), deadline=bench.clock.now() + 60))
+        await settle()
+        await bench.run.finish()
+        with pytest.raises(EngineError):
+            await caller
+        assert bench.batcher.depth == 0
+    assert bench.tally.outcomes == {Outcome.OK: 1, Outcome.FAILED: 1, Outcome.CANCELLED: 4}
+    assert (bench.run.calls, bench.clock.pending) == ([[0, 1]], 0)
+
+
+async def test_items_past_their_deadline_are_never_queued() -> None:
+    """The caller is told at once, no run begins, and each of its items is counted."""
+    bench = bench_of()
+    with bench.batcher.admit(3), pytest.raises(DeadlineExceeded):
+        await bench.batcher.submit(range(3), deadline=bench.clock.now())
+    assert bench.run.calls == []
+    assert bench.tally.outcomes == {Outcome.EXPIRED: 3}
 
 
 async def test_a_batch_grows_only_while_every_slot_is_busy() -> None:
@@ -775,7 +811,7 @@ async def test_closing_answers_an_image_that_is_still_being_decoded() -> None:
     async def decode_then_submit() -> Ran[str]:
         with bench.batcher.admit():
             await decoded.wait()
-            return await bench.batcher.submit(7, deadline=bench.clock.now() + 60)
+            return (await bench.batcher.submit([7], deadline=bench.clock.now() + 60))[0]
 
     caller = asyncio.create_task(decode_then_submit())
     await settle()
@@ -839,7 +875,7 @@ async def test_after_the_drain_limit_the_rest_is_failed() -> None:
         await bench.clock.advance(0.001)
         assert closing.done()
         with pytest.raises(ShuttingDown):
-            await bench.batcher.submit(2, deadline=bench.clock.now() + 60)
+            await bench.batcher.submit([2], deadline=bench.clock.now() + 60)
     assert all(isinstance(error, ShuttingDown) for error in await endings(tasks))
     assert bench.tally.outcomes == {Outcome.FAILED: 3}
     assert bench.batcher.in_flight == 1

@@ -32,6 +32,7 @@ LAYERS = {
     "service.metrics": 2,
     "service.options": 2,
     "service.pacing": 2,
+    "service.pending": 2,
     "service.recipe": 2,
     "service.runner": 2,
     "service.together": 2,
@@ -291,7 +292,7 @@ def test_metadata_starts_without_torch(module: str) -> None:
 def test_batcher_knows_no_engine() -> None:
     """The batcher is given a function: it reaches no engine, no model and no image, only modules below it."""
     own = {name for name in started_by("service.batcher") if inside(name, PACKAGES)}
-    below = ("clock", "errors", "hold", "metrics", "pacing", "runner", "types")
+    below = ("clock", "errors", "hold", "metrics", "pacing", "pending", "runner", "types")
 
     assert own == {"service", "service.batcher", *(f"service.{name}" for name in below)}
 

@@ -40,7 +40,7 @@ class Bench:
     async def call(self, shade: int) -> Ran[Probabilities]:
         """What a caller with an image of one shade of grey does; its class is the shade."""
         with self.model.batcher.admit():
-            return await self.model.batcher.submit(sample(shade), deadline=self.clock.now() + 60)
+            return (await self.model.batcher.submit([sample(shade)], deadline=self.clock.now() + 60))[0]
 
     async def submit(self, *shades: int) -> list[Answer]:
         """Callers with such images, which have come as far as they can."""

@@ -48,7 +48,7 @@ class Bench:
         """The class that a model gives to an image of one shade."""
         model = await self.repository.get(name)
         with model.batcher.admit():
-            ran = await model.batcher.submit(sample(shade), deadline=self.clock.now() + 60)
+            [ran] = await model.batcher.submit([sample(shade)], deadline=self.clock.now() + 60)
         return int(ran.value.argmax())
 
     async def fail(self, name: str, times: int = 3) -> None:

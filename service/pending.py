@@ -1,0 +1,43 @@
+"""An item that a batcher was given: it ends exactly once, and knows how."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from service.clock import Timer
+from service.errors import DeadlineExceeded
+from service.types import Outcome, Ran
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(slots=True, eq=False)
+class Pending(Generic[T, R]):
+    """A value that waits or runs. `future` is completed by `settle` alone; `timer` ends the wait at `deadline`."""
+
+    value: T
+    deadline: float
+    enqueued: float
+    future: asyncio.Future[Ran[R]]
+    timer: Timer | None = None
+
+    def settle(self, result: Ran[R] | Exception) -> None:
+        """End it. The only place that completes a future, and the only one that asks whether it is done."""
+        if self.future.done():  # its caller left, or its deadline passed while it ran
+            return
+        if isinstance(result, Exception):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
+
+    def leave(self) -> Outcome:
+        """Nobody waits for it any more; how it ended, CANCELLED where it had not."""
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.future.cancel() or self.future.cancelled():
+            return Outcome.CANCELLED
+        error = self.future.exception()
+        if error is None:
+            return Outcome.OK
+        return Outcome.EXPIRED if isinstance(error, DeadlineExceeded) else Outcome.FAILED
