@@ -49,6 +49,11 @@ class Measurement(BaseModel):
         return self.dataset_sha256, self.crops, self.runtime, self.precision
 
 
+def protocol(crops: int) -> str:
+    """How an image was looked at, as papers put it; published figures of another protocol are another measurement."""
+    return "single crop" if crops == 1 else f"{crops} crops"
+
+
 _MEASURED = TypeAdapter(tuple[Measurement, ...])
 
 

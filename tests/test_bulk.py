@@ -205,8 +205,15 @@ def test_engine_failures_are_run_again(tmp_path: Path) -> None:
 
 def test_window() -> None:
     """Two batches for each slot and the decoders' images, but never more than there are places."""
-    assert window(slots=2, max_batch=8, decoders=2, capacity=256) == 34
-    assert window(slots=4, max_batch=64, decoders=16, capacity=256) == 256
+    assert window(slots=2, max_batch=8, decoders=2, capacity=256, crops=1) == 34
+    assert window(slots=4, max_batch=64, decoders=16, capacity=256, crops=1) == 256
+
+
+def test_window_of_crops() -> None:
+    """Each image takes a place for each crop, so fewer fill the batches; one image is always begun."""
+    assert window(slots=2, max_batch=8, decoders=2, capacity=256, crops=10) == 6
+    assert window(slots=4, max_batch=64, decoders=16, capacity=256, crops=10) == 25
+    assert window(slots=1, max_batch=1, decoders=1, capacity=5, crops=10) == 1
 
 
 class Answers:

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from export.samples import PHOTOS
 from service.cli import main
 from tests.conftest import png
+from tests.fleet import copy_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +58,26 @@ def test_photos(artifacts: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*r.csv*")) == [out]
 
 
+def test_crops_and_ensembles(artifacts: Path, tmp_path: Path) -> None:
+    """Ten crops of an ensemble give what predict gives, and the rows say so; any other number of crops is refused."""
+    copy_model(artifacts, "other")
+    question = ("--model", "ensemble:tiny+other", "--crops", "10", "--top-k", "3", "--artifacts", str(artifacts))
+    out, photo = tmp_path / "r.jsonl", PHOTOS / "bee.jpeg"
+    result = classify(photo, "--out", out, *question)
+
+    assert result.exit_code == 0, result.output
+    (row,) = [json.loads(line) for line in out.read_text().splitlines()]
+    predicted = CliRunner().invoke(main, ["predict", str(photo), "--json", *question])
+    wanted = json.loads(predicted.stdout)["predictions"]
+    assert [one["class_id"] for one in row["predictions"]] == [one["class_id"] for one in wanted]
+    assert [one["probability"] for one in row["predictions"]] == pytest.approx([one["probability"] for one in wanted])
+    assert (row["model"]["name"], row["model"]["crops"]) == ("ensemble:tiny+other", 10)
+    assert [(one["name"], one["version"]) for one in row["model"]["members"]] == [("tiny", 1), ("other", 1)]
+
+    refused = tiny(artifacts, photo, "--out", tmp_path / "s.csv", "--crops", "3")
+    assert (refused.exit_code, "'3' is not one of '1', '10'" in refused.stderr) == (2, True)
+
+
 def test_bad_files_are_rows(artifacts: Path, tmp_path: Path) -> None:
     """What cannot be answered is a row with its error; the status is 0, and a line says how many."""
     folder = tmp_path / "in"
@@ -81,7 +102,7 @@ def test_bad_files_are_rows(artifacts: Path, tmp_path: Path) -> None:
     assert rows[4]["error"]["detail"] == "No such file or directory"
     assert len(rows[0]["predictions"]) == 5
     assert rows[0]["model"]["name"] == "tiny"
-    assert set(rows[0]["model"]) == {"name", "version", "weights", "runtime", "precision"}
+    assert set(rows[0]["model"]) == {"name", "version", "weights", "runtime", "precision", "crops"}
     assert "5 could not be classified" in result.stderr
 
 

@@ -13,12 +13,14 @@ from rich.console import Console
 from models.artifact import LABELS, MANIFEST, load, read_manifest, sha256
 from service.app import Core
 from service.bulk.dataset import read_dataset
+from service.bulk.rows import BulkError
 from service.cli import main
 from service.commands.evaluate import Job, evaluate
 from service.commands.session import StoppedError
 from service.settings import Settings
 from tests.conftest import png
 from tests.fakes import FakeEngine, reached
+from tests.fleet import copy_model
 
 pytestmark = pytest.mark.anyio
 
@@ -52,11 +54,13 @@ def shades(tmp_path: Path) -> Path:
 class Runs:
     """Evaluates on one fake engine, so that its images can be counted over several runs."""
 
-    def __init__(self, artifacts: Path, shades: Path, out: Path) -> None:
+    def __init__(
+        self, artifacts: Path, shades: Path, out: Path, names: tuple[str, ...] = ("tiny",), crops: int = 1
+    ) -> None:
         self.engine = FakeEngine(max_batch=4)
         self.out = out
         self._settings = Settings(models=("tiny",), artifacts=artifacts, cpus=2)
-        self._job = Job(read_dataset(shades), ("tiny",), out)
+        self._job = Job(read_dataset(shades), names, out, crops)
         self._screen = io.StringIO()
         self._console = Console(file=self._screen, width=120)
 
@@ -149,6 +153,82 @@ async def test_stopped_and_again(runs: Runs) -> None:
     assert f"going on: {kept} are done" in runs.said()
     (model,) = json.loads((runs.out / "report.json").read_text())["models"]
     assert (model["images"], model["top1_error"]["percent"]) == (40, pytest.approx(2.5))
+
+
+async def test_ten_crops(artifacts: Path, shades: Path, tmp_path: Path) -> None:
+    """Ten crops run ten times as many, are named beside the figures and in the manifest, and are not mixed with one."""
+    runs = Runs(artifacts, shades, tmp_path / "out", crops=10)
+    await runs.run()
+
+    assert runs.images == 400
+    assert "40 images of shades, 10 crops" in runs.said()
+    (model,) = json.loads((runs.out / "report.json").read_text())["models"]
+    assert (model["crops"], model["images"], model["top1_error"]["percent"]) == (10, 40, pytest.approx(2.5))
+    with pytest.raises(BulkError, match="crops was 10 and is now 1"):
+        await Runs(artifacts, shades, tmp_path / "out").run()
+
+    single = Runs(artifacts, shades, tmp_path / "single")
+    await single.run()
+    assert "40 images of shades, single crop" in single.said()
+    assert [one.crops for one in read_manifest(artifacts, "tiny")[1].measured] == [10, 1]
+
+
+async def test_ensemble(artifacts: Path, shades: Path, tmp_path: Path) -> None:
+    """An ensemble runs every image in each member, its record names them all, and no manifest is touched."""
+    copy_model(artifacts, "other")
+    manifests = [artifacts / name / "1" / MANIFEST for name in ("tiny", "other")]
+    before = [sha256(manifest) for manifest in manifests]
+    runs = Runs(artifacts, shades, tmp_path / "out", ("ensemble: tiny + other", "ensemble:tiny+other"))
+    await runs.run()
+
+    assert runs.images == 80
+    header = json.loads((runs.out / "ensemble:tiny+other.predictions.jsonl").read_text().splitlines()[0])["settings"]
+    assert [(one["model"], one["version"], one["runtime"]) for one in header["members"]] == [
+        ("tiny", 1, "fake"),
+        ("other", 1, "fake"),
+    ]
+    (model,) = json.loads((runs.out / "report.json").read_text())["models"]
+    assert (model["model"], model["images"], model["top1_error"]["percent"]) == (
+        "ensemble:tiny+other",
+        40,
+        pytest.approx(2.5),
+    )
+    assert [one["model"] for one in model["members"]] == ["tiny", "other"]
+    assert "/models will not show it" in runs.said()
+    assert [sha256(manifest) for manifest in manifests] == before
+
+
+def test_published_of_an_ensemble(artifacts: Path, shades: Path, tmp_path: Path) -> None:
+    """Beside an ensemble stands what is published of its members, each under its name."""
+    copy_model(artifacts, "alexnet")
+    copy_model(artifacts, "googlenet")
+    out = tmp_path / "out"
+    result = topfive(artifacts, shades, "--model", "ensemble:alexnet+googlenet", "--out", out)
+
+    assert result.exit_code == 0, result.output
+    (model,) = json.loads((out / "report.json").read_text())["models"]
+    what = [one["what"] for one in model["published"]]
+    assert {name.partition(":")[0] for name in what} == {"alexnet", "googlenet"}
+    assert "alexnet: weights IMAGENET1K_V1 (not those inside)" in what
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ensemble:tiny", "an ensemble has 2 to 8 members"),
+        ("ensemble:tiny+digits", "tiny and digits have different classes"),
+        ("ensemble:tiny+alexnet", "topfive export alexnet"),
+    ],
+)
+def test_no_such_ensemble(name: str, reason: str, artifacts: Path, tmp_path: Path) -> None:
+    """What makes no ensemble is refused before anything is run, even after a model that could be."""
+    copy_model(artifacts, "digits", digits=10)
+    (tmp_path / "in" / "7").mkdir(parents=True)
+    (tmp_path / "in" / "7" / "a.png").write_bytes(png(7))
+    result = topfive(artifacts, tmp_path / "in", "--model", f"tiny,{name}", "--out", tmp_path / "out")
+
+    assert (result.exit_code, reason in result.stderr) == (1, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_changed_dataset(artifacts: Path, shades: Path, tmp_path: Path) -> None:

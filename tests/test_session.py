@@ -13,10 +13,12 @@ import pytest
 from rich.console import Console
 
 from service.app import Core
+from service.bulk.journal import Journal
 from service.bulk.rows import BulkError, Failure, Item, Row
-from service.bulk.runner import Bulk, rows, window
+from service.bulk.runner import Bulk, Question, rows, window
 from service.commands.progress import Tally, watched
 from service.commands.session import StoppedError, opened
+from service.ensemble import Panels
 from service.errors import BadRequest, NotReady
 from service.settings import Settings
 from tests.conftest import png
@@ -121,7 +123,7 @@ async def test_stop_while_loading(artifacts: Path) -> None:
     opener.gate.clear()
 
     async def work() -> None:
-        async with opened(settings(artifacts), lambda own: Core(own, opener=opener), stop):
+        async with opened(settings(artifacts), "tiny", lambda own: Core(own, opener=opener), stop):
             raise AssertionError("the model is not there yet")
 
     task = asyncio.create_task(work())
@@ -142,8 +144,8 @@ async def test_engine_that_fails(artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(7))
     core = Core(settings(artifacts), opener=lambda _: engine)
     await core.repository.start(("tiny",))
-    model = await core.repository.get("tiny")
-    bulk = Bulk(core.classifier, model, limits=core.settings.limits, top_k=1, clock=core.clock)
+    panel = await Panels(core.repository).get("tiny")
+    bulk = Bulk(core.classifier, panel, limits=core.settings.limits, question=Question(1, 1), clock=core.clock)
     item = Item("a.png", tmp_path / "a.png", 7)
     try:
         for _ in range(2):
@@ -159,6 +161,25 @@ async def test_engine_that_fails(artifacts: Path, tmp_path: Path) -> None:
         await core.aclose(0)
 
 
+async def test_crops_find_their_places(artifacts: Path, tmp_path: Path) -> None:
+    """With ten crops an image and room for twenty-five, no image of many is turned away."""
+    engine = FakeEngine(max_batch=8)
+    (tmp_path / "a.png").write_bytes(png(7))
+    tight = settings(artifacts).model_copy(update={"capacity": 25})
+    watched_rows: list[Row] = []
+    found = [Item(str(number), tmp_path / "a.png") for number in range(12)]
+    own = lambda given: Core(given, opener=lambda _: engine)  # noqa: E731
+    async with opened(tight, "tiny", own, asyncio.Event()) as session:
+        with Journal(tmp_path / "j", session.settings) as journal:
+            whole = await session.complete(
+                journal, found, question=Question(1, 10), stop=asyncio.Event(), watch=watched_rows.append
+            )
+
+    assert whole
+    assert [row.error for row in watched_rows] == [None] * 12
+    assert sum(engine.batches) == 120
+
+
 async def test_batches_are_full(artifacts: Path, tmp_path: Path) -> None:
     """With many images under way the engine gets full batches, through the batcher that serves."""
     engine = FakeEngine(max_batch=8)
@@ -166,10 +187,11 @@ async def test_batches_are_full(artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(7))
     core = Core(settings(artifacts), opener=lambda _: engine)
     await core.repository.start(("tiny",))
-    model = await core.repository.get("tiny")
-    bulk = Bulk(core.classifier, model, limits=core.settings.limits, top_k=1, clock=core.clock)
+    panel = await Panels(core.repository).get("tiny")
+    bulk = Bulk(core.classifier, panel, limits=core.settings.limits, question=Question(1, 1), clock=core.clock)
     items = [Item(str(number), tmp_path / "a.png") for number in range(33)]
-    size = window(model.slots, model.batcher.max_batch, 2, core.settings.capacity)
+    model = panel.members[0]
+    size = window(model.slots, model.batcher.max_batch, 2, core.settings.capacity, 1)
     seen: list[Row] = []
 
     async def consume() -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,6 @@ from service.bulk.scores import Scores, Share
 from service.bulk.writers import replacing, write_table
 from service.facts import ModelFacts
 from service.types import EngineInfo
-
-CROPS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +28,39 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One model on one dataset. `unanswered` are the images that do not count; the rate is None where none was run."""
+    """A model, or the average of several `members`, on one dataset.
 
-    facts: ModelFacts
+    `unanswered` are the images that do not count; the rate is None where none was run.
+    """
+
+    name: str
+    members: tuple[ModelFacts, ...]
     engine: EngineInfo
+    crops: int
     labels: tuple[Label, ...]
     dataset: Dataset
     scores: Scores
     unanswered: tuple[Row, ...]
     per_second: float | None
 
+    @property
+    def title(self) -> str:
+        """The model with its version, or the ensemble with those of its members."""
+        if len(self.members) == 1:
+            return f"{self.name} v{self.members[0].version}"
+        return f"{self.name} ({', '.join(f'v{member.version}' for member in self.members)})"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of all members, each once."""
+        return tuple(dict.fromkeys(warning for member in self.members for warning in member.warnings))
+
     def published(self) -> Iterator[Published]:
-        """The weights' own figures (before any for those inside, the default published ones), then the paper's."""
-        facts = self.facts
-        if facts.acc1 is not None:
-            name = facts.record.name if facts.record else "inside"
-            yield Published(f"weights {name}", _error(facts.acc1), _error(facts.acc5), facts.acc_dataset or "")
-        elif facts.published:
-            weights = facts.published[0]
-            what = f"weights {weights.tag} (not those inside)"
-            yield Published(what, _error(weights.acc1), _error(weights.acc5), weights.dataset)
-        for errors in facts.published_errors:
-            yield Published("paper", errors.top1, errors.top5, errors.protocol)
+        """What is published of the model, or of each member under its name; nothing is of an ensemble as such."""
+        for member in self.members:
+            name = "" if len(self.members) == 1 else f"{member.name}: "
+            for one in _published(member):
+                yield replace(one, what=name + one.what)
 
     def measurement(self, date: str) -> Measurement:
         """The accuracy, for the manifest; `date` is YYYY-MM-DD."""
@@ -66,7 +75,7 @@ class Evaluation:
             acc5=None if five is None else five.percent,
             acc5_low=None if five is None else five.low,
             acc5_high=None if five is None else five.high,
-            crops=CROPS,
+            crops=self.crops,
             runtime=self.engine.runtime,
             precision=self.engine.precision,
             date=date,
@@ -74,20 +83,18 @@ class Evaluation:
 
     def figures(self) -> dict[str, Any]:
         """Everything about this model for report.json; rates in percent."""
-        facts = self.facts
+        members = [_identity(member) for member in self.members]
         return {
-            "model": facts.name,
-            "version": facts.version,
-            "weights": facts.record and facts.record.model_dump(mode="json"),
+            **(members[0] if len(members) == 1 else {"model": self.name, "members": members}),
             "engine": asdict(self.engine),
-            "crops": CROPS,
+            "crops": self.crops,
             "images": self.scores.images,
             "unanswered": [{"path": row.path, **asdict(row.error)} for row in self.unanswered if row.error],
             "images_per_second": self.per_second,
             "top1_error": _interval(self.scores.top1),
             "top5_error": self.scores.top5 and _interval(self.scores.top5),
             "published": [asdict(one) for one in self.published()],
-            "warnings": list(facts.warnings),
+            "warnings": list(self.warnings),
         }
 
 
@@ -137,7 +144,7 @@ def write_tables(folder: Path, evaluation: Evaluation) -> None:
         ),
     }
     for name, (columns, rows) in tables.items():
-        with replacing(folder / f"{evaluation.facts.name}.{name}.csv") as draft:
+        with replacing(folder / f"{evaluation.name}.{name}.csv") as draft:
             write_table(draft, columns, rows)
 
 
@@ -149,6 +156,24 @@ def write_report(path: Path, dataset: Dataset, evaluations: Sequence[Evaluation]
     }
     with replacing(path) as draft:
         draft.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
+
+
+def _identity(facts: ModelFacts) -> dict[str, Any]:
+    weights = facts.record and facts.record.model_dump(mode="json")
+    return {"model": facts.name, "version": facts.version, "weights": weights}
+
+
+def _published(facts: ModelFacts) -> Iterator[Published]:
+    """The weights' own figures (before any for those inside, the default published ones), then the paper's."""
+    if facts.acc1 is not None:
+        name = facts.record.name if facts.record else "inside"
+        yield Published(f"weights {name}", _error(facts.acc1), _error(facts.acc5), facts.acc_dataset or "")
+    elif facts.published:
+        weights = facts.published[0]
+        what = f"weights {weights.tag} (not those inside)"
+        yield Published(what, _error(weights.acc1), _error(weights.acc5), weights.dataset)
+    for errors in facts.published_errors:
+        yield Published("paper", errors.top1, errors.top5, errors.protocol)
 
 
 def _names(label: Label) -> tuple[int, str, str]:

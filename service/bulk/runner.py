@@ -6,6 +6,8 @@ import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from service import image
@@ -13,8 +15,8 @@ from service.bulk.journal import Journal
 from service.bulk.rows import Failure, Item, Row
 from service.classifier import Classifier
 from service.clock import Clock
+from service.ensemble import Panel
 from service.errors import BadImage, EngineError, NotReady, TooLarge
-from service.model import LoadedModel
 from service.types import ImageLimits
 
 _UNREADABLE = "unreadable"
@@ -24,21 +26,32 @@ _READERS = 8  # threads that wait for a disk, which may be far away
 Answer = Callable[[Item], Awaitable[Row]]
 
 
-def window(slots: int, max_batch: int, decoders: int, capacity: int) -> int:
-    """How many images to have in the house: a batch in every slot, one ready for each, and those being decoded."""
-    return min(capacity, 2 * slots * max_batch + decoders)
+def window(slots: int, max_batch: int, decoders: int, capacity: int, crops: int) -> int:
+    """How many images to have in the house: a batch in every slot, one ready for each, and those being decoded.
+
+    Each image takes `crops` places of `capacity`, and there is always one image.
+    """
+    return max(1, min(capacity // crops, ceil(2 * slots * max_batch / crops) + decoders))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked about every image: how many classes, best first, and over how many crops."""
+
+    top_k: int
+    crops: int
 
 
 class Bulk:
     """Makes a row of an image: reads its file on a thread and asks the classifier."""
 
     def __init__(
-        self, classifier: Classifier, model: LoadedModel, *, limits: ImageLimits, top_k: int, clock: Clock
+        self, classifier: Classifier, panel: Panel, *, limits: ImageLimits, question: Question, clock: Clock
     ) -> None:
         self._classifier = classifier
-        self._model = model
+        self._panel = panel
         self._limits = limits
-        self._top_k = top_k
+        self._question = question
         self._clock = clock
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
 
@@ -58,13 +71,17 @@ class Bulk:
             return Row(item.name, Failure(_UNREADABLE, str(error)), truth=item.truth)
         try:
             answer = await self._classifier.classify(
-                data, model=self._model.name, top_k=self._top_k, deadline=self._clock.now() + _PATIENCE_S
+                data,
+                model=self._panel.name,
+                top_k=self._question.top_k,
+                crops=self._question.crops,
+                deadline=self._clock.now() + _PATIENCE_S,
             )
         except (BadImage, TooLarge) as error:
             return Row(item.name, Failure(error.code, error.detail), truth=item.truth)
         except EngineError as error:
-            if not self._model.healthy:
-                raise NotReady(f"{self._model.name} fails on every image; the log has the cause") from error
+            if failing := [member.name for member in self._panel.members if not member.healthy]:
+                raise NotReady(f"{' and '.join(failing)} fails on every image; the log has the cause") from error
             return Row(item.name, Failure(error.code, error.detail), truth=item.truth)
         return Row(item.name, None, answer.predictions, item.truth)
 

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,23 @@ from rich.console import Console
 from service.app import Core
 from service.bulk.journal import Journal
 from service.bulk.rows import BulkError, Item, Row
+from service.bulk.runner import Question
 from service.bulk.sources import find
 from service.bulk.writers import Format, Results, format_of, write
 from service.commands.progress import Tally, watched
-from service.commands.session import OpenCore, Session, StoppedError, opened, run, say
+from service.commands.session import OpenCore, Session, StoppedError, crops_option, opened, run, say
 from service.options import option, options, settings_from
 from service.settings import Settings
-
-_FACTS = ("version", "weights", "runtime", "precision")  # with its name, what a row says of the model
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What one call of the command is about."""
 
+    model: str
     items: list[Item]
     out: Path
-    top_k: int
+    question: Question
     again: str = ""  # how the command that goes on differs from this one
 
     @property
@@ -40,7 +40,7 @@ class Job:
 
 @click.command("classify")
 @click.argument("sources", metavar="DIR|GLOB|LIST|IMAGE...", nargs=-1, required=True)
-@option("--model", default="googlenet", help="Which exported model answers")
+@option("--model", default="googlenet", help="Which exported model answers, or ensemble:a+b for their average")
 @option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -48,9 +48,12 @@ class Job:
     help=f"Results file: {', '.join(f'.{kind}' for kind in Format)}",
 )
 @option("--top-k", default=5, help="How many classes, best first")
+@crops_option
 @option("--overwrite", is_flag=True, help="Begin anew where --out or an unfinished run of it is there already")
 @options("artifacts", "runtime", "precision", "cpus", "max_batch", "max_image_bytes", "max_image_pixels")
-def classify_command(sources: Sequence[str], model: str, out: Path, top_k: int, overwrite: bool, **values: Any) -> None:
+def classify_command(
+    sources: Sequence[str], model: str, out: Path, top_k: int, crops: int, overwrite: bool, **values: Any
+) -> None:
     """Classify many images in this process and write a row for each, in order.
 
     DIR is searched for images to any depth. GLOB is a pattern in quotes, ** for any depth. LIST is a .txt with a path
@@ -59,11 +62,11 @@ def classify_command(sources: Sequence[str], model: str, out: Path, top_k: int, 
     An image that cannot be classified is a row with its error. After Ctrl-C, SIGTERM or worse the same command goes
     on from OUT.partial; OUT appears when all is done.
     """
-    settings = settings_from({**values, "models": (model,)})
+    settings = settings_from(values)
     errors = Console(stderr=True)
     try:
         format_of(out)
-        job = Job(find(sources), out, top_k, " without --overwrite" if overwrite else "")
+        job = Job(model, find(sources), out, Question(top_k, crops), " without --overwrite" if overwrite else "")
         _make_way(job, overwrite)
     except BulkError as error:
         raise click.ClickException(str(error)) from error
@@ -74,15 +77,15 @@ async def classify(
     settings: Settings, job: Job, console: Console, stop: asyncio.Event, open_core: OpenCore = Core
 ) -> None:
     """Run what is missing and write the results. Raises TopfiveError, BulkError, StoppedError."""
-    async with opened(settings, open_core, stop) as session:
-        session.check_top_k(job.top_k)
-        with Journal(job.partial, {**session.settings, "top_k": job.top_k}) as journal:
+    async with opened(settings, job.model, open_core, stop) as session:
+        session.check_top_k(job.question.top_k)
+        with Journal(job.partial, {**session.settings, **asdict(job.question)}) as journal:
             before = sum(item.name in journal for item in job.items)
             going_on = f", going on: {before:,} are done" if before else ""
             say(console, f"{session.title}: {len(job.items):,} images{going_on}")
             tally = Tally(len(job.items), before, session.core.clock)
             with watched(tally, console, session.core.clock) as watch:
-                whole = await session.complete(journal, job.items, top_k=job.top_k, stop=stop, watch=watch)
+                whole = await session.complete(journal, job.items, question=job.question, stop=stop, watch=watch)
             if not whole:
                 raise StoppedError(
                     f"stopped: {tally.done:,} of {tally.total:,} are done and kept in {job.partial}; "
@@ -94,7 +97,7 @@ async def classify(
     say(console, f"{job.out}: {tally.total:,} images{rate}")
     if failed:
         say(console, f"{failed:,} could not be classified; their rows say why", "yellow")
-    for warning in session.model.warnings:
+    for warning in session.panel.warnings:
         say(console, f"warning: {warning}", "yellow")
 
 
@@ -108,8 +111,6 @@ def _make_way(job: Job, overwrite: bool) -> None:
 
 def _finish(job: Job, journal: Journal, session: Session) -> int:
     """Write the results file; how many rows are errors."""
-    settings = session.settings
-    facts = {"name": settings["model"], **{key: settings[key] for key in _FACTS}}
     failed = 0
 
     def rows() -> Iterator[Row]:
@@ -119,7 +120,7 @@ def _finish(job: Job, journal: Journal, session: Session) -> int:
             yield row
 
     try:
-        write(job.out, Results(rows(), job.top_k, facts))
+        write(job.out, Results(rows(), job.question.top_k, {**session.answerer, "crops": job.question.crops}))
     except OSError as error:
         raise BulkError(f"{job.out} cannot be written: {error.strerror}; the same command tries again") from error
     return failed

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,22 @@ from rich.table import Table
 from rich.text import Text
 
 from models.artifact import LABELS, MANIFEST, NotExportedError
-from models.catalog import CATALOG
-from models.labels import read_labels
-from models.measured import record
+from models.labels import Label, read_labels
+from models.measured import protocol, record
 from service.app import Core
 from service.bulk.dataset import Dataset, read_dataset
 from service.bulk.journal import Journal
 from service.bulk.report import Evaluation, write_report, write_tables
 from service.bulk.rows import BulkError, Item, Row
+from service.bulk.runner import Question
 from service.bulk.scores import TOP, Share, score
 from service.commands.progress import Tally, watched
-from service.commands.session import OpenCore, Session, StoppedError, opened, run, say
+from service.commands.session import OpenCore, Session, StoppedError, crops_option, opened, run, say
+from service.ensemble import Panels, member_names
 from service.errors import ModelNotFound
 from service.facts import facts
 from service.options import option, options, settings_from
+from service.repository import Repository
 from service.settings import Settings
 
 _LISTED = 20  # images without an answer that are named on the screen; report.json names all
@@ -41,6 +43,7 @@ class Job:
     dataset: Dataset
     names: tuple[str, ...]
     out: Path
+    crops: int
     overwrite: bool = False
 
     def journal(self, name: str) -> Path:
@@ -55,11 +58,14 @@ class Job:
 
 @click.command("evaluate")
 @click.argument("source", metavar="DIR|LIST.csv", type=click.Path(path_type=Path, exists=True))
-@option("--model", "names", multiple=True, required=True, help="Exported model; more by repeating it or with commas")
+@option(
+    "--model", "names", multiple=True, required=True, help="Exported model or ensemble:a+b; more by repeating it or a,b"
+)
 @option("--out", type=click.Path(path_type=Path, file_okay=False), default="evaluation", help="Folder of the results")
+@crops_option
 @option("--overwrite", is_flag=True, help="Run every image anew")
 @options("artifacts", "runtime", "precision", "cpus", "max_batch", "max_image_bytes", "max_image_pixels")
-def evaluate_command(source: Path, names: Sequence[str], out: Path, overwrite: bool, **values: Any) -> None:
+def evaluate_command(source: Path, names: Sequence[str], out: Path, crops: int, overwrite: bool, **values: Any) -> None:
     """Measure how often models are right on labelled images, in this process.
 
     DIR has a folder for each class, named by its wnid, its label or its class id. LIST.csv has a column path (or file)
@@ -67,13 +73,16 @@ def evaluate_command(source: Path, names: Sequence[str], out: Path, overwrite: b
 
     Prints top-1 and top-5 error with 95 % intervals beside the published ones, and writes to --out: every prediction,
     the figures of each class, what is taken for what, and report.json. The accuracy goes into the model's manifest,
-    where /models shows it. After Ctrl-C, SIGTERM or worse the same command goes on.
+    where /models shows it; an ensemble has none, and its accuracy is in the report only. After Ctrl-C, SIGTERM or
+    worse the same command goes on.
     """
-    settings = settings_from({**values, "models": ",".join(names)})
-    models = tuple(dict.fromkeys(CATALOG.canonical(name) for name in settings.models))
+    settings = settings_from(values)
+    models = tuple(name.strip() for value in names for name in value.split(",") if name.strip())
+    if not models:
+        raise click.UsageError("--model: name at least one model")
     errors = Console(stderr=True)
     try:
-        job = Job(read_dataset(source), models, out, overwrite)
+        job = Job(read_dataset(source), models, out, crops, overwrite)
     except BulkError as error:
         raise click.ClickException(str(error)) from error
     sys.exit(run(lambda stop: evaluate(settings, job, (Console(), errors), stop), errors))
@@ -86,16 +95,15 @@ async def evaluate(
 
     The second console has progress and warnings.
     """
-    await _check(settings, job, open_core)
+    job = await _checked(settings, job, open_core)
     if job.overwrite:
         for name in job.names:
             job.journal(name).unlink(missing_ok=True)
     done: list[Evaluation] = []
     for name in job.names:
-        own = settings.model_copy(update={"models": (name,)})
-        async with opened(own, open_core, stop) as session:
+        async with opened(settings, name, open_core, stop) as session:
             evaluation = await _evaluated(session, job, consoles[1], stop)
-            folder = session.model.artifact.folder
+            folders = [member.artifact.folder for member in session.panel.members]
         done.append(evaluation)
         try:
             write_tables(job.out, evaluation)
@@ -104,41 +112,60 @@ async def evaluate(
             raise BulkError(f"{job.out} cannot be written: {error.strerror}; the same command tries again") from error
         _print(evaluation, consoles[0], job.out)
         _warn(evaluation, consoles[1])
+        if len(folders) > 1:
+            say(consoles[1], f"{name} has no manifest: its accuracy is in report.json, and /models will not show it")
+            continue
+        manifest = folders[0] / MANIFEST
         try:
-            record(folder / MANIFEST, evaluation.measurement(datetime.now(UTC).date().isoformat()))
+            record(manifest, evaluation.measurement(datetime.now(UTC).date().isoformat()))
         except (OSError, ValueError) as error:  # ValueError: measurements of a newer release
-            say(consoles[1], f"warning: /models will not show this accuracy: {folder / MANIFEST}: {error}", "yellow")
+            say(consoles[1], f"warning: /models will not show this accuracy: {manifest}: {error}", "yellow")
 
 
-async def _check(settings: Settings, job: Job, open_core: OpenCore) -> None:
-    """Raise ModelNotFound or BulkError unless every model is exported and knows every label."""
+async def _checked(settings: Settings, job: Job, open_core: OpenCore) -> Job:
+    """The job with each model or ensemble once, by its own name.
+
+    Raises BadRequest, ModelNotFound or BulkError unless every model is exported and knows every label.
+    """
     core = open_core(settings)
     try:
-        for name in job.names:
-            entry = core.repository.entry(name)
-            if entry.exported is None:
-                raise ModelNotFound(str(NotExportedError(name, settings.artifacts)))
-            try:
-                labels = read_labels(settings.artifacts / name / str(entry.exported[0]) / LABELS)
-            except (OSError, ValueError) as error:
-                raise BulkError(f"the labels of {name} cannot be read: {error}; export it again") from error
-            job.dataset.items(labels, name)
+        names = tuple(dict.fromkeys(Panels(core.repository).canonical(name) for name in job.names))
+        for name in names:
+            members = member_names(name)
+            first = _labels(core.repository, members[0])
+            for member in members[1:]:
+                if _labels(core.repository, member) != first:
+                    raise BulkError(f"{members[0]} and {member} have different classes, so they make no ensemble")
+            job.dataset.items(first, name)
     finally:
         await core.aclose(0)
+    return replace(job, names=names)
+
+
+def _labels(repository: Repository, name: str) -> tuple[Label, ...]:
+    """Those of the version that would be loaded."""
+    entry = repository.entry(name)
+    if entry.exported is None:
+        raise ModelNotFound(str(NotExportedError(name, repository.root)))
+    try:
+        return tuple(read_labels(repository.root / name / str(entry.exported[0]) / LABELS))
+    except (OSError, ValueError) as error:
+        raise BulkError(f"the labels of {name} cannot be read: {error}; export it again") from error
 
 
 async def _evaluated(session: Session, job: Job, console: Console, stop: asyncio.Event) -> Evaluation:
     """Run what is missing of one model and count."""
-    name, labels, clock = session.model.name, session.model.artifact.labels, session.core.clock
+    name, labels, clock = session.panel.name, session.panel.labels, session.core.clock
     items = job.dataset.items(labels, name)
-    top_k = min(TOP, len(labels))
-    with Journal(job.journal(name), {**session.settings, "top_k": top_k, "dataset": job.dataset.sha256}) as journal:
+    question = Question(min(TOP, len(labels)), job.crops)
+    settings = {**session.settings, **asdict(question), "dataset": job.dataset.sha256}
+    with Journal(job.journal(name), settings) as journal:
         before = sum(item.name in journal for item in items)
         say(console, f"{session.title}: {len(items):,} images{_going_on(journal, before, len(items))}")
         tally = Tally(len(items), before, clock)
         if before < len(items):
             with watched(tally, console, clock) as watch:
-                whole = await session.complete(journal, items, top_k=top_k, stop=stop, watch=watch)
+                whole = await session.complete(journal, items, question=question, stop=stop, watch=watch)
             if not whole:
                 raise StoppedError(
                     f"stopped: {tally.done:,} of {tally.total:,} are done and kept in {journal.path}; "
@@ -155,15 +182,17 @@ def _going_on(journal: Journal, before: int, total: int) -> str:
 
 def _counted(session: Session, job: Job, journal: Journal, items: list[Item], tally: Tally) -> Evaluation:
     names = [item.name for item in items]
-    labels = session.model.artifact.labels
+    labels = tuple(session.panel.labels)
     scores = score(journal.rows(names), len(labels))
     unanswered = tuple(row for row in journal.rows(names) if row.error is not None)
     if scores is None:
         first = unanswered[0]
         raise BulkError(f"none of the {len(items):,} images has an answer; {first.path}: {_reason(first)}")
     return Evaluation(
-        facts=facts(session.core.repository.entry(session.model.name)),
-        engine=session.model.engine_info,
+        name=session.panel.name,
+        members=tuple(facts(session.core.repository.entry(card.name)) for card in session.cards),
+        engine=session.panel.engine,
+        crops=job.crops,
         labels=labels,
         dataset=job.dataset,
         scores=scores,
@@ -173,21 +202,21 @@ def _counted(session: Session, job: Job, journal: Journal, items: list[Item], ta
 
 
 def _print(evaluation: Evaluation, console: Console, out: Path) -> None:
-    known, scores = evaluation.facts, evaluation.scores
-    title = f"{known.name} v{known.version}: errors in %, with 95 % intervals"
+    scores = evaluation.scores
+    title = f"{evaluation.title}: errors in %, with 95 % intervals"
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("")
     table.add_column("top-1", justify="right", no_wrap=True)
     table.add_column("top-5", justify="right", no_wrap=True)
     table.add_column("on")
-    five = f"{known.classes} classes" if scores.top5 is None else _shown(scores.top5)
-    on = f"{scores.images:,} images of {evaluation.dataset.name}"
+    five = f"{len(evaluation.labels)} classes" if scores.top5 is None else _shown(scores.top5)
+    on = f"{scores.images:,} images of {evaluation.dataset.name}, {protocol(evaluation.crops)}"
     table.add_row(Text("measured"), Text(_shown(scores.top1)), Text(five), Text(on), style="bold")
     for one in evaluation.published():
         table.add_row(*(Text(cell) for cell in (one.what, _figure(one.top1), _figure(one.top5), one.on)))
     console.print(table)
     rate = "" if evaluation.per_second is None else f"{evaluation.per_second:.1f} images/s; "
-    engine = f"{evaluation.engine.runtime} {evaluation.engine.precision}, single crop; "
+    engine = f"{evaluation.engine.runtime} {evaluation.engine.precision}; "
     say(console, f"{engine}{rate}tables and report.json in {out}\n", "dim")
 
 
@@ -198,7 +227,7 @@ def _warn(evaluation: Evaluation, console: Console) -> None:
             say(console, f"  {row.path}: {_reason(row)}", "yellow")
         if len(missing) > _LISTED:
             say(console, f"  and {len(missing) - _LISTED:,} more, in report.json", "yellow")
-    for warning in evaluation.facts.warnings:
+    for warning in evaluation.warnings:
         say(console, f"warning: {warning}", "yellow")
 
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.text import Text
 
@@ -14,13 +15,26 @@ from models.artifact import WeightRecord
 from service.app import Core
 from service.bulk.journal import Journal
 from service.bulk.rows import BulkError, Item, Row
-from service.bulk.runner import Bulk, complete, window
+from service.bulk.runner import Bulk, Question, complete, window
+from service.classifier import DEFAULT_CROPS
+from service.ensemble import Panel, Panels, member_names
 from service.errors import BadRequest, TopfiveError
 from service.hardware import cpu_quota
 from service.model import LoadedModel
+from service.options import option
+from service.recipe import TEN_CROPS
 from service.settings import Settings
+from service.types import ModelCard
 
 OpenCore = Callable[[Settings], Core]
+
+crops_option = option(
+    "--crops",
+    type=click.Choice((str(DEFAULT_CROPS), str(TEN_CROPS))),
+    default=str(DEFAULT_CROPS),
+    callback=lambda _context, _option, value: int(value),
+    help="10 averages over corners, centre and their mirrors",
+)
 
 
 class StoppedError(Exception):
@@ -29,57 +43,79 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A loaded model and the core around it."""
+    """A loaded model, or the members of an ensemble, and the core around it."""
 
     core: Core
-    model: LoadedModel
+    panel: Panel
 
     @property
     def settings(self) -> dict[str, object]:
         """What decides the answers: a journal goes on only where all of it is the same."""
-        manifest, engine, limits = self.model.artifact.manifest, self.model.engine_info, self.core.settings.limits
+        limits = self.core.settings.limits
+        members = [{"model": member.name, **_facts(member)} for member in self.panel.members]
         return {
-            "model": manifest.name,
-            "version": self.model.artifact.version,
-            "weights": _weights(manifest.weights),
-            "runtime": engine.runtime,
-            "precision": engine.precision,
+            **(members[0] if len(members) == 1 else {"model": self.panel.name, "members": members}),
             "max_image_bytes": limits.max_bytes,
             "max_image_pixels": limits.max_pixels,
         }
 
     @property
+    def answerer(self) -> dict[str, object]:
+        """What a row says of what answered it: the model with its version, weights, runtime, precision; or members."""
+        members = [{"name": member.name, **_facts(member)} for member in self.panel.members]
+        return members[0] if len(members) == 1 else {"name": self.panel.name, "members": members}
+
+    @property
     def title(self) -> str:
         """The model and what runs it, for a person."""
-        manifest, engine = self.model.artifact.manifest, self.model.engine_info
-        return (
-            f"{manifest.name} v{self.model.artifact.version} ({manifest.weights.source}), "
-            f"{engine.runtime} {engine.version}, {engine.device}, {engine.precision}"
-        )
+        engine = self.panel.engine
+        members = [f"{card.name} v{card.version} ({card.weights})" for card in self.cards]
+        return f"{' + '.join(members)}, {engine.runtime} {engine.version}, {engine.device}, {engine.precision}"
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        """The model's card, or those of the members."""
+        return tuple(member.card for member in self.panel.members)
 
     def check_top_k(self, top_k: int) -> None:
         """Raise BadRequest unless the model has so many classes."""
-        classes = self.model.artifact.manifest.classes
+        classes = len(self.panel.labels)
         if not 1 <= top_k <= classes:
-            raise BadRequest(f"--top-k is {top_k}; {self.model.name} has classes for 1 to {classes}")
+            raise BadRequest(f"--top-k is {top_k}; {self.panel.name} has classes for 1 to {classes}")
 
     async def complete(
         self,
         journal: Journal,
         items: list[Item],
         *,
-        top_k: int,
+        question: Question,
         stop: asyncio.Event,
         watch: Callable[[Row], None],
     ) -> bool:
         """Run what the journal lacks; whether it then has everything."""
-        settings = self.core.settings
-        bulk = Bulk(self.core.classifier, self.model, limits=settings.limits, top_k=top_k, clock=self.core.clock)
-        size = window(self.model.slots, self.model.batcher.max_batch, settings.cpus or cpu_quota(), settings.capacity)
+        core, settings, members = self.core, self.core.settings, self.panel.members
+        bulk = Bulk(core.classifier, self.panel, limits=settings.limits, question=question, clock=core.clock)
+        size = window(
+            max(member.slots for member in members),
+            max(member.batcher.max_batch for member in members),
+            settings.cpus or cpu_quota(),
+            settings.capacity,
+            question.crops,
+        )
         try:
             return await complete(journal, items, bulk.row, size=size, stop=stop, watch=watch)
         finally:
             bulk.close()
+
+
+def _facts(member: LoadedModel) -> dict[str, object]:
+    """What decides its answers."""
+    return {
+        "version": member.artifact.version,
+        "weights": _weights(member.artifact.manifest.weights),
+        "runtime": member.engine_info.runtime,
+        "precision": member.engine_info.precision,
+    }
 
 
 def _weights(weights: WeightRecord) -> str:
@@ -89,12 +125,16 @@ def _weights(weights: WeightRecord) -> str:
 
 
 @asynccontextmanager
-async def opened(settings: Settings, open_core: OpenCore, stop: asyncio.Event) -> AsyncIterator[Session]:
-    """The first configured model, loaded; closed at the end. Raises TopfiveError, or StoppedError while it loads."""
-    core = open_core(settings)
+async def opened(settings: Settings, name: str, open_core: OpenCore, stop: asyncio.Event) -> AsyncIterator[Session]:
+    """The model or ensemble of that name, loaded; closed at the end.
+
+    Raises TopfiveError, or StoppedError while it loads.
+    """
+    members = member_names(name)
+    core = open_core(settings.model_copy(update={"models": members}))
     try:
-        await _unless(stop, core.repository.start(settings.models))
-        yield Session(core, await core.repository.get(core.repository.default))
+        await _unless(stop, core.repository.start(members))
+        yield Session(core, await Panels(core.repository).get(name))
     finally:
         await core.aclose(0)
 
