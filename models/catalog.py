@@ -140,7 +140,8 @@ class UnknownModelError(LookupError):
         self.name = name
         by_lower = {known.lower(): known for known in names}
         self.nearest = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
-        hint = f"did you mean {' or '.join(self.nearest)}?" if self.nearest else f"known: {', '.join(names)}"
+        near, all_of_them = f"did you mean {' or '.join(self.nearest)}?", "GET /models or topfive models lists them all"
+        hint = near if self.nearest else all_of_them
         super().__init__(f"there is no model {name!r}; {hint}")
 
 

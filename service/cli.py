@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from models.catalog import CATALOG
 from service import tables
 from service.app import Core, run
 from service.classifier import DEFAULT_CROPS
@@ -123,4 +124,7 @@ def models(as_json: bool, **values: Any) -> None:
         rows = [ModelReply.model_validate(facts(entry)).model_dump(mode="json") for entry in entries]
         click.echo(json.dumps(rows, indent=2))
     else:
-        Console().print(tables.models(entries))
+        order = {name: place for place, name in enumerate(CATALOG.names())}
+        console = Console()
+        entries.sort(key=lambda entry: order.get(entry.name, len(order)))  # as the lectures go; others by name, last
+        console.print(tables.models(entries, console.width))

@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from models.measured import Measurement
+from models.measured import Measurement, protocol
 from service.comparison import Comparison
 from service.errors import Code, TopfiveError
 from service.facts import facts
@@ -18,6 +18,8 @@ from service.types import Classification
 _BAR_WIDTH = 24
 _WIDTH_FOR_BAR = 70
 _WIDTH_FOR_WNID = 80
+_WIDTH_FOR_FAMILY = 100
+_TWO_DIGITS, _THREE_DIGITS, _FOUR_DIGITS = 9.995, 99.95, 999.5  # before the point, once rounded to three in all
 
 
 def answer(title: str, classification: Classification, width: int) -> RenderableType:
@@ -90,24 +92,29 @@ def _told(error: Exception) -> tuple[str, str]:
     return (error.code, error.detail) if isinstance(error, TopfiveError) else (Code.INTERNAL, f"it failed: {error}")
 
 
-def models(entries: Sequence[Entry]) -> RenderableType:
-    """Every known model, a row each; below, a line for each measurement on the user's own images."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+def models(entries: Sequence[Entry], width: int) -> RenderableType:
+    """Every known model, a row each; below, a line for each measurement on the user's own images.
+
+    `width` columns decide whether there is room for year and family; in 80 no name of the catalog is folded.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("name", overflow="fold")
-    for column in ("parameters", "GMACs", "top-1 %", "top-5 %"):
+    if wide := width >= _WIDTH_FOR_FAMILY:
+        table.add_column("year", no_wrap=True)
+        table.add_column("family", no_wrap=True)
+    for column in ("parameters", "MACs", "top-1", "top-5"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("exported", no_wrap=True)
-    table.add_column("weights", no_wrap=True)
     for entry in entries:
         row = facts(entry)
         table.add_row(
-            row.name,
+            Text(row.name),
+            *(("-" if row.year is None else str(row.year), Text(row.family)) if wide else ()),
             f"{row.parameters:,}",
-            f"{row.macs / 1e9:.3f}",
+            _prefixed(row.macs),
             "-" if row.acc1 is None else f"{row.acc1:.2f}",
             "-" if row.acc5 is None else f"{row.acc5:.2f}",
-            "no" if row.version is None else f"version {row.version}",
-            Text(row.weights or "-", style="yellow" if row.warnings else ""),
+            "-" if row.version is None else Text(f"v{row.version} {row.weights}", "yellow" if row.warnings else ""),
         )
     lines = [
         Text(f"{entry.name} v{entry.exported[0]} measured: {_measured(measurement)}", style="dim")
@@ -118,9 +125,20 @@ def models(entries: Sequence[Entry]) -> RenderableType:
     return Group(table, Text(), *lines) if lines else table
 
 
+def _prefixed(count: int) -> str:
+    """Three digits with a prefix: 326 k, 1.50 G."""
+    value, prefix = float(count), ""
+    for prefix in ("", "k", "M", "G"):
+        if value < _FOUR_DIGITS or prefix == "G":
+            break
+        value /= 1000
+    decimals = 0 if not prefix or value >= _THREE_DIGITS else 1 if value >= _TWO_DIGITS else 2
+    return f"{value:.{decimals}f} {prefix}".rstrip()
+
+
 def _measured(one: Measurement) -> str:
     five = "" if one.acc5 is None else f", top-5 {one.acc5:.1f} % [{one.acc5_low:.1f}, {one.acc5_high:.1f}]"
     return (
         f"top-1 {one.acc1:.1f} % [{one.acc1_low:.1f}, {one.acc1_high:.1f}]{five} "
-        f"on {one.images:,} images of {one.dataset}, {one.runtime} {one.precision}, {one.date}"
+        f"on {one.images:,} images of {one.dataset}, {protocol(one.crops)}, {one.runtime} {one.precision}, {one.date}"
     )

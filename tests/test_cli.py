@@ -12,6 +12,7 @@ from models.catalog import CATALOG
 from service.cli import main
 from service.settings import Settings
 from tests.conftest import png
+from tests.fleet import copy_model
 
 
 def topfive(*command: str | Path, columns: int = 100) -> Result:
@@ -80,12 +81,50 @@ def test_predict_as_the_server(trained: Path, shared_data: Path) -> None:
 
 
 def test_models(artifacts: Path) -> None:
-    """models lists the whole catalog within 80 columns, and says what is exported and with which weights."""
+    """models lists the whole catalog within 80 columns, a line each in its order, and what is exported and how."""
     result = topfive("models", "--artifacts", artifacts, columns=80)
 
-    rows = {line.split()[0]: line.split() for line in result.output.splitlines() if line.strip() and "─" not in line}
-    assert rows["googlenet"] == ["googlenet", "6,624,904", "1.498", "69.78", "89.53", "no", "-"]
-    assert rows["tiny"] == ["tiny", "20,752", "0.000", "-", "-", "version", "1", "untrained"]
+    lines = [line.split() for line in result.output.splitlines()[2:]]
+    assert [line[0] for line in lines] == list(CATALOG.names())
+    rows = {line[0]: line[1:] for line in lines}
+    assert rows["googlenet"] == ["6,624,904", "1.50", "G", "69.78", "89.53", "-"]
+    assert rows["tiny"] == ["20,752", "182", "k", "-", "-", "v1", "untrained"]
+    assert max(map(len, result.output.splitlines())) <= 80
+
+
+def test_models_in_a_wide_terminal(artifacts: Path) -> None:
+    """With room for them models also has the year and the family; one that is not in the catalog comes last."""
+    copy_model(artifacts, "aaa", {"year": None, "family": "[own]"})
+    result = topfive("models", "--artifacts", artifacts, columns=120)
+
+    rows = {line.split()[0]: line.split()[1:3] for line in result.output.splitlines()[2:]}
+    assert rows["googlenet_2014"] == ["2014", "inception"]
+    assert list(rows.items())[-1] == ("aaa", ["-", "[own]"])
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.00 k"),
+        (9994, "9.99 k"),
+        (9995, "10.0 k"),
+        (325_560, "326 k"),
+        (999_499, "999 k"),
+        (999_500, "1.00 M"),
+        (1_498_396_672, "1.50 G"),
+        (37_700_000_000, "37.7 G"),
+        (1_234_000_000_000, "1234 G"),
+    ],
+)
+def test_three_digits(count: int, shown: str, artifacts: Path) -> None:
+    """Multiply-accumulates are shown with three digits and a prefix, rounded before the prefix is chosen."""
+    copy_model(artifacts, "counted", {"macs": count})
+    output = topfive("models", "--artifacts", artifacts, columns=80).output
+
+    (row,) = [line.split() for line in output.splitlines() if line.startswith("counted")]
+    assert " ".join(row[2:-4]) == shown
 
 
 def test_models_json(artifacts: Path) -> None:
