@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto
 
 from export.import_labels import Labels, labels_for
 from export.onnx_convert import Variant, has_half, variants
-from export.onnx_cost import graph_cost, totals
+from export.onnx_layers import graph_layers
 from export.onnx_signature import RefusedError, Signature, check_opset, signature
 from export.onnx_wrap import wrap
 from export.original import Original, Trial, probabilities
@@ -23,7 +23,9 @@ from export.samples import photos, random_pixels
 from models import artifact as artifacts
 from models.artifact import IMPORTED, Artifact, Manifest, ParityReport, Thresholds, WeightRecord, WeightSource
 from models.catalog import CATALOG, InputSpec
+from models.cost import Cost
 from models.labels import read_labels, write_labels
+from models.layers import write_layers
 from models.onnx_reader import LARGEST_BYTES, read_model
 from service.types import Batch, Precision, Probabilities
 
@@ -157,7 +159,9 @@ def _best(source: _Source, request: Request, folder: Path) -> Artifact:
             continue
         if report.passed:
             (folder / artifacts.GRAPH).write_bytes(content)
-            manifest = _manifest(source, request, variant)
+            table = graph_layers(variant.fixed(source.signature), source.signature, variant.batch or 1)
+            write_layers(folder, table)
+            manifest = _manifest(source, request, variant, table.cost)
             return Artifact(folder, 0, manifest, read_labels(folder / artifacts.LABELS))
         failures.append(GateError(f"the graph made from {request.file} differs from it: {figures(report)}"))
     raise failures[-1]
@@ -169,8 +173,7 @@ def _try(content: bytes, source: _Source, variant: Variant) -> ParityReport:
     return compare(Trial(content, max(rules.batch_sizes)), Precision.F32, source.images, source.reference, rules)
 
 
-def _manifest(source: _Source, request: Request, variant: Variant) -> Manifest:
-    parameters, macs = totals(graph_cost(variant.fixed(source.signature), variant.batch or 1))
+def _manifest(source: _Source, request: Request, variant: Variant, cost: Cost) -> Manifest:
     return Manifest(
         name=request.name,
         family=IMPORTED,
@@ -178,9 +181,9 @@ def _manifest(source: _Source, request: Request, variant: Variant) -> Manifest:
         paper="",
         input=source.spec,
         classes=source.classes,
-        parameters=parameters,
-        parameters_train=parameters,
-        macs=macs,
+        parameters=cost.parameters,
+        parameters_train=cost.parameters,
+        macs=cost.macs,
         acc1=None,
         acc5=None,
         weights=WeightRecord(source=WeightSource.FILE, name=request.file.name, sha256=artifacts.sha256(request.file)),

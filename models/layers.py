@@ -19,6 +19,7 @@ class Kind(StrEnum):
 
     CONVOLUTION = "convolution"
     DEPTHWISE = "depthwise convolution"
+    TRANSPOSED = "transposed convolution"
     FULLY_CONNECTED = "fully connected"
     MATRIX_PRODUCT = "matrix product"
     MAX_POOLING = "max pooling"
@@ -27,6 +28,7 @@ class Kind(StrEnum):
     GLOBAL_AVERAGE_POOLING = "global average pooling"
     BATCH_NORM = "batch norm"
     GROUP_NORM = "group norm"
+    INSTANCE_NORM = "instance norm"
     LAYER_NORM = "layer norm"
     LOCAL_RESPONSE_NORM = "local response norm"
 
@@ -36,11 +38,12 @@ class Layer:
     """One row: a layer that has parameters, multiplies and accumulates, or changes the map.
 
     Activations, dropout, flattening, concatenation and addition are no rows. `name` is the module's path in the
-    network, `input` and `output` are (channels, height, width), or (values,) after a flatten. `kernel`, `stride` and
-    `padding` are (height, width), None where there is none. A layer that runs twice is two rows, the second without
-    parameters. `receptive_field` is (height, width) in pixels of the input, not clipped at its edges, by the formula
-    of `models.cost.Reach`; a global pooling and a fully connected layer after a flatten count as a kernel of the
-    whole map; None where it is not known.
+    network, or the name of a node of an imported graph that tells no modules. `input` and `output` are (channels,
+    height, width), or (values,) after a flatten. `kernel`, `stride` and `padding` are (height, width), None where
+    there is none; `padding` is None as well where its two sides differ. A layer that runs twice is two rows, the
+    second without parameters. `receptive_field` is (height, width) in pixels of the input, not clipped at its edges,
+    by the formula of `models.cost.Reach`; a global pooling and a fully connected layer after a flatten count as a
+    kernel of the whole map; None where it is not known.
     """
 
     name: str

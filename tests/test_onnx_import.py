@@ -208,7 +208,7 @@ def test_manifest_says_what_it_is(importing: Import, tmp_path: Path) -> None:
     assert (manifest.input.resize, manifest.input.crop) == (20, SIZE)
     assert (manifest.input.mean[0], manifest.input.std[2]) == (51 / 255, 1.0)
     assert (manifest.parameters, manifest.parameters_train, manifest.macs) == (16, 16, 12)
-    assert set(manifest.files) == {"model.onnx", "labels.csv"}
+    assert set(manifest.files) == {"model.onnx", "labels.csv", "layers.json"}
 
 
 def test_each_import_is_a_new_version(importing: Import, tmp_path: Path) -> None:

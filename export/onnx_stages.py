@@ -1,0 +1,101 @@
+"""Names and stages of the layers of an imported graph: by the module paths in its node names, or by the map's size."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from export.onnx_trail import Shape
+from models.layers import Layer
+from models.stages import Place, Position, staged
+
+_CONTAINER = "features"  # the one that the stages look into
+_LAST = "classifier"
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """The modules of a network, from what torch's exporter of TorchScript calls its nodes: a module's path each step,
+    then the operator, as in `/layer1/layer1.0/conv1/Conv`.
+    """
+
+    containers: frozenset[str]
+    """Those with modules inside."""
+
+    @classmethod
+    def of(cls, nodes: Iterable[str]) -> "Modules":
+        """From the names of all nodes."""
+        paths = [module_path(name).split(".") for name in nodes]
+        return cls(frozenset(".".join(parts[:end]) for parts in paths for end in range(1, len(parts))))
+
+    def position(self, path: str) -> Position:
+        """Where the layer of that module stands, by the rule of `models.stages`."""
+        first, _, rest = path.partition(".")
+        if first == _CONTAINER and rest:
+            first = f"{first}.{rest.partition('.')[0]}"
+            if first not in self.containers:
+                inner = any(name.startswith(f"{_CONTAINER}.") for name in self.containers)
+                return Position(Place.ALONE if inner else Place.NUMBERED, _CONTAINER)
+        elif first not in self.containers:
+            return Position(Place.ALONE, "")
+        return Position(Place.BLOCK, first)
+
+
+def module_path(name: str) -> str:
+    """`layer1.0.conv1` of the node `/layer1/layer1.0/conv1/Conv`; empty where the node is the network's own.
+
+    The exporter writes a child of a container with the container's name before its own.
+    """
+    path, before = "", ""
+    for part in name.split("/")[1:-1]:
+        own = part.removeprefix(f"{before}.") if before else part
+        path, before = f"{path}.{own}" if path else own, part
+    return path
+
+
+def has_paths(layers: Sequence[tuple[str, Layer]]) -> bool:
+    """Whether the nodes of these rows are named by modules: all that have parameters, and one at least."""
+    learned = [name for name, layer in layers if layer.parameters]
+    return bool(learned) and all(name.startswith("/") and module_path(name) for name in learned)
+
+
+def by_path(
+    rows: Sequence[tuple[str, Layer]], outputs: Mapping[str, Shape]
+) -> tuple[tuple[Layer, ...], dict[str, Shape]]:
+    """The rows, each with its node's name, called by their modules and in stages of modules, and what blocks give.
+
+    `outputs` has what each node of the graph gives, in its order: the last inside a block says how that ends. Two
+    rows of one module are told apart by their operators.
+    """
+    modules = Modules.of(outputs)
+    paths = [module_path(name) for name, _ in rows]
+    taken = Counter(paths)
+    named = []
+    for (name, layer), path in zip(rows, paths, strict=True):
+        operator = name.rpartition("/")[2]
+        alone = taken[path] == 1 and path not in modules.containers
+        named.append(replace(layer, name=path if path and alone else f"{path}.{operator}".strip(".")))
+    positions = [modules.position(path) for path in paths]
+    given = {modules.position(module_path(name)): shape for name, shape in outputs.items()}
+    layers = staged(named, positions)
+    ends = {}
+    for layer, position in zip(layers, positions, strict=True):  # the last of a stage says how it ends
+        ends[layer.stage] = given.get(position, layer.output) if position.place is Place.BLOCK else layer.output
+    return layers, ends
+
+
+def by_map(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers in stages of one map size, `56x56`; those after the last map of more than one value are the
+    `classifier`. A layer without a map in between, such as one of a squeeze and excitation, belongs to its stage.
+    """
+    last = max((place for place, layer in enumerate(layers) if _map(layer)), default=-1)
+    named, stage = [], next((name for layer in layers if (name := _map(layer))), _LAST)
+    for place, layer in enumerate(layers):
+        stage = _LAST if place > last else _map(layer) or stage
+        named.append(replace(layer, stage=stage))
+    return tuple(named)
+
+
+def _map(layer: Layer) -> str:
+    """The size of the map that it gives, empty where it gives none of more than one value."""
+    sides = layer.output[1:]
+    return "x".join(map(str, sides)) if len(layer.output) == 3 and sides != (1, 1) else ""
