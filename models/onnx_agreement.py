@@ -18,10 +18,12 @@ _SEED = 1998
 _IMAGENET = InputSpec()
 _LIMIT, _HALF_LIMIT = 1e-3, 3e-2  # relative; a swap of two layers moves it by tenths
 _SMALLEST = 1e-30
+_CHANNELS = (1, 3)
 _TYPES: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
     TensorProto.DOUBLE: np.float64,
+    TensorProto.UINT8: np.uint8,
 }
 
 Values = NDArray[np.float64]
@@ -32,33 +34,37 @@ class DisagreementError(Exception):
 
 
 def check_agreement(network: nn.Module, architecture: Architecture, model: ModelProto, path: Path) -> None:
-    """Run both on the same seeded noise. Raises DisagreementError.
+    """Run both on the same seeded noise of whole bytes. Raises DisagreementError.
 
-    The network gets it as the catalog normalises; the file the same, or normalised for ImageNet, or from 0 to 1, or
-    from 0 to 255: published files of GoogLeNet and Inception-v3 turn one into the other inside.
+    The network gets it as the catalog normalises. A file of fractions gets the same, or it normalised for ImageNet, or
+    from 0 to 1, or from 0 to 255: published files of GoogLeNet and Inception-v3 turn one into the other inside. A file
+    of bytes gets them as they are, in RGB as the graphs that are served here, or in the network's channels.
     """
     taken = _File(model, path, architecture)
-    channels = taken.channels
-    pixels = np.random.default_rng(_SEED).random((_IMAGES, channels, taken.size, taken.size))
-    own = _normalised(pixels, architecture.input.mean, architecture.input.std)
+    spec, size = architecture.input, taken.size
+    colours = np.random.default_rng(_SEED).integers(0, 256, (_IMAGES, 3, size, size)).astype(np.float64)
+    pixels = np.einsum("oc,nchw->nohw", np.array(spec.channels.matrix), colours / 255)
+    channels = pixels.shape[1]
+    own = _normalised(pixels, spec.mean, spec.std)
     with torch.inference_mode():
         logits = network.eval()(torch.from_numpy(own.astype(np.float32))).double().numpy()
     expected = _centred(logits)
-    candidates = (
-        own,
-        _normalised(pixels, _IMAGENET.mean, _IMAGENET.std),
-        pixels,
-        _normalised(pixels, (0.0,) * channels, (1 / 255,) * channels),
-    )
+    scaled = _normalised(pixels, (0.0,) * channels, (1 / 255,) * channels)
+    fractions = (own, _normalised(pixels, _IMAGENET.mean, _IMAGENET.std), pixels, scaled)
+    candidates = (colours, scaled.round()) if taken.whole else fractions
     errors: list[float] = []
     length = max(float(np.linalg.norm(expected)), _SMALLEST)
     for given in candidates:
+        if taken.channels not in (0, given.shape[1]):
+            continue
         found = taken.log_probabilities(given)
         if found.shape != expected.shape:
             raise DisagreementError(f"{path} gives {found.shape[1:]} numbers for an image, not {expected.shape[1:]}")
         errors.append(float(np.linalg.norm(found - expected)) / length)
         if errors[-1] <= taken.limit:
             return
+    if not errors:
+        raise DisagreementError(f"{path} takes {taken.channels} channels, not {channels}; it cannot be checked")
     raise DisagreementError(
         f"{path} has layers of the shapes of {architecture.name}, but its answers differ by {min(errors):.1%}: "
         "its branches come in another order, or between its layers it computes something else; "
@@ -75,10 +81,11 @@ class _File:
             raise DisagreementError(f"{path} takes {len(inputs)} inputs, or no batch of images; it cannot be checked")
         element = inputs[0].type.tensor_type.elem_type
         if element not in _TYPES:
-            raise DisagreementError(f"{path} takes no floating numbers, so it cannot be checked; use topfive import")
-        self.channels = len(architecture.input.channels.matrix)
+            raise DisagreementError(f"{path} takes neither fractions nor bytes, so it cannot be checked")
         self._type = _TYPES[element]
-        self._last = dims[3].dim_value == self.channels != dims[1].dim_value
+        self.whole = element == TensorProto.UINT8
+        self._last = dims[3].dim_value in _CHANNELS and dims[1].dim_value not in _CHANNELS
+        self.channels = dims[3 if self._last else 1].dim_value  # 0 where it is not fixed
         self.size = dims[2].dim_value or architecture.input.crop
         self._batch = dims[0].dim_value or 1
         halves = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16]

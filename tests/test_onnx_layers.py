@@ -4,6 +4,7 @@ import json
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
