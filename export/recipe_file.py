@@ -4,7 +4,6 @@ The network gets `(pixel / scale - mean) / std` of each channel, `mean` and `std
 recipe of an artifact divides by 255 instead, so `InputSpec` holds `mean * scale / 255` and `std * scale / 255`.
 """
 
-import math
 import tomllib
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +12,7 @@ from pathlib import Path
 from models.catalog import Channels, InputSpec, Interpolation
 
 _LARGEST_SIDE = 4096
+_LARGEST_NUMBER, _LEAST_STD = 1e6, 1e-30  # so that no pixel becomes too large for float32
 _KEYS = ("size", "resize", "interpolation", "channels", "scale", "mean", "std", "output", "output_name")
 
 Triple = tuple[float, float, float]
@@ -66,11 +66,15 @@ class Recipe:
 def read_recipe(path: Path) -> Recipe:
     """The recipe in `path`. Raises RecipeError naming the key that does not fit and what to write instead."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(
+            f'{path} is not TOML: {error}; each key is there once, with words in quotes: channels = "bgr"'
+        ) from error
     try:
         return _recipe(table)
     except RecipeError as error:
@@ -80,21 +84,20 @@ def read_recipe(path: Path) -> Recipe:
 def _recipe(table: dict[str, object]) -> Recipe:
     if unknown := [key for key in table if key not in _KEYS]:
         raise RecipeError(f"the key {unknown[0]!r} is unknown; there are {', '.join(_KEYS)}")
+    channels = Channels(_choice(table, "channels", Channels))
     recipe = Recipe(
         size=_side(table, "size"),
         resize=_side(table, "resize"),
         interpolation=Interpolation(_choice(table, "interpolation", Interpolation)),
-        channels=Channels(_choice(table, "channels", Channels)),
+        channels=channels,
         scale=_scale(table),
-        mean=_numbers(table, "mean", 0.0),
-        std=_numbers(table, "std", 1.0),
+        mean=_numbers(table, "mean", 0.0, channels),
+        std=_numbers(table, "std", 1.0, channels),
         output=Output(_choice(table, "output", Output)),
         output_name=_output_name(table),
     )
-    if recipe.channels is Channels.GREY and any(isinstance(table.get(key), list) for key in ("mean", "std")):
-        raise RecipeError("a grey network has one channel; write one number for mean and one for std")
-    if min(recipe.std) <= 0:
-        raise RecipeError("std must be above 0; write std = 1 where nothing is divided")
+    if min(recipe.std) < _LEAST_STD:
+        raise RecipeError(f"std must be above 0, {_LEAST_STD:g} at the least; write std = 1 where nothing is divided")
     if recipe.size is not None and recipe.resize is not None and recipe.resize < recipe.size:
         raise RecipeError(
             f"resize = {recipe.resize} is smaller than size = {recipe.size}; write resize = {recipe.size} or more"
@@ -132,12 +135,21 @@ def _scale(table: dict[str, object]) -> int | None:
     return 1 if value == 1 else 255
 
 
-def _numbers(table: dict[str, object], key: str, default: float) -> Triple:
+def _numbers(table: dict[str, object], key: str, default: float, channels: Channels) -> Triple:
+    """One number for every channel, or one for each: three, or in grey a list of one."""
+    grey = channels is Channels.GREY
     value = table.get(key, default)
-    values = value if isinstance(value, list) else [value] * 3
-    numbers = [float(one) for one in values if isinstance(one, (int, float)) and not isinstance(one, bool)]
-    if len(values) != 3 or len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-        raise RecipeError(f"{key} must be one number or three, as in {key} = [0.485, 0.456, 0.406]")
+    values = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and grey and len(values) != 1:
+        raise RecipeError(f"a grey network has one channel; write one number for {key}")
+    if not isinstance(value, list) or grey:
+        values = values * 3
+    fit = [one for one in values if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    numbers = [float(one) for one in fit if abs(one) <= _LARGEST_NUMBER]
+    if len(values) != 3 or len(numbers) != 3:
+        raise RecipeError(
+            f"{key} must be one number or three, none beyond {_LARGEST_NUMBER:g}, as in {key} = [0.485, 0.456, 0.406]"
+        )
     return numbers[0], numbers[1], numbers[2]
 
 

@@ -117,21 +117,34 @@ def test_labels_are_those_given(run: Run, tmp_path: Path) -> None:
         ("l.csv", 'label\na\n" "\nc\n', r"has no label for class 1"),
         ("l.txt", "a\nb\n", r"has 2 labels"),
         ("l.txt", "a\n\nc\n", r"has no label for class 1"),
+        (
+            "l.csv",
+            "class_id,label\n0,horse, mare\n1,b\n2,c\n",
+            r"has 3 values in row 1 and 2 columns; put quotes around",
+        ),
+        ("l.csv", "class_id;label\n0;a\n", r"the columns class_id;label; .* with commas between them"),
+        ("l.csv", "label,label\na,a\nb,b\nc,c\n", r"the columns label, label; .* each once"),
+        ("l.csv", f"class_id,label\n{'9' * 5000},a\n", r"has the class_id '9{20}' in row 1"),
+        ("l.csv", f"label\n{'x' * 200_000}\n", r"is not CSV: field larger than .* \(line 2\)"),
+        ("l.csv", 'label\n"a\nb\nc\n', r"is not CSV: unexpected end of data"),
+        ("l.csv", "label\na\x1b[31m\nb\nc\n", r"has a control character in the label of class 0; remove it"),
+        ("l.csv", "\xe9", r"is not text in UTF-8 .*; save it as UTF-8"),
+        ("l.TXT", "a\nb\n", r"has 2 labels"),
         ("none.txt", None, r"cannot be read: No such file"),
     ],
 )
 def test_labels_that_do_not_fit(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     """Each mistake in a file of labels is named."""
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="latin-1")
 
     with pytest.raises(LabelsError, match=message):
         labels_for(3, tmp_path / name)
 
 
 def test_labels_in_any_order_with_wnid(tmp_path: Path) -> None:
-    """class_id says which output a row is of; wnid is kept; a quoted comma and a byte order mark do no harm."""
-    (tmp_path / "l.csv").write_text('\ufeffclass_id,wnid,label\n1,n2,"b, c"\n0,n1,a\n', encoding="utf-8")
+    """class_id says which output a row is of; wnid is kept; quoted commas, spaces and Windows' habits do no harm."""
+    (tmp_path / "l.csv").write_bytes(b'\xef\xbb\xbfClass_ID, wnid, Label\r\n1,n2,"b, c"\r\n0, n1,a\r\n\r\n')
 
     assert labels_for(2, tmp_path / "l.csv").rows == (Label(0, "n1", "a"), Label(1, "n2", "b, c"))
 

@@ -81,13 +81,20 @@ def test_units_of_255_mean_the_same(pixel: int, mean: float, std: float, scale: 
         ("mean = [0.5, 0.5]", r"mean must be one number or three"),
         ('std = "1"', r"std must be one number or three"),
         ("std = [1, true, 1]", r"std must be one number or three"),
+        ("mean = [0.5]", r"mean must be one number or three"),
+        ("mean = 1e300", r"mean must be one number or three, none beyond 1e\+06"),
+        (f"mean = 1{'0' * 400}", r"mean must be one number or three, none beyond"),
+        ("std = 1e-300", r"std must be above 0, 1e-30 at the least"),
         ("mean = nan", r"mean must be one number or three"),
         ("std = [1, 0, 1]", r"std must be above 0"),
         ("std = -1", r"std must be above 0"),
         ('channels = "grey"\nmean = [1, 2, 3]', r"a grey network has one channel; write one number"),
         ('output = "softmax"', r"""output = 'softmax' is unknown; write one of "logits", "probabilities"$"""),
         ('output_name = ""', r"output_name must be the name of an output"),
+        ('channels = "grey"\nstd = []', r"a grey network has one channel; write one number for std"),
         ("size: 224", r"is not TOML"),
+        ("channels = bgr", r'is not TOML.*with words in quotes: channels = "bgr"'),
+        ("size = 224\nsize = 224", r"is not TOML.*each key is there once"),
     ],
 )
 def test_mistakes_name_the_key(tmp_path: Path, text: str, message: str) -> None:
@@ -110,3 +117,21 @@ def test_default_size_counts_for_resize() -> None:
     """A resize below the size that the network itself fixes is refused as well."""
     with pytest.raises(RecipeError, match=r"resize = 200 is smaller than size = 224"):
         Recipe(resize=200).input_spec(224, 255)
+
+
+def test_grey_may_be_a_list_of_one(tmp_path: Path) -> None:
+    """The one channel of a grey network may have its number in a list, as for three channels."""
+    found = read_recipe(written(tmp_path, 'channels = "grey"\nmean = [0.13]\nstd = [0.31]'))
+
+    assert (found.mean, found.std) == ((0.13,) * 3, (0.31,) * 3)
+
+
+def test_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    """What Windows editors write, a byte order mark and CRLF, is read; UTF-16 is named as what it is not."""
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b"\xef\xbb\xbfsize = 16\r\nresize = 20\r\n")
+    assert read_recipe(path) == Recipe(size=16, resize=20)
+
+    path.write_text("size = 16", encoding="utf-16")
+    with pytest.raises(RecipeError, match=r"is not text in UTF-8 .*; save it as UTF-8"):
+        read_recipe(path)
