@@ -1,8 +1,8 @@
 """The models that answer a request together: a single one, or the members of `ensemble:a+b+c`."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,13 +87,12 @@ class Panel:
         """Those of all members, each once."""
         return tuple(dict.fromkeys(warning for member in self.members for warning in member.warnings))
 
-    @contextmanager
-    def admitted(self, crops: int) -> Iterator[None]:
-        """A place for each crop at every member, all or none; raises what `Batcher.admit` raises."""
+    def admitted(self, crops: int) -> AbstractContextManager[object]:
+        """A place for each crop at every member, all or none, until its end; raises what `Batcher.admit` raises."""
         with ExitStack() as places:
             for member in self.members:
                 places.enter_context(member.batcher.admit(crops))
-            yield
+            return places.pop_all()
 
 
 class Panels:
