@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from service.bulk.journal import Journal
+from service.bulk.journal import Journal, discard
 from service.bulk.rows import BulkError, Failure, Item, Row
 from service.bulk.runner import complete, rows, window
 from service.bulk.sources import find
@@ -189,6 +189,31 @@ def test_two_at_once(tmp_path: Path) -> None:
         Journal(tmp_path / "j", SETTINGS),
     ):
         pass
+
+
+def test_discarded(tmp_path: Path) -> None:
+    """A journal is put away unless a run is writing it; that run's rows stay."""
+    path = tmp_path / "j"
+    discard(path)
+    with Journal(path, SETTINGS) as journal:
+        journal.append(good("a"))
+        with pytest.raises(BulkError, match="another topfive is writing"):
+            discard(path)
+        assert list(journal.rows(["a"])) == [good("a")]
+    discard(path)
+    assert not path.exists()
+
+
+def test_put_away_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that the run before puts away between its opening and its lock is not written to."""
+    path = tmp_path / "j"
+
+    def late(file: int, _kind: int) -> None:
+        path.unlink()
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with pytest.raises(BulkError, match="another topfive is writing"):
+        Journal(path, SETTINGS)
 
 
 def test_engine_failures_are_run_again(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Journal:
         except OSError as error:
             raise BulkError(f"{path} cannot be written: {error.strerror}") from error
         try:
-            self._lock()
+            _lock(self._file, path)
             self._end = self._read(settings)
             os.ftruncate(self._file, self._end)
             if not self._end:
@@ -57,16 +57,10 @@ class Journal:
 
     def rows(self, names: Iterable[str]) -> Iterator[Row]:
         """The rows of those images, in that order. Raises KeyError where one has not been run."""
-        with self.path.open("rb") as file:
+        with os.fdopen(os.dup(self._file), "rb") as file:
             for name in names:
                 file.seek(self._places[name])
                 yield Row.from_json(json.loads(file.readline()))
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BulkError(f"another topfive is writing {self.path}; wait for it or choose another --out") from error
 
     def _read(self, settings: Mapping[str, object]) -> int:
         """Note the rows that are there; where the last whole line ends."""
@@ -112,6 +106,34 @@ class Journal:
         except OSError as error:
             raise BulkError(f"{self.path} cannot be written: {error.strerror}") from error
         self._end += len(line)
+
+
+def discard(path: Path) -> None:
+    """Remove a journal, if there is one. Raises BulkError where a run is writing it, or it cannot be removed."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BulkError(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        _lock(file, path)
+        path.unlink()
+    except OSError as error:
+        raise BulkError(f"{path} cannot be removed: {error.strerror}") from error
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, path: Path) -> None:
+    """Be alone with it. Raises BulkError where another run is, or has put it away since it was opened."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = os.path.samestat(os.fstat(file), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        alone = False
+    if not alone:
+        raise BulkError(f"another topfive is writing {path}; wait for it or choose another --out")
 
 
 def _check_torn(number: int, line: bytes) -> None:

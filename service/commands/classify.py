@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from service.app import Core
-from service.bulk.journal import Journal
+from service.bulk.journal import Journal, discard
 from service.bulk.rows import BulkError, Item, Row
 from service.bulk.runner import Question
 from service.bulk.sources import find
@@ -104,7 +104,7 @@ async def classify(
 def _make_way(job: Job, overwrite: bool) -> None:
     """Check that nothing finished is in the way, or with --overwrite put away what is. Raises BulkError."""
     if overwrite:
-        job.partial.unlink(missing_ok=True)
+        discard(job.partial)
     elif job.out.exists() and not job.partial.exists():
         raise BulkError(f"{job.out} is there already; --overwrite begins anew, or choose another --out")
 

@@ -19,7 +19,7 @@ from models.labels import Label, read_labels
 from models.measured import protocol, record
 from service.app import Core
 from service.bulk.dataset import Dataset, read_dataset
-from service.bulk.journal import Journal
+from service.bulk.journal import Journal, discard
 from service.bulk.report import Evaluation, write_report, write_tables
 from service.bulk.rows import BulkError, Item, Row
 from service.bulk.runner import Question
@@ -98,7 +98,7 @@ async def evaluate(
     job = await _checked(settings, job, open_core)
     if job.overwrite:
         for name in job.names:
-            job.journal(name).unlink(missing_ok=True)
+            discard(job.journal(name))
     done: list[Evaluation] = []
     for name in job.names:
         async with opened(settings, name, open_core, stop) as session:
