@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
-from torchvision.models import get_model
+from torchvision.models import Inception3, get_model
 
 from export.onnx_file import write_onnx
 from models.build import Served, build
@@ -91,6 +91,7 @@ def test_input_transform_of_inception(tmp_path: Path, transform: bool) -> None:
     source, network = seeded("inception_v3"), build(CATALOG["inception_v3"])
     given = build(CATALOG["inception_v3"])
     given.load_state_dict(source.state_dict())
+    assert isinstance(given, Inception3)
     given.transform_input = transform
 
     load_file(network, CATALOG["inception_v3"], exported(given, tmp_path / "net.onnx", size=299))
