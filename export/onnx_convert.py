@@ -13,11 +13,20 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from export.onnx_model import OPSET, strip_metadata
 from export.onnx_signature import Signature, opset
-from export.original import first_line
+from export.original import one_line
 from models.onnx_reader import constants, real_inputs, subgraphs, used_nodes
 
 IR_VERSION = 10  # of opset 20 and 21; from 4 on initializers need not be inputs as well
 _BATCH = "batch"
+_QUANTISED = (
+    "QuantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinear",
+    "QAttention",
+    "QGemm",
+    "ConvInteger",
+    "MatMulInteger",
+)
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 _SHAPED = {"Reshape": 0, "Expand": 1}  # what keeps the axis of its data: 0 copies it, 1 is broadcast
 
@@ -64,6 +73,17 @@ def variants(model: ModelProto, signature: Signature) -> Iterator[Variant]:
 def has_half(model: ModelProto) -> bool:
     """Whether any value that is stored, cast or declared is float16."""
     return any(kind == TensorProto.FLOAT16 for kind in _kinds(model.graph))
+
+
+def has_quantised(model: ModelProto) -> bool:
+    """Whether any value between the layers is rounded to 8 bits or so; weights alone are stored numbers like others."""
+    return any(node.op_type.startswith(_QUANTISED) for node in _nodes(model.graph))
+
+
+def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    yield from graph.node
+    for inner in subgraphs(graph):
+        yield from _nodes(inner)
 
 
 def _kinds(graph: GraphProto) -> Iterator[int]:
@@ -139,7 +159,7 @@ def _newer(model: ModelProto) -> ModelProto | None:
     try:
         return onnx.version_converter.convert_version(model, OPSET)
     except Exception as error:  # the converter is C++ and fails in its own ways on what it does not know
-        log.info("the graph stays at opset %d: %s", opset(model), first_line(error))
+        log.info("the graph stays at opset %d: %s", opset(model), one_line(error))
         return None
 
 

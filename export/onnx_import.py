@@ -11,14 +11,14 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from export.import_labels import Labels, labels_for
-from export.onnx_convert import Variant, has_half, variants
+from export.onnx_convert import Variant, has_half, has_quantised, variants
 from export.onnx_layers import graph_layers
 from export.onnx_signature import RefusedError, Signature, check_opset, signature
 from export.onnx_wrap import wrap
 from export.original import Original, Trial, probabilities
 from export.parity import BATCH_SIZES, THRESHOLDS, TIES, Enough, GateError, Rules, compare, figures, gate
 from export.progress import Reporter, tool_versions
-from export.recipe_file import Recipe, RecipeError, read_recipe
+from export.recipe_file import Output, Recipe, RecipeError, read_recipe
 from export.samples import photos, random_pixels
 from models import artifact as artifacts
 from models.artifact import IMPORTED, Artifact, Manifest, ParityReport, Thresholds, WeightRecord, WeightSource
@@ -34,6 +34,8 @@ STEPS = 4  # file, its answers, graph, artifact; the gate adds one for each engi
 # A file in float16 rounds each of its values to 11 bits, 8 times finer than bf16, which the graph in float32 does not.
 _HALF_THRESHOLDS = Thresholds(max_abs_diff=0.01, logit_cosine=0.999, top1_agreement=1.0, top5_agreement=0.9)
 _HALF_TIE = 0.05
+_HALF_SMALLEST = 6.1e-5  # the least number that float16 holds with all its bits; below it a softmax ends in zeros
+_SAME = 1e-6  # answers that differ by less from photo to noise tell nothing of what is seen
 _RANDOM_IMAGES = 6
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _LONGEST_NAME = 100
@@ -131,16 +133,37 @@ def _understood(file: Path, model: ModelProto, found: Signature, recipe: Recipe)
         scale = 1
     spec = recipe.input_spec(found.size, scale)
     images = np.concatenate([photos(spec), random_pixels(spec, _RANDOM_IMAGES)])
-    scores = Original(file, found).scores(images, recipe, scale)
-    half = has_half(model)
-    reference = probabilities(scores, recipe, TensorProto.FLOAT16 if half else found.element)
-    rules = Rules(
-        original=file.name,
-        enough=Enough.ONE_ENGINE,
-        thresholds=THRESHOLDS | {Precision.F32: _HALF_THRESHOLDS} if half else THRESHOLDS,
-        ties=TIES | {Precision.F32: _HALF_TIE} if half else TIES,
+    scores = Original(file, model, found).scores(images, recipe, scale)
+    reference = probabilities(scores, recipe, _sum_error(model))
+    return _Source(model, found, recipe, spec, images, reference, _original_rules(file.name, model, recipe))
+
+
+def _sum_error(model: ModelProto) -> float:
+    """By how much the roundings of a thousand probabilities may move their sum."""
+    if has_quantised(model):
+        return 0.1
+    return 2e-2 if has_half(model) else 1e-3
+
+
+def _original_rules(name: str, model: ModelProto, recipe: Recipe) -> Rules:
+    """How near the graph must come to a file that rounds its own values to float32, float16 or 8 bits."""
+    rules = Rules(original=name, enough=Enough.ONE_ENGINE)
+    if has_quantised(model):
+        # a difference in the last bit of a pixel becomes one of a whole step of 256, as coarse as bf16
+        coarse = Precision.BF16
+        return replace(
+            rules,
+            thresholds=THRESHOLDS | {Precision.F32: THRESHOLDS[coarse]},
+            ties=TIES | {Precision.F32: TIES[coarse]},
+        )
+    if not has_half(model):
+        return rules
+    half = replace(
+        rules,
+        thresholds=THRESHOLDS | {Precision.F32: _HALF_THRESHOLDS},
+        ties=TIES | {Precision.F32: _HALF_TIE},
     )
-    return _Source(model, found, recipe, spec, images, reference, rules)
+    return replace(half, smallest=_HALF_SMALLEST) if recipe.output is Output.PROBABILITIES else half
 
 
 def _best(source: _Source, request: Request, folder: Path) -> Artifact:
@@ -203,6 +226,11 @@ def _notes(labels: Labels, manifest: Manifest, source: _Source) -> tuple[str, ..
         fixed = source.signature.batch
         what = f"its batch of {fixed}" if fixed else "its batch"
         notes.append(f"{what} cannot be changed in the graph, so it is served one image at a time")
-    if source.rules.thresholds is not THRESHOLDS:
+    if has_half(source.model):
         notes.append("the file computes in float16 and is served in float32")
+    if float(np.ptp(source.reference, axis=0).max()) < _SAME:
+        notes.append(
+            "the file gives the same answer to every photo and to noise, so the check says little; "
+            "is it trained, and are scale, mean and std those of its training?"
+        )
     return tuple(notes)

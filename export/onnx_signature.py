@@ -12,6 +12,17 @@ from models.onnx_reader import real_inputs
 
 _ELEMENTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8)
 _SCORES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+_SIGMOIDS = ("Sigmoid", "HardSigmoid")
+_KEEPING = (  # what changes no value, or only its type
+    "Identity",
+    "Cast",
+    "Flatten",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "QuantizeLinear",
+    "DequantizeLinear",
+)
 _OLDEST_OPSET = 7  # before it, broadcasting was an attribute of each node
 
 
@@ -145,9 +156,22 @@ def _output(model: ModelProto, recipe: Recipe) -> str:
     if (element := value.type.tensor_type.elem_type) not in _SCORES:
         raise RefusedError(
             f"the output {name!r} is {TensorProto.DataType.Name(element).lower()}, not a score of each class; "
-            "export the scores"
+            "export the network without what makes whole numbers of the scores, as ArgMax does"
+        )
+    if (operator := _last_operator(model, name)) in _SIGMOIDS:
+        raise RefusedError(
+            f"the output {name!r} ends in a {operator}, where an image may be of several classes or of none; one class "
+            'of each image is served: export the network without it and write output = "logits"'
         )
     return name
+
+
+def _last_operator(model: ModelProto, name: str) -> str:
+    """The operator that makes the values of `name`, or nothing where it is the input."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    while (node := makers.get(name)) is not None and node.op_type in _KEEPING and node.input:
+        name = node.input[0]
+    return node.op_type if node is not None else ""
 
 
 def _kind(value: ValueInfoProto) -> str:

@@ -54,7 +54,7 @@ def wrap(variant: Variant, signature: Signature, spec: InputSpec, output: Output
     source, target = graph.input[0], graph.output[0]
     front = _front(signature, spec, source.type.tensor_type.elem_type, variant.batch)
     front.end(source.name)
-    back = _back(target, output, variant.batch)
+    back = _back(target, output, classes, variant.batch)
     back.end("probabilities")
     rows: int | str = "batch" if variant.batch is None else 1
     size = signature.size
@@ -102,14 +102,14 @@ def _front(signature: Signature, spec: InputSpec, element: int, batch: int | Non
     return chain
 
 
-def _back(output: onnx.ValueInfoProto, kind: Output, batch: int | None) -> _Chain:
-    """From what the network gives to `probabilities`."""
+def _back(output: onnx.ValueInfoProto, kind: Output, classes: int, batch: int | None) -> _Chain:
+    """From what the network gives, [N, C] with axes of 1 or for one image [C], to `probabilities`."""
     chain = _Chain("answer", output.name)
     if batch is not None and batch > 1:
         chain.add("Gather", np.array([0]), axis=0)
     if output.type.tensor_type.elem_type != TensorProto.FLOAT:
         chain.add("Cast", to=TensorProto.FLOAT)
-    chain.add("Flatten", axis=1)
+    chain.add("Reshape", np.array([-1, classes]))
     if kind is Output.LOGITS:
         chain.add("Softmax", axis=1)
     return chain

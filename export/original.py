@@ -1,5 +1,6 @@
 """The imported file itself in ONNX Runtime on the CPU: the reference of the gate. It shares nothing with the graph."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from export.recipe_file import Output, Recipe
 from models.catalog import Channels
 from service.types import Batch, EngineInfo, Precision, Probabilities, Runtime
 
-_SUM_ERROR, _HALF_SUM_ERROR = 1e-3, 2e-2
+_REPEATED_ERROR = 1e-3  # what the order of threads may change at most
+_SOURCE = re.compile(r"/\S*onnxruntime\S*/\S+:\d+ .*?\) (?=[A-Z])")  # where in ONNX Runtime it was noticed
+_LINES = 3  # those after are a stack or advice to whoever wrote the runtime
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?")
 _TYPES: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
@@ -27,15 +31,24 @@ Scores = NDArray[np.float64]
 class Original:
     """The file as it came, one image at a time; where it takes several at once, the image is repeated."""
 
-    def __init__(self, path: Path, signature: Signature) -> None:
+    def __init__(self, path: Path, model: ModelProto, signature: Signature) -> None:
         self._signature = signature
-        self._session = open_session(path)
+        self._session = open_session(_without_zeros(model, signature) or path)
 
     def scores(self, images: Batch, recipe: Recipe, scale: int) -> Scores:
-        """Its output for each image of [N, S, S, 3], [N, C]. Raises RefusedError where it fails or gives no row."""
+        """Its output for each image of [N, S, S, 3], [N, C].
+
+        Raises RefusedError where it fails, gives no row, or answers one image in two ways.
+        """
         rows = [self._row(image, recipe, scale) for image in images]
         if len({row.shape for row in rows}) != 1:
             raise RefusedError("the output differs in shape from image to image, as of a detector; classes are served")
+        again = self._row(images[0], recipe, scale)
+        if not np.allclose(again, rows[0], rtol=_REPEATED_ERROR, atol=_REPEATED_ERROR, equal_nan=True):
+            raise RefusedError(
+                "the file answers the same image differently each time, because it draws random numbers; "
+                "export the network in evaluation mode"
+            )
         return np.stack(rows)
 
     def _row(self, image: Batch, recipe: Recipe, scale: int) -> Scores:
@@ -44,16 +57,32 @@ class Original:
         try:
             (found,) = self._session.run([signature.output], {signature.input: given})
         except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
-            raise RefusedError(f"ONNX Runtime cannot run the file on an image: {first_line(error)}") from error
+            raise RefusedError(f"ONNX Runtime cannot run the file on an image: {one_line(error)}") from error
         return _row_of(signature, np.asarray(found), len(given))
 
 
+def _without_zeros(model: ModelProto, signature: Signature) -> bytes | None:
+    """The file with an input of any size, where it has axes of length 0, as old exporters write for that; else None."""
+    given = next(value for value in model.graph.input if value.name == signature.input)
+    if not any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in given.type.tensor_type.shape.dim):
+        return None
+    free = ModelProto()
+    free.CopyFrom(model)
+    for value in free.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if value.name == signature.input and dim.dim_value == 0:
+                dim.ClearField("dim_value")
+    return free.SerializeToString()
+
+
 def _row_of(signature: Signature, found: NDArray[Any], batch: int) -> Scores:
-    """The first image's scores of an output [N, C], or [N, C, 1, 1] flattened; RefusedError for any other."""
+    """The first image's scores of an output [N, C], [N, C, 1, 1] or for one image [C]; RefusedError for any other."""
+    if found.ndim == 1 and batch == 1:
+        found = found[None]
     shape = list(found.shape)
     kind = f"the output {signature.output!r} is {shape}"
     if found.ndim < 2 or shape[0] != batch:
-        raise RefusedError(f"{kind} for {batch} images; a score for each class of each image is served, [N, C]")
+        raise RefusedError(f"{kind} for a batch of {batch}; a score for each class of each image is served, [N, C]")
     if found.size // batch != max(shape[1:]):
         what = "a map over the image" if found.ndim == 4 else "boxes or tokens"
         raise RefusedError(f"{kind}, which looks like {what}; a classifier gives [N, C]")
@@ -81,20 +110,24 @@ def network_input(images: Batch, recipe: Recipe, signature: Signature, scale: in
     return np.ascontiguousarray(values.astype(_TYPES[signature.element]))
 
 
-def probabilities(scores: Scores, recipe: Recipe, element: int) -> Probabilities:
-    """What the service must answer. Raises RefusedError where the scores are not what the recipe says they are."""
+def probabilities(scores: Scores, recipe: Recipe, sum_error: float) -> Probabilities:
+    """What the service must answer; probabilities may miss a sum of 1 by `sum_error`.
+
+    Raises RefusedError where the scores are not what the recipe says they are.
+    """
     if not np.isfinite(scores).all():
         raise RefusedError(
-            "the file gives numbers that are not finite for photos; check scale, mean and std of the recipe"
+            "the file gives numbers that are not finite for photos; check scale, mean and std of the recipe, "
+            "and whether the file's weights are whole"
         )
-    error = _HALF_SUM_ERROR if element == TensorProto.FLOAT16 else _SUM_ERROR
     sums = scores.sum(axis=1)
-    are = bool((scores >= -error).all() and (np.abs(sums - 1) <= error).all())
+    are = bool((scores >= -sum_error).all() and (np.abs(sums - 1) <= sum_error).all())
     if recipe.output is Output.PROBABILITIES:
         if not are:
+            what = "" if scores.min() < 0 else ", if they are what a softmax is put after; otherwise export that"
             raise RefusedError(
                 f"the outputs are no probabilities: they add up to {sums.min():.4g} to {sums.max():.4g}, "
-                f'and the least is {scores.min():.4g}; write output = "logits"'
+                f'and the least is {scores.min():.4g}; write output = "logits"{what}'
             )
         return scores.astype(np.float32)
     if are:
@@ -118,7 +151,7 @@ class Trial:
         try:
             (found,) = self._session.run(["probabilities"], {"image": batch})
         except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
-            raise RefusedError(f"ONNX Runtime cannot run the graph made from the file: {first_line(error)}") from error
+            raise RefusedError(f"ONNX Runtime cannot run the graph made from the file: {one_line(error)}") from error
         return np.asarray(found, dtype=np.float32)
 
     def describe(self) -> EngineInfo:
@@ -137,7 +170,7 @@ def open_session(source: Path | bytes) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
-        raise RefusedError(f"ONNX Runtime cannot load the file: {first_line(error)}") from error
+        raise RefusedError(f"ONNX Runtime cannot load the file: {one_line(error)}") from error
 
 
 def met_shapes(model: ModelProto, names: set[str]) -> dict[str, tuple[int, ...]]:
@@ -160,10 +193,12 @@ def met_shapes(model: ModelProto, names: set[str]) -> dict[str, tuple[int, ...]]
     try:
         found = session.run(shapes, {given.name: zeros}) if wanted else []
     except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
-        raise RefusedError(f"ONNX Runtime cannot run the graph made from the file: {first_line(error)}") from error
+        raise RefusedError(f"ONNX Runtime cannot run the graph made from the file: {one_line(error)}") from error
     return known | {name: tuple(map(int, shape)) for name, shape in zip(wanted, found, strict=True)}
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what a runtime says; the others are its own source files."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def one_line(error: Exception) -> str:
+    """What a runtime says, in one line without its codes and the places in its own source files."""
+    lines = [line.strip() for line in _SOURCE.sub("", str(error)).splitlines()]
+    text = " ".join(line for line in lines[:_LINES] if line)
+    return _CODE.sub("", text) or type(error).__name__

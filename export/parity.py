@@ -44,13 +44,17 @@ class Enough(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What counts as the original's answer; `ties` are differences of log probabilities."""
+    """What counts as the original's answer; `ties` are differences of log probabilities.
+
+    Probabilities below `smallest` count as that much: the original's own numbers hold nothing below it.
+    """
 
     original: str = "PyTorch"
     enough: Enough = Enough.EVERY_ENGINE
     batch_sizes: tuple[int, ...] = BATCH_SIZES
     thresholds: Mapping[Precision, Thresholds] = field(default_factory=lambda: THRESHOLDS)
     ties: Mapping[Precision, float] = field(default_factory=lambda: TIES)
+    smallest: float = _SMALLEST
 
 
 EXPORT_RULES = Rules()
@@ -144,7 +148,8 @@ def compare(
 ) -> ParityReport:
     """How `engine` answers `images` at each batch size, against `reference`."""
     info = engine.describe()
-    found = [_figures(_run(engine, images, size), reference, rules.ties[precision]) for size in rules.batch_sizes]
+    tie, smallest = rules.ties[precision], rules.smallest
+    found = [_figures(_run(engine, images, size), reference, tie, smallest) for size in rules.batch_sizes]
     diff, cosine, top1, top5 = np.array(found).T
     thresholds = rules.thresholds[precision]
     measured = (float(diff.max()), float(cosine.min()), float(top1.mean()), float(top5.mean()))
@@ -185,11 +190,13 @@ def _run(engine: Engine, images: Batch, size: int) -> Probabilities:
     return np.concatenate(parts)
 
 
-def _figures(given: Probabilities, reference: Probabilities, tie: float) -> tuple[float, float, float, float]:
+def _figures(
+    given: Probabilities, reference: Probabilities, tie: float, smallest: float
+) -> tuple[float, float, float, float]:
     """Worst difference, worst cosine, mean top-1 and mean top-5 agreement; not finite counts as the worst there is."""
     if given.shape != reference.shape or not np.isfinite(given).all():
         return 1.0, -1.0, 0.0, 0.0  # a number, because the manifest is JSON, which has no infinity
-    log_p, log_q = _log(given), _log(reference)
+    log_p, log_q = _log(given, smallest), _log(reference, smallest)
     p = log_p - log_p.mean(axis=1, keepdims=True)
     q = log_q - log_q.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(p, axis=1) * np.linalg.norm(q, axis=1)
@@ -202,5 +209,5 @@ def _figures(given: Probabilities, reference: Probabilities, tie: float) -> tupl
     return float(np.abs(given - reference).max()), float(cosine.min()), float(top1.mean()), float(top5.mean())
 
 
-def _log(probabilities: Probabilities) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    return np.log(np.maximum(probabilities.astype(np.float64), _SMALLEST))
+def _log(probabilities: Probabilities, smallest: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.log(np.maximum(probabilities.astype(np.float64), smallest))

@@ -19,6 +19,7 @@ _BEGINNINGS = {
     b"\x80": "it is a pickle, as old .pth files are; export the network with torch.onnx.export",
     b"\x89HDF": "it is HDF5, as Keras writes; convert it with tf2onnx",
     b"version https://git-lfs": "it is a pointer of Git LFS; run: git lfs pull",
+    b"\x1f\x8b": "it is compressed by gzip; unpack it first",
     b"<": "it is a page of HTML or XML; download the file itself",
     b"{": "it is JSON; name the .onnx file",
 }
@@ -38,7 +39,9 @@ def read_model(path: Path) -> ModelProto:
         raise OnnxFileError(f"{path} is not ONNX: {_looks_like(path)}") from error
     except OSError as error:
         raise OnnxFileError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not model.ir_version or not model.opset_import or not model.graph.node:
+    if model.ir_version and model.graph.node and not model.opset_import:
+        raise OnnxFileError(f"{path} does not say its opset (opset_import is empty); export it again")
+    if not model.ir_version or not model.graph.node:
         raise OnnxFileError(f"{path} is not ONNX: {_looks_like(path)}")
     _load_external_data(model, path)
     if (size := model.ByteSize()) >= LARGEST_BYTES:
@@ -58,6 +61,10 @@ def _looks_like(path: Path) -> str:
         head = file.read(64).lstrip()
     if not head:
         return "it is empty"
+    if head[4:8] == b"TFL3":
+        return "it is TensorFlow Lite; convert it with tf2onnx"
+    if head[8:9] == b"{":
+        return "it is safetensors, weights without a graph; export the network with torch.onnx.export"
     for beginning, reason in _BEGINNINGS.items():
         if head.startswith(beginning):
             return reason
@@ -67,7 +74,13 @@ def _looks_like(path: Path) -> str:
 def _load_external_data(model: ModelProto, path: Path) -> None:
     for tensor in _tensors(model.graph):
         if uses_external_data(tensor):
-            beside = path.parent / ExternalDataInfo(tensor).location
+            location = ExternalDataInfo(tensor).location
+            beside = path.parent / location
+            if not location or "\0" in location or Path(location).is_absolute() or ".." in Path(location).parts:
+                raise OnnxFileError(
+                    f"{path} keeps its weights in {location!r}, outside its own folder, where nothing is read; "
+                    "save it again with its weights beside it"
+                )
             if not beside.is_file():
                 raise OnnxFileError(
                     f"{path} keeps its weights in {beside.name}, which is not there; put it beside the .onnx file"

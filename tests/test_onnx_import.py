@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export import parity
 from export.onnx_import import Imported, Request, UnfitNameError, import_model
 from export.onnx_model import ExportError
 from export.onnx_signature import RefusedError
+from export.original import one_line
 from export.parity import Candidate, GateError
 from export.recipe_file import RecipeError
 from models.artifact import IMPORTED, WeightSource, load, sha256, versions
@@ -305,6 +306,105 @@ def test_no_engine_is_none(importing: Import, tmp_path: Path, monkeypatch: pytes
     assert versions(tmp_path / "artifacts", "net") == []
 
 
+def test_row_without_a_batch_is_served_one_by_one(importing: Import, tmp_path: Path) -> None:
+    """A network that squeezes its batch of one away gives a row of scores, and is served one image at a time."""
+    model = _ending("Reshape", helper.make_tensor_value_info("y", TensorProto.FLOAT, [4]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([4]), "row"))
+    model.graph.node[-1].input.append("row")
+
+    done = importing(model)
+
+    assert done.manifest.max_batch == 1
+    np.testing.assert_allclose(answers(tmp_path / "artifacts", batch=1), by_hand(), atol=1e-5)
+
+
+def test_axis_of_length_0_is_a_dynamic_one(importing: Import, tmp_path: Path) -> None:
+    """Old exporters write 0 where any length is meant, which ONNX Runtime takes by its word: it is read as dynamic."""
+    model = classifier()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 0
+
+    assert importing(model).manifest.max_batch is None
+    np.testing.assert_allclose(answers(tmp_path / "artifacts"), by_hand(), atol=1e-5)
+
+
+def test_half_probabilities_that_round_to_zero(importing: Import) -> None:
+    """A softmax in float16 ends in zeros where that in float32 does not: what float16 cannot hold is not compared."""
+    model = classifier(element=TensorProto.FLOAT16, head="softmax", weight=WEIGHT * 30)
+
+    done = importing(model, 'output = "probabilities"')
+
+    report = next(report for report in done.manifest.parity if report.precision == Precision.F32)
+    assert report.passed
+    assert report.logit_cosine > 0.999
+
+
+def test_values_of_8_bits_are_compared_as_coarsely(importing: Import) -> None:
+    """A network that rounds its values to 8 bits is held to the figures of bf16, as coarse, and others to those of f32.
+
+    The last bit of a pixel may turn a rounding, and so change the answer by a step of 256.
+    """
+    model = _ending("DequantizeLinear", helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4]))
+    scores = model.graph.node[-1].input[0]
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(0.02, dtype=np.float32), "step"),
+            numpy_helper.from_array(np.array(0, dtype=np.int8), "zero"),
+        ]
+    )
+    model.graph.node.insert(
+        len(model.graph.node) - 1, helper.make_node("QuantizeLinear", [scores, "step", "zero"], ["q"])
+    )
+    model.graph.node[-1].input[:] = ["q", "step", "zero"]
+
+    limits = [
+        {report.thresholds.max_abs_diff for report in importing(one).manifest.parity if report.precision == "f32"}
+        for one in (model, classifier())
+    ]
+
+    assert limits == [{0.03}, {1e-4}]
+
+
+def test_probabilities_of_8_bits_need_not_add_up_to_1(importing: Import, tmp_path: Path) -> None:
+    """A softmax rounded to 8 bits adds up to 1 but for its roundings, and is served as the file gives it."""
+    model = classifier(head="softmax", weight=np.linspace(-0.1, 0.1, 600, dtype=np.float32).reshape(200, 3))
+    scores = model.graph.output[0].name
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(0.0047, dtype=np.float32), "step"),
+            numpy_helper.from_array(np.array(0, dtype=np.uint8), "zero"),
+        ]
+    )
+    model.graph.node.append(helper.make_node("QuantizeLinear", [scores, "step", "zero"], ["q"]))
+    model.graph.node.append(helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]))
+    model.graph.output[0].name = "y"
+
+    importing(model, 'output = "probabilities"')
+
+    np.testing.assert_allclose(answers(tmp_path / "artifacts").sum(axis=1), 200 * 0.0047, rtol=1e-3)
+
+
+def test_same_answer_to_everything_is_noted(importing: Import) -> None:
+    """Where no image changes the answer the check says little, and a note says so; no other network has the note."""
+    nothing = importing(classifier(weight=np.zeros((4, 3), dtype=np.float32)))
+
+    assert any("the same answer to every photo and to noise" in note for note in nothing.notes)
+    assert not any("the same answer" in note for note in importing(classifier()).notes)
+
+
+def test_what_a_runtime_says_is_one_line() -> None:
+    """Codes, paths of the runtime's sources and what comes after the first lines are left out; the reason stays."""
+    said = (
+        "[ONNXRuntimeError] : 1 : FAIL : Load model from /a/net.onnx failed:/onnxruntime_src/onnxruntime/core/graph/"
+        "model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, const Path&) Unsupported model IR version: 99\n"
+    )
+
+    assert one_line(RuntimeError(said)) == "Unsupported model IR version: 99"
+    assert (
+        one_line(RuntimeError("Got invalid dimensions\n index: 0\n\nfix it\nhere")) == "Got invalid dimensions index: 0"
+    )
+    assert one_line(RuntimeError()) == "RuntimeError"
+
+
 def _distort(monkeypatch: pytest.MonkeyPatch, runtimes: set[Runtime]) -> None:
     """Make these engines wrong in the gate, on a machine that has two engines and f32 only."""
 
@@ -433,6 +533,30 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str, type[Exception], str]] =
     "boxes": (_detector, "", RefusedError, r"is \[1, 4, 3\], which looks like boxes or tokens"),
     "one class": (lambda: classifier(weight=WEIGHT[:1]), "", RefusedError, r"1 class; two or more are served"),
     "nobody's operators": (_foreign, "", RefusedError, r"ONNX Runtime cannot load the file: .*org\.example"),
+    "several classes at once": (
+        lambda: _ending("Sigmoid", helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])),
+        'output = "probabilities"',
+        RefusedError,
+        r'ends in a Sigmoid, .*export the network without it and write output = "logits"',
+    ),
+    "random numbers": (
+        lambda: _ending("RandomNormalLike", helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])),
+        "",
+        RefusedError,
+        r"answers the same image differently each time.*export the network in evaluation mode",
+    ),
+    "no score for each": (
+        lambda: _ending("ReduceSum", helper.make_tensor_value_info("y", TensorProto.FLOAT, []), keepdims=0),
+        "",
+        RefusedError,
+        r"is \[\] for a batch of 1; a score for each class",
+    ),
+    "no probabilities, all above 0": (
+        lambda: _ending("Exp", helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])),
+        'output = "probabilities"',
+        RefusedError,
+        r'write output = "logits", if they are what a softmax is put after',
+    ),
     "no probabilities": (
         classifier,
         'output = "probabilities"',
@@ -484,6 +608,9 @@ def test_refused_with_the_reason(importing: Import, tmp_path: Path, case: str) -
         (b"<!DOCTYPE html><html></html>", "a page of HTML"),
         (b"PK\x03\x04rest", r"a zip, as PyTorch's \.pth files are; export the network with torch\.onnx\.export"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\x1f\x8b\x08\x00", "compressed by gzip; unpack it first"),
+        (b"\x1c\x00\x00\x00TFL3", "TensorFlow Lite; convert it with tf2onnx"),
+        (b"\x40\x00\x00\x00\x00\x00\x00\x00{", "safetensors, weights without a graph"),
         (b"\x00\x01\x02\x03 nothing known", "damaged or something else"),
         (classifier().SerializeToString()[:200], "damaged or something else"),
     ],
@@ -516,6 +643,27 @@ def test_external_data_that_is_cut_off(tmp_path: Path) -> None:
 
     with pytest.raises((OnnxFileError, ExportError), match=r"net\.onnx cannot be read"):
         import_model(Request(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter())
+
+
+@pytest.mark.parametrize("place", ["../net.bin", "sub/../../net.bin", "/etc/hostname", "", "a\0b"])
+def test_external_data_elsewhere_is_not_read(importing: Import, tmp_path: Path, place: str) -> None:
+    """A file of weights outside the folder of the .onnx file is refused, whether it is there or not."""
+    model = classifier()
+    (tmp_path.parent / "net.bin").write_bytes(model.graph.initializer[0].raw_data)
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], place)
+    model.graph.initializer[0].ClearField("raw_data")
+
+    with pytest.raises(OnnxFileError, match="outside its own folder, where nothing is read; save it again"):
+        importing(model)
+
+
+def test_opset_that_is_not_said(importing: Import) -> None:
+    """A file without opset_import is named for that."""
+    model = classifier()
+    model.ClearField("opset_import")
+
+    with pytest.raises(OnnxFileError, match=r"does not say its opset \(opset_import is empty\); export it again"):
+        importing(model)
 
 
 @pytest.mark.parametrize("name", ["Net", "a/b", "../x", "", "a b", "-x", "é", "x" * 101])
