@@ -42,8 +42,8 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
     model, engine, timing = classification.model, classification.engine, classification.timing_ms
     accuracy = f"top-1 {model.acc1:.1f} %" if model.acc1 is not None else "accuracy not measured"
     summary = Text(
-        f"{model.name} v{model.version} ({model.weights}), {model.parameters / 1e6:.2f} M parameters, "
-        f"{model.macs / 1e9:.2f} GMACs, {accuracy}\n"
+        f"{model.name} v{model.version} ({model.weights}), {model.parameters:,} parameters, "
+        f"{_prefixed(model.macs)} MACs, {accuracy}\n"
         f"{engine.runtime} {engine.version}, {engine.device}, {engine.precision}: decode {timing.decode:.1f} ms, "
         f"inference {timing.inference:.1f} ms, total {timing.total:.1f} ms\n",
         style="dim",

@@ -26,7 +26,7 @@ def test_predict_table(artifacts: Path) -> None:
 
     assert result.exit_code == 0
     assert "tiny v1 (untrained)" in result.output
-    assert "GMACs" in result.output
+    assert "20,752 parameters, 182 k MACs" in result.output
     assert "mean nothing" in result.output
     assert [line.split()[0] for line in result.output.splitlines() if " n0" in line] == ["1", "2", "3", "4", "5"]
 

@@ -73,7 +73,8 @@ def test_tables(head: str, cells: str, expected: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        ("image,label\na.png,1\n", "columns image, label; needed are path or file, and wnid or class_id or label"),
+        ("image,label\na.png,1\n", "columns 'image', 'label'; needed are path or file, and wnid or class_id or label"),
+        ("path;label\na.png;1\n", "columns 'path;label'; .* with commas between them"),
         ("path\na.png\n", "needed are"),
         ("path,label\na.png,\n", "row 2 has no label"),
         ("path,label\n,1\n", "row 2 has no path"),

@@ -4,6 +4,8 @@ import asyncio
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ from service.settings import Settings
 from tests.conftest import png
 from tests.fakes import FakeEngine, reached
 from tests.fleet import copy_model
+
+ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.anyio
 
@@ -286,6 +290,19 @@ async def test_unwritable_manifest(runs: Runs, monkeypatch: pytest.MonkeyPatch) 
     assert "/models will not show this accuracy" in runs.said()
     assert "2.50 [0.44, 12.88]" in runs.said()
     assert (runs.out / "report.json").exists()
+
+
+def test_nobody_reads(artifacts: Path, shades: Path, tmp_path: Path) -> None:
+    """With standard output closed the files and the manifest are written all the same, and nothing is traced."""
+    program = "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1); from service.cli import main; main()"
+    words = ("evaluate", shades, "--model", "tiny", "--artifacts", artifacts, "--out", tmp_path / "out")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "out" / "report.json").exists()
+    assert len(read_manifest(artifacts, "tiny")[1].measured) == 1
 
 
 async def test_few_classes(artifacts: Path, tmp_path: Path) -> None:

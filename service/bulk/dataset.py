@@ -105,8 +105,8 @@ def _in_table(path: Path) -> list[tuple[str, Path, Truth]]:
     forms = [form for form in Form if form in columns]
     if names is None or not forms:
         raise BulkError(
-            f"{path} has the columns {', '.join(columns) or '(none)'}; "
-            f"needed are {' or '.join(_PATHS)}, and {' or '.join(Form)}"
+            f"{path} has the columns {', '.join(map(repr, columns)) or '(none)'}; "
+            f"needed are {' or '.join(_PATHS)}, and {' or '.join(Form)}, in UTF-8 with commas between them"
         )
     found: dict[str, tuple[str, Path, Truth]] = {}
     for number, row in enumerate(rows, start=2):

@@ -110,16 +110,23 @@ async def evaluate(
             write_report(job.out / "report.json", job.dataset, done)
         except OSError as error:
             raise BulkError(f"{job.out} cannot be written: {error.strerror}; the same command tries again") from error
+        unseen = _recorded(evaluation, folders)  # first, for a screen that is gone ends the command
         _print(evaluation, consoles[0], job.out)
         _warn(evaluation, consoles[1])
-        if len(folders) > 1:
-            say(consoles[1], f"{name} has no manifest: its accuracy is in report.json, and /models will not show it")
-            continue
-        manifest = folders[0] / MANIFEST
-        try:
-            record(manifest, evaluation.measurement(datetime.now(UTC).date().isoformat()))
-        except (OSError, ValueError) as error:  # ValueError: measurements of a newer release
-            say(consoles[1], f"warning: /models will not show this accuracy: {manifest}: {error}", "yellow")
+        if unseen is not None:
+            say(consoles[1], unseen, "yellow")
+
+
+def _recorded(evaluation: Evaluation, folders: Sequence[Path]) -> str | None:
+    """Write the accuracy into the manifest of the only model; why /models will not show it, or None."""
+    if len(folders) > 1:
+        return f"{evaluation.name} has no manifest: its accuracy is in report.json, and /models will not show it"
+    manifest = folders[0] / MANIFEST
+    try:
+        record(manifest, evaluation.measurement(datetime.now(UTC).date().isoformat()))
+    except (OSError, ValueError) as error:  # ValueError: measurements of a newer release
+        return f"warning: /models will not show this accuracy: {manifest}: {error}"
+    return None
 
 
 async def _checked(settings: Settings, job: Job, open_core: OpenCore) -> Job:
