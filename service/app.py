@@ -20,7 +20,7 @@ from service.engines.base import Engine
 from service.engines.choose import EngineOptions, open_engine
 from service.errors import ShuttingDown, TopfiveError
 from service.hardware import cpu_quota
-from service.metrics import Metrics
+from service.metrics import UNKNOWN, Metrics
 from service.recovery import Recovery
 from service.repository import Repository
 from service.rest import endpoints
@@ -91,6 +91,7 @@ class Service:
             endpoints.predictions(core.classifier, intake),
             endpoints.models(core.repository),
             endpoints.health(core.repository, core.metrics),
+            refused=partial(core.metrics.answered, UNKNOWN),
         )
         servicer = Servicer(
             core.classifier, core.repository, budget=budget, timeout_s=settings.timeout_s, clock=core.clock

@@ -9,7 +9,7 @@ from service.clock import Clock
 from service.comparison import Comparison, ComparisonTiming, Row, compared
 from service.ensemble import Panel, Panels, is_ensemble, mean, spelt
 from service.errors import BadImage, BadRequest, DeadlineExceeded, NotReady, TooLarge, TopfiveError
-from service.metrics import Metrics
+from service.metrics import UNKNOWN, Metrics
 from service.recipe import TEN_CROPS
 from service.repository import Repository
 from service.samples import Decoder, Photo
@@ -20,8 +20,6 @@ from service.types import ENSEMBLE, Classification, Timing
 DEFAULT_TOP_K = 5
 DEFAULT_CROPS = 1
 MAX_ROWS = 32
-
-_UNKNOWN = "unknown"  # a name that nobody knows must not become a label value
 
 X = TypeVar("X")
 
@@ -127,7 +125,7 @@ class LocalClassifier:
             question.check()
             names = self._names(models)
         except TopfiveError as error:
-            self._metrics.answered(_UNKNOWN, error.code)
+            self._metrics.answered(UNKNOWN, error.code)
             raise
         with self._decoder.photo(data, crops, names) as photo:
             rows = await together([self._row(photo, name, question) for name in names])
@@ -161,7 +159,7 @@ class LocalClassifier:
 
     async def _counted(self, photo: Photo, asker: str, question: _Question) -> Classification:
         """The answer of the model that `asker` names, counted however it ends."""
-        label = ENSEMBLE if is_ensemble(asker) else _UNKNOWN
+        label = ENSEMBLE if is_ensemble(asker) else UNKNOWN
         try:
             panel = await self._within(question.deadline, lambda: self._panels.get(asker or self._repository.default))
             label = panel.metrics_label

@@ -14,6 +14,9 @@ from service.types import Latency, Outcome, Timing
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
+UNKNOWN = "unknown"
+"""The model of an answer whose request names none that there is: a client's own words must not become a label."""
+
 Gauges = Callable[[], list[tuple[str, dict[str, float]]]]
 """For each loaded model its name, and the present value of each gauge."""
 

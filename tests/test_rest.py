@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -124,6 +125,62 @@ async def test_no_image(artifacts: Path, request_kwargs: dict[str, object], expe
     assert expected in problem["detail"]
     address = f"{str(running.http.base_url).rstrip('/')}/predict?model=tiny"
     assert f"curl -F image=@cat.jpg '{address}'" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("modle=tiny", "there is no parameter 'modle'; there are model, top_k, crops"),
+        ("model=tiny&topk=3", "there is no parameter 'topk'"),
+        ("model=tiny&crops=1&crops=10", "crops is given 2 times; give it once"),
+        ("models=tiny", "there is no parameter 'models'"),
+        ("x" * 500, f"there is no parameter '{'x' * 60}';"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/predict", "/compare"])
+async def test_no_such_parameter(artifacts: Path, path: str, query: str, words: str) -> None:
+    """A parameter that nothing reads, or that is given twice, is refused and counted rather than left out."""
+    engine = FakeEngine()
+    async with serving(artifacts, engine) as running:
+        response = await running.http.post(f"{path}?{query}", files={"image": png()})
+        metrics = (await running.http.get("/metrics")).text
+
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+    assert words in response.json()["detail"]
+    assert len(response.json()["detail"]) < 200
+    assert 'topfive_requests_total{code="bad_request",model="unknown"} 1.0' in metrics
+    assert engine.batches == []
+
+
+async def test_one_model_for_predict(artifacts: Path) -> None:
+    """predict answers for one model: two are refused, where compare has a row for each."""
+    async with serving(artifacts, FakeEngine()) as running:
+        predicted = await running.http.post("/predict?model=tiny&model=resnet50", files={"image": png()})
+        compared = await running.http.post("/compare?model=tiny&model=resnet50", files={"image": png()})
+
+    assert predicted.status_code == 400
+    assert "model is given 2 times" in predicted.json()["detail"]
+    assert [row["model"] for row in compared.json()["rows"]] == ["tiny", "resnet50"]
+
+
+@pytest.mark.parametrize("extra", [{"data": {"model": "resnet50"}}, {"files": [("image", b"abc"), ("second", b"def")]}])
+async def test_a_field_that_nothing_reads(artifacts: Path, extra: dict[str, Any]) -> None:
+    """Parameters in the form, or a second file, are refused with where they belong, not passed over."""
+    async with serving(artifacts, FakeEngine()) as running:
+        response = await running.http.post("/predict", **{"files": {"image": png()}, **extra})
+
+    assert response.status_code == 400
+    assert "/predict?model=NAME&top_k=3" in response.json()["detail"]
+
+
+async def test_unreadable_parameters_are_counted(artifacts: Path) -> None:
+    """A parameter of the wrong type is a bad request like any other, also for the counters."""
+    async with serving(artifacts, FakeEngine()) as running:
+        response = await running.http.post("/compare?crops=1e1", files={"image": png()})
+        metrics = (await running.http.get("/metrics")).text
+
+    assert response.json()["code"] == "bad_request"
+    assert 'topfive_requests_total{code="bad_request",model="unknown"} 1.0' in metrics
 
 
 async def test_problem_details(artifacts: Path) -> None:

@@ -1,5 +1,6 @@
 """Puts the REST interface together from its routers."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
@@ -13,13 +14,14 @@ _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 """
 
 
-def create_app(*routers: APIRouter) -> FastAPI:
+def create_app(*routers: APIRouter, refused: Callable[[str], None]) -> FastAPI:
     """The ASGI application of these routers, with errors as problem details and the documentation at /docs.
 
+    `refused` is told the code of each request whose parameters cannot be read, which reaches no router.
     The page at /docs brings its own scripts and styles, so that it works where nothing can be downloaded.
     """
     app = FastAPIOffline(title="topfive", version=version("topfive"), description=_DESCRIPTION, redoc_url=None)
     for router in routers:
         app.include_router(router)
-    errors.install(app)
+    errors.install(app, refused)
     return app

@@ -14,7 +14,7 @@ from service.facts import facts, layer_facts
 from service.metrics import Metrics
 from service.repository import Repository
 from service.rest.errors import row_problem
-from service.rest.intake import BODY, Intake, unless_disconnected
+from service.rest.intake import BODY, Intake, Parameters, unless_disconnected
 from service.rest.schemas import (
     CompareReply,
     Health,
@@ -50,6 +50,10 @@ _TopK = Annotated[
 _Timeout = Annotated[str | None, Header(description="Seconds to wait for the answer")]
 
 
+_OF_PREDICT = Parameters(once=("model", "top_k", "crops"))
+_OF_COMPARE = Parameters(once=("top_k", "crops"), repeated=("model",))
+
+
 def predictions(classifier: Classifier, intake: Intake) -> APIRouter:
     """`POST /predict` and `POST /compare`."""
     router = APIRouter(tags=["predict"])
@@ -65,7 +69,7 @@ def predictions(classifier: Classifier, intake: Intake) -> APIRouter:
         x_request_timeout: _Timeout = None,
     ) -> Response:
         """Classify one image, sent as the multipart field `image` or as the raw body."""
-        async with intake.image(request, x_request_timeout) as (data, deadline):
+        async with intake.image(request, x_request_timeout, _OF_PREDICT) as (data, deadline):
             answer = await unless_disconnected(
                 request, classifier.classify(data, model=model, top_k=top_k, crops=crops, deadline=deadline)
             )
@@ -83,7 +87,7 @@ def predictions(classifier: Classifier, intake: Intake) -> APIRouter:
     ) -> Response:
         """Classify one image with many models at once; a model that cannot answer has its error in its row."""
         names = [name.strip() for value in model or () for name in value.split(",") if name.strip()]
-        async with intake.image(request, x_request_timeout) as (data, deadline):
+        async with intake.image(request, x_request_timeout, _OF_COMPARE) as (data, deadline):
             comparison = await unless_disconnected(
                 request, classifier.compare(data, models=names, top_k=top_k, crops=crops, deadline=deadline)
             )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -59,10 +60,15 @@ class RequestContext:
                 await _problem(Code.INTERNAL, _NOT_TOLD, identity)(scope, receive, send_with_id)
 
 
-def install(app: FastAPI) -> None:
-    """Register the handlers that turn exceptions into problem details."""
+def install(app: FastAPI, refused: Callable[[str], None]) -> None:
+    """Register the handlers that turn exceptions into problem details; `refused` counts what FastAPI refuses."""
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        refused(Code.BAD_REQUEST)
+        return await _invalid_request(request, error)
+
     app.add_exception_handler(TopfiveError, _topfive_error)
-    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(RequestContext)
 

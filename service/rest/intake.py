@@ -7,17 +7,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 
 from service.budget import UploadBudget
 from service.clock import Clock
 from service.errors import BadRequest, DeadlineExceeded, TopfiveError
 from service.image import FORMATS
-from service.metrics import Metrics
+from service.metrics import UNKNOWN, Metrics
 from service.rest.upload import FIELD, read_image
 from service.types import ImageLimits
 
 X = TypeVar("X")
+
+_LONGEST = 60  # of a name that a client made up, in what it is told
 
 _IMAGE = {"type": "string", "format": "binary", "description": f"One of {', '.join(FORMATS)}"}
 BODY = {
@@ -35,6 +38,23 @@ BODY = {
 
 
 @dataclass(frozen=True, slots=True)
+class Parameters:
+    """What may stand in the query of an address: `once` at most once, `repeated` any number of times."""
+
+    once: tuple[str, ...]
+    repeated: tuple[str, ...] = ()
+
+    def check(self, query: QueryParams) -> None:
+        """Raise BadRequest at any other, so that a slip of the pen does not get an answer to another question."""
+        known = (*self.repeated, *self.once)
+        for name in query:
+            if name not in known:
+                raise BadRequest(f"there is no parameter {name[:_LONGEST]!r}; there are {', '.join(known)}")
+            if name in self.once and len(query.getlist(name)) > 1:
+                raise BadRequest(f"{name} is given {len(query.getlist(name))} times; give it once")
+
+
+@dataclass(frozen=True, slots=True)
 class Intake:
     """Reads images out of requests within the limits, the shared budget of bytes and the longest time."""
 
@@ -45,16 +65,19 @@ class Intake:
     metrics: Metrics
 
     @asynccontextmanager
-    async def image(self, request: Request, x_request_timeout: str | None) -> AsyncIterator[tuple[bytes, float]]:
+    async def image(
+        self, request: Request, x_request_timeout: str | None, parameters: Parameters
+    ) -> AsyncIterator[tuple[bytes, float]]:
         """The image and the deadline, while the image counts as in memory; counts and raises a refusal."""
         with self.budget.share() as take:
             try:
+                parameters.check(request.query_params)
                 deadline = self.clock.now() + requested_timeout(x_request_timeout, self.timeout_s)
                 async with asyncio.timeout(deadline - self.clock.now()):
                     data = await read_image(request, self.limits, take)
             except (TopfiveError, TimeoutError) as error:
                 refusal = error if isinstance(error, TopfiveError) else DeadlineExceeded()
-                self.metrics.answered("unknown", refusal.code)  # the classifier never sees, so never counts, this one
+                self.metrics.answered(UNKNOWN, refusal.code)  # the classifier never sees, so never counts, this one
                 raise refusal from error
             yield data, deadline
 
