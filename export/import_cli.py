@@ -67,10 +67,16 @@ def _import(request: "Request", root: Path) -> bool:
     try:
         with Bars(request.name, STEPS + len(candidates())) as bars:
             done = import_model(request, root, bars)
-    except (UnfitNameError, RecipeError, OnnxFileError, LabelsError, ExportError, GateError, OSError) as error:
-        say(f"[bold red]{escape(request.name)} was not imported:[/] {escape(str(error))}")
-        return False
+    except OSError as error:
+        return _failed(request, f"{error.filename or root}: {error.strerror or error}")
+    except (UnfitNameError, RecipeError, OnnxFileError, LabelsError, ExportError, GateError) as error:
+        return _failed(request, str(error))
     report(done.manifest, done.version, root)
     for note in done.notes:
         say(f"  [yellow]note:[/] {escape(note)}")
     return True
+
+
+def _failed(request: "Request", reason: str) -> bool:
+    say(f"[bold red]{escape(request.name)} was not imported:[/] {escape(reason)}")
+    return False

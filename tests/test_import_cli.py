@@ -73,6 +73,18 @@ def test_refusal_is_a_message_and_exit_code_1(run: Run, tmp_path: Path) -> None:
     assert versions(tmp_path / "artifacts", "net") == []
 
 
+def test_folder_that_cannot_be_written_is_named(run: Run, tmp_path: Path) -> None:
+    """Where the artifact cannot be put, the message has the path and the system's reason, and exit code 1."""
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "net").touch()
+
+    result = run(saved(classifier(), tmp_path), "--name", "net", "--recipe", recipe(tmp_path))
+
+    assert result.exit_code == 1
+    assert f"net was not imported: {tmp_path}/artifacts/net: File exists" in result.stderr
+    assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["net"]
+
+
 @pytest.mark.parametrize(
     ("name", "reason"), [("resnet50", "is the name of a catalog network"), ("A b", "'A b' cannot")]
 )
