@@ -82,7 +82,7 @@ class WeightRecord(_Record):
 
 
 class Thresholds(_Record):
-    """What an engine must reach against eager PyTorch, per image; see `export.parity` for how each is computed."""
+    """What an engine must reach against the reference, per image; see `export.parity` for how each is computed."""
 
     max_abs_diff: float
     logit_cosine: float
@@ -91,7 +91,10 @@ class Thresholds(_Record):
 
 
 class ParityReport(_Record):
-    """How one engine at one precision compared with eager PyTorch on photos and on random pixels."""
+    """How one engine at one precision compared with the reference on photos and on random pixels.
+
+    The reference is eager PyTorch, or for an imported model its own file in ONNX Runtime.
+    """
 
     runtime: str
     runtime_version: str
@@ -196,7 +199,9 @@ def read_manifest(root: Path, name: str) -> tuple[int, Manifest]:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); {_again(root, name)}") from error
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, problem["loc"])) or "JSON" for problem in error.errors())
-        raise ArtifactError(f"{path} is not a manifest ({fields}); {_again(root, name)}") from error
+        raise ArtifactError(
+            f"{path} is not a manifest that this version reads ({fields}); {_again(root, name)}"
+        ) from error
 
 
 def load(root: Path, name: str) -> Artifact:
@@ -231,16 +236,16 @@ def read_file(root: Path, version: int, manifest: Manifest, file: str) -> bytes:
 
     Raises FileNotInArtifactError where the manifest does not list it, ArtifactError where it is missing or differs.
     """
-    name = manifest.name
+    name, again = manifest.name, _again(root, manifest.name, manifest.family)
     path = root / name / str(version) / file
     if (expected := manifest.files.get(file)) is None:
-        raise FileNotInArtifactError(f"version {version} of {name} has no {file}; {_again(root, name)}")
+        raise FileNotInArtifactError(f"version {version} of {name} has no {file}; {again}")
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}); {_again(root, name)}") from error
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); {again}") from error
     if hashlib.sha256(content).hexdigest() != expected:
-        raise ArtifactError(f"{path} differs from its manifest (sha256); {_again(root, name)}")
+        raise ArtifactError(f"{path} differs from its manifest (sha256); {again}")
     return content
 
 

@@ -289,7 +289,17 @@ def test_field_that_does_not_fit(field: str, value: object, tmp_path: Path) -> N
     add(tmp_path)
     edit_manifest(tmp_path, lambda content: content.update({field: value}))
 
-    with pytest.raises(ArtifactError, match=rf"is not a manifest \({field}"):
+    with pytest.raises(ArtifactError, match=rf"is not a manifest that this version reads \({field}"):
+        load(tmp_path, "net")
+
+
+def test_older_manifest(tmp_path: Path) -> None:
+    """An artifact from before both counts of parameters were kept says which is missing, and what to do."""
+    add(tmp_path)
+    edit_manifest(tmp_path, lambda content: content.pop("parameters_train"))
+
+    expected = r"not a manifest that this version reads \(parameters_train\); run: topfive export net"
+    with pytest.raises(ArtifactError, match=expected):
         load(tmp_path, "net")
 
 

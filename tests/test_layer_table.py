@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from models.artifact import (
+    IMPORTED,
     LAYERS,
     MANIFEST,
     ArtifactError,
@@ -72,6 +73,14 @@ def test_altered_table(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ArtifactError, match=r"layers.json cannot be read \(No such file"):
         read_layers(tmp_path, version, manifest)
+
+
+def test_altered_table_of_an_import(tmp_path: Path) -> None:
+    """What is wrong with the table of an imported model is mended by another import: no export knows its name."""
+    version, manifest = add(tmp_path, TABLE)
+    (tmp_path / "net" / "1" / LAYERS).unlink()
+    with pytest.raises(ArtifactError, match=r"run: topfive import FILE.onnx --name net"):
+        read_layers(tmp_path, version, manifest.model_copy(update={"family": IMPORTED}))
 
 
 def test_table_of_another_format(tmp_path: Path) -> None:
