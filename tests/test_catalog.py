@@ -202,12 +202,22 @@ def test_no_auxiliary_heads() -> None:
             assert one.parameters_train == one.parameters
 
 
+# What the course's table has of a network. Those below the first line are of single networks: tests/test_lecture_facts.
+IN_THE_TABLE = {"parameters", "parameters_train", "macs", "year", "input_size", "classes", "depth", "configuration"}
+IN_THE_TABLE |= {"paper", "published", "weights", "note", "torchvision"}
+IN_THE_TABLE |= {"lrn", "pooling", "activation_maps", "inception", "inception_modules"}
+
+
 def test_facts_of_the_lectures(shared_data: Path) -> None:
     """Every figure of the course's own table is in the catalog."""
     tables = tomllib.loads((shared_data.parent / "reference" / "architectures.toml").read_text(encoding="utf-8"))
     del tables["arithmetic"]
     for name, facts in tables.items():
         one = CATALOG[name]
+        assert set(facts) <= IN_THE_TABLE, name
+        assert one.source.removeprefix("torchvision:") == facts.get("torchvision", one.source)
+        assert facts.get("paper", one.paper) == one.paper
+        assert one.note or "note" not in facts
         assert one.parameters == facts["parameters"]
         assert one.parameters_train == facts.get("parameters_train", one.parameters_train)
         assert one.macs == facts.get("macs", one.macs)
@@ -229,6 +239,9 @@ def test_facts_of_the_lectures(shared_data: Path) -> None:
         assert {published[key] for key in ("top5", "single_model_top5", "ensemble_top5") if key in published} <= rates
         assert one.published_macs == published.get("macs")
         assert published.get("ilsvrc", "") in (one.ilsvrc or "")
+        assert str(published.get("runner_up_top5", "")) in (one.ilsvrc or "")
+        protocols = " ".join(errors.protocol for errors in one.published)
+        assert all(published[key] in protocols for key in ("protocol", "single_model_protocol") if key in published)
 
 
 @pytest.mark.parametrize(
