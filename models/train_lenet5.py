@@ -188,9 +188,9 @@ def save(network: LeNet5, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, write the weights and a JSON beside them that says what they are, and print the test accuracy."""
     parser = argparse.ArgumentParser(prog="python -m models.train_lenet5", description=main.__doc__)
-    parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="a .safetensors file")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of initial values and variations; {SEED}")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"runs through all training digits; {EPOCHS}")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="a .safetensors file; the one in models/data")
     chosen = parser.parse_args(arguments)
     if chosen.epochs < 1:
         parser.error("--epochs must be at least 1")
