@@ -15,7 +15,7 @@ from service.types import Batch, Precision, Probabilities, Runtime
 from tests.conftest import NullReporter
 
 CPU_RUNTIMES = (Runtime.TORCH, Runtime.OPENVINO, Runtime.ONNXRUNTIME)
-# The smallest of each family, AlexNet and VGG aside, whose own tests run them in the engines.
+# The smallest of each family, AlexNet and VGG aside: each of theirs has sixty million parameters or more.
 SMALL = {
     "lenet5",
     "googlenet_2014",
