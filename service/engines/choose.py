@@ -94,17 +94,15 @@ def _open(artifact: Artifact, runtime: Runtime, options: EngineOptions) -> Engin
 def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
     """The precision to compute in. bf16 needs a passed parity report of this artifact on this runtime.
 
-    Raises EngineUnavailableError where bf16 was asked for and may not be used, and where f32 is left and may not be
-    used either: see `_check_f32`.
+    Raises EngineUnavailableError where bf16 was asked for and may not be used, and where the runtime may not be used at
+    all: see `_check_f32`.
     """
-    precision = _precision(artifact, runtime, asked)
-    if precision is Precision.F32:
-        _check_f32(artifact, runtime)
-    return precision
+    _check_f32(artifact, runtime)
+    return _precision(artifact, runtime, asked)
 
 
 def _check_f32(artifact: Artifact, runtime: Runtime) -> None:
-    """Raise EngineUnavailableError where this runtime is known to answer wrongly in f32.
+    """Raise EngineUnavailableError where this runtime is known to answer wrongly in f32: then in no other precision.
 
     An export passes on every runtime or is not written. An import needs one runtime that passes: any other serves only
     with a report of its own. The torch engine is not asked: it is the reference of exports, and runs no import.
