@@ -4,7 +4,7 @@
         manifest.json       what it is, and the sha256 of every other file
         model.onnx          the graph contract: uint8 [N, S, S, 3] RGB in, float32 [N, C] probabilities out
         labels.csv          a row per class
-        layers.json         a row per layer of the network (not in artifacts of older versions)
+        layers.json         a row per layer of the network
         weights.safetensors the trained values, for the torch engine (not in every artifact)
 
 VERSION is a whole number; the highest is served.

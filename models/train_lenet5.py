@@ -27,6 +27,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from models.lenet5 import LeNet5, lenet5
+from models.share import wilson
 
 WEIGHTS = Path(__file__).parent / "data" / "lenet5.safetensors"
 SEED = 1998
@@ -172,14 +173,6 @@ def evaluate(network: nn.Module, data: Digits, how: Presentation) -> Score:
     return Score(images=len(hits), top1=int(hits[:, 0].sum()), top5=int(hits.any(dim=1).sum()))
 
 
-def wilson(hits: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a share of which `hits` of `trials` were seen (Wilson 1927), in 0 to 1."""
-    z = 1.959964
-    centre = (hits + z * z / 2) / (trials + z * z)
-    half = z / (trials + z * z) * math.sqrt(hits * (trials - hits) / trials + z * z / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def save(network: LeNet5, path: Path) -> None:
     """Write the 60,000 values, without folder or date, so that equal values are equal bytes."""
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
@@ -226,10 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _table(scores: dict[Presentation, Score]) -> Table:
     table = Table("test digits", "right", "top-1 error", "95 % interval", "top-5 error")
     for how, score in scores.items():
-        low, high = wilson(score.images - score.top1, score.images)
-        error1, error5 = 1 - score.top1 / score.images, 1 - score.top5 / score.images
+        error = wilson(score.images - score.top1, score.images)
+        five = wilson(score.images - score.top5, score.images)
         table.add_row(
-            str(how), f"{score.top1} of {score.images}", f"{error1:.2%}", f"{low:.2%} to {high:.2%}", f"{error5:.2%}"
+            str(how),
+            f"{score.top1} of {score.images}",
+            f"{error.percent:.2f} %",
+            f"{error.low:.2f} to {error.high:.2f} %",
+            f"{five.percent:.2f} %",
         )
     return table
 

@@ -19,7 +19,7 @@ from service.types import ENSEMBLE, Classification, Timing
 
 DEFAULT_TOP_K = 5
 DEFAULT_CROPS = 1
-MAX_ROWS = 32
+MAX_ROWS = 64
 
 X = TypeVar("X")
 
@@ -147,7 +147,7 @@ class LocalClassifier:
         rows: dict[str, str] = {}
         for name in wanted:
             rows.setdefault(self._panels.canonical(name), name)
-        if len(rows) > MAX_ROWS:
+        if models and len(rows) > MAX_ROWS:
             raise BadRequest(f"{len(rows)} models are to be compared; name at most {MAX_ROWS}")
         return list(rows.values())
 

@@ -15,11 +15,11 @@ from rich.markup import escape
 from models.catalog import CATALOG
 from service import tables
 from service.app import Core, run
-from service.classifier import DEFAULT_CROPS
 from service.commands.classify import classify_command
 from service.commands.compare import compare
 from service.commands.evaluate import evaluate_command
 from service.commands.layers import layers_command
+from service.commands.session import crops_option
 from service.commands.show import show_command
 from service.ensemble import member_names
 from service.errors import TopfiveError
@@ -69,9 +69,9 @@ def serve(**values: Any) -> None:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option("--model", default="googlenet", help="Which exported model answers, or ensemble:a+b for their average")
 @option("--top-k", type=int, help="How many classes, best first; 5, or all if there are fewer")
-@option("--crops", default=DEFAULT_CROPS, help="1, or 10: the average over corners, centre and their mirrors")
+@crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
-@options("artifacts", "runtime", "precision", "cpus", "max_image_bytes", "max_image_pixels")
+@options("artifacts", "runtime", "precision", "cpus", "max_image_bytes", "max_image_pixels", "timeout_s")
 def predict(images: Sequence[Path], model: str, top_k: int | None, crops: int, as_json: bool, **values: Any) -> None:
     """Classify IMAGES in this process, without a server."""
     try:

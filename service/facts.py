@@ -18,8 +18,6 @@ from service.model import warnings_of
 from service.repository import Entry, ModelState, Repository
 from service.types import EngineInfo, Latency
 
-_NOTHING_YET = Latency(0, None, None, None)
-
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:

@@ -13,9 +13,9 @@ from service.settings import Settings
 Command = Callable[..., Any]
 
 
-def option(flag: str, *names: str, **attributes: Any) -> Callable[[Command], Command]:
-    """A click option with its variable, both shown in the help with the default."""
-    variable = f"TOPFIVE_{flag.removeprefix('--').replace('-', '_').upper()}"
+def option(flag: str, *names: str, variable: str = "", **attributes: Any) -> Callable[[Command], Command]:
+    """A click option with its variable, both shown in the help with the default; `variable` is named as the flag is."""
+    variable = variable or f"TOPFIVE_{flag.removeprefix('--').replace('-', '_').upper()}"
     shown = "off" if attributes.get("is_flag") else True
     return click.option(flag, *names, envvar=variable, show_envvar=True, show_default=shown, **attributes)
 

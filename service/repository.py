@@ -16,7 +16,7 @@ from service.engines.base import Engine, EngineUnavailableError
 from service.errors import ModelNotFound, NotReady, ShuttingDown
 from service.metrics import Metrics
 from service.model import LoadedModel
-from service.types import BatchLimits
+from service.types import ENSEMBLE_PREFIX, BatchLimits
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +186,8 @@ class Repository:
         self._loaded.clear()
 
     def _check_known(self, name: str) -> None:
+        if name.startswith(ENSEMBLE_PREFIX):
+            raise ModelNotFound(f"{name[:80]} is made at each request and has no page; ask for its members one by one")
         exported = exported_names(self._root)
         if name not in self._catalog and name not in exported:
             raise ModelNotFound(str(UnknownModelError(name, {*self._catalog.names(), *exported})))

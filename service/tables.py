@@ -1,6 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -53,11 +53,11 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
 
 
 def comparison(title: str, compared: Comparison) -> RenderableType:
-    """A row per model with its best class or its error, then where they agree."""
+    """The best classes of each model or its error, then where they agree."""
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("model", overflow="fold", ratio=3, min_width=8)
-    table.add_column("best class", overflow="fold", ratio=4, min_width=8)
-    for column in ("prob.", "M par.", "GMACs", "top-1", "ms"):
+    table.add_column("best classes", no_wrap=True, ratio=4, min_width=8)
+    for column in ("prob.", "params", "MACs", "top-1", "ms"):
         table.add_column(column, justify="right", no_wrap=True)
     reasons: list[RenderableType] = []
     for row in compared.rows:
@@ -66,15 +66,16 @@ def comparison(title: str, compared: Comparison) -> RenderableType:
             table.add_row(Text(row.model), Text(code, style="red"))
             reasons.append(Text(f"{row.model}: {reason}", style="red"))
             continue
-        card, best = row.result.model, row.result.predictions[0]
+        card, best = row.result.model, row.result.predictions
         table.add_row(
             Text(row.model),
-            Text(best.label),
-            f"{best.probability:.3f}",
-            f"{card.parameters / 1e6:.2f}",
-            f"{card.macs / 1e9:.2f}",
+            _lines(one.label for one in best),
+            _lines(f"{one.probability:.3f}" for one in best),
+            _prefixed(card.parameters),
+            _prefixed(card.macs),
             "-" if card.acc1 is None else f"{card.acc1:.1f}",
             f"{row.result.timing_ms.inference:.1f}",
+            end_section=len(best) > 1,
         )
     answered = sum(not isinstance(row.result, Exception) for row in compared.rows)
     said = [f"{group.label}: {len(group.models)} of {answered}" for group in compared.agreement]
@@ -85,6 +86,12 @@ def comparison(title: str, compared: Comparison) -> RenderableType:
         Text(f"among the best of all: {', '.join(same.label for same in compared.common) or 'none'}\n", style="dim"),
     ]
     return Group(table, *lines)
+
+
+def _lines(values: Iterable[str]) -> Text:
+    """One below the other, the first one bold."""
+    first, *others = values
+    return Text.assemble((first, "bold"), *(f"\n{other}" for other in others))
 
 
 def _told(error: Exception) -> tuple[str, str]:

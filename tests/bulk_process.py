@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 
 from service.app import Core
-from service.bulk.runner import Question
 from service.bulk.sources import find
 from service.commands.classify import Job, classify
 from service.commands.session import run
@@ -42,7 +41,7 @@ def main(artifacts: str, out: str, log: str, wait_after: str, source: str) -> in
     """The exit status of the command."""
     settings = Settings(models=("tiny",), artifacts=Path(artifacts), cpus=2)
     engine = LoggingEngine(Path(log), int(wait_after))
-    job = Job("tiny", find([source]), Path(out), Question(3, 1))
+    job = Job("tiny", find([source]), Path(out), 3, 1)
 
     async def work(stop: asyncio.Event) -> None:
         await classify(settings, job, errors, stop, lambda own: Core(own, opener=lambda _: engine))

@@ -443,3 +443,17 @@ def test_import_has_no_network_for_torch(with_parity: Callable[..., Artifact], t
 
     with pytest.raises(EngineUnavailableError, match=r"own has no weights\.safetensors .* use another --runtime"):
         open_engine(artifact, EngineOptions(runtime=Runtime.TORCH))
+
+
+def test_bf16_does_not_save_a_runtime_that_failed_in_f32(
+    machine: Callable[..., Built], with_parity: Callable[..., Artifact]
+) -> None:
+    """A runtime whose f32 answers differed is not used in bf16 either, however well that compared."""
+    built = machine(*MODULES)
+    artifact = with_parity(
+        f32(Runtime.OPENVINO, passed=False), report(passed=True), f32(Runtime.ONNXRUNTIME, passed=True)
+    )
+
+    open_engine(artifact, EngineOptions())
+
+    assert built == [(Runtime.ONNXRUNTIME, Precision.F32)]

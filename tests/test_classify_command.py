@@ -8,10 +8,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
+from onnx import helper, numpy_helper
 
 from export.samples import PHOTOS
+from models.artifact import read_manifest, write_manifest
+from models.labels import imagenet_labels, write_labels
 from service.cli import main
 from tests.conftest import png
 from tests.fleet import copy_model
@@ -210,3 +215,30 @@ def test_killed_and_again(artifacts: Path, shades: Path, tmp_path: Path) -> None
     assert [row["top1_class_id"] for row in table(tmp_path / "r.csv")] == [str(number) for number in range(40)]
     assert set(ran(log)) == set(range(40))
     assert {shade for shade, count in ran(log).items() if count > 1}.isdisjoint(kept)
+
+
+def test_fewer_classes_than_five(artifacts: Path, tmp_path: Path) -> None:
+    """Where nobody says how many classes, a model of three gives its three; four are refused before anything is run."""
+    folder = artifacts / "tiny" / "1"
+    model = onnx.load(folder / "model.onnx")
+    (softmax,) = [node for node in model.graph.node if node.op_type == "Softmax"]
+    starts, ends, axes = (
+        numpy_helper.from_array(np.array([value]), name) for value, name in ((0, "s"), (3, "e"), (1, "a"))
+    )
+    model.graph.initializer.extend([starts, ends, axes])
+    cut = helper.make_node("Slice", [softmax.input[0], "s", "e", "a"], ["three"])
+    softmax.input[0] = "three"
+    place = list(model.graph.node).index(softmax)
+    model.graph.node.insert(place, cut)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+    onnx.save(model, folder / "model.onnx")
+    write_labels(folder / "labels.csv", imagenet_labels()[:3])
+    write_manifest(folder, read_manifest(artifacts, "tiny")[1].model_copy(update={"classes": 3}))
+    out = tmp_path / "r.csv"
+    result = tiny(artifacts, PHOTOS / "bee.jpeg", "--out", out)
+    refused = tiny(artifacts, PHOTOS / "bee.jpeg", "--out", tmp_path / "four.csv", "--top-k", "4")
+
+    assert result.exit_code == 0, result.output
+    assert [name for name in table(out)[0] if name.endswith("_label")] == [f"top{rank}_label" for rank in (1, 2, 3)]
+    assert refused.exit_code == 1
+    assert "--top-k is 4; tiny has classes for 1 to 3" in refused.stderr

@@ -85,7 +85,7 @@ async def test_same_comparison(pair: Path, models: list[str], options: dict[str,
         (b"no image", ["tiny"], {}, Code.BAD_IMAGE),
         (png(), ["tiny"], {"crops": 3}, Code.BAD_REQUEST),
         (png(), ["tiny"], {"top_k": 0}, Code.BAD_REQUEST),
-        (png(), [f"m{number}" for number in range(33)], {}, Code.BAD_REQUEST),
+        (png(), [f"m{number}" for number in range(65)], {}, Code.BAD_REQUEST),
     ],
 )
 async def test_same_refusal(

@@ -133,8 +133,8 @@ async def test_bad_questions(four: Path) -> None:
         for crops, top_k in ((2, 5), (1, 0)):
             with pytest.raises(BadRequest):
                 await fleet.compare(png(1), ["tiny"], crops=crops, top_k=top_k)
-        with pytest.raises(BadRequest, match="at most 32"):
-            await fleet.compare(png(1), [f"m{number}" for number in range(33)])
+        with pytest.raises(BadRequest, match="at most 64"):
+            await fleet.compare(png(1), [f"m{number}" for number in range(65)])
         assert fleet.answered() == {("unknown", "bad_request"): 3}
 
 

@@ -139,4 +139,4 @@ def test_without_torch(artifacts: Path, name: str, status: int) -> None:
     assert "Traceback" not in done.stderr
     if status:
         assert "run: topfive export alexnet" in done.stderr
-        assert "install topfive[export]" in done.stderr
+        assert "pip install '.[export]'" in done.stderr

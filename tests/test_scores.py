@@ -2,8 +2,9 @@
 
 import pytest
 
+from models.share import wilson
 from service.bulk.rows import Failure, Row
-from service.bulk.scores import ClassScore, Confusion, score, wilson
+from service.bulk.scores import ClassScore, Confusion, score
 from service.types import Prediction
 
 

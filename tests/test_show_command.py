@@ -68,7 +68,7 @@ def test_exported(artifacts: Path) -> None:
     assert "tiny, version 1" in output
     assert "untrained: untrained" in output
     assert "its answers mean nothing" in output
-    assert "10 images of mine, openvino f32, crops 1, 2026-01-02" in output
+    assert "10 images of mine, openvino f32, single crop, 2026-01-02" in output
     assert "10.00" in output
     assert "[1.80, 40.40]" in output
     assert output.count("yes") == sum(report.passed for report in manifest.parity) > 0
@@ -101,3 +101,12 @@ def test_unknown(tmp_path: Path) -> None:
 
     assert result.exit_code == 1
     assert "did you mean resnet50" in result.output
+
+
+def test_damaged_manifest(artifacts: Path) -> None:
+    """A model whose manifest cannot be read is not passed off as one that was never exported."""
+    (artifacts / "tiny" / "1" / "manifest.json").write_text("{}", encoding="utf-8")
+    output = show("tiny", "--artifacts", artifacts, columns=200).output
+
+    assert "is not a manifest" in output
+    assert "topfive export tiny" in output

@@ -27,7 +27,6 @@ from models.train_lenet5 import (
     save,
     train,
     vary,
-    wilson,
 )
 from service import image, recipe
 from service.types import ImageLimits
@@ -145,15 +144,6 @@ def test_variations_differ_and_come_in_both_colours(data: tuple[Digits, Digits])
     assert len({picture.tobytes() for picture in pictures}) == 100
     assert all(picture.shape == (32, 32) and picture.dtype == np.uint8 for picture in pictures)
     assert 30 < sum(int(np.median(picture)) > 127 for picture in pictures) < 70
-
-
-@pytest.mark.parametrize(
-    ("hits", "trials", "low", "high"),
-    [(10, 20, 0.2993, 0.7007), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (4, 360, 0.0043, 0.0282)],
-)
-def test_wilson_interval(hits: int, trials: int, low: float, high: float) -> None:
-    """Known intervals; at the ends it stays within 0 and 1."""
-    assert wilson(hits, trials) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_command_writes_weights_and_their_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from models.labels import Label
 from models.measured import Measurement
+from models.share import Share
 from service.bulk.dataset import Dataset
 from service.bulk.rows import Row
-from service.bulk.scores import Scores, Share
+from service.bulk.scores import Scores
 from service.bulk.writers import replacing, write_table
 from service.facts import ModelFacts
 from service.types import EngineInfo

@@ -29,7 +29,8 @@ class Job:
     model: str
     items: list[Item]
     out: Path
-    question: Question
+    top_k: int | None
+    crops: int
     again: str = ""  # how the command that goes on differs from this one
 
     @property
@@ -43,16 +44,17 @@ class Job:
 @option("--model", default="googlenet", help="Which exported model answers, or ensemble:a+b for their average")
 @option(
     "--out",
+    variable="TOPFIVE_RESULTS",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
     help=f"Results file: {', '.join(f'.{kind}' for kind in Format)}",
 )
-@option("--top-k", default=5, help="How many classes, best first")
+@option("--top-k", type=int, help="How many classes, best first; 5, or all if there are fewer")
 @crops_option
 @option("--overwrite", is_flag=True, help="Begin anew where --out or an unfinished run of it is there already")
 @options("artifacts", "runtime", "precision", "cpus", "max_batch", "max_image_bytes", "max_image_pixels")
 def classify_command(
-    sources: Sequence[str], model: str, out: Path, top_k: int, crops: int, overwrite: bool, **values: Any
+    sources: Sequence[str], model: str, out: Path, top_k: int | None, crops: int, overwrite: bool, **values: Any
 ) -> None:
     """Classify many images in this process and write a row for each, in order.
 
@@ -66,7 +68,7 @@ def classify_command(
     errors = Console(stderr=True)
     try:
         format_of(out)
-        job = Job(model, find(sources), out, Question(top_k, crops), " without --overwrite" if overwrite else "")
+        job = Job(model, find(sources), out, top_k, crops, " without --overwrite" if overwrite else "")
         _make_way(job, overwrite)
     except BulkError as error:
         raise click.ClickException(str(error)) from error
@@ -78,20 +80,20 @@ async def classify(
 ) -> None:
     """Run what is missing and write the results. Raises TopfiveError, BulkError, StoppedError."""
     async with opened(settings, job.model, open_core, stop) as session:
-        session.check_top_k(job.question.top_k)
-        with Journal(job.partial, {**session.settings, **asdict(job.question)}) as journal:
+        question = Question(session.top_k(job.top_k), job.crops)
+        with Journal(job.partial, {**session.settings, **asdict(question)}) as journal:
             before = sum(item.name in journal for item in job.items)
             going_on = f", going on: {before:,} are done" if before else ""
             say(console, f"{session.title}: {len(job.items):,} images{going_on}")
             tally = Tally(len(job.items), before, session.core.clock)
             with watched(tally, console, session.core.clock) as watch:
-                whole = await session.complete(journal, job.items, question=job.question, stop=stop, watch=watch)
+                whole = await session.complete(journal, job.items, question=question, stop=stop, watch=watch)
             if not whole:
                 raise StoppedError(
                     f"stopped: {tally.done:,} of {tally.total:,} are done and kept in {job.partial}; "
                     f"the same command{job.again} goes on"
                 )
-            failed = _finish(job, journal, session)
+            failed = _finish(job, journal, session, question)
         job.partial.unlink(missing_ok=True)
     rate = "" if tally.per_second is None else f", {tally.per_second:.1f} images/s"
     say(console, f"{job.out}: {tally.total:,} images{rate}")
@@ -109,7 +111,7 @@ def _make_way(job: Job, overwrite: bool) -> None:
         raise BulkError(f"{job.out} is there already; --overwrite begins anew, or choose another --out")
 
 
-def _finish(job: Job, journal: Journal, session: Session) -> int:
+def _finish(job: Job, journal: Journal, session: Session, question: Question) -> int:
     """Write the results file; how many rows are errors."""
     failed = 0
 
@@ -120,7 +122,7 @@ def _finish(job: Job, journal: Journal, session: Session) -> int:
             yield row
 
     try:
-        write(job.out, Results(rows(), job.question.top_k, {**session.answerer, "crops": job.question.crops}))
+        write(job.out, Results(rows(), question.top_k, {**session.answerer, "crops": question.crops}))
     except OSError as error:
         raise BulkError(f"{job.out} cannot be written: {error.strerror}; the same command tries again") from error
     return failed

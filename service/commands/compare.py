@@ -14,7 +14,7 @@ from rich.markup import escape
 from models.artifact import exported_names
 from service import tables
 from service.app import Core
-from service.classifier import DEFAULT_CROPS
+from service.commands.session import crops_option
 from service.ensemble import member_names
 from service.errors import TopfiveError
 from service.options import option, options, settings_from
@@ -28,7 +28,7 @@ from service.together import together
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option("--model", "models", multiple=True, help="Which exported models, repeated or a,b; else all of them")
 @option("--top-k", type=int, help="How many classes of each are looked at for what all have in common")
-@option("--crops", default=DEFAULT_CROPS, help="1, or 10: the average over corners, centre and their mirrors")
+@crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
 @options("artifacts", "runtime", "precision", "cpus", "max_image_bytes", "max_image_pixels", "timeout_s")
 def compare(

@@ -14,16 +14,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from models.artifact import LABELS, MANIFEST, NotExportedError
+from models.artifact import LABELS, MANIFEST, ArtifactError, NotExportedError, read_manifest
 from models.labels import Label, read_labels
 from models.measured import protocol, record
+from models.share import Share
 from service.app import Core
 from service.bulk.dataset import Dataset, read_dataset
 from service.bulk.journal import Journal, discard
 from service.bulk.report import Evaluation, write_report, write_tables
 from service.bulk.rows import BulkError, Item, Row
 from service.bulk.runner import Question
-from service.bulk.scores import TOP, Share, score
+from service.bulk.scores import TOP, score
 from service.commands.progress import Tally, watched
 from service.commands.session import OpenCore, Session, StoppedError, crops_option, opened, run, say
 from service.ensemble import Panels, member_names
@@ -61,7 +62,13 @@ class Job:
 @option(
     "--model", "names", multiple=True, required=True, help="Exported model or ensemble:a+b; more by repeating it or a,b"
 )
-@option("--out", type=click.Path(path_type=Path, file_okay=False), default="evaluation", help="Folder of the results")
+@option(
+    "--out",
+    variable="TOPFIVE_EVALUATION",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="evaluation",
+    help="Folder of the results",
+)
 @crops_option
 @option("--overwrite", is_flag=True, help="Run every image anew")
 @options("artifacts", "runtime", "precision", "cpus", "max_batch", "max_image_bytes", "max_image_pixels")
@@ -151,11 +158,14 @@ async def _checked(settings: Settings, job: Job, open_core: OpenCore) -> Job:
 
 def _labels(repository: Repository, name: str) -> tuple[Label, ...]:
     """Those of the version that would be loaded."""
-    entry = repository.entry(name)
-    if entry.exported is None:
-        raise ModelNotFound(str(NotExportedError(name, repository.root)))
+    known = repository.entry(name).name
     try:
-        return tuple(read_labels(repository.root / name / str(entry.exported[0]) / LABELS))
+        version, _ = read_manifest(repository.root, known)
+        return read_labels(repository.root / known / str(version) / LABELS)
+    except NotExportedError as error:
+        raise ModelNotFound(str(error)) from error
+    except ArtifactError as error:
+        raise BulkError(str(error)) from error
     except (OSError, ValueError) as error:
         raise BulkError(f"the labels of {name} cannot be read: {error}; export it again") from error
 

@@ -21,20 +21,21 @@ from models.layers import Kind, Layer, LayerTable, Stage
 from service.app import Core
 from service.errors import ModelNotFound, TopfiveError
 from service.facts import LayerFacts, layer_facts
-from service.options import options, settings_from
+from service.options import option, options, settings_from
 from service.repository import Repository
 from service.rest.schemas import LayerReply, LayersReply, StageReply
 
 _WIDTH_FOR_DIGITS = 120
 _LONGEST_WORD = len("convolution")
+_ROUNDS_TO_ONE = 0.999995  # with two decimals it is the next unit: 1.00 M, not 1000.00 k
 _TORCH = ("torch", "torchvision")
 
 
 @click.command("layers")
 @click.argument("name")
-@click.option("--stages", "only_stages", is_flag=True, help="Only the totals of each stage")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, as GET /models/NAME/layers answers")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV; sizes are HEIGHTxWIDTH, maps CHANNELSxHEIGHTxWIDTH")
+@option("--stages", "only_stages", is_flag=True, help="Only the totals of each stage")
+@option("--json", "as_json", is_flag=True, help="Print a JSON object, as GET /models/NAME/layers answers")
+@option("--csv", "as_csv", is_flag=True, help="Print CSV; sizes are HEIGHTxWIDTH, maps CHANNELSxHEIGHTxWIDTH")
 @options("artifacts")
 def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **values: Any) -> None:
     """Print the layers of NAME: maps, parameters, multiply-accumulates, receptive fields.
@@ -69,7 +70,7 @@ def _facts(repository: Repository, name: str) -> LayerFacts:
     except ModuleNotFoundError as error:
         if error.name not in _TORCH:
             raise
-        hint = f"{NotExportedError(entry.name, repository.root)}; to see its layers before, install topfive[export]"
+        hint = f"{NotExportedError(entry.name, repository.root)}; to see its layers before: pip install '.[export]'"
         raise ModelNotFound(hint) from error
 
 
@@ -159,7 +160,7 @@ def _cost(cost: Cost, width: int) -> tuple[str, str]:
 def _short(number: int) -> str:
     """Four digits at most: 37.75 M."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
+        if number / size >= _ROUNDS_TO_ONE:
             return f"{number / size:.2f} {unit}"
     return str(number)
 

@@ -1,6 +1,7 @@
 """The command `topfive show`: one model with all that is known of it, what its paper reports among it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,6 +10,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from models.artifact import ArtifactError, NotExportedError, read_manifest
+from models.measured import protocol
 from service.app import Core
 from service.errors import TopfiveError
 from service.facts import ModelFacts, facts
@@ -23,13 +26,26 @@ from service.rest.schemas import ModelDetailReply
 def show_command(name: str, as_json: bool, **values: Any) -> None:
     """Print what is known of the model NAME: size, input, weights, published and measured accuracy, parity."""
     try:
-        known = facts(Core(settings_from(values)).repository.entry(name))
+        repository = Core(settings_from(values)).repository
+        known = facts(repository.entry(name))
     except TopfiveError as error:
         raise click.ClickException(error.detail) from error
+    if known.version is None:
+        _warn_of_damage(repository.root, known.name)
     if as_json:
         click.echo(json.dumps(ModelDetailReply.model_validate(known).model_dump(mode="json", by_alias=True), indent=2))
     else:
         Console().print(Group(_facts(known), _accuracy(known), _parity(known)))
+
+
+def _warn_of_damage(root: Path, name: str) -> None:
+    """Say why what looks not exported is there and cannot be read."""
+    try:
+        read_manifest(root, name)
+    except NotExportedError:
+        return
+    except ArtifactError as error:
+        Console(stderr=True).print(Text(str(error), style="yellow"), soft_wrap=True)
 
 
 def _facts(known: ModelFacts) -> Table:
@@ -76,7 +92,7 @@ def _accuracy(known: ModelFacts) -> Table | str:
             Text(f"weights {weights.tag}"), _rate(100 - weights.acc1), _rate(100 - weights.acc5), Text(weights.dataset)
         )
     for one in known.measured:
-        on = f"{one.images:,} images of {one.dataset}, {one.runtime} {one.precision}, crops {one.crops}, {one.date}"
+        on = f"{one.images:,} images of {one.dataset}, {one.runtime} {one.precision}, {protocol(one.crops)}, {one.date}"
         table.add_row(
             "measured",
             _measured(one.acc1, one.acc1_low, one.acc1_high),

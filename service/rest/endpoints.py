@@ -110,7 +110,7 @@ def models(repository: Repository) -> APIRouter:
 
     @router.get("/models/{name}", responses={404: _PROBLEMS[404]})
     async def get_model(name: str) -> ModelDetailReply:
-        """One model, with its input recipe, its weights and its parity with PyTorch on each engine."""
+        """One model, with its input recipe, its weights and its parity (with PyTorch or its file) on each engine."""
         return ModelDetailReply.model_validate(facts(repository.entry(name)))
 
     @router.get("/models/{name}/layers", responses={404: _PROBLEMS[404], 503: _PROBLEMS[503]})

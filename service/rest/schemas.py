@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.artifact import ParityReport
-from models.catalog import InputSpec, PublishedErrors, WeightSet
+from models.catalog import InputSpec, PublishedErrors
 from models.cost import Size
 from models.measured import Measurement
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming
@@ -68,7 +68,7 @@ class CompareReply(Reply):
     request_id: str
     rows: list[CompareRow]
     agreement: list[Agreement] = Field(description="Classes that are the best of any model, of the most models first")
-    common: list[ClassName] = Field(description="Classes among the best of every model that answered")
+    common: list[ClassName] = Field(description="What all that answered have among their best, most probable first")
     timing_ms: ComparisonTiming
     warnings: list[str]
 
@@ -95,6 +95,16 @@ class WeightsReply(Reply):
     source: str
     name: str
     sha256: str | None
+
+
+class WeightSetReply(Reply):
+    """A published set of weights, with its accuracy in percent on `dataset` and the input it asks for."""
+
+    tag: str
+    acc1: float
+    acc5: float
+    dataset: str
+    input: InputSpec
 
 
 class ModelReply(Reply):
@@ -124,12 +134,12 @@ class ModelReply(Reply):
 
 
 class ModelDetailReply(ModelReply):
-    """A model with its input recipe, its weights and how every engine compared with PyTorch."""
+    """A model with its input recipe, its weights and how every engine compared with PyTorch, or with its file."""
 
     input: InputSpec
     record: WeightsReply | None = Field(serialization_alias="weights_file")
     parity: list[ParityReport]
-    published: list[WeightSet] = Field(
+    published: list[WeightSetReply] = Field(
         description="Published weights; `--weights pretrained` takes the first, a file of any is recognised"
     )
     published_errors: list[PublishedErrors] = Field(description="Error rates in percent as the paper reports them")

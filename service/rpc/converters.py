@@ -54,7 +54,7 @@ def model_info(facts: ModelFacts) -> pb.ModelInfo:
             latency_ms=_latency(facts.latency_ms) if facts.latency_ms else None,
         ),
         state=facts.state,
-        year=facts.year or 0,
+        year=facts.year,
         paper=facts.paper,
         classes=facts.classes,
         engine=_engine(facts.engine) if facts.engine else None,

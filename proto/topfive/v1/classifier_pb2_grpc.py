@@ -104,7 +104,7 @@ class ClassifierServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One model, with its parity with PyTorch on each engine.
+        """One model, with its parity with PyTorch (an imported one: with its own file) on each engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
