@@ -9,6 +9,7 @@ import click
 from rich.markup import escape
 from rich.panel import Panel
 
+from export.options import artifacts_option
 from export.screen import Bars, console, report, say
 from models.artifact import ArtifactError, NotExportedError, WeightRecord, read_manifest
 from models.catalog import CATALOG, Architecture, UnknownModelError
@@ -30,15 +31,7 @@ if TYPE_CHECKING:
     "dict, or an .onnx file of the same architecture; auto is pretrained, or untrained where the download host "
     "cannot be reached",
 )
-@click.option(
-    "--artifacts",
-    envvar="TOPFIVE_ARTIFACTS",
-    default="artifacts",
-    show_default=True,
-    show_envvar=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of exported models",
-)
+@artifacts_option
 @click.option(
     "--weights-mirror",
     envvar="TOPFIVE_WEIGHTS_MIRROR",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.markup import escape
 
+from export.options import artifacts_option
 from export.screen import Bars, report, say
 
 if TYPE_CHECKING:
@@ -30,15 +31,7 @@ if TYPE_CHECKING:
     metavar="labels.csv|.txt",
     help="Class names: a CSV with the column label (and class_id, wnid), or a .txt with a name per line",
 )
-@click.option(
-    "--artifacts",
-    envvar="TOPFIVE_ARTIFACTS",
-    default="artifacts",
-    show_default=True,
-    show_envvar=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of exported models",
-)
+@artifacts_option
 def import_command(file: Path, name: str, recipe: Path, labels: Path | None, artifacts: Path) -> None:
     """Make FILE.onnx, a classifier of any origin, a model for serving, checked against the file itself."""
     try:

@@ -36,7 +36,29 @@ def copy_model(root: Path, name: str, changes: Mapping[str, Any] | None = None, 
     write_manifest(folder, Manifest.model_validate(manifest))
 
 
-class Fleet:
+class Counted:
+    """Reads the counters of a service, by the text that Prometheus would get. Its heirs have `metrics`."""
+
+    metrics: Metrics
+
+    def answered(self) -> dict[tuple[str, str], float]:
+        """How many answers ended how, by model and code."""
+        return self._counts("topfive_requests_total", "code")
+
+    def items(self) -> dict[tuple[str, str], float]:
+        """How many images the batchers were given, by model and outcome; those that are zero left out."""
+        return self._counts("topfive_items_total", "outcome")
+
+    def _counts(self, name: str, label: str) -> dict[tuple[str, str], float]:
+        return {
+            (sample.labels["model"], sample.labels[label]): sample.value
+            for family in text_string_to_metric_families(self.metrics.render().decode())
+            for sample in family.samples
+            if sample.name == name and sample.value
+        }
+
+
+class Fleet(Counted):
     """A classifier with an engine for each model, and counts of what its threads did."""
 
     def __init__(self, root: Path, engines: Mapping[str, FakeEngine], capacity: int) -> None:
@@ -77,22 +99,6 @@ class Fleet:
         """Many of them."""
         deadline = self.clock.now() + within_s
         return await self.classifier.compare(data, models=models, top_k=top_k, crops=crops, deadline=deadline)
-
-    def answered(self) -> dict[tuple[str, str], float]:
-        """How many answers ended how, by model and code."""
-        return self._counts("topfive_requests_total", "code")
-
-    def items(self) -> dict[tuple[str, str], float]:
-        """How many images the batchers were given, by model and outcome; those that are zero left out."""
-        return self._counts("topfive_items_total", "outcome")
-
-    def _counts(self, name: str, label: str) -> dict[tuple[str, str], float]:
-        return {
-            (sample.labels["model"], sample.labels[label]): sample.value
-            for family in text_string_to_metric_families(self.metrics.render().decode())
-            for sample in family.samples
-            if sample.name == name and sample.value
-        }
 
 
 @asynccontextmanager

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from models.artifact import MANIFEST
 from models.catalog import CATALOG
@@ -32,13 +31,14 @@ from service.samples import Decoder
 from service.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample
 from tests.conftest import png
 from tests.fakes import FakeEngine, ManualClock, Opener, SlowImage, reached, settle
+from tests.fleet import Counted
 
 pytestmark = pytest.mark.anyio
 
 Call = asyncio.Task[Classification]
 
 
-class Bench:
+class Bench(Counted):
     """A classifier over `tiny` on a fake engine, with a clock that is turned by hand."""
 
     def __init__(self, root: Path, capacity: int, limits: ImageLimits, threads: int, clock: Clock | None) -> None:
@@ -91,22 +91,6 @@ class Bench:
     async def batcher(self) -> Batcher[Sample, Probabilities]:
         """The queue of the model, which is loaded where it is not."""
         return (await self.repository.get("tiny")).batcher
-
-    def answered(self) -> dict[tuple[str, str], float]:
-        """How many requests ended how, by model and code."""
-        return self._counts("topfive_requests_total", "code")
-
-    def items(self) -> dict[tuple[str, str], float]:
-        """How many images the batcher was given, by model and outcome; those that are zero left out."""
-        return self._counts("topfive_items_total", "outcome")
-
-    def _counts(self, name: str, label: str) -> dict[tuple[str, str], float]:
-        return {
-            (sample.labels["model"], sample.labels[label]): sample.value
-            for family in text_string_to_metric_families(self.metrics.render().decode())
-            for sample in family.samples
-            if sample.name == name and sample.value
-        }
 
 
 @asynccontextmanager

@@ -222,10 +222,8 @@ def test_fewer_classes_than_five(artifacts: Path, tmp_path: Path) -> None:
     folder = artifacts / "tiny" / "1"
     model = onnx.load(folder / "model.onnx")
     (softmax,) = [node for node in model.graph.node if node.op_type == "Softmax"]
-    starts, ends, axes = (
-        numpy_helper.from_array(np.array([value]), name) for value, name in ((0, "s"), (3, "e"), (1, "a"))
-    )
-    model.graph.initializer.extend([starts, ends, axes])
+    bounds = {"s": 0, "e": 3, "a": 1}  # start, end, axis
+    model.graph.initializer.extend(numpy_helper.from_array(np.array([value]), name) for name, value in bounds.items())
     cut = helper.make_node("Slice", [softmax.input[0], "s", "e", "a"], ["three"])
     softmax.input[0] = "three"
     place = list(model.graph.node).index(softmax)
