@@ -80,6 +80,7 @@ async def test_cancelled_stream(artifacts: Path) -> None:
         call = running.stub.ClassifyStream(stream(*(pb.ClassifyRequest(image=png(i)) for i in range(10))))
         await until(lambda: model.batcher.places == 10)
         call.cancel()
+        assert await call.code() is grpc.StatusCode.CANCELLED  # and nothing of it is left for the next test's loop
         await until(lambda: model.batcher.places == 0)
         engine.gate.set()
 
@@ -97,6 +98,7 @@ async def test_cancelled_call(artifacts: Path) -> None:
         second = running.stub.Classify(pb.ClassifyRequest(image=png(2)))
         await until(lambda: model.batcher.depth == 1)
         second.cancel()
+        assert await second.code() is grpc.StatusCode.CANCELLED
         await until(lambda: model.batcher.depth == 0)
         ran = len(engine.batches)
         engine.gate.set()
@@ -154,6 +156,7 @@ async def test_health_watch(artifacts: Path) -> None:
         running.core.repository.stop()
         seen.append((await watch.read()).status)
         watch.cancel()
+        assert await watch.code() is grpc.StatusCode.CANCELLED
 
     assert seen == [values.NOT_SERVING, values.SERVING, values.NOT_SERVING]
     assert overall.status == values.SERVING
@@ -170,6 +173,7 @@ async def test_reflection(artifacts: Path) -> None:
         await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE))
         described = await call.read()
         await call.done_writing()
+        assert await call.code() is grpc.StatusCode.OK
 
     assert {SERVICE, "grpc.health.v1.Health"} <= names
     assert described.file_descriptor_response.file_descriptor_proto == [pb.DESCRIPTOR.serialized_pb]
