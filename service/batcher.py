@@ -124,14 +124,19 @@ class Batcher(Generic[T, R]):
         turn of the loop; in flight, its rows are computed and dropped.
         """
         items = [self._enqueued(value, deadline) for value in values]
+        left = False  # its results may be there already, in the very turn of the loop in which the caller leaves
         try:
             self._pacer.outstanding(self.depth + self.in_flight)
             self._pump()
             return [await item.future for item in items]
+        except asyncio.CancelledError:
+            left = True
+            raise
         finally:
             for item in items:
                 self._queue.pop(item, None)
-                self._metrics.ended(item.leave())
+                outcome = item.leave()
+                self._metrics.ended(Outcome.CANCELLED if left else outcome)
 
     async def aclose(self, drain_s: float) -> None:
         """Take no new work, wait at most `drain_s` seconds for what was accepted, then fail the rest."""

@@ -922,6 +922,24 @@ async def test_a_broken_batcher_closes() -> None:
     assert bench.batcher.state is State.BROKEN
 
 
+@pytest.mark.parametrize("step", [None, RuntimeError("scripted")], ids=["answered", "failed"])
+@pytest.mark.parametrize("turns", range(8))
+async def test_leaving_while_the_result_arrives(turns: int, step: Exception | None) -> None:
+    """However close to its result a caller leaves, the counter says what the caller saw."""
+    bench = bench_of()
+    bench.run.script.append(step)
+    (task,) = await bench.submit(0)
+    bench.run.release()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await settle()
+
+    seen = Outcome.CANCELLED if task.cancelled() else Outcome.OK if task.exception() is None else Outcome.FAILED
+    assert bench.tally.outcomes == {seen: 1}
+    assert bench.clock.pending == 0
+
+
 # --- everything at once ---
 
 Step = tuple[str, float]
