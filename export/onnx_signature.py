@@ -8,9 +8,8 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from export.onnx_model import ExportError
 from export.recipe_file import Recipe
 from models.catalog import Channels
-from models.onnx_reader import real_inputs
+from models.onnx_reader import IMAGE_TYPES, real_inputs
 
-_ELEMENTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8)
 _SCORES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _SIGMOIDS = ("Sigmoid", "HardSigmoid")
 _KEEPING = (  # what changes no value, or only its type
@@ -68,7 +67,7 @@ def signature(model: ModelProto, recipe: Recipe) -> Signature:
         found = "of unknown shape" if shape is None else f"of shape {_written(shape)}"
         raise RefusedError(f"the input {image.name!r} is {found}; an image classifier takes a batch of images, 4 axes")
     element = image.type.tensor_type.elem_type
-    if element not in _ELEMENTS:
+    if element not in IMAGE_TYPES:
         raise RefusedError(
             f"the input {image.name!r} is {TensorProto.DataType.Name(element).lower()}; "
             "float32, float16, double and uint8 are served"

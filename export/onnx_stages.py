@@ -2,46 +2,19 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from export.onnx_trail import Shape
 from models.layers import Layer
-from models.stages import Place, Position, staged
+from models.stages import Place, position_of, staged
 
-_CONTAINER = "features"  # the one that the stages look into
 _LAST = "classifier"
 
 
-@dataclass(frozen=True, slots=True)
-class Modules:
-    """The modules of a network, from what torch's exporter of TorchScript calls its nodes: a module's path each step,
-    then the operator, as in `/layer1/layer1.0/conv1/Conv`.
-    """
-
-    containers: frozenset[str]
-    """Those with modules inside."""
-
-    @classmethod
-    def of(cls, nodes: Iterable[str]) -> "Modules":
-        """From the names of all nodes."""
-        paths = [module_path(name).split(".") for name in nodes]
-        return cls(frozenset(".".join(parts[:end]) for parts in paths for end in range(1, len(parts))))
-
-    def position(self, path: str) -> Position:
-        """Where the layer of that module stands, by the rule of `models.stages`."""
-        first, _, rest = path.partition(".")
-        if first == _CONTAINER and rest:
-            first = f"{first}.{rest.partition('.')[0]}"
-            if first not in self.containers:
-                inner = any(name.startswith(f"{_CONTAINER}.") for name in self.containers)
-                return Position(Place.ALONE if inner else Place.NUMBERED, _CONTAINER)
-        elif first not in self.containers:
-            return Position(Place.ALONE, "")
-        return Position(Place.BLOCK, first)
-
-
 def module_path(name: str) -> str:
-    """`layer1.0.conv1` of the node `/layer1/layer1.0/conv1/Conv`; empty where the node is the network's own.
+    """The module that torch's exporter of TorchScript names a node by: its path step by step, then the operator.
+
+    `layer1.0.conv1` of the node `/layer1/layer1.0/conv1/Conv`; empty where the node is the network's own.
 
     The exporter writes a child of a container with the container's name before its own.
     """
@@ -66,21 +39,27 @@ def by_path(
     `outputs` has what each node of the graph gives, in its order: the last inside a block says how that ends. Two
     rows of one module are told apart by their operators.
     """
-    modules = Modules.of(outputs)
+    containers = _containers(outputs)
     paths = [module_path(name) for name, _ in rows]
     taken = Counter(paths)
     named = []
     for (name, layer), path in zip(rows, paths, strict=True):
         operator = name.rpartition("/")[2]
-        alone = taken[path] == 1 and path not in modules.containers
+        alone = taken[path] == 1 and path not in containers
         named.append(replace(layer, name=path if path and alone else f"{path}.{operator}".strip(".")))
-    positions = [modules.position(path) for path in paths]
-    given = {modules.position(module_path(name)): shape for name, shape in outputs.items()}
+    positions = [position_of(path, containers) for path in paths]
+    given = {position_of(module_path(name), containers): shape for name, shape in outputs.items()}
     layers = staged(named, positions)
     ends = {}
     for layer, position in zip(layers, positions, strict=True):  # the last of a stage says how it ends
         ends[layer.stage] = given.get(position, layer.output) if position.place is Place.BLOCK else layer.output
     return layers, ends
+
+
+def _containers(nodes: Iterable[str]) -> set[str]:
+    """The paths of the modules with modules inside, from the names of all nodes."""
+    paths = [module_path(name).split(".") for name in nodes]
+    return {".".join(parts[:end]) for parts in paths for end in range(1, len(parts))}
 
 
 def by_map(layers: Sequence[Layer]) -> tuple[Layer, ...]:

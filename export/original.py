@@ -12,18 +12,13 @@ from onnx import ModelProto, TensorProto, helper
 from export.onnx_signature import Layout, RefusedError, Signature
 from export.recipe_file import Output, Recipe
 from models.catalog import Channels
+from models.onnx_reader import IMAGE_TYPES
 from service.types import Batch, EngineInfo, Precision, Probabilities, Runtime
 
 _REPEATED_ERROR = 1e-3  # what the order of threads may change at most
 _SOURCE = re.compile(r"/\S*onnxruntime\S*/\S+:\d+ .*?\) (?=[A-Z])")  # where in ONNX Runtime it was noticed
 _LINES = 3  # those after are a stack or advice to whoever wrote the runtime
 _CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?")
-_TYPES: dict[int, type[np.generic]] = {
-    TensorProto.FLOAT: np.float32,
-    TensorProto.FLOAT16: np.float16,
-    TensorProto.DOUBLE: np.float64,
-    TensorProto.UINT8: np.uint8,
-}
 
 Scores = NDArray[np.float64]
 
@@ -107,7 +102,7 @@ def network_input(images: Batch, recipe: Recipe, signature: Signature, scale: in
     values = (values / scale - np.array(recipe.mean[:channels])) / np.array(recipe.std[:channels])
     if signature.layout is Layout.NCHW:
         values = values.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(values.astype(_TYPES[signature.element]))
+    return np.ascontiguousarray(values.astype(IMAGE_TYPES[signature.element]))
 
 
 def probabilities(scores: Scores, recipe: Recipe, sum_error: float) -> Probabilities:
@@ -182,7 +177,7 @@ def met_shapes(model: ModelProto, names: set[str]) -> dict[str, tuple[int, ...]]
     watched.CopyFrom(model)
     given = model.graph.input[0]
     tensor = given.type.tensor_type
-    zeros = np.zeros([dim.dim_value for dim in tensor.shape.dim], dtype=_TYPES[tensor.elem_type])
+    zeros = np.zeros([dim.dim_value for dim in tensor.shape.dim], dtype=IMAGE_TYPES[tensor.elem_type])
     known = {given.name: zeros.shape}
     wanted = sorted(names - known.keys())
     shapes = [f"shape of {name}" for name in wanted]

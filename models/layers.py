@@ -113,16 +113,19 @@ class LayerTable:
 
     @property
     def cost(self) -> Cost:
-        """The whole."""
-        return _total(self.layers)
+        """The whole, from its stages: they are few, and `share` asks for it at each row."""
+        return _total(self.stages)
 
     def share(self, macs: int) -> float:
         """So many multiply-accumulates in percent of the whole; 0 where the whole has none."""
         return 100 * macs / whole if (whole := self.cost.macs) else 0.0
 
 
-def _total(layers: Sequence[Layer]) -> Cost:
-    return Cost(sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers))
+_TABLE = TypeAdapter(LayerTable)
+
+
+def _total(parts: Sequence[Layer | Stage]) -> Cost:
+    return Cost(sum(part.parameters for part in parts), sum(part.macs for part in parts))
 
 
 def _largest(fields: Sequence[Size | None]) -> Size | None:
@@ -142,7 +145,7 @@ def read_layers(root: Path, version: int, manifest: Manifest) -> LayerTable:
     """
     content = read_file(root, version, manifest, LAYERS)
     try:
-        return TypeAdapter(LayerTable).validate_json(content)
+        return _TABLE.validate_json(content)
     except ValidationError as error:
         raise ArtifactError(
             f"{LAYERS} of {manifest.name} is not a table that this version reads; export or import the model again"

@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto
 from torch import nn
 
 from models.catalog import Architecture, InputSpec
-from models.onnx_reader import real_inputs
+from models.onnx_reader import IMAGE_TYPES, real_inputs
 
 _IMAGES = 2
 _SEED = 1998
@@ -19,12 +19,6 @@ _IMAGENET = InputSpec()
 _LIMIT, _HALF_LIMIT = 1e-3, 3e-2  # relative; a swap of two layers moves it by tenths
 _SMALLEST = 1e-30
 _CHANNELS = (1, 3)
-_TYPES: dict[int, type[np.generic]] = {
-    TensorProto.FLOAT: np.float32,
-    TensorProto.FLOAT16: np.float16,
-    TensorProto.DOUBLE: np.float64,
-    TensorProto.UINT8: np.uint8,
-}
 
 Values = NDArray[np.float64]
 
@@ -80,9 +74,9 @@ class _File:
         if len(inputs) != 1 or len(dims := inputs[0].type.tensor_type.shape.dim) != 4:
             raise DisagreementError(f"{path} takes {len(inputs)} inputs, or no batch of images; it cannot be checked")
         element = inputs[0].type.tensor_type.elem_type
-        if element not in _TYPES:
+        if element not in IMAGE_TYPES:
             raise DisagreementError(f"{path} takes neither fractions nor bytes, so it cannot be checked")
-        self._type = _TYPES[element]
+        self._type = IMAGE_TYPES[element]
         self.whole = element == TensorProto.UINT8
         self._last = dims[3].dim_value in _CHANNELS and dims[1].dim_value not in _CHANNELS
         self.channels = dims[3 if self._last else 1].dim_value  # 0 where it is not fixed

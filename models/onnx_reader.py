@@ -1,7 +1,8 @@
 """Reads an ONNX file of any origin, whole and with its functions inlined, and finds the constants and what is used."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,16 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_m
 
 LARGEST_BYTES = 2 << 30
 """A protobuf, and so an ONNX file with its weights inside, holds less than this."""
+
+IMAGE_TYPES: Mapping[int, type[np.generic]] = MappingProxyType(
+    {
+        TensorProto.FLOAT: np.float32,
+        TensorProto.FLOAT16: np.float16,
+        TensorProto.DOUBLE: np.float64,
+        TensorProto.UINT8: np.uint8,
+    }
+)
+"""What a network may take an image as, and what numpy calls it."""
 
 _BEGINNINGS = {
     b"PK": "it is a zip, as PyTorch's .pth files are; export the network with torch.onnx.export",

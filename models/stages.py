@@ -1,7 +1,7 @@
 """The stages of a network as a lecture names them: which layers belong together. Loads no torch.
 
-The rule, for each direct child of the network, of which a `nn.Sequential` named `features` is opened, so that its
-children count as the network's own:
+The rule, for each direct child of the network, of which the container named `features` is opened, so that its children
+count as the network's own:
 
 - A block, which is a child with layers inside, is a stage of its own name: `layer1`, `inception3a`, `features.3`.
 - Single layers between blocks, one after the other, are a stage, named by the first of them that has weights: `conv1`,
@@ -10,11 +10,13 @@ children count as the network's own:
 - A global pooling opens the stage after it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from models.layers import Kind, Layer
+
+_CONTAINER = "features"
 
 
 class Place(Enum):
@@ -31,6 +33,19 @@ class Position:
 
     place: Place
     owner: str
+
+
+def position_of(path: str, containers: Collection[str]) -> Position:
+    """Where the layer of that module path stands; `containers` are the paths of all modules with layers inside."""
+    first, _, rest = path.partition(".")
+    if first == _CONTAINER and rest:
+        first = f"{first}.{rest.partition('.')[0]}"
+        if first not in containers:
+            blocks = any(name.startswith(f"{_CONTAINER}.") for name in containers)
+            return Position(Place.ALONE if blocks else Place.NUMBERED, _CONTAINER)
+    elif first not in containers:
+        return Position(Place.ALONE, "")
+    return Position(Place.BLOCK, first)
 
 
 @dataclass(slots=True)

@@ -20,9 +20,7 @@ from models.catalog import InputSpec
 from models.cost import Reach, Size
 from models.layers import Kind, Layer, LayerTable
 from models.operators import Call, Operation, operation_of
-from models.stages import Place, Position, staged
-
-_CONTAINER = "features"  # the one that the stages look into
+from models.stages import Place, Position, position_of, staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class _Frame:
     @property
     def leaf(self) -> bool:
         """Whether it has no layers inside, so that all it does is one row."""
-        return next(self.module.children(), None) is None
+        return not _has_layers(self.module)
 
 
 class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -57,7 +55,7 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.rows: list[Layer] = []
         self.positions: list[Position] = []
         self.outputs: dict[str, tuple[int, ...]] = {}  # of each module, by its path
-        self._network = network
+        self._containers = {name for name, module in network.named_modules() if _has_layers(module)}
         self._unseen = {id(value): value.numel() for value in parameters.values()}
         self._trails: dict[int, _Trail] = {}
         self._kept: list[Tensor] = []  # alive, so that no two tensors share an id
@@ -141,7 +139,7 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 groups=operation.groups if operation else None,
             )
         )
-        self.positions.append(_position(self._network, frame.name))
+        self.positions.append(position_of(frame.name, self._containers))
         frame.parameters = 0
 
     def _follow(self, tensor: Tensor, trail: _Trail) -> None:
@@ -207,20 +205,8 @@ def _first(values: object) -> Tensor:
     return next(value for value in tree_leaves(values) if isinstance(value, Tensor))
 
 
-def _position(network: nn.Module, name: str) -> Position:
-    """Where the module of that path stands among the stages."""
-    first, _, rest = name.partition(".")
-    if not first:
-        return Position(Place.ALONE, "")
-    child = network.get_submodule(first)
-    if first == _CONTAINER and isinstance(child, nn.Sequential) and rest:
-        inner = [next(module.children(), None) for module in child]
-        first = f"{first}.{rest.partition('.')[0]}"
-        if next(network.get_submodule(first).children(), None) is None:
-            return Position(Place.ALONE if any(inner) else Place.NUMBERED, _CONTAINER)
-    elif next(child.children(), None) is None:
-        return Position(Place.ALONE, "")
-    return Position(Place.BLOCK, first)
+def _has_layers(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
 
 
 def _is_torchs(module: nn.Module) -> bool:

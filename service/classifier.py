@@ -17,7 +17,6 @@ from service.together import together
 from service.topk import top_k as best
 from service.types import ENSEMBLE, Classification, Timing
 
-DEFAULT_TOP_K = 5
 DEFAULT_CROPS = 1
 MAX_ROWS = 64
 
@@ -67,14 +66,6 @@ class _Question:
             raise BadRequest(f"crops is {self.crops}; send {DEFAULT_CROPS} or {TEN_CROPS}")
         if self.top_k is not None and self.top_k < 1:
             raise BadRequest(f"top_k is {self.top_k}; send 1 or more")
-
-    def check_for(self, panel: Panel) -> int:
-        """How many classes of these models are wanted; raises BadRequest where they cannot answer."""
-        top_k = min(DEFAULT_TOP_K, len(panel.labels)) if self.top_k is None else self.top_k
-        if not 1 <= top_k <= len(panel.labels):
-            raise BadRequest(f"top_k is {self.top_k}; {panel.name} has classes for 1 to {len(panel.labels)}")
-        self.check()
-        return top_k
 
 
 class LocalClassifier:
@@ -141,13 +132,14 @@ class LocalClassifier:
 
     def _names(self, models: Sequence[str]) -> list[str]:
         """The rows of a comparison: each model once, as it was first spelt; a name of nothing names none."""
-        wanted = [spelt(name) for name in models if name.strip()] or self._repository.loaded
+        named = [spelt(name) for name in models if name.strip()]
+        wanted = named or self._repository.loaded
         if not wanted:
             raise NotReady("no model is loaded yet; name the models to compare")
         rows: dict[str, str] = {}
         for name in wanted:
             rows.setdefault(self._panels.canonical(name), name)
-        if models and len(rows) > MAX_ROWS:
+        if named and len(rows) > MAX_ROWS:
             raise BadRequest(f"{len(rows)} models are to be compared; name at most {MAX_ROWS}")
         return list(rows.values())
 
@@ -180,7 +172,8 @@ class LocalClassifier:
 
     async def _answer(self, panel: Panel, photo: Photo, asker: str, question: _Question) -> Classification:
         started = self._clock.now()
-        top_k = question.check_for(panel)
+        top_k = panel.top_k(question.top_k)
+        question.check()
         photo.check_size()
         specs = [member.artifact.manifest.input for member in panel.members]
         with panel.admitted(question.crops):

@@ -13,6 +13,7 @@ from service.metrics import LatencyRecord
 from service.model import LoadedModel
 from service.repository import Repository
 from service.together import together
+from service.topk import DEFAULT_TOP_K
 from service.types import ENSEMBLE, ENSEMBLE_PREFIX, MAX_MEMBERS, EngineInfo, ModelCard, Probabilities
 
 _MOST_KEPT = 64  # ensembles whose latency is remembered: clients choose the names, so there could be any number
@@ -42,6 +43,15 @@ class Panel:
     def labels(self) -> Sequence[Label]:
         """A label per class."""
         return self.members[0].artifact.labels
+
+    def top_k(self, asked: int | None) -> int:
+        """How many classes to give: as asked, else five or all if there are fewer. Raises BadRequest."""
+        classes = len(self.labels)
+        if asked is None:
+            return min(DEFAULT_TOP_K, classes)
+        if not 1 <= asked <= classes:
+            raise BadRequest(f"top_k is {asked}; {self.name} has classes for 1 to {classes}")
+        return asked
 
     @property
     def card(self) -> ModelCard:

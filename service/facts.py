@@ -1,6 +1,7 @@
 """What the service says about a model, from its manifest where it is exported and from the catalog where it is not."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from models.artifact import (
     ArtifactError,
@@ -15,7 +16,7 @@ from models.layers import LayerTable, read_layers
 from models.measured import Measurement
 from service.errors import ModelNotFound, NotReady
 from service.model import warnings_of
-from service.repository import Entry, ModelState, Repository
+from service.repository import Entry, ModelState
 from service.types import EngineInfo, Latency
 
 
@@ -68,18 +69,24 @@ class LayerFacts:
     table: LayerTable
 
 
-def layer_facts(repository: Repository, name: str) -> LayerFacts:
-    """Of the exported model of that name, loaded or not.
-
-    Raises ModelNotFound where it is unknown, not exported, or was exported before there was such a table; NotReady
-    where its files are damaged.
-    """
-    entry = repository.entry(name)
+def exported(entry: Entry, root: Path) -> tuple[int, Manifest]:
+    """Version and manifest of an exported model. Raises ModelNotFound where it is not, NotReady where it is damaged."""
+    if entry.damage is not None:
+        raise NotReady(entry.damage)
     if entry.exported is None:
-        raise ModelNotFound(str(NotExportedError(entry.name, repository.root)))
-    version, manifest = entry.exported
+        raise ModelNotFound(str(NotExportedError(entry.name, root)))
+    return entry.exported
+
+
+def layer_facts(entry: Entry, root: Path) -> LayerFacts:
+    """Of an exported model under `root`, loaded or not. Reads and checks a file: not for the event loop.
+
+    Raises what `exported` raises; ModelNotFound where there was no such table yet when it was exported, and NotReady
+    where that is damaged.
+    """
+    version, manifest = exported(entry, root)
     try:
-        return LayerFacts(entry.name, version, read_layers(repository.root, version, manifest))
+        return LayerFacts(entry.name, version, read_layers(root, version, manifest))
     except FileNotInArtifactError as error:
         raise ModelNotFound(str(error)) from error
     except ArtifactError as error:
@@ -113,7 +120,7 @@ def facts(entry: Entry) -> ModelFacts:
         weights=manifest.weights.source if manifest else None,
         engine=entry.loaded.engine_info if entry.loaded else None,
         latency_ms=entry.loaded.latency.snapshot() if entry.loaded else None,
-        warnings=warnings_of(manifest) if manifest else (),
+        warnings=warnings_of(manifest) if manifest else tuple(filter(None, [entry.damage])),
         input=source.input,
         record=manifest.weights if manifest else None,
         parity=manifest.parity if manifest else (),

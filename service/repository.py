@@ -35,13 +35,17 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is known of one name: its catalog entry, its newest manifest, the loaded model; None where there is none."""
+    """What is known of one name: its catalog entry, its newest manifest, the loaded model; None where there is none.
+
+    `damage` says why what is exported cannot be read.
+    """
 
     name: str
     state: ModelState
     architecture: Architecture | None
     exported: tuple[int, Manifest] | None
     loaded: LoadedModel | None
+    damage: str | None = None
 
 
 class Repository:
@@ -167,7 +171,7 @@ class Repository:
         self._check_known(name)
         entry = self._entry(name)
         if entry.architecture is None and entry.exported is None:
-            raise NotReady(f"the manifest of {name} cannot be read; export or import it again")
+            raise NotReady(entry.damage or f"{name} was removed meanwhile")
         return entry
 
     def stop(self) -> None:
@@ -187,7 +191,7 @@ class Repository:
 
     def _check_known(self, name: str) -> None:
         if name.startswith(ENSEMBLE_PREFIX):
-            raise ModelNotFound(f"{name[:80]} is made at each request and has no page; ask for its members one by one")
+            raise ModelNotFound("an ensemble is made at each request and has no page; ask for its members one by one")
         exported = exported_names(self._root)
         if name not in self._catalog and name not in exported:
             raise ModelNotFound(str(UnknownModelError(name, {*self._catalog.names(), *exported})))
@@ -248,6 +252,7 @@ class Repository:
     def _entry(self, name: str) -> Entry:
         loaded = self._loaded.get(name)
         exported: tuple[int, Manifest] | None = None
+        damage: str | None = None
         if loaded is not None:
             exported = (loaded.artifact.version, _up_to_date(loaded.artifact))
             state = ModelState.READY if loaded.healthy else ModelState.FAILING
@@ -258,9 +263,10 @@ class Repository:
             except ArtifactError as error:
                 if not isinstance(error, NotExportedError):
                     log.warning("%s", error)
+                    damage = str(error)
                 state = ModelState.NOT_EXPORTED
         architecture = self._catalog.get(name)
-        return Entry(name, state, architecture, exported, loaded)
+        return Entry(name, state, architecture, exported, loaded, damage)
 
     def _changed(self) -> None:
         for listener in self._listeners:

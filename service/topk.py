@@ -7,6 +7,8 @@ import numpy as np
 from models.labels import Label
 from service.types import Prediction, Probabilities
 
+DEFAULT_TOP_K = 5
+
 
 def top_k(probabilities: Probabilities, labels: Sequence[Label], k: int) -> tuple[Prediction, ...]:
     """The `k` most probable classes of one row [C], best first; of equal ones the lower class id comes first."""

@@ -239,4 +239,4 @@ def test_fewer_classes_than_five(artifacts: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert [name for name in table(out)[0] if name.endswith("_label")] == [f"top{rank}_label" for rank in (1, 2, 3)]
     assert refused.exit_code == 1
-    assert "--top-k is 4; tiny has classes for 1 to 3" in refused.stderr
+    assert "top_k is 4; tiny has classes for 1 to 3" in refused.stderr

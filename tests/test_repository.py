@@ -14,6 +14,7 @@ from models.catalog import CATALOG
 from service.batcher import State
 from service.engines.base import EngineUnavailableError
 from service.errors import ModelNotFound, NotReady, ShuttingDown, TopfiveError
+from service.facts import facts, layer_facts
 from service.metrics import Metrics, ModelMetrics
 from service.model import LoadedModel
 from service.repository import Entry, ModelState, Repository
@@ -458,3 +459,20 @@ async def test_closing_just_as_a_load_ends_closes_its_engine(artifacts: Path, tu
         assert isinstance(end, LoadedModel | ShuttingDown)
         [engine] = bench.opener.opened
         await reached(lambda: engine.closed)
+
+
+async def test_damage_is_told_and_not_passed_off_as_absence(artifacts: Path) -> None:
+    """A catalog model whose manifest cannot be read carries the reason; another that is absent carries none."""
+    (artifacts / "tiny" / "1" / MANIFEST).write_text("{}")
+    async with bench_of(artifacts) as bench:
+        damaged, absent = bench.repository.entry("tiny"), bench.repository.entry("vgg16")
+
+        assert (damaged.state, absent.state) == (ModelState.NOT_EXPORTED, ModelState.NOT_EXPORTED)
+        assert damaged.damage is not None
+        assert "run: topfive export tiny" in damaged.damage
+        assert facts(damaged).warnings == (damaged.damage,)
+        assert (absent.damage, facts(absent).warnings) == (None, ())
+        with pytest.raises(NotReady, match="topfive export tiny"):
+            layer_facts(damaged, artifacts)
+        with pytest.raises(ModelNotFound, match="vgg16 is not exported yet"):
+            layer_facts(absent, artifacts)

@@ -80,7 +80,7 @@ async def classify(
 ) -> None:
     """Run what is missing and write the results. Raises TopfiveError, BulkError, StoppedError."""
     async with opened(settings, job.model, open_core, stop) as session:
-        question = Question(session.top_k(job.top_k), job.crops)
+        question = Question(session.panel.top_k(job.top_k), job.crops)
         with Journal(job.partial, {**session.settings, **asdict(question)}) as journal:
             before = sum(item.name in journal for item in job.items)
             going_on = f", going on: {before:,} are done" if before else ""

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from models.artifact import LABELS, MANIFEST, ArtifactError, NotExportedError, read_manifest
+from models.artifact import LABELS, MANIFEST
 from models.labels import Label, read_labels
 from models.measured import protocol, record
 from models.share import Share
@@ -28,8 +28,7 @@ from service.bulk.scores import TOP, score
 from service.commands.progress import Tally, watched
 from service.commands.session import OpenCore, Session, StoppedError, crops_option, opened, run, say
 from service.ensemble import Panels, member_names
-from service.errors import ModelNotFound
-from service.facts import facts
+from service.facts import exported, facts
 from service.options import option, options, settings_from
 from service.repository import Repository
 from service.settings import Settings
@@ -158,14 +157,10 @@ async def _checked(settings: Settings, job: Job, open_core: OpenCore) -> Job:
 
 def _labels(repository: Repository, name: str) -> tuple[Label, ...]:
     """Those of the version that would be loaded."""
-    known = repository.entry(name).name
+    entry = repository.entry(name)
+    version, _ = exported(entry, repository.root)
     try:
-        version, _ = read_manifest(repository.root, known)
-        return read_labels(repository.root / known / str(version) / LABELS)
-    except NotExportedError as error:
-        raise ModelNotFound(str(error)) from error
-    except ArtifactError as error:
-        raise BulkError(str(error)) from error
+        return read_labels(repository.root / entry.name / str(version) / LABELS)
     except (OSError, ValueError) as error:
         raise BulkError(f"the labels of {name} cannot be read: {error}; export it again") from error
 

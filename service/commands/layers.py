@@ -63,8 +63,8 @@ def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **
 def _facts(repository: Repository, name: str) -> LayerFacts:
     """From the artifact, or where there is none from the network itself. Raises TopfiveError."""
     entry = repository.entry(name)
-    if entry.exported is not None or entry.architecture is None:
-        return layer_facts(repository, name)
+    if entry.exported is not None or entry.damage is not None or entry.architecture is None:
+        return layer_facts(entry, repository.root)
     try:
         return LayerFacts(entry.name, None, _computed(entry.architecture))
     except ModuleNotFoundError as error:

@@ -16,9 +16,9 @@ from service.app import Core
 from service.bulk.journal import Journal
 from service.bulk.rows import BulkError, Item, Row
 from service.bulk.runner import Bulk, Question, complete, window
-from service.classifier import DEFAULT_CROPS, DEFAULT_TOP_K
+from service.classifier import DEFAULT_CROPS
 from service.ensemble import Panel, Panels, member_names
-from service.errors import BadRequest, TopfiveError
+from service.errors import TopfiveError
 from service.hardware import cpu_quota
 from service.model import LoadedModel
 from service.options import option
@@ -76,15 +76,6 @@ class Session:
     def cards(self) -> tuple[ModelCard, ...]:
         """The model's card, or those of the members."""
         return tuple(member.card for member in self.panel.members)
-
-    def top_k(self, asked: int | None) -> int:
-        """How many classes to give: as asked, or five, or all if there are fewer. Raises BadRequest."""
-        classes = len(self.panel.labels)
-        if asked is None:
-            return min(DEFAULT_TOP_K, classes)
-        if not 1 <= asked <= classes:
-            raise BadRequest(f"--top-k is {asked}; {self.panel.name} has classes for 1 to {classes}")
-        return asked
 
     async def complete(
         self,

@@ -1,7 +1,6 @@
 """The command `topfive show`: one model with all that is known of it, what its paper reports among it."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +9,6 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from models.artifact import ArtifactError, NotExportedError, read_manifest
 from models.measured import protocol
 from service.app import Core
 from service.errors import TopfiveError
@@ -26,26 +24,13 @@ from service.rest.schemas import ModelDetailReply
 def show_command(name: str, as_json: bool, **values: Any) -> None:
     """Print what is known of the model NAME: size, input, weights, published and measured accuracy, parity."""
     try:
-        repository = Core(settings_from(values)).repository
-        known = facts(repository.entry(name))
+        known = facts(Core(settings_from(values)).repository.entry(name))
     except TopfiveError as error:
         raise click.ClickException(error.detail) from error
-    if known.version is None:
-        _warn_of_damage(repository.root, known.name)
     if as_json:
         click.echo(json.dumps(ModelDetailReply.model_validate(known).model_dump(mode="json", by_alias=True), indent=2))
     else:
         Console().print(Group(_facts(known), _accuracy(known), _parity(known)))
-
-
-def _warn_of_damage(root: Path, name: str) -> None:
-    """Say why what looks not exported is there and cannot be read."""
-    try:
-        read_manifest(root, name)
-    except NotExportedError:
-        return
-    except ArtifactError as error:
-        Console(stderr=True).print(Text(str(error), style="yellow"), soft_wrap=True)
 
 
 def _facts(known: ModelFacts) -> Table:

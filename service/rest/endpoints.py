@@ -1,5 +1,6 @@
 """The REST endpoints: each reads its request, calls the classifier or the repository, and writes the reply."""
 
+import asyncio
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ from fastapi import APIRouter, Header, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.classifier import DEFAULT_CROPS, DEFAULT_TOP_K, Classifier
+from service.classifier import DEFAULT_CROPS, Classifier
 from service.comparison import ComparisonTiming
 from service.errors import NotReady
 from service.facts import facts, layer_facts
@@ -26,6 +27,7 @@ from service.rest.schemas import (
     Problem,
     Reply,
 )
+from service.topk import DEFAULT_TOP_K
 from service.types import Timing
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -113,10 +115,14 @@ def models(repository: Repository) -> APIRouter:
         """One model, with its input recipe, its weights and its parity (with PyTorch or its file) on each engine."""
         return ModelDetailReply.model_validate(facts(repository.entry(name)))
 
-    @router.get("/models/{name}/layers", responses={404: _PROBLEMS[404], 503: _PROBLEMS[503]})
-    async def get_layers(name: str) -> LayersReply:
+    @router.get(
+        "/models/{name}/layers", response_model=LayersReply, responses={404: _PROBLEMS[404], 503: _PROBLEMS[503]}
+    )
+    async def get_layers(name: str) -> Response:
         """The layers of an exported model, loaded or not: maps, parameters, operations, receptive fields."""
-        return LayersReply.of(layer_facts(repository, name))
+        entry = repository.entry(name)
+        reply = await asyncio.to_thread(lambda: LayersReply.of(layer_facts(entry, repository.root)).model_dump_json())
+        return Response(reply, media_type="application/json")
 
     return router
 

@@ -15,12 +15,11 @@ from service.clock import Clock
 from service.errors import BadRequest, DeadlineExceeded, TopfiveError
 from service.image import FORMATS
 from service.metrics import UNKNOWN, Metrics
-from service.rest.upload import FIELD, read_image
+from service.rest.upload import FIELD, LONGEST_NAME, read_image
 from service.types import ImageLimits
 
 X = TypeVar("X")
 
-_LONGEST = 60  # of a name that a client made up, in what it is told
 
 _IMAGE = {"type": "string", "format": "binary", "description": f"One of {', '.join(FORMATS)}"}
 BODY = {
@@ -49,7 +48,7 @@ class Parameters:
         known = (*self.repeated, *self.once)
         for name in query:
             if name not in known:
-                raise BadRequest(f"there is no parameter {name[:_LONGEST]!r}; there are {', '.join(known)}")
+                raise BadRequest(f"there is no parameter {name[:LONGEST_NAME]!r}; there are {', '.join(known)}")
             if name in self.once and len(query.getlist(name)) > 1:
                 raise BadRequest(f"{name} is given {len(query.getlist(name))} times; give it once")
 

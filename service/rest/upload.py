@@ -11,7 +11,7 @@ from service.image import check_size
 from service.types import ImageLimits
 
 FIELD = "image"
-_LONGEST = 60  # of a name that a client made up, in what it is told
+LONGEST_NAME = 60  # of a name that a client made up, in what it is told
 _ENVELOPE_BYTES = 1 << 20  # multipart boundaries, headers and other fields around the image
 
 
@@ -67,8 +67,8 @@ async def _from_form(request: Request, limits: ImageLimits, take: Callable[[int]
             raise BadRequest(f"the field {FIELD!r} is text, not a file: is the @ missing? {usage(request)}")
         if strays := sorted(set(form) - {FIELD}):
             raise BadRequest(
-                f"the form has the field {strays[0][:_LONGEST]!r} beside {FIELD!r}, which nothing reads; parameters "
-                f"stand in the address: {request.url.path}?model=NAME&top_k=3"
+                f"the form has the field {strays[0][:LONGEST_NAME]!r} beside {FIELD!r}, which nothing reads; "
+                f"parameters stand in the address: {request.url.path}?model=NAME&top_k=3"
             )
         check_size(field.size or 0, limits)
         return await field.read()

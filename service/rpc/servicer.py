@@ -112,7 +112,9 @@ class Servicer(ClassifierServicer):
     async def GetLayers(self, request: pb.GetLayersRequest, context: Context) -> pb.GetLayersReply:
         """The layers of one model."""
         try:
-            return converters.get_layers_reply(layer_facts(self._repository, request.name))
+            entry = self._repository.entry(request.name)
+            known = await asyncio.to_thread(layer_facts, entry, self._repository.root)
+            return converters.get_layers_reply(known)
         except Exception as error:
             await abort(context, error, request_id(""))
 
