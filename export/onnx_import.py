@@ -16,24 +16,23 @@ from export.onnx_layers import graph_layers
 from export.onnx_signature import RefusedError, Signature, check_opset, signature
 from export.onnx_wrap import wrap
 from export.original import Original, Trial, probabilities
-from export.parity import BATCH_SIZES, THRESHOLDS, TIES, Enough, GateError, Rules, compare, figures, gate
+from export.parity import Enough, GateError, Rules, gate
 from export.progress import Reporter, tool_versions
 from export.recipe_file import Output, Recipe, RecipeError, read_recipe
 from export.samples import photos, random_pixels
 from models import artifact as artifacts
-from models.artifact import IMPORTED, Artifact, Manifest, ParityReport, Thresholds, WeightRecord, WeightSource
+from models.artifact import IMPORTED, Artifact, Manifest, ParityReport, WeightRecord, WeightSource
 from models.catalog import CATALOG, InputSpec
 from models.cost import Cost
 from models.labels import read_labels, write_labels
 from models.layers import write_layers
 from models.onnx_reader import LARGEST_BYTES, read_model
+from models.reference import write_reference
+from service.engines.parity import BATCH_SIZES, BOUNDS, THRESHOLDS, TIES, Bounds, compare, figures
 from service.types import Batch, Precision, Probabilities
 
 STEPS = 4  # file, its answers, graph, artifact; the gate adds one for each engine
 
-# A file in float16 rounds each of its values to 11 bits, 8 times finer than bf16, which the graph in float32 does not.
-_HALF_THRESHOLDS = Thresholds(max_abs_diff=0.01, logit_cosine=0.999, top1_agreement=1.0, top5_agreement=0.9)
-_HALF_TIE = 0.05
 _HALF_SMALLEST = 6.1e-5  # the least number that float16 holds with all its bits; below it a softmax ends in zeros
 _SAME = 1e-6  # answers that differ by less from photo to noise tell nothing of what is seen
 _RANDOM_IMAGES = 6
@@ -99,6 +98,7 @@ def import_model(request: Request, root: Path, reporter: Reporter) -> Imported:
     with artifacts.new_version(root, request.name) as folder:
         write_labels(folder / artifacts.LABELS, labels.rows)
         artifact = _best(source, request, folder)
+        write_reference(folder, source.images, source.reference)
         rules = _rules(source.rules, artifact.manifest.max_batch)
         reports = gate(artifact, source.images, source.reference, reporter.step, rules)
         artifacts.write_manifest(folder, artifact.manifest.model_copy(update={"parity": reports}))
@@ -147,23 +147,24 @@ def _sum_error(model: ModelProto) -> float:
 
 def _original_rules(name: str, model: ModelProto, recipe: Recipe) -> Rules:
     """How near the graph must come to a file that rounds its own values to float32, float16 or 8 bits."""
-    rules = Rules(original=name, enough=Enough.ONE_ENGINE)
+    return Rules(original=name, enough=Enough.ONE_ENGINE, bounds=_bounds(model, recipe))
+
+
+def _bounds(model: ModelProto, recipe: Recipe) -> Bounds:
     if has_quantised(model):
-        # a difference in the last bit of a pixel becomes one of a whole step of 256, as coarse as bf16
-        coarse = Precision.BF16
-        return replace(
-            rules,
-            thresholds=THRESHOLDS | {Precision.F32: THRESHOLDS[coarse]},
-            ties=TIES | {Precision.F32: TIES[coarse]},
-        )
+        return _as_coarse_as(Precision.BF16)  # the last bit of a pixel becomes a whole step of 256
     if not has_half(model):
-        return rules
-    half = replace(
-        rules,
-        thresholds=THRESHOLDS | {Precision.F32: _HALF_THRESHOLDS},
-        ties=TIES | {Precision.F32: _HALF_TIE},
-    )
+        return BOUNDS
+    half = _as_coarse_as(Precision.FP16)  # the file rounds each of its values to 11 bits; the graph in float32 does not
     return replace(half, smallest=_HALF_SMALLEST) if recipe.output is Output.PROBABILITIES else half
+
+
+def _as_coarse_as(precision: Precision) -> Bounds:
+    """Bounds by which float32 may differ from the original as much as `precision` else may."""
+    return Bounds(
+        thresholds=THRESHOLDS | {Precision.F32: THRESHOLDS[precision]},
+        ties=TIES | {Precision.F32: TIES[precision]},
+    )
 
 
 def _best(source: _Source, request: Request, folder: Path) -> Artifact:
@@ -192,8 +193,8 @@ def _best(source: _Source, request: Request, folder: Path) -> Artifact:
 
 def _try(content: bytes, source: _Source, variant: Variant) -> ParityReport:
     """The graph in ONNX Runtime at every batch size against the file. Raises RefusedError where it does not run."""
-    rules = _rules(source.rules, variant.max_batch)
-    return compare(Trial(content, max(rules.batch_sizes)), Precision.F32, source.images, source.reference, rules)
+    bounds = _rules(source.rules, variant.max_batch).bounds
+    return compare(Trial(content, max(bounds.batch_sizes)), Precision.F32, source.images, source.reference, bounds)
 
 
 def _manifest(source: _Source, request: Request, variant: Variant, cost: Cost) -> Manifest:
@@ -217,7 +218,7 @@ def _manifest(source: _Source, request: Request, variant: Variant, cost: Cost) -
 
 def _rules(rules: Rules, max_batch: int | None) -> Rules:
     sizes = BATCH_SIZES if max_batch is None else tuple(size for size in BATCH_SIZES if size <= max_batch)
-    return replace(rules, batch_sizes=sizes)
+    return replace(rules, bounds=replace(rules.bounds, batch_sizes=sizes))
 
 
 def _notes(labels: Labels, manifest: Manifest, source: _Source) -> tuple[str, ...]:

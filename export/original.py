@@ -13,7 +13,8 @@ from export.onnx_signature import Layout, RefusedError, Signature
 from export.recipe_file import Output, Recipe
 from models.catalog import Channels
 from models.onnx_reader import IMAGE_TYPES
-from service.types import Batch, EngineInfo, Precision, Probabilities, Runtime
+from service.engines.base import as_batch
+from service.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 
 _REPEATED_ERROR = 1e-3  # what the order of threads may change at most
 _SOURCE = re.compile(r"/\S*onnxruntime\S*/\S+:\d+ .*?\) (?=[A-Z])")  # where in ONNX Runtime it was noticed
@@ -141,10 +142,10 @@ class Trial:
         self.max_batch = max_batch
         self._session = open_session(graph)
 
-    def run(self, batch: Batch) -> Probabilities:
-        """Probabilities [N, C] of a batch [N, S, S, 3]. Raises RefusedError where the graph fails."""
+    def run(self, rows: Rows) -> Probabilities:
+        """Probabilities [N, C] of N samples. Raises RefusedError where the graph fails."""
         try:
-            (found,) = self._session.run(["probabilities"], {"image": batch})
+            (found,) = self._session.run(["probabilities"], {"image": as_batch(rows)})
         except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
             raise RefusedError(f"ONNX Runtime cannot run the graph made from the file: {one_line(error)}") from error
         return np.asarray(found, dtype=np.float32)

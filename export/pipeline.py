@@ -20,6 +20,7 @@ from models.catalog import Architecture, InputSpec, WeightSet
 from models.cost import Cost
 from models.labels import named_labels, read_labels, write_labels
 from models.layers import write_layers
+from models.reference import write_reference
 from models.trace import network_layers
 
 _RANDOM_IMAGES = 6
@@ -94,6 +95,7 @@ def export(architecture: Architecture, choice: WeightsChoice, root: Path, report
         images = np.concatenate([pictures, random_pixels(spec, _RANDOM_IMAGES)])
         with torch.inference_mode():
             reference = served(torch.from_numpy(images)).numpy()
+        write_reference(folder, images, reference)
         draft = _manifest(architecture, table.cost, record)
         labels = read_labels(folder / artifacts.LABELS)
         reports = gate(Artifact(folder, 0, draft, labels), images, reference, reporter.step)

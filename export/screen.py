@@ -19,7 +19,7 @@ def say(text: str) -> None:
 
 def report(manifest: Manifest, version: int, root: Path) -> None:
     """Where the artifact is, what its input is, and how each engine compared."""
-    from export.parity import figures
+    from service.engines.parity import figures
 
     folder = root / manifest.name / str(version)
     say(f"[bold]{manifest.name}[/] is in {escape(str(folder))}, {manifest.weights.source} weights")

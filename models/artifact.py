@@ -6,6 +6,8 @@
         labels.csv          a row per class
         layers.json         a row per layer of the network
         weights.safetensors the trained values, for the torch engine (not in every artifact)
+        reference.npz       images and the original's answers, for engines that are checked where they run
+        engines/            engines built from the graph later, each with its record; see `models.plan`
 
 VERSION is a whole number; the highest is served.
 """
@@ -82,7 +84,7 @@ class WeightRecord(_Record):
 
 
 class Thresholds(_Record):
-    """What an engine must reach against the reference, per image; see `export.parity` for how each is computed."""
+    """What an engine must reach against the reference, per image; `service.engines.parity` says how."""
 
     max_abs_diff: float
     logit_cosine: float

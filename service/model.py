@@ -139,8 +139,8 @@ class LoadedModel:
                 self._on_health()
 
     def _run_batch(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
-        """On an engine thread: stack, run, and check each row; a row that is not finite fails alone."""
-        probabilities = self._engine.run(np.stack(samples))
+        """On an engine thread: run, and check each row; a row that is not finite fails alone."""
+        probabilities = self._engine.run(samples)
         expected = (len(samples), self.artifact.manifest.classes)
         if probabilities.shape != expected:
             raise EngineError(f"the engine gave {probabilities.shape}, not {expected}")

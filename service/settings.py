@@ -30,6 +30,9 @@ class Settings(BaseModel):
         "googlenet",
     )
     artifacts: Annotated[Path, Field(description="Folder of exported models")] = Path("artifacts")
+    cache: Annotated[Path, Field(description="Folder for what this machine finds out and may lose again")] = Path(
+        "~/.cache/topfive"
+    )
     host: Annotated[str, Field(description="Address to listen on; 0.0.0.0 for all")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port of REST; 0 takes a free one")] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535, description="Port of gRPC; 0 takes a free one")] = 8001
@@ -65,6 +68,11 @@ class Settings(BaseModel):
             if made := [name for name in names if name.startswith(ENSEMBLE_PREFIX)]:
                 raise ValueError(f"{made[0]} is made of models at a request; name its members instead")
         return names
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of `cache`, with the server's own home in the place of `~`."""
+        return self.cache.expanduser()
 
     @property
     def limits(self) -> ImageLimits:

@@ -3,6 +3,7 @@
 bytes -> Pixels -> Sample -> batch -> probabilities -> Classification
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
@@ -29,6 +30,9 @@ Samples = NDArray[np.uint8]
 Batch = NDArray[np.uint8]
 """[N, S, S, 3]."""
 
+Rows = Batch | Sequence[Sample]
+"""A batch in one piece, or its samples one by one."""
+
 Probabilities = NDArray[np.float32]
 """[N, C], or one row of it, [C]."""
 
@@ -37,6 +41,8 @@ class Runtime(StrEnum):
     """The runtimes of `--runtime`; AUTO takes the best that is installed and fits the machine."""
 
     AUTO = "auto"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
     OPENVINO = "openvino"
     ONNXRUNTIME = "onnxruntime"
     ONNXRUNTIME_CUDA = "onnxruntime-cuda"
@@ -48,7 +54,9 @@ class Precision(StrEnum):
 
     AUTO = "auto"
     F32 = "f32"
+    FP16 = "fp16"
     BF16 = "bf16"
+    INT8 = "int8"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from service.bulk.sources import find
 from service.commands.classify import Job, classify
 from service.commands.session import run
 from service.settings import Settings
-from service.types import Batch, Probabilities
+from service.types import Probabilities, Rows
 from tests.fakes import FakeEngine
 
 
@@ -27,11 +27,11 @@ class LoggingEngine(FakeEngine):
         self._log = log
         self._left = wait_after
 
-    def run(self, batch: Batch) -> Probabilities:
+    def run(self, rows: Rows) -> Probabilities:
         if self._left <= 0:
             sys.stdin.read()
-        self._left -= len(batch)
-        probabilities = super().run(batch)
+        self._left -= len(rows)
+        probabilities = super().run(rows)
         with self._log.open("a") as file:
             file.writelines(f"{row.argmax()}\n" for row in probabilities)
         return probabilities

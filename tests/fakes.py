@@ -11,7 +11,8 @@ import numpy as np
 
 from models.artifact import Artifact
 from service.clock import Timer
-from service.types import Batch, EngineInfo, Outcome, Probabilities
+from service.engines.base import as_batch
+from service.types import EngineInfo, Outcome, Probabilities, Rows
 
 
 class _ManualTimer:
@@ -113,7 +114,8 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
 
-    def run(self, batch: Batch) -> Probabilities:
+    def run(self, rows: Rows) -> Probabilities:
+        batch = as_batch(rows)
         assert self.gate.wait(30), "a test left the gate closed"
         self.batches.append(len(batch))
         if self.script:

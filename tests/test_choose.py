@@ -10,9 +10,9 @@ import pytest
 
 from models.artifact import IMPORTED, Artifact, ParityReport, Thresholds, load
 from service.engines import choose
-from service.engines.base import Engine, EngineUnavailableError
+from service.engines.base import Engine, EngineUnavailableError, as_batch
 from service.engines.choose import EngineOptions, choose_precision, installed, open_engine, warm_up
-from service.types import Batch, Precision, Probabilities, Runtime
+from service.types import Batch, Precision, Probabilities, Rows, Runtime
 from tests.fakes import FakeEngine
 
 Built = list[tuple[Runtime, Precision]]
@@ -278,9 +278,9 @@ class _Recording(FakeEngine):
         super().__init__(max_batch=max_batch)
         self.ran: list[Batch] = []
 
-    def run(self, batch: Batch) -> Probabilities:
-        self.ran.append(batch)
-        return super().run(batch)
+    def run(self, rows: Rows) -> Probabilities:
+        self.ran.append(as_batch(rows))
+        return super().run(rows)
 
 
 def test_warm_up_runs_one_and_the_largest_batch() -> None:

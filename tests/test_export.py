@@ -160,7 +160,7 @@ def test_manifest_has_the_sha256_of_every_file(exported: Path) -> None:
         if path.name != "manifest.json"
     }
     assert artifact.manifest.files == hashes
-    assert set(hashes) == {"model.onnx", "labels.csv", "layers.json", "weights.safetensors"}
+    assert set(hashes) == {"model.onnx", "labels.csv", "layers.json", "reference.npz", "weights.safetensors"}
     assert artifact.labels == imagenet_labels()
 
 

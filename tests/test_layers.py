@@ -20,6 +20,7 @@ GENERATED = "proto.topfive.v1"
 LAYERS = {
     "models": 0,
     "proto": 0,
+    "service.cards": 1,
     "service.clock": 1,
     "service.errors": 1,
     "service.hardware": 1,
@@ -98,6 +99,7 @@ HOMES = {
         "models.catalog",
         "models.layers",
         "models.measured",
+        "models.plan",
         "service.options",
         "service.rest.schemas",
         "service.settings",

@@ -12,7 +12,7 @@ import pytest
 from models.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
 from service.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.model import LoadedModel, describe, warnings_of
-from service.types import Batch, BatchLimits, EngineInfo, Latency, Outcome, Probabilities, Ran, Sample
+from service.types import BatchLimits, EngineInfo, Latency, Outcome, Probabilities, Ran, Rows, Sample
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 
 pytestmark = pytest.mark.anyio
@@ -100,9 +100,9 @@ async def test_slots_run_at_the_same_time(exported: Path) -> None:
     both = threading.Barrier(2, timeout=30)
 
     class Meeting(FakeEngine):
-        def run(self, batch: Batch) -> Probabilities:
+        def run(self, rows: Rows) -> Probabilities:
             both.wait()
-            return super().run(batch)
+            return super().run(rows)
 
     async with bench_of(exported, Meeting(slots=2)) as bench:
         await asyncio.gather(*await bench.submit(1, 2))

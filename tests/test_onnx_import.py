@@ -22,7 +22,7 @@ from models.artifact import IMPORTED, WeightSource, load, sha256, versions
 from models.onnx_reader import OnnxFileError
 from service.engines.base import Engine
 from service.engines.choose import EngineOptions, build_engine, open_engine
-from service.types import Precision, Runtime
+from service.types import Precision, Rows, Runtime
 from tests.conftest import NullReporter
 from tests.onnx_models import SIZE, WEIGHT, classifier, model_of, recipe, saved, softmax
 
@@ -209,7 +209,7 @@ def test_manifest_says_what_it_is(importing: Import, tmp_path: Path) -> None:
     assert (manifest.input.resize, manifest.input.crop) == (20, SIZE)
     assert (manifest.input.mean[0], manifest.input.std[2]) == (51 / 255, 1.0)
     assert (manifest.parameters, manifest.parameters_train, manifest.macs) == (16, 16, 12)
-    assert set(manifest.files) == {"model.onnx", "labels.csv", "layers.json"}
+    assert set(manifest.files) == {"model.onnx", "labels.csv", "layers.json", "reference.npz"}
 
 
 def test_each_import_is_a_new_version(importing: Import, tmp_path: Path) -> None:
@@ -413,8 +413,8 @@ def _distort(monkeypatch: pytest.MonkeyPatch, runtimes: set[Runtime]) -> None:
             self.slots, self.max_batch, self._engine = engine.slots, engine.max_batch, engine
             self.describe, self.close = engine.describe, engine.close
 
-        def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-            return self._engine.run(batch)[:, ::-1]
+        def run(self, rows: Rows) -> NDArray[np.float32]:
+            return self._engine.run(rows)[:, ::-1]
 
     def build(artifact: Any, runtime: Runtime, precision: Precision, options: EngineOptions) -> Engine:
         engine = build_engine(artifact, runtime, precision, options)

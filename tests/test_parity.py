@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import parity
-from export.parity import BATCH_SIZES, Candidate, GateError, compare, figures, gate
+from export import parity as gates
+from export.parity import Candidate, GateError, gate
 from export.pipeline import WeightsChoice, export
 from models.artifact import Artifact, load
 from models.catalog import CATALOG
-from service.engines.base import Engine, EngineUnavailableError
+from service.engines import parity
+from service.engines.base import Engine, EngineUnavailableError, as_batch
 from service.engines.choose import EngineOptions, build_engine, choose_precision
-from service.types import Batch, EngineInfo, Precision, Probabilities, Runtime
+from service.engines.parity import BATCH_SIZES, compare, figures
+from service.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 from tests.conftest import NullReporter
 
 Change = Callable[[Probabilities], Probabilities]
@@ -34,7 +36,8 @@ class TableEngine:
         self._change = change
         self._precision = precision
 
-    def run(self, batch: Batch) -> Probabilities:
+    def run(self, rows: Rows) -> Probabilities:
+        batch = as_batch(rows)
         self.sizes.append(len(batch))
         return self._change(self._rows[batch[:, 0, 0, 0]])
 
@@ -55,8 +58,8 @@ class Distorted:
         self._change = change
         self._precision = precision
 
-    def run(self, batch: Batch) -> Probabilities:
-        return self._change(self._engine.run(batch))
+    def run(self, rows: Rows) -> Probabilities:
+        return self._change(self._engine.run(rows))
 
     def describe(self) -> EngineInfo:
         info = self._engine.describe()
@@ -339,8 +342,8 @@ def script(monkeypatch: pytest.MonkeyPatch, engines: dict[Candidate, Engine | Ex
             raise engine
         return engine
 
-    monkeypatch.setattr(parity, "candidates", lambda: list(engines))
-    monkeypatch.setattr(parity, "build_engine", build)
+    monkeypatch.setattr(gates, "candidates", lambda: list(engines))
+    monkeypatch.setattr(gates, "build_engine", build)
 
 
 def test_gate_reports_on_every_engine(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,8 +445,8 @@ def distort(monkeypatch: pytest.MonkeyPatch, wanted: Candidate, change: Change) 
         mine = Candidate(runtime, precision) == wanted
         return Distorted(engine, change if mine else lambda given: given, precision)
 
-    monkeypatch.setattr(parity, "candidates", lambda: [F32, BF16])
-    monkeypatch.setattr(parity, "build_engine", build)
+    monkeypatch.setattr(gates, "candidates", lambda: [F32, BF16])
+    monkeypatch.setattr(gates, "build_engine", build)
 
 
 def test_no_artifact_where_the_gate_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from typing import Protocol
 
-from service.types import Batch, EngineInfo, Probabilities
+import numpy as np
+
+from service.types import Batch, EngineInfo, Probabilities, Rows
 
 
 class EngineUnavailableError(Exception):
@@ -15,11 +17,16 @@ class Engine(Protocol):
     slots: int
     max_batch: int
 
-    def run(self, batch: Batch) -> Probabilities:
-        """Probabilities [N, C] of a batch [N, S, S, 3]. Raises MemoryError where the batch does not fit."""
+    def run(self, rows: Rows) -> Probabilities:
+        """Probabilities [N, C] of N samples. Raises MemoryError where the batch does not fit."""
 
     def describe(self) -> EngineInfo:
         """Runtime, its version, device and precision: what really runs."""
 
     def close(self) -> None:
         """Give back memory and threads; no `run` may follow."""
+
+
+def as_batch(rows: Rows) -> Batch:
+    """The samples in one piece, [N, S, S, 3]; what is in one piece already is not copied."""
+    return rows if isinstance(rows, np.ndarray) else np.stack(rows)

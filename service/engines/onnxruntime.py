@@ -4,8 +4,8 @@ import numpy as np
 import onnxruntime as ort
 
 from models.artifact import Artifact
-from service.engines.base import EngineUnavailableError
-from service.types import Batch, EngineInfo, Probabilities, Runtime
+from service.engines.base import EngineUnavailableError, as_batch
+from service.types import EngineInfo, Probabilities, Rows, Runtime
 
 _PROVIDERS = {Runtime.ONNXRUNTIME: "CPUExecutionProvider", Runtime.ONNXRUNTIME_CUDA: "CUDAExecutionProvider"}
 _CUDA_OPTIONS = {
@@ -48,10 +48,10 @@ class OnnxRuntimeEngine:
         if (got := self._session.get_providers()[0]) != provider:
             raise EngineUnavailableError(f"ONNX Runtime was asked for {provider} and chose {got}; see its log above")
 
-    def run(self, batch: Batch) -> Probabilities:
-        """Probabilities [N, C] of a batch [N, S, S, 3]."""
+    def run(self, rows: Rows) -> Probabilities:
+        """Probabilities [N, C] of N samples."""
         try:
-            (probabilities,) = self._session.run(["probabilities"], {"image": batch})
+            (probabilities,) = self._session.run(["probabilities"], {"image": as_batch(rows)})
         except Exception as error:
             if "Failed to allocate memory" in str(error):
                 raise MemoryError(str(error)) from error

@@ -7,8 +7,8 @@ import openvino as ov
 from openvino import CompiledModel, Core, InferRequest
 
 from models.artifact import Artifact
-from service.engines.base import EngineUnavailableError
-from service.types import Batch, EngineInfo, Precision, Probabilities, Runtime
+from service.engines.base import EngineUnavailableError, as_batch
+from service.types import EngineInfo, Precision, Probabilities, Rows, Runtime
 
 _DEVICE = "CPU"
 
@@ -51,13 +51,13 @@ class OpenVinoEngine:
         if got != expected:
             raise EngineUnavailableError(f"OpenVINO was asked for {precision} and chose {got.get_type_name()}")
 
-    def run(self, batch: Batch) -> Probabilities:
-        """Probabilities [N, C] of a batch [N, S, S, 3]."""
+    def run(self, rows: Rows) -> Probabilities:
+        """Probabilities [N, C] of N samples."""
         if self._compiled is None:
             raise RuntimeError("the engine is closed")  # its requests are gone: waiting for one would never end
         request = self._requests.get()
         try:
-            result = request.infer([np.ascontiguousarray(batch)], share_inputs=True)
+            result = request.infer([np.ascontiguousarray(as_batch(rows))], share_inputs=True)
             return np.array(result[0], dtype=np.float32)
         except RuntimeError as error:
             if "alloc" in str(error).lower():

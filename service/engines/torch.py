@@ -6,8 +6,8 @@ from models.artifact import WEIGHTS, Artifact
 from models.build import Served, build
 from models.catalog import CATALOG
 from models.weights import WeightsError, load_state, read_state_dict
-from service.engines.base import EngineUnavailableError
-from service.types import Batch, EngineInfo, Probabilities, Runtime
+from service.engines.base import EngineUnavailableError, as_batch
+from service.types import EngineInfo, Probabilities, Rows, Runtime
 
 
 class TorchEngine:
@@ -28,10 +28,10 @@ class TorchEngine:
         torch.set_num_threads(threads)
         self._served = Served(network, artifact.manifest.input).eval()
 
-    def run(self, batch: Batch) -> Probabilities:
-        """Probabilities [N, C] of a batch [N, S, S, 3]."""
+    def run(self, rows: Rows) -> Probabilities:
+        """Probabilities [N, C] of N samples."""
         with torch.inference_mode():
-            result: Probabilities = self._served(torch.from_numpy(batch)).numpy()
+            result: Probabilities = self._served(torch.from_numpy(as_batch(rows))).numpy()
         return result
 
     def describe(self) -> EngineInfo:

@@ -1,0 +1,145 @@
+"""Engines built from an artifact for NVIDIA cards: a plan, and beside it a record of what it was built from and for.
+
+    ARTIFACTS/NAME/VERSION/engines/
+        FLAVOUR-VERSION-TARGET-PRECISION.plan   what TensorRT wrote
+        FLAVOUR-VERSION-TARGET-PRECISION.json   its record; a plan without one is not there
+
+Here they are named, written and read; whether one fits a machine is for the service to say.
+"""
+
+import hashlib
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+ENGINES = "engines"
+_TARGET = re.compile(r"sm(\d{2,3})")
+
+
+class Flavour(StrEnum):
+    """Who wrote a plan: TensorRT on the card itself, or TensorRT for RTX ahead of time, for any cards."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+class PlanError(Exception):
+    """A plan or its record cannot be read; the message names the file and what to do."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Target:
+    """A compute capability, written sm75 for 7.5."""
+
+    major: int
+    minor: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Target":
+        """From `sm75`; raises ValueError."""
+        if (match := _TARGET.fullmatch(text)) is None:
+            raise ValueError(f"{text!r} is no compute capability; write sm75, sm86, sm89 or sm120")
+        return cls(int(match[1][:-1]), int(match[1][-1]))
+
+    def __str__(self) -> str:
+        return f"sm{self.major}{self.minor}"
+
+
+class BatchProfile(BaseModel):
+    """Batch sizes that a plan takes: from `smallest` to `largest`, fastest at `best`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    smallest: int
+    best: int
+    largest: int
+
+
+class PlanRecord(BaseModel):
+    """What a plan is. `card` is the name of the card that it was built on, None where it was built without one.
+
+    `graph_sha256` is that of the artifact's model.onnx, `source_sha256` that of the ONNX file given to the builder (the
+    same network in `precision`), `sha256` that of the plan. `warnings` are the builder's own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    flavour: Flavour
+    version: str
+    targets: tuple[str, ...]
+    precision: str
+    profile: BatchProfile
+    card: str | None
+    graph_sha256: str
+    source_sha256: str
+    sha256: str
+    size_bytes: int
+    build_s: float
+    warnings: tuple[str, ...] = ()
+    tools: dict[str, str] = {}
+
+    @property
+    def stem(self) -> str:
+        """The name of both files, without their endings."""
+        return f"{self.flavour}-{self.version}-{'+'.join(self.targets)}-{self.precision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan that lies in an artifact."""
+
+    path: Path
+    record: PlanRecord
+
+    def content(self) -> bytes:
+        """Its bytes. Raises PlanError where they cannot be read or are not those of the record."""
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise PlanError(f"{self.path} cannot be read ({error.strerror}); build it again") from error
+        if hashlib.sha256(content).hexdigest() != self.record.sha256:
+            raise PlanError(f"{self.path} differs from its record (sha256); build it again")
+        return content
+
+
+def read_plans(artifact: Path) -> tuple[list[Plan], list[str]]:
+    """The plans in that artifact's folder, by name, and what is wrong with records that cannot be read."""
+    plans, damage = [], []
+    for path in sorted((artifact / ENGINES).glob("*.json")):
+        try:
+            record = PlanRecord.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a record that this version reads"
+            damage.append(f"{path} cannot be read ({reason}); build that engine again")
+            continue
+        plans.append(Plan(path.with_suffix(".plan"), record))
+    return plans, damage
+
+
+def write_plan(artifact: Path, content: bytes, record: PlanRecord) -> Plan:
+    """Put both files into that artifact's folder in the place of older ones of the same name, the record last."""
+    folder = artifact / ENGINES
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)  # the server may run as another user than the export
+    plan = folder / f"{record.stem}.plan"
+    _replace(plan, content)
+    _replace(plan.with_suffix(".json"), record.model_dump_json(indent=2).encode() + b"\n")
+    return Plan(plan, record)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file in one step; an interruption leaves the old one."""
+    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(draft).chmod(0o644)
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,75 @@
+"""The NVIDIA cards of this machine, as CUDA sees them. Answers on any machine: without a driver there are none."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from models.plan import Target
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One card: its number for CUDA, and its memory in bytes, in all and free when it was asked."""
+
+    index: int
+    name: str
+    target: Target
+    memory_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cards:
+    """All cards, or why there are none."""
+
+    found: tuple[Card, ...]
+    reason: str = ""
+
+
+def cards(cudart: ModuleType | None = None) -> Cards:
+    """The cards that this process may use; `cudart` is `cuda.bindings.runtime` or what stands for it."""
+    if cudart is None:
+        if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+            return Cards((), "cuda-bindings is not installed; run: pip install '.[gpu]'")
+        cudart = import_module("cuda.bindings.runtime")
+    try:
+        count = _checked(cudart, cudart.cudaGetDeviceCount())
+        return Cards(tuple(_card(cudart, index) for index in range(count)), "" if count else "there is no card")
+    except _CudaError as error:
+        return Cards((), str(error))
+
+
+def driver_version(file: Path = _DRIVER) -> str | None:
+    """The kernel driver's own line, such as that of 580.82.07; None where there is no NVIDIA driver."""
+    try:
+        line = file.read_text().partition("\n")[0]
+    except OSError:
+        return None
+    words = line.split()
+    return next((word for word in words if word[:1].isdigit() and "." in word), line)
+
+
+class _CudaError(Exception):
+    """What CUDA said."""
+
+
+def _card(cudart: ModuleType, index: int) -> Card:
+    properties = _checked(cudart, cudart.cudaGetDeviceProperties(index))
+    _checked(cudart, cudart.cudaSetDevice(index))
+    free, total = _checked(cudart, cudart.cudaMemGetInfo())
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    return Card(index, name.rstrip("\0"), Target(int(properties.major), int(properties.minor)), int(total), int(free))
+
+
+def _checked(cudart: ModuleType, result: tuple[Any, ...]) -> Any:
+    """The values of a call. Raises _CudaError with CUDA's own words."""
+    error, *values = result
+    if error != cudart.cudaError_t.cudaSuccess:
+        _, text = cudart.cudaGetErrorString(error)
+        raise _CudaError(text.decode() if isinstance(text, bytes) else str(text))
+    return values[0] if len(values) == 1 else tuple(values)

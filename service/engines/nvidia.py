@@ -1,0 +1,83 @@
+"""TensorRT and TensorRT for RTX as Python modules of one shape, whichever packages brought them. Opens no card."""
+
+import ctypes
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from models.plan import Flavour
+from service.engines.base import EngineUnavailableError
+
+_INSTALL = {
+    Flavour.TENSORRT: "pip install '.[tensorrt]'",
+    Flavour.TENSORRT_RTX: "pip install '.[tensorrt-rtx]'",
+}
+# NVIDIA's plugin for ONNX Runtime carries the libraries that the bindings of the same version need.
+_RTX_BINDINGS, _RTX_LIBRARIES = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
+_RTX_FILES = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
+
+
+def is_installed(flavour: Flavour) -> bool:
+    """Whether its packages are there; nothing is imported."""
+    if flavour is Flavour.TENSORRT:
+        return find_spec("tensorrt") is not None
+    return find_spec("tensorrt_rtx") is not None or all(map(find_spec, (_RTX_BINDINGS, _RTX_LIBRARIES)))
+
+
+def module(flavour: Flavour) -> ModuleType:
+    """The module of that flavour. Raises EngineUnavailableError where it is not installed or its libraries fail."""
+    if not is_installed(flavour):
+        raise EngineUnavailableError(f"{flavour} is not installed; run: {_INSTALL[flavour]}")
+    try:
+        if flavour is Flavour.TENSORRT:
+            return import_module("tensorrt")
+        if find_spec("tensorrt_rtx") is not None:
+            return import_module("tensorrt_rtx")
+        _load_rtx_libraries()
+        return import_module(_RTX_BINDINGS)
+    except (ImportError, OSError) as error:
+        raise EngineUnavailableError(f"{flavour} is installed but cannot be loaded: {error}") from error
+
+
+def _load_rtx_libraries() -> None:
+    """Load them for the whole process: the bindings find them by their names then, without LD_LIBRARY_PATH."""
+    spec = find_spec(_RTX_LIBRARIES)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    folder = Path(spec.submodule_search_locations[0])
+    for pattern in _RTX_FILES:
+        if not (found := sorted(folder.glob(pattern))):
+            raise ImportError(f"{folder} holds no {pattern}")
+        ctypes.CDLL(str(found[-1]), ctypes.RTLD_GLOBAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What TensorRT said, worst kinds apart: almost all its failures are a None and a line of its log."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def last(self, count: int = 3) -> str:
+        """Its last errors, or what to say where it gave none."""
+        return "; ".join(self.errors[-count:]) or "TensorRT gave no reason"
+
+
+def logger(trt: ModuleType, words: Words) -> Any:
+    """A logger of that module that keeps errors and warnings in `words`, from any thread, and prints nothing."""
+    severity = trt.ILogger.Severity
+
+    class Listener(trt.ILogger):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, level: Any, message: str) -> None:
+            if level in (severity.INTERNAL_ERROR, severity.ERROR):
+                words.errors.append(message)
+            elif level == severity.WARNING:
+                words.warnings.append(message)
+
+    return Listener()

@@ -1,0 +1,49 @@
+"""The cards of the machine: as CUDA tells them, and with its own words where there are none."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from models.plan import Target
+from service.cards import Card, Cards, cards, driver_version
+
+
+def cuda(count: int, *, error: int = 0) -> Any:
+    """A CUDA runtime with `count` cards of 11 GB, or one that answers every call with `error`."""
+    properties = SimpleNamespace(name=b"NVIDIA GeForce RTX 2080 Ti\0\0", major=7, minor=5)
+    return SimpleNamespace(
+        cudaError_t=SimpleNamespace(cudaSuccess=0),
+        cudaGetErrorString=lambda _: (0, b"no CUDA-capable device is detected"),
+        cudaGetDeviceCount=lambda: (error,) if error else (0, count),
+        cudaGetDeviceProperties=lambda _: (0, properties),
+        cudaSetDevice=lambda _: (0,),
+        cudaMemGetInfo=lambda: (0, 10 << 30, 11 << 30),
+    )
+
+
+def test_cards() -> None:
+    """Each card has its number, its name, its compute capability and its memory."""
+    found = cards(cuda(2))
+    assert [card.index for card in found.found] == [0, 1]
+    assert found.found[1] == Card(1, "NVIDIA GeForce RTX 2080 Ti", Target(7, 5), 11 << 30, 10 << 30)
+    assert found.reason == ""
+
+
+def test_no_cards() -> None:
+    """Without one the reason is there, CUDA's own where it gave one."""
+    assert cards(cuda(0)) == Cards((), "there is no card")
+    assert cards(cuda(1, error=100)) == Cards((), "no CUDA-capable device is detected")
+
+
+def test_this_machine() -> None:
+    """The real binding answers here too, card or not."""
+    found = cards()
+    assert bool(found.found) is not bool(found.reason)
+
+
+def test_driver(tmp_path: Path) -> None:
+    """The version of the kernel driver, as it says it itself."""
+    file = tmp_path / "version"
+    assert driver_version(file) is None
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  Tue Aug 19 2026\nGCC version: 12\n")
+    assert driver_version(file) == "580.82.07"
