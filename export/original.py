@@ -13,7 +13,7 @@ from export.onnx_signature import Layout, RefusedError, Signature
 from export.recipe_file import Output, Recipe
 from models.catalog import Channels
 from models.onnx_reader import IMAGE_TYPES
-from service.engines.base import as_batch
+from service.engines.base import CPU, as_batch, held_bytes
 from service.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 
 _REPEATED_ERROR = 1e-3  # what the order of threads may change at most
@@ -137,9 +137,11 @@ class Trial:
     """A graph of the contract in ONNX Runtime, tried before it is written: an `Engine` that says nothing aloud."""
 
     slots = 1
+    device = CPU
 
     def __init__(self, graph: bytes, max_batch: int) -> None:
         self.max_batch = max_batch
+        self.memory_bytes = held_bytes(len(graph))
         self._session = open_session(graph)
 
     def run(self, rows: Rows) -> Probabilities:
@@ -152,7 +154,7 @@ class Trial:
 
     def describe(self) -> EngineInfo:
         """What runs."""
-        return EngineInfo(Runtime.ONNXRUNTIME, ort.__version__, "cpu", Precision.F32)
+        return EngineInfo(Runtime.ONNXRUNTIME, ort.__version__, self.device, Precision.F32)
 
     def close(self) -> None:
         """Release the session."""

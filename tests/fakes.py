@@ -104,10 +104,12 @@ class FakeEngine:
     answers. While `gate` is cleared, runs wait in their thread.
     """
 
-    def __init__(self, classes: int = 1000, *, slots: int = 1, max_batch: int = 8) -> None:
+    def __init__(self, classes: int = 1000, *, slots: int = 1, max_batch: int = 8, memory_bytes: int = 1000) -> None:
         self.classes = classes
         self.slots = slots
         self.max_batch = max_batch
+        self.device = "cpu"
+        self.memory_bytes = memory_bytes
         self.script: list[Exception | Probabilities] = []
         self.batches: list[int] = []
         self.closed = False
@@ -129,7 +131,7 @@ class FakeEngine:
         return probabilities
 
     def describe(self) -> EngineInfo:
-        return EngineInfo("fake", "1", "cpu", "f32")
+        return EngineInfo("fake", "1", self.device, "f32")
 
     def close(self) -> None:
         self.closed = True

@@ -18,6 +18,8 @@ import torch
 from export.samples import random_pixels
 from models.artifact import GRAPH, WEIGHTS, Artifact, load
 from models.catalog import CATALOG
+from models.plan import Target
+from service.cards import Card
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
@@ -334,18 +336,21 @@ class _SilentFallback:
         return ["CPUExecutionProvider"]
 
 
-def test_silent_fallback_of_onnxruntime_is_refused(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session that took the CPU instead of CUDA is refused; it was told not to, and to compute in real f32."""
+@pytest.mark.parametrize("index", [None, 0, 1])
+def test_silent_fallback_of_onnxruntime_is_refused(
+    tiny: Artifact, monkeypatch: pytest.MonkeyPatch, index: int | None
+) -> None:
+    """A session that took the CPU is refused; it was told not to, to compute in real f32, and on which card."""
+    card = None if index is None else Card(index, "a card", Target(7, 5), 11 << 30, 10 << 30)
     monkeypatch.setattr(ort, "InferenceSession", _SilentFallback)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
 
     with pytest.raises(EngineUnavailableError, match="asked for CUDAExecutionProvider and chose CPUExecutionProvider"):
-        OnnxRuntimeEngine(tiny, Runtime.ONNXRUNTIME_CUDA, slots=1, threads=1, max_batch=8)
+        OnnxRuntimeEngine(tiny, Runtime.ONNXRUNTIME_CUDA, slots=1, threads=1, max_batch=8, card=card)
 
     assert _SilentFallback.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
-    assert _SilentFallback.asked == [
-        ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
-    ]
+    options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "device_id": str(index or 0)}
+    assert _SilentFallback.asked == [("CUDAExecutionProvider", options)]
 
 
 def test_statistics_of_openvino_are_off() -> None:

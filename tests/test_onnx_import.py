@@ -411,6 +411,7 @@ def _distort(monkeypatch: pytest.MonkeyPatch, runtimes: set[Runtime]) -> None:
     class Wrong:
         def __init__(self, engine: Engine) -> None:
             self.slots, self.max_batch, self._engine = engine.slots, engine.max_batch, engine
+            self.device, self.memory_bytes = engine.device, engine.memory_bytes
             self.describe, self.close = engine.describe, engine.close
 
         def run(self, rows: Rows) -> NDArray[np.float32]:

@@ -30,6 +30,8 @@ class TableEngine:
     def __init__(self, rows: Probabilities, change: Change = lambda rows: rows, precision: str = "f32") -> None:
         self.slots = 1
         self.max_batch = 8
+        self.device = "cpu"
+        self.memory_bytes = 0
         self.sizes: list[int] = []
         self.closed = False
         self._rows = rows
@@ -54,6 +56,8 @@ class Distorted:
     def __init__(self, engine: Engine, change: Change, precision: Precision) -> None:
         self.slots = engine.slots
         self.max_batch = engine.max_batch
+        self.device = engine.device
+        self.memory_bytes = engine.memory_bytes
         self._engine = engine
         self._change = change
         self._precision = precision

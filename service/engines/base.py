@@ -6,16 +6,26 @@ import numpy as np
 
 from service.types import Batch, EngineInfo, Probabilities, Rows
 
+CPU = "cpu"
+"""The device of every engine that runs on the processor; a card is `cuda:0`, `cuda:1` and so on."""
+
+_HELD_PER_GRAPH = 2  # a runtime keeps the weights and, beside them or in their place, a copy in its own layout
+
 
 class EngineUnavailableError(Exception):
     """What was asked for cannot run here; the message says why and what to do. Never answered by something else."""
 
 
 class Engine(Protocol):
-    """Runs batches. `run` may be called from `slots` threads at once."""
+    """Runs batches. `run` may be called from `slots` threads at once.
+
+    `memory_bytes` is what it holds on `device` once it is warm: measured where a runtime can tell, else `held_bytes`.
+    """
 
     slots: int
     max_batch: int
+    device: str
+    memory_bytes: int
 
     def run(self, rows: Rows) -> Probabilities:
         """Probabilities [N, C] of N samples. Raises MemoryError where the batch does not fit."""
@@ -25,6 +35,11 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back memory and threads; no `run` may follow."""
+
+
+def held_bytes(graph_bytes: int) -> int:
+    """About what an engine holds, from the size of its graph file, which has the weights in f32."""
+    return _HELD_PER_GRAPH * graph_bytes
 
 
 def as_batch(rows: Rows) -> Batch:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from models.artifact import IMPORTED, Artifact
+from service.cards import Card
 from service.engines.base import Engine, EngineUnavailableError
 from service.types import Precision, Runtime
 
@@ -24,12 +25,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What the user asked for, and the CPUs there are for all slots together."""
+    """What the user asked for, the CPUs there are for all slots together, and the card to use; None for the first."""
 
     runtime: Runtime = Runtime.AUTO
     precision: Precision = Precision.AUTO
     cpus: int = 1
     max_batch: int = 8
+    card: Card | None = None
 
     @property
     def slots(self) -> int:
@@ -162,7 +164,7 @@ def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, opt
 
     if runtime is Runtime.ONNXRUNTIME_CUDA:
         slots = 1
-    return OnnxRuntimeEngine(artifact, runtime, slots=slots, threads=threads, max_batch=max_batch)
+    return OnnxRuntimeEngine(artifact, runtime, slots=slots, threads=threads, max_batch=max_batch, card=options.card)
 
 
 def warm_up(engine: Engine, size: int) -> None:

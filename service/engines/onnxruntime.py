@@ -4,7 +4,8 @@ import numpy as np
 import onnxruntime as ort
 
 from models.artifact import Artifact
-from service.engines.base import EngineUnavailableError, as_batch
+from service.cards import Card
+from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
 from service.types import EngineInfo, Probabilities, Rows, Runtime
 
 _PROVIDERS = {Runtime.ONNXRUNTIME: "CPUExecutionProvider", Runtime.ONNXRUNTIME_CUDA: "CUDAExecutionProvider"}
@@ -24,9 +25,20 @@ def has_cuda() -> bool:
 class OnnxRuntimeEngine:
     """One session that `slots` threads call; together they use `slots` times `threads` threads."""
 
-    def __init__(self, artifact: Artifact, runtime: Runtime, *, slots: int, threads: int, max_batch: int) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        runtime: Runtime,
+        *,
+        slots: int,
+        threads: int,
+        max_batch: int,
+        card: Card | None = None,
+    ) -> None:
         self.slots = slots
         self.max_batch = max_batch
+        index = card.index if card else 0
+        self.device = f"cuda:{index}" if runtime is Runtime.ONNXRUNTIME_CUDA else CPU
         self._runtime = runtime
         provider = _PROVIDERS[runtime]
         options = ort.SessionOptions()
@@ -38,7 +50,7 @@ class OnnxRuntimeEngine:
         provider_options: dict[str, str] = {}
         if runtime is Runtime.ONNXRUNTIME_CUDA:
             options.add_session_config_entry(_NO_FALLBACK, "1")
-            provider_options = _CUDA_OPTIONS
+            provider_options = {**_CUDA_OPTIONS, "device_id": str(index)}
             ort.preload_dlls()
         try:
             self._session = ort.InferenceSession(artifact.graph, options, providers=[(provider, provider_options)])
@@ -47,6 +59,7 @@ class OnnxRuntimeEngine:
         # Without the CUDA libraries or a driver ONNX Runtime logs a line and takes the CPU: never silently.
         if (got := self._session.get_providers()[0]) != provider:
             raise EngineUnavailableError(f"ONNX Runtime was asked for {provider} and chose {got}; see its log above")
+        self.memory_bytes = held_bytes(artifact.graph.stat().st_size)
 
     def run(self, rows: Rows) -> Probabilities:
         """Probabilities [N, C] of N samples."""
@@ -60,8 +73,7 @@ class OnnxRuntimeEngine:
 
     def describe(self) -> EngineInfo:
         """What really runs."""
-        device = "cuda" if self._runtime is Runtime.ONNXRUNTIME_CUDA else "cpu"
-        return EngineInfo(self._runtime, ort.__version__, device, "f32")
+        return EngineInfo(self._runtime, ort.__version__, self.device, "f32")
 
     def close(self) -> None:
         """Release the session."""

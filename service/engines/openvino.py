@@ -7,7 +7,7 @@ import openvino as ov
 from openvino import CompiledModel, Core, InferRequest
 
 from models.artifact import Artifact
-from service.engines.base import EngineUnavailableError, as_batch
+from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
 from service.types import EngineInfo, Precision, Probabilities, Rows, Runtime
 
 _DEVICE = "CPU"
@@ -24,6 +24,7 @@ class OpenVinoEngine:
     def __init__(self, artifact: Artifact, precision: Precision, *, slots: int, threads: int, max_batch: int) -> None:
         self.slots = slots
         self.max_batch = max_batch
+        self.device = CPU
         if precision is Precision.BF16 and not has_bf16():
             raise EngineUnavailableError("this CPU has no bf16 instructions (AMX or AVX-512-BF16); use --precision f32")
         # The precision is always said: on a CPU with bf16 OpenVINO would otherwise choose it by itself.
@@ -37,6 +38,7 @@ class OpenVinoEngine:
             self._compiled: CompiledModel | None = Core().compile_model(artifact.graph, _DEVICE, properties)
         except RuntimeError as error:
             raise EngineUnavailableError(f"OpenVINO cannot run {artifact.graph}: {_reason(error)}") from error
+        self.memory_bytes = held_bytes(artifact.graph.stat().st_size)
         self._check(precision)
         self._requests: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
         for _ in range(slots):
@@ -68,7 +70,7 @@ class OpenVinoEngine:
 
     def describe(self) -> EngineInfo:
         """What really runs."""
-        return EngineInfo(Runtime.OPENVINO, ov.__version__.partition("-")[0], "cpu", self._precision)
+        return EngineInfo(Runtime.OPENVINO, ov.__version__.partition("-")[0], self.device, self._precision)
 
     def close(self) -> None:
         """Release the compiled model; requests of it must have ended."""

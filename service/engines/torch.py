@@ -6,7 +6,7 @@ from models.artifact import WEIGHTS, Artifact
 from models.build import Served, build
 from models.catalog import CATALOG
 from models.weights import WeightsError, load_state, read_state_dict
-from service.engines.base import EngineUnavailableError, as_batch
+from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
 from service.types import EngineInfo, Probabilities, Rows, Runtime
 
 
@@ -16,6 +16,7 @@ class TorchEngine:
     def __init__(self, artifact: Artifact, *, threads: int, max_batch: int) -> None:
         self.slots = 1
         self.max_batch = max_batch
+        self.device = CPU
         name, weights = artifact.manifest.name, artifact.folder / WEIGHTS
         architecture = CATALOG.get(name)
         if architecture is None or not weights.is_file():
@@ -25,6 +26,7 @@ class TorchEngine:
             load_state(network, architecture, read_state_dict(weights), what=str(weights))
         except WeightsError as error:
             raise EngineUnavailableError(str(error)) from error
+        self.memory_bytes = held_bytes(weights.stat().st_size)
         torch.set_num_threads(threads)
         self._served = Served(network, artifact.manifest.input).eval()
 
@@ -36,7 +38,7 @@ class TorchEngine:
 
     def describe(self) -> EngineInfo:
         """What really runs."""
-        return EngineInfo(Runtime.TORCH, torch.__version__, "cpu", "f32")
+        return EngineInfo(Runtime.TORCH, torch.__version__, self.device, "f32")
 
     def close(self) -> None:
         """Release the network."""
