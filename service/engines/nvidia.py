@@ -3,6 +3,7 @@
 import ctypes
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -11,9 +12,16 @@ from typing import Any
 from models.plan import Flavour
 from service.engines.base import EngineUnavailableError
 
-_INSTALL = {
+INSTALL = {
     Flavour.TENSORRT: "pip install '.[tensorrt]'",
     Flavour.TENSORRT_RTX: "pip install '.[tensorrt-rtx]'",
+}
+"""The command that installs each flavour."""
+
+# The packages whose version is that of the library, whichever of them is there
+_PACKAGES = {
+    Flavour.TENSORRT: ("tensorrt_cu13_bindings", "tensorrt_cu13", "tensorrt"),
+    Flavour.TENSORRT_RTX: ("tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13", "tensorrt_rtx"),
 }
 # NVIDIA's plugin for ONNX Runtime carries the libraries that the bindings of the same version need.
 _RTX_BINDINGS, _RTX_LIBRARIES = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
@@ -27,10 +35,28 @@ def is_installed(flavour: Flavour) -> bool:
     return find_spec("tensorrt_rtx") is not None or all(map(find_spec, (_RTX_BINDINGS, _RTX_LIBRARIES)))
 
 
+def installed_version(flavour: Flavour) -> str | None:
+    """The version that is installed, None where there is none or it cannot be told. Asks the packages where it can.
+
+    An installation that pip did not make is imported and asked itself: its libraries take a second to load.
+    """
+    if not is_installed(flavour):
+        return None
+    for package in _PACKAGES[flavour]:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    try:
+        return str(module(flavour).__version__)
+    except EngineUnavailableError:
+        return None
+
+
 def module(flavour: Flavour) -> ModuleType:
     """The module of that flavour. Raises EngineUnavailableError where it is not installed or its libraries fail."""
     if not is_installed(flavour):
-        raise EngineUnavailableError(f"{flavour} is not installed; run: {_INSTALL[flavour]}")
+        raise EngineUnavailableError(f"{flavour} is not installed; run: {INSTALL[flavour]}")
     try:
         if flavour is Flavour.TENSORRT:
             return import_module("tensorrt")

@@ -1,0 +1,176 @@
+"""Whether engines built for NVIDIA cards fit this machine, what differs where they do not, and what to run then.
+
+Judged from records, versions and cards: no plan is read and none is loaded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from models.artifact import GRAPH, Manifest
+from models.plan import Flavour, Plan, PlanRecord, read_plans
+from service.cards import Card, Cards, cards, driver_version
+from service.engines.nvidia import INSTALL, installed_version
+from service.types import Precision
+
+PREFERRED = (Precision.FP16, Precision.F32)
+"""What `auto` takes of the plans that fit, best first. int8 gives up accuracy: it must be asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What plans must fit: the cards, their driver, and the version of each flavour that is installed."""
+
+    cards: Cards
+    driver: str | None
+    versions: Mapping[Flavour, str]
+
+    def only(self, card: Card | None) -> "Machine":
+        """The same with this card alone; None leaves it as it is."""
+        return self if card is None else replace(self, cards=Cards((card,)))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The artifact that plans are judged for: its model.onnx as of now, and where it lies, for the commands."""
+
+    name: str
+    root: Path
+    graph_sha256: str
+
+    @classmethod
+    def of(cls, root: Path, manifest: Manifest) -> "Source":
+        """That of an artifact under `root`."""
+        return cls(manifest.name, root, manifest.files.get(GRAPH, ""))
+
+    def build(self, flavour: Flavour, precision: str = Precision.FP16) -> str:
+        """The command that builds an engine for the card of the machine that it runs on."""
+        photos = " --calibration PHOTOS" if precision == Precision.INT8 else ""
+        return (
+            f"topfive export {self.name} --engine {flavour} --precision {precision}{photos} --target this "
+            f"--artifacts {self.root}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing in which a plan and the machine differ, and the command that mends it, empty where there is none."""
+
+    what: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A plan, the cards that it fits, and what differs; it fits where nothing does."""
+
+    plan: Plan
+    cards: tuple[Card, ...]
+    differences: tuple[Difference, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether it may be loaded here."""
+        return not self.differences
+
+    @property
+    def reason(self) -> str:
+        """What differs, in a line; empty where it fits."""
+        return "; ".join(difference.what for difference in self.differences)
+
+    @property
+    def remedy(self) -> str:
+        """What to run, each command once; empty where nothing is to be done."""
+        return " and then ".join(dict.fromkeys(one.remedy for one in self.differences if one.remedy))
+
+    @property
+    def sentence(self) -> str:
+        """Its name, what differs and what to run."""
+        run = f"; run: {self.remedy}" if self.remedy else ""
+        return f"{self.plan.record.stem} does not fit ({self.reason}){run}"
+
+
+def this_machine() -> Machine:
+    """The machine as it is now; asks CUDA for its cards."""
+    versions = {flavour: found for flavour in Flavour if (found := installed_version(flavour)) is not None}
+    return Machine(cards(), driver_version(), versions)
+
+
+def survey(folder: Path, source: Source, machine: Machine, asked: Precision) -> tuple[tuple[Fit, ...], list[str]]:
+    """Every plan in that artifact's folder, the best first, and what is wrong with records that cannot be read."""
+    plans, damage = read_plans(folder)
+    fits = [judge(plan, source, machine, asked, damage=_damage(plan)) for plan in plans]
+    return tuple(sorted(fits, key=_place)), damage
+
+
+def judge(plan: Plan, source: Source, machine: Machine, asked: Precision, damage: str = "") -> Fit:
+    """How `plan` fits, from its record alone; `damage` is what is known to be wrong with its file."""
+    record = plan.record
+    build = source.build(record.flavour, record.precision)
+    on, differences = _cards(record, machine, build)
+    installed = machine.versions.get(record.flavour)
+    if installed is None:
+        differences.append(Difference(f"{record.flavour} is not installed", INSTALL[record.flavour]))
+    elif installed != record.version:
+        what = f"built with {record.flavour} {record.version}; {installed} is installed"
+        differences.append(Difference(what, build))
+    if record.graph_sha256 != source.graph_sha256:
+        differences.append(Difference("built from another model.onnx", build))
+    if damage:
+        differences.append(Difference(damage, build))
+    if (wrong := _precision(record.precision, asked)) is not None:
+        remedy = (
+            source.build(record.flavour, asked) if asked is not Precision.AUTO else "topfive serve --precision int8"
+        )
+        differences.append(Difference(wrong, remedy))
+    if not record.profile.smallest <= 1 <= record.profile.largest:
+        what = f"it takes batches of {record.profile.smallest} to {record.profile.largest}, and one must be among them"
+        differences.append(Difference(what, f"{build} --batch 1,8,32"))
+    return Fit(plan, on, tuple(differences))
+
+
+def _cards(record: PlanRecord, machine: Machine, build: str) -> tuple[tuple[Card, ...], list[Difference]]:
+    """The cards that it fits, or else why it fits none."""
+    found = machine.cards.found
+    if not found:
+        return (), [Difference(f"no NVIDIA card can be used here: {machine.cards.reason}")]
+    capable = tuple(card for card in found if str(card.target) in record.targets)
+    if not capable:
+        return (), [Difference(f"built for {', '.join(record.targets)}; here is {_named(found)}", build)]
+    # A plan of TensorRT proper is bound to the model of card; one for RTX is made for any card of its targets.
+    if record.flavour is Flavour.TENSORRT and record.card is not None:
+        capable, named = tuple(card for card in capable if card.name == record.card), capable
+        if not capable:
+            return (), [Difference(f"built on {record.card}; here is {_named(named)}", build)]
+    return capable, []
+
+
+def _named(found: Sequence[Card]) -> str:
+    return ", ".join(dict.fromkeys(f"{card.name} ({card.target})" for card in found))
+
+
+def _precision(given: str, asked: Precision) -> str | None:
+    """Why a plan in precision `given` is not for who asked; None where it is."""
+    if asked is not Precision.AUTO:
+        return None if given == asked else f"it computes in {given}, and {asked} is asked for"
+    return None if given in PREFERRED else f"auto does not take {given}: it must be asked for"
+
+
+def _damage(plan: Plan) -> str:
+    """What is wrong with the file at a glance. Its sha256 is compared when it is loaded."""
+    try:
+        size = plan.path.stat().st_size
+    except OSError as error:
+        return f"{plan.path.name} cannot be read ({error.strerror})"
+    return "" if size == plan.record.size_bytes else f"{plan.path.name} is damaged: {size:,} bytes, not as recorded"
+
+
+def _place(fit: Fit) -> tuple[int, int, str]:
+    """Faster precisions first, then plans made for fewer cards."""
+    precision = fit.plan.record.precision
+    order = [str(one) for one in PREFERRED]
+    return (
+        order.index(precision) if precision in order else len(order),
+        len(fit.plan.record.targets),
+        str(fit.plan.path),
+    )

@@ -1,0 +1,186 @@
+"""Which engines built for NVIDIA cards fit a machine: a table of both, with what differs and what helps."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.plan import BatchProfile, Flavour, Plan, Target, write_plan
+from service.cards import Card, Cards
+from service.engines.plans import Machine, Source, judge, survey, this_machine
+from service.types import Precision
+from tests.test_plan import CONTENT, record
+
+TURING = Card(0, "NVIDIA GeForce RTX 2080 Ti", Target(7, 5), 11 << 30, 10 << 30)
+ADA = Card(1, "NVIDIA GeForce RTX 4090", Target(8, 9), 24 << 30, 20 << 30)
+BOTH = {Flavour.TENSORRT: "11.4.0.106", Flavour.TENSORRT_RTX: "1.7.1.116"}
+NO_CARD = Machine(Cards((), "no CUDA-capable device is detected"), None, BOTH)
+SOURCE = Source("tiny", Path("artifacts"), "g")
+ON_THE_CARD = {"flavour": Flavour.TENSORRT, "version": "11.4.0.106", "targets": ("sm89",), "card": ADA.name}
+BUILD_RTX = "topfive export tiny --engine tensorrt-rtx --precision fp16 --target this --artifacts artifacts"
+BUILD = "topfive export tiny --engine tensorrt --precision fp16 --target this --artifacts artifacts"
+
+
+def machine(*found: Card) -> Machine:
+    """A machine with these cards and both flavours."""
+    return Machine(Cards(found), "580.82.07", BOTH)
+
+
+def plan(**changes: object) -> Plan:
+    """A plan with that record, as it would lie in an artifact."""
+    return Plan(Path("some.plan"), record(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "asked", "on"),
+    [
+        ({}, (ADA,), Precision.AUTO, (ADA,)),
+        ({}, (TURING, ADA), Precision.FP16, (ADA,)),
+        ({"targets": ("sm75",)}, (TURING, ADA), Precision.AUTO, (TURING,)),
+        ({"precision": "f32"}, (ADA,), Precision.AUTO, (ADA,)),
+        ({"precision": "f32"}, (ADA,), Precision.F32, (ADA,)),
+        ({"precision": "int8"}, (ADA,), Precision.INT8, (ADA,)),
+        (ON_THE_CARD, (ADA,), Precision.AUTO, (ADA,)),
+        (ON_THE_CARD, (replace(ADA, index=0, name="NVIDIA L40S"), ADA), Precision.AUTO, (ADA,)),
+        ({"card": "a card of the builder"}, (ADA,), Precision.AUTO, (ADA,)),
+        ({"profile": BatchProfile(smallest=1, best=1, largest=1)}, (ADA,), Precision.AUTO, (ADA,)),
+    ],
+)
+def test_fits(changes: dict[str, object], found: tuple[Card, ...], asked: Precision, on: tuple[Card, ...]) -> None:
+    """A plan fits the cards of its targets, TensorRT's own only the model it was built on; nothing differs then."""
+    fit = judge(plan(**changes), SOURCE, machine(*found), asked)
+
+    assert (fit.fits, fit.cards) == (True, on)
+    assert (fit.reason, fit.remedy) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "asked", "reason", "remedy"),
+    [
+        (
+            {},
+            machine(TURING),
+            Precision.AUTO,
+            "built for sm86, sm89; here is NVIDIA GeForce RTX 2080 Ti (sm75)",
+            BUILD_RTX,
+        ),
+        (
+            ON_THE_CARD,
+            machine(replace(ADA, name="NVIDIA L40S")),
+            Precision.AUTO,
+            "built on NVIDIA GeForce RTX 4090; here is NVIDIA L40S (sm89)",
+            BUILD,
+        ),
+        (
+            {"version": "1.6.1"},
+            machine(ADA),
+            Precision.AUTO,
+            "built with tensorrt-rtx 1.6.1; 1.7.1.116 is installed",
+            BUILD_RTX,
+        ),
+        ({"graph_sha256": "old"}, machine(ADA), Precision.AUTO, "built from another model.onnx", BUILD_RTX),
+        (
+            {},
+            replace(machine(ADA), versions={}),
+            Precision.AUTO,
+            "tensorrt-rtx is not installed",
+            "pip install '.[tensorrt-rtx]'",
+        ),
+        ({}, NO_CARD, Precision.AUTO, "no NVIDIA card can be used here: no CUDA-capable device is detected", ""),
+        (
+            {"precision": "int8"},
+            machine(ADA),
+            Precision.AUTO,
+            "auto does not take int8: it must be asked for",
+            "topfive serve --precision int8",
+        ),
+        (
+            {},
+            machine(ADA),
+            Precision.F32,
+            "it computes in fp16, and f32 is asked for",
+            BUILD_RTX.replace("fp16", "f32"),
+        ),
+        (
+            {},
+            machine(ADA),
+            Precision.INT8,
+            "it computes in fp16, and int8 is asked for",
+            BUILD_RTX.replace("fp16", "int8 --calibration PHOTOS"),
+        ),
+        (
+            {"profile": BatchProfile(smallest=4, best=8, largest=8)},
+            machine(ADA),
+            Precision.AUTO,
+            "it takes batches of 4 to 8, and one must be among them",
+            f"{BUILD_RTX} --batch 1,8,32",
+        ),
+    ],
+)
+def test_differs(changes: dict[str, object], where: Machine, asked: Precision, reason: str, remedy: str) -> None:
+    """Each thing that differs is named with both sides, and with the command that mends it."""
+    fit = judge(plan(**changes), SOURCE, where, asked)
+
+    assert not fit.fits
+    assert (fit.reason, fit.remedy) == (reason, remedy)
+    assert reason in fit.sentence
+    assert remedy in fit.sentence
+
+
+def test_several_differences() -> None:
+    """All that differs is said at once, and a command that mends several things only once."""
+    fit = judge(plan(version="1.6.1", graph_sha256="old"), SOURCE, machine(TURING), Precision.AUTO, damage="half of it")
+
+    assert len(fit.differences) == 4
+    assert fit.remedy == BUILD_RTX
+    fit = judge(plan(graph_sha256="old"), SOURCE, replace(machine(ADA), versions={}), Precision.AUTO)
+    assert fit.remedy == f"pip install '.[tensorrt-rtx]' and then {BUILD_RTX}"
+
+
+def test_one_card_alone() -> None:
+    """Judged for one card of several, the others do not count."""
+    assert judge(plan(), SOURCE, machine(TURING, ADA).only(ADA), Precision.AUTO).cards == (ADA,)
+    assert not judge(plan(), SOURCE, machine(TURING, ADA).only(TURING), Precision.AUTO).fits
+    assert machine(TURING, ADA).only(None) == machine(TURING, ADA)
+
+
+def test_survey(tmp_path: Path) -> None:
+    """The plans of a folder come best first: fp16 before f32, made for one card before made for many, int8 last."""
+    for precision, targets in (
+        ("int8", ("sm89",)),
+        ("f32", ("sm89",)),
+        ("fp16", ("sm86", "sm89")),
+        ("fp16", ("sm89",)),
+    ):
+        write_plan(tmp_path, CONTENT, record(precision=precision, targets=targets))
+    (tmp_path / "engines" / "zzz.json").write_text("{")
+
+    fits, damage = survey(tmp_path, SOURCE, machine(ADA), Precision.AUTO)
+
+    assert [(fit.plan.record.precision, len(fit.plan.record.targets)) for fit in fits] == [
+        ("fp16", 1),
+        ("fp16", 2),
+        ("f32", 1),
+        ("int8", 1),
+    ]
+    assert [fit.fits for fit in fits] == [True, True, True, False]
+    assert len(damage) == 1
+    assert "zzz" in damage[0]
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    """A plan that is shorter than its record says, or gone, does not fit; nothing is hashed for that."""
+    written = write_plan(tmp_path, CONTENT, record(sha256=hashlib.sha256(b"other").hexdigest()))
+    assert survey(tmp_path, SOURCE, machine(ADA), Precision.AUTO)[0][0].fits
+    written.path.write_bytes(CONTENT[:-1])
+    assert "is damaged: 5 bytes" in survey(tmp_path, SOURCE, machine(ADA), Precision.AUTO)[0][0].reason
+    written.path.unlink()
+    assert "cannot be read" in survey(tmp_path, SOURCE, machine(ADA), Precision.AUTO)[0][0].reason
+
+
+def test_this_machine() -> None:
+    """The real one answers, whatever is installed and whatever cards there are."""
+    real = this_machine()
+    assert bool(real.cards.found) is not bool(real.cards.reason)
+    assert all(version[0].isdigit() for version in real.versions.values())
