@@ -16,6 +16,7 @@ from models.catalog import CATALOG, Catalog
 from service.budget import UploadBudget
 from service.classifier import LocalClassifier
 from service.clock import LoopClock
+from service.directory import LocalDirectory
 from service.engines.base import Engine
 from service.engines.choose import EngineOptions, open_engine
 from service.errors import ShuttingDown, TopfiveError
@@ -85,17 +86,16 @@ class Service:
     def __init__(self, core: Core) -> None:
         settings = core.settings
         self._core = core
+        directory = LocalDirectory(core.repository)
         budget = UploadBudget(settings.max_upload_bytes)
         intake = Intake(settings.limits, budget, settings.timeout_s, core.clock, core.metrics)
         app = create_app(
             endpoints.predictions(core.classifier, intake),
-            endpoints.models(core.repository),
-            endpoints.health(core.repository, core.metrics),
+            endpoints.models(directory),
+            endpoints.health(directory, core.metrics),
             refused=partial(core.metrics.answered, UNKNOWN),
         )
-        servicer = Servicer(
-            core.classifier, core.repository, budget=budget, timeout_s=settings.timeout_s, clock=core.clock
-        )
+        servicer = Servicer(core.classifier, directory, budget=budget, timeout_s=settings.timeout_s, clock=core.clock)
         self.rest = RestServer(app, settings.host, settings.port)
         try:
             self.rpc = RpcServer(servicer, settings.host, settings.grpc_port)

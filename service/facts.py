@@ -21,12 +21,11 @@ from service.types import EngineInfo, Latency
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """One model. `version`, `weights`, `record` are None until it is exported, `engine` and `latency_ms` until loaded.
+class ModelSummary:
+    """A row of the list. `version` and `weights` are None until it is exported, `engine` and `latency_ms` until loaded.
 
     Accuracy is in percent: of the weights inside, or before the export of those that would be taken; `measured` on the
-    user's own images, oldest first. What the paper says of itself is that of the catalog, and empty or None for a
-    model that is not in it.
+    user's own images, oldest first.
     """
 
     name: str
@@ -48,6 +47,15 @@ class ModelFacts:
     engine: EngineInfo | None
     latency_ms: Latency | None
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts(ModelSummary):
+    """The page of one model. `record` is None until it is exported.
+
+    What the paper says of itself is that of the catalog, and empty or None for a model that is not in it.
+    """
+
     input: InputSpec
     record: WeightRecord | None
     parity: tuple[ParityReport, ...]

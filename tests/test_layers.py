@@ -42,6 +42,7 @@ LAYERS = {
     "service.engines": 3,
     "service.classifier": 4,
     "service.comparison": 4,
+    "service.directory": 4,
     "service.ensemble": 4,
     "service.facts": 4,
     "service.model": 4,

@@ -1,4 +1,4 @@
-"""The REST endpoints: each reads its request, calls the classifier or the repository, and writes the reply."""
+"""The REST endpoints: each reads its request, calls the classifier or the directory, and writes the reply."""
 
 import asyncio
 from dataclasses import fields
@@ -10,10 +10,8 @@ from starlette.responses import Response
 
 from service.classifier import DEFAULT_CROPS, Classifier
 from service.comparison import ComparisonTiming
-from service.errors import NotReady
-from service.facts import facts, layer_facts
+from service.directory import Directory
 from service.metrics import Metrics
-from service.repository import Repository
 from service.rest.errors import row_problem
 from service.rest.intake import BODY, Intake, Parameters, unless_disconnected
 from service.rest.schemas import (
@@ -100,34 +98,34 @@ def predictions(classifier: Classifier, intake: Intake) -> APIRouter:
     return router
 
 
-def models(repository: Repository) -> APIRouter:
+def models(directory: Directory) -> APIRouter:
     """`GET /models`, `GET /models/{name}` and `GET /models/{name}/layers`."""
     router = APIRouter(tags=["models"])
 
     @router.get("/models")
     async def list_models() -> ModelListReply:
         """Everything the server knows: loaded, exported, or waiting to be exported."""
-        rows = [ModelReply.model_validate(facts(entry)) for entry in repository.entries()]
-        return ModelListReply(default=repository.default, models=rows)
+        known = await directory.models()
+        return ModelListReply(default=known.default, models=[ModelReply.model_validate(row) for row in known.models])
 
     @router.get("/models/{name}", responses={404: _PROBLEMS[404]})
     async def get_model(name: str) -> ModelDetailReply:
         """One model, with its input recipe, its weights and its parity (with PyTorch or its file) on each engine."""
-        return ModelDetailReply.model_validate(facts(repository.entry(name)))
+        return ModelDetailReply.model_validate(await directory.model(name))
 
     @router.get(
         "/models/{name}/layers", response_model=LayersReply, responses={404: _PROBLEMS[404], 503: _PROBLEMS[503]}
     )
     async def get_layers(name: str) -> Response:
         """The layers of an exported model, loaded or not: maps, parameters, operations, receptive fields."""
-        entry = repository.entry(name)
-        reply = await asyncio.to_thread(lambda: LayersReply.of(layer_facts(entry, repository.root)).model_dump_json())
+        known = await directory.layers(name)
+        reply = await asyncio.to_thread(lambda: LayersReply.of(known).model_dump_json())
         return Response(reply, media_type="application/json")
 
     return router
 
 
-def health(repository: Repository, metrics: Metrics) -> APIRouter:
+def health(directory: Directory, metrics: Metrics) -> APIRouter:
     """`GET /livez`, `GET /readyz` and `GET /metrics`."""
     router = APIRouter(tags=["health"])
 
@@ -135,15 +133,14 @@ def health(repository: Repository, metrics: Metrics) -> APIRouter:
     @router.get("/livez", responses={503: _PROBLEMS[503]})
     async def livez() -> Health:
         """Whether the process works; when not, restart it."""
-        if not repository.alive:
-            raise NotReady("an engine or its queue has failed for good; restart the server")
+        directory.check_alive()
         return Health(status="alive")
 
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: _PROBLEMS[503]})
     async def readyz() -> Health:
-        """Whether every configured model is loaded and warm, and its last real runs did not all fail."""
-        repository.check_ready()
+        """Whether every configured model is loaded, warm and answering; of a gateway, whether a server behind it is."""
+        directory.check_ready()
         return Health(status="ready")
 
     @router.get("/metrics", response_class=Response)

@@ -6,7 +6,7 @@ from models.layers import Layer, Stage
 from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.comparison import Comparison, Row
-from service.facts import LayerFacts, ModelFacts
+from service.facts import LayerFacts, ModelFacts, ModelSummary
 from service.rpc.errors import describe
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 
@@ -37,7 +37,7 @@ def compare_reply(request_id: str, comparison: Comparison) -> pb.CompareReply:
     )
 
 
-def model_info(facts: ModelFacts) -> pb.ModelInfo:
+def model_info(facts: ModelSummary) -> pb.ModelInfo:
     """The row of the model list."""
     return pb.ModelInfo(
         model=pb.Model(

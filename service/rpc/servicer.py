@@ -1,4 +1,4 @@
-"""The calls of the contract: each reads its message, calls the classifier or the repository, and answers."""
+"""The calls of the contract: each reads its message, calls the classifier or the directory, and answers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -9,9 +9,8 @@ from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
 from service.budget import UploadBudget
 from service.classifier import DEFAULT_CROPS, Classifier
 from service.clock import Clock
+from service.directory import Directory
 from service.errors import ShuttingDown
-from service.facts import facts, layer_facts
-from service.repository import Repository
 from service.request_id import request_id
 from service.rpc import converters
 from service.rpc.errors import Context, abort, describe
@@ -23,10 +22,10 @@ class Servicer(ClassifierServicer):
     """`topfive.v1.Classifier`. A cancelled call cancels its work: grpc.aio cancels the coroutine."""
 
     def __init__(
-        self, classifier: Classifier, repository: Repository, *, budget: UploadBudget, timeout_s: float, clock: Clock
+        self, classifier: Classifier, directory: Directory, *, budget: UploadBudget, timeout_s: float, clock: Clock
     ) -> None:
         self._classifier = classifier
-        self._repository = repository
+        self._directory = directory
         self._budget = budget
         self._timeout_s = timeout_s
         self._clock = clock
@@ -97,24 +96,24 @@ class Servicer(ClassifierServicer):
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
         """All models."""
         try:
-            entries = [converters.model_info(facts(entry)) for entry in self._repository.entries()]
-            return pb.ListModelsReply(default_model=self._repository.default, models=entries)
+            known = await self._directory.models()
+            return pb.ListModelsReply(
+                default_model=known.default, models=[converters.model_info(row) for row in known.models]
+            )
         except Exception as error:
             await abort(context, error, request_id(""))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelReply:
         """One model."""
         try:
-            return converters.get_model_reply(facts(self._repository.entry(request.name)))
+            return converters.get_model_reply(await self._directory.model(request.name))
         except Exception as error:
             await abort(context, error, request_id(""))
 
     async def GetLayers(self, request: pb.GetLayersRequest, context: Context) -> pb.GetLayersReply:
         """The layers of one model."""
         try:
-            entry = self._repository.entry(request.name)
-            known = await asyncio.to_thread(layer_facts, entry, self._repository.root)
-            return converters.get_layers_reply(known)
+            return converters.get_layers_reply(await self._directory.layers(request.name))
         except Exception as error:
             await abort(context, error, request_id(""))
 

@@ -1,0 +1,65 @@
+"""What a transport may ask about models and the server's state, wherever the models are."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.errors import NotReady
+from service.facts import LayerFacts, ModelFacts, ModelSummary, facts, layer_facts
+from service.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """Every model that is known, and the name of the one that a request without a name means."""
+
+    default: str
+    models: tuple[ModelSummary, ...]
+
+
+class Directory(Protocol):
+    """Facts of models and readiness, whether the repository is in this process or behind a network."""
+
+    async def models(self) -> ModelList:
+        """All of them: loaded, exported, or waiting to be exported. Raises NotReady before a default is known."""
+
+    async def model(self, name: str) -> ModelFacts:
+        """One of them. Raises ModelNotFound, or NotReady where it is damaged."""
+
+    async def layers(self, name: str) -> LayerFacts:
+        """The layers of an exported one, loaded or not. Raises as `model` does."""
+
+    def check_alive(self) -> None:
+        """Raise NotReady where only a new process can help."""
+
+    def check_ready(self) -> None:
+        """Raise NotReady or ShuttingDown where requests should go to another server."""
+
+
+class LocalDirectory:
+    """The directory of a repository."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    async def models(self) -> ModelList:
+        """All models of the catalog and all other exported ones, by name."""
+        rows = tuple(facts(entry) for entry in self._repository.entries())
+        return ModelList(self._repository.default, rows)
+
+    async def model(self, name: str) -> ModelFacts:
+        """One of them."""
+        return facts(self._repository.entry(name))
+
+    async def layers(self, name: str) -> LayerFacts:
+        """Its layers, read on a thread."""
+        return await asyncio.to_thread(layer_facts, self._repository.entry(name), self._repository.root)
+
+    def check_alive(self) -> None:
+        """Raise NotReady where a queue is broken or an engine stuck beyond recovery."""
+        if not self._repository.alive:
+            raise NotReady("an engine or its queue has failed for good; restart the server")
+
+    def check_ready(self) -> None:
+        """Raise NotReady or ShuttingDown unless every configured model is loaded, warm and answering."""
+        self._repository.check_ready()
