@@ -2,14 +2,8 @@
 
 import asyncio
 import logging
-import os
-import signal
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-
-import uvloop
 
 from models.artifact import Artifact
 from models.catalog import CATALOG, Catalog
@@ -19,9 +13,9 @@ from service.clock import LoopClock
 from service.directory import LocalDirectory
 from service.engines.base import Engine
 from service.engines.choose import EngineOptions, open_engine
-from service.errors import ShuttingDown, TopfiveError
 from service.hardware import cpu_quota
 from service.metrics import UNKNOWN, Metrics
+from service.process import DrainLimit, drain, run_until_stopped
 from service.recovery import Recovery
 from service.repository import Repository
 from service.rest import endpoints
@@ -33,9 +27,6 @@ from service.rpc.servicer import Servicer
 from service.samples import Decoder
 from service.settings import Settings
 from service.types import BatchLimits
-
-_LAST_WORDS_S = 0.3  # of the drain limit, for the refusals at its end to reach their callers
-_JOIN_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -120,24 +111,10 @@ class Service:
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Not ready, no new connections, answer what was accepted; at the drain limit or `hurry` refuse the rest."""
-        over = asyncio.create_task(self._over(hurry))
         self._core.repository.stop()
-        await self.rest.settle(over)
-        answered = asyncio.create_task(self._answered(over))
-        await asyncio.wait({answered, over}, return_when=asyncio.FIRST_COMPLETED)
-        if not answered.done():
-            log.warning("the drain limit is over: what is left is refused")
-            await self._core.repository.aclose(0)
-            await self.rest.cut_off()
-        await answered
-        over.cancel()
+        limit = DrainLimit(self._core.settings.drain_s, hurry)
+        await drain(self.rest, self._answered, partial(self._core.repository.aclose, 0), limit)
         await self._core.aclose(0)
-
-    async def _over(self, hurry: asyncio.Event) -> None:
-        """Until the drain limit, less what it takes to tell those who are refused, or until `hurry`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self._core.settings.drain_s - _LAST_WORDS_S)):
-                await hurry.wait()
 
     async def _answered(self, over: asyncio.Task[None]) -> None:
         """Once both servers have given every answer they owe."""
@@ -152,63 +129,4 @@ class Service:
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or Ctrl-C; the exit status: 0 after a clean stop, 1 where it could not start."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of clients' mistakes, which are answered
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = runner.run(_serve(settings))
-    stuck = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
-    for thread in stuck:
-        thread.join(_JOIN_S / len(stuck))
-    if any(thread.is_alive() for thread in stuck):
-        log.error("%s did not return; ending without it", ", ".join(thread.name for thread in stuck))
-        logging.shutdown()
-        os._exit(status)  # a plain exit would wait for those threads for ever
-    return status
-
-
-async def _serve(settings: Settings) -> int:
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            log.info("stopping at once")
-            hurry.set()
-        else:
-            log.info("stopping: answering what was accepted; again to stop at once")
-            stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        service = Service(Core(settings))
-    except OSError as error:
-        log.error("%s", error)
-        return 1
-    await service.start()
-    loading = asyncio.create_task(service.load())
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    failed = await _failed(loading) if loading.done() else False
-    if not failed:
-        await stop.wait()
-    stopped.cancel()
-    await service.stop(hurry)
-    log.info("stopped")
-    await asyncio.gather(loading, stopped, return_exceptions=True)
-    return int(failed)
-
-
-async def _failed(loading: asyncio.Task[None]) -> bool:
-    """Whether the configured models could not be loaded; says why."""
-    try:
-        await loading
-    except ShuttingDown:
-        return False
-    except TopfiveError as error:
-        log.error("%s", error.detail)
-        return True
-    return False
+    return run_until_stopped(lambda: Service(Core(settings)), settings.log_level)

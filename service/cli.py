@@ -24,7 +24,9 @@ from service.commands.show import show_command
 from service.ensemble import member_names
 from service.errors import TopfiveError
 from service.facts import facts
+from service.gateway import run_gateway
 from service.options import option, options, settings_from
+from service.remote.replicas import parse_targets
 from service.rest.schemas import ModelReply, PredictReply
 from service.settings import Settings
 
@@ -63,6 +65,20 @@ main.add_command(compare)
 def serve(**values: Any) -> None:
     """Serve exported models over REST and gRPC until SIGTERM or Ctrl-C."""
     sys.exit(run(settings_from(values)))
+
+
+@main.command()
+@option(
+    "--inference", required=True, metavar="HOST:PORT", help="Inference servers: all that a name gives, or several names"
+)
+@options("host", "port", "max_image_bytes", "max_upload_bytes", "timeout_s", "drain_s", "log_level")
+def gateway(inference: str, **values: Any) -> None:
+    """Serve REST in front of inference servers, which hold the models, until SIGTERM or Ctrl-C."""
+    try:
+        targets = parse_targets(inference)
+    except ValueError as error:
+        raise click.UsageError(f"--inference: {error}") from error
+    sys.exit(run_gateway(settings_from(values), targets))
 
 
 @main.command()

@@ -80,6 +80,12 @@ class Metrics:
         self._stages = Histogram(
             "topfive_stage_seconds", "Time in each step", ["model", "stage"], buckets=_SECONDS, registry=self.registry
         )
+        self._retries = Counter(
+            "topfive_retries",
+            "Calls sent to an inference server again, by error",
+            ["code"],
+            registry=self.registry,
+        )
         self.items = Counter(
             "topfive_items", "Images given to the batcher, by outcome", ["model", "outcome"], registry=self.registry
         )
@@ -105,6 +111,10 @@ class Metrics:
             self._stages.labels(model, "queue").observe(timing_ms.queue / 1000)
             self._stages.labels(model, "inference").observe(timing_ms.inference / 1000)
             self._stages.labels(model, "total").observe(timing_ms.total / 1000)
+
+    def retried(self, code: str) -> None:
+        """Count one call of a gateway that is sent again because of an error of that code."""
+        self._retries.labels(code).inc()
 
     def watch(self, gauges: Gauges) -> None:
         """Read `gauges` whenever the metrics are asked for."""

@@ -50,12 +50,15 @@ LAYERS = {
     "service.repository": 4,
     "service.samples": 4,
     "service.bulk": 5,
+    "service.remote": 5,
     "service.rest": 5,
     "service.rpc": 5,
     "service.tables": 5,
     "service.app": 6,
     "service.cli": 6,
     "service.commands": 6,
+    "service.gateway": 6,
+    "service.process": 6,
 }
 
 # Who may import a package of others, anywhere in the file
@@ -83,14 +86,14 @@ HOMES = {
     "onnx": ("export", "models.onnx_agreement", "models.onnx_reader", "models.onnx_weights"),
     "openvino": ("service.engines.openvino",),
     "onnxruntime": ("export.original", "models.onnx_agreement", "service.engines.onnxruntime"),
-    "grpc": (GENERATED, "service.rpc"),
-    "grpc_health": ("service.rpc",),
+    "grpc": (GENERATED, "service.remote", "service.rpc"),
+    "grpc_health": ("service.remote", "service.rpc"),
     "grpc_reflection": ("service.rpc",),
     "fastapi": ("service.rest",),
     "fastapi_offline": ("service.rest",),
     "starlette": ("service.rest",),
     "uvicorn": ("service.rest.protocol", "service.rest.server"),
-    "uvloop": ("service.app",),
+    "uvloop": ("service.process",),
     "prometheus_client": ("service.metrics",),
     "click": ("export", "service.cli", "service.commands", "service.options"),
     "rich": ("export", "models.train_lenet5", "service.cli", "service.commands", "service.tables"),
@@ -255,14 +258,14 @@ def test_nobody_imports_training() -> None:
 
 
 def test_transports_are_apart() -> None:
-    """REST knows nothing of gRPC, nor gRPC of REST, and only gRPC knows its contract."""
+    """REST knows nothing of gRPC, nor gRPC of REST, and only gRPC, as server and as client, knows its contract."""
     for one in imports():
         if inside(one.module, ["service.rest"]):
-            assert not inside(one.target, ["service.rpc"]), one
-        if inside(one.module, ["service.rpc"]):
+            assert not inside(one.target, ["service.remote", "service.rpc"]), one
+        if inside(one.module, ["service.remote", "service.rpc"]):
             assert not inside(one.target, ["service.rest"]), one
         if inside(one.target, ["proto"]):
-            assert inside(one.module, ["service.rpc", "proto"]), one
+            assert inside(one.module, ["service.remote", "service.rpc", "proto"]), one
 
 
 @pytest.mark.parametrize("package", HOMES)
@@ -312,7 +315,7 @@ def test_only_the_top_reads_settings() -> None:
     """Everything below gets what it needs as arguments, not the settings."""
     users = {one.module for one in imports() if one.target == "service.settings"}
 
-    tops = ["service.app", "service.cli", "service.commands", "service.options"]
+    tops = ["service.app", "service.cli", "service.commands", "service.gateway", "service.options"]
     assert [user for user in users if not inside(user, tops)] == []
 
 

@@ -144,11 +144,13 @@ def test_every_metric_has_a_type_and_a_meaning() -> None:
     metrics = Metrics()
     metrics.for_model("tiny")
     metrics.answered("tiny", "ok", Timing(1, 1, 1, 3))
+    metrics.retried("shutting_down")
     metrics.watch(lambda: [("tiny", {"places": 1.0})])
     families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
     kinds = {name: family.type for name, family in families.items() if not name.endswith("_created")}
     assert kinds == {
         "topfive_requests": "counter",
+        "topfive_retries": "counter",
         "topfive_items": "counter",
         "topfive_stage_seconds": "histogram",
         "topfive_batch_size": "histogram",

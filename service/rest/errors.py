@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import TABLE, BadRequest, Code, Overloaded, ShuttingDown, TopfiveError
+from service.errors import TABLE, BadRequest, Code, NotReady, Overloaded, ShuttingDown, TopfiveError
 from service.request_id import request_id
 from service.rest.schemas import Problem, RowProblem
 
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
 
+_RETRY_S = 1
 _NOT_TOLD = "the server failed; its log has the cause"
 
 
@@ -80,6 +81,8 @@ async def _topfive_error(request: Request, error: Exception) -> Response:
     response = _problem(error.code, detail, identity)
     if isinstance(error, Overloaded):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif isinstance(error, (NotReady, ShuttingDown)):
+        response.headers["Retry-After"] = str(_RETRY_S)
     return response
 
 

@@ -18,6 +18,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 1024),  # of one connection; later calls wait at the client, not in memory here
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # gateways look every 10 s whether the host still is there
     ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share its calls
 )
 

@@ -1,0 +1,78 @@
+"""The REST interface in front of inference servers: it loads no model and no engine."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+from service.budget import UploadBudget
+from service.clock import LoopClock
+from service.errors import ShuttingDown
+from service.metrics import UNKNOWN, Metrics
+from service.process import DrainLimit, drain, run_until_stopped
+from service.remote.calls import Calls
+from service.remote.classifier import RemoteClassifier
+from service.remote.directory import RemoteDirectory
+from service.remote.replicas import Replicas, Target
+from service.rest import endpoints
+from service.rest.app import create_app
+from service.rest.intake import Intake
+from service.rest.server import RestServer
+from service.settings import Settings
+
+_LOOK_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """REST over the replicas of `targets`. Made on the event loop; raises OSError where the port is taken."""
+
+    def __init__(self, settings: Settings, targets: Sequence[Target]) -> None:
+        self._settings = settings
+        self.metrics = Metrics()
+        clock = LoopClock()
+        self.replicas = Replicas(targets)
+        calls = Calls(self.replicas, clock, self.metrics)
+        self._directory = RemoteDirectory(calls, self.replicas, clock, settings.timeout_s)
+        budget = UploadBudget(settings.max_upload_bytes)
+        intake = Intake(settings.limits, budget, settings.timeout_s, clock, self.metrics)
+        app = create_app(
+            endpoints.predictions(RemoteClassifier(calls, self.metrics), intake),
+            endpoints.models(self._directory),
+            endpoints.health(self._directory, self.metrics),
+            refused=partial(self.metrics.answered, UNKNOWN),
+        )
+        self.rest = RestServer(app, settings.host, settings.port)
+
+    async def start(self) -> None:
+        """Listen, and look for inference servers."""
+        self.replicas.start()
+        await self.rest.start()
+        log.info("REST on http://%s:%d, for the models of %s", self._settings.host, self.rest.port, self.replicas)
+
+    async def load(self) -> None:
+        """Until the first inference server is ready."""
+        while not self.replicas.serving:
+            await self.replicas.change(_LOOK_S)
+            if self.replicas.closed:
+                raise ShuttingDown
+        log.info("ready")
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Not ready, no new connections, answer what was accepted; at the drain limit or `hurry` refuse the rest."""
+        self._directory.stop()
+        await drain(self.rest, self._answered, self._refuse, DrainLimit(self._settings.drain_s, hurry))
+        await self.replicas.aclose()
+
+    async def _answered(self, _over: asyncio.Task[None]) -> None:
+        await self.rest.stop()
+
+    async def _refuse(self) -> None:
+        """What waits for a server to return is told so; what one is working on is given up with its request."""
+        self.replicas.stop()
+
+
+def run_gateway(settings: Settings, targets: Sequence[Target]) -> int:
+    """Serve until SIGTERM or Ctrl-C; the exit status: 0 after a clean stop, 1 where it could not start."""
+    return run_until_stopped(lambda: Gateway(settings, targets), settings.log_level)

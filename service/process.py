@@ -1,0 +1,135 @@
+"""The life of a server's process, whatever it serves: logging, signals, the drain at its end, the exit status."""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import uvloop
+
+from service.errors import ShuttingDown, TopfiveError
+from service.rest.server import RestServer
+
+_LAST_WORDS_S = 0.3  # of the drain limit, for the refusals at its end to reach their callers
+_JOIN_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class Server(Protocol):
+    """What a process runs. Making it raises OSError where a port is taken."""
+
+    async def start(self) -> None:
+        """Listen; not ready until `load` has ended."""
+
+    async def load(self) -> None:
+        """Get ready. Raises TopfiveError where that cannot be, ShuttingDown where `stop` comes first."""
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Answer what was accepted, at `hurry` refuse it, and end."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainLimit:
+    """How long accepted work may take at the end: so many seconds, or until `hurry`."""
+
+    drain_s: float
+    hurry: asyncio.Event
+
+    async def over(self) -> None:
+        """Until the limit, less what it takes to tell those who are refused."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, self.drain_s - _LAST_WORDS_S)):
+                await self.hurry.wait()
+
+
+async def drain(
+    rest: RestServer,
+    answered: Callable[[asyncio.Task[None]], Awaitable[None]],
+    refuse: Callable[[], Awaitable[None]],
+    limit: DrainLimit,
+) -> None:
+    """Take no new connection, and wait for `answered`; at the limit `refuse` what is left and end its requests.
+
+    `answered` gets the task that ends at the limit. It stops the servers, and ends once they owe no answer.
+    """
+    over = asyncio.create_task(limit.over())
+    await rest.settle(over)
+    answering = asyncio.ensure_future(answered(over))
+    await asyncio.wait({answering, over}, return_when=asyncio.FIRST_COMPLETED)
+    if not answering.done():
+        log.warning("the drain limit is over: what is left is refused")
+        await refuse()
+        await rest.cut_off()
+    await answering
+    over.cancel()
+
+
+def run_until_stopped(make: Callable[[], Server], log_level: str) -> int:
+    """Start what `make` gives, on the event loop, and end it at SIGTERM or Ctrl-C.
+
+    The exit status: 0 after a clean stop, 1 where it could not start.
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of clients' mistakes, which are answered
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status = runner.run(_serve(make))
+    stuck = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    for thread in stuck:
+        thread.join(_JOIN_S / len(stuck))
+    if any(thread.is_alive() for thread in stuck):
+        log.error("%s did not return; ending without it", ", ".join(thread.name for thread in stuck))
+        logging.shutdown()
+        os._exit(status)  # a plain exit would wait for those threads for ever
+    return status
+
+
+async def _serve(make: Callable[[], Server]) -> int:
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            log.info("stopping at once")
+            hurry.set()
+        else:
+            log.info("stopping: answering what was accepted; again to stop at once")
+            stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        server = make()
+    except OSError as error:
+        log.error("%s", error)
+        return 1
+    await server.start()
+    loading = asyncio.create_task(server.load())
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    failed = await _failed(loading) if loading.done() else False
+    if not failed:
+        await stop.wait()
+    stopped.cancel()
+    await server.stop(hurry)
+    log.info("stopped")
+    await asyncio.gather(loading, stopped, return_exceptions=True)
+    return int(failed)
+
+
+async def _failed(loading: asyncio.Task[None]) -> bool:
+    """Whether the configured models could not be loaded; says why."""
+    try:
+        await loading
+    except ShuttingDown:
+        return False
+    except TopfiveError as error:
+        log.error("%s", error.detail)
+        return True
+    return False

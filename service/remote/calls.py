@@ -1,0 +1,92 @@
+"""A call to any of the inference servers: sent again where that is safe, within the caller's time."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+
+from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
+from service.clock import Clock
+from service.errors import DeadlineExceeded, NotReady, Overloaded, ShuttingDown, TopfiveError
+from service.metrics import Metrics
+from service.remote.errors import Disconnected, translated
+from service.remote.replica import Replica, Serving
+from service.remote.replicas import Replicas
+
+M = TypeVar("M")
+
+Send = Callable[[ClassifierStub, float], Awaitable[M]]
+"""Makes one call on a stub with so many seconds as its timeout."""
+
+MAX_BROKEN = 5
+"""Connections that one call may break: an image that kills its server must not kill all of them for ever."""
+
+_PAUSE_S = 0.1
+
+log = logging.getLogger(__name__)
+
+
+class Calls:
+    """Sends calls to the least busy server, and again to another.
+
+    Classifying changes nothing, so a call is repeated whose connection was refused or broke, or whose server is
+    stopping: elsewhere, or once a server has returned. Refused for want of room or of a model, it is tried on one other
+    server, or on every other. No other error is repeated.
+    """
+
+    def __init__(self, replicas: Replicas, clock: Clock, metrics: Metrics) -> None:
+        self._replicas = replicas
+        self._clock = clock
+        self._metrics = metrics
+
+    async def ask(self, send: Send[M], deadline: float) -> M:
+        """The reply to `send` before `deadline`, in seconds of the clock.
+
+        Raises the TopfiveError that the last server answered with; NotReady where none could be reached in time.
+        """
+        avoided: set[Replica] = set()
+        refusal: TopfiveError | None = None
+        broken = 0
+        while True:
+            left_s = deadline - self._clock.now()
+            replica = self._replicas.pick(avoided) if left_s > 0 else None
+            if replica is None:
+                await self._wait(refusal, left_s)
+                avoided.clear()
+                continue
+            ready = replica.state is Serving.YES  # another breaks because it stops, not because of the image
+            try:
+                return await replica.call(lambda stub, left_s=left_s: send(stub, left_s))  # type: ignore[misc]
+            except grpc.aio.AioRpcError as error:
+                failure = translated(error, replica.address)
+                if isinstance(failure, Disconnected) and ready:
+                    broken += 1
+                if self._final(failure, refusal, broken):
+                    raise failure from error
+            if not isinstance(failure, (Disconnected, ShuttingDown)):
+                refusal = failure
+            avoided.add(replica)
+            self._metrics.retried(failure.code)
+            log.info("%s: %s; trying again", replica.address, failure.detail)
+
+    @staticmethod
+    def _final(failure: TopfiveError, refusal: TopfiveError | None, broken: int) -> bool:
+        """Whether no other server may be asked after this failure."""
+        if isinstance(failure, Disconnected):
+            return broken >= MAX_BROKEN
+        if isinstance(failure, Overloaded):
+            return isinstance(refusal, Overloaded)
+        return not isinstance(failure, (NotReady, ShuttingDown))
+
+    async def _wait(self, refusal: TopfiveError | None, left_s: float) -> None:
+        """For a server that may be asked. Raises what is final: no other server, no time, no service."""
+        if refusal is not None:
+            raise refusal
+        if self._replicas.closed:
+            raise ShuttingDown
+        if left_s <= 0:
+            if self._replicas.serving:
+                raise DeadlineExceeded
+            raise NotReady(f"no inference server can be reached at {self._replicas}; is one running there?")
+        await self._replicas.change(min(_PAUSE_S, left_s))

@@ -1,0 +1,92 @@
+"""A classifier whose models are in other processes: the same questions and answers, over gRPC."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from proto.topfive.v1 import classifier_pb2 as pb
+from service.classifier import DEFAULT_CROPS
+from service.comparison import Comparison
+from service.errors import BadRequest, TopfiveError
+from service.metrics import UNKNOWN, Metrics
+from service.remote import converters
+from service.remote.calls import Calls
+from service.types import ENSEMBLE, ENSEMBLE_PREFIX, Classification
+
+
+class RemoteClassifier:
+    """`service.classifier.Classifier` by way of `Calls`. Cancelled, it cancels the call."""
+
+    def __init__(self, calls: Calls, metrics: Metrics) -> None:
+        self._calls = calls
+        self._metrics = metrics
+
+    async def classify(
+        self,
+        data: bytes,
+        *,
+        model: str | None,
+        top_k: int | None = None,
+        crops: int = DEFAULT_CROPS,
+        deadline: float,
+    ) -> Classification:
+        """As of the protocol; times are those that the inference server measured. Raises a TopfiveError, counted."""
+        asked = model or ""
+        with self._counted(_label(asked)):
+            request = pb.ClassifyRequest(
+                image=data, model=asked, top_k=_whole("top_k", top_k), crops=_whole("crops", crops)
+            )
+            reply = await self._calls.ask(lambda stub, left_s: stub.Classify(request, timeout=left_s), deadline)
+            answer = converters.classification(reply)
+        self._metrics.answered(_label(answer.model.name, answer.model.name), "ok", answer.timing_ms)
+        return answer
+
+    async def compare(
+        self,
+        data: bytes,
+        *,
+        models: Sequence[str],
+        top_k: int | None = None,
+        crops: int = DEFAULT_CROPS,
+        deadline: float,
+    ) -> Comparison:
+        """As of the protocol; each row is counted, as it is by a classifier of its own process."""
+        with self._counted(UNKNOWN):
+            request = pb.CompareRequest(
+                image=data, models=models, top_k=_whole("top_k", top_k), crops=_whole("crops", crops)
+            )
+            reply = await self._calls.ask(lambda stub, left_s: stub.Compare(request, timeout=left_s), deadline)
+            comparison = converters.comparison(reply)
+        for row in comparison.rows:
+            if isinstance(row.result, Classification):
+                name = row.result.model.name
+                self._metrics.answered(_label(name, name), "ok", row.result.timing_ms)
+            elif isinstance(row.result, TopfiveError):
+                self._metrics.answered(_label(row.model), row.result.code)
+        return comparison
+
+    @contextmanager
+    def _counted(self, label: str) -> Iterator[None]:
+        try:
+            yield
+        except TopfiveError as error:
+            self._metrics.answered(label, error.code)
+            raise
+        except asyncio.CancelledError:
+            self._metrics.answered(label, "cancelled")
+            raise
+        except Exception:
+            self._metrics.answered(label, "internal")
+            raise
+
+
+def _whole(name: str, value: int | None) -> int | None:
+    """The value of a field of the message, which cannot hold every number. Raises BadRequest."""
+    if value is not None and not 0 <= value < 1 << 32:
+        raise BadRequest(f"{name} is {value}; send 1 or more")
+    return value
+
+
+def _label(name: str, otherwise: str = UNKNOWN) -> str:
+    """The model of a metric: one word for all ensembles, and `otherwise` for any other name."""
+    return ENSEMBLE if name.startswith(ENSEMBLE_PREFIX) else otherwise

@@ -1,0 +1,86 @@
+"""One inference server: its channel, its state by its own health service, and how many calls it has."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
+from service.rpc.server import MAX_MESSAGE_BYTES, SERVICE
+
+M = TypeVar("M")
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_retries", 0),  # `service.remote.calls` retries: gRPC would not, beyond 256 KiB, and only here
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel to an old address must not inherit its back-off
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # which is also how long a try to connect may take
+    ("grpc.max_reconnect_backoff_ms", 1000),  # the default of two minutes would keep a restarted server idle
+    ("grpc.keepalive_time_ms", 10_000),  # a host that vanishes closes no connection
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_WATCH_AGAIN_S = 0.1
+
+log = logging.getLogger(__name__)
+
+
+class Serving(Enum):
+    """What a server says of itself; GONE where it says nothing."""
+
+    YES = "serving"
+    NO = "not serving"
+    GONE = "gone"
+
+
+class Replica:
+    """One server, watched from now on; `on_change` is called whenever its state is another."""
+
+    def __init__(self, address: str, on_change: Callable[[], None]) -> None:
+        self.address = address
+        self.calls = 0
+        self.state = Serving.GONE
+        self._on_change = on_change
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def call(self, send: Callable[[ClassifierStub], Awaitable[M]]) -> M:
+        """The reply to what `send` asks of the stub. Raises AioRpcError."""
+        self.calls += 1
+        try:
+            return await send(self._stub)
+        finally:
+            self.calls -= 1
+
+    async def aclose(self, settle_s: float) -> None:
+        """End the watching, and within so many seconds every call."""
+        self._watching.cancel()
+        await asyncio.gather(self._watching, return_exceptions=True)
+        self._set(Serving.GONE)
+        await self._channel.close(settle_s or None)
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                request = health_pb2.HealthCheckRequest(service=SERVICE)
+                async for reply in self._health.Watch(request, wait_for_ready=True):  # type: ignore[attr-defined]
+                    serving = reply.status == health_pb2.HealthCheckResponse.SERVING
+                    self._set(Serving.YES if serving else Serving.NO)
+            except grpc.aio.AioRpcError as error:
+                log.debug("%s: %s", self.address, error.details())
+            self._set(Serving.GONE)
+            await asyncio.sleep(_WATCH_AGAIN_S)
+
+    def _set(self, state: Serving) -> None:
+        if state is not self.state:
+            log.info("inference server %s is %s", self.address, state.value)
+            self.state = state
+            self._on_change()
