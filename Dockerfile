@@ -1,0 +1,61 @@
+# One file for every image: FLAVOUR is cpu (serves, gateway), gpu (serves on NVIDIA cards) or export (makes artifacts).
+ARG PYTHON_IMAGE=python:3.13-slim
+ARG FLAVOUR=cpu
+
+FROM ${PYTHON_IMAGE} AS build
+ARG FLAVOUR
+# Where packages come from, if not from where pip looks by itself; nothing of it reaches the last stage.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+WORKDIR /src
+RUN python3 -m venv --without-pip /opt/topfive
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+# The dependencies first and alone: a change of the code does not install them anew.
+RUN set -eu; \
+    case "${FLAVOUR}" in \
+      cpu) extras=cpu ;; \
+      gpu) extras=gpu,tensorrt ;; \
+      export) extras=cpu,export,tensorrt-rtx ;; \
+      *) echo "FLAVOUR is ${FLAVOUR}; it is cpu, gpu or export" >&2; exit 2 ;; \
+    esac; \
+    python3 -m pip --python /opt/topfive/bin/python install \
+      --no-cache-dir --no-compile --disable-pip-version-check -c constraints.txt ".[${extras}]"
+COPY . .
+RUN python3 -m pip --python /opt/topfive/bin/python install \
+      --no-cache-dir --no-compile --disable-pip-version-check --no-deps --force-reinstall . \
+    && /opt/topfive/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/topfive/lib
+
+FROM ${PYTHON_IMAGE} AS cpu
+LABEL org.opencontainers.image.title="topfive" \
+      org.opencontainers.image.description="Inference microservice for ImageNet classifiers" \
+      org.opencontainers.image.licenses="MIT"
+# A fixed number, so that folders of the host can be given to it.
+RUN echo "topfive:x:10001:10001::/nonexistent:/usr/sbin/nologin" >> /etc/passwd \
+    && echo "topfive:x:10001:" >> /etc/group \
+    && install -d -o 10001 -g 10001 /artifacts /cache
+COPY --from=build /opt/topfive /opt/topfive
+# The root file system may be read-only: what is written goes to /tmp, /cache and, by exports, /artifacts.
+ENV PATH=/opt/topfive/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    TORCH_HOME=/cache/torch \
+    TOPFIVE_ARTIFACTS=/artifacts \
+    TOPFIVE_CACHE=/cache \
+    TOPFIVE_HOST=0.0.0.0
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 8000 8001
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["topfive"]
+CMD ["serve"]
+
+# What the NVIDIA runtime of the host reads.
+FROM cpu AS gpu
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+FROM gpu AS export
+CMD ["export", "--help"]
+
+FROM ${FLAVOUR}
