@@ -16,6 +16,14 @@ class EngineUnavailableError(Exception):
     """What was asked for cannot run here; the message says why and what to do. Never answered by something else."""
 
 
+class NoRoomError(EngineUnavailableError, MemoryError):
+    """The device has too little free memory for this engine; with more of it free, it would run."""
+
+
+class CardLostError(Exception):
+    """The card answers nothing in this process any more, whichever engine asks; only a new process can use it."""
+
+
 class Engine(Protocol):
     """Runs batches. `run` may be called from `slots` threads at once.
 

@@ -1,0 +1,187 @@
+"""TensorRT on an NVIDIA card, in both flavours: one engine, and a context, a stream and buffers for each slot."""
+
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.artifact import Artifact
+from models.plan import Flavour, Plan
+from service.cards import Card, driver_version
+from service.engines import nvidia
+from service.engines.base import CardLostError, EngineUnavailableError, NoRoomError
+from service.engines.cuda import Cuda, CudaError, bindings
+from service.engines.rtx_cache import RtxCacheFile
+from service.engines.tensorrt_plan import Contract, LoadedPlan, TensorRtError
+from service.engines.tensorrt_slot import Launch, Slot, buckets
+from service.types import EngineInfo, Probabilities, Rows, Runtime
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Nvidia:
+    """What an engine runs on: TensorRT's module, CUDA's runtime, and the version of the driver."""
+
+    trt: Any
+    cudart: Any
+    driver: str
+
+
+def installed_for(flavour: Flavour) -> Nvidia:
+    """What this machine has of it. Raises EngineUnavailableError where something is not installed."""
+    return Nvidia(nvidia.module(flavour), bindings(), driver_version() or "unknown")
+
+
+class TensorRtEngine:
+    """The plan's network on one card, for at most `slots` batches at once.
+
+    `max_batch` is at most the largest of the plan's profile, `slots` fewer than asked where memory lacks for more, and
+    `memory_bytes` the weights, and for each slot its activations and buffers, by TensorRT's own figures. `cache` is a
+    folder for what the machine may lose.
+
+    Raises EngineUnavailableError where the plan cannot run here, NoRoomError where the card is too full, CardLostError
+    where it is lost.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        artifact: Artifact,
+        *,
+        card: Card,
+        slots: int,
+        max_batch: int,
+        cache: Path,
+        on: Nvidia | None = None,
+        launch: Launch = Launch.GRAPH,
+    ) -> None:
+        self._record = plan.record
+        self._on = on or installed_for(plan.record.flavour)
+        self._card = card
+        self.device = f"cuda:{card.index}"
+        self._cuda = Cuda(self._on.cudart, card.index)
+        manifest = artifact.manifest
+        self._contract = Contract(manifest.name, manifest.input.crop, manifest.classes)
+        self._lock = threading.Lock()
+        self._running = 0
+        self._closed = False
+        self._slots: list[Slot] = []
+        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        self._plan: LoadedPlan | None = None
+        self._enter()
+        try:
+            self._open(plan, self._cache_file(cache), (slots, max_batch), launch)
+        except BaseException:
+            self._release()
+            raise
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """Batch sizes that every slot launches as a CUDA graph of its own; TensorRT for RTX keeps graphs by itself."""
+        common = set.intersection(*(set(slot.captured) for slot in self._slots)) if self._slots else set()
+        return tuple(sorted(common))
+
+    def run(self, rows: Rows) -> Probabilities:
+        """Probabilities [N, C] of N samples. Raises MemoryError where memory lacks, CardLostError where all is lost."""
+        if not 1 <= len(rows) <= self.max_batch:
+            raise ValueError(f"a batch holds 1 to {self.max_batch} rows, not {len(rows)}")
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            self._running += 1
+        try:
+            slot = self._free.get()
+            try:
+                self._cuda.enter()
+                return slot.run(rows)
+            finally:
+                self._free.put(slot)
+        finally:
+            self._leave()
+
+    def describe(self) -> EngineInfo:
+        """What really runs."""
+        device = f"{self.device} {self._card.name}"
+        return EngineInfo(Runtime(self._record.flavour), str(self._on.trt.__version__), device, self._record.precision)
+
+    def close(self) -> None:
+        """Give back the card's memory: at once, or when the last batch that still runs has ended."""
+        with self._lock:
+            last = not self._closed and not self._running
+            self._closed = True
+        if last:
+            self._release()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._running -= 1
+            last = self._closed and not self._running
+        if last:
+            self._release()
+
+    def _enter(self) -> None:
+        """Use the card for the first time. That it cannot be used yet does not mean that it is lost."""
+        try:
+            self._cuda.enter()
+        except (CudaError, CardLostError, MemoryError) as error:
+            raise EngineUnavailableError(f"the card cannot be used: {error}") from error
+
+    def _cache_file(self, folder: Path) -> RtxCacheFile | None:
+        if self._record.flavour is not Flavour.TENSORRT_RTX:
+            return None
+        return RtxCacheFile(folder, self._record.sha256, self._card.name, self._on.driver)
+
+    def _open(self, plan: Plan, cache: RtxCacheFile | None, asked: tuple[int, int], launch: Launch) -> None:
+        slots, max_batch = asked
+        try:
+            self._plan = LoadedPlan(self._on.trt, plan, self._contract, cache)
+            self.max_batch = min(max_batch, self._plan.profile.largest)
+            sizes = buckets(self._plan.profile.smallest, self.max_batch)
+            # RTX makes graphs by itself, and one within another is an error.
+            self._fill(slots, sizes, launch if cache is None else Launch.CALLS)
+            self._plan.keep_cache()
+        except MemoryError as error:
+            raise NoRoomError(f"{plan.path} does not fit on {self.device} ({self._card.name}): {error}") from error
+        except (CudaError, TensorRtError) as error:
+            raise EngineUnavailableError(f"{plan.path} does not run on {self.device}: {error}") from error
+        self.slots = len(self._slots)
+        each = self._plan.activations_bytes + Slot.buffers_bytes(self._contract, sizes[-1])
+        self.memory_bytes = self._plan.weights_bytes + self.slots * each
+
+    def _fill(self, slots: int, sizes: tuple[int, ...], launch: Launch) -> None:
+        """As many slots as fit, at least one."""
+        assert self._plan is not None
+        for number in range(1, slots + 1):
+            try:
+                slot = Slot(self._cuda, self._plan, self._contract, sizes, launch)
+            except MemoryError as error:
+                if number == 1:
+                    raise
+                log.warning("%s has memory for %d of %d slots: %s", self.device, number - 1, slots, error)
+                return
+            self._slots.append(slot)
+            self._free.put(slot)
+
+    def _release(self) -> None:
+        """Contexts before the engine, the engine before the runtime. Where the card is lost everything stays."""
+        try:
+            self._cuda.enter()
+            for slot in self._slots:
+                slot.settle()
+        except CardLostError as error:
+            log.error("nothing is given back: %s", error)
+            return
+        except (CudaError, MemoryError) as error:
+            log.warning("before closing: %s", error)
+        if self._plan is not None and self._slots:
+            self._plan.keep_cache()
+        while not self._free.empty():
+            self._free.get_nowait()
+        while self._slots:
+            self._slots.pop().close()
+        if self._plan is not None:
+            self._plan.close()
+            self._plan = None

@@ -1,0 +1,183 @@
+"""A plan as TensorRT holds it: loaded, checked against the graph contract, and giving contexts to run it in."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from models.plan import BatchProfile, Plan, PlanError
+from service.engines.base import EngineUnavailableError
+from service.engines.nvidia import Words, logger
+from service.engines.rtx_cache import RtxCacheFile
+
+IMAGE, PROBABILITIES = "image", "probabilities"
+_MEMORY = ("outofmemory", "out of memory", "cudaerrormemoryallocation")
+
+
+class TensorRtError(Exception):
+    """TensorRT refused a step; the message has its own words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What goes into the model `name` and comes out: images of `size` x `size`, probabilities of `classes`."""
+
+    name: str
+    size: int
+    classes: int
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """The shape of one image."""
+        return (self.size, self.size, 3)
+
+
+class LoadedPlan:
+    """A runtime, an engine and, for RTX, the configuration and the cache of its contexts.
+
+    `cache` is the file of RTX's cache, None for TensorRT proper. Raises EngineUnavailableError where the plan cannot be
+    loaded or is not what the contract says, MemoryError where there is no room for it.
+    """
+
+    def __init__(self, trt: Any, plan: Plan, contract: Contract, cache: RtxCacheFile | None) -> None:
+        self._trt = trt
+        self._plan = plan
+        self._cache_file = cache
+        self._words = Words()
+        self._logger = logger(trt, self._words)
+        self._runtime: Any = None
+        self._engine: Any = None
+        # The configuration does not keep the cache alive, nor a context the configuration: without these references
+        # the process dies of a pointer into freed memory.
+        self._config: Any = None
+        self._cache: Any = None
+        try:
+            self._load()
+            self.profile = self._checked(contract)
+            if cache is not None:
+                self._configure(cache)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def weights_bytes(self) -> int:
+        """What the engine's weights take on the card; where this TensorRT cannot tell, the size of the plan."""
+        if not hasattr(self._engine, "get_engine_stat"):
+            return self._plan.record.size_bytes
+        found = int(self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE))
+        return found if found > 0 else self._plan.record.size_bytes
+
+    @property
+    def activations_bytes(self) -> int:
+        """What each context takes on the card."""
+        return int(self._engine.device_memory_size_v2)
+
+    def context(self) -> Any:
+        """A context of its own for one stream. Raises MemoryError or TensorRtError."""
+        if self._config is None:
+            made = self._engine.create_execution_context()
+        else:
+            made = self._engine.create_execution_context(self._config)
+        if made is None:
+            raise self.failure("no execution context")
+        return made
+
+    def failure(self, what: str) -> Exception:
+        """The exception for a step that TensorRT refused: MemoryError where it says that memory lacks."""
+        text = f"{what}: {self._words.last()}"
+        short = any(sign in error.lower() for error in self._words.errors for sign in _MEMORY)
+        self.forget()
+        return MemoryError(text) if short else TensorRtError(text)
+
+    def forget(self) -> None:
+        """Drop what TensorRT said so far: a server lives long, and old words explain no new failure."""
+        self._words.errors.clear()
+        self._words.warnings.clear()
+
+    def keep_cache(self) -> None:
+        """Write RTX's cache to its file."""
+        if self._cache is not None and self._cache_file is not None:
+            content = self._cache.serialize()
+            if content is not None:
+                self._cache_file.write(bytes(content))
+
+    def close(self) -> None:
+        """Let everything go, what hangs on others first. No context may be left."""
+        self._config = None
+        self._cache = None
+        self._engine = None
+        self._runtime = None
+
+    def _load(self) -> None:
+        try:
+            content = self._plan.content()
+        except PlanError as error:
+            raise EngineUnavailableError(str(error)) from error
+        try:
+            self._runtime = self._trt.Runtime(self._logger)
+        except TypeError as error:  # how the binding says that it was given nothing
+            raise EngineUnavailableError(f"TensorRT does not start: {self._words.last()}") from error
+        self._engine = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            failure = self.failure(f"{self._plan.path} cannot be loaded")
+            raise failure if isinstance(failure, MemoryError) else EngineUnavailableError(str(failure))
+
+    def _checked(self, contract: Contract) -> BatchProfile:
+        """The profile of the engine itself. Raises EngineUnavailableError where it is not what it should be."""
+        trt, found, profiles = self._trt, self._tensors(), self._profiles()
+        expected = {
+            IMAGE: (trt.TensorIOMode.INPUT, trt.DataType.UINT8, (-1, *contract.image)),
+            PROBABILITIES: (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, (-1, contract.classes)),
+        }
+        if found != expected:
+            raise _refused(self._plan, contract, f"its tensors are {_named(found)}, not {_named(expected)}")
+        profile = self._plan.record.profile
+        wanted = [(size, *contract.image) for size in (profile.smallest, profile.best, profile.largest)]
+        if profiles != [wanted]:
+            raise _refused(self._plan, contract, f"its batches are {profiles}, not the {wanted} of its record")
+        return profile
+
+    def _tensors(self) -> dict[str, tuple[Any, Any, tuple[int, ...]]]:
+        """Mode, type and shape of each tensor that goes in or out."""
+        engine = self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        return {
+            name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name)))
+            for name in names
+        }
+
+    def _profiles(self) -> list[list[tuple[int, ...]]]:
+        """The smallest, best and largest shape of the images in each profile; none where there are no images."""
+        engine = self._engine
+        if IMAGE not in {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}:
+            return []
+        return [
+            [tuple(shape) for shape in engine.get_tensor_profile_shape(IMAGE, index)]
+            for index in range(engine.num_optimization_profiles)
+        ]
+
+    def _configure(self, file: RtxCacheFile) -> None:
+        """Settings of RTX: graphs of its own, kernels for the shapes that come, and what was compiled before."""
+        trt = self._trt
+        self._config = self._engine.create_runtime_config()
+        if self._config is None:
+            raise self.failure("no runtime configuration")
+        self._cache = self._config.create_runtime_cache()
+        if self._cache is None:
+            raise self.failure("no runtime cache")
+        if (saved := file.read()) is not None and not self._cache.deserialize(saved):
+            self.forget()  # another driver or version wrote it: the file is replaced
+        if not self._config.set_runtime_cache(self._cache):
+            raise self.failure("the runtime cache was not taken")
+        lazy = trt.DynamicShapesKernelSpecializationStrategy.LAZY
+        self._config.dynamic_shapes_kernel_specialization_strategy = lazy
+        self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+
+
+def _refused(plan: Plan, contract: Contract, why: str) -> EngineUnavailableError:
+    again = f"topfive export {contract.name} --engine {plan.record.flavour}"
+    return EngineUnavailableError(f"{plan.path} is no engine of {contract.name}: {why}; run: {again}")
+
+
+def _named(tensors: dict[str, tuple[Any, Any, tuple[int, ...]]]) -> str:
+    """Tensors on one line: name, type and shape."""
+    return ", ".join(f"{name} {kind.name} {list(shape)}" for name, (_, kind, shape) in sorted(tensors.items()))

@@ -1,0 +1,157 @@
+"""One place to run batches on a card: a context and a stream of its own, and buffers at their largest size."""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from enum import StrEnum
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+
+from service.engines.base import CardLostError
+from service.engines.cuda import Cuda, CudaError
+from service.engines.tensorrt_plan import IMAGE, PROBABILITIES, Contract, LoadedPlan, TensorRtError
+from service.types import Probabilities, Rows
+
+_BYTES_PER_PROBABILITY = 4
+
+log = logging.getLogger(__name__)
+
+
+class Launch(StrEnum):
+    """How batches reach the card: one CUDA graph for each size, or call by call."""
+
+    GRAPH = "graph"
+    CALLS = "calls"
+
+
+def buckets(smallest: int, max_batch: int) -> tuple[int, ...]:
+    """The batch sizes that really run, ascending: powers of two and the largest; others are padded to the next."""
+    largest = max(smallest, max_batch)
+    powers = takewhile(lambda size: size < largest, (2**power for power in range(largest.bit_length() + 1)))
+    return (*(size for size in powers if size >= smallest), largest)
+
+
+class Slot:
+    """Runs one batch at a time. Made warm: each bucket has run once, and with Launch.GRAPH is captured.
+
+    Raises MemoryError where its buffers or its context do not fit, TensorRtError or CudaError where it does not run.
+    """
+
+    def __init__(
+        self, cuda: Cuda, plan: LoadedPlan, contract: Contract, sizes: tuple[int, ...], launch: Launch
+    ) -> None:
+        self._cuda = cuda
+        self._plan = plan
+        self._image = contract.image
+        self._sizes = sizes
+        self._graphs: dict[int, Any] = {}
+        self._shaped: int | None = None
+        self._context: Any = None
+        self._owned = ExitStack()
+        try:
+            self._furnish(contract)
+            for size in reversed(sizes):  # the largest first: what does not fit fails at once
+                self._warm(size, launch)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """Batch sizes that are launched as graphs, ascending."""
+        return tuple(sorted(self._graphs))
+
+    @staticmethod
+    def buffers_bytes(contract: Contract, largest: int) -> int:
+        """What a slot's own buffers take on the card."""
+        return largest * (int(np.prod(contract.image)) + contract.classes * _BYTES_PER_PROBABILITY)
+
+    def run(self, rows: Rows) -> Probabilities:
+        """Probabilities [N, C] of 1 to the largest bucket's rows, in an array that the caller owns."""
+        count = len(rows)
+        self._fill(rows)
+        size = next(size for size in self._sizes if size >= count)
+        graph = self._graphs.get(size)
+        if graph is None:
+            self._done(lambda: self._queue(size))
+        else:
+            self._done(lambda: self._cuda.launch(graph, self._stream))
+        answer: Probabilities = self._answers[:count].copy()
+        return answer
+
+    def settle(self) -> None:
+        """Wait for the card. Raises CardLostError where it is lost: then nothing of the slot may be let go."""
+        self._cuda.drain(self._stream)
+
+    def close(self) -> None:
+        """Give everything back, unless the card is lost. Nothing may run."""
+        if self._cuda.lost is not None:
+            return  # a context that is let go calls the card, and may end the process where that fails
+        self._graphs.clear()
+        self._context = None
+        self._owned.close()
+
+    def _furnish(self, contract: Contract) -> None:
+        largest, cuda = self._sizes[-1], self._cuda
+        self._stream = cuda.stream(self._owned)
+        self._event = cuda.event(self._owned)
+        self._images = cuda.pinned(self._owned, (largest, *contract.image), np.uint8)
+        self._answers = cuda.pinned(self._owned, (largest, contract.classes), np.float32)
+        self._images_there = cuda.device_memory(self._owned, self._images.nbytes)
+        self._answers_there = cuda.device_memory(self._owned, self._answers.nbytes)
+        self._context = self._plan.context()
+        addresses = {IMAGE: self._images_there, PROBABILITIES: self._answers_there}
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise self._plan.failure(f"no address for {name}")
+
+    def _fill(self, rows: Rows) -> None:
+        """The rows into pinned memory, in the one copy that they need."""
+        shapes = {row.shape for row in rows}
+        if shapes != {self._image} or any(row.dtype != np.uint8 for row in rows):
+            raise ValueError(f"rows must be uint8 {list(self._image)}, not of shapes {sorted(shapes)}")
+        if len(rows) > len(self._images):
+            raise ValueError(f"a batch holds at most {len(self._images)} rows, not {len(rows)}")
+        np.stack(list(rows), out=self._images[: len(rows)])
+
+    def _warm(self, size: int, launch: Launch) -> None:
+        self._done(lambda: self._queue(size))  # what a shape needs once is not for a graph
+        if launch is Launch.CALLS:
+            return
+        try:
+            self._graphs[size] = self._cuda.capture(self._owned, self._stream, lambda: self._queue(size))
+        except (CudaError, MemoryError, TensorRtError) as error:
+            log.warning("batches of %d run without a CUDA graph: %s", size, error)
+            self._cuda.drain(self._stream)
+
+    def _done(self, work: Callable[[], None]) -> None:
+        """Queue `work` and wait for it; where it fails, for what of it was queued."""
+        try:
+            work()
+            self._cuda.finish(self._event, self._stream)
+        except (CudaError, MemoryError, TensorRtError) as error:
+            self._shaped = None
+            self._after(error)
+            raise
+
+    def _after(self, error: Exception) -> None:
+        """Whatever was queued must end before the buffers are used again; a lost card shows itself here."""
+        try:
+            self._cuda.drain(self._stream)
+        except CardLostError as lost:
+            raise lost from error
+        except (CudaError, MemoryError) as another:
+            log.warning("after %s: %s", error, another)
+
+    def _queue(self, size: int) -> None:
+        """The copies and the run of one batch, padded with what lies in the buffer."""
+        self._cuda.upload(self._images_there, self._images[:size], self._stream)
+        if self._shaped != size:
+            if not self._context.set_input_shape(IMAGE, (size, *self._image)):
+                raise self._plan.failure(f"no batch of {size}")
+            self._shaped = size
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise self._plan.failure(f"a batch of {size} did not run")
+        self._cuda.download(self._answers[:size], self._answers_there, self._stream)

@@ -1,0 +1,110 @@
+"""TensorRT's engine over scripted stand-ins: right answers at each size, each failure open, nothing left behind."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from models.artifact import Artifact
+from models.plan import BatchProfile, Flavour, Plan, PlanRecord, Target
+from service.cards import Card
+from service.engines.tensorrt import Nvidia, TensorRtEngine
+from service.engines.tensorrt_slot import Launch
+from service.types import Batch
+from tests.fake_cuda import FakeCudart, Script
+from tests.fake_tensorrt import FakeTensorRt, network, plan_bytes
+
+SIZE, CLASSES = 4, 10
+PROFILE = (1, 8, 32)
+CARD = Card(0, "NVIDIA GeForce RTX 2080 Ti", Target(7, 5), 11 << 30, 10 << 30)
+BOTH = pytest.mark.parametrize("flavour", list(Flavour))
+
+
+def pixels(count: int, seed: int = 0) -> Batch:
+    """Random images."""
+    return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+@dataclass
+class Bench:
+    """A card, a TensorRT and a plan, to open engines on."""
+
+    folder: Path
+    flavour: Flavour = Flavour.TENSORRT
+    script: Script = field(default_factory=Script)
+    capacity: int = 1 << 30
+    profile: tuple[int, int, int] = PROFILE
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cudart = FakeCudart(self.script, capacity=self.capacity)
+        self.trt = FakeTensorRt(self.cudart, self.flavour)
+
+    def plan(self) -> Plan:
+        """A plan on disk."""
+        content = plan_bytes(SIZE, CLASSES, self.profile, **self.changes)
+        smallest, best, largest = self.profile
+        record = PlanRecord(
+            flavour=self.flavour,
+            version="1",
+            targets=("sm75",),
+            precision="fp16",
+            profile=BatchProfile(smallest=smallest, best=best, largest=largest),
+            card=CARD.name,
+            graph_sha256="g",
+            source_sha256="s",
+            sha256=hashlib.sha256(content).hexdigest(),
+            size_bytes=len(content),
+            build_s=0.5,
+        )
+        path = self.folder / "engine.plan"
+        path.write_bytes(content)
+        return Plan(path, record)
+
+    def open(self, *, slots: int = 1, max_batch: int = 8, launch: Launch = Launch.GRAPH) -> TensorRtEngine:
+        """An engine."""
+        manifest = SimpleNamespace(name="tiny", input=SimpleNamespace(crop=SIZE), classes=CLASSES)
+        return TensorRtEngine(
+            self.plan(),
+            cast("Artifact", SimpleNamespace(manifest=manifest)),
+            card=CARD,
+            slots=slots,
+            max_batch=max_batch,
+            cache=self.folder / "cache",
+            on=Nvidia(self.trt, self.cudart, "580.82.07"),
+            launch=launch,
+        )
+
+    def assert_clean(self) -> None:
+        """Nothing is left on the card, and nothing was done that a real one punishes."""
+        assert self.cudart.live == {}
+        assert self.cudart.made == self.cudart.freed
+        assert self.cudart.used == 0
+        assert self.trt.alive == []
+        assert self.cudart.misused == []
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Callable[..., Bench]:
+    """Makes benches in the test's own folder."""
+    return lambda **values: Bench(tmp_path, **values)
+
+
+@BOTH
+@pytest.mark.parametrize("launch", list(Launch))
+def test_every_size(bench: Callable[..., Bench], flavour: Flavour, launch: Launch) -> None:
+    """Each batch size gives the network's own answer, in one piece and row by row, with graphs and without."""
+    here = bench(flavour=flavour)
+    engine = here.open(slots=2, max_batch=11, launch=launch)
+    for count in [*range(1, 12), *range(11, 0, -1)]:
+        images = pixels(count, seed=count)
+        expected = network(images, CLASSES)
+        np.testing.assert_array_equal(engine.run(images), expected)
+        np.testing.assert_array_equal(engine.run(list(images)), expected)
+    engine.close()
+    here.assert_clean()
