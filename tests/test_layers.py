@@ -104,6 +104,7 @@ HOMES = {
         "models.layers",
         "models.measured",
         "models.plan",
+        "service.engines.gate",
         "service.options",
         "service.rest.schemas",
         "service.settings",
