@@ -99,6 +99,7 @@ class FakeTensorRt:
         self.__version__ = "11.4.0.106" if flavour is Flavour.TENSORRT else "1.7.1.116"
         self.alive: list[str] = []
         self.compiled: set[int] = set()
+        self.ran: list[int] = []
         self.contexts: list[dict[str, Any]] = []
 
     def Runtime(self, logger: Logger) -> Any:
@@ -142,13 +143,13 @@ class _Runtime(_Object):
         super().__init__(trt)
         self._logger = logger
 
-    def deserialize_cuda_engine(self, content: bytes) -> Any:
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
         if self.trt.refused("deserialize_cuda_engine", self._logger):
             return None
         if not self.trt.cudart.reserve(WEIGHTS_BYTES):
             self._logger.log(Severity.ERROR, OUT_OF_MEMORY.words)
             return None
-        return _Engine(self.trt, self._logger, json.loads(content))
+        return _Engine(self.trt, self._logger, json.loads(serialized_engine))
 
 
 class _Engine(_Object):
@@ -263,11 +264,14 @@ class _Context(_Object):
         super().__del__()
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
+        if self.trt.refused("set_tensor_address", self._logger):
+            return False
         self._addresses[name] = memory
-        return not self.trt.refused("set_tensor_address", self._logger)
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         if self.trt.refused("set_input_shape", self._logger):
+            self._batch = 0  # what it holds then is not said
             return False
         self._batch = shape[0]
         return bool(self._limits[0] <= shape[0] <= self._limits[2])
@@ -280,6 +284,7 @@ class _Context(_Object):
         batch, size, classes = self._batch, self._size, self._classes
         images, answers = self._addresses["image"], self._addresses["probabilities"]
         self.trt.compiled.add(batch)
+        self.trt.ran.append(batch)
 
         def compute() -> None:
             given = cudart.memory[images][: batch * size * size * 3].reshape(batch, size, size, 3)

@@ -1,92 +1,26 @@
 """TensorRT's engine over scripted stand-ins: right answers at each size, each failure open, nothing left behind."""
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
-from models.artifact import Artifact
-from models.plan import BatchProfile, Flavour, Plan, PlanRecord, Target
-from service.cards import Card
-from service.engines.tensorrt import Nvidia, TensorRtEngine
-from service.engines.tensorrt_slot import Launch
-from service.types import Batch
-from tests.fake_cuda import FakeCudart, Script
-from tests.fake_tensorrt import FakeTensorRt, network, plan_bytes
+from models.plan import Flavour
+from service.engines.base import CardLostError, EngineUnavailableError, NoRoomError
+from service.engines.cuda import CudaError
+from service.engines.tensorrt_plan import TensorRtError
+from service.engines.tensorrt_slot import Launch, buckets
+from tests.fake_cuda import Error, Fault, Script
+from tests.fake_tensorrt import ACTIVATIONS_BYTES, BROKEN, OUT_OF_MEMORY, WEIGHTS_BYTES, network
+from tests.tensorrt_bench import CLASSES, SIZE, Bench, pixels
 
-SIZE, CLASSES = 4, 10
-PROFILE = (1, 8, 32)
-CARD = Card(0, "NVIDIA GeForce RTX 2080 Ti", Target(7, 5), 11 << 30, 10 << 30)
 BOTH = pytest.mark.parametrize("flavour", list(Flavour))
-
-
-def pixels(count: int, seed: int = 0) -> Batch:
-    """Random images."""
-    return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
-
-
-@dataclass
-class Bench:
-    """A card, a TensorRT and a plan, to open engines on."""
-
-    folder: Path
-    flavour: Flavour = Flavour.TENSORRT
-    script: Script = field(default_factory=Script)
-    capacity: int = 1 << 30
-    profile: tuple[int, int, int] = PROFILE
-    changes: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.cudart = FakeCudart(self.script, capacity=self.capacity)
-        self.trt = FakeTensorRt(self.cudart, self.flavour)
-
-    def plan(self) -> Plan:
-        """A plan on disk."""
-        content = plan_bytes(SIZE, CLASSES, self.profile, **self.changes)
-        smallest, best, largest = self.profile
-        record = PlanRecord(
-            flavour=self.flavour,
-            version="1",
-            targets=("sm75",),
-            precision="fp16",
-            profile=BatchProfile(smallest=smallest, best=best, largest=largest),
-            card=CARD.name,
-            graph_sha256="g",
-            source_sha256="s",
-            sha256=hashlib.sha256(content).hexdigest(),
-            size_bytes=len(content),
-            build_s=0.5,
-        )
-        path = self.folder / "engine.plan"
-        path.write_bytes(content)
-        return Plan(path, record)
-
-    def open(self, *, slots: int = 1, max_batch: int = 8, launch: Launch = Launch.GRAPH) -> TensorRtEngine:
-        """An engine."""
-        manifest = SimpleNamespace(name="tiny", input=SimpleNamespace(crop=SIZE), classes=CLASSES)
-        return TensorRtEngine(
-            self.plan(),
-            cast("Artifact", SimpleNamespace(manifest=manifest)),
-            card=CARD,
-            slots=slots,
-            max_batch=max_batch,
-            cache=self.folder / "cache",
-            on=Nvidia(self.trt, self.cudart, "580.82.07"),
-            launch=launch,
-        )
-
-    def assert_clean(self) -> None:
-        """Nothing is left on the card, and nothing was done that a real one punishes."""
-        assert self.cudart.live == {}
-        assert self.cudart.made == self.cudart.freed
-        assert self.cudart.used == 0
-        assert self.trt.alive == []
-        assert self.cudart.misused == []
+NAMED = (CudaError, MemoryError, TensorRtError, CardLostError)
 
 
 @pytest.fixture
@@ -108,3 +42,373 @@ def test_every_size(bench: Callable[..., Bench], flavour: Flavour, launch: Launc
         np.testing.assert_array_equal(engine.run(list(images)), expected)
     engine.close()
     here.assert_clean()
+
+
+def life(here: Bench) -> None:
+    """Open, run, close, with one call that fails: it costs at most one batch, the others are right, nothing leaks."""
+    lost, failed = False, 0
+    try:
+        engine = here.open(slots=2, max_batch=3)
+    except EngineUnavailableError:
+        pass
+    except CardLostError:
+        lost = True
+    else:
+        for count in (1, 2, 3, 3, 2, 1):
+            images = pixels(count, seed=count)
+            try:
+                answers = engine.run(images)
+            except NAMED as error:
+                lost = lost or isinstance(error, CardLostError)
+                failed += 1
+            else:
+                np.testing.assert_array_equal(answers, network(images, CLASSES))
+        assert failed <= 1 or lost
+        if lost:
+            with pytest.raises(CardLostError):
+                engine.run(pixels(1))
+        engine.close()
+        engine.close()
+    if lost or here.cudart.poison is not None:
+        assert here.cudart.misused == []
+    else:
+        here.assert_clean()
+
+
+def positions(flavour: Flavour, folder: Path) -> int:
+    """How many calls and steps a life without failures has."""
+    here = Bench(folder, flavour)
+    life(here)
+    return len(here.script.calls)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "fault",
+    [Error.cudaErrorInvalidValue, Error.cudaErrorMemoryAllocation, Error.cudaErrorIllegalAddress, OUT_OF_MEMORY],
+    ids=["invalid", "memory", "lost", "refused"],
+)
+def test_each_call_fails_in_turn(bench: Callable[..., Bench], flavour: Flavour, fault: Fault, tmp_path: Path) -> None:
+    """Whichever call fails, at whichever place: a named error or an open step down, and all is freed exactly once."""
+    total = positions(flavour, tmp_path)
+    assert total > 100
+    for place in range(1, total + 1):
+        life(bench(flavour=flavour, script=Script(at={place: fault})))
+
+
+def test_each_failure_is_seen(bench: Callable[..., Bench]) -> None:
+    """A call whose status nobody read would let a life go on unchanged: none of a batch's calls can fail unnoticed."""
+    for name in ("cudaSetDevice", "cudaGraphLaunch", "cudaEventRecord", "cudaEventSynchronize"):
+        here = bench()
+        engine = here.open(max_batch=2)
+        here.script.fail(name, Error.cudaErrorInvalidValue)
+        with pytest.raises(CudaError, match=f"{name} on card 0: cudaErrorInvalidValue"):
+            engine.run(pixels(2))
+        assert engine.run(pixels(2)).shape == (2, CLASSES)
+    for name in ("cudaMemcpyAsync", "execute_async_v3"):
+        here = bench()
+        engine = here.open(max_batch=2, launch=Launch.CALLS)
+        here.script.fail(name, Error.cudaErrorInvalidValue)
+        with pytest.raises((CudaError, TensorRtError), match="cudaErrorInvalidValue"):
+            engine.run(pixels(2))
+
+
+def test_graphs(bench: Callable[..., Bench]) -> None:
+    """Each bucket of each slot is captured once when the engine opens; from then on one launch runs a batch."""
+    here = bench()
+    engine = here.open(slots=2, max_batch=8)
+    assert engine.captured == (1, 2, 4, 8)
+    assert here.cudart.made["launchable"] == 8
+    here.script.calls.clear()
+    engine.run(pixels(3))
+    assert here.script.calls == ["cudaSetDevice", "cudaGraphLaunch", "cudaEventRecord", "cudaEventSynchronize"]
+
+
+@pytest.mark.parametrize("call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
+def test_without_a_graph(bench: Callable[..., Bench], call: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A size that cannot be captured runs call by call, says so once, and gives the same answers."""
+    here = bench()
+    here.script.fail(call, Error.cudaErrorMemoryAllocation, after=1)
+    with caplog.at_level(logging.WARNING):
+        engine = here.open(max_batch=8)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"batches of 4 run without a CUDA graph: {call} on card 0: cudaErrorMemoryAllocation (memoryallocation)"
+    ]
+    assert engine.captured == (1, 2, 8)
+    for count in range(1, 9):
+        images = pixels(count)
+        np.testing.assert_array_equal(engine.run(images), network(images, CLASSES))
+    engine.close()
+    here.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("smallest", "max_batch", "expected"),
+    [
+        (1, 1, (1,)),
+        (1, 8, (1, 2, 4, 8)),
+        (1, 11, (1, 2, 4, 8, 11)),
+        (4, 32, (4, 8, 16, 32)),
+        (3, 8, (4, 8)),
+        (8, 2, (8,)),
+    ],
+)
+def test_buckets(smallest: int, max_batch: int, expected: tuple[int, ...]) -> None:
+    """Powers of two within the profile, and the largest batch itself."""
+    assert buckets(smallest, max_batch) == expected
+
+
+def test_smallest_bucket(bench: Callable[..., Bench]) -> None:
+    """A batch is padded no further than to the next bucket."""
+    here = bench()
+    engine = here.open(max_batch=11, launch=Launch.CALLS)
+    here.trt.ran.clear()
+    for count in range(1, 12):
+        engine.run(pixels(count))
+    assert here.trt.ran == [1, 2, 4, 4, 8, 8, 8, 8, 11, 11, 11]
+
+
+@pytest.mark.parametrize(("profile", "asked", "most"), [((1, 8, 32), 64, 32), ((1, 8, 32), 5, 5), ((8, 8, 16), 2, 2)])
+def test_profile(bench: Callable[..., Bench], profile: tuple[int, int, int], asked: int, most: int) -> None:
+    """No more rows than asked for or than the plan takes; batches below its smallest are padded up to it."""
+    here = bench(profile=profile)
+    engine = here.open(max_batch=asked)
+    assert engine.max_batch == most
+    for count in (1, most):
+        np.testing.assert_array_equal(engine.run(pixels(count)), network(pixels(count), CLASSES))
+    with pytest.raises(ValueError, match=f"1 to {most} rows"):
+        engine.run(pixels(most + 1))
+
+
+def test_padding_is_not_seen(bench: Callable[..., Bench]) -> None:
+    """What an earlier batch left in the buffer changes no answer of a smaller one."""
+    engine = bench().open(max_batch=8)
+    engine.run(np.full((8, SIZE, SIZE, 3), 255, dtype=np.uint8))
+    np.testing.assert_array_equal(engine.run(pixels(5)), network(pixels(5), CLASSES))
+
+
+def test_answers_are_the_callers(bench: Callable[..., Bench]) -> None:
+    """A later batch does not change what an earlier one gave."""
+    engine = bench().open()
+    first = engine.run(pixels(2, seed=1))
+    kept = first.copy()
+    engine.run(pixels(2, seed=2))
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.zeros((0, SIZE, SIZE, 3), dtype=np.uint8),
+        np.zeros((1, SIZE, SIZE + 1, 3), dtype=np.uint8),
+        np.zeros((1, 1, 1, 3), dtype=np.uint8),
+        np.zeros((2, SIZE, SIZE, 3), dtype=np.float32),
+        [np.zeros((SIZE, SIZE, 3), dtype=np.uint8), np.zeros((SIZE, SIZE, 1), dtype=np.uint8)],
+    ],
+    ids=["none", "other size", "broadcast", "floats", "mixed"],
+)
+def test_wrong_rows(bench: Callable[..., Bench], rows: Any) -> None:
+    """Rows of another shape or type are refused, neither broadcast nor converted, and the next batch is right."""
+    engine = bench().open()
+    with pytest.raises(ValueError, match="rows"):
+        engine.run(rows)
+    np.testing.assert_array_equal(engine.run(pixels(2)), network(pixels(2), CLASSES))
+
+
+@BOTH
+def test_threads(bench: Callable[..., Bench], flavour: Flavour) -> None:
+    """Batches of several threads, more than there are slots, get their own answers."""
+    here = bench(flavour=flavour)
+    engine = here.open(slots=2)
+    batches = [pixels(1 + seed % 8, seed) for seed in range(100)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(engine.run, batches))
+    for images, given in zip(batches, answers, strict=True):
+        np.testing.assert_array_equal(given, network(images, CLASSES))
+    engine.close()
+    here.assert_clean()
+
+
+def test_out_of_memory_passes(bench: Callable[..., Bench]) -> None:
+    """A launch for which memory lacks is a MemoryError, and the same batch runs when there is some again."""
+    here = bench()
+    engine = here.open()
+    here.script.fail("cudaGraphLaunch", Error.cudaErrorMemoryAllocation)
+    with pytest.raises(MemoryError, match="cudaGraphLaunch"):
+        engine.run(pixels(8))
+    np.testing.assert_array_equal(engine.run(pixels(8)), network(pixels(8), CLASSES))
+    here.script.fail("execute_async_v3", OUT_OF_MEMORY)
+    engine.close()
+    here.assert_clean()
+
+
+def test_out_of_memory_in_tensorrt(bench: Callable[..., Bench]) -> None:
+    """Memory that TensorRT itself misses is a MemoryError as well; its other refusals carry its words."""
+    engine = (here := bench()).open(launch=Launch.CALLS)
+    here.script.fail("execute_async_v3", OUT_OF_MEMORY)
+    with pytest.raises(MemoryError, match="OutOfMemory"):
+        engine.run(pixels(4))
+    here.script.fail("execute_async_v3", BROKEN)
+    with pytest.raises(TensorRtError, match="the script says so"):
+        engine.run(pixels(4))
+    np.testing.assert_array_equal(engine.run(pixels(4)), network(pixels(4), CLASSES))
+
+
+def slot_bytes(max_batch: int) -> int:
+    """What one slot takes on the card."""
+    return ACTIVATIONS_BYTES + max_batch * (SIZE * SIZE * 3 + 4 * CLASSES)
+
+
+def test_memory(bench: Callable[..., Bench]) -> None:
+    """`memory_bytes` is what the engine takes on the card, to the byte, and all of it comes back."""
+    here = bench()
+    engine = here.open(slots=3, max_batch=8)
+    assert engine.memory_bytes == here.cudart.used == WEIGHTS_BYTES + 3 * slot_bytes(8)
+    assert engine.device == "cuda:0"
+    engine.close()
+    here.assert_clean()
+
+
+def test_fewer_slots(bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture) -> None:
+    """Where memory lacks for all slots there are as many as fit, and the log says so."""
+    here = bench(capacity=WEIGHTS_BYTES + 2 * slot_bytes(8) + 100)
+    with caplog.at_level(logging.WARNING):
+        engine = here.open(slots=4, max_batch=8)
+    assert engine.slots == 2
+    assert "memory for 2 of 4 slots" in caplog.text
+    engine.close()
+    here.assert_clean()
+
+
+@pytest.mark.parametrize("capacity", [WEIGHTS_BYTES - 1, WEIGHTS_BYTES + slot_bytes(8) - 1])
+def test_no_room(bench: Callable[..., Bench], capacity: int) -> None:
+    """Where not even one slot fits the engine is refused, as one for which room can be made."""
+    here = bench(capacity=capacity)
+    with pytest.raises(NoRoomError, match=r"does not fit on cuda:0 \(NVIDIA GeForce RTX 2080 Ti\)") as caught:
+        here.open(slots=2)
+    assert isinstance(caught.value, MemoryError)
+    assert isinstance(caught.value, EngineUnavailableError)
+    here.assert_clean()
+
+
+def test_lost_card(bench: Callable[..., Bench]) -> None:
+    """After an illegal address every batch says that the card is lost, and closing asks nothing more of it."""
+    here = bench()
+    engine = here.open(slots=2)
+    here.script.fail("cudaEventSynchronize", Error.cudaErrorIllegalAddress)
+    with pytest.raises(
+        CardLostError, match=r"cudaErrorIllegalAddress .*: a kernel used an address that is not its own"
+    ):
+        engine.run(pixels(1))
+    with pytest.raises(CardLostError):
+        engine.run(pixels(1))
+    live = dict(here.cudart.live)
+    engine.close()
+    assert here.cudart.live == live
+    assert here.trt.alive.count("context") == 2
+
+
+def test_card_that_cannot_be_used(bench: Callable[..., Bench]) -> None:
+    """A card that is busy when it is first asked is no lost card: something else may serve."""
+    here = bench()
+    here.script.fail("cudaSetDevice", Error.cudaErrorDevicesUnavailable)
+    with pytest.raises(EngineUnavailableError, match=r"the card cannot be used: .*DevicesUnavailable"):
+        here.open()
+    here.assert_clean()
+
+
+def test_closed_while_it_runs(bench: Callable[..., Bench]) -> None:
+    """Closing does not free what a running batch uses: its answer is right, and then all is given back."""
+    here = bench()
+    engine = here.open()
+    inside, leave = threading.Event(), threading.Event()
+    synchronize = here.cudart.cudaEventSynchronize
+
+    def wait(event: int) -> tuple[Error]:
+        inside.set()
+        assert leave.wait(30)
+        return synchronize(event)
+
+    here.cudart.cudaEventSynchronize = wait  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(engine.run, pixels(3))
+        assert inside.wait(30)
+        engine.close()
+        assert here.cudart.freed["device"] == 0
+        with pytest.raises(RuntimeError, match="closed"):
+            engine.run(pixels(1))
+        leave.set()
+        np.testing.assert_array_equal(running.result(), network(pixels(3), CLASSES))
+    del running
+    here.assert_clean()
+
+
+def tensors(**changes: Any) -> dict[str, Any]:
+    """The tensors of the contract, with changes."""
+    return {
+        "tensors": {
+            "image": ["INPUT", "UINT8", [-1, SIZE, SIZE, 3]],
+            "probabilities": ["OUTPUT", "FLOAT", [-1, CLASSES]],
+            **changes,
+        }
+    }
+
+
+def others() -> Iterator[Any]:
+    """Plans that are not what the contract or the record says."""
+    yield pytest.param(tensors(probabilities=["OUTPUT", "HALF", [-1, CLASSES]]), "HALF", id="type")
+    yield pytest.param(tensors(probabilities=["OUTPUT", "FLOAT", [-1, 5]]), r"\[-1, 5\]", id="classes")
+    yield pytest.param(tensors(image=["INPUT", "UINT8", [-1, 3, SIZE, SIZE]]), r"\[-1, 3, 4, 4\]", id="layout")
+    yield pytest.param(tensors(image=["OUTPUT", "UINT8", [-1, SIZE, SIZE, 3]]), "tensors", id="direction")
+    yield pytest.param(tensors(more=["OUTPUT", "FLOAT", [-1]]), "more", id="another output")
+    yield pytest.param({"tensors": {}}, "its tensors are none", id="nothing")
+    yield pytest.param({"profiles": [[[1, SIZE, SIZE, 3]] * 3]}, "of its record", id="profile")
+    yield pytest.param({"profiles": []}, "of its record", id="no profile")
+
+
+@pytest.mark.parametrize(("changes", "said"), list(others()))
+def test_wrong_plan(bench: Callable[..., Bench], changes: dict[str, Any], said: str) -> None:
+    """A plan whose names, types, shapes or batch sizes are others than the contract's is refused with both."""
+    here = bench(changes=changes)
+    with pytest.raises(EngineUnavailableError, match=said) as caught:
+        here.open()
+    assert "topfive export tiny --engine tensorrt" in str(caught.value)
+    del caught
+    here.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("Runtime", "TensorRT does not start"),
+        ("create_execution_context", "no execution context"),
+        ("set_tensor_address", "no address for image"),
+        ("set_input_shape", "no batch of 8"),
+        ("execute_async_v3", "a batch of 8 did not run"),
+    ],
+)
+def test_steps_that_fail(bench: Callable[..., Bench], step: str, said: str) -> None:
+    """A step that TensorRT refuses when the engine opens is named, with its words."""
+    here = bench()
+    here.script.fail(step, BROKEN)
+    with pytest.raises(EngineUnavailableError, match=f"{said}: .*the script says so"):
+        here.open()
+    here.assert_clean()
+
+
+def test_plan_that_does_not_load(bench: Callable[..., Bench]) -> None:
+    """TensorRT's own words reach whoever asked for the engine."""
+    here = bench()
+    here.script.fail("deserialize_cuda_engine", BROKEN)
+    with pytest.raises(EngineUnavailableError, match=r"engine.plan cannot be loaded: .*the script says so"):
+        here.open()
+    here.assert_clean()
+
+
+@BOTH
+def test_describe(bench: Callable[..., Bench], flavour: Flavour) -> None:
+    """It says runtime, version, card and precision."""
+    engine = bench(flavour=flavour).open()
+    info = engine.describe()
+    assert (info.runtime, info.device) == (flavour.value, "cuda:0 NVIDIA GeForce RTX 2080 Ti")
+    assert (info.version, info.precision) == ("11.4.0.106" if flavour is Flavour.TENSORRT else "1.7.1.116", "fp16")

@@ -180,4 +180,6 @@ def _refused(plan: Plan, contract: Contract, why: str) -> EngineUnavailableError
 
 def _named(tensors: dict[str, tuple[Any, Any, tuple[int, ...]]]) -> str:
     """Tensors on one line: name, type and shape."""
-    return ", ".join(f"{name} {kind.name} {list(shape)}" for name, (_, kind, shape) in sorted(tensors.items()))
+    return (
+        ", ".join(f"{name} {kind.name} {list(shape)}" for name, (_, kind, shape) in sorted(tensors.items())) or "none"
+    )

@@ -124,7 +124,6 @@ class Slot:
             self._graphs[size] = self._cuda.capture(self._owned, self._stream, lambda: self._queue(size))
         except (CudaError, MemoryError, TensorRtError) as error:
             log.warning("batches of %d run without a CUDA graph: %s", size, error)
-            self._cuda.drain(self._stream)
 
     def _done(self, work: Callable[[], None]) -> None:
         """Queue `work` and wait for it; where it fails, for what of it was queued."""

@@ -1,0 +1,86 @@
+"""Where tests open TensorRT engines without a card: a scripted card, a scripted TensorRT and a plan on disk."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from models.artifact import Artifact
+from models.plan import BatchProfile, Flavour, Plan, PlanRecord, Target
+from service.cards import Card
+from service.engines.tensorrt import Nvidia, TensorRtEngine
+from service.engines.tensorrt_slot import Launch
+from service.types import Batch
+from tests.fake_cuda import FakeCudart, Script
+from tests.fake_tensorrt import FakeTensorRt, plan_bytes
+
+SIZE, CLASSES = 4, 10
+PROFILE = (1, 8, 32)
+CARD = Card(0, "NVIDIA GeForce RTX 2080 Ti", Target(7, 5), 11 << 30, 10 << 30)
+
+
+def pixels(count: int, seed: int = 0) -> Batch:
+    """Random images."""
+    return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+@dataclass
+class Bench:
+    """A card, a TensorRT and a plan, to open engines on."""
+
+    folder: Path
+    flavour: Flavour = Flavour.TENSORRT
+    script: Script = field(default_factory=Script)
+    capacity: int = 1 << 30
+    profile: tuple[int, int, int] = PROFILE
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cudart = FakeCudart(self.script, capacity=self.capacity)
+        self.trt = FakeTensorRt(self.cudart, self.flavour)
+
+    def plan(self) -> Plan:
+        """A plan on disk."""
+        content = plan_bytes(SIZE, CLASSES, self.profile, **self.changes)
+        smallest, best, largest = self.profile
+        record = PlanRecord(
+            flavour=self.flavour,
+            version="1",
+            targets=("sm75",),
+            precision="fp16",
+            profile=BatchProfile(smallest=smallest, best=best, largest=largest),
+            card=CARD.name,
+            graph_sha256="g",
+            source_sha256="s",
+            sha256=hashlib.sha256(content).hexdigest(),
+            size_bytes=len(content),
+            build_s=0.5,
+        )
+        path = self.folder / "engine.plan"
+        path.write_bytes(content)
+        return Plan(path, record)
+
+    def open(self, *, slots: int = 1, max_batch: int = 8, launch: Launch = Launch.GRAPH) -> TensorRtEngine:
+        """An engine."""
+        manifest = SimpleNamespace(name="tiny", input=SimpleNamespace(crop=SIZE), classes=CLASSES)
+        return TensorRtEngine(
+            self.plan(),
+            cast("Artifact", SimpleNamespace(manifest=manifest)),
+            card=CARD,
+            slots=slots,
+            max_batch=max_batch,
+            cache=self.folder / "cache",
+            on=Nvidia(self.trt, self.cudart, "580.82.07"),
+            launch=launch,
+        )
+
+    def assert_clean(self) -> None:
+        """Nothing is left on the card, and nothing was done that a real one punishes."""
+        assert self.cudart.live == {}
+        assert self.cudart.made == self.cudart.freed
+        assert self.cudart.used == 0
+        assert self.trt.alive == []
+        assert self.cudart.misused == []

@@ -1,0 +1,144 @@
+"""TensorRT for RTX: how its contexts are configured, and what it compiled, kept on disk for the next start."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.plan import Flavour
+from service.engines.base import EngineUnavailableError
+from service.engines.rtx_cache import LARGEST_BYTES, RtxCacheFile
+from tests.fake_tensorrt import BROKEN, network
+from tests.tensorrt_bench import CLASSES, Bench, pixels
+
+
+@pytest.fixture
+def rtx(tmp_path: Path) -> Callable[[], Bench]:
+    """Benches of TensorRT for RTX that share one cache folder, each as a new process has it."""
+    return lambda: Bench(tmp_path, Flavour.TENSORRT_RTX)
+
+
+def files(folder: Path) -> list[Path]:
+    """All that lies in the cache."""
+    return sorted(path for path in folder.joinpath("cache").rglob("*") if path.is_file())
+
+
+def test_configuration(rtx: Callable[[], Bench]) -> None:
+    """Each context has RTX's own whole graphs and lazy kernels and shares the cache; nothing is captured besides."""
+    here = rtx()
+    engine = here.open(slots=2)
+    assert here.trt.contexts == 2 * [
+        {
+            "cuda_graph_strategy": "whole",
+            "dynamic_shapes_kernel_specialization_strategy": "lazy",
+            "has_cache": True,
+        }
+    ]
+    assert here.script.counts["cudaStreamBeginCapture"] == 0
+    engine.close()
+    here.assert_clean()
+
+
+def test_references_outlive_the_contexts(rtx: Callable[[], Bench]) -> None:
+    """Neither the configuration nor the cache is let go while a context lives: the library keeps neither alive."""
+    here = rtx()
+    engine = here.open(slots=2)
+    assert sorted(here.trt.alive) == ["cache", "config", "context", "context", "engine", "runtime"]
+    engine.close()
+    assert here.trt.alive == []
+    assert [line for line in here.cudart.misused if "outlived" in line] == []
+
+
+def test_kept(rtx: Callable[[], Bench], tmp_path: Path) -> None:
+    """What was compiled is on disk once the engine is warm, and the next process reads it back."""
+    first = rtx()
+    engine = first.open(max_batch=8)
+    (file,) = files(tmp_path)
+    assert file.name.endswith("-NVIDIA-GeForce-RTX-2080-Ti-580.82.07.cache")
+    assert json.loads(file.read_bytes()[32:]) == [1, 2, 4, 8]
+    first.trt.compiled.add(99)
+    engine.close()
+    assert json.loads(file.read_bytes()[32:]) == [1, 2, 4, 8, 99]
+
+    second = rtx()
+    second.open(max_batch=2)
+    assert second.trt.compiled == {1, 2, 4, 8, 99}
+
+
+def test_not_written_again(rtx: Callable[[], Bench], tmp_path: Path) -> None:
+    """A start that compiles nothing new leaves the file alone."""
+    rtx().open().close()
+    (file,) = files(tmp_path)
+    before = file.stat().st_ino
+    rtx().open().close()
+    assert file.stat().st_ino == before
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(32) + b"[1, 2]"], ids=["empty", "short", "digest"])
+def test_damaged(rtx: Callable[[], Bench], tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """A damaged file never reaches the library; it is said, and replaced."""
+    rtx().open().close()
+    (file,) = files(tmp_path)
+    good = file.read_bytes()
+    file.write_bytes(content)
+    here = rtx()
+    with caplog.at_level(logging.WARNING):
+        engine = here.open()
+    assert here.script.counts["deserialize"] == 0
+    assert f"{file} is damaged" in caplog.text
+    assert file.read_bytes() == good
+    np.testing.assert_array_equal(engine.run(pixels(3)), network(pixels(3), CLASSES))
+
+
+def test_refused_by_the_library(rtx: Callable[[], Bench], tmp_path: Path) -> None:
+    """A cache that RTX itself does not take costs only the time to compile."""
+    rtx().open().close()
+    here = rtx()
+    here.script.fail("deserialize", BROKEN)
+    engine = here.open()
+    np.testing.assert_array_equal(engine.run(pixels(3)), network(pixels(3), CLASSES))
+    engine.close()
+    here.assert_clean()
+
+
+def test_folder_that_cannot_be_written(
+    rtx: Callable[[], Bench], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine serves without its cache, and the log says why."""
+    (tmp_path / "cache").write_text("a file, not a folder")
+    here = rtx()
+    with caplog.at_level(logging.WARNING):
+        engine = here.open()
+    assert "cannot be read (Not a directory)" in caplog.text
+    assert "cannot be written" in caplog.text
+    engine.close()
+    here.assert_clean()
+
+
+def test_too_large(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A cache over 100 MB is not kept."""
+    file = RtxCacheFile(tmp_path, "ab", "card", "1")
+    file.write(b"small")
+    with caplog.at_level(logging.WARNING):
+        file.write(bytes(LARGEST_BYTES + 1))
+    assert "100 MB is too large" in caplog.text
+    assert RtxCacheFile(tmp_path, "ab", "card", "1").read() == b"small"
+
+
+def test_one_file_for_each(tmp_path: Path) -> None:
+    """Another plan, card or driver has another file."""
+    keys = [("a", "card", "1"), ("b", "card", "1"), ("a", "other card", "1"), ("a", "card", "2")]
+    assert len({RtxCacheFile(tmp_path, *key).path for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("step", ["create_runtime_config", "create_runtime_cache", "set_runtime_cache"])
+def test_steps_that_fail(rtx: Callable[[], Bench], step: str) -> None:
+    """A step of the configuration that RTX refuses refuses the engine, with its words."""
+    here = rtx()
+    here.script.fail(step, BROKEN)
+    with pytest.raises(EngineUnavailableError, match="the script says so"):
+        here.open()
+    here.assert_clean()
