@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from typing import Generic, TypeVar
 
 from service.clock import Clock
@@ -20,6 +21,7 @@ from service.metrics import BatchMetrics
 from service.pacing import Pacer
 from service.pending import Pending
 from service.runner import Runner, as_engine_error
+from service.slots import Slot, Slots
 from service.types import BatchLimits, Outcome, Ran
 
 T = TypeVar("T")
@@ -40,6 +42,7 @@ class State(StrEnum):
 class Batcher(Generic[T, R]):
     """Runs items of T in batches through `run`, which gives a result R or an exception for each, in order.
 
+    `slots` are those of its device, shared with other batchers; alone it has as many as its limits say.
     `run` may raise MemoryError: the batch is halved, each half tried once, and the maximum lowered. Any other error
     of `run` fails that batch alone. `max_failures` of them in a row make `healthy` false until a batch succeeds.
     """
@@ -52,6 +55,7 @@ class Batcher(Generic[T, R]):
         clock: Clock,
         metrics: BatchMetrics,
         on_health: Callable[[], None] = lambda: None,
+        slots: Slots | None = None,
     ) -> None:
         self._runner = Runner(run, limits.max_batch)
         self._limits = limits
@@ -63,6 +67,7 @@ class Batcher(Generic[T, R]):
         self._running: dict[asyncio.Task[None], list[Pending[T, R]]] = {}
         self._places = 0
         self._failures = 0
+        self._share = (slots or Slots(limits.slots, clock)).join(self._pump)
         self._hold = Hold(self._pacer, clock, self._end_hold)
         self._drained: asyncio.Event | None = None
         self._cause: BaseException | None = None
@@ -183,12 +188,14 @@ class Batcher(Generic[T, R]):
     def _pump(self) -> None:
         """Start batches while a slot is free and items wait; a bug in here fails everything pending, openly."""
         try:
-            while self._queue and len(self._running) < self._limits.slots:
-                if self._holding():
-                    return
-                self._dispatch()
+            while self._may_start() and not self._holding() and (slot := self._share.take()):
+                self._dispatch(slot)
         except Exception as error:
             self._break(error)
+
+    def _may_start(self) -> bool:
+        """Whether something waits and this engine, if not the device, is free for it."""
+        return bool(self._queue) and len(self._running) < self._limits.slots
 
     def _holding(self) -> bool:
         """Whether the waiting items should wait on for more of them."""
@@ -200,13 +207,13 @@ class Batcher(Generic[T, R]):
     def _end_hold(self) -> None:
         """Start what waits, however little it is."""
         try:
-            if self._queue and len(self._running) < self._limits.slots:
-                self._dispatch()
+            if self._may_start() and (slot := self._share.take()):
+                self._dispatch(slot)
         except Exception as error:
             self._break(error)
         self._pump()
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, slot: Slot) -> None:
         """Cut a batch from the front of the queue and run it; items that have expired are failed instead."""
         now = self._clock.now()
         items: list[Pending[T, R]] = []
@@ -219,10 +226,11 @@ class Batcher(Generic[T, R]):
                 continue
             items.append(item)
         if not items:
+            slot.give_back()
             return
         task = asyncio.get_running_loop().create_task(self._execute(items, now))
         self._running[task] = items
-        task.add_done_callback(self._finished)
+        task.add_done_callback(partial(self._finished, slot))
         self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
 
     async def _execute(self, items: list[Pending[T, R]], started: float) -> None:
@@ -245,7 +253,7 @@ class Batcher(Generic[T, R]):
             else:
                 item.settle(Ran(result, started - item.enqueued, took, size))
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, slot: Slot, task: asyncio.Task[None]) -> None:
         """Free the slot of a batch that has ended, however it ended."""
         if task.cancelled():  # its engine's threads have gone, or the loop is ending
             for item in self._running[task]:
@@ -253,7 +261,7 @@ class Batcher(Generic[T, R]):
         elif (error := task.exception()) is not None:
             self._break(error)
         del self._running[task]
-        self._pump()
+        slot.give_back()  # and pump, when it is this queue's turn
         self._note_drained()
 
     def _note_health(self, *, failed: bool) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from service.batcher import Batcher, State
 from service.errors import BadRequest, DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
+from service.slots import Slots
 from service.types import BatchLimits, Outcome, Ran
 from tests.fakes import ManualClock, ScriptedRun, Tally, settle
 
@@ -39,8 +40,8 @@ class FaultyTally(Tally):
 class Bench:
     """A batcher of whole numbers on a manual clock; its runs wait for `run.finish` unless `run.busy` is cleared."""
 
-    def __init__(self, limits: BatchLimits) -> None:
-        self.clock = ManualClock()
+    def __init__(self, limits: BatchLimits, clock: ManualClock | None = None, slots: Slots | None = None) -> None:
+        self.clock = clock or ManualClock()
         self.run = ScriptedRun()
         self.tally = FaultyTally()
         self.health: list[bool] = []
@@ -51,6 +52,7 @@ class Bench:
             clock=self.clock,
             metrics=self.tally,
             on_health=lambda: self.health.append(self.batcher.healthy),
+            slots=slots,
         )
 
     async def call(self, item: int, within_s: float = 60.0) -> Ran[str]:
@@ -979,14 +981,14 @@ class Story:
     async def play(self, steps: Sequence[Step]) -> None:
         """Do these."""
         for name, number in steps:
-            await self._step(name, number)
+            await self.step(name, number)
             batcher, run = self.bench.batcher, self.bench.run
             assert run.running <= self.limits.slots
             assert batcher.places <= self.limits.capacity
             if name == "advance" and not self.limits.max_hold_s:
                 assert run.running == self.limits.slots or batcher.depth == 0, "an idle slot while items wait"
 
-    async def _step(self, name: str, number: float) -> None:
+    async def step(self, name: str, number: float) -> None:
         run, clock = self.bench.run, self.bench.clock
         match name:
             case "submit":

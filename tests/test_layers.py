@@ -36,6 +36,7 @@ LAYERS = {
     "service.pending": 2,
     "service.recipe": 2,
     "service.runner": 2,
+    "service.slots": 2,
     "service.together": 2,
     "service.topk": 2,
     "service.batcher": 3,
@@ -299,7 +300,7 @@ def test_metadata_starts_without_torch(module: str) -> None:
 def test_batcher_knows_no_engine() -> None:
     """The batcher is given a function: it reaches no engine, no model and no image, only modules below it."""
     own = {name for name in started_by("service.batcher") if inside(name, PACKAGES)}
-    below = ("clock", "errors", "hold", "metrics", "pacing", "pending", "runner", "types")
+    below = ("clock", "errors", "hold", "metrics", "pacing", "pending", "runner", "slots", "types")
 
     assert own == {"service", "service.batcher", *(f"service.{name}" for name in below)}
 

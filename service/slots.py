@@ -1,0 +1,108 @@
+"""Shares the executors of one device among the queues of its models, so that a flood on one does not starve the rest.
+
+Start-time fair queueing (Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996) over seconds of running: whoever has
+used the device least goes next, and time without work earns nothing. It lives on the event loop: no lock, no task.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from service.clock import Clock
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """Leave to run one batch. Give it back exactly once."""
+
+    _share: "Share"
+    _started: float
+    _expected_s: float
+
+    def give_back(self) -> None:
+        """The batch has ended; who is next begins now, its own queue among those that are asked."""
+        self._share.gave_back(self._started, self._expected_s)
+
+
+class Slots:
+    """At most `limit` batches at once on one device. Stuck ones among them go on counting."""
+
+    def __init__(self, limit: int, clock: Clock) -> None:
+        self.limit = limit
+        self.running = 0
+        self.stuck = 0
+        self.clock = clock
+        self.virtual_s = 0.0
+        self._waiting: dict[Share, None] = {}
+        self._chosen: Share | None = None
+        self._offering = False
+
+    @property
+    def all_stuck(self) -> bool:
+        """Whether every slot is held by a batch that does not return: then nobody can run here."""
+        return self.stuck >= self.limit
+
+    def join(self, on_turn: Callable[[], None]) -> "Share":
+        """A queue's part in the device; `on_turn` is called when a slot that it asked for is there."""
+        return Share(self, on_turn)
+
+    def resize(self, limit: int) -> None:
+        """Run more or fewer at once from now on; nothing that runs is stopped."""
+        self.limit = limit
+        self.offer()
+
+    def wait(self, share: "Share") -> None:
+        """Ask it as soon as it is its turn."""
+        self._waiting[share] = None
+
+    def is_next(self, share: "Share") -> bool:
+        """Whether a slot is free, and it was asked just now, or all who wait have used the device more."""
+        if self.running >= self.limit:
+            return False
+        if self._chosen is share:
+            self._chosen = None
+            return True
+        return all(share.used_s < other.used_s for other in self._waiting if other is not share)
+
+    def offer(self) -> None:
+        """Ask those who wait, in the order of their use, until no slot is free or nobody waits."""
+        if self._offering:  # who is asked below may give a slot back at once: the loop sees it
+            return
+        self._offering = True
+        try:
+            while self._waiting and self.running < self.limit:
+                self._chosen = share = min(self._waiting, key=lambda one: one.used_s)  # the first of equals
+                del self._waiting[share]
+                share.on_turn()
+        finally:
+            self._offering, self._chosen = False, None
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """What one queue has used of its device, in seconds of virtual time."""
+
+    slots: Slots
+    on_turn: Callable[[], None]
+    used_s: float = 0.0
+    _last_s: float = field(default=0.0)  # how long its last batch ran: what the next one is expected to
+
+    def take(self) -> Slot | None:
+        """A slot now, or None: then `on_turn` is called once there is one, where work may have gone meanwhile."""
+        slots = self.slots
+        self.used_s = max(self.used_s, slots.virtual_s)
+        if not slots.is_next(self):
+            slots.wait(self)
+            return None
+        slots.running += 1
+        slots.virtual_s = self.used_s
+        self.used_s += self._last_s
+        return Slot(self, slots.clock.now(), self._last_s)
+
+    def gave_back(self, started: float, expected_s: float) -> None:
+        """Charge what the batch really took, and let the next begin."""
+        slots = self.slots
+        self._last_s = slots.clock.now() - started
+        self.used_s += self._last_s - expected_s
+        slots.running -= 1
+        slots.wait(self)  # or those who wait would go first, whatever they have used
+        slots.offer()

@@ -1,0 +1,342 @@
+"""One device, several queues: who runs next, for how much of the time, and that no slot is lost or held twice."""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.batcher import Batcher
+from service.slots import Share, Slot, Slots
+from service.types import BatchLimits
+from tests.fakes import ManualClock, Tally, settle
+from tests.test_batcher import HOLD_S, STEPS, Bench, Step, Story, answers, values
+
+pytestmark = pytest.mark.anyio
+
+
+class Member:
+    """A queue of `work` batches on a device; `ran` holds the slots that it was given."""
+
+    def __init__(self, device: Slots, work: int = 0) -> None:
+        self.work = work
+        self.ran: deque[Slot] = deque()
+        self.share: Share = device.join(self.go)
+
+    def go(self) -> None:
+        while self.work and (slot := self.share.take()):
+            self.work -= 1
+            self.ran.append(slot)
+
+    def end(self) -> None:
+        """Its oldest batch has ended."""
+        self.ran.popleft().give_back()
+
+
+class Load:
+    """A model whose batches take `run_s` each on the manual clock; it counts what it ran, and who runs at a time."""
+
+    def __init__(self, clock: ManualClock, slots: Slots, run_s: float, *, own_slots: int = 1) -> None:
+        self.clock = clock
+        self.run_s = run_s
+        self.tally = Tally()
+        self.batcher: Batcher[int, int] = Batcher(
+            self._run, BatchLimits(own_slots, 4, 1000), clock=clock, metrics=self.tally, slots=slots
+        )
+        self.tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def used_s(self) -> float:
+        """Seconds of its batches that have ended."""
+        return sum(self.tally.runs_s)
+
+    async def ask(self, count: int) -> None:
+        """So many callers with an item each."""
+        self.tasks += [asyncio.get_running_loop().create_task(self._call()) for _ in range(count)]
+        await settle()
+
+    async def _call(self) -> None:
+        with self.batcher.admit():
+            await self.batcher.submit([1], deadline=self.clock.now() + 1e6)
+
+    async def _run(self, items: Sequence[int]) -> list[int | Exception]:
+        ended = asyncio.get_running_loop().create_future()
+        self.clock.call_at(self.clock.now() + self.run_s, lambda: ended.set_result(None))
+        await ended
+        return list(items)
+
+
+async def end_all(clock: ManualClock, loads: Sequence[Load]) -> None:
+    """Let everything be answered."""
+    while not all(task.done() for load in loads for task in load.tasks):
+        await clock.advance(1.0)
+    await asyncio.gather(*(task for load in loads for task in load.tasks))
+
+
+# --- the allocator alone ---
+
+
+def test_a_free_slot_is_there_at_once() -> None:
+    """As many as the limit, to whoever asks; the next one waits and is called when one is given back."""
+    device = Slots(2, ManualClock())
+    one, other = Member(device, work=2), Member(device, work=1)
+    one.go()
+    other.go()
+    assert (len(one.ran), len(other.ran), device.running) == (2, 0, 2)
+    one.end()
+    assert (len(one.ran), len(other.ran), device.running) == (1, 1, 2)
+
+
+def test_equals_take_turns() -> None:
+    """Of members that have used nothing, each gets a slot before any gets its second."""
+    clock = ManualClock()
+    device = Slots(1, clock)
+    members = [Member(device, work=9) for _ in range(4)]
+    for member in members:
+        member.go()
+    order = []
+    for _ in range(8):
+        [running] = [number for number, member in enumerate(members) if member.ran]
+        order.append(running)
+        clock.jump(0.1)
+        members[running].end()
+    assert sorted(order[:4]) == sorted(order[4:]) == [0, 1, 2, 3]
+
+
+def test_a_member_whose_work_has_gone_is_passed_over() -> None:
+    """It is asked, takes nothing, and the slot goes to the next one in the same turn."""
+    device = Slots(1, ManualClock())
+    one, gone, last = Member(device, work=1), Member(device, work=1), Member(device, work=1)
+    for member in (one, gone, last):
+        member.go()
+    gone.work = 0
+    one.end()
+    assert (len(gone.ran), len(last.ran)) == (0, 1)
+
+
+def test_more_slots_begin_at_once() -> None:
+    """A higher limit starts those who wait; a lower one stops nothing, and nothing begins until it is kept."""
+    device = Slots(1, ManualClock())
+    member = Member(device, work=5)
+    member.go()
+    device.resize(3)
+    assert len(member.ran) == 3
+    device.resize(1)
+    member.end()
+    member.end()
+    assert (len(member.ran), member.work) == (1, 2)
+    member.end()
+    assert (len(member.ran), member.work) == (1, 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_slots_are_neither_lost_nor_doubled(seed: int) -> None:
+    """Whoever asks, ends and leaves: never more than the limit run, and none is free while somebody has work."""
+    chance = random.Random(seed)
+    clock = ManualClock()
+    device = Slots(chance.randint(1, 3), clock)
+    members = [Member(device) for _ in range(4)]
+
+    def running() -> list[Member]:
+        return [member for member in members if member.ran]
+
+    for _ in range(300):
+        member = chance.choice(members)
+        clock.jump(chance.random())
+        step: Callable[[], None] | None = None
+        match chance.randrange(4):
+            case 0 | 1:
+                member.work += 1
+                step = member.go
+            case 2 if running():
+                step = chance.choice(running()).end
+            case 3 if member.work:
+                member.work = 0
+        if step:
+            step()
+        assert device.running == sum(len(one.ran) for one in members) <= device.limit
+        assert device.running == device.limit or not any(one.work for one in members)
+
+
+# --- batchers on it ---
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("run_s", [0.1, 1.0, 2.0])
+async def test_two_floods_share_the_time(slots: int, run_s: float) -> None:
+    """However long the batches of each, both get half of the device, to within a batch of each."""
+    clock = ManualClock()
+    device = Slots(slots, clock)
+    short, long = Load(clock, device, 0.1, own_slots=slots), Load(clock, device, run_s, own_slots=slots)
+    for load in (short, long):
+        await load.ask(900)
+    await clock.advance(20.0)
+    assert short.used_s + long.used_s == pytest.approx(20.0 * slots, abs=slots * run_s + 0.11)
+    assert abs(short.used_s - long.used_s) <= 2 * slots * run_s + 0.11
+    await end_all(clock, [short, long])
+
+
+async def test_one_alone_has_all_and_owes_nothing_for_it() -> None:
+    """With the other idle it gets the whole device; when the other comes, the past is not held against either."""
+    clock = ManualClock()
+    device = Slots(1, clock)
+    first, late = Load(clock, device, 0.5), Load(clock, device, 0.5)
+    await first.ask(400)
+    await clock.advance(20.0)
+    assert first.used_s == pytest.approx(20.0)
+    await late.ask(200)
+    before = first.used_s
+    await clock.advance(10.0)
+    assert first.used_s - before == pytest.approx(5.0, abs=0.51)
+    assert late.used_s == pytest.approx(5.0, abs=0.51)
+    await end_all(clock, [first, late])
+
+
+async def test_a_flood_makes_nobody_wait_longer_than_a_round() -> None:
+    """Eight models on one slot, one of them flooded: no other waits longer than a batch of each of the eight."""
+    clock = ManualClock()
+    device = Slots(1, clock)
+    longest = 0.2
+    flooded = Load(clock, device, longest)
+    others = [Load(clock, device, longest * share) for share in (0.1, 0.2, 0.4, 0.5, 0.7, 0.9, 1.0)]
+    await flooded.ask(900)
+    chance = random.Random(5)
+    for _ in range(400):
+        if chance.random() < 0.3:
+            await chance.choice(others).ask(1)
+        await clock.advance(0.05)
+    waits = [wait for other in others for wait in other.tally.queued_s]
+    assert len(waits) > 80
+    assert max(waits) <= (1 + len(others)) * longest
+    assert flooded.batcher.depth > 100, "the flood lasted"
+    await end_all(clock, [flooded, *others])
+
+
+async def test_a_batch_is_cut_when_its_slot_is_there() -> None:
+    """What arrives while another model holds the device goes into one batch, not into one that was cut before."""
+    clock = ManualClock()
+    device = Slots(1, clock)
+    limits = BatchLimits(1, 8)
+    busy, waiting = Bench(limits, clock, device), Bench(limits, clock, device)
+    first = await busy.submit(0)
+    tasks = []
+    for item in range(6):
+        tasks += await waiting.submit(item)
+    assert waiting.run.calls == []
+    await busy.run.finish()
+    assert waiting.run.calls == [[0, 1, 2, 3, 4, 5]]
+    await waiting.run.finish()
+    assert await values(first + tasks) == answers(0, *range(6))
+
+
+async def test_a_stuck_batch_holds_one_slot() -> None:
+    """The other models go on with the slot that is left."""
+    clock = ManualClock()
+    device = Slots(2, clock)
+    stuck, well = Bench(BatchLimits(2, 4), clock, device), Bench(BatchLimits(2, 4), clock, device)
+    hanging = await stuck.submit(0)
+    tasks = await well.submit(1, 2, 3)
+    assert well.run.running == 1
+    await well.run.finish(2)
+    assert await values(tasks) == answers(1, 2, 3)
+    await stuck.run.finish()
+    assert await values(hanging) == answers(0)
+
+
+class Pair:
+    """Two random lives on one device, checked at every step."""
+
+    def __init__(self, limits: Sequence[BatchLimits], slots: int) -> None:
+        self.clock = ManualClock()
+        self.device = Slots(slots, self.clock)
+        self.limits = limits
+        self.stories = [Story(Bench(one, self.clock, self.device), one) for one in limits]
+
+    async def play(self, steps: Sequence[tuple[int, Step]]) -> None:
+        for number, (name, value) in steps:
+            await self.stories[number].step(name, value)
+            running = sum(story.bench.run.running for story in self.stories)
+            assert running <= self.device.limit
+            if name == "advance":
+                self.check_no_idle_slot()
+
+    def check_no_idle_slot(self) -> None:
+        """A device with a free slot has no model that could use it and waits."""
+        assert self.device.running <= self.device.limit
+        if self.device.running < self.device.limit:
+            for story in self.stories:
+                bench, limits = story.bench, story.limits
+                assert limits.max_hold_s or not bench.batcher.depth or bench.run.running == limits.slots
+
+    async def wind_down(self) -> None:
+        for _ in range(3):
+            await self.clock.advance(0.010)
+            while busy := [story.bench.run for story in self.stories if story.bench.run.running]:
+                await busy[0].finish()
+        await settle()
+        assert self.device.running == 0
+
+
+LIMITS = st.builds(
+    BatchLimits,
+    slots=st.integers(1, 3),
+    max_batch=st.integers(1, 5),
+    capacity=st.integers(1, 12),
+    max_hold_s=st.sampled_from([0.0, HOLD_S]),
+)
+MIXED = st.lists(st.integers(0, 1), min_size=25, max_size=25)
+
+
+@given(
+    limits=st.tuples(LIMITS, LIMITS),
+    slots=st.integers(1, 3),
+    before=st.tuples(STEPS, MIXED),
+    how=st.sampled_from(["nothing", "close", "force", "dispatched", "ran"]),
+    after=st.tuples(STEPS, MIXED),
+)
+@settings(max_examples=200, deadline=None)
+def test_every_submit_of_two_ends_exactly_once(
+    limits: tuple[BatchLimits, BatchLimits],
+    slots: int,
+    before: tuple[list[Step], list[int]],
+    how: str,
+    after: tuple[list[Step], list[int]],
+) -> None:
+    """Whatever happens to one of two models on a device: one end for each caller of both, and no slot is lost."""
+
+    async def live() -> None:
+        pair = Pair(limits, slots)
+        await pair.play([(number, step) for step, number in zip(*before, strict=False)])
+        await pair.stories[0].break_off(how)
+        await pair.play([(number, step) for step, number in zip(*after, strict=False)])
+        await pair.wind_down()
+        for story in pair.stories:
+            story.check()
+
+    asyncio.run(live())
+
+
+async def test_shares_follow_the_clock_and_not_the_count() -> None:
+    """Three floods with batches of 1, 2 and 3 tenths of a second: equal times, so unequal numbers of batches."""
+    clock = ManualClock()
+    device = Slots(1, clock)
+    loads = [Load(clock, device, run_s) for run_s in (0.1, 0.2, 0.3)]
+    for load in loads:
+        await load.ask(700)
+    await clock.advance(18.0)
+    assert [round(load.used_s) for load in loads] == [6, 6, 6]
+    assert [len(load.tally.runs_s) for load in loads] == pytest.approx([60, 30, 20], abs=2)
+    await end_all(clock, loads)
+
+
+def test_all_stuck_means_every_slot() -> None:
+    """One of two leaves a slot; two of two leave none."""
+    device = Slots(2, ManualClock())
+    seen = []
+    for stuck in (0, 1, 2):
+        device.stuck = stuck
+        seen.append(device.all_stuck)
+    assert seen == [False, False, True]
