@@ -59,6 +59,7 @@ LAYERS = {
     "service.cli": 6,
     "service.commands": 6,
     "service.gateway": 6,
+    "service.probe": 6,
     "service.process": 6,
 }
 
@@ -87,8 +88,8 @@ HOMES = {
     "onnx": ("export", "models.onnx_agreement", "models.onnx_reader", "models.onnx_weights"),
     "openvino": ("service.engines.openvino",),
     "onnxruntime": ("export.original", "models.onnx_agreement", "service.engines.onnxruntime"),
-    "grpc": (GENERATED, "service.remote", "service.rpc"),
-    "grpc_health": ("service.remote", "service.rpc"),
+    "grpc": (GENERATED, "service.probe", "service.remote", "service.rpc"),
+    "grpc_health": ("service.probe", "service.remote", "service.rpc"),
     "grpc_reflection": ("service.rpc",),
     "fastapi": ("service.rest",),
     "fastapi_offline": ("service.rest",),
@@ -335,6 +336,22 @@ def test_serving_starts_without_torch() -> None:
 
     assert {"service", "models", "proto", "fastapi", "grpc"} <= loaded
     assert not loaded & {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export"}
+
+
+def test_gateway_starts_without_engines() -> None:
+    """A gateway has no runtime of any engine, and no network."""
+    loaded = imported_by("import service.gateway, service.remote.classifier, service.remote.directory")
+
+    assert {"service", "fastapi", "grpc"} <= loaded
+    assert not loaded & {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "torch", "onnx", "export"}
+
+
+def test_probe_imports_little() -> None:
+    """A health check by HTTP loads nothing but the standard library; it runs every few seconds."""
+    loaded = imported_by("import service.probe")
+
+    assert "service" in loaded
+    assert not loaded & {"grpc", "google", "numpy", "pydantic", "fastapi", "click", "models", "proto"}
 
 
 def test_export_command_starts_without_torch() -> None:
