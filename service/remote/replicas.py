@@ -11,7 +11,9 @@ from service.remote.replica import Replica, Serving
 
 M = TypeVar("M")
 
-_RESOLVE_EVERY_S = 2.0  # how soon a replica is found that `--scale` adds
+RESOLVE_EVERY_S = 2.0
+"""How soon a server is found that joins a name."""
+
 _SETTLE_S = 60.0  # for calls to a replica that the name no longer gives
 
 log = logging.getLogger(__name__)
@@ -63,9 +65,12 @@ class Replicas:
     server than the one that refused it, a server that is about to stop gets none, and the least busy one is taken.
     """
 
-    def __init__(self, targets: Sequence[Target], resolve: Resolve = resolve) -> None:
+    def __init__(
+        self, targets: Sequence[Target], resolve: Resolve = resolve, *, resolve_every_s: float = RESOLVE_EVERY_S
+    ) -> None:
         self._targets = targets
         self._resolve = resolve
+        self._resolve_every_s = resolve_every_s
         self._replicas: dict[str, Replica] = {}
         self._changed = asyncio.Event()
         self._turn = 0
@@ -137,7 +142,7 @@ class Replicas:
                 except OSError as error:  # while all of them restart the name has no address: the old ones may return
                     log.debug("%s: %s", target, error)
             self._update({address for addresses in known.values() for address in addresses})
-            await asyncio.sleep(_RESOLVE_EVERY_S)
+            await asyncio.sleep(self._resolve_every_s)
 
     def _update(self, addresses: Collection[str]) -> None:
         for address in sorted(set(addresses) - self._replicas.keys()):

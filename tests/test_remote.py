@@ -1,0 +1,291 @@
+"""Calls to inference servers: which is asked, what is asked again and what is not, time, cancellation."""
+
+import asyncio
+from collections import Counter
+
+import grpc
+import pytest
+
+from service.errors import (
+    BadImage,
+    BadRequest,
+    DeadlineExceeded,
+    EngineError,
+    ModelNotFound,
+    NotReady,
+    Overloaded,
+    TooLarge,
+    TopfiveError,
+)
+from service.remote.calls import MAX_BROKEN
+from service.remote.replicas import Replicas, Target, parse_targets
+from tests.inference import Context, Inference, asked, asking, refusing
+
+pytestmark = pytest.mark.anyio
+
+STATUS = grpc.StatusCode
+LOST = refusing(STATUS.UNAVAILABLE, "Socket closed")
+STOPPING = refusing(STATUS.UNAVAILABLE, "stopping", ("topfive-code", "shutting_down"))
+FULL = refusing(STATUS.RESOURCE_EXHAUSTED, "full", ("topfive-code", "overloaded"), ("grpc-retry-pushback-ms", "2500"))
+
+
+async def test_servers_share_the_calls() -> None:
+    """Calls one after the other go to every server in turn."""
+    servers = [Inference(label) for label in "abc"]
+    async with asked(*servers) as asker:
+        answered = Counter([await asker.label() for _ in range(30)])
+
+    assert answered == {"a": 10, "b": 10, "c": 10}
+
+
+async def test_the_least_busy_is_asked() -> None:
+    """A server that is slow gets no second call while another is free."""
+    slow, fast = Inference("slow"), Inference("fast")
+    gate = asyncio.Event()
+
+    async def wait(_context: Context) -> None:
+        await gate.wait()
+
+    slow.script = [wait]
+    async with asked(slow, fast) as asker:
+        calls = [asyncio.create_task(asker.label()) for _ in range(2)]
+        done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        labels = [await asker.label() for _ in range(10)]
+        gate.set()
+        await asyncio.gather(*waiting)
+
+    assert [task.result() for task in done] == ["fast"]
+    assert labels == ["fast"] * 10
+    assert slow.calls == 1
+
+
+@pytest.mark.parametrize(("step", "code"), [(LOST, "not_ready"), (STOPPING, "shutting_down")], ids=["lost", "stopping"])
+async def test_asked_again(step: object, code: str) -> None:
+    """A call whose connection broke, or whose server stops, is answered by another server, with all of 5 MB."""
+    one, other = Inference("one"), Inference("other")
+    async with asked(one, other) as asker:
+        one.script = other.script = [step]  # type: ignore[list-item]
+        answer = await asker.classify(bytes(5_000_000))
+
+    assert answer.predictions[0].class_id == 5_000_000
+    assert (one.calls, other.calls) == (1, 1)
+    assert asker.retried(code) == 1
+
+
+async def test_alone_it_is_asked_again() -> None:
+    """Where there is one server, it is the one that is asked again."""
+    server = Inference("alone")
+    async with asked(server) as asker:
+        server.script = [STOPPING, LOST, STOPPING]
+        assert await asker.label() == "alone"
+
+    assert server.calls == 4
+
+
+async def test_an_image_that_kills() -> None:
+    """A call that breaks every connection ends after a fixed number of them, whatever time is left."""
+    servers = [Inference("one"), Inference("other")]
+    async with asked(*servers) as asker:
+        for server in servers:
+            server.script = [LOST] * 100
+        with pytest.raises(NotReady, match="Socket closed"):
+            await asker.classify()
+
+    assert sum(server.calls for server in servers) == MAX_BROKEN
+
+
+async def test_full_here_free_there() -> None:
+    """A server without room passes the call to another; without another, its own time to wait comes back."""
+    full, free = Inference("full"), Inference("free")
+    async with asked(full, free) as asker:
+        full.script = free.script = [FULL]
+        assert await asker.label() in ("full", "free")
+    assert full.calls + free.calls == 2
+
+    alone = Inference("alone")
+    async with asked(alone) as asker:
+        alone.script = [FULL]
+        with pytest.raises(Overloaded) as caught:
+            await asker.classify()
+    assert alone.calls == 1
+    assert caught.value.retry_after_s == 2.5
+    assert caught.value.detail == "full"
+
+
+async def test_full_everywhere() -> None:
+    """Of three servers without room two are asked: more would only add to their load."""
+    servers = [Inference(label) for label in "abc"]
+    async with asked(*servers) as asker:
+        for server in servers:
+            server.script = [FULL] * 3
+        with pytest.raises(Overloaded):
+            await asker.classify()
+
+    assert sum(server.calls for server in servers) == 2
+
+
+async def test_not_ready_is_asked_of_each_once() -> None:
+    """A model that cannot be loaded is asked of every server, and the refusal passed on at once."""
+    servers = [Inference(label) for label in "abc"]
+    async with asked(*servers) as asker:
+        for server in servers:
+            server.script = [refusing(STATUS.UNAVAILABLE, "tiny is damaged", ("topfive-code", "not_ready"))] * 2
+        with pytest.raises(NotReady, match=r"^tiny is damaged$"):
+            await asker.classify()
+
+    assert [server.calls for server in servers] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (STATUS.INVALID_ARGUMENT, "bad_request", BadRequest),
+        (STATUS.INVALID_ARGUMENT, "too_large", TooLarge),
+        (STATUS.INVALID_ARGUMENT, "bad_image", BadImage),
+        (STATUS.NOT_FOUND, "model_not_found", ModelNotFound),
+        (STATUS.DEADLINE_EXCEEDED, "deadline_exceeded", DeadlineExceeded),
+        (STATUS.INTERNAL, "internal", EngineError),
+        (STATUS.INTERNAL, "of a later version", EngineError),
+        (STATUS.INTERNAL, "", EngineError),
+        (STATUS.UNIMPLEMENTED, "", EngineError),
+        (STATUS.DEADLINE_EXCEEDED, "", DeadlineExceeded),
+        (STATUS.RESOURCE_EXHAUSTED, "", TooLarge),
+    ],
+)
+async def test_never_asked_again(status: grpc.StatusCode, code: str, kind: type[TopfiveError]) -> None:
+    """Every other error is passed on as what it is, in its own words, after one call."""
+    one, other = Inference("one"), Inference("other")
+    step = refusing(status, "why it is so", *([("topfive-code", code)] if code else []))
+    async with asked(one, other) as asker:
+        one.script, other.script = [step], [step]
+        with pytest.raises(kind) as caught:
+            await asker.classify()
+
+    assert type(caught.value) is kind
+    assert one.calls + other.calls == 1
+    assert "why it is so" in caught.value.detail or not code
+    if code and code in kind.code:
+        assert caught.value.detail == "why it is so"
+
+
+async def test_a_server_returns() -> None:
+    """A call that finds no server waits for one, and is answered as soon as it has started again."""
+    server = Inference("back")
+    async with server.listening():
+        replicas = Replicas(parse_targets(server.address))
+    async with asking(replicas, 0) as asker:
+        call = asyncio.create_task(asker.label(within_s=20))
+        await asker.replicas.change(0.5)
+        assert not call.done()
+        async with server.listening():
+            assert await call == "back"
+
+
+async def test_no_server_in_time() -> None:
+    """A call that finds no server until its deadline says which were looked for, and may be tried again."""
+    async with asking(Replicas(parse_targets("127.0.0.1:1")), 0) as asker:
+        with pytest.raises(NotReady, match=r"no inference server can be reached at 127\.0\.0\.1:1"):
+            await asker.classify(within_s=0.3)
+
+
+async def test_one_that_is_not_ready_comes_last() -> None:
+    """A server that says it is not ready gets a call only where no other is there."""
+    ready, loading = Inference("ready"), Inference("loading")
+    async with asked(ready, loading) as asker:
+        await loading.serving(False)
+        await asker.ready(1)
+        first = {await asker.label() for _ in range(6)}
+        await ready.serving(False)
+        await asker.ready(0)
+        then = {await asker.label() for _ in range(6)}
+
+    assert first == {"ready"}
+    assert then == {"ready", "loading"}
+
+
+async def test_the_deadline_goes_along() -> None:
+    """A server sees the time that the caller has left, and a call that lasts longer is over then."""
+    server = Inference("slow")
+    forever = asyncio.Event()
+
+    async def wait(_context: Context) -> None:
+        await forever.wait()
+
+    async with asked(server) as asker:
+        await asker.classify(within_s=3.0)
+        server.script = [wait]
+        with pytest.raises(DeadlineExceeded):
+            await asker.classify(within_s=0.3)
+
+    assert 2.0 < server.left_s[0] < 3.5  # the wire rounds up
+    assert 0.0 < server.left_s[1] < 0.8
+
+
+async def test_a_caller_leaves() -> None:
+    """A caller that is cancelled cancels the call at the server."""
+    server = Inference("slow")
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def wait(_context: Context) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with asked(server) as asker:
+        server.script = [wait]
+        call = asyncio.create_task(asker.classify())
+        await begun.wait()
+        call.cancel()
+        async with asyncio.timeout(10):
+            await ended.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await asker.label() == "slow"
+
+
+async def test_a_name_is_asked_again() -> None:
+    """A server that joins a name gets calls, one that leaves it gets none, and a failing look-up changes nothing."""
+    old, new = Inference("old"), Inference("new")
+    answers: list[set[str] | OSError] = []
+    looked = asyncio.Semaphore(0)
+
+    async def look(_target: Target) -> set[str]:
+        looked.release()
+        found = answers[0]
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    async with old.listening(), new.listening():
+        answers.append({old.address})
+        async with asking(Replicas(parse_targets("inference:8001"), look, resolve_every_s=0.01), 1) as asker:
+            before = {await asker.label() for _ in range(6)}
+            answers[0] = {old.address, new.address}
+            await asker.ready(2)
+            both = {await asker.label() for _ in range(6)}
+            answers[0] = {new.address}
+            await asker.ready(1)
+            answers[0] = OSError("no such name")
+            for _ in range(looked._value + 5):
+                await looked.acquire()
+            after = {await asker.label() for _ in range(6)}
+
+    assert (before, both, after) == ({"old"}, {"old", "new"}, {"new"})
+
+
+def test_targets() -> None:
+    """Names, addresses and several of them are read; the same one twice counts once."""
+    given = " inference:8001, 10.0.0.1:80,[::1]:8001,dns:///inference:8001,"
+    targets = (Target("inference", 8001), Target("10.0.0.1", 80), Target("::1", 8001))
+
+    assert parse_targets(given) == targets
+    assert parse_targets(",".join(map(str, targets))) == targets
+
+
+@pytest.mark.parametrize("given", ["", " , ", "inference", "inference:", ":8001", "inference:x", "a:0", "a:70000"])
+def test_no_targets(given: str) -> None:
+    """Anything else is refused with a right one."""
+    with pytest.raises(ValueError, match="inference:8001"):
+        parse_targets(given)
