@@ -21,9 +21,10 @@ RUN set -eu; \
     python3 -m pip --python /opt/topfive/bin/python install \
       --no-cache-dir --no-compile --disable-pip-version-check -c constraints.txt ".[${extras}]"
 COPY . .
+# Compiled here, since a read-only root would compile at each start; some packages hold files for other Pythons.
 RUN python3 -m pip --python /opt/topfive/bin/python install \
       --no-cache-dir --no-compile --disable-pip-version-check --no-deps --force-reinstall . \
-    && /opt/topfive/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/topfive/lib
+    && { /opt/topfive/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/topfive/lib || true; }
 
 FROM ${PYTHON_IMAGE} AS cpu
 LABEL org.opencontainers.image.title="topfive" \
