@@ -67,7 +67,7 @@ async def started(*command: str) -> AsyncIterator[Server]:
             while not (any(": ready" in line for line in log) and any("REST on" in line for line in log)):
                 assert process.returncode is None, "".join(log)
                 await asyncio.sleep(0.02)
-        address = re.search(r"REST on (http://\S+), gRPC", "".join(log))
+        address = re.search(r"REST on (http://\S+),", "".join(log))
         assert address is not None
         yield Server(process, address[1], log)
     finally:

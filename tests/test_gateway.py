@@ -1,0 +1,221 @@
+"""A gateway in front of inference servers: it answers as they do, and loses nothing when they go and come."""
+
+import asyncio
+import io
+import signal
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from PIL import Image
+
+from service.errors import TABLE
+from tests.conftest import noise, png
+from tests.fakes import FakeEngine
+from tests.inference import Inference, gateway, refusing
+from tests.serving import serving
+from tests.test_rest import until
+from tests.test_serve import TOPFIVE, Server, run, server, started
+from tests.test_transports import BAD, GOOD, comparable
+
+pytestmark = pytest.mark.anyio
+
+
+def grpc_port(running: Server) -> int:
+    """The port that a server says it has."""
+    return int("".join(running.log).partition("gRPC on 127.0.0.1:")[2].split()[0])
+
+
+async def both(direct: httpx.AsyncClient, front: httpx.AsyncClient, method: str, url: str, **body: Any) -> list[Any]:
+    """Status and comparable body of the server's own REST, and of the gateway's."""
+    answers = [await client.request(method, url, **body) for client in (direct, front)]
+    return [(answer.status_code, comparable(answer.json())) for answer in answers]
+
+
+async def test_same_answers(artifacts: Path) -> None:
+    """REST says the same through a gateway: answers, errors, comparisons, ensembles."""
+    async with (
+        serving(artifacts, FakeEngine(), max_image_bytes=100_000, max_image_pixels=1_000_000) as running,
+        gateway([running.service.rpc.port], max_image_bytes=100_000) as front,
+    ):
+        for what, image, model, top_k in [case[:4] for case in (*GOOD, *BAD)]:
+            query = {key: value for key, value in {"model": model, "top_k": top_k}.items() if value is not None}
+            for url in ("/predict", "/compare"):
+                files = {"image": ("a.jpg", image)}
+                left, right = await both(running.http, front.http, "POST", url, params=query, files=files)
+                assert left == right, (what, url)
+        asked: list[dict[str, Any]] = [
+            {"crops": 10},
+            {"crops": 3},
+            {"model": "ensemble:tiny"},
+            {"model": "tiny+"},
+        ]
+        for query in asked:
+            left, right = await both(running.http, front.http, "POST", "/predict", params=query, files={"image": png()})
+            assert left == right, query
+
+
+async def test_same_pages(artifacts: Path) -> None:
+    """The list of models, the page of each and its layers are the same to the last digit."""
+    async with serving(artifacts, FakeEngine()) as running, gateway([running.service.rpc.port]) as front:
+        names = [model["name"] for model in (await running.http.get("/models")).json()["models"]]
+        pages = ["/models", *(f"/models/{name}" for name in names), "/models/tiny/layers", "/models/tin"]
+        pages += ["/models/alexnet/layers", "/models/ensemble:tiny"]
+        for page in pages:
+            direct, through = await running.http.get(page), await front.http.get(page)
+            left, right = direct.json(), through.json()
+            left.pop("request_id", None)
+            right.pop("request_id", None)
+            assert (direct.status_code, left) == (through.status_code, right), page
+    assert len(names) > 10
+
+
+async def test_numbers_that_no_message_holds(artifacts: Path) -> None:
+    """A number of classes or crops beyond 32 bits or below zero is a bad request, not a failure."""
+    async with serving(artifacts, FakeEngine()) as running, gateway([running.service.rpc.port]) as front:
+        for query in ({"top_k": 1 << 32}, {"top_k": -1}, {"crops": 1 << 40}, {"crops": -10}):
+            answer = await front.http.post("/predict", params=query, files={"image": png()})
+            assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+
+
+async def test_limits_hold_before_the_call() -> None:
+    """What is too large, and what would fill the memory, is refused by the gateway itself."""
+    inference = Inference("one")
+    async with inference.listening(), gateway([inference.port], max_image_bytes=1000, max_upload_bytes=1500) as front:
+        headers = {"content-type": "image/png"}
+        large = await front.http.post("/predict", content=bytes(1001), headers=headers)
+        inference.script = [refusing(grpc.StatusCode.INTERNAL, "broken", ("topfive-code", "internal"))]
+        failed = await front.http.post("/predict", content=bytes(900), headers=headers)
+        good = await front.http.post("/predict", content=bytes(900), headers=headers)
+        metrics = front.gateway.metrics.registry
+
+    assert (large.status_code, failed.status_code, good.status_code) == (413, 500, 200)
+    assert failed.json()["detail"] == "the server failed; its log has the cause"
+    assert inference.calls == 2
+    counted = {
+        (model, code): metrics.get_sample_value("topfive_requests_total", {"model": model, "code": code})
+        for model, code in [("unknown", "too_large"), ("unknown", "internal"), ("tiny", "ok")]
+    }
+    assert set(counted.values()) == {1.0}
+
+
+async def test_overloaded_says_when() -> None:
+    """A server's refusal for want of room keeps its Retry-After."""
+    inference = Inference("one")
+    full = [("topfive-code", "overloaded"), ("grpc-retry-pushback-ms", "6200")]
+    async with inference.listening(), gateway([inference.port]) as front:
+        inference.script = [refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", *full)]
+        answer = await front.http.post("/predict", files={"image": png()})
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
+
+
+async def test_readiness() -> None:
+    """Ready while at least one server says it is; alive always; not ready says where it looked."""
+    inference = Inference("one")
+    async with inference.listening():
+        port = inference.port
+    async with gateway([port, 1], load=False) as front:
+        before = await front.http.get("/readyz")
+        async with inference.listening():
+            await front.gateway.load()
+            during = await front.http.get("/readyz")
+            await inference.serving(False)
+            await until(lambda: not front.gateway.replicas.serving)
+            loading = await front.http.get("/readyz")
+        alive = await front.http.get("/livez")
+
+    assert (before.status_code, before.headers["retry-after"]) == (503, "1")
+    assert f"127.0.0.1:{port}, 127.0.0.1:1" in before.json()["detail"]
+    assert (during.status_code, loading.status_code, alive.status_code) == (200, 503, 200)
+
+
+async def test_a_client_leaves(artifacts: Path) -> None:
+    """A client that hangs up frees its place at the inference server."""
+    engine = FakeEngine(max_batch=1)
+    async with serving(artifacts, engine) as running, gateway([running.service.rpc.port]) as front:
+        model = await running.core.repository.get("tiny")
+        engine.gate.clear()
+        kept = asyncio.create_task(front.http.post("/predict", files={"image": png()}))
+        await until(lambda: model.batcher.places == 1)
+        left = asyncio.create_task(front.http.post("/predict", files={"image": png()}))
+        await until(lambda: model.batcher.places == 2)
+        left.cancel()
+        await until(lambda: model.batcher.places == 1)
+        engine.gate.set()
+        assert (await kept).status_code == 200
+
+
+async def test_requests_end_with_the_drain() -> None:
+    """A gateway that stops while a request waits for a server tells it so at the drain limit."""
+    async with gateway([1], load=False, drain_s=0.5) as front:
+        waiting = asyncio.create_task(front.http.post("/predict", files={"image": png()}))
+        await until(lambda: bool(front.gateway.rest._server.server_state.tasks))
+        await front.gateway.stop(asyncio.Event())
+        answer = await waiting
+
+    assert answer.status_code == TABLE[answer.json()["code"]].http == 503
+    assert answer.json()["code"] == "shutting_down"
+
+
+def bmp() -> bytes:
+    """An image of 5 MB that is decoded at once."""
+    file = io.BytesIO()
+    Image.fromarray(noise(1300, 1300)).save(file, "BMP")
+    return file.getvalue()
+
+
+async def test_nothing_is_lost(artifacts: Path) -> None:
+    """Under load with bodies of 5 MB one of two servers is killed and started again, then both are: all is answered.
+
+    The gateway then stops in the middle of requests, and answers those it had accepted.
+    """
+    image = bmp()
+    async with server(artifacts) as one, server(artifacts) as two:
+        ports = [grpc_port(one), grpc_port(two)]
+        addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
+        async with (
+            started(str(TOPFIVE), "gateway", "--inference", addresses, "--port", "0") as front,
+            httpx.AsyncClient(base_url=front.url, timeout=60) as client,
+        ):
+            statuses: list[int] = []
+
+            async def ask() -> None:
+                while True:
+                    answer = await client.post("/predict", content=image, headers={"content-type": "image/bmp"})
+                    statuses.append(answer.status_code)
+
+            async def more(count: int) -> None:
+                enough = len(statuses) + count
+                await until(lambda: len(statuses) >= enough)
+
+            load = [asyncio.create_task(ask()) for _ in range(4)]
+            await more(8)
+            one.process.kill()
+            await one.process.wait()
+            await more(8)
+            async with server(artifacts, "--grpc-port", str(ports[0])) as again:
+                await more(8)
+                two.process.kill()
+                again.process.kill()
+                await asyncio.gather(two.process.wait(), again.process.wait())
+            async with server(artifacts, "--grpc-port", str(ports[1])):
+                await more(8)
+                front.process.send_signal(signal.SIGTERM)
+                ended = await asyncio.gather(*load, return_exceptions=True)
+                assert await front.ended() == 0
+
+    assert set(statuses) == {200}
+    assert {type(end) for end in ended} <= {httpx.ConnectError, httpx.RemoteProtocolError}  # at a closed connection
+    assert sum("is gone" in line for line in front.log) >= 3
+    assert not [line for line in front.log if "Traceback" in line or "ERROR" in line]
+
+
+async def test_usage() -> None:
+    """Without a server, or with one that is no address, the command says how it is called."""
+    for options in ([], ["--inference", "inference"]):
+        done = await asyncio.to_thread(run, "gateway", *options)
+        assert done.returncode == 2
+        assert "--inference" in done.stderr
