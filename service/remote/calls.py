@@ -1,23 +1,18 @@
 """A call to any of the inference servers: sent again where that is safe, within the caller's time."""
 
 import logging
-from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import grpc
 
-from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from service.clock import Clock
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ShuttingDown, TopfiveError
 from service.metrics import Metrics
 from service.remote.errors import Disconnected, translated
-from service.remote.replica import Replica, Serving
+from service.remote.replica import Replica, Send, Serving
 from service.remote.replicas import Replicas
 
 M = TypeVar("M")
-
-Send = Callable[[ClassifierStub, float], Awaitable[M]]
-"""Makes one call on a stub with so many seconds as its timeout."""
 
 MAX_BROKEN = 5
 """Connections that one call may break: an image that kills its server must not kill all of them for ever."""
@@ -57,7 +52,7 @@ class Calls:
                 continue
             ready = replica.state is Serving.YES  # another breaks because it stops, not because of the image
             try:
-                return await replica.call(lambda stub, left_s=left_s: send(stub, left_s))  # type: ignore[misc]
+                return await replica.call(send, left_s)
             except grpc.aio.AioRpcError as error:
                 failure = translated(error, replica.address)
                 if isinstance(failure, Disconnected) and ready:

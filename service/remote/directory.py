@@ -6,7 +6,8 @@ from service.directory import ModelList
 from service.errors import NotReady, ShuttingDown
 from service.facts import LayerFacts, ModelFacts
 from service.remote import converters
-from service.remote.calls import Calls, M, Send
+from service.remote.calls import Calls
+from service.remote.replica import M, Send
 from service.remote.replicas import Replicas
 
 

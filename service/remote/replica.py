@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,6 +13,9 @@ from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from service.rpc.server import MAX_MESSAGE_BYTES, SERVICE
 
 M = TypeVar("M")
+
+Send = Callable[[ClassifierStub, float], grpc.aio.UnaryUnaryCall[Any, M]]
+"""Makes one call on a stub with so many seconds as its timeout."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -49,14 +52,18 @@ class Replica:
         self._on_change = on_change
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
-        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
-    async def call(self, send: Callable[[ClassifierStub], Awaitable[M]]) -> M:
-        """The reply to what `send` asks of the stub. Raises AioRpcError."""
+    async def call(self, send: Send[M], left_s: float) -> M:
+        """The reply to what `send` asks of the stub within `left_s`. Raises AioRpcError. Cancelled, it cancels that."""
         self.calls += 1
+        call = send(self._stub, left_s)
         try:
-            return await send(self._stub)
+            return await call
+        except asyncio.CancelledError:
+            await call.code()  # until it has ended: an event of it that is left over would go to whoever runs next
+            raise
         finally:
             self.calls -= 1
 
@@ -69,13 +76,17 @@ class Replica:
 
     async def _watch(self) -> None:
         while True:
+            watch = self._health.Watch(health_pb2.HealthCheckRequest(service=SERVICE), wait_for_ready=True)
             try:
-                request = health_pb2.HealthCheckRequest(service=SERVICE)
-                async for reply in self._health.Watch(request, wait_for_ready=True):  # type: ignore[attr-defined]
+                async for reply in watch:
                     serving = reply.status == health_pb2.HealthCheckResponse.SERVING
                     self._set(Serving.YES if serving else Serving.NO)
             except grpc.aio.AioRpcError as error:
                 log.debug("%s: %s", self.address, error.details())
+            except asyncio.CancelledError:
+                watch.cancel()
+                await watch.code()  # as above
+                raise
             self._set(Serving.GONE)
             await asyncio.sleep(_WATCH_AGAIN_S)
 

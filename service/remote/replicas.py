@@ -5,11 +5,8 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from service.remote.replica import Replica, Serving
-
-M = TypeVar("M")
 
 RESOLVE_EVERY_S = 2.0
 """How soon a server is found that joins a name."""
