@@ -1,0 +1,106 @@
+"""What `--engine`, `--target` and `--batch` ask for: which cards share a plan, and what is refused before a build."""
+
+from pathlib import Path
+
+import pytest
+
+from export.engine_order import DEFAULT_PROFILE, Order, OrderError, ahead, on_this_card, parse_profile
+from models.plan import BatchProfile, Flavour, Target
+from service.cards import Card, Cards
+from service.types import Precision
+
+SM75, SM86, SM89, SM90, SM120 = (Target(7, 5), Target(8, 6), Target(8, 9), Target(9, 0), Target(12, 0))
+KNOWN = (SM75, Target(8, 0), SM86, SM89, SM120, Target(12, 1))
+NONE = Cards((), "CUDA driver version is insufficient for CUDA runtime version")
+TURING = Cards((Card(0, "NVIDIA GeForce RTX 2080 Ti", SM75, 11 << 30, 10 << 30),))
+
+
+def order(profile: BatchProfile | None = None) -> Order:
+    """An order of those batch sizes."""
+    return Order(Flavour.TENSORRT_RTX, Precision.FP16, ((SM75,),), Path("cache"), profile)
+
+
+def test_batch_sizes() -> None:
+    """Three ascending sizes are the smallest, the best and the largest batch; equal ones are allowed."""
+    assert parse_profile("1,8,32") == BatchProfile(smallest=1, best=8, largest=32) == DEFAULT_PROFILE
+    assert parse_profile(" 4, 4,4 ") == BatchProfile(smallest=4, best=4, largest=4)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8", "1,8", "1,8,32,64", "8,1,32", "1,32,8", "0,1,2", "-1,1,2", "1,2,1025", "1,b,3"]
+)
+def test_no_batch_sizes(text: str) -> None:
+    """Anything else is refused with the right form."""
+    with pytest.raises(OrderError, match=r"such as 1,8,32"):
+        parse_profile(text)
+
+
+def test_batch_sizes_of_a_graph_with_a_largest_batch() -> None:
+    """The default gives way to what the graph takes; a size that was asked for does not, and is refused."""
+    assert order().profile_for(None) == DEFAULT_PROFILE
+    assert order().profile_for(4) == BatchProfile(smallest=1, best=4, largest=4)
+    assert order(parse_profile("1,2,4")).profile_for(4) == BatchProfile(smallest=1, best=2, largest=4)
+    with pytest.raises(OrderError, match="batches of 4 at most"):
+        order(parse_profile("1,2,8")).profile_for(4)
+
+
+@pytest.mark.parametrize(
+    ("text", "precision", "groups"),
+    [
+        (None, Precision.FP16, ((SM75,), (SM86, SM89, SM120))),
+        (None, Precision.F32, ((SM86, SM89, SM120),)),
+        (None, Precision.INT8, ((SM86, SM89, SM120),)),
+        ("sm75", Precision.FP16, ((SM75,),)),
+        ("sm120,sm86", Precision.F32, ((SM86, SM120),)),
+        ("sm89, sm75,sm86,sm89", Precision.FP16, ((SM75,), (SM86, SM89))),
+    ],
+)
+def test_ahead_of_time(text: str | None, precision: Precision, groups: tuple[tuple[Target, ...], ...]) -> None:
+    """Turing has a plan of its own, all others share one; the default without a card is what runs the precision."""
+    assert ahead(text, precision, KNOWN, NONE) == groups
+
+
+@pytest.mark.parametrize("text", [None, "this"])
+def test_ahead_of_time_with_a_card(text: str | None) -> None:
+    """With a card, that card is the default, and what `this` means."""
+    assert ahead(text, Precision.FP16, KNOWN, TURING) == ((SM75,),)
+
+
+def test_this_without_a_card() -> None:
+    """`this` is refused with CUDA's reason."""
+    with pytest.raises(OrderError, match=r"no card here \(CUDA driver version is insufficient"):
+        ahead("this", Precision.FP16, KNOWN, NONE)
+
+
+def test_unknown_targets() -> None:
+    """What the builder does not know is refused with all that it does; what is no target, with the right form."""
+    with pytest.raises(OrderError, match=r"builds for sm75, sm80, sm86, sm89, sm120, sm121, not for sm61, sm90"):
+        ahead("sm90,sm86,sm61", Precision.FP16, KNOWN, NONE)
+    with pytest.raises(OrderError, match=r"--target 8\.6: .* write sm75, sm86, sm89 or sm120, or this"):
+        ahead("8.6", Precision.FP16, KNOWN, NONE)
+
+
+@pytest.mark.parametrize("text", ["sm75", "sm86,sm75"])
+def test_f32_on_turing(text: str) -> None:
+    """TensorRT for RTX has no f32 matrix product for Turing: refused before the build, with what to do."""
+    with pytest.raises(OrderError, match="use --precision fp16"):
+        ahead(text, Precision.F32, KNOWN, NONE)
+
+
+@pytest.mark.parametrize("text", [None, "this", "sm75"])
+def test_on_the_card(text: str | None) -> None:
+    """TensorRT builds for the card at hand, whichever way that is said."""
+    assert on_this_card(text, TURING) == (((SM75,),), TURING.found[0])
+
+
+@pytest.mark.parametrize("text", ["sm86", "sm75,sm86"])
+def test_other_cards(text: str) -> None:
+    """TensorRT builds for no other card: refused with the name of the one that is there."""
+    with pytest.raises(OrderError, match=r"card at hand alone, NVIDIA GeForce RTX 2080 Ti \(sm75\)"):
+        on_this_card(text, TURING)
+
+
+def test_no_card() -> None:
+    """Without a card there is no TensorRT engine: refused with CUDA's reason, and what builds without one."""
+    with pytest.raises(OrderError, match=r"none here \(CUDA driver .*\); --engine tensorrt-rtx builds without one"):
+        on_this_card(None, NONE)
