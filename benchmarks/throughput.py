@@ -86,7 +86,7 @@ async def measure(model: str, photo: bytes, artifacts: Path, seconds: float) -> 
     """Every figure of every round by its name."""
     artifact = load(artifacts, model)
     spec, limits = artifact.manifest.input, ImageLimits()
-    engine = open_engine(artifact, EngineOptions(cpus=cpu_quota()))
+    engine = open_engine(artifact, EngineOptions(cpus=cpu_quota())).engine
     lines = (
         f"POST /predict?model={model} HTTP/1.1",
         "Host: x",

@@ -2,16 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from functools import partial
 
-from models.artifact import Artifact
 from models.catalog import CATALOG, Catalog
 from service.budget import UploadBudget
 from service.classifier import LocalClassifier
 from service.clock import LoopClock
 from service.directory import LocalDirectory
 from service.engines.base import Engine
+from service.engines.choice import OpenEngine
 from service.engines.choose import EngineOptions, open_engine
 from service.hardware import cpu_quota
 from service.metrics import UNKNOWN, Metrics
@@ -39,10 +38,12 @@ class Core:
         settings: Settings,
         *,
         catalog: Catalog = CATALOG,
-        opener: Callable[[Artifact], Engine] | None = None,
+        opener: OpenEngine | None = None,
     ) -> None:
         cpus = settings.cpus or cpu_quota()
-        options = EngineOptions(settings.runtime, settings.precision, cpus, settings.max_batch)
+        options = EngineOptions(
+            settings.runtime, settings.precision, cpus, settings.max_batch, cache=settings.cache_folder
+        )
         self.settings = settings
         self.clock = LoopClock()
         self.metrics = Metrics()

@@ -10,7 +10,7 @@ import numpy as np
 from models.artifact import Artifact, Manifest, WeightSource
 from service.batcher import Batcher, State
 from service.clock import Clock
-from service.engines.base import Engine
+from service.engines.choice import Opened
 from service.errors import EngineError
 from service.metrics import BatchMetrics, LatencyRecord
 from service.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
@@ -53,7 +53,7 @@ class LoadedModel:
     def __init__(
         self,
         artifact: Artifact,
-        engine: Engine,
+        opened: Opened,
         *,
         limits: BatchLimits,
         clock: Clock,
@@ -61,9 +61,10 @@ class LoadedModel:
         on_health: Callable[[], None],
     ) -> None:
         self.artifact = artifact
-        self.engine_info: EngineInfo = engine.describe()
+        self.choice = opened.choice
+        self._engine = opened.engine
+        self.engine_info: EngineInfo = self._engine.describe()
         self.latency = LatencyRecord()
-        self._engine = engine
         self._clock = clock
         self._max_run_s = limits.max_run_s
         self.slots = limits.slots

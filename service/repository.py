@@ -13,14 +13,13 @@ from models.catalog import Architecture, Catalog, UnknownModelError
 from models.measured import read_measured
 from service.clock import Clock
 from service.engines.base import Engine, EngineUnavailableError
+from service.engines.choice import Opened, OpenEngine
 from service.errors import ModelNotFound, NotReady, ShuttingDown
 from service.metrics import Metrics
 from service.model import LoadedModel
 from service.types import ENSEMBLE_PREFIX, BatchLimits
 
 log = logging.getLogger(__name__)
-
-OpenEngine = Callable[[Artifact], Engine]
 
 
 class ModelState(StrEnum):
@@ -201,7 +200,7 @@ class Repository:
         started = self._clock.now()
         opening = asyncio.get_running_loop().run_in_executor(self._loaders, self._open, name)
         try:
-            artifact, engine = await asyncio.shield(opening)
+            artifact, opened = await asyncio.shield(opening)
         except asyncio.CancelledError:  # the thread goes on
             opening.add_done_callback(_discard)
             raise
@@ -211,8 +210,8 @@ class Repository:
             raise NotReady(f"{name} cannot be loaded: {error}") from error
         model = LoadedModel(
             artifact,
-            engine,
-            limits=self._limits(engine),
+            opened,
+            limits=self._limits(opened.engine),
             clock=self._clock,
             metrics=self._metrics.for_model(name),
             on_health=self._changed,
@@ -233,7 +232,7 @@ class Repository:
             log.warning(warning)
         return model
 
-    def _open(self, name: str) -> tuple[Artifact, Engine]:
+    def _open(self, name: str) -> tuple[Artifact, Opened]:
         """On a thread: read and verify the files, build the engine, warm it up."""
         artifact = load(self._root, name)
         try:
@@ -294,7 +293,7 @@ def _up_to_date(artifact: Artifact) -> Manifest:
     return artifact.manifest if measured is None else artifact.manifest.model_copy(update={"measured": measured})
 
 
-def _discard(opening: asyncio.Future[tuple[Artifact, Engine]]) -> None:
+def _discard(opening: asyncio.Future[tuple[Artifact, Opened]]) -> None:
     """Close an engine that nobody waits for any more."""
     if not opening.cancelled() and opening.exception() is None:
-        opening.result()[1].close()
+        opening.result()[1].engine.close()

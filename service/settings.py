@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from service.types import ENSEMBLE_PREFIX, ImageLimits, Precision, Runtime
+from service.types import CACHE, ENSEMBLE_PREFIX, ImageLimits, Precision, Runtime
 
 
 class LogLevel(StrEnum):
@@ -30,16 +30,14 @@ class Settings(BaseModel):
         "googlenet",
     )
     artifacts: Annotated[Path, Field(description="Folder of exported models")] = Path("artifacts")
-    cache: Annotated[Path, Field(description="Folder for what this machine finds out and may lose again")] = Path(
-        "~/.cache/topfive"
-    )
+    cache: Annotated[Path, Field(description="Folder for what this machine finds out and may lose again")] = CACHE
     host: Annotated[str, Field(description="Address to listen on; 0.0.0.0 for all")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port of REST; 0 takes a free one")] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535, description="Port of gRPC; 0 takes a free one")] = 8001
     runtime: Annotated[Runtime, Field(description="Runtime; auto takes the best that fits this machine")] = Runtime.AUTO
-    precision: Annotated[Precision, Field(description="Precision; auto takes bf16 where measured parity allows it")] = (
-        Precision.AUTO
-    )
+    precision: Annotated[
+        Precision, Field(description="Precision; auto lowers it only where measured parity allows it")
+    ] = Precision.AUTO
     cpus: Annotated[int, Field(ge=0, description="CPUs to use; 0 takes what affinity and cgroup quota give")] = 0
     max_batch: Annotated[int, Field(ge=1, le=1024, description="Largest batch")] = 8
     capacity: Annotated[int, Field(ge=1, description="Images per model in the house at once; more get 429")] = 256

@@ -6,6 +6,7 @@ bytes -> Pixels -> Sample -> batch -> probabilities -> Classification
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -17,6 +18,9 @@ ENSEMBLE = "ensemble"
 ENSEMBLE_PREFIX = f"{ENSEMBLE}:"
 MAX_MEMBERS = 8
 """Of an ensemble, `ensemble:a+b+c`, which averages the probabilities of its members."""
+
+CACHE = Path("~/.cache/topfive")
+"""The folder for what this machine finds out, unless somebody names another; `~` stands as it is."""
 
 Pixels = NDArray[np.uint8]
 """A decoded photo: [H, W, 3], RGB."""

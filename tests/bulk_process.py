@@ -16,7 +16,7 @@ from service.commands.classify import Job, classify
 from service.commands.session import run
 from service.settings import Settings
 from service.types import Probabilities, Rows
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, opener
 
 
 class LoggingEngine(FakeEngine):
@@ -44,7 +44,7 @@ def main(artifacts: str, out: str, log: str, wait_after: str, source: str) -> in
     job = Job("tiny", find([source]), Path(out), 3, 1)
 
     async def work(stop: asyncio.Event) -> None:
-        await classify(settings, job, errors, stop, lambda own: Core(own, opener=lambda _: engine))
+        await classify(settings, job, errors, stop, lambda own: Core(own, opener=opener(engine)))
 
     errors = Console(stderr=True)
     return run(work, errors)

@@ -12,6 +12,7 @@ import numpy as np
 from models.artifact import Artifact
 from service.clock import Timer
 from service.engines.base import as_batch
+from service.engines.choice import Choice, Opened
 from service.types import EngineInfo, Outcome, Probabilities, Rows
 
 
@@ -152,19 +153,19 @@ class Opener:
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, artifact: Artifact) -> FakeEngine:
+    def __call__(self, artifact: Artifact) -> Opened:
         self.begun += 1
         assert self.gate.wait(30), "a test left the gate closed"
         if self.script:
             raise self.script.pop(0)
         engine = self.make()
         self.opened.append(engine)
-        return engine
+        return Opened(engine)
 
 
-def opener(engine: FakeEngine) -> Callable[[Artifact], FakeEngine]:
-    """Opens `engine` for every artifact."""
-    return lambda _artifact: engine
+def opener(engine: FakeEngine, choice: Choice | None = None) -> Callable[[Artifact], Opened]:
+    """Opens `engine` for every artifact, chosen so."""
+    return lambda _artifact: Opened(engine, choice or Choice())
 
 
 class ScriptedRun:

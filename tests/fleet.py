@@ -17,6 +17,7 @@ from models.labels import Label, write_labels
 from service import image, recipe
 from service.classifier import LocalClassifier
 from service.comparison import Comparison
+from service.engines.choice import Opened
 from service.metrics import Metrics
 from service.repository import Repository
 from service.samples import Decoder
@@ -77,8 +78,8 @@ class Fleet(Counted):
         decoder = Decoder(ImageLimits(), threads=2, clock=self.clock, decode=self._decode, cut=self._cut)
         self.classifier = LocalClassifier(self.repository, decoder, clock=self.clock, metrics=self.metrics)
 
-    def _open(self, artifact: Artifact) -> FakeEngine:
-        return self.engines[artifact.manifest.name]
+    def _open(self, artifact: Artifact) -> Opened:
+        return Opened(self.engines[artifact.manifest.name])
 
     def _decode(self, data: bytes, limits: ImageLimits) -> Pixels:
         self.did["decoded"] += 1

@@ -41,7 +41,7 @@ NETWORKS = [
 
 def answers(artifact: Artifact, runtime: Runtime, images: Batch) -> Probabilities:
     """What one engine gives, one image at a time and then all at once."""
-    engine = open_engine(artifact, EngineOptions(runtime, Precision.F32, cpus=2, max_batch=len(images)))
+    engine = open_engine(artifact, EngineOptions(runtime, Precision.F32, cpus=2, max_batch=len(images))).engine
     try:
         assert engine.describe().runtime == runtime
         single = np.concatenate([engine.run(images[index : index + 1]) for index in range(len(images))])

@@ -11,7 +11,9 @@ import pytest
 from models.artifact import IMPORTED, Artifact, ParityReport, Thresholds, load
 from service.engines import choose
 from service.engines.base import Engine, EngineUnavailableError, as_batch
-from service.engines.choose import EngineOptions, choose_precision, installed, open_engine, warm_up
+from service.engines.choose import EngineOptions, installed, open_engine
+from service.engines.opening import warm_up
+from service.engines.precision import choose_precision
 from service.types import Batch, Precision, Probabilities, Rows, Runtime
 from tests.fakes import FakeEngine
 
@@ -71,11 +73,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Built]:
     return describe
 
 
-def test_auto_takes_cuda_first(machine: Callable[..., Built], tiny: Artifact) -> None:
-    """Where ONNX Runtime has CUDA, the card is taken before the CPU."""
+def test_auto_takes_cuda_first(machine: Callable[..., Built], with_parity: Callable[..., Artifact]) -> None:
+    """Where ONNX Runtime has CUDA, and the export has checked it there, the card is taken before the CPU."""
     built = machine(*MODULES, cuda=True)
 
-    open_engine(tiny, EngineOptions())
+    open_engine(with_parity(f32(Runtime.ONNXRUNTIME_CUDA, passed=True)), EngineOptions())
 
     assert built == [(Runtime.ONNXRUNTIME_CUDA, Precision.F32)]
 
@@ -297,7 +299,7 @@ def test_opened_engine_is_warm(machine: Callable[..., Built], tiny: Artifact) ->
     """An engine has run a batch of one and one of the largest size before anybody gets it."""
     machine(*MODULES)
 
-    engine = open_engine(tiny, EngineOptions(max_batch=4))
+    engine = open_engine(tiny, EngineOptions(max_batch=4)).engine
 
     assert isinstance(engine, FakeEngine)
     assert engine.batches == [1, 4]
@@ -311,7 +313,7 @@ def test_engine_that_fails_to_warm_up_is_closed(tiny: Artifact, monkeypatch: pyt
     monkeypatch.setattr(choose, "installed", lambda _runtime: True)
     monkeypatch.setattr(choose, "build_engine", lambda *_arguments: queue.pop(0))
 
-    assert open_engine(tiny, EngineOptions(precision=Precision.F32)) is sound
+    assert open_engine(tiny, EngineOptions(precision=Precision.F32)).engine is sound
 
     assert broken.closed
     assert not sound.closed
@@ -332,7 +334,7 @@ def test_asked_for_engine_that_fails_to_warm_up_is_an_error(tiny: Artifact, monk
 @pytest.mark.parametrize("runtime", [Runtime.AUTO, Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH])
 def test_real_engine_says_what_was_asked_for(tiny: Artifact, runtime: Runtime) -> None:
     """Opened for real, what runs is what was asked for, with the batch and the slots of the options."""
-    engine = open_engine(tiny, EngineOptions(runtime=runtime, precision=Precision.F32, cpus=2, max_batch=3))
+    engine = open_engine(tiny, EngineOptions(runtime=runtime, precision=Precision.F32, cpus=2, max_batch=3)).engine
 
     assert engine.describe().precision == "f32"
     assert engine.max_batch == 3
@@ -349,7 +351,7 @@ def test_real_artifact_opens_in_bf16_where_its_own_report_allows(tiny: Artifact,
         pytest.skip("needs a CPU with bf16 (AMX or AVX-512-BF16)")
     assert measured.passed
 
-    engine = open_engine(tiny, EngineOptions(runtime=runtime, precision=Precision.BF16))
+    engine = open_engine(tiny, EngineOptions(runtime=runtime, precision=Precision.BF16)).engine
 
     assert (engine.describe().runtime, engine.describe().precision) == ("openvino", "bf16")
     engine.close()
@@ -370,7 +372,7 @@ def test_largest_batch_of_the_manifest_is_kept(machine: Callable[..., Built], ti
     machine(*MODULES)
     artifact = replace(tiny, manifest=tiny.manifest.model_copy(update={"max_batch": 1}))
 
-    engine = open_engine(artifact, EngineOptions(max_batch=8))
+    engine = open_engine(artifact, EngineOptions(max_batch=8)).engine
 
     assert isinstance(engine, FakeEngine)
     assert engine.max_batch == 1
@@ -382,7 +384,7 @@ def test_smaller_batch_of_the_options_is_kept(machine: Callable[..., Built], tin
     machine(*MODULES)
     artifact = replace(tiny, manifest=tiny.manifest.model_copy(update={"max_batch": 4}))
 
-    assert open_engine(artifact, EngineOptions(max_batch=2)).max_batch == 2
+    assert open_engine(artifact, EngineOptions(max_batch=2)).engine.max_batch == 2
 
 
 def test_auto_passes_over_a_runtime_that_failed_in_f32(
@@ -414,7 +416,7 @@ def test_import_runs_only_where_it_was_checked(
     machine: Callable[..., Built], with_parity: Callable[..., Artifact]
 ) -> None:
     """An imported model takes no runtime without a report, though the same artifact of the catalog would."""
-    built = machine(*MODULES, cuda=True)
+    built = machine(*MODULES)
     artifact = with_parity(f32(Runtime.ONNXRUNTIME, passed=True))
 
     open_engine(imported(artifact), EngineOptions())
@@ -422,7 +424,7 @@ def test_import_runs_only_where_it_was_checked(
         open_engine(imported(artifact), EngineOptions(runtime=Runtime.OPENVINO))
     open_engine(artifact, EngineOptions())
 
-    assert built == [(Runtime.ONNXRUNTIME, Precision.F32), (Runtime.ONNXRUNTIME_CUDA, Precision.F32)]
+    assert built == [(Runtime.ONNXRUNTIME, Precision.F32), (Runtime.OPENVINO, Precision.F32)]
 
 
 def test_import_without_bf16_report_names_its_file(

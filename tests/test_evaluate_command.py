@@ -21,7 +21,7 @@ from service.commands.evaluate import Job, evaluate
 from service.commands.session import StoppedError
 from service.settings import Settings
 from tests.conftest import png
-from tests.fakes import FakeEngine, reached
+from tests.fakes import FakeEngine, opener, reached
 from tests.fleet import copy_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +81,7 @@ class Runs:
     async def run(self, stop: asyncio.Event | None = None) -> None:
         """The command, without the command line."""
         stop = stop or asyncio.Event()
-        opened = lambda settings: Core(settings, opener=lambda _: self.engine)  # noqa: E731
+        opened = lambda settings: Core(settings, opener=opener(self.engine))  # noqa: E731
         await evaluate(self._settings, self._job, (self._console, self._console), stop, opened)
 
     def said(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
+from service.engines.choice import Opened
 from service.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.model import LoadedModel, describe, warnings_of
 from service.types import BatchLimits, EngineInfo, Latency, Outcome, Probabilities, Ran, Rows, Sample
@@ -30,7 +31,7 @@ class Bench:
         self.health: list[bool] = []
         self.model = LoadedModel(
             artifact,
-            engine,
+            Opened(engine),
             limits=BatchLimits(engine.slots, engine.max_batch, capacity),
             clock=self.clock,
             metrics=self.tally,

@@ -156,7 +156,7 @@ def test_batch_that_cannot_be_freed_is_served_one_by_one(
 
     np.testing.assert_allclose(answers(tmp_path / "artifacts", runtime, batch=1), expected, atol=2e-5)
 
-    engine = open_engine(load(tmp_path / "artifacts", "net"), EngineOptions(runtime=runtime, max_batch=8))
+    engine = open_engine(load(tmp_path / "artifacts", "net"), EngineOptions(runtime=runtime, max_batch=8)).engine
     assert engine.max_batch == 1
     engine.close()
 
@@ -291,7 +291,7 @@ def test_one_engine_is_enough(importing: Import, tmp_path: Path, monkeypatch: py
         "openvino": False,
         "onnxruntime": True,
     }
-    engine = open_engine(load(tmp_path / "artifacts", "net"), EngineOptions())
+    engine = open_engine(load(tmp_path / "artifacts", "net"), EngineOptions()).engine
     assert engine.describe().runtime == "onnxruntime"
     engine.close()
 

@@ -16,8 +16,9 @@ from models.artifact import Artifact, load
 from models.catalog import CATALOG
 from service.engines import parity
 from service.engines.base import Engine, EngineUnavailableError, as_batch
-from service.engines.choose import EngineOptions, build_engine, choose_precision
+from service.engines.choose import EngineOptions, build_engine
 from service.engines.parity import BATCH_SIZES, compare, figures
+from service.engines.precision import choose_precision
 from service.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 from tests.conftest import NullReporter
 

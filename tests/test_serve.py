@@ -132,10 +132,10 @@ async def test_stuck_engine(artifacts: Path) -> None:
     """An engine that never returns does not keep the process: its request gets 503 at the drain limit, status 0."""
     script = (
         "import sys, threading, service.app as app\n"
-        "from tests.fakes import FakeEngine\n"
+        "from tests.fakes import FakeEngine, opener\n"
         "class Stuck(FakeEngine):\n"
         "    def run(self, batch): threading.Event().wait()\n"
-        "app.open_engine = lambda _artifact, options: Stuck()\n"
+        "app.open_engine = lambda artifact, options: opener(Stuck())(artifact)\n"
         "sys.exit(app.run(app.Settings.model_validate_json(sys.argv[1])))\n"
     )
     settings = {"models": ["tiny"], "artifacts": str(artifacts), "port": 0, "grpc_port": 0, "drain_s": 0.5}

@@ -22,7 +22,7 @@ from service.ensemble import Panels
 from service.errors import BadRequest, NotReady
 from service.settings import Settings
 from tests.conftest import png
-from tests.fakes import FakeEngine, ManualClock, Opener, reached
+from tests.fakes import FakeEngine, ManualClock, Opener, opener, reached
 
 pytestmark = pytest.mark.anyio
 
@@ -119,22 +119,22 @@ def settings(artifacts: Path) -> Settings:
 
 async def test_stop_while_loading(artifacts: Path) -> None:
     """A stop does not wait for a model that loads, and nothing counts as run."""
-    opener, stop = Opener(), asyncio.Event()
-    opener.gate.clear()
+    opening, stop = Opener(), asyncio.Event()
+    opening.gate.clear()
 
     async def work() -> None:
-        async with opened(settings(artifacts), "tiny", lambda own: Core(own, opener=opener), stop):
+        async with opened(settings(artifacts), "tiny", lambda own: Core(own, opener=opening), stop):
             raise AssertionError("the model is not there yet")
 
     task = asyncio.create_task(work())
-    await reached(lambda: opener.begun == 1)
+    await reached(lambda: opening.begun == 1)
     stop.set()
     try:
         with pytest.raises(StoppedError, match="nothing was run"):
             await task
     finally:
-        opener.gate.set()
-    await reached(lambda: [engine.closed for engine in opener.opened] == [True])
+        opening.gate.set()
+    await reached(lambda: [engine.closed for engine in opening.opened] == [True])
 
 
 async def test_engine_that_fails(artifacts: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ async def test_engine_that_fails(artifacts: Path, tmp_path: Path) -> None:
     engine = FakeEngine()
     engine.script = [RuntimeError("broken")] * 3
     (tmp_path / "a.png").write_bytes(png(7))
-    core = Core(settings(artifacts), opener=lambda _: engine)
+    core = Core(settings(artifacts), opener=opener(engine))
     await core.repository.start(("tiny",))
     panel = await Panels(core.repository).get("tiny")
     bulk = Bulk(core.classifier, panel, limits=core.settings.limits, question=Question(1, 1), clock=core.clock)
@@ -168,7 +168,7 @@ async def test_crops_find_their_places(artifacts: Path, tmp_path: Path) -> None:
     tight = settings(artifacts).model_copy(update={"capacity": 25})
     watched_rows: list[Row] = []
     found = [Item(str(number), tmp_path / "a.png") for number in range(12)]
-    own = lambda given: Core(given, opener=lambda _: engine)  # noqa: E731
+    own = lambda given: Core(given, opener=opener(engine))  # noqa: E731
     async with opened(tight, "tiny", own, asyncio.Event()) as session:
         with Journal(tmp_path / "j", session.settings) as journal:
             whole = await session.complete(
@@ -185,7 +185,7 @@ async def test_batches_are_full(artifacts: Path, tmp_path: Path) -> None:
     engine = FakeEngine(max_batch=8)
     engine.gate.clear()
     (tmp_path / "a.png").write_bytes(png(7))
-    core = Core(settings(artifacts), opener=lambda _: engine)
+    core = Core(settings(artifacts), opener=opener(engine))
     await core.repository.start(("tiny",))
     panel = await Panels(core.repository).get("tiny")
     bulk = Bulk(core.classifier, panel, limits=core.settings.limits, question=Question(1, 1), clock=core.clock)

@@ -1,37 +1,63 @@
 """Which engine runs an artifact on this machine: what was asked for, or with `auto` the best that fits."""
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
-import numpy as np
-
-from models.artifact import IMPORTED, Artifact
+from models.artifact import Artifact
+from models.plan import Plan
 from service.cards import Card
 from service.engines.base import Engine, EngineUnavailableError
-from service.types import Precision, Runtime
+from service.engines.built import FLAVOURS, Bench, best_flavour, gate_of_graph, nothing_built, open_built
+from service.engines.choice import Choice, Opened
+from service.engines.nvidia import is_installed
+from service.engines.opening import open_checked, open_unchecked
+from service.engines.plans import NO_MACHINE, Fit, Machine, Source, survey, this_machine
+from service.engines.precision import check_computes, choose_precision, computes, is_checked_on_the_card
+from service.types import CACHE, Precision, Runtime
+
+ORDER = (
+    Runtime.TENSORRT,
+    Runtime.TENSORRT_RTX,
+    Runtime.ONNXRUNTIME_CUDA,
+    Runtime.OPENVINO,
+    Runtime.ONNXRUNTIME,
+)
+"""What `auto` prefers, best first; torch is the reference and serves only where it is asked for."""
 
 _INSTALL = {
+    Runtime.TENSORRT: ".[tensorrt]",
+    Runtime.TENSORRT_RTX: ".[tensorrt-rtx]",
     Runtime.OPENVINO: "openvino",
     Runtime.ONNXRUNTIME: ".[cpu]",
     Runtime.ONNXRUNTIME_CUDA: ".[gpu]",
     Runtime.TORCH: ".[export]",
 }
+_ON_CPU = (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH)
 _MODULE = {Runtime.ONNXRUNTIME_CUDA: "onnxruntime"}
-_BF16_RUNTIMES = (Runtime.OPENVINO,)
+_CARD_SLOTS = 2  # while one batch is computed, the next is copied
 
 log = logging.getLogger(__name__)
+
+BuildPlan = Callable[[Plan, Card, Artifact, "EngineOptions"], Engine]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What the user asked for, the CPUs there are for all slots together, and the card to use; None for the first."""
+    """What the user asked for, the CPUs there are for all slots together, and the card to use; None for the first.
+
+    `cache` is the folder for what this machine finds out.
+    """
 
     runtime: Runtime = Runtime.AUTO
     precision: Precision = Precision.AUTO
     cpus: int = 1
     max_batch: int = 8
     card: Card | None = None
+    cache: Path = field(default_factory=CACHE.expanduser)
 
     @property
     def slots(self) -> int:
@@ -46,6 +72,8 @@ class EngineOptions:
 
 def installed(runtime: Runtime) -> bool:
     """Whether the packages of `runtime` can be imported; nothing heavy is."""
+    if (flavour := FLAVOURS.get(runtime)) is not None:
+        return is_installed(flavour)
     if find_spec(_MODULE.get(runtime, runtime.value)) is None:
         return False
     if runtime is Runtime.ONNXRUNTIME_CUDA:
@@ -55,98 +83,141 @@ def installed(runtime: Runtime) -> bool:
     return True
 
 
-def open_engine(artifact: Artifact, options: EngineOptions) -> Engine:
+def build_plan_engine(plan: Plan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
+    """The engine of a plan on `card`, with nothing chosen and nothing warmed up."""
+    from service.engines.tensorrt import TensorRtEngine
+
+    return TensorRtEngine(
+        plan, artifact, card=card, slots=_CARD_SLOTS, max_batch=options.max_batch, cache=options.cache
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One artifact on one machine: what is asked for, the plans in it, and what is wrong with records of others."""
+
+    artifact: Artifact
+    options: EngineOptions
+    source: Source
+    fits: tuple[Fit, ...]
+    damage: list[str]
+    bench: Bench
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """A line for the log and for who asks about the model."""
+
+    text: str
+    level: int
+
+
+def open_engine(
+    artifact: Artifact,
+    options: EngineOptions,
+    *,
+    look: Callable[[], Machine] = this_machine,
+    build_plan: BuildPlan = build_plan_engine,
+) -> Opened:
     """A warm engine for `artifact` that never runs more rows at once than its manifest allows.
 
-    Raises EngineUnavailableError where what was asked for cannot run.
+    With `auto` the best that runs here and is known to answer rightly; the log and the choice say what was passed over
+    and why. Raises EngineUnavailableError where what was asked for cannot run. `look` finds out what machine this is,
+    `build_plan` makes the engine of a plan.
     """
     if (most := artifact.manifest.max_batch) is not None:
         options = replace(options, max_batch=min(options.max_batch, most))
-    if options.runtime is not Runtime.AUTO:
-        if not installed(options.runtime):
-            raise EngineUnavailableError(
-                f"the runtime {options.runtime} is not installed; run: pip install '{_INSTALL[options.runtime]}'"
-            )
-        return _open(artifact, options.runtime, options)
+    on_cpu = options.runtime in _ON_CPU
+    machine = NO_MACHINE if on_cpu else look().only(options.card)
+    source = Source.of(artifact.folder.parent.parent, artifact.manifest)
+    fits, damage = ((), []) if on_cpu else survey(artifact.folder, source, machine, options.precision)
+    bench = Bench(
+        machine, options.cache, options.max_batch, lambda plan, card: build_plan(plan, card, artifact, options)
+    )
+    case = _Case(artifact, options, source, fits, damage, bench)
+    if options.runtime is Runtime.AUTO:
+        return _best(case)
+    if not installed(options.runtime):
+        raise EngineUnavailableError(
+            f"the runtime {options.runtime} is not installed; run: pip install '{_INSTALL[options.runtime]}'"
+        )
+    opened = _open(case, options.runtime)
+    return _told(case, opened, [])
+
+
+def _best(case: _Case) -> Opened:
+    """The first of `ORDER` that runs; each that should have run and did not is noted."""
+    asked, name = case.options.precision, case.artifact.manifest.name
+    level = logging.WARNING if case.bench.machine.cards.found else logging.INFO  # without a card nobody expects one
+    notes = [_Note(text, level) for text in case.damage]
+    if case.bench.machine.cards.found and not case.fits and not case.damage and computes(Runtime.TENSORRT, asked):
+        notes.append(_Note(_advice(case), level))
     refused: list[str] = []
-    for runtime in (Runtime.ONNXRUNTIME_CUDA, Runtime.OPENVINO, Runtime.ONNXRUNTIME):
-        if not installed(runtime) or (options.precision is Precision.BF16 and runtime not in _BF16_RUNTIMES):
+    for runtime in ORDER:
+        if not computes(runtime, asked) or not _is_candidate(case, runtime):
             continue
         try:
-            return _open(artifact, runtime, options)
+            opened = _open(case, runtime)
         except EngineUnavailableError as error:
-            log.warning("%s does not run %s: %s", runtime, artifact.manifest.name, error)
             refused.append(str(error))
-    raise EngineUnavailableError(
-        "; ".join(refused) or f"no runtime for --precision {options.precision} is installed; run: pip install openvino"
-    )
+            text = f"{runtime} does not run {name}: {error}"
+            notes.append(_Note(text, level if runtime in FLAVOURS else logging.WARNING))
+            continue
+        return _told(case, opened, notes)
+    raise EngineUnavailableError("; ".join(refused) or _nothing(case, [note.text for note in notes]))
 
 
-def _open(artifact: Artifact, runtime: Runtime, options: EngineOptions) -> Engine:
+def _is_candidate(case: _Case, runtime: Runtime) -> bool:
+    """Whether `auto` tries it: a runtime of plans where there is one for it, another where it is installed."""
+    if (flavour := FLAVOURS.get(runtime)) is not None:
+        return any(fit.plan.record.flavour is flavour for fit in case.fits)
+    return installed(runtime)
+
+
+def _open(case: _Case, runtime: Runtime) -> Opened:
+    artifact, options = case.artifact, case.options
+    if (flavour := FLAVOURS.get(runtime)) is not None:
+        check_computes(runtime, options.precision)
+        if not _is_candidate(case, runtime):
+            advice = nothing_built(flavour, case.source, case.bench.machine, options.precision)
+            raise EngineUnavailableError("; ".join([*case.damage, advice]))
+        return open_built(artifact, runtime, case.fits, case.bench)
     precision = choose_precision(artifact, runtime, options.precision)
-    engine = build_engine(artifact, runtime, precision, options)
-    try:
-        warm_up(engine, artifact.manifest.input.crop)
-    except Exception as error:  # a runtime's own exceptions have no common base
-        engine.close()
-        raise EngineUnavailableError(f"{runtime} fails on its first batches: {error}") from error
-    return engine
+    build = partial(build_engine, artifact, runtime, precision, options)
+    if not is_checked_on_the_card(artifact, runtime):
+        return Opened(open_unchecked(artifact, runtime, build))
+    from service.engines.onnxruntime import version
+
+    engine, report = open_checked(artifact, runtime, build, gate_of_graph(artifact, runtime, version(), case.bench))
+    return Opened(engine, Choice(parity=(report,)))
 
 
-def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
-    """The precision to compute in. bf16 needs a passed parity report of this artifact on this runtime.
+def _told(case: _Case, opened: Opened, notes: list[_Note]) -> Opened:
+    """The same with each note, in the log and in the choice, saying what serves instead.
 
-    Raises EngineUnavailableError where bf16 was asked for and may not be used, and where the runtime may not be used at
-    all: see `_check_f32`.
+    Plans of its own runtime that were tried first and failed are noted too.
     """
-    _check_f32(artifact, runtime)
-    return _precision(artifact, runtime, asked)
+    info = opened.engine.describe()
+    own = f"{case.artifact.manifest.name} on {info.runtime}"
+    notes = [*notes, *(_Note(f"{own}: {text}", logging.WARNING) for text in opened.choice.passed_over)]
+    texts = [f"{note.text}; {info.runtime} in {info.precision} serves instead" for note in notes]
+    for note, text in zip(notes, texts, strict=True):
+        log.log(note.level, "%s", text)
+    return Opened(opened.engine, replace(opened.choice, passed_over=tuple(texts), fits=case.fits))
 
 
-def _check_f32(artifact: Artifact, runtime: Runtime) -> None:
-    """Raise EngineUnavailableError where this runtime is known to answer wrongly in f32: then in no other precision.
-
-    An export passes on every runtime or is not written. An import needs one runtime that passes: any other serves only
-    with a report of its own. The torch engine is not asked: it is the reference of exports, and runs no import.
-    """
-    manifest, report = artifact.manifest, artifact.parity(runtime, Precision.F32)
-    if report is not None and not report.passed:
-        raise EngineUnavailableError(
-            f"{manifest.name} may not run on {runtime}: its answers differ from the original's "
-            f"(max |dp| {report.max_abs_diff:.3g}); see /models/{manifest.name}, and use another --runtime"
-        )
-    if report is None and manifest.family == IMPORTED and runtime is not Runtime.TORCH:
-        raise EngineUnavailableError(
-            f"{manifest.name} may not run on {runtime}: when it was imported, it was not checked or did not run there; "
-            f"use another --runtime, or import it again where {runtime} runs"
-        )
+def _advice(case: _Case) -> str:
+    """What to build where there is no plan at all."""
+    machine = case.bench.machine
+    return nothing_built(best_flavour(machine), case.source, machine, case.options.precision)
 
 
-def _precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
-    if asked is Precision.F32:
-        return asked
-    if runtime not in _BF16_RUNTIMES:
-        if asked is Precision.BF16:
-            raise EngineUnavailableError(f"{runtime} computes in f32 here; use --precision f32 or --runtime openvino")
-        return Precision.F32
-    report = artifact.parity(runtime, Precision.BF16)
-    if report is not None and report.passed:
-        from service.engines.openvino import has_bf16
-
-        return Precision.BF16 if asked is Precision.BF16 or has_bf16() else Precision.F32
-    name = artifact.manifest.name
-    imported = artifact.manifest.family == IMPORTED
-    original = "its original file" if imported else "PyTorch"
-    again = "import it again on a CPU with bf16" if imported else f"export it on a CPU with bf16: topfive export {name}"
-    reason = (
-        f"its parity with {original} was not measured in bf16; {again}"
-        if report is None
-        else f"it differs too much from {original} in bf16 (max |dp| {report.max_abs_diff:.3g}); see /models/{name}"
-    )
-    if asked is Precision.BF16:
-        raise EngineUnavailableError(f"{name} may not run in bf16 on {runtime}: {reason}")
-    log.info("%s runs in f32 on %s: %s", name, runtime, reason)
-    return Precision.F32
+def _nothing(case: _Case, notes: list[str]) -> str:
+    """What to say where nothing was even tried."""
+    asked = case.options.precision
+    if asked in (Precision.FP16, Precision.INT8):
+        return "; ".join(notes) or f"{asked} needs an NVIDIA card and an engine built for it; {_advice(case)}"
+    return f"no runtime for --precision {asked} is installed; run: pip install openvino"
 
 
 def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, options: EngineOptions) -> Engine:
@@ -165,9 +236,3 @@ def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, opt
     if runtime is Runtime.ONNXRUNTIME_CUDA:
         slots = 1
     return OnnxRuntimeEngine(artifact, runtime, slots=slots, threads=threads, max_batch=max_batch, card=options.card)
-
-
-def warm_up(engine: Engine, size: int) -> None:
-    """Run a batch of one and one of `max_batch`, so that no caller pays for memory and compilation."""
-    for batch in (1, engine.max_batch):
-        engine.run(np.zeros((batch, size, size, 3), dtype=np.uint8))

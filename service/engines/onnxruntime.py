@@ -22,6 +22,11 @@ def has_cuda() -> bool:
     return _PROVIDERS[Runtime.ONNXRUNTIME_CUDA] in ort.get_available_providers()
 
 
+def version() -> str:
+    """The version of ONNX Runtime."""
+    return str(ort.__version__)
+
+
 class OnnxRuntimeEngine:
     """One session that `slots` threads call; together they use `slots` times `threads` threads."""
 

@@ -30,6 +30,10 @@ class Machine:
         return self if card is None else replace(self, cards=Cards((card,)))
 
 
+NO_MACHINE = Machine(Cards((), "cards were not looked for"), None, {})
+"""Where nothing that is asked for needs a card."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The artifact that plans are judged for: its model.onnx as of now, and where it lies, for the commands."""

@@ -1,0 +1,98 @@
+"""Opens engines that were built for a card: of those in the artifact the best that fits and whose answers are right."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.artifact import GRAPH, Artifact
+from models.plan import Flavour, Plan
+from models.reference import REFERENCE
+from service.cards import Card
+from service.engines.base import Engine, EngineUnavailableError
+from service.engines.choice import Choice, Opened
+from service.engines.gate import Gate, Subject
+from service.engines.nvidia import INSTALL
+from service.engines.opening import open_checked
+from service.engines.plans import Fit, Machine, Source
+from service.types import Precision, Runtime
+
+FLAVOURS = {Runtime.TENSORRT: Flavour.TENSORRT, Runtime.TENSORRT_RTX: Flavour.TENSORRT_RTX}
+"""The runtimes that run plans."""
+
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What engines are opened on: the machine, the folder for reports of checks, the largest batch asked for."""
+
+    machine: Machine
+    cache: Path
+    max_batch: int
+    build: Callable[[Plan, Card], Engine]
+
+
+def open_built(artifact: Artifact, runtime: Runtime, fits: tuple[Fit, ...], bench: Bench) -> Opened:
+    """The best plan of `runtime` among `fits` that runs and passes the check on the card.
+
+    Raises EngineUnavailableError where none does, with what is wrong with each.
+    """
+    mine = [fit for fit in fits if fit.plan.record.flavour is FLAVOURS[runtime]]
+    failed: list[str] = []
+    for fit in mine:
+        if not fit.fits:
+            continue
+        try:
+            return _open(artifact, runtime, fit, bench, failed)
+        except EngineUnavailableError as error:
+            failed.append(f"{fit.plan.record.stem}: {error}")
+    raise EngineUnavailableError("; ".join([*failed, *(fit.sentence for fit in mine if not fit.fits)]))
+
+
+def _open(artifact: Artifact, runtime: Runtime, fit: Fit, bench: Bench, failed: list[str]) -> Opened:
+    record = fit.plan.record
+    card = max(fit.cards, key=lambda one: one.free_bytes)
+    subject = Subject(
+        engine_sha256=record.sha256,
+        reference_sha256=artifact.manifest.files.get(REFERENCE, ""),
+        runtime=runtime,
+        runtime_version=record.version,
+        precision=Precision(record.precision),
+        card=card.name,
+        driver=bench.machine.driver or _UNKNOWN,
+    )
+    gate = Gate.of(artifact, subject, min(bench.max_batch, record.profile.largest), bench.cache)
+    engine, report = open_checked(artifact, runtime, lambda: bench.build(fit.plan, card), gate)
+    return Opened(engine, Choice(tuple(failed), parity=(report,)))
+
+
+def gate_of_graph(artifact: Artifact, runtime: Runtime, version: str, bench: Bench) -> Gate:
+    """The check of a runtime that reads model.onnx itself, in f32, on the first card of the bench.
+
+    Its report is kept only where it is known which card that is.
+    """
+    card = next(iter(bench.machine.cards.found), None)
+    subject = Subject(
+        engine_sha256=artifact.manifest.files.get(GRAPH, ""),
+        reference_sha256=artifact.manifest.files.get(REFERENCE, ""),
+        runtime=runtime,
+        runtime_version=version,
+        precision=Precision.F32,
+        card=card.name if card else "",
+        driver=bench.machine.driver or _UNKNOWN,
+    )
+    return Gate.of(artifact, subject, bench.max_batch, bench.cache if card else None)
+
+
+def best_flavour(machine: Machine) -> Flavour:
+    """The flavour to advise: TensorRT itself, which is faster, unless only the other is installed."""
+    if Flavour.TENSORRT not in machine.versions and Flavour.TENSORRT_RTX in machine.versions:
+        return Flavour.TENSORRT_RTX
+    return Flavour.TENSORRT
+
+
+def nothing_built(flavour: Flavour, source: Source, machine: Machine, asked: Precision) -> str:
+    """What to say where an artifact has no plan of `flavour`: which command builds one."""
+    precision = Precision.FP16 if asked is Precision.AUTO else asked
+    install = "" if flavour in machine.versions else f"{INSTALL[flavour]} and then "
+    return f"no {flavour} engine is built for {source.name}; run: {install}{source.build(flavour, precision)}"

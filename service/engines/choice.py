@@ -1,0 +1,32 @@
+"""What became of a choice: the engine, and why it is this one and no other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from models.artifact import Artifact, ParityReport
+from service.engines.base import Engine
+from service.engines.plans import Fit
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was preferred and passed over, each with the reason, what helps, and what serves instead.
+
+    `fits` are the engines built for cards that lie in the artifact, `parity` the reports of checks on this machine.
+    """
+
+    passed_over: tuple[str, ...] = ()
+    fits: tuple[Fit, ...] = ()
+    parity: tuple[ParityReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A warm engine, and how it came to be chosen."""
+
+    engine: Engine
+    choice: Choice = field(default_factory=Choice)
+
+
+OpenEngine = Callable[[Artifact], Opened]
+"""Opens an engine for an artifact, as `choose.open_engine` does with its options given."""

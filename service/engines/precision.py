@@ -1,0 +1,95 @@
+"""In which precision a runtime serves an artifact: what was asked for, or the fastest that its parity reports allow."""
+
+import logging
+
+from models.artifact import IMPORTED, Artifact
+from service.engines.base import EngineUnavailableError
+from service.types import Precision, Runtime
+
+_PLANS = (Precision.FP16, Precision.F32, Precision.INT8)
+COMPUTES = {
+    Runtime.TENSORRT: _PLANS,
+    Runtime.TENSORRT_RTX: _PLANS,
+    Runtime.ONNXRUNTIME_CUDA: (Precision.F32,),
+    Runtime.OPENVINO: (Precision.F32, Precision.BF16),
+    Runtime.ONNXRUNTIME: (Precision.F32,),
+    Runtime.TORCH: (Precision.F32,),
+}
+"""The precisions of each runtime; what it was not asked for it does not compute in."""
+
+log = logging.getLogger(__name__)
+
+
+def computes(runtime: Runtime, asked: Precision) -> bool:
+    """Whether `runtime` can compute in what is asked for."""
+    return asked is Precision.AUTO or asked in COMPUTES[runtime]
+
+
+def check_computes(runtime: Runtime, asked: Precision) -> None:
+    """Raise EngineUnavailableError where `runtime` cannot compute in what is asked for, naming one that can."""
+    if not computes(runtime, asked):
+        having = next(other for other in COMPUTES if asked in COMPUTES[other])
+        raise EngineUnavailableError(
+            f"{runtime} computes in {' or '.join(COMPUTES[runtime])} here; use --precision f32 or --runtime {having}"
+        )
+
+
+def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
+    """The precision to compute in on a runtime that reads model.onnx; that of a plan is the plan's own.
+
+    bf16 needs a passed parity report of this artifact on this runtime. Raises EngineUnavailableError where the runtime
+    has not what was asked for, where bf16 was asked for and may not be used, and where the runtime may not be used at
+    all: see `_check_f32`.
+    """
+    check_computes(runtime, asked)
+    _check_f32(artifact, runtime)
+    if asked is Precision.F32 or Precision.BF16 not in COMPUTES[runtime]:
+        return Precision.F32
+    return _bf16_or_f32(artifact, runtime, asked)
+
+
+def is_checked_on_the_card(artifact: Artifact, runtime: Runtime) -> bool:
+    """Whether the export left the check of that runtime to the machine with the card."""
+    return runtime is Runtime.ONNXRUNTIME_CUDA and artifact.parity(runtime, Precision.F32) is None
+
+
+def _check_f32(artifact: Artifact, runtime: Runtime) -> None:
+    """Raise EngineUnavailableError where this runtime is known to answer wrongly in f32: then in no other precision.
+
+    An export passes on every runtime or is not written. An import needs one runtime that passes: any other serves only
+    with a report of its own. The torch engine is not asked: it is the reference of exports, and runs no import.
+    """
+    manifest, report = artifact.manifest, artifact.parity(runtime, Precision.F32)
+    if report is not None and not report.passed:
+        raise EngineUnavailableError(
+            f"{manifest.name} may not run on {runtime}: its answers differ from the original's "
+            f"(max |dp| {report.max_abs_diff:.3g}); see /models/{manifest.name}, and use another --runtime"
+        )
+    if is_checked_on_the_card(artifact, runtime):
+        return
+    if report is None and manifest.family == IMPORTED and runtime is not Runtime.TORCH:
+        raise EngineUnavailableError(
+            f"{manifest.name} may not run on {runtime}: when it was imported, it was not checked or did not run there; "
+            f"use another --runtime, or import it again where {runtime} runs"
+        )
+
+
+def _bf16_or_f32(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
+    report = artifact.parity(runtime, Precision.BF16)
+    if report is not None and report.passed:
+        from service.engines.openvino import has_bf16
+
+        return Precision.BF16 if asked is Precision.BF16 or has_bf16() else Precision.F32
+    name = artifact.manifest.name
+    imported = artifact.manifest.family == IMPORTED
+    original = "its original file" if imported else "PyTorch"
+    again = "import it again on a CPU with bf16" if imported else f"export it on a CPU with bf16: topfive export {name}"
+    reason = (
+        f"its parity with {original} was not measured in bf16; {again}"
+        if report is None
+        else f"it differs too much from {original} in bf16 (max |dp| {report.max_abs_diff:.3g}); see /models/{name}"
+    )
+    if asked is Precision.BF16:
+        raise EngineUnavailableError(f"{name} may not run in bf16 on {runtime}: {reason}")
+    log.info("%s runs in f32 on %s: %s", name, runtime, reason)
+    return Precision.F32
