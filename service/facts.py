@@ -14,6 +14,8 @@ from models.artifact import (
 from models.catalog import InputSpec, PublishedErrors, WeightSet
 from models.layers import LayerTable, read_layers
 from models.measured import Measurement
+from service.engines.choice import Choice
+from service.engines.plans import Fit
 from service.errors import ModelNotFound, NotReady
 from service.model import warnings_of
 from service.repository import Entry, ModelState
@@ -25,7 +27,8 @@ class ModelSummary:
     """A row of the list. `version` and `weights` are None until it is exported, `engine` and `latency_ms` until loaded.
 
     Accuracy is in percent: of the weights inside, or before the export of those that would be taken; `measured` on the
-    user's own images, oldest first.
+    user's own images, oldest first. `passed_over` says which engines were preferred to the one that serves, and why
+    they do not: empty where there are none, and until it is loaded.
     """
 
     name: str
@@ -47,13 +50,56 @@ class ModelSummary:
     engine: EngineInfo | None
     latency_ms: Latency | None
     warnings: tuple[str, ...]
+    passed_over: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """An engine in the artifact that was built for NVIDIA cards, and whether it fits those of this machine.
+
+    `card` is the one that it was built on, None where it was built without; it takes batches from `smallest` to
+    `largest`. `reason` says what differs and `remedy` what to run, both empty where it fits.
+    """
+
+    name: str
+    runtime: str
+    version: str
+    targets: tuple[str, ...]
+    precision: str
+    card: str | None
+    smallest: int
+    largest: int
+    size_bytes: int
+    fits: bool
+    reason: str
+    remedy: str
+
+    @classmethod
+    def of(cls, fit: Fit) -> "BuiltEngine":
+        """What is known of a plan that was judged."""
+        record = fit.plan.record
+        return cls(
+            name=record.stem,
+            runtime=record.flavour,
+            version=record.version,
+            targets=record.targets,
+            precision=record.precision,
+            card=record.card,
+            smallest=record.profile.smallest,
+            largest=record.profile.largest,
+            size_bytes=record.size_bytes,
+            fits=fit.fits,
+            reason=fit.reason,
+            remedy=fit.remedy,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts(ModelSummary):
     """The page of one model. `record` is None until it is exported.
 
-    What the paper says of itself is that of the catalog, and empty or None for a model that is not in it.
+    What the paper says of itself is that of the catalog, and empty or None for a model that is not in it. `parity` are
+    the reports of the export, then those of this machine. `engines` are empty until it is loaded.
     """
 
     input: InputSpec
@@ -66,6 +112,7 @@ class ModelFacts(ModelSummary):
     configuration: str | None
     ilsvrc: str | None
     note: str | None
+    engines: tuple[BuiltEngine, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +156,7 @@ def facts(entry: Entry) -> ModelFacts:
     assert source is not None, "a listed model is in the catalog or exported"
     published = architecture.default_weights if architecture else None
     acc1, acc5, dataset = _accuracy(manifest, published)
+    choice = entry.loaded.choice if entry.loaded else Choice()
     return ModelFacts(
         name=entry.name,
         state=entry.state,
@@ -129,9 +177,10 @@ def facts(entry: Entry) -> ModelFacts:
         engine=entry.loaded.engine_info if entry.loaded else None,
         latency_ms=entry.loaded.latency.snapshot() if entry.loaded else None,
         warnings=warnings_of(manifest) if manifest else tuple(filter(None, [entry.damage])),
+        passed_over=choice.passed_over,
         input=source.input,
         record=manifest.weights if manifest else None,
-        parity=manifest.parity if manifest else (),
+        parity=(manifest.parity if manifest else ()) + choice.parity,
         published=architecture.weight_sets if architecture else (),
         published_errors=architecture.published if architecture else (),
         published_macs=architecture.published_macs if architecture else None,
@@ -139,6 +188,7 @@ def facts(entry: Entry) -> ModelFacts:
         configuration=architecture.configuration if architecture else None,
         ilsvrc=architecture.ilsvrc if architecture else None,
         note=architecture.note if architecture else None,
+        engines=tuple(map(BuiltEngine.of, choice.fits)),
     )
 
 

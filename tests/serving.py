@@ -11,6 +11,7 @@ import httpx
 
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from service.app import Core, Service
+from service.engines.choice import Choice
 from service.settings import Settings
 from tests.fakes import FakeEngine, opener
 
@@ -28,11 +29,19 @@ class Running:
 
 @asynccontextmanager
 async def serving(
-    artifacts: Path, engine: FakeEngine | None = None, *, load: bool = True, **settings: object
+    artifacts: Path,
+    engine: FakeEngine | None = None,
+    *,
+    load: bool = True,
+    choice: Choice | None = None,
+    **settings: object,
 ) -> AsyncIterator[Running]:
-    """A service of the models in `artifacts`; with `engine` it runs on that instead of a real one."""
+    """A service of the models in `artifacts`; with `engine` it runs on that, chosen so, instead of a real one."""
     values = {"models": ("tiny",), "port": 0, "grpc_port": 0, "cpus": 2, "drain_s": 5.0, "recover_s": 0.05, **settings}
-    core = Core(Settings.model_validate({"artifacts": artifacts, **values}), opener=opener(engine) if engine else None)
+    core = Core(
+        Settings.model_validate({"artifacts": artifacts, **values}),
+        opener=opener(engine, choice) if engine else None,
+    )
     service = Service(core)
     await service.start()
     try:

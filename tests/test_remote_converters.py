@@ -13,7 +13,7 @@ from models.layers import Layer, LayerTable
 from models.measured import Measurement
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError
-from service.facts import LayerFacts, ModelFacts, ModelSummary
+from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.remote import converters as back
 from service.remote.errors import error_of
 from service.repository import ModelState
@@ -43,6 +43,7 @@ FACTS = ModelFacts(
     parameters_train=4, macs=5, input_size=224, classes=1000, acc1=80.858, acc5=95.434, acc_dataset="ImageNet",
     measured=(MEASUREMENT, MEASUREMENT.model_copy(update={"acc5": None, "acc5_low": None, "acc5_high": None})),
     version=2, weights="pretrained", engine=ENGINE, latency_ms=Latency(0, None, None, None), warnings=("careful",),
+    passed_over=("tensorrt does not run it; openvino serves instead",),
     input=INPUT,
     record=WeightRecord(source=WeightSource.FILE, name="w.safetensors", sha256="cd"),
     parity=(
@@ -57,10 +58,15 @@ FACTS = ModelFacts(
     published=(WeightSet("V2", 80.858, 95.434, INPUT, "ImageNet"),),
     published_errors=(PublishedErrors("10 crops", 22.85, 6.71), PublishedErrors("single")),
     published_macs=3_800_000_000, depth=50, configuration="D", ilsvrc="2015, first", note="of a kind",
+    engines=(
+        BuiltEngine("tensorrt-11-sm75-fp16", "tensorrt", "11", ("sm75",), "fp16", "RTX 2080 Ti", 1, 32, 9, True, "", ""),
+        BuiltEngine("tensorrt-rtx-1-sm86+sm89-f32", "tensorrt-rtx", "1", ("sm86", "sm89"), "f32", None, 1, 8, 7, False,
+                    "built for sm86, sm89", "topfive export resnet50"),
+    ),
 )  # fmt: skip
 BARE_FACTS = replace(
     FACTS, state=ModelState.NOT_EXPORTED, year=None, paper="", acc1=None, acc5=None, acc_dataset=None, measured=(),
-    version=None, weights=None, engine=None, latency_ms=None, warnings=(), record=None, parity=(), published=(),
+    version=None, weights=None, engine=None, latency_ms=None, warnings=(), passed_over=(), engines=(), record=None, parity=(), published=(),
     published_errors=(), published_macs=None, depth=None, configuration=None, ilsvrc=None, note=None,
 )  # fmt: skip
 TABLE_OF_LAYERS = LayerTable.of(

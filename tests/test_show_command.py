@@ -8,8 +8,10 @@ from click.testing import CliRunner, Result
 
 from models.artifact import read_manifest
 from models.measured import Measurement, record
+from models.plan import write_plan
 from service.cli import main
 from tests.serving import serving
+from tests.test_plan import CONTENT, record
 
 
 def show(*arguments: object, columns: int = 100) -> Result:
@@ -110,3 +112,21 @@ def test_damaged_manifest(artifacts: Path) -> None:
 
     assert "is not a manifest" in output
     assert "topfive export tiny" in output
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_built_engines(artifacts: Path, columns: int) -> None:
+    """Engines built for cards are listed, with what differs here and what to run; no line is too wide."""
+    manifest = read_manifest(artifacts, "tiny")[1]
+    plan = write_plan(
+        artifacts / "tiny" / "1", CONTENT, record(graph_sha256=manifest.files["model.onnx"], version="0.1")
+    )
+    output = show("tiny", "--artifacts", artifacts, columns=columns).output
+    printed = json.loads(show("tiny", "--artifacts", artifacts, "--json").output)
+
+    assert max(len(line) for line in output.splitlines()) <= columns
+    assert "1 to 32" in output
+    assert "no:" in output
+    [engine] = printed["engines"]
+    assert (engine["name"], engine["targets"], engine["fits"]) == (plan.record.stem, ["sm86", "sm89"], False)
+    assert "built with tensorrt-rtx 0.1" in engine["reason"] or "not installed" in engine["reason"]

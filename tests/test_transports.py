@@ -12,11 +12,18 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from export.samples import PHOTOS
+from models.artifact import load
+from models.plan import Plan
 from proto.topfive.v1 import classifier_pb2 as pb
+from service.engines.choice import Choice
+from service.engines.plans import Source, judge
 from service.errors import TABLE, Code
+from service.types import Precision
 from tests.conftest import png
 from tests.fakes import FakeEngine
 from tests.serving import Running, serving
+from tests.test_plan import record
+from tests.test_plans import ADA, TURING, machine
 
 pytestmark = pytest.mark.anyio
 
@@ -194,6 +201,32 @@ async def test_same_model_list(artifacts: Path) -> None:
         assert page["parity"] == reports
         assert [weights["tag"] for weights in page["published"]] == [weights.tag for weights in detail.published]
         assert bool(page["weights_file"]) == detail.HasField("weights")
+
+
+async def test_same_engines(artifacts: Path) -> None:
+    """Both transports say alike which engines are built, which fit, what was passed over and how the check ended."""
+    tiny = load(artifacts, "tiny")
+    report = tiny.manifest.parity[0].model_copy(update={"runtime": "tensorrt-rtx", "precision": "fp16"})
+    source = Source.of(artifacts, tiny.manifest)
+    made = record(graph_sha256=source.graph_sha256)
+    fits = [judge(Plan(Path("some.plan"), made), source, machine(card), Precision.AUTO) for card in (ADA, TURING)]
+    choice = Choice(("tensorrt-rtx does not run tiny; fake in f32 serves instead",), tuple(fits), (report,))
+    async with serving(artifacts, FakeEngine(), choice=choice) as running:
+        [row] = [one for one in (await running.http.get("/models")).json()["models"] if one["name"] == "tiny"]
+        [info] = [
+            one for one in (await running.stub.ListModels(pb.ListModelsRequest())).models if one.model.name == "tiny"
+        ]
+        page = (await running.http.get("/models/tiny")).json()
+        detail = await running.stub.GetModel(pb.GetModelRequest(name="tiny"))
+
+    message = MessageToDict(detail, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    assert row["passed_over"] == list(info.passed_over) == page["passed_over"] == list(choice.passed_over)
+    assert comparable(page["engines"]) == comparable(message["engines"])
+    assert [(engine["fits"], engine["card"]) for engine in page["engines"]] == [(True, None), (False, None)]
+    assert page["engines"][0]["reason"] == page["engines"][0]["remedy"] == ""
+    assert "built for sm86, sm89" in page["engines"][1]["reason"]
+    assert page["engines"][1]["remedy"].startswith("topfive export tiny --engine tensorrt-rtx")
+    assert page["parity"][-1]["runtime"] == detail.parity[-1].runtime == "tensorrt-rtx"
 
 
 async def test_same_layers(artifacts: Path) -> None:

@@ -1,6 +1,8 @@
 """The command `topfive show`: one model with all that is known of it, what its paper reports among it."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,11 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from models.measured import protocol
+from models.plan import read_plans
 from service.app import Core
+from service.engines.plans import Source, survey, this_machine
 from service.errors import TopfiveError
-from service.facts import ModelFacts, facts
+from service.facts import BuiltEngine, ModelFacts, facts
 from service.options import option, options, settings_from
+from service.repository import Entry
 from service.rest.schemas import ModelDetailReply
+from service.types import Precision
 
 
 @click.command("show")
@@ -24,13 +30,27 @@ from service.rest.schemas import ModelDetailReply
 def show_command(name: str, as_json: bool, **values: Any) -> None:
     """Print what is known of the model NAME: size, input, weights, published and measured accuracy, parity."""
     try:
-        known = facts(Core(settings_from(values)).repository.entry(name))
+        settings = settings_from(values)
+        entry = Core(settings).repository.entry(name)
+        known = replace(facts(entry), engines=_engines(settings.artifacts, entry))
     except TopfiveError as error:
         raise click.ClickException(error.detail) from error
     if as_json:
         click.echo(json.dumps(ModelDetailReply.model_validate(known).model_dump(mode="json", by_alias=True), indent=2))
     else:
-        Console().print(Group(_facts(known), _accuracy(known), _parity(known)))
+        Console().print(Group(_facts(known), _accuracy(known), _parity(known), _built(known)))
+
+
+def _engines(root: Path, entry: Entry) -> tuple[BuiltEngine, ...]:
+    """The engines in the artifact that were built for cards, judged for this machine."""
+    if entry.exported is None:
+        return ()
+    version, manifest = entry.exported
+    folder = root / entry.name / str(version)
+    if not read_plans(folder)[0]:
+        return ()
+    fits, _ = survey(folder, Source.of(root, manifest), this_machine(), Precision.AUTO)
+    return tuple(map(BuiltEngine.of, fits))
 
 
 def _facts(known: ModelFacts) -> Table:
@@ -100,6 +120,26 @@ def _parity(known: ModelFacts) -> Table | str:
             f"{report.logit_cosine:.6f}",
             f"{report.top1_agreement:.1%}",
             Text("yes", style="green") if report.passed else Text("no", style="yellow"),
+        )
+    return table if table.row_count else ""
+
+
+def _built(known: ModelFacts) -> Table | str:
+    """The engines that were built for NVIDIA cards, and why they are not used here."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("built", overflow="fold")
+    table.add_column("batches", no_wrap=True)
+    table.add_column("MB", justify="right", no_wrap=True)
+    table.add_column("fits here", overflow="fold")
+    for engine in known.engines:
+        differs = Text(f"no: {engine.reason}", style="yellow")
+        if engine.remedy:
+            differs.append(f"\nrun: {engine.remedy}")
+        table.add_row(
+            Text(engine.name),
+            f"{engine.smallest} to {engine.largest}",
+            f"{engine.size_bytes / 1e6:.1f}",
+            Text("yes", style="green") if engine.fits else differs,
         )
     return table if table.row_count else ""
 

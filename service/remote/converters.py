@@ -12,7 +12,7 @@ from models.layers import Layer, LayerTable, Stage
 from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
-from service.facts import LayerFacts, ModelFacts, ModelSummary
+from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.remote.errors import error_of
 from service.repository import ModelState
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
@@ -70,6 +70,7 @@ def facts(reply: pb.GetModelReply) -> ModelFacts:
         configuration=_optional(reply, "configuration"),
         ilsvrc=_optional(reply, "ilsvrc"),
         note=_optional(reply, "note"),
+        engines=tuple(_built(engine) for engine in reply.engines),
     )
 
 
@@ -130,7 +131,25 @@ def _summary_fields(info: pb.ModelInfo) -> dict[str, Any]:
         "engine": _engine(info.engine) if info.HasField("engine") else None,
         "latency_ms": _latency(model.latency_ms) if model.HasField("latency_ms") else None,
         "warnings": tuple(info.warnings),
+        "passed_over": tuple(info.passed_over),
     }
+
+
+def _built(engine: pb.BuiltEngine) -> BuiltEngine:
+    return BuiltEngine(
+        name=engine.name,
+        runtime=engine.runtime,
+        version=engine.version,
+        targets=tuple(engine.targets),
+        precision=engine.precision,
+        card=_optional(engine, "card"),
+        smallest=engine.smallest,
+        largest=engine.largest,
+        size_bytes=engine.size_bytes,
+        fits=engine.fits,
+        reason=engine.reason,
+        remedy=engine.remedy,
+    )
 
 
 def _measurement(one: pb.Measurement) -> Measurement:

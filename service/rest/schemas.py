@@ -10,7 +10,7 @@ from models.catalog import InputSpec, PublishedErrors
 from models.cost import Size
 from models.measured import Measurement
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming
-from service.facts import LayerFacts
+from service.facts import BuiltEngine, LayerFacts
 from service.repository import ModelState
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 
@@ -131,6 +131,9 @@ class ModelReply(Reply):
     engine: EngineInfo | None
     latency_ms: Latency | None
     warnings: list[str]
+    passed_over: list[str] = Field(
+        description="Engines that were preferred to the one that serves: what differs, what to run"
+    )
 
 
 class ModelDetailReply(ModelReply):
@@ -148,6 +151,7 @@ class ModelDetailReply(ModelReply):
     configuration: str | None
     ilsvrc: str | None
     note: str | None
+    engines: list[BuiltEngine] = Field(description="Built for NVIDIA cards; empty until the model is loaded")
 
 
 class ModelListReply(Reply):

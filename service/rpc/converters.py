@@ -1,12 +1,14 @@
 """Between the service's types and the messages of the contract, both ways in one place."""
 
+from dataclasses import asdict
+
 from models.artifact import ParityReport, WeightRecord
 from models.catalog import InputSpec, WeightSet
 from models.layers import Layer, Stage
 from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.comparison import Comparison, Row
-from service.facts import LayerFacts, ModelFacts, ModelSummary
+from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.rpc.errors import describe
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 
@@ -61,6 +63,7 @@ def model_info(facts: ModelSummary) -> pb.ModelInfo:
         warnings=facts.warnings,
         parameters_train=facts.parameters_train,
         measured=[_measurement(measurement) for measurement in facts.measured],
+        passed_over=facts.passed_over,
     )
 
 
@@ -81,6 +84,7 @@ def get_model_reply(facts: ModelFacts) -> pb.GetModelReply:
         configuration=facts.configuration,
         ilsvrc=facts.ilsvrc,
         note=facts.note,
+        engines=[_built(engine) for engine in facts.engines],
     )
 
 
@@ -166,6 +170,10 @@ def _latency(latency: Latency) -> pb.Latency:
 
 def _engine(engine: EngineInfo) -> pb.Engine:
     return pb.Engine(runtime=engine.runtime, version=engine.version, device=engine.device, precision=engine.precision)
+
+
+def _built(engine: BuiltEngine) -> pb.BuiltEngine:
+    return pb.BuiltEngine(**asdict(engine))
 
 
 def _timing(timing: Timing) -> pb.Timing:

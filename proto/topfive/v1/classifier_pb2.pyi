@@ -223,7 +223,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetModelReply(_message.Message):
-    __slots__ = ("info", "input", "weights", "parity", "published", "published_errors", "published_macs", "depth", "configuration", "ilsvrc", "note")
+    __slots__ = ("info", "input", "weights", "parity", "published", "published_errors", "published_macs", "depth", "configuration", "ilsvrc", "note", "engines")
     INFO_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
@@ -235,6 +235,7 @@ class GetModelReply(_message.Message):
     CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
     ILSVRC_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
     info: ModelInfo
     input: InputSpec
     weights: Weights
@@ -246,10 +247,11 @@ class GetModelReply(_message.Message):
     configuration: str
     ilsvrc: str
     note: str
-    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., published: _Optional[_Iterable[_Union[WeightSet, _Mapping]]] = ..., published_errors: _Optional[_Iterable[_Union[PublishedErrors, _Mapping]]] = ..., published_macs: _Optional[int] = ..., depth: _Optional[int] = ..., configuration: _Optional[str] = ..., ilsvrc: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
+    engines: _containers.RepeatedCompositeFieldContainer[BuiltEngine]
+    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., published: _Optional[_Iterable[_Union[WeightSet, _Mapping]]] = ..., published_errors: _Optional[_Iterable[_Union[PublishedErrors, _Mapping]]] = ..., published_macs: _Optional[int] = ..., depth: _Optional[int] = ..., configuration: _Optional[str] = ..., ilsvrc: _Optional[str] = ..., note: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[BuiltEngine, _Mapping]]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings", "parameters_train", "measured")
+    __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings", "parameters_train", "measured", "passed_over")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     YEAR_FIELD_NUMBER: _ClassVar[int]
@@ -259,6 +261,7 @@ class ModelInfo(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_TRAIN_FIELD_NUMBER: _ClassVar[int]
     MEASURED_FIELD_NUMBER: _ClassVar[int]
+    PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
     model: Model
     state: str
     year: int
@@ -268,7 +271,36 @@ class ModelInfo(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     parameters_train: int
     measured: _containers.RepeatedCompositeFieldContainer[Measurement]
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., year: _Optional[int] = ..., paper: _Optional[str] = ..., classes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., parameters_train: _Optional[int] = ..., measured: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
+    passed_over: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., year: _Optional[int] = ..., paper: _Optional[str] = ..., classes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., parameters_train: _Optional[int] = ..., measured: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., passed_over: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BuiltEngine(_message.Message):
+    __slots__ = ("name", "runtime", "version", "targets", "precision", "card", "smallest", "largest", "size_bytes", "fits", "reason", "remedy")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    CARD_FIELD_NUMBER: _ClassVar[int]
+    SMALLEST_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FITS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    runtime: str
+    version: str
+    targets: _containers.RepeatedScalarFieldContainer[str]
+    precision: str
+    card: str
+    smallest: int
+    largest: int
+    size_bytes: int
+    fits: bool
+    reason: str
+    remedy: str
+    def __init__(self, name: _Optional[str] = ..., runtime: _Optional[str] = ..., version: _Optional[str] = ..., targets: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ..., card: _Optional[str] = ..., smallest: _Optional[int] = ..., largest: _Optional[int] = ..., size_bytes: _Optional[int] = ..., fits: bool = ..., reason: _Optional[str] = ..., remedy: _Optional[str] = ...) -> None: ...
 
 class Measurement(_message.Message):
     __slots__ = ("dataset", "dataset_sha256", "images", "acc1", "acc1_low", "acc1_high", "acc5", "acc5_low", "acc5_high", "crops", "runtime", "precision", "date")
