@@ -254,6 +254,16 @@ def test_out_of_memory_in_tensorrt(bench: Callable[..., Bench]) -> None:
     np.testing.assert_array_equal(engine.run(pixels(4)), network(pixels(4), CLASSES))
 
 
+def test_shape_that_is_refused(bench: Callable[..., Bench]) -> None:
+    """After a shape that TensorRT refused none is taken for granted: the batch size before it is set anew."""
+    engine = (here := bench()).open(launch=Launch.CALLS)
+    engine.run(pixels(2))
+    here.script.fail("set_input_shape", BROKEN)
+    with pytest.raises(TensorRtError, match="no batch of 4"):
+        engine.run(pixels(4))
+    np.testing.assert_array_equal(engine.run(pixels(2, seed=1)), network(pixels(2, seed=1), CLASSES))
+
+
 def slot_bytes(max_batch: int) -> int:
     """What one slot takes on the card."""
     return ACTIVATIONS_BYTES + max_batch * (SIZE * SIZE * 3 + 4 * CLASSES)
