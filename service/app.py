@@ -14,7 +14,7 @@ from service.engines.choice import OpenEngine
 from service.engines.choose import EngineOptions, open_engine
 from service.hardware import cpu_quota
 from service.metrics import UNKNOWN, Metrics
-from service.process import DrainLimit, drain, run_until_stopped
+from service.process import DrainLimit, Fatal, drain, run_until_stopped
 from service.recovery import Recovery
 from service.repository import Repository
 from service.rest import endpoints
@@ -73,11 +73,15 @@ class Core:
 
 
 class Service:
-    """A core under both transports. Made on the event loop; raises OSError where a port is taken."""
+    """A core under both transports. Made on the event loop; raises OSError where a port is taken.
 
-    def __init__(self, core: Core) -> None:
+    `fatal` is called with the reason once an NVIDIA card is lost to the process.
+    """
+
+    def __init__(self, core: Core, fatal: Fatal = log.critical) -> None:
         settings = core.settings
         self._core = core
+        self._fatal = fatal
         directory = LocalDirectory(core.repository)
         budget = UploadBudget(settings.max_upload_bytes)
         intake = Intake(settings.limits, budget, settings.timeout_s, core.clock, core.metrics)
@@ -96,6 +100,7 @@ class Service:
             raise
         self._announcing: set[asyncio.Task[None]] = set()
         core.repository.on_change(self._announce)
+        core.repository.on_change(self._check_card)
         self._recovery = Recovery(core.repository, core.clock, settings.recover_s)
 
     async def start(self) -> None:
@@ -121,6 +126,11 @@ class Service:
         """Once both servers have given every answer they owe."""
         await asyncio.gather(self.rest.stop(), self.rpc.stop(over))
 
+    def _check_card(self) -> None:
+        """Nothing on a card that is lost can be repaired from here."""
+        if (reason := self._core.repository.card_lost) is not None:
+            self._fatal(reason)
+
     def _announce(self) -> None:
         """Tell gRPC health checks; REST reads the repository at each request."""
         task = asyncio.get_running_loop().create_task(self.rpc.set_serving(self._core.repository.ready))
@@ -129,5 +139,5 @@ class Service:
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or Ctrl-C; the exit status: 0 after a clean stop, 1 where it could not start."""
-    return run_until_stopped(lambda: Service(Core(settings)), settings.log_level)
+    """Serve until SIGTERM or Ctrl-C; the exit status: 0 after a clean stop, 1 where it could not start or go on."""
+    return run_until_stopped(lambda fatal: Service(Core(settings), fatal), settings.log_level)

@@ -75,4 +75,4 @@ class Gateway:
 
 def run_gateway(settings: Settings, targets: Sequence[Target]) -> int:
     """Serve until SIGTERM or Ctrl-C; the exit status: 0 after a clean stop, 1 where it could not start."""
-    return run_until_stopped(lambda: Gateway(settings, targets), settings.log_level)
+    return run_until_stopped(lambda _fatal: Gateway(settings, targets), settings.log_level)

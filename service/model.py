@@ -10,6 +10,7 @@ import numpy as np
 from models.artifact import Artifact, Manifest, WeightSource
 from service.batcher import Batcher, State
 from service.clock import Clock
+from service.engines.base import CardLostError
 from service.engines.choice import Opened
 from service.errors import EngineError
 from service.metrics import BatchMetrics, LatencyRecord
@@ -69,6 +70,8 @@ class LoadedModel:
         self._max_run_s = limits.max_run_s
         self.slots = limits.slots
         self._stuck = 0
+        self.card_lost: str | None = None
+        """Why nothing on its card can run in this process any more, once an engine has said so."""
         self._on_health = on_health
         self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix=f"engine-{artifact.manifest.name}")
         self.batcher: Batcher[Sample, Probabilities] = Batcher(
@@ -83,12 +86,12 @@ class LoadedModel:
     @property
     def healthy(self) -> bool:
         """Whether it takes work, its last real runs did not all fail, and none of them hangs."""
-        return self.batcher.healthy and not self._stuck
+        return self.batcher.healthy and not self._stuck and self.card_lost is None
 
     @property
     def lost(self) -> bool:
-        """Whether it cannot answer again in this process: its queue is broken, or every slot hangs."""
-        return self.batcher.state is State.BROKEN or self._stuck >= self.slots
+        """Whether it cannot answer again in this process: its queue is broken, all slots hang, or its card is lost."""
+        return self.batcher.state is State.BROKEN or self._stuck >= self.slots or self.card_lost is not None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -121,6 +124,16 @@ class LoadedModel:
             self._engine.close()
 
     async def _run(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
+        try:
+            return await self._watched(samples)
+        except CardLostError as error:
+            if self.card_lost is None:
+                self.card_lost = str(error)
+                self._on_health()
+            raise
+
+    async def _watched(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
+        """Run on an engine thread; where it does not return in time, the model is not healthy until it does."""
         stuck = False
 
         def note() -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 import uvloop
@@ -32,6 +33,23 @@ class Server(Protocol):
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Answer what was accepted, at `hurry` refuse it, and end."""
+
+
+class Ending(Enum):
+    """How a server ended: as it was told to, because it could not start, or because only a new process can go on."""
+
+    STOPPED = 0
+    FAILED = 1
+    FATAL = 2
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return int(self is not Ending.STOPPED)
+
+
+Fatal = Callable[[str], None]
+"""Called on the event loop, with the reason, where only a new process can go on: this one ends at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,28 +88,37 @@ async def drain(
     over.cancel()
 
 
-def run_until_stopped(make: Callable[[], Server], log_level: str) -> int:
+def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
     """Start what `make` gives, on the event loop, and end it at SIGTERM or Ctrl-C.
 
-    The exit status: 0 after a clean stop, 1 where it could not start.
+    The exit status: 0 after a clean stop, 1 where it could not start or had a reason that was fatal.
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of clients' mistakes, which are answered
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = runner.run(_serve(make))
+        ending = runner.run(_serve(make))
     stuck = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
     for thread in stuck:
         thread.join(_JOIN_S / len(stuck))
     if any(thread.is_alive() for thread in stuck):
         log.error("%s did not return; ending without it", ", ".join(thread.name for thread in stuck))
-        logging.shutdown()
-        os._exit(status)  # a plain exit would wait for those threads for ever
-    return status
+        _exit(ending.status)  # a plain exit would wait for those threads for ever
+    if ending is Ending.FATAL:
+        _exit(
+            ending.status
+        )  # what a library gives back at its end may fail on a card that is lost, and end it otherwise
+    return ending.status
 
 
-async def _serve(make: Callable[[], Server]) -> int:
-    stop, hurry = asyncio.Event(), asyncio.Event()
+def _exit(status: int) -> None:
+    """End the process here."""
+    logging.shutdown()
+    os._exit(status)
+
+
+async def _serve(make: Callable[[Fatal], Server]) -> Ending:
+    stop, hurry, fatal = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
         if stop.is_set():
@@ -101,14 +128,20 @@ async def _serve(make: Callable[[], Server]) -> int:
             log.info("stopping: answering what was accepted; again to stop at once")
             stop.set()
 
+    def on_fatal(reason: str) -> None:
+        if not fatal.is_set():
+            log.critical("ending, so that a new process can take over: %s", reason)
+        for event in (fatal, hurry, stop):
+            event.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
     try:
-        server = make()
+        server = make(on_fatal)
     except OSError as error:
         log.error("%s", error)
-        return 1
+        return Ending.FAILED
     await server.start()
     loading = asyncio.create_task(server.load())
     stopped = asyncio.create_task(stop.wait())
@@ -120,7 +153,9 @@ async def _serve(make: Callable[[], Server]) -> int:
     await server.stop(hurry)
     log.info("stopped")
     await asyncio.gather(loading, stopped, return_exceptions=True)
-    return int(failed)
+    if fatal.is_set():
+        return Ending.FATAL
+    return Ending.FAILED if failed else Ending.STOPPED
 
 
 async def _failed(loading: asyncio.Task[None]) -> bool:

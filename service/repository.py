@@ -12,7 +12,7 @@ from models.artifact import Artifact, ArtifactError, Manifest, NotExportedError,
 from models.catalog import Architecture, Catalog, UnknownModelError
 from models.measured import read_measured
 from service.clock import Clock
-from service.engines.base import Engine, EngineUnavailableError
+from service.engines.base import Engine, EngineUnavailableError, card_lost
 from service.engines.choice import Opened, OpenEngine
 from service.errors import ModelNotFound, NotReady, ShuttingDown
 from service.metrics import Metrics
@@ -34,10 +34,7 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is known of one name: its catalog entry, its newest manifest, the loaded model; None where there is none.
-
-    `damage` says why what is exported cannot be read.
-    """
+    """What is known of one name; None where there is none. `damage` says why what is exported cannot be read."""
 
     name: str
     state: ModelState
@@ -71,6 +68,7 @@ class Repository:
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
         self._closing = False
+        self._card_lost: str | None = None
         self._listeners: list[Callable[[], None]] = []
         metrics.watch(self._gauges)
 
@@ -100,7 +98,12 @@ class Repository:
     @property
     def ready(self) -> bool:
         """Whether `check_ready` finds nothing."""
-        return bool(self._configured) and not self._closing and not self._absent and not self.failing
+        return bool(self._configured) and not (self._closing or self._absent or self.failing or self.card_lost)
+
+    @property
+    def card_lost(self) -> str | None:
+        """Why an NVIDIA card answers nothing in this process any more; only another process can use it."""
+        return self._card_lost or next((model.card_lost for model in self._loaded.values() if model.card_lost), None)
 
     @property
     def failing(self) -> list[str]:
@@ -117,7 +120,7 @@ class Repository:
             raise ShuttingDown
         if not self.ready:
             reasons = [f"{name} is being loaded" for name in self._absent] + [f"{name} fails" for name in self.failing]
-            raise NotReady("; ".join(reasons) or "the server is starting")
+            raise NotReady("; ".join(reasons) or self.card_lost or "the server is starting")
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever `ready` may have changed."""
@@ -207,6 +210,8 @@ class Repository:
         except NotExportedError as error:
             raise ModelNotFound(str(error)) from error
         except (ArtifactError, EngineUnavailableError, OSError) as error:
+            self._card_lost = self._card_lost or card_lost(error)
+            self._changed()
             raise NotReady(f"{name} cannot be loaded: {error}") from error
         model = LoadedModel(
             artifact,
@@ -219,13 +224,8 @@ class Repository:
         info = model.engine_info
         log.info(
             "loaded %s version %d, weights %s, on %s %s (%s, %s) in %.1f s",
-            name,
-            artifact.version,
-            artifact.manifest.weights.source,
-            info.runtime,
-            info.version,
-            info.device,
-            info.precision,
+            *(name, artifact.version, artifact.manifest.weights.source),
+            *(info.runtime, info.version, info.device, info.precision),
             self._clock.now() - started,
         )
         for warning in model.warnings:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
+from service.engines.base import CardLostError
 from service.engines.choice import Opened
 from service.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.model import LoadedModel, describe, warnings_of
@@ -243,3 +244,16 @@ async def test_an_engine_with_a_thread_inside_is_not_closed(exported: Path) -> N
         await closing
         assert isinstance(tasks[0].exception(), ShuttingDown)
         assert not bench.engine.closed
+
+
+async def test_lost_card(exported: Path) -> None:
+    """A model whose card is lost fails its batch with the reason, and is lost at once, without three failures."""
+    async with bench_of(exported) as bench:
+        bench.engine.script = [CardLostError("an illegal address")]
+        (task,) = await bench.submit(3)
+        await reached(task.done)
+        with pytest.raises(EngineError, match="an illegal address"):
+            task.result()
+        assert bench.model.card_lost == "an illegal address"
+        assert (bench.model.healthy, bench.model.lost) == (False, True)
+        assert len(bench.health) == 1

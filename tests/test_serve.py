@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,60 @@ async def test_stuck_engine(artifacts: Path) -> None:
         assert await running.ended() == 0
     assert (answer.status_code, answer.json()["code"]) == (503, "shutting_down")
     assert any("did not return" in line for line in running.log)
+
+
+LOST_CARD = """
+import sys, service.app as app
+from service.engines.base import CardLostError, EngineUnavailableError
+from tests.fakes import FakeEngine
+
+reason = "cudaEventSynchronize on card 0: cudaErrorIllegalAddress"
+
+class Lost(FakeEngine):
+    def run(self, batch):
+        if batch[0].max() == 7:
+            raise CardLostError(reason)
+        return super().run(batch)
+
+def open_engine(artifact, options):
+    if artifact.manifest.name == "tiny":
+        return Lost()
+    raise EngineUnavailableError("its engine failed") from CardLostError(reason)
+
+app.open_engine = open_engine
+sys.exit(app.run(app.Settings.model_validate_json(sys.argv[1])))
+"""
+
+
+async def test_lost_card(artifacts: Path) -> None:
+    """A card that is lost in a batch ends the process with status 1, its reason in the log, after every answer."""
+    settings = {"models": ["tiny"], "artifacts": str(artifacts), "port": 0, "grpc_port": 0, "drain_s": 20}
+    async with started(sys.executable, "-c", LOST_CARD, json.dumps(settings)) as running:
+        async with httpx.AsyncClient(base_url=running.url, timeout=30) as client:
+            good = await client.post("/predict", files={"image": png(5)})
+            began = time.monotonic()
+            answer = await client.post("/predict", files={"image": png(7)})
+        assert await running.ended() == 1
+        assert time.monotonic() - began < 10
+    assert good.status_code == 200
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    (said,) = [line for line in running.log if "CRITICAL" in line]
+    assert "a new process" in said
+    assert "cudaErrorIllegalAddress" in said
+
+
+async def test_lost_card_in_a_load(artifacts: Path) -> None:
+    """A card that is lost while a further model is loaded ends the process as well."""
+    shutil.copytree(artifacts / "tiny", artifacts / "other")
+    for manifest in (artifacts / "other").rglob("manifest.json"):
+        manifest.write_text(manifest.read_text().replace('"name": "tiny"', '"name": "other"', 1))
+    settings = {"models": ["tiny"], "artifacts": str(artifacts), "port": 0, "grpc_port": 0, "drain_s": 20}
+    async with started(sys.executable, "-c", LOST_CARD, json.dumps(settings)) as running:
+        async with httpx.AsyncClient(base_url=running.url, timeout=30) as client:
+            answer = await client.post("/predict", params={"model": "other"}, files={"image": png()})
+        assert await running.ended() == 1
+    assert answer.status_code == 503
+    assert len([line for line in running.log if "CRITICAL" in line]) == 1
 
 
 async def test_open_calls_do_not_delay_the_stop(artifacts: Path) -> None:

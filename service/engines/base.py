@@ -53,3 +53,12 @@ def held_bytes(graph_bytes: int) -> int:
 def as_batch(rows: Rows) -> Batch:
     """The samples in one piece, [N, S, S, 3]; what is in one piece already is not copied."""
     return rows if isinstance(rows, np.ndarray) else np.stack(rows)
+
+
+def card_lost(error: BaseException | None) -> str | None:
+    """Why the card is lost, where that is the error or among its causes; else None."""
+    while error is not None:
+        if isinstance(error, CardLostError):
+            return str(error)
+        error = error.__cause__
+    return None

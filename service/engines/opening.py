@@ -6,7 +6,7 @@ import numpy as np
 
 from models.artifact import Artifact, ParityReport
 from models.plan import PlanError
-from service.engines.base import Engine, EngineUnavailableError
+from service.engines.base import CardLostError, Engine, EngineUnavailableError
 from service.engines.gate import Gate, reference_of
 from service.engines.parity import figures
 from service.types import Runtime
@@ -28,6 +28,9 @@ def open_unchecked(artifact: Artifact, runtime: Runtime, build: Build) -> Engine
         raise EngineUnavailableError(str(error)) from error
     try:
         warm_up(engine, artifact.manifest.input.crop)
+    except CardLostError:
+        engine.close()
+        raise
     except Exception as error:  # a runtime's own exceptions have no common base
         engine.close()
         raise EngineUnavailableError(f"{runtime} fails on its first batches: {error}") from error
@@ -48,7 +51,7 @@ def open_checked(artifact: Artifact, runtime: Runtime, build: Build, gate: Gate)
     try:
         report = gate.measure(engine, reference)
         _check(report)
-    except EngineUnavailableError:
+    except (EngineUnavailableError, CardLostError):
         engine.close()
         raise
     except Exception as error:  # a runtime's own exceptions have no common base
