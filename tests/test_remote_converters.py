@@ -59,15 +59,15 @@ FACTS = ModelFacts(
     published_errors=(PublishedErrors("10 crops", 22.85, 6.71), PublishedErrors("single")),
     published_macs=3_800_000_000, depth=50, configuration="D", ilsvrc="2015, first", note="of a kind",
     engines=(
-        BuiltEngine("tensorrt-11-sm75-fp16", "tensorrt", "11", ("sm75",), "fp16", "RTX 2080 Ti", 1, 32, 9, True, "", ""),
+        BuiltEngine("tensorrt-11-sm75-fp16", "tensorrt", "11", ("sm75",), "fp16", "RTX", 1, 32, 9, True, "", ""),
         BuiltEngine("tensorrt-rtx-1-sm86+sm89-f32", "tensorrt-rtx", "1", ("sm86", "sm89"), "f32", None, 1, 8, 7, False,
                     "built for sm86, sm89", "topfive export resnet50"),
     ),
 )  # fmt: skip
 BARE_FACTS = replace(
     FACTS, state=ModelState.NOT_EXPORTED, year=None, paper="", acc1=None, acc5=None, acc_dataset=None, measured=(),
-    version=None, weights=None, engine=None, latency_ms=None, warnings=(), passed_over=(), engines=(), record=None, parity=(), published=(),
-    published_errors=(), published_macs=None, depth=None, configuration=None, ilsvrc=None, note=None,
+    version=None, weights=None, engine=None, latency_ms=None, warnings=(), passed_over=(),
+    engines=(), record=None, parity=(), published=(), published_errors=(), published_macs=None, depth=None, configuration=None, ilsvrc=None, note=None,
 )  # fmt: skip
 TABLE_OF_LAYERS = LayerTable.of(
     (3, 9, 8),

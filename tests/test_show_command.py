@@ -11,7 +11,8 @@ from models.measured import Measurement, record
 from models.plan import write_plan
 from service.cli import main
 from tests.serving import serving
-from tests.test_plan import CONTENT, record
+from tests.test_plan import CONTENT
+from tests.test_plan import record as plan_record
 
 
 def show(*arguments: object, columns: int = 100) -> Result:
@@ -119,7 +120,7 @@ def test_built_engines(artifacts: Path, columns: int) -> None:
     """Engines built for cards are listed, with what differs here and what to run; no line is too wide."""
     manifest = read_manifest(artifacts, "tiny")[1]
     plan = write_plan(
-        artifacts / "tiny" / "1", CONTENT, record(graph_sha256=manifest.files["model.onnx"], version="0.1")
+        artifacts / "tiny" / "1", CONTENT, plan_record(graph_sha256=manifest.files["model.onnx"], version="0.1")
     )
     output = show("tiny", "--artifacts", artifacts, columns=columns).output
     printed = json.loads(show("tiny", "--artifacts", artifacts, "--json").output)
