@@ -67,7 +67,8 @@ FACTS = ModelFacts(
 BARE_FACTS = replace(
     FACTS, state=ModelState.NOT_EXPORTED, year=None, paper="", acc1=None, acc5=None, acc_dataset=None, measured=(),
     version=None, weights=None, engine=None, latency_ms=None, warnings=(), passed_over=(),
-    engines=(), record=None, parity=(), published=(), published_errors=(), published_macs=None, depth=None, configuration=None, ilsvrc=None, note=None,
+    engines=(), record=None, parity=(), published=(), published_errors=(),
+    published_macs=None, depth=None, configuration=None, ilsvrc=None, note=None,
 )  # fmt: skip
 TABLE_OF_LAYERS = LayerTable.of(
     (3, 9, 8),
