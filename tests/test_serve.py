@@ -155,7 +155,7 @@ async def test_stuck_engine(artifacts: Path) -> None:
 LOST_CARD = """
 import sys, service.app as app
 from service.engines.base import CardLostError, EngineUnavailableError
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, opener
 
 reason = "cudaEventSynchronize on card 0: cudaErrorIllegalAddress"
 
@@ -167,7 +167,7 @@ class Lost(FakeEngine):
 
 def open_engine(artifact, options):
     if artifact.manifest.name == "tiny":
-        return Lost()
+        return opener(Lost())(artifact)
     raise EngineUnavailableError("its engine failed") from CardLostError(reason)
 
 app.open_engine = open_engine
