@@ -14,7 +14,7 @@ comma := ,
 export TOPFIVE_MODELS := $(MODELS)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
-.PHONY: install serve export export-missing test test-all test-protobuf lint format proto bench clean
+.PHONY: install serve export export-missing test test-all test-protobuf test-compose lint format proto bench clean
 
 install: $(STAMP)
 
@@ -45,6 +45,11 @@ test-protobuf: install
 	test -x $(VENV)-protobuf/bin/python || $(PYTHON) -m venv $(VENV)-protobuf
 	$(VENV)-protobuf/bin/python -m pip install --quiet --disable-pip-version-check 'protobuf==$(PROTOBUF)' 'grpcio==1.85.1'
 	$(VENV)-protobuf/bin/python -W error tests/check_protobuf.py $(PROTOBUF)
+
+# The images and the compose file for real: needs a Docker Engine, and minutes. Where Docker reaches no registry or
+# the build no network of its own, set PYTHON_IMAGE and TOPFIVE_BUILD_NETWORK=host.
+test-compose: install
+	$(BIN)/python -m tests.compose
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""`python -m tests.compose`: the images and the compose file, built and run for real; needs a Docker Engine."""

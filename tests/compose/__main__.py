@@ -1,0 +1,228 @@
+"""Builds the images, starts the profiles, kills and restarts servers under load, and takes everything down again.
+
+It prints what it measured. Variables: those of docker-compose.yml, such as PYTHON_IMAGE; and TOPFIVE_TEST_EXPORT=1 for
+the export job of the compose file as well, whose image takes minutes and about 7 GB.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import httpx
+
+from export.samples import PHOTOS
+from proto.topfive.v1 import classifier_pb2 as pb
+from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
+from tests.compose.docker import ROOT, Compose, Missing, compose_command, free_port, inspect, run, waited
+from tests.compose.load import Load
+
+MODEL = "lenet5"
+IMAGE = "topfive:cpu"
+GRACE_S = 30.0
+PHOTO = (PHOTOS / "zebra.jpeg").read_bytes()
+
+
+def say(line: str) -> None:
+    """One line of the report."""
+    print(line, flush=True)  # noqa: T201
+
+
+def inside(script: str) -> str:
+    """What a Python script prints in the image, hardened as the compose file does it."""
+    contained = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    return run("docker", "run", "--rm", *contained, "--entrypoint", "python", IMAGE, "-c", script)
+
+
+def check_image() -> None:
+    """Small, without torch, compilers and package managers of its own, for a user without rights."""
+    size = inspect(IMAGE)["Size"]
+    assert size < 1_000_000_000, f"{IMAGE} has {size / 1e6:.0f} MB"
+    assert inspect(IMAGE)["Config"]["User"] == "10001:10001"
+    assert not [value for value in inspect(IMAGE)["Config"]["Env"] if value.startswith("PIP_")]
+    script = (
+        "import importlib.util as u, os, shutil, service;"
+        "print([m for m in ('torch', 'torchvision', 'onnx', 'pip') if u.find_spec(m)],"
+        " [c for c in ('gcc', 'cc', 'g++', 'make') if shutil.which(c)], os.getuid(), bool(service.__cached__))"
+    )
+    found = inside(script)
+    assert found == "[] [] 10001 True", found
+    say(f"image {IMAGE}: {size / 1e6:.0f} MB, no torch, no compiler, uid 10001")
+
+
+def check_contained(container: str) -> None:
+    """Read-only, without capabilities, reachable from this machine only."""
+    found = inspect(container)
+    host = found["HostConfig"]
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert "no-new-privileges:true" in host["SecurityOpt"]
+    bound = {one["HostIp"] for ports in (host["PortBindings"] or {}).values() for one in ports}
+    assert bound <= {"127.0.0.1"}, bound
+    write = ["docker", "exec", container, "sh", "-c", "touch /opt/topfive/x /artifacts/x"]
+    assert subprocess.run(write, capture_output=True, check=False, timeout=60).returncode != 0
+
+
+def check_stop(compose: Compose, service: str) -> None:
+    """SIGTERM ends it with status 0 within its time."""
+    (container,) = compose.containers(service)
+    began = time.monotonic()
+    compose("stop", service)
+    took_s = time.monotonic() - began
+    assert inspect(container)["State"]["ExitCode"] == 0
+    assert took_s < GRACE_S
+    say(f"{service}: graceful stop in {took_s:.1f} s, status 0")
+
+
+def predicted(url: str) -> str:
+    """The best class by REST."""
+    answer = httpx.post(f"{url}/predict", files={"image": PHOTO}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    label: str = answer.json()["predictions"][0]["label"]
+    return label
+
+
+def check_cpu(compose: Compose) -> str:
+    """All in one process: the same answer by REST and by gRPC; the best class."""
+    began = time.monotonic()
+    compose("up", "-d", limit_s=300)
+    waited("serve is healthy", lambda: compose.healthy("serve"))
+    say(f"profile cpu: healthy {time.monotonic() - began:.1f} s after `up`")
+    label = predicted(f"http://127.0.0.1:{compose.env['TOPFIVE_PORT']}")
+    with grpc.insecure_channel(f"127.0.0.1:{compose.env['TOPFIVE_GRPC_PORT']}") as channel:
+        reply = ClassifierStub(channel).Classify(pb.ClassifyRequest(image=PHOTO), timeout=30)  # type: ignore[no-untyped-call]
+    assert reply.predictions[0].label == label
+    check_contained(compose.containers("serve")[0])
+    check_stop(compose, "serve")
+    compose.down()
+    return label
+
+
+def survived(load: Load, what: str) -> None:
+    """Say how the requests ended; every one must have been answered."""
+    counts, slowest_s = load.counts(), load.slowest_s()
+    say(f"{what}: {counts}, slowest {slowest_s:.1f} s")
+    assert set(counts) == {"200"}, what
+    load.ends.clear()
+
+
+def served(container: str) -> float:
+    """How many answers an inference server has given since its start."""
+    script = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/metrics').read().decode())"
+    lines = run("docker", "exec", container, "python", "-c", script).splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("topfive_requests_total"))
+
+
+def check_split(compose: Compose, label: str) -> None:
+    """A gateway and two servers: nothing is lost while servers come and go."""
+    compose("up", "-d", "--scale", "inference-cpu=2", limit_s=300)
+    waited("both servers are healthy", lambda: compose.healthy("inference-cpu", 2))
+    waited("the gateway is healthy", lambda: compose.healthy("gateway"))
+    url = f"http://127.0.0.1:{compose.env['TOPFIVE_PORT']}"
+    assert predicted(url) == label
+    one, two = compose.containers("inference-cpu")
+    load = Load(f"{url}/predict", PHOTO)
+    load.start()
+    load.more(200)
+    shares = [served(container) for container in (one, two)]
+    assert min(shares) > 50, shares
+    survived(load, f"steady, servers answered {shares[0]:.0f} and {shares[1]:.0f}")
+
+    check_losses(compose, load, one, two)
+    check_contained(compose.containers("gateway")[0])
+    check_stop(compose, "gateway")
+    load.stop()
+    counts = load.counts()
+    say(f"the gateway stopped under load: {counts}")
+    refused = {"200", "ConnectError", "ReadError", "RemoteProtocolError", "WriteError"}  # of later requests
+    assert set(counts) <= refused, counts
+
+
+def check_losses(compose: Compose, load: Load, one: str, two: str) -> None:
+    """Nothing is lost while servers are killed, started, silent, stopped, restarted, and a third one joins."""
+    run("docker", "kill", "--signal", "KILL", one)
+    load.more(200)
+    run("docker", "start", one)
+    waited("the killed server takes calls again", lambda: compose.healthy("inference-cpu", 2) and served(one) > 20)
+    survived(load, "one server killed and started")
+
+    run("docker", "pause", one)
+    waited("the silent server is given up", lambda: load.slowest_s() > 5)
+    run("docker", "unpause", one)
+    load.more(200)
+    survived(load, "one server silent without closing a connection")
+
+    run("docker", "kill", "--signal", "KILL", one, two)
+    time.sleep(2)
+    run("docker", "start", one, two)
+    load.more(200)
+    survived(load, "all servers killed, down for 2 s, started")
+
+    compose("stop", "inference-cpu")
+    assert [inspect(container)["State"]["ExitCode"] for container in (one, two)] == [0, 0]
+    compose("start", "inference-cpu")
+    load.more(200)
+    survived(load, "all servers stopped and started")
+
+    compose("restart", "inference-cpu")
+    load.more(200)
+    survived(load, "all servers restarted")
+
+    compose("up", "-d", "--scale", "inference-cpu=3", "--no-recreate", limit_s=300)
+    new = next(container for container in compose.containers("inference-cpu") if container not in (one, two))
+    took_s = waited("a third server takes calls", lambda: compose.healthy("inference-cpu", 3) and served(new) > 10)
+    survived(load, f"a third server after {took_s:.1f} s")
+
+
+def exported(folder: Path) -> None:
+    """Put the model there, for any user to read."""
+    topfive = str(Path(sys.executable).with_name("topfive"))
+    run(topfive, "export", MODEL, "--artifacts", str(folder), limit_s=300)
+    run("chmod", "-R", "a+rX", str(folder))
+
+
+def main() -> int:
+    """Everything, within bounds; 0 where all held, 1 where not, 2 where Docker is missing."""
+    try:
+        command = compose_command()
+    except Missing as missing:
+        say(f"test-compose: {missing}")
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        env = {
+            "TOPFIVE_MODELS": MODEL,
+            "TOPFIVE_PORT": str(free_port()),
+            "TOPFIVE_GRPC_PORT": str(free_port()),
+            "TOPFIVE_TEST_ARTIFACTS": folder,
+            "TOPFIVE_BIND": "127.0.0.1",
+        }
+        files = ["docker-compose.yml"]
+        if not os.environ.get("TOPFIVE_TEST_EXPORT"):
+            exported(Path(folder))
+            files.append("tests/compose/artifacts.yml")
+        cpu = Compose(command, [str(ROOT / file) for file in files], "cpu", env)
+        split = replace(cpu, profile="split")
+        try:
+            began = time.monotonic()
+            split("build", limit_s=1800)
+            say(f"images built in {time.monotonic() - began:.0f} s")
+            check_image()
+            check_split(split, check_cpu(cpu))
+        except AssertionError as error:
+            say(f"test-compose: failed: {error}")
+            say(split("logs", "--no-color", "--tail", "40"))
+            return 1
+        finally:
+            split.down()
+            cpu.down()
+    say("test-compose: all held")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

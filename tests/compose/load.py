@@ -1,0 +1,60 @@
+"""A steady load on `/predict`, on threads, that notes how every request ended."""
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import httpx
+
+WORKERS = 6
+PAUSE_S = 0.02
+
+
+@dataclass
+class Load:
+    """Workers that ask one after the other until `stop`; `ends` holds a status or the name of a failure each."""
+
+    url: str
+    image: bytes
+    ends: list[tuple[str, float]] = field(default_factory=list)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Begin."""
+        self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(WORKERS)]
+        for thread in self.threads:
+            thread.start()
+
+    def more(self, count: int, limit_s: float = 60.0) -> None:
+        """Until so many more requests have ended."""
+        enough, until = len(self.ends) + count, time.monotonic() + limit_s
+        while len(self.ends) < enough:
+            assert time.monotonic() < until, f"no {count} answers in {limit_s:g} s; so far {self.counts()}"
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End after the requests that are under way."""
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join(60)
+
+    def counts(self) -> dict[str, int]:
+        """How many requests ended how."""
+        return dict(Counter(end for end, _ in self.ends))
+
+    def slowest_s(self) -> float:
+        """The longest that any request took."""
+        return max(seconds for _, seconds in self.ends)
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=60) as client:
+            while not self.stopping.wait(PAUSE_S):
+                began = time.monotonic()
+                try:
+                    answer = client.post(self.url, files={"image": self.image})
+                    end = str(answer.status_code)
+                except httpx.HTTPError as error:
+                    end = type(error).__name__
+                self.ends.append((end, time.monotonic() - began))
