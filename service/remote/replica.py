@@ -26,7 +26,7 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 1000),  # which is also how long a try to connect may take
     ("grpc.max_reconnect_backoff_ms", 1000),  # the default of two minutes would keep a restarted server idle
     ("grpc.keepalive_time_ms", 10_000),  # a host that vanishes closes no connection
-    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # by default a minute; grpc.keepalive_timeout_ms does not shorten it
     ("grpc.http2.max_pings_without_data", 0),
 )
 _WATCH_AGAIN_S = 0.1
