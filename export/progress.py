@@ -4,7 +4,19 @@ import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
-_TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow")
+_TOOLS = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "numpy",
+    "pillow",
+)
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +29,9 @@ class Reporter(Protocol):
 
     def download(self, done: int, total: int) -> None:
         """So many bytes of the weights are here; `total` is 0 where the server does not say."""
+
+    def phase(self, what: str, done: int, total: int) -> None:
+        """So many parts of a phase of the present step are done; may come from any thread."""
 
 
 def tool_versions() -> dict[str, str]:

@@ -22,6 +22,9 @@ class NullReporter:
     def download(self, done: int, total: int) -> None:
         """Nothing."""
 
+    def phase(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
 
 @pytest.fixture
 def anyio_backend() -> str:

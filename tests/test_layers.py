@@ -87,7 +87,7 @@ HOMES = {
     "sklearn": ("models.train_lenet5",),
     "onnx": ("export", "models.onnx_agreement", "models.onnx_reader", "models.onnx_weights"),
     "openvino": ("service.engines.openvino",),
-    "onnxruntime": ("export.original", "models.onnx_agreement", "service.engines.onnxruntime"),
+    "onnxruntime": ("export.original", "export.quantise", "models.onnx_agreement", "service.engines.onnxruntime"),
     "grpc": (GENERATED, "service.probe", "service.remote", "service.rpc"),
     "grpc_health": ("service.probe", "service.remote", "service.rpc"),
     "grpc_reflection": ("service.rpc",),
