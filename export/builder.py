@@ -17,6 +17,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the builder's name for what it does, the steps done, and the steps in all; from any thread."""
 
 _WORKSPACE_BYTES = 2 << 30  # the default is all memory of the card, which holds other models too
+_NO_DRIVER = "cudaError 35"  # TensorRT for RTX says so beside every error where there is no card, which it needs not
 _UNKNOWN_CARD = "not supported by this TensorRT release"
 _OPTIMISATION_LEVEL = 3  # TensorRT's default: all kernels are tried; from 4 on a build takes many times as long
 
@@ -122,10 +123,15 @@ def _parse(trt: ModuleType, job: Job, network: Any, log: Any, words: Words) -> N
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     lines = [
-        " ".join(part for part in (error.node_name(), error.node_operator()) if part) + f": {error.desc()}"
+        " ".join(part for part in (error.node_name(), error.node_operator()) if part) + f": {_line(error.desc())}"
         for error in errors
     ]
-    raise BuildError(f"{job.flavour} cannot read the graph: {'; '.join(lines) or words.last()}")
+    raise BuildError(f"{job.flavour} cannot read the graph: {'; '.join(lines) or _reason(words)}")
+
+
+def _line(text: str) -> str:
+    """The parser's description without its breaks."""
+    return " ".join(line for line in text.splitlines() if _NO_DRIVER not in line)
 
 
 def _set_profile(job: Job, builder: Any, network: Any, config: Any, words: Words) -> None:
@@ -138,7 +144,7 @@ def _set_profile(job: Job, builder: Any, network: Any, config: Any, words: Words
         raise BuildError(f"{job.flavour} refuses batches of {sizes.smallest} to {sizes.largest}: {error}") from error
     if config.add_optimization_profile(profile) < 0:
         raise BuildError(
-            f"{job.flavour} refuses batches of {sizes.smallest} to {sizes.largest}, best {sizes.best}: {words.last()}"
+            f"{job.flavour} refuses batches of {sizes.smallest} to {sizes.largest}, best {sizes.best}: {_reason(words)}"
         )
 
 
@@ -148,7 +154,7 @@ def _set_targets(trt: ModuleType, job: Job, config: Any, words: Words) -> None:
     for index, target in enumerate(job.targets):
         capability = trt.ComputeCapability.__members__[str(target).upper()]
         if not config.set_compute_capability(capability, index):
-            raise BuildError(f"{job.flavour} does not take {target} as a target: {words.last()}")
+            raise BuildError(f"{job.flavour} does not take {target} as a target: {_reason(words)}")
 
 
 def _set_timings(job: Job, config: Any, words: Words) -> None:
@@ -160,8 +166,8 @@ def _set_timings(job: Job, config: Any, words: Words) -> None:
 
 
 def _reason(words: Words) -> str:
-    """Why nothing was built. Where only the card is too old for TensorRT 11, the version before it may know it."""
-    said = words.last()
+    """Why it was refused. Where only the card is too old for TensorRT 11, the version before it may know it."""
+    said = Words([line for line in words.errors if _NO_DRIVER not in line]).last()
     old = "; pip install 'tensorrt~=10.16' may know this card" if _UNKNOWN_CARD in said else ""
     return said + old
 

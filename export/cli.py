@@ -3,15 +3,16 @@
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 from rich.panel import Panel
 
+from export.engine_cli import build_one, engine_options, read_order
 from export.options import artifacts_option
 from export.screen import Bars, console, report, say
-from models.artifact import ArtifactError, NotExportedError, WeightRecord, read_manifest
+from models.artifact import IMPORTED, ArtifactError, NotExportedError, WeightRecord, read_manifest
 from models.catalog import CATALOG, Architecture, UnknownModelError
 
 if TYPE_CHECKING:
@@ -48,17 +49,25 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Export only what is not there yet; an untrained model counts as missing unless untrained was asked for",
 )
+@engine_options
 def export_command(
-    names: tuple[str, ...], weights: str, artifacts: Path, weights_mirror: str | None, missing: bool
+    names: tuple[str, ...], weights: str, artifacts: Path, weights_mirror: str | None, missing: bool, **engine: Any
 ) -> None:
-    """Export MODEL... for serving, checked against PyTorch."""
+    """Export MODEL... for serving, checked against PyTorch.
+
+    With --engine, an artifact that is there is kept where its weights are those asked for, and the engine is built
+    into it.
+    """
+    order = read_order(engine)
     wanted = [name.strip() for name in ",".join(names).split(",") if name.strip()]
     if not wanted:
         raise click.UsageError("name at least one model")
+    imported = [name for name in dict.fromkeys(wanted) if order is not None and _is_imported(name, artifacts)]
     try:
-        architectures = list({CATALOG[name].name: CATALOG[name] for name in wanted}.values())
+        catalogued = [CATALOG[name] for name in wanted if name not in imported]
     except UnknownModelError as error:
         raise click.UsageError(str(error)) from error
+    architectures = list({one.name: one for one in catalogued}.values())
     try:
         from export.pipeline import WeightsChoice
     except ImportError as error:
@@ -68,7 +77,11 @@ def export_command(
     choice = WeightsChoice.parse(weights, weights_mirror)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing half done is left behind
     try:
-        failed = [one.name for one in architectures if not _export_one(one, choice, artifacts, missing)]
+        keep = missing or order is not None
+        failed = [one.name for one in architectures if not _export_one(one, choice, artifacts, keep)]
+        if order is not None:
+            there = [*imported, *(one.name for one in architectures if one.name not in failed)]
+            failed += [name for name in there if not build_one(name, artifacts, order, missing)]
     finally:
         signal.signal(signal.SIGTERM, before)
     sys.exit(1 if failed else 0)
@@ -98,6 +111,14 @@ def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path,
         return False
     _report(architecture, done, root)
     return True
+
+
+def _is_imported(name: str, root: Path) -> bool:
+    """Whether that artifact was made from somebody's ONNX file, so that there is nothing to export."""
+    try:
+        return read_manifest(root, name)[1].family == IMPORTED
+    except ArtifactError:
+        return False
 
 
 def _present(architecture: Architecture, root: Path) -> WeightRecord | None:

@@ -64,7 +64,8 @@ class PlanRecord(BaseModel):
     """What a plan is. `card` is the name of the card that it was built on, None where it was built without one.
 
     `graph_sha256` is that of the artifact's model.onnx, `source_sha256` that of the ONNX file given to the builder (the
-    same network in `precision`), `sha256` that of the plan. `warnings` are the builder's own.
+    same network in `precision`), `sha256` that of the plan. `calibration_images` is how many photos int8 was calibrated
+    on. `warnings` are the builder's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -80,6 +81,7 @@ class PlanRecord(BaseModel):
     sha256: str
     size_bytes: int
     build_s: float
+    calibration_images: int | None = None
     warnings: tuple[str, ...] = ()
     tools: dict[str, str] = {}
 

@@ -374,9 +374,11 @@ def test_every_option_shows_its_variable_and_its_default(run: Run) -> None:
 
     assert result.exit_code == 0
     options = [one for one in export_command.params if isinstance(one, click.Option)]
-    assert {one.name for one in options} == {"weights", "artifacts", "weights_mirror", "missing"}
+    own = {"weights", "artifacts", "weights_mirror", "missing", "engine", "cache"}
+    of_engines = {"precision", "target", "batch", "calibration"}
+    assert {one.name for one in options} == own | of_engines
     for one in options:
-        assert one.envvar == f"TOPFIVE_{str(one.name).upper()}"
+        assert one.envvar == f"TOPFIVE_{'ENGINE_' if one.name in of_engines else ''}{str(one.name).upper()}"
         (rest,) = text.split(f"{one.opts[0]} ")[1:2] or [""]
         assert f"[env var: {one.envvar}; default: " in rest.partition(" --")[0], one.name
 

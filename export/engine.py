@@ -1,0 +1,108 @@
+"""Builds engines for NVIDIA cards into an artifact: its graph in a precision, checked, and a plan for each group of
+cards. What is interrupted or fails leaves nothing of the plan at hand; those before it stand.
+"""
+
+import hashlib
+import logging
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+from export.builder import Job, build_plan
+from export.engine_graph import EngineGraph, engine_graph
+from export.engine_order import Order
+from export.progress import Reporter, tool_versions
+from export.timing_cache import TimingCacheFile
+from models.artifact import GRAPH, Artifact, ParityReport, sha256
+from models.plan import BatchProfile, Plan, PlanError, PlanRecord, Target, read_plans, write_plan
+from service.types import Precision
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The plans that were written, and how their graph compared with PyTorch; None for f32, the artifact's own."""
+
+    plans: tuple[Plan, ...]
+    parity: ParityReport | None
+
+
+def steps(order: Order) -> int:
+    """How many steps `build_engines` reports: those of the graph by its precision, and one for each group of cards."""
+    return {Precision.FP16: 2, Precision.INT8: 3}.get(order.precision, 0) + len(order.groups)
+
+
+def present_plans(artifact: Artifact, order: Order, version: str) -> list[Plan]:
+    """The plans of `order` that are in the artifact already, whole and built by `version` from its graph."""
+    profile = order.profile_for(artifact.manifest.max_batch)
+    plans, _ = read_plans(artifact.folder)
+    return [
+        plan
+        for plan in plans
+        if plan.record.flavour is order.flavour
+        and plan.record.version == version
+        and plan.record.precision == order.precision
+        and plan.record.profile == profile
+        and plan.record.graph_sha256 == artifact.manifest.files[GRAPH]
+        and any(plan.record.targets == tuple(map(str, group)) for group in order.groups)
+        and _whole(plan)
+    ]
+
+
+def build_engines(artifact: Artifact, order: Order, trt: ModuleType, reporter: Reporter) -> Engines:
+    """Write a plan into the artifact for each group of cards.
+
+    Raises BuildError with the builder's own words, OrderError for the batch sizes, and what `engine_graph` raises.
+    """
+    profile = order.profile_for(artifact.manifest.max_batch)
+    with tempfile.TemporaryDirectory(prefix="topfive-engine-") as folder:
+        graph = engine_graph(artifact, order.precision, order.calibration, Path(folder), reporter)
+        plans = [_plan(artifact, order, profile, group, graph, trt, reporter) for group in order.groups]
+    return Engines(tuple(plans), graph.parity)
+
+
+def _plan(
+    artifact: Artifact,
+    order: Order,
+    profile: BatchProfile,
+    group: tuple[Target, ...],
+    graph: EngineGraph,
+    trt: ModuleType,
+    reporter: Reporter,
+) -> Plan:
+    reporter.step(f"engine for {', '.join(map(str, group))}")
+    job = Job(order.flavour, graph.path, artifact.manifest.input.crop, profile, group)
+    if order.card is not None:
+        cache = TimingCacheFile(order.cache, str(trt.__version__), order.card.name)
+        written = build_plan(trt, replace(job, timings=cache.read()), reporter.phase)
+        cache.write(written.timings)
+    else:
+        written = build_plan(trt, job, reporter.phase)
+    record = PlanRecord(
+        flavour=order.flavour,
+        version=str(trt.__version__),
+        targets=tuple(map(str, group)),
+        precision=order.precision,
+        profile=profile,
+        card=order.card.name if order.card else None,
+        graph_sha256=artifact.manifest.files[GRAPH],
+        source_sha256=sha256(graph.path),
+        sha256=hashlib.sha256(written.content).hexdigest(),
+        size_bytes=len(written.content),
+        build_s=round(written.build_s, 3),
+        calibration_images=graph.photos,
+        warnings=written.warnings,
+        tools=tool_versions(),
+    )
+    return write_plan(artifact.folder, written.content, record)
+
+
+def _whole(plan: Plan) -> bool:
+    try:
+        plan.content()
+    except PlanError as error:
+        log.warning("%s", error)
+        return False
+    return True

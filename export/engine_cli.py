@@ -1,0 +1,150 @@
+"""The options of `topfive export` that ask for engines, and what it does with them once the artifact is there."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+
+from export.engine_order import PRECISIONS, Order, OrderError, ahead, on_this_card, parse_profile
+from export.screen import Bars, report_engines, say
+from models.plan import Flavour
+from service.cards import cards
+from service.engines.base import EngineUnavailableError
+from service.types import Precision
+
+Command = Callable[..., Any]
+
+_DEPENDENT = ("precision", "target", "batch", "calibration")
+
+
+def _option(name: str, **attributes: Any) -> Callable[[Command], Command]:
+    """An option of an engine; its variable is not the service's own of that name, which may mean something else."""
+    variable = "TOPFIVE_ENGINE" if name == "engine" else f"TOPFIVE_ENGINE_{name.upper()}"
+    return click.option(f"--{name}", envvar=variable, show_envvar=True, **attributes)
+
+
+def engine_options(command: Command) -> Command:
+    """Add them to `command`, which gets them as keyword arguments."""
+    added = (
+        _option(
+            "engine",
+            type=click.Choice([flavour.value for flavour in Flavour]),
+            show_default="none",
+            help="Build an engine for NVIDIA cards: tensorrt on the card that runs it, tensorrt-rtx anywhere",
+        ),
+        _option(
+            "precision",
+            type=click.Choice([precision.value for precision in PRECISIONS]),
+            show_default="fp16",
+            help="Precision inside the engine",
+        ),
+        _option(
+            "target",
+            metavar="this|sm75,sm86,...",
+            show_default="this, or without a card sm75,sm86,sm89,sm120; in f32 and int8 those from sm86",
+            help="Cards to build for by compute capability; Turing (sm75) gets a plan of its own",
+        ),
+        _option(
+            "batch",
+            metavar="SMALLEST,BEST,LARGEST",
+            show_default="1,8,32, or what the graph takes",
+            help="Batch sizes of the engine",
+        ),
+        _option(
+            "calibration",
+            metavar="DIR",
+            type=click.Path(path_type=Path, exists=True, file_okay=False),
+            show_default="none",
+            help="Photos that int8 is calibrated on, 100 or more",
+        ),
+        click.option(
+            "--cache",
+            envvar="TOPFIVE_CACHE",
+            show_envvar=True,
+            type=click.Path(path_type=Path, file_okay=False),
+            default="~/.cache/topfive",
+            show_default=True,
+            help="Folder for what this machine finds out and may lose again",
+        ),
+    )
+    for one in reversed(added):
+        command = one(command)
+    return command
+
+
+def read_order(values: dict[str, Any]) -> Order | None:
+    """What these options ask for, None where no engine; a usage error where they do not fit each other or the cards."""
+    if values["engine"] is None:
+        if given := [f"--{name}" for name in _DEPENDENT if values[name] is not None]:
+            raise click.UsageError(f"{', '.join(given)} without --engine: say which, tensorrt or tensorrt-rtx")
+        return None
+    flavour, precision = Flavour(values["engine"]), Precision(values["precision"] or Precision.FP16)
+    if (precision is Precision.INT8) != (values["calibration"] is not None):
+        raise click.UsageError("--precision int8 and --calibration DIR, a folder of photos, go together")
+    try:
+        profile = parse_profile(values["batch"]) if values["batch"] is not None else None
+        groups, card = _targets(flavour, precision, values["target"])
+    except OrderError as error:
+        raise click.UsageError(str(error)) from error
+    except EngineUnavailableError as error:
+        raise click.ClickException(str(error)) from error
+    cache = values["cache"].expanduser()
+    return Order(flavour, precision, groups, cache, profile, card, values["calibration"])
+
+
+def _targets(flavour: Flavour, precision: Precision, text: str | None) -> Any:
+    from export.builder import known_targets
+    from service.engines.nvidia import module
+
+    trt, found = module(flavour), cards()
+    if flavour is Flavour.TENSORRT:
+        return on_this_card(text, found)
+    return ahead(text, precision, known_targets(trt), found), None
+
+
+def build_one(name: str, root: Path, order: Order, missing: bool) -> bool:
+    """Build into the newest artifact of `name` and say so; False where it failed, with the reason on the screen.
+
+    With `missing`, a plan that is there already, built by the same version from the same graph, is kept.
+    """
+    from export.builder import BuildError
+    from export.calibration import CalibrationError
+    from export.engine import build_engines, present_plans, steps
+    from export.onnx_model import ExportError
+    from export.parity import GateError
+    from models.artifact import ArtifactError, load
+    from models.weights import WeightsError
+    from service.engines.nvidia import module
+
+    try:
+        trt, artifact = module(order.flavour), load(root, name)
+        if missing:
+            there = present_plans(artifact, order, str(trt.__version__))
+            for plan in there:
+                say(f"{name}: built already, {escape(str(plan.path))}")
+            built = {plan.record.targets for plan in there}
+            left = tuple(group for group in order.groups if tuple(map(str, group)) not in built)
+            if not left:
+                return True
+            order = replace(order, groups=left)
+        with Bars(name, steps(order)) as bars:
+            done = build_engines(artifact, order, trt, bars)
+    except (
+        ArtifactError,
+        BuildError,
+        CalibrationError,
+        EngineUnavailableError,
+        ExportError,
+        GateError,
+        OrderError,
+        WeightsError,
+        OSError,
+    ) as error:
+        say(f"[bold red]no engine was built for {name}:[/] {escape(str(error))}")
+        return False
+    say(f"[bold]{name}[/] has {len(done.plans)} new engine{'s' if len(done.plans) > 1 else ''}")
+    report_engines(done.plans, done.parity)
+    return True
