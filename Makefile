@@ -14,7 +14,8 @@ comma := ,
 export TOPFIVE_MODELS := $(MODELS)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
-.PHONY: install serve export export-missing test test-all test-protobuf test-compose lint format proto bench clean
+.PHONY: install serve export export-missing test test-all test-protobuf test-compose test-gpu lint format proto bench
+.PHONY: bench-gpu clean
 
 install: $(STAMP)
 
@@ -39,6 +40,10 @@ test: install
 # With the large networks as well: about an hour on two cores, 12 GB of memory.
 test-all: install
 	$(BIN)/python -m pytest -n 1
+
+# On a machine with an NVIDIA card; elsewhere each test is skipped and says why.
+test-gpu: install
+	$(BIN)/python -m pytest tests/gpu -s
 
 # The committed code of the gRPC contract on the other protobuf runtime, in an environment of its own.
 test-protobuf: install
@@ -65,6 +70,10 @@ proto: install
 
 bench: export-missing
 	$(BIN)/python -m benchmarks.throughput --model $(firstword $(subst $(comma), ,$(MODELS))) $(BENCH)
+
+# Engines that were built for this card are measured with the others: topfive export MODEL --engine tensorrt-rtx
+bench-gpu: export-missing
+	$(BIN)/python -m benchmarks.gpu $(foreach model,$(subst $(comma), ,$(MODELS)),--model $(model)) $(BENCH)
 
 clean:
 	rm -rf $(VENV) $(VENV)-protobuf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,6 @@
-"""Eager PyTorch on the CPU: the reference that the other engines are compared with. Needs the `export` extra."""
+"""Eager PyTorch, the reference that the other engines are compared with, on the CPU or a card. Needs `export`."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -6,17 +8,18 @@ from models.artifact import WEIGHTS, Artifact
 from models.build import Served, build
 from models.catalog import CATALOG
 from models.weights import WeightsError, load_state, read_state_dict
+from service.cards import Card
 from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
 from service.types import EngineInfo, Probabilities, Rows, Runtime
 
 
 class TorchEngine:
-    """The catalog's own network with the artifact's weights, one batch at a time."""
+    """The catalog's own network with the artifact's weights, one batch at a time, in f32 without TF32."""
 
-    def __init__(self, artifact: Artifact, *, threads: int, max_batch: int) -> None:
+    def __init__(self, artifact: Artifact, *, threads: int, max_batch: int, card: Card | None = None) -> None:
         self.slots = 1
         self.max_batch = max_batch
-        self.device = CPU
+        self.device = f"cuda:{card.index}" if card else CPU
         name, weights = artifact.manifest.name, artifact.folder / WEIGHTS
         architecture = CATALOG.get(name)
         if architecture is None or not weights.is_file():
@@ -28,13 +31,19 @@ class TorchEngine:
             raise EngineUnavailableError(str(error)) from error
         self.memory_bytes = held_bytes(weights.stat().st_size)
         torch.set_num_threads(threads)
-        self._served = Served(network, artifact.manifest.input).eval()
+        self._served = Served(network, artifact.manifest.input).eval().to(self.device)
 
     def run(self, rows: Rows) -> Probabilities:
         """Probabilities [N, C] of N samples."""
-        with torch.inference_mode():
-            result: Probabilities = self._served(torch.from_numpy(as_batch(rows))).numpy()
+        with torch.inference_mode(), self._exact():
+            result: Probabilities = self._served(torch.from_numpy(as_batch(rows)).to(self.device)).cpu().numpy()
         return result
+
+    def _exact(self) -> AbstractContextManager[None]:
+        """On cards since Ampere convolutions would otherwise round their inputs to ten bits."""
+        if self.device == CPU:
+            return nullcontext()
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
     def describe(self) -> EngineInfo:
         """What really runs."""
