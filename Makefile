@@ -41,7 +41,7 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest -n 1
 
-# On a machine with an NVIDIA card; elsewhere each test is skipped and says why.
+# On a machine with an NVIDIA card: make test-gpu FLAVOUR=gpu. Elsewhere each test is skipped and says why.
 test-gpu: install
 	$(BIN)/python -m pytest tests/gpu -s
 
@@ -71,7 +71,8 @@ proto: install
 bench: export-missing
 	$(BIN)/python -m benchmarks.throughput --model $(firstword $(subst $(comma), ,$(MODELS))) $(BENCH)
 
-# Engines that were built for this card are measured with the others: topfive export MODEL --engine tensorrt-rtx
+# On a machine with an NVIDIA card: make bench-gpu FLAVOUR=gpu. TensorRT is measured where an engine was built before:
+# topfive export MODEL --engine tensorrt-rtx --target this
 bench-gpu: export-missing
 	$(BIN)/python -m benchmarks.gpu $(foreach model,$(subst $(comma), ,$(MODELS)),--model $(model)) $(BENCH)
 
