@@ -1,0 +1,60 @@
+"""The Dockerfile and the compose file agree with the project; `make test-compose` runs them."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+
+
+def test_flavours_are_extras() -> None:
+    """Every flavour installs extras that there are, and the one that serves on the CPU none that brings torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    flavours = dict(re.findall(r"^ +(\w+)\) extras=([\w,-]+) ;;", DOCKERFILE, re.MULTILINE))
+
+    assert set(flavours) == {"cpu", "gpu", "export"}
+    named = {extra for extras in flavours.values() for extra in extras.split(",")}
+    assert named <= set(project["optional-dependencies"])
+    assert flavours["cpu"] == "cpu"
+    assert all(f"FROM {stage} AS {flavour}" in DOCKERFILE for stage, flavour in (("cpu", "gpu"), ("gpu", "export")))
+
+
+def test_images_hold_every_package() -> None:
+    """What is left out of the build is none of the packages that are installed."""
+    patterns = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    taken = {pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+
+    assert {"service", "models", "proto", "export"} <= packages
+    assert packages | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"} == taken
+
+
+def test_variables_are_settings() -> None:
+    """Every variable that a container gets is one of a setting, so that none is set in vain."""
+    lines = re.findall(r"^ +TOPFIVE_(\w+): ", COMPOSE, re.MULTILINE)
+    lines += re.findall(r"^ +TOPFIVE_(\w+)=", DOCKERFILE, re.MULTILINE)
+
+    assert {"MODELS", "DRAIN_S", "CACHE", "HOST"} <= set(lines)
+    assert {name.lower() for name in lines} <= set(Settings.model_fields)
+
+
+def test_time_to_stop() -> None:
+    """A container is given longer to stop than its server takes at most for what it has accepted."""
+    (grace_s,) = map(float, re.findall(r"stop_grace_period: (\d+)s", COMPOSE))
+    drains_s = list(map(float, re.findall(r'TOPFIVE_DRAIN_S: "(\d+)"', COMPOSE)))
+
+    assert len(drains_s) == 2
+    assert max(drains_s) + 5 <= grace_s
+
+
+def test_nothing_is_open_by_default() -> None:
+    """Every published port is bound to this machine unless a variable says otherwise."""
+    published = re.findall(r'"([^"]*:\d+)"', COMPOSE)
+    ports = [port for port in published if not port.startswith(("grpc:", "http:"))]
+
+    assert len(ports) == 4
+    assert all(port.startswith("${TOPFIVE_BIND:-127.0.0.1}:") for port in ports)
