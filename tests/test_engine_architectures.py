@@ -1,0 +1,54 @@
+"""Every network of the catalog as engines in fp16 for all RTX cards, built for real. Large ones: `make test-all`."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from export.builder import Job, build_plan
+from export.calibrate import calibrate_batch_norm
+from export.half import halved
+from export.onnx_file import write_onnx
+from export.samples import photos, random_pixels
+from models.build import Served, build
+from models.catalog import Architecture
+from models.plan import BatchProfile, Flavour, Target
+from service.engines.nvidia import is_installed, module
+from tests.test_architectures import NETWORKS
+
+TURING = (Target(7, 5),)
+LATER = (Target(8, 6), Target(8, 9), Target(12, 0))
+PROFILE = BatchProfile(smallest=1, best=8, largest=32)
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_engines(architecture: Architecture, tmp_path: Path) -> None:
+    """Its graph in fp16 gives PyTorch's answers on the CPU, and builds for Turing and for all cards since.
+
+    A plan holds the values in two bytes each, and at most 20 MB more.
+    """
+    if not is_installed(Flavour.TENSORRT_RTX):
+        pytest.skip("TensorRT for RTX is not installed; run: pip install '.[tensorrt-rtx]'")
+    trt, spec = module(Flavour.TENSORRT_RTX), architecture.input
+    network = build(architecture)
+    served = Served(network, spec).eval()
+    images = np.concatenate([photos(spec)[:2], random_pixels(spec, 2)])
+    calibrate_batch_norm(served, images)
+    path = tmp_path / "half.onnx"
+    write_onnx(Served(halved(network, spec), spec).eval(), spec, architecture.classes, path)
+    with torch.inference_mode():
+        wanted = np.log(served(torch.from_numpy(images[:3])).numpy())
+    (given,) = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": images[:3]})
+
+    logits = np.log(given) - np.log(given).mean(axis=1, keepdims=True), wanted - wanted.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(logits[0], axis=1) * np.linalg.norm(logits[1], axis=1)
+    assert ((logits[0] * logits[1]).sum(axis=1) / norms).min() >= 0.98  # noise in place of weights doubles rounding
+    told: set[str] = set()
+    for targets in (TURING, LATER):
+        job = Job(Flavour.TENSORRT_RTX, path, spec.crop, PROFILE, targets)
+        written = build_plan(trt, job, lambda phase, done, total: told.add(phase))
+        values_bytes = 2 * architecture.parameters
+        assert 0.95 * values_bytes <= len(written.content) <= values_bytes + 20e6
+    assert "Building engine" in told
