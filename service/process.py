@@ -105,9 +105,7 @@ def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
         log.error("%s did not return; ending without it", ", ".join(thread.name for thread in stuck))
         _exit(ending.status)  # a plain exit would wait for those threads for ever
     if ending is Ending.FATAL:
-        _exit(
-            ending.status
-        )  # what a library gives back at its end may fail on a card that is lost, and end it otherwise
+        _exit(ending.status)  # a library that lets go of a lost card at its end may abort, with another status
     return ending.status
 
 

@@ -20,7 +20,7 @@ from models.artifact import GRAPH, WEIGHTS, Artifact, load
 from models.catalog import CATALOG
 from models.plan import Target
 from service.cards import Card
-from service.engines.base import Engine, EngineUnavailableError
+from service.engines.base import CardLostError, Engine, EngineUnavailableError
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
 from service.engines.openvino import OpenVinoEngine, has_bf16
@@ -241,6 +241,27 @@ class _NoMemory:
 
     def run(self, *_arguments: object) -> object:
         raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 602112000")
+
+
+class _LostCard:
+    """A session whose card is lost, in ONNX Runtime's own words."""
+
+    def run(self, *_arguments: object) -> object:
+        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 700: an illegal memory access was encountered")
+
+
+def test_lost_card_is_said(tiny: Artifact) -> None:
+    """A CUDA error after which nothing runs is no ordinary failure; the session is never let go, for that may abort."""
+    engine = OnnxRuntimeEngine(tiny, Runtime.ONNXRUNTIME, slots=1, threads=1, max_batch=8)
+    session = _LostCard()
+    alive = weakref.ref(session)
+    engine._session = session
+    with pytest.raises(CardLostError, match="cudaErrorIllegalAddress"):
+        engine.run(pixels(1))
+    engine.close()
+    del session, engine
+    gc.collect()
+    assert alive() is not None
 
 
 def test_out_of_memory_is_a_memory_error(tiny: Artifact) -> None:

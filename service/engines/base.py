@@ -1,5 +1,6 @@
 """What every engine offers, and what can go wrong before it does."""
 
+import ctypes
 from typing import Protocol
 
 import numpy as np
@@ -62,3 +63,8 @@ def card_lost(error: BaseException | None) -> str | None:
             return str(error)
         error = error.__cause__
     return None
+
+
+def keep_for_ever(thing: object) -> None:
+    """Let `thing` live until the process is gone: what calls a lost card when it is let go may abort the process."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

@@ -5,12 +5,13 @@ Each call's status is checked, and what is made is given back once. Knows nothin
 
 import ctypes
 import logging
+import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,32 +20,40 @@ from service.engines.base import CardLostError, EngineUnavailableError
 
 S = TypeVar("S", bound=np.generic)
 
-LOST = MappingProxyType(
-    {
-        "cudaErrorIllegalAddress": "a kernel used an address that is not its own",
-        "cudaErrorMisalignedAddress": "a kernel used a misaligned address",
-        "cudaErrorInvalidAddressSpace": "a kernel used an address of the wrong kind of memory",
-        "cudaErrorInvalidPc": "a kernel jumped out of its code",
-        "cudaErrorIllegalInstruction": "a kernel met an instruction that does not exist",
-        "cudaErrorHardwareStackError": "the stack of a kernel is damaged or full",
-        "cudaErrorAssert": "an assertion of a kernel failed",
-        "cudaErrorLaunchFailure": "a kernel failed while it ran",
-        "cudaErrorLaunchTimeout": "the display's watchdog stopped a kernel",
-        "cudaErrorTensorMemoryLeak": "a kernel left tensor memory behind",
-        "cudaErrorECCUncorrectable": "the card's memory has an error that cannot be corrected",
-        "cudaErrorNvlinkUncorrectable": "the link between cards has an error that cannot be corrected",
-        "cudaErrorContained": "the card's memory failed under this process",
-        "cudaErrorContextIsDestroyed": "the process's context on the card is gone",
-        "cudaErrorDeviceUninitialized": "the process has no context on the card any more",
-        "cudaErrorDevicesUnavailable": "the card is busy or has gone",
-        "cudaErrorNoDevice": "the card has gone",
-        "cudaErrorMpsClientTerminated": "the server that shares the card has ended this process's part",
-        "cudaErrorMpsRpcFailure": "the server that shares the card does not answer",
-        "cudaErrorExternalDevice": "a device that works with the card has failed",
-        "cudaErrorUnknown": "the driver knows no reason; a card that fell off its bus looks so",
-    }
+
+class Loss(NamedTuple):
+    """An error after which every call of the process on this card fails: CUDA's name and number, and what it means."""
+
+    name: str
+    number: int
+    meaning: str
+
+
+LOSSES = (
+    Loss("cudaErrorIllegalAddress", 700, "a kernel used an address that is not its own"),
+    Loss("cudaErrorMisalignedAddress", 716, "a kernel used a misaligned address"),
+    Loss("cudaErrorInvalidAddressSpace", 717, "a kernel used an address of the wrong kind of memory"),
+    Loss("cudaErrorInvalidPc", 718, "a kernel jumped out of its code"),
+    Loss("cudaErrorIllegalInstruction", 715, "a kernel met an instruction that does not exist"),
+    Loss("cudaErrorHardwareStackError", 714, "the stack of a kernel is damaged or full"),
+    Loss("cudaErrorAssert", 710, "an assertion of a kernel failed"),
+    Loss("cudaErrorLaunchFailure", 719, "a kernel failed while it ran"),
+    Loss("cudaErrorLaunchTimeout", 702, "the display's watchdog stopped a kernel"),
+    Loss("cudaErrorTensorMemoryLeak", 721, "a kernel left tensor memory behind"),
+    Loss("cudaErrorECCUncorrectable", 214, "the card's memory has an error that cannot be corrected"),
+    Loss("cudaErrorNvlinkUncorrectable", 220, "the link between cards has an error that cannot be corrected"),
+    Loss("cudaErrorContained", 226, "the card's memory failed under this process"),
+    Loss("cudaErrorContextIsDestroyed", 709, "the process's context on the card is gone"),
+    Loss("cudaErrorDeviceUninitialized", 201, "the process has no context on the card any more"),
+    Loss("cudaErrorDevicesUnavailable", 46, "the card is busy or has gone"),
+    Loss("cudaErrorNoDevice", 100, "the card has gone"),
+    Loss("cudaErrorMpsClientTerminated", 810, "the server that shares the card has ended this process's part"),
+    Loss("cudaErrorMpsRpcFailure", 806, "the server that shares the card does not answer"),
+    Loss("cudaErrorExternalDevice", 911, "a device that works with the card has failed"),
+    Loss("cudaErrorUnknown", 999, "the driver knows no reason; a card that fell off its bus looks so"),
 )
-"""Errors after which every call of the process on this card fails, by CUDA's name, with what each means."""
+_LOST = MappingProxyType({loss.number: loss for loss in LOSSES})
+_TOLD = re.compile(r"\bCUDA failure (\d+): ")  # how ONNX Runtime quotes CUDA
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +67,12 @@ def bindings() -> Any:
     if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
         raise EngineUnavailableError("cuda-bindings is not installed; run: pip install '.[gpu]'")
     return import_module("cuda.bindings.runtime")
+
+
+def loss_in(text: str) -> Loss | None:
+    """The loss of a card that another library tells of in its own error, None where it tells of none."""
+    told = (_LOST.get(int(number)) for number in _TOLD.findall(text))
+    return next((loss for loss in told if loss is not None), None)
 
 
 class Cuda:
@@ -172,8 +187,8 @@ class Cuda:
         _, text = self._runtime.cudaGetErrorString(error)
         words = text.decode() if isinstance(text, bytes) else str(text)
         what = f"{function} on card {self.index}: {error.name} ({words})"
-        if (meaning := LOST.get(error.name)) is not None:
-            self.lost = f"{what}: {meaning}"
+        if (loss := _LOST.get(int(error))) is not None:
+            self.lost = f"{what}: {loss.meaning}"
             return CardLostError(self.lost)
         if error == self._runtime.cudaError_t.cudaErrorMemoryAllocation:
             return MemoryError(what)

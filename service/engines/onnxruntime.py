@@ -5,7 +5,8 @@ import onnxruntime as ort
 
 from models.artifact import Artifact
 from service.cards import Card
-from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
+from service.engines.base import CPU, CardLostError, EngineUnavailableError, as_batch, held_bytes, keep_for_ever
+from service.engines.cuda import loss_in
 from service.types import EngineInfo, Probabilities, Rows, Runtime
 
 _PROVIDERS = {Runtime.ONNXRUNTIME: "CPUExecutionProvider", Runtime.ONNXRUNTIME_CUDA: "CUDAExecutionProvider"}
@@ -73,6 +74,9 @@ class OnnxRuntimeEngine:
         except Exception as error:
             if "Failed to allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
+            if (loss := loss_in(str(error))) is not None:
+                keep_for_ever(self._session)  # its end would call the card, and ONNX Runtime aborts where that fails
+                raise CardLostError(f"{loss.name}: {loss.meaning}; ONNX Runtime: {error}") from error
             raise
         return np.asarray(probabilities, dtype=np.float32)
 

@@ -11,7 +11,7 @@ from models.artifact import Artifact
 from models.plan import Flavour, Plan
 from service.cards import Card, driver_version
 from service.engines import nvidia
-from service.engines.base import CardLostError, EngineUnavailableError, NoRoomError
+from service.engines.base import CardLostError, EngineUnavailableError, NoRoomError, keep_for_ever
 from service.engines.cuda import Cuda, CudaError, bindings
 from service.engines.rtx_cache import RtxCacheFile
 from service.engines.tensorrt_plan import Contract, LoadedPlan, TensorRtError
@@ -173,6 +173,7 @@ class TensorRtEngine:
                 slot.settle()
         except CardLostError as error:
             log.error("nothing is given back: %s", error)
+            keep_for_ever(self)
             return
         except (CudaError, MemoryError) as error:
             log.warning("before closing: %s", error)
