@@ -5,6 +5,7 @@ the wrong order shows; every step can be made to fail as TensorRT fails: with No
 """
 
 import json
+import weakref
 from enum import Enum, IntEnum
 from types import SimpleNamespace
 from typing import Any
@@ -101,11 +102,13 @@ class FakeTensorRt:
         self.compiled: set[int] = set()
         self.ran: list[int] = []
         self.contexts: list[dict[str, Any]] = []
+        self.loggers: list[weakref.ref[Logger]] = []
 
     def Runtime(self, logger: Logger) -> Any:
         """A runtime, or the binding's way to say that there is none."""
         if self.refused("Runtime", logger):
             raise TypeError("factory function returned nullptr")
+        self.loggers.append(weakref.ref(logger))
         return _Runtime(self, logger)
 
     def refused(self, step: str, logger: Logger) -> bool:

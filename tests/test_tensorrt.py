@@ -321,6 +321,16 @@ def test_lost_card(bench: Callable[..., Bench]) -> None:
     assert here.trt.alive.count("context") == 2
 
 
+def test_logger_outlives_all(bench: Callable[..., Bench]) -> None:
+    """TensorRT may hold the logger of the first engine for later ones, so it stays when the engine has gone."""
+    here = bench()
+    here.open().close()
+    gc.collect()
+    here.assert_clean()
+    (first,) = here.trt.loggers
+    assert first() is not None
+
+
 def test_card_that_cannot_be_used(bench: Callable[..., Bench]) -> None:
     """A card that is busy when it is first asked is no lost card: something else may serve."""
     here = bench()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.plan import BatchProfile, Plan, PlanError
-from service.engines.base import EngineUnavailableError
+from service.engines.base import EngineUnavailableError, keep_for_ever
 from service.engines.nvidia import Words, logger
 from service.engines.rtx_cache import RtxCacheFile
 
@@ -43,6 +43,7 @@ class LoadedPlan:
         self._cache_file = cache
         self._words = Words()
         self._logger = logger(trt, self._words)
+        keep_for_ever(self._logger)  # TensorRT may hold the first logger of a process beyond all that was made with it
         self._runtime: Any = None
         self._engine: Any = None
         # The configuration does not keep the cache alive, nor a context the configuration: without these references
