@@ -17,6 +17,7 @@ from service import tables
 from service.app import Core, run
 from service.commands.classify import classify_command
 from service.commands.compare import compare
+from service.commands.doctor import doctor_command
 from service.commands.evaluate import evaluate_command
 from service.commands.layers import layers_command
 from service.commands.session import crops_option
@@ -56,6 +57,7 @@ def main() -> None:
 main.add_command(classify_command)
 main.add_command(layers_command)
 main.add_command(show_command)
+main.add_command(doctor_command)
 main.add_command(evaluate_command)
 main.add_command(compare)
 

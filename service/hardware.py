@@ -1,11 +1,59 @@
-"""What the machine gives this process: the number of CPUs that it may really use."""
+"""What the machine gives this process: the CPUs that it may really use, what they can do, and memory."""
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+_PROC = Path("/proc")
+_NO_LIMIT_V1 = 1 << 60  # v1 writes the largest whole number of pages where there is no limit
+
+INSTRUCTION_SETS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX512_BF16",
+    "avx512_vnni": "AVX512_VNNI",
+    "amx_tile": "AMX tile",
+    "amx_bf16": "AMX bf16",
+    "amx_int8": "AMX int8",
+}
+"""Those that decide how fast networks run on a CPU: the kernel's word for each, and its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """CPUs for this process and in all, instruction sets by name, memory in bytes; `limit_bytes` None without one."""
+
+    cpus: int
+    all_cpus: int
+    instruction_sets: tuple[str, ...]
+    memory_bytes: int | None
+    limit_bytes: int | None
+
+
+def host(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP, proc: Path = _PROC) -> Host:
+    """The machine as this process may use it."""
+    words = _words(proc / "cpuinfo", "flags")
+    names = tuple(name for word, name in INSTRUCTION_SETS.items() if word in words)
+    memory = _words(proc / "meminfo", "MemTotal")
+    return Host(
+        cpus=cpu_quota(cgroup, membership),
+        all_cpus=os.cpu_count() or 1,
+        instruction_sets=names,
+        memory_bytes=int(memory[0]) << 10 if memory else None,
+        limit_bytes=memory_limit(cgroup, membership),
+    )
+
+
+def memory_limit(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int | None:
+    """The smallest memory limit of this process's cgroups in bytes (v2 or v1), None where there is none."""
+    files = [cgroup / folder / "memory.max" for folder in _groups(membership)]
+    files.append(cgroup / "memory" / "memory.limit_in_bytes")
+    texts = [path.read_text().strip() for path in files if path.is_file()]
+    limits = [int(text) for text in texts if text.isdecimal()]
+    return min((limit for limit in limits if limit < _NO_LIMIT_V1), default=None)
 
 
 def cpu_quota(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
@@ -37,3 +85,9 @@ def _quota_v1(folder: Path) -> float | None:
     if not (quota.is_file() and period.is_file()) or int(quota.read_text()) <= 0:
         return None
     return int(quota.read_text()) / int(period.read_text())
+
+
+def _words(path: Path, key: str) -> list[str]:
+    """The words after the first `key:` of a file of the kernel; none where it has no such line."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].split() for line in lines if line.partition(":")[0].strip() == key), [])

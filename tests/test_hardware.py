@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.hardware import cpu_quota
+from service.hardware import cpu_quota, host, memory_limit
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +97,36 @@ def test_no_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_this_machine() -> None:
     """On whatever runs this test there is at least one CPU."""
     assert 1 <= cpu_quota() <= 16
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"memory.max": "max\n"}, None),
+        ({"memory.max": "1073741824\n"}, 1 << 30),
+        ({"memory.max": "1073741824\n", "app/memory.max": "536870912\n"}, 1 << 29),
+        ({"memory.max": "536870912\n", "app/memory.max": "max\n"}, 1 << 29),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ({"memory/memory.limit_in_bytes": "2147483648\n"}, 2 << 30),
+    ],
+)
+def test_memory_limit(files: dict[str, str], limit: int | None, tmp_path: Path) -> None:
+    """The smallest limit of the process's groups counts, of v2 or v1; "max" and v1's largest number are none."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "membership").write_text("0::/app\n")
+
+    assert memory_limit(tmp_path, tmp_path / "membership") == limit
+
+
+def test_host(tmp_path: Path) -> None:
+    """Instruction sets have the names people know, in a fixed order; others are left out, and so is what is unknown."""
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu amx_tile avx512f avx2 amx_bf16\nflags\t: none\n")
+    (tmp_path / "meminfo").write_text("MemTotal:       16384 kB\nMemFree: 1 kB\n")
+    found = host(tmp_path / "none", tmp_path / "none", tmp_path)
+
+    assert found.instruction_sets == ("AVX2", "AVX-512", "AMX tile", "AMX bf16")
+    assert (found.cpus, found.memory_bytes, found.limit_bytes) == (16, 16 << 20, None)
+    assert host(tmp_path / "none", tmp_path / "none", tmp_path / "none").memory_bytes is None

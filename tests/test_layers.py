@@ -44,6 +44,7 @@ LAYERS = {
     "service.classifier": 4,
     "service.comparison": 4,
     "service.directory": 4,
+    "service.diagnosis": 4,
     "service.ensemble": 4,
     "service.facts": 4,
     "service.model": 4,

@@ -1,7 +1,7 @@
 """Which engine runs an artifact on this machine: what was asked for, or with `auto` the best that fits."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -92,6 +92,45 @@ def build_plan_engine(plan: Plan, card: Card, artifact: Artifact, options: Engin
     )
 
 
+def expected(artifact: Artifact, options: EngineOptions, machine: Machine, fits: Sequence[Fit]) -> Runtime:
+    """The runtime that `open_engine` would try first of those that it may use; nothing is built.
+
+    Raises EngineUnavailableError, with what is wrong with each, where there is none.
+    """
+    asked, source = options.precision, _source(artifact)
+    if options.runtime is not Runtime.AUTO:
+        _check_possible(options.runtime, asked)
+    refused: list[str] = []
+    for runtime in ORDER if options.runtime is Runtime.AUTO else (options.runtime,):
+        if (flavour := FLAVOURS.get(runtime)) is not None:
+            mine = [fit for fit in fits if fit.plan.record.flavour is flavour]
+            if any(fit.fits for fit in mine):
+                return runtime
+            if not mine and options.runtime is runtime:
+                refused.append(nothing_built(flavour, source, machine, asked))
+            refused += [fit.sentence for fit in mine]
+        elif computes(runtime, asked) and installed(runtime):
+            try:
+                choose_precision(artifact, runtime, asked)
+                if runtime is not Runtime.ONNXRUNTIME_CUDA or machine.cards.found:
+                    return runtime
+                refused.append(f"{runtime} finds no card: {machine.cards.reason}")
+            except EngineUnavailableError as error:
+                refused.append(str(error))
+    raise EngineUnavailableError("; ".join(refused) or _nothing(source, machine, asked))
+
+
+def _check_possible(runtime: Runtime, asked: Precision) -> None:
+    """Raise EngineUnavailableError where the packages are not there, or compute otherwise than is asked for."""
+    if not installed(runtime):
+        raise EngineUnavailableError(f"the runtime {runtime} is not installed; run: pip install '{_INSTALL[runtime]}'")
+    check_computes(runtime, asked)
+
+
+def _source(artifact: Artifact) -> Source:
+    return Source.of(artifact.folder.parent.parent, artifact.manifest)
+
+
 @dataclass(frozen=True, slots=True)
 class _Case:
     """One artifact on one machine: what is asked for, the plans in it, and what is wrong with records of others."""
@@ -129,7 +168,7 @@ def open_engine(
         options = replace(options, max_batch=min(options.max_batch, most))
     on_cpu = options.runtime in _ON_CPU
     machine = NO_MACHINE if on_cpu else look().only(options.card)
-    source = Source.of(artifact.folder.parent.parent, artifact.manifest)
+    source = _source(artifact)
     fits, damage = ((), []) if on_cpu else survey(artifact.folder, source, machine, options.precision)
     bench = Bench(
         machine, options.cache, options.max_batch, lambda plan, card: build_plan(plan, card, artifact, options)
@@ -137,21 +176,18 @@ def open_engine(
     case = _Case(artifact, options, source, fits, damage, bench)
     if options.runtime is Runtime.AUTO:
         return _best(case)
-    if not installed(options.runtime):
-        raise EngineUnavailableError(
-            f"the runtime {options.runtime} is not installed; run: pip install '{_INSTALL[options.runtime]}'"
-        )
+    _check_possible(options.runtime, options.precision)
     opened = _open(case, options.runtime)
     return _told(case, opened, [])
 
 
 def _best(case: _Case) -> Opened:
     """The first of `ORDER` that runs; each that should have run and did not is noted."""
-    asked, name = case.options.precision, case.artifact.manifest.name
-    level = logging.WARNING if case.bench.machine.cards.found else logging.INFO  # without a card nobody expects one
+    asked, name, machine = case.options.precision, case.artifact.manifest.name, case.bench.machine
+    level = logging.WARNING if machine.cards.found else logging.INFO  # without a card nobody expects one
     notes = [_Note(text, level) for text in case.damage]
-    if case.bench.machine.cards.found and not case.fits and not case.damage and computes(Runtime.TENSORRT, asked):
-        notes.append(_Note(_advice(case), level))
+    if machine.cards.found and not case.fits and not case.damage and computes(Runtime.TENSORRT, asked):
+        notes.append(_Note(nothing_built(best_flavour(machine), case.source, machine, asked), level))
     refused: list[str] = []
     for runtime in ORDER:
         if not computes(runtime, asked) or not _is_candidate(case, runtime):
@@ -164,7 +200,7 @@ def _best(case: _Case) -> Opened:
             notes.append(_Note(text, level if runtime in FLAVOURS else logging.WARNING))
             continue
         return _told(case, opened, notes)
-    raise EngineUnavailableError("; ".join(refused) or _nothing(case, [note.text for note in notes]))
+    raise EngineUnavailableError("; ".join([*case.damage, *refused]) or _nothing(case.source, machine, asked))
 
 
 def _is_candidate(case: _Case, runtime: Runtime) -> bool:
@@ -177,7 +213,6 @@ def _is_candidate(case: _Case, runtime: Runtime) -> bool:
 def _open(case: _Case, runtime: Runtime) -> Opened:
     artifact, options = case.artifact, case.options
     if (flavour := FLAVOURS.get(runtime)) is not None:
-        check_computes(runtime, options.precision)
         if not _is_candidate(case, runtime):
             advice = nothing_built(flavour, case.source, case.bench.machine, options.precision)
             raise EngineUnavailableError("; ".join([*case.damage, advice]))
@@ -206,17 +241,11 @@ def _told(case: _Case, opened: Opened, notes: list[_Note]) -> Opened:
     return Opened(opened.engine, replace(opened.choice, passed_over=tuple(texts), fits=case.fits))
 
 
-def _advice(case: _Case) -> str:
-    """What to build where there is no plan at all."""
-    machine = case.bench.machine
-    return nothing_built(best_flavour(machine), case.source, machine, case.options.precision)
-
-
-def _nothing(case: _Case, notes: list[str]) -> str:
+def _nothing(source: Source, machine: Machine, asked: Precision) -> str:
     """What to say where nothing was even tried."""
-    asked = case.options.precision
     if asked in (Precision.FP16, Precision.INT8):
-        return "; ".join(notes) or f"{asked} needs an NVIDIA card and an engine built for it; {_advice(case)}"
+        advice = nothing_built(best_flavour(machine), source, machine, asked)
+        return f"{asked} needs an NVIDIA card and an engine built for it; {advice}"
     return f"no runtime for --precision {asked} is installed; run: pip install openvino"
 
 

@@ -23,6 +23,11 @@ def has_cuda() -> bool:
     return _PROVIDERS[Runtime.ONNXRUNTIME_CUDA] in ort.get_available_providers()
 
 
+def providers() -> tuple[str, ...]:
+    """The execution providers that this ONNX Runtime was built with."""
+    return tuple(ort.get_available_providers())
+
+
 def version() -> str:
     """The version of ONNX Runtime."""
     return str(ort.__version__)

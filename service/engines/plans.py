@@ -97,7 +97,10 @@ class Fit:
 def this_machine() -> Machine:
     """The machine as it is now; asks CUDA for its cards."""
     versions = {flavour: found for flavour in Flavour if (found := installed_version(flavour)) is not None}
-    return Machine(cards(), driver_version(), versions)
+    here, driver = cards(), driver_version()
+    if not here.found and driver is None:
+        here = Cards((), "there is no NVIDIA driver")  # CUDA itself speaks of a driver that is too old
+    return Machine(here, driver, versions)
 
 
 def survey(folder: Path, source: Source, machine: Machine, asked: Precision) -> tuple[tuple[Fit, ...], list[str]]:

@@ -1,0 +1,161 @@
+"""The command `topfive doctor`: on one screen, what `serve` would find here and what would make it better."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from models.catalog import CATALOG
+from service.diagnosis import Diagnosis, Exported, Question, diagnose
+from service.engines.choose import EngineOptions
+from service.engines.plans import Machine
+from service.options import option, options, settings_from
+from service.settings import Settings
+
+_GOOD, _POOR, _BAD, _DIM = "green", "yellow", "red", "dim"
+
+
+@click.command("doctor")
+@option("--json", "as_json", is_flag=True, help="Print a JSON object")
+@options("models", "artifacts", "cache", "host", "port", "grpc_port", "runtime", "precision")
+def doctor_command(as_json: bool, **values: Any) -> None:
+    """Show what serve would find on this machine, and what to do to make it better. Status 1 where it cannot serve."""
+    settings = settings_from(values)
+    found = diagnose(_question(settings))
+    if as_json:
+        click.echo(json.dumps(_plain(found), indent=2))
+    else:
+        console = Console()
+        console.print(screen(found, settings))
+        for line in verdict(found):
+            console.print(line, soft_wrap=True)  # so that a command can be copied
+    sys.exit(1 if found.broken else 0)
+
+
+def _question(settings: Settings) -> Question:
+    return Question(
+        models=tuple(CATALOG.canonical(name) for name in settings.models),
+        artifacts=settings.artifacts,
+        host=settings.host,
+        ports=(settings.port, settings.grpc_port),
+        options=EngineOptions(settings.runtime, settings.precision, cache=settings.cache_folder),
+    )
+
+
+def _plain(found: Diagnosis) -> dict[str, Any]:
+    """The diagnosis as JSON has it; compute capabilities as they are written elsewhere."""
+    plain = asdict(found)
+    for card, made in zip(plain["machine"]["cards"]["found"], found.machine.cards.found, strict=True):
+        card["target"] = str(made.target)
+    return plain
+
+
+def screen(found: Diagnosis, settings: Settings) -> RenderableType:
+    """What was found, for a terminal."""
+    rows = [*_cards(found), *_packages(found), *_host(found), *_places(found, settings)]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style=_DIM, no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, value in rows:
+        table.add_row(what, value)
+    return Group(table, Text(), *_artifacts(found))
+
+
+def _cards(found: Diagnosis) -> Iterator[tuple[str, Text]]:
+    machine = found.machine
+    yield "NVIDIA driver", Text(machine.driver or "none")
+    for card in machine.cards.found:
+        memory = f"{_gib(card.free_bytes)} of {_gib(card.memory_bytes)} GiB free"
+        yield f"card {card.index}", Text(f"{card.name}, {card.target}, {memory}", _GOOD)
+    if not machine.cards.found:
+        yield "cards", Text(f"none: {machine.cards.reason}")
+
+
+def _packages(found: Diagnosis) -> Iterator[tuple[str, Text]]:
+    for package in found.packages:
+        if package.version is None:
+            yield package.name, Text(f"not installed: {package.install}", _DIM)
+        else:
+            details = f" ({', '.join(package.details)})" if package.details else ""
+            yield package.name, Text(f"{package.version}{details}")
+
+
+def _host(found: Diagnosis) -> Iterator[tuple[str, Text]]:
+    host = found.host
+    fewer = f" of {host.all_cpus}, by quota or affinity" if host.cpus < host.all_cpus else ""
+    yield "CPUs", Text(f"{host.cpus}{fewer}")
+    yield "instructions", Text(", ".join(host.instruction_sets) or "none of AVX2, AVX-512 and AMX")
+    limit = "no limit" if host.limit_bytes is None else f"limit {_gib(host.limit_bytes)} GiB"
+    memory = "" if host.memory_bytes is None else f", machine {_gib(host.memory_bytes)} GiB"
+    yield "memory", Text(f"{limit}{memory}")
+
+
+def _places(found: Diagnosis, settings: Settings) -> Iterator[tuple[str, Text]]:
+    for name, port in zip(("REST port", "gRPC port"), found.ports, strict=True):
+        if port.problem:
+            yield name, Text(f"{port.number}: {port.problem}", _BAD)
+        else:
+            yield name, Text("any" if port.number == 0 else f"{port.number} is free")
+    cache = f"{settings.cache_folder}: "
+    problem = found.cache_problem
+    yield "cache", Text(cache + problem, _POOR) if problem else Text(f"{cache}can be written")
+    yield "artifacts", Text(f"{settings.artifacts}: {len(found.artifacts) or 'no'} models")
+
+
+def _artifacts(found: Diagnosis) -> Iterator[RenderableType]:
+    if not found.artifacts:
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("model", "weights", "would run on", "built for cards"):
+        table.add_column(column, overflow="fold")
+    for one in found.artifacts:
+        table.add_row(_name(one), Text(one.weights or "-"), _runs_on(one), _engines(one, found.machine))
+    yield table
+    yield Text()
+
+
+def _name(one: Exported) -> Text:
+    return Text(one.name if one.version is None else f"{one.name} v{one.version}")
+
+
+def _runs_on(one: Exported) -> Text:
+    if one.damage:
+        return Text(f"damaged: {one.damage}", _BAD)
+    return Text(one.runtime, _GOOD) if one.runtime else Text(f"nothing: {one.refusal}", _BAD)
+
+
+def _engines(one: Exported, machine: Machine) -> Text:
+    """A line for each engine; why no card can be used stands above, once."""
+    lines = []
+    for engine in one.engines:
+        named = f"{engine.runtime} {'+'.join(engine.targets)} {engine.precision}"
+        reason = engine.reason if machine.cards.found else "no card"
+        lines.append(Text(f"{named}: fits", _GOOD) if engine.fits else Text(f"{named}: {reason}", _POOR))
+    return (
+        Text("\n").join([*lines, *(Text(line, _POOR) for line in one.unreadable)])
+        if lines or one.unreadable
+        else Text("-")
+    )
+
+
+def verdict(found: Diagnosis) -> Iterator[Text]:
+    """What would serve, what keeps it from that, what would make it better."""
+    known = {one.name: one for one in found.artifacts}
+    ready = [known[name] for name in found.models if name in known and known[name].runtime and not known[name].damage]
+    for one in ready:
+        yield Text(f"{one.name} would be served by {one.runtime}", _BAD if found.broken else _GOOD)
+    for line in found.broken:
+        yield Text(f"serve cannot start: {line}", _BAD)
+    for line in found.advice:
+        yield Text(f"better: {line}", _POOR)
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.1f}"

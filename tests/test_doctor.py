@@ -1,0 +1,227 @@
+"""`topfive doctor`: what it finds on machines of the test's choice and on this one, and when its status is 1."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from models.artifact import GRAPH, read_manifest
+from models.plan import Flavour, write_plan
+from service.cli import main
+from service.diagnosis import Diagnosis, Question, diagnose
+from service.engines.choose import EngineOptions, installed
+from service.engines.plans import Machine
+from service.hardware import Host
+from service.types import Precision, Runtime
+from tests.test_layers import ROOT
+from tests.test_plan import CONTENT, record
+from tests.test_plans import ADA, NO_CARD, TURING, machine
+
+HOST = Host(2, 16, ("AVX2",), 32 << 30, 4 << 30)
+
+
+def question(artifacts: Path, *models: str, **options: object) -> Question:
+    """What would be served of that folder, on any ports."""
+    asked = EngineOptions(cache=artifacts / "cache", **options)  # type: ignore[arg-type]
+    return Question(models or ("tiny",), artifacts, "127.0.0.1", (0, 0), asked)
+
+
+def found(asked: Question, where: Machine = NO_CARD) -> Diagnosis:
+    """The diagnosis of that machine."""
+    return diagnose(asked, look=lambda: where, measure=lambda: HOST)
+
+
+def plan(artifacts: Path, **changes: object) -> None:
+    """Put a plan with that record into the artifact of `tiny`."""
+    graph = read_manifest(artifacts, "tiny")[1].files[GRAPH]
+    write_plan(artifacts / "tiny" / "1", CONTENT, record(**{"graph_sha256": graph, **changes}))
+
+
+def doctor(*arguments: object, columns: int = 120) -> Result:
+    """The command's outcome in a terminal of that width."""
+    return CliRunner().invoke(main, ["doctor", *map(str, arguments)], env={"COLUMNS": str(columns)})
+
+
+def test_machine_without_card(artifacts: Path) -> None:
+    """Nothing is broken and nothing is advised where no card is expected: OpenVINO would serve."""
+    diagnosis = found(question(artifacts))
+
+    assert (diagnosis.broken, diagnosis.advice) == ((), ())
+    [tiny] = diagnosis.artifacts
+    assert (tiny.name, tiny.version, tiny.weights) == ("tiny", 1, "untrained")
+    assert (tiny.runtime, tiny.damage, tiny.engines) == (Runtime.OPENVINO, None, ())
+
+
+def test_card_with_its_engine(artifacts: Path) -> None:
+    """An engine that fits is what `auto` would try, and there is nothing to make better."""
+    plan(artifacts)
+    diagnosis = found(question(artifacts), machine(ADA))
+
+    assert diagnosis.artifacts[0].runtime is Runtime.TENSORRT_RTX
+    assert diagnosis.advice == ()
+
+
+def test_card_without_engine(artifacts: Path) -> None:
+    """Where nothing is built, the command that builds it is advised, and what is installed serves meanwhile."""
+    diagnosis = found(question(artifacts), machine(TURING))
+
+    assert diagnosis.artifacts[0].runtime is Runtime.OPENVINO
+    [advice] = diagnosis.advice
+    assert "run: topfive export tiny --engine tensorrt --precision fp16 --target this" in advice
+
+
+def test_card_with_the_engine_of_another(artifacts: Path) -> None:
+    """What differs is in the list of engines and in the advice, with the command."""
+    plan(artifacts)
+    diagnosis = found(question(artifacts), machine(TURING))
+
+    [engine] = diagnosis.artifacts[0].engines
+    assert not engine.fits
+    [advice] = diagnosis.advice
+    assert "built for sm86, sm89; here is NVIDIA GeForce RTX 2080 Ti (sm75)" in advice
+    assert f"run: {engine.remedy}" in advice
+
+
+def test_driver_without_card(artifacts: Path) -> None:
+    """A driver that shows no card is worth a line, with CUDA's own reason."""
+    diagnosis = found(question(artifacts), replace(NO_CARD, driver="580.82.07"))
+
+    assert diagnosis.advice == (
+        "there is an NVIDIA driver and no card can be used: no CUDA-capable device is detected",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"runtime": Runtime.TENSORRT}, "--engine tensorrt " if installed(Runtime.TENSORRT) else "[tensorrt]"),
+        ({"precision": Precision.INT8}, "int8"),
+        ({"runtime": Runtime.ONNXRUNTIME, "precision": Precision.FP16}, "onnxruntime computes in f32"),
+    ],
+)
+def test_what_was_asked_for_cannot_run(artifacts: Path, options: dict[str, object], reason: str) -> None:
+    """What `serve` would refuse is broken here too, with the reason."""
+    diagnosis = found(question(artifacts, **options))
+
+    assert diagnosis.artifacts[0].runtime is None
+    [broken] = diagnosis.broken
+    assert broken.startswith("nothing runs tiny: ")
+    assert reason in broken
+
+
+def test_damaged_artifacts(artifacts: Path) -> None:
+    """A manifest that cannot be read and a file that is gone are named; so is a record of an engine, without harm."""
+    (artifacts / "tiny" / "1" / "engines").mkdir()
+    (artifacts / "tiny" / "1" / "engines" / "zzz.json").write_text("{")
+    assert found(question(artifacts)).broken == ()
+    assert "zzz.json" in found(question(artifacts)).artifacts[0].unreadable[0]
+    (artifacts / "tiny" / "1" / GRAPH).unlink()
+    assert "lacks model.onnx" in found(question(artifacts)).broken[0]
+    (artifacts / "tiny" / "1" / "manifest.json").write_text("{}")
+    assert "is not a manifest that this version reads" in found(question(artifacts)).broken[0]
+
+
+def test_not_exported(artifacts: Path) -> None:
+    """A model that would be loaded and is not there: the command that exports it."""
+    assert found(question(artifacts, "tiny", "resnet50")).broken == (
+        f"resnet50 is not exported; run: topfive export resnet50 --artifacts {artifacts}",
+    )
+
+
+def test_port_in_use(artifacts: Path) -> None:
+    """A port that another process listens on is broken; the same port free again is not, and nobody connected."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        asked = replace(question(artifacts), ports=(number, 0))
+        diagnosis = found(asked)
+        taken.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            taken.accept()
+
+    assert [bool(port.problem) for port in diagnosis.ports] == [True, False]
+    assert f"port {number} of 127.0.0.1" in diagnosis.broken[0]
+    assert found(asked).broken == ()
+
+
+def test_cache(artifacts: Path) -> None:
+    """A cache that is not there yet will be made, and is not made by asking; one that cannot be is advised against."""
+    assert found(question(artifacts)).cache_problem is None
+    assert not (artifacts / "cache").exists()
+    (artifacts / "cache").write_text("")
+    diagnosis = found(question(artifacts))
+    assert diagnosis.broken == ()
+    assert "is not a folder; name another folder with --cache" in diagnosis.advice[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_cache_of_another(artifacts: Path) -> None:
+    """A folder of somebody else is named."""
+    (artifacts / "cache").mkdir(mode=0o500)
+    assert "cannot be written by this user" in (found(question(artifacts)).cache_problem or "")
+
+
+def test_packages(artifacts: Path) -> None:
+    """Each package has its version, or the command that installs it."""
+    packages = {one.name: one for one in found(question(artifacts), replace(NO_CARD, versions={})).packages}
+
+    assert packages["TensorRT"].version is None
+    assert packages["TensorRT"].install == "pip install '.[tensorrt]'"
+    assert (packages["OpenVINO"].version or "")[0].isdigit()
+    assert "CPU" in packages["ONNX Runtime"].details
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_screen(artifacts: Path, columns: int) -> None:
+    """One screen: no line of the tables is wider than the terminal, and the verdict is the last line."""
+    plan(artifacts)
+    result = doctor("--artifacts", artifacts, "--models", "tiny", "--port", 0, "--grpc-port", 0, columns=columns)
+
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert max(len(line) for line in lines) <= columns
+    assert len(lines) <= 24
+    assert lines[-1].startswith("tiny would be served by ")
+    assert any(line.split()[:2] == ["tiny", "v1"] for line in lines)
+
+
+def test_status(artifacts: Path) -> None:
+    """Where `serve` could not start the status is 1, and the last line says why in one piece."""
+    result = doctor("--artifacts", artifacts, "--models", "vgg16", "--port", 0, "--grpc-port", 0, columns=80)
+
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1] == (
+        f"serve cannot start: vgg16 is not exported; run: topfive export vgg16 --artifacts {artifacts}"
+    )
+
+
+def test_json(artifacts: Path) -> None:
+    """--json has the same as one object, with the same status."""
+    plan(artifacts, flavour=Flavour.TENSORRT, targets=("sm75",))
+    arguments = ("--artifacts", artifacts, "--models", "tiny", "--port", 0, "--grpc-port", 0, "--json")
+    result = doctor(*arguments)
+    printed = json.loads(result.output)
+
+    assert result.exit_code == 0
+    assert printed["models"] == ["tiny"]
+    assert printed["artifacts"][0]["engines"][0]["targets"] == ["sm75"]
+    assert [port["number"] for port in printed["ports"]] == [0, 0]
+    assert {"machine", "host", "packages", "broken", "advice"} <= printed.keys()
+
+
+def test_imports_no_torch(artifacts: Path) -> None:
+    """Looking at a machine loads neither torch nor a library of TensorRT."""
+    script = (
+        "import sys; from click.testing import CliRunner; from service.cli import main\n"
+        "CliRunner().invoke(main, ['doctor', '--artifacts', sys.argv[1]])\n"
+        "print({'torch', 'tensorrt', 'tensorrt_rtx', 'tensorrt_rtx_bindings'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(artifacts)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == "set()\n"
