@@ -6,12 +6,14 @@ from functools import partial
 
 from models.catalog import CATALOG, Catalog
 from service.budget import UploadBudget
+from service.cards import cards
 from service.classifier import LocalClassifier
 from service.clock import LoopClock
+from service.devices import devices
 from service.directory import LocalDirectory
-from service.engines.base import Engine
+from service.engines.base import CPU, Engine
 from service.engines.choice import OpenEngine
-from service.engines.choose import EngineOptions, open_engine
+from service.engines.choose import EngineOptions
 from service.hardware import cpu_quota
 from service.metrics import UNKNOWN, Metrics
 from service.process import DrainLimit, Fatal, drain, run_until_stopped
@@ -25,6 +27,7 @@ from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
 from service.samples import Decoder
 from service.settings import Settings
+from service.shelves import Device
 from service.types import BatchLimits
 
 log = logging.getLogger(__name__)
@@ -50,7 +53,7 @@ class Core:
         self.repository = Repository(
             settings.artifacts,
             catalog,
-            opener or partial(open_engine, options=options),
+            [Device(CPU, opener)] if opener else devices(options, settings.memory_budget_mib, cards),
             limits=self._limits,
             clock=self.clock,
             metrics=self.metrics,

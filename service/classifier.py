@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -153,9 +154,10 @@ class LocalClassifier:
         """The answer of the model that `asker` names, counted however it ends."""
         label = ENSEMBLE if is_ensemble(asker) else UNKNOWN
         try:
-            panel = await self._within(question.deadline, lambda: self._panels.get(asker or self._repository.default))
-            label = panel.metrics_label
-            answer = await self._answer(panel, photo, asker, question)
+            with ExitStack() as holds:
+                panel = await self._panel(asker, holds, question)
+                label = panel.metrics_label
+                answer = await self._answer(panel, photo, asker, question)
         except TopfiveError as error:
             self._metrics.answered(label, error.code)
             raise
@@ -169,6 +171,10 @@ class LocalClassifier:
             photo.leave(asker)
         self._metrics.answered(label, "ok", answer.timing_ms)
         return answer
+
+    async def _panel(self, asker: str, holds: ExitStack, question: _Question) -> Panel:
+        """What `asker` names, loaded until `holds` is closed."""
+        return await self._within(question.deadline, lambda: self._panels.get(asker or self._repository.default, holds))
 
     async def _answer(self, panel: Panel, photo: Photo, asker: str, question: _Question) -> Classification:
         started = self._clock.now()

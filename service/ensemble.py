@@ -118,8 +118,8 @@ class Panels:
             return self._repository.canonical(name)
         return ENSEMBLE_PREFIX + "+".join(self._repository.canonical(one) for one in _split(name))
 
-    async def get(self, name: str) -> Panel:
-        """The panel of that name.
+    async def get(self, name: str, holds: ExitStack | None = None) -> Panel:
+        """The panel of that name, whose members stay loaded until `holds` is closed, as `Repository.get` says.
 
         Raises BadRequest where it is no ensemble that can be, and for each member what `Repository.get` raises.
         """
@@ -127,7 +127,7 @@ class Panels:
         if len(set(names)) < len(names):
             twice = next(one for one in names if names.count(one) > 1)
             raise BadRequest(f"{twice} is in the ensemble twice; name each member once")
-        members = tuple(await together([self._repository.get(member) for member in names]))
+        members = tuple(await together([self._repository.get(member, holds) for member in names]))
         if len(members) == 1:
             return Panel(members, members[0].latency)
         return self._kept(names, members)

@@ -18,7 +18,7 @@ UNKNOWN = "unknown"
 """The model of an answer whose request names none that there is: a client's own words must not become a label."""
 
 Gauges = Callable[[], list[tuple[str, dict[str, float]]]]
-"""For each loaded model its name, and the present value of each gauge."""
+"""For each loaded model, or each device, its name, and the present value of each gauge."""
 
 
 class BatchMetrics(Protocol):
@@ -102,6 +102,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.unloads = Counter(
+            "topfive_unloads", "Models unloaded to make room for others", ["model"], registry=self.registry
+        )
 
     def answered(self, model: str, code: str, timing_ms: Timing | None = None) -> None:
         """Count one answer; `code` is `ok` or an error's."""
@@ -116,9 +119,9 @@ class Metrics:
         """Count one call of a gateway that is sent again because of an error of that code."""
         self._retries.labels(code).inc()
 
-    def watch(self, gauges: Gauges) -> None:
-        """Read `gauges` whenever the metrics are asked for."""
-        self.registry.register(_GaugeCollector(gauges))
+    def watch(self, gauges: Gauges, label: str = "model") -> None:
+        """Read `gauges` whenever the metrics are asked for; `label` says what their names are names of."""
+        self.registry.register(_GaugeCollector(gauges, label))
 
     def for_model(self, model: str) -> "ModelMetrics":
         """The batcher's view of the metrics of one model."""
@@ -156,16 +159,16 @@ class ModelMetrics:
 class _GaugeCollector:
     """Gauges read at the moment of the scrape."""
 
-    def __init__(self, gauges: Gauges) -> None:
+    def __init__(self, gauges: Gauges, label: str) -> None:
         self._gauges = gauges
+        self._label = label
 
     def collect(self) -> Iterator[Metric]:
-        """One family per gauge, one sample per model."""
+        """One family per gauge, one sample per model or device."""
         families: dict[str, GaugeMetricFamily] = {}
-        for model, values in self._gauges():
+        for owner, values in self._gauges():
             for name, value in values.items():
-                family = families.setdefault(
-                    name, GaugeMetricFamily(f"topfive_{name}", f"Present {name.replace('_', ' ')}", labels=["model"])
-                )
-                family.add_metric([model], value)
+                meaning = f"Present {name.replace('_', ' ')}"
+                family = families.setdefault(name, GaugeMetricFamily(f"topfive_{name}", meaning, labels=[self._label]))
+                family.add_metric([owner], value)
         yield from families.values()

@@ -1,9 +1,10 @@
-"""A loaded model: its artifact, its engine, its batcher and what it has measured of itself."""
+"""A loaded model: its artifact, its engine, its batcher, who uses it, and what it has measured of itself."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from service.engines.base import CardLostError
 from service.engines.choice import Opened
 from service.errors import EngineError
 from service.metrics import BatchMetrics, LatencyRecord
+from service.slots import Slots
 from service.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 
 _PROBE_S = 5.0
@@ -49,7 +51,10 @@ def warnings_of(manifest: Manifest) -> tuple[str, ...]:
 
 
 class LoadedModel:
-    """Takes samples, gives rows of probabilities. Made on the event loop; the engine runs in `slots` threads."""
+    """Takes samples, gives rows of probabilities. Made on the event loop; the engine runs in `slots` threads.
+
+    `device_slots` are shared with the other models on its device. While it is `held` it is not unloaded.
+    """
 
     def __init__(
         self,
@@ -60,12 +65,20 @@ class LoadedModel:
         clock: Clock,
         metrics: BatchMetrics,
         on_health: Callable[[], None],
+        device_slots: Slots | None = None,
     ) -> None:
         self.artifact = artifact
         self.choice = opened.choice
         self._engine = opened.engine
         self.engine_info: EngineInfo = self._engine.describe()
         self.latency = LatencyRecord()
+        self.memory_bytes = opened.engine.memory_bytes
+        self.device = opened.engine.device
+        self.last_used_s = clock.now()
+        self.closed = False
+        self._uses = 0
+        self._unused: Callable[[], None] = lambda: None
+        self._device_slots = device_slots or Slots(limits.slots, clock)
         self._clock = clock
         self._max_run_s = limits.max_run_s
         self.slots = limits.slots
@@ -75,7 +88,7 @@ class LoadedModel:
         self._on_health = on_health
         self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix=f"engine-{artifact.manifest.name}")
         self.batcher: Batcher[Sample, Probabilities] = Batcher(
-            self._run, limits, clock=clock, metrics=metrics, on_health=on_health
+            self._run, limits, clock=clock, metrics=metrics, on_health=on_health, slots=self._device_slots
         )
 
     @property
@@ -85,13 +98,24 @@ class LoadedModel:
 
     @property
     def healthy(self) -> bool:
-        """Whether it takes work, its last real runs did not all fail, and none of them hangs."""
-        return self.batcher.healthy and not self._stuck and self.card_lost is None
+        """Whether it takes work, its last real runs did not all fail, none of them hangs, and its device runs."""
+        return self.batcher.healthy and not (self._stuck or self._device_slots.all_stuck or self.card_lost)
 
     @property
     def lost(self) -> bool:
         """Whether it cannot answer again in this process: its queue is broken, all slots hang, or its card is lost."""
-        return self.batcher.state is State.BROKEN or self._stuck >= self.slots or self.card_lost is not None
+        hangs = self._stuck >= self.slots or self._device_slots.all_stuck
+        return self.batcher.state is State.BROKEN or hangs or self.card_lost is not None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a batch of its own has not returned."""
+        return self._stuck > 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody uses it."""
+        return not self._uses and not self.batcher.places
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -102,6 +126,31 @@ class LoadedModel:
     def card(self) -> ModelCard:
         """The model, with the latency measured so far."""
         return describe(self.artifact.manifest, self.artifact.version, self.latency.snapshot())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """In use until the end of the block: not unloaded, and the last to be so for a while."""
+        self._uses += 1
+        try:
+            yield
+        finally:
+            self._uses -= 1
+            self.last_used_s = self._clock.now()
+            if not self._uses:
+                self._unused()
+
+    async def left(self, within_s: float) -> bool:
+        """Whether nobody holds it any more, within so many seconds; whoever may come must have been turned away."""
+        over = asyncio.Event()
+        self._unused = over.set
+        timer = self._clock.call_at(self._clock.now() + within_s, over.set)
+        try:
+            if self._uses:
+                await over.wait()
+        finally:
+            timer.cancel()
+            self._unused = lambda: None
+        return not self._uses
 
     async def probe(self) -> bool:
         """Whether the engine answers: one blank image through the queue, so that a failed model can recover unused."""
@@ -116,11 +165,12 @@ class LoadedModel:
         return True
 
     async def aclose(self, drain_s: float) -> None:
-        """Finish what was accepted within `drain_s` seconds, then let the engine go."""
+        """Finish what was accepted within `drain_s` seconds, then let the engine go; `closed` says whether it has."""
         await self.batcher.aclose(drain_s)
         idle = not self.batcher.in_flight
         self._threads.shutdown(wait=idle, cancel_futures=True)
-        if idle:  # otherwise a thread is still inside; `app.run` ends without it
+        if idle and not self.closed:  # otherwise a thread is still inside; `app.run` ends without it
+            self.closed = True
             self._engine.close()
 
     async def _run(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
@@ -140,6 +190,7 @@ class LoadedModel:
             nonlocal stuck
             stuck = True
             self._stuck += 1
+            self._device_slots.stuck += 1
             log.error("%s: %s has not returned from a batch for %g s", self.name, self.engine_info, self._max_run_s)
             self._on_health()
 
@@ -150,6 +201,7 @@ class LoadedModel:
             timer.cancel()
             if stuck:
                 self._stuck -= 1
+                self._device_slots.stuck -= 1
                 self._on_health()
 
     def _run_batch(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:

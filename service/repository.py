@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from models.artifact import Artifact, ArtifactError, Manifest, NotExportedError, exported_names, load, read_manifest
@@ -13,10 +14,11 @@ from models.catalog import Architecture, Catalog, UnknownModelError
 from models.measured import read_measured
 from service.clock import Clock
 from service.engines.base import Engine, EngineUnavailableError, card_lost
-from service.engines.choice import Opened, OpenEngine
 from service.errors import ModelNotFound, NotReady, ShuttingDown
 from service.metrics import Metrics
 from service.model import LoadedModel
+from service.placement import OverBudgetError
+from service.shelves import Device, Shelves
 from service.types import ENSEMBLE_PREFIX, BatchLimits
 
 log = logging.getLogger(__name__)
@@ -44,14 +46,22 @@ class Entry:
     damage: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """A load that goes on, and the holds of those who wait for it."""
+
+    task: asyncio.Task[LoadedModel]
+    waiting: list[ExitStack] = field(default_factory=list)
+
+
 class Repository:
-    """Loads each model once, at start or at its first request, and reports on all of them."""
+    """Loads each model once, at start or at a request, and reports on all. Configured ones are never unloaded."""
 
     def __init__(
         self,
         root: Path,
         catalog: Catalog,
-        open_engine: OpenEngine,
+        devices: Sequence[Device],
         *,
         limits: Callable[[Engine], BatchLimits],
         clock: Clock,
@@ -59,14 +69,11 @@ class Repository:
     ) -> None:
         self._root = root
         self._catalog = catalog
-        self._open_engine = open_engine
-        self._limits = limits
         self._clock = clock
-        self._metrics = metrics
         self._configured: tuple[str, ...] = ()
-        self._loaded: dict[str, LoadedModel] = {}
-        self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
-        self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
+        self._shelves = Shelves(devices, limits=limits, clock=clock, metrics=metrics, on_change=self._changed)
+        self._loaded = self._shelves.loaded
+        self._loading: dict[str, _Load] = {}
         self._closing = False
         self._card_lost: str | None = None
         self._listeners: list[Callable[[], None]] = []
@@ -119,7 +126,7 @@ class Repository:
         if self._closing:
             raise ShuttingDown
         if not self.ready:
-            reasons = [f"{name} is being loaded" for name in self._absent] + [f"{name} fails" for name in self.failing]
+            reasons = [f"{name} is being loaded" for name in self._absent] + [self._failure(n) for n in self.failing]
             raise NotReady("; ".join(reasons) or self.card_lost or "the server is starting")
 
     def on_change(self, listener: Callable[[], None]) -> None:
@@ -133,29 +140,37 @@ class Repository:
     async def start(self, names: Iterable[str]) -> None:
         """Load the configured models one after the other; raises what `get` raises."""
         self._configured = tuple(dict.fromkeys(self._catalog.canonical(name) for name in names))
+        self._shelves.pinned = self._configured
         for name in self._configured:
             await self.get(name)
 
-    async def get(self, name: str) -> LoadedModel:
+    async def get(self, name: str, holds: ExitStack | None = None) -> LoadedModel:
         """The loaded model of that name, loading it first where it is not; callers share one load.
 
-        Raises ModelNotFound where it is unknown or not exported, NotReady where it cannot be loaded, ShuttingDown.
+        Until `holds` is closed it is not unloaded; without one it may be at any time, unless it is configured. Raises
+        ModelNotFound where it is unknown or not exported, NotReady where it cannot be loaded, ShuttingDown.
         """
         name = self._catalog.canonical(name)
         if (model := self._loaded.get(name)) is not None:
+            if holds is not None:
+                holds.enter_context(model.held())
             return model
         if self._closing:
             raise ShuttingDown
-        if (task := self._loading.get(name)) is None:
-            task = asyncio.get_running_loop().create_task(self._load(name))
-            self._loading[name] = task
-            task.add_done_callback(lambda done: self._load_ended(name, done))
+        if (loading := self._loading.get(name)) is None:
+            loading = self._loading[name] = _Load(asyncio.get_running_loop().create_task(self._load(name)))
+            loading.task.add_done_callback(lambda done: self._load_ended(name, done))
+        if holds is not None:
+            loading.waiting.append(holds)
         try:
-            return await asyncio.shield(task)  # a caller that leaves does not stop it for the others
+            return await asyncio.shield(loading.task)  # a caller that leaves does not stop it for the others
         except asyncio.CancelledError:
-            if task.cancelled():  # by `aclose`: the caller has not left
+            if loading.task.cancelled():  # by `aclose`: the caller has not left
                 raise ShuttingDown from None
             raise
+        finally:
+            if holds is not None:
+                loading.waiting.remove(holds)
 
     async def recover(self) -> None:
         """Try each configured model that fails with one blank image, so that readiness can return without traffic."""
@@ -184,12 +199,17 @@ class Repository:
     async def aclose(self, drain_s: float) -> None:
         """Drain and close every model; a load that goes on is given up, and its engine closed once it is there."""
         self.stop()
-        for task in self._loading.values():
+        tasks = [loading.task for loading in self._loading.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._loading.values(), return_exceptions=True)
-        self._loaders.shutdown(wait=False, cancel_futures=True)
-        await asyncio.gather(*(model.aclose(drain_s) for model in self._loaded.values()))
-        self._loaded.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._shelves.stop()
+        await self._shelves.aclose(drain_s)
+
+    def _failure(self, name: str) -> str:
+        """That it fails, and who holds its device where that is why."""
+        hung = self._shelves.hung(self._loaded[name])
+        return f"{name} fails" + (f": its device is held by a batch of {', '.join(hung)}" if hung else "")
 
     def _check_known(self, name: str) -> None:
         if name.startswith(ENSEMBLE_PREFIX):
@@ -199,32 +219,28 @@ class Repository:
             raise ModelNotFound(str(UnknownModelError(name, {*self._catalog.names(), *exported})))
 
     async def _load(self, name: str) -> LoadedModel:
+        await self._shelves.settled(name)  # or it would be there twice
+        if (model := self._loaded.get(name)) is None:
+            model = await self._placed(name)
+        for holds in self._loading[name].waiting:  # in this turn: nobody can unload it before they hold it
+            holds.enter_context(model.held())
+        return model
+
+    async def _placed(self, name: str) -> LoadedModel:
         self._check_known(name)
         started = self._clock.now()
-        opening = asyncio.get_running_loop().run_in_executor(self._loaders, self._open, name)
         try:
-            artifact, opened = await asyncio.shield(opening)
-        except asyncio.CancelledError:  # the thread goes on
-            opening.add_done_callback(_discard)
-            raise
+            model = await self._shelves.place(partial(load, self._root, name))
         except NotExportedError as error:
             raise ModelNotFound(str(error)) from error
-        except (ArtifactError, EngineUnavailableError, OSError) as error:
+        except (ArtifactError, EngineUnavailableError, OverBudgetError, OSError) as error:
             self._card_lost = self._card_lost or card_lost(error)
             self._changed()
             raise NotReady(f"{name} cannot be loaded: {error}") from error
-        model = LoadedModel(
-            artifact,
-            opened,
-            limits=self._limits(opened.engine),
-            clock=self._clock,
-            metrics=self._metrics.for_model(name),
-            on_health=self._changed,
-        )
         info = model.engine_info
         log.info(
             "loaded %s version %d, weights %s, on %s %s (%s, %s) in %.1f s",
-            *(name, artifact.version, artifact.manifest.weights.source),
+            *(name, model.artifact.version, model.artifact.manifest.weights.source),
             *(info.runtime, info.version, info.device, info.precision),
             self._clock.now() - started,
         )
@@ -232,20 +248,9 @@ class Repository:
             log.warning(warning)
         return model
 
-    def _open(self, name: str) -> tuple[Artifact, Opened]:
-        """On a thread: read and verify the files, build the engine, warm it up."""
-        artifact = load(self._root, name)
-        try:
-            return artifact, self._open_engine(artifact)
-        except EngineUnavailableError:
-            raise
-        except Exception as error:  # a runtime's own exceptions have no common base
-            raise EngineUnavailableError(f"its engine failed: {error}") from error
-
     def _load_ended(self, name: str, task: asyncio.Task[LoadedModel]) -> None:
         del self._loading[name]
         if not task.cancelled() and task.exception() is None:
-            self._loaded[name] = task.result()
             self._changed()
 
     def _entry(self, name: str) -> Entry:
@@ -291,9 +296,3 @@ def _up_to_date(artifact: Artifact) -> Manifest:
     """Its manifest, with what another process has measured since it was loaded."""
     measured = read_measured(artifact.manifest_file)
     return artifact.manifest if measured is None else artifact.manifest.model_copy(update={"measured": measured})
-
-
-def _discard(opening: asyncio.Future[tuple[Artifact, Opened]]) -> None:
-    """Close an engine that nobody waits for any more."""
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result()[1].engine.close()

@@ -40,6 +40,9 @@ class Settings(BaseModel):
     ] = Precision.AUTO
     cpus: Annotated[int, Field(ge=0, description="CPUs to use; 0 takes what affinity and cgroup quota give")] = 0
     max_batch: Annotated[int, Field(ge=1, le=1024, description="Largest batch")] = 8
+    memory_budget_mib: Annotated[
+        int, Field(ge=0, description="Memory of models per device, in MiB; 0 is 90% of a card's, on a CPU no limit")
+    ] = 0
     capacity: Annotated[int, Field(ge=1, description="Images per model in the house at once; more get 429")] = 256
     max_hold_ms: Annotated[float, Field(ge=0, le=10, description="Longest wait for a fuller batch; 0 never waits")] = (
         0.0

@@ -11,7 +11,7 @@ import numpy as np
 
 from models.artifact import Artifact
 from service.clock import Timer
-from service.engines.base import as_batch
+from service.engines.base import CPU, as_batch
 from service.engines.choice import Choice, Opened
 from service.types import EngineInfo, Outcome, Probabilities, Rows
 
@@ -105,12 +105,12 @@ class FakeEngine:
     answers. While `gate` is cleared, runs wait in their thread.
     """
 
-    def __init__(self, classes: int = 1000, *, slots: int = 1, max_batch: int = 8, memory_bytes: int = 1000) -> None:
+    def __init__(self, classes: int = 1000, *, slots: int = 1, max_batch: int = 8, device: str = CPU) -> None:
         self.classes = classes
         self.slots = slots
         self.max_batch = max_batch
-        self.device = "cpu"
-        self.memory_bytes = memory_bytes
+        self.device = device
+        self.memory_bytes = 1000
         self.script: list[Exception | Probabilities] = []
         self.batches: list[int] = []
         self.closed = False
@@ -132,7 +132,7 @@ class FakeEngine:
         return probabilities
 
     def describe(self) -> EngineInfo:
-        return EngineInfo("fake", "1", self.device, "f32")
+        return EngineInfo("fake", "1", CPU, "f32")
 
     def close(self) -> None:
         self.closed = True

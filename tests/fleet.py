@@ -17,10 +17,12 @@ from models.labels import Label, write_labels
 from service import image, recipe
 from service.classifier import LocalClassifier
 from service.comparison import Comparison
+from service.engines.base import CPU
 from service.engines.choice import Opened
 from service.metrics import Metrics
 from service.repository import Repository
 from service.samples import Decoder
+from service.shelves import Device
 from service.types import BatchLimits, Classification, ImageLimits, Pixels, Samples
 from tests.fakes import FakeEngine, ManualClock, reached
 
@@ -60,7 +62,7 @@ class Counted:
 
 
 class Fleet(Counted):
-    """A classifier with an engine for each model, and counts of what its threads did."""
+    """A classifier with an engine for each model, on a device of its own, and counts of what its threads did."""
 
     def __init__(self, root: Path, engines: Mapping[str, FakeEngine], capacity: int) -> None:
         self.clock = ManualClock()
@@ -70,7 +72,7 @@ class Fleet(Counted):
         self.repository = Repository(
             root,
             CATALOG,
-            self._open,
+            [Device(CPU, self._open)],
             limits=lambda engine: BatchLimits(engine.slots, engine.max_batch, capacity),
             clock=self.clock,
             metrics=self.metrics,
@@ -105,7 +107,7 @@ class Fleet(Counted):
 @asynccontextmanager
 async def fleet_of(root: Path, *names: str, capacity: int = 64, load: bool = True) -> AsyncIterator[Fleet]:
     """A fleet of the exported models of those names, closed at the end."""
-    fleet = Fleet(root, {name: FakeEngine() for name in names}, capacity)
+    fleet = Fleet(root, {name: FakeEngine(device=name) for name in names}, capacity)
     try:
         if load:
             await fleet.repository.start(names)

@@ -13,6 +13,7 @@ from models.catalog import CATALOG
 from service.batcher import Batcher
 from service.classifier import LocalClassifier
 from service.clock import Clock, LoopClock
+from service.engines.base import CPU
 from service.errors import (
     BadImage,
     BadRequest,
@@ -28,6 +29,7 @@ from service.errors import (
 from service.metrics import Metrics
 from service.repository import Repository
 from service.samples import Decoder
+from service.shelves import Device
 from service.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample
 from tests.conftest import png
 from tests.fakes import FakeEngine, ManualClock, Opener, SlowImage, reached, settle
@@ -49,7 +51,7 @@ class Bench(Counted):
         self.repository = Repository(
             root,
             CATALOG,
-            self.opener,
+            [Device(CPU, self.opener)],
             limits=lambda engine: BatchLimits(engine.slots, engine.max_batch, capacity),
             clock=clock or self.clock,
             metrics=self.metrics,

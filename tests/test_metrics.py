@@ -156,6 +156,7 @@ def test_every_metric_has_a_type_and_a_meaning() -> None:
         "topfive_batch_size": "histogram",
         "topfive_queue_seconds": "histogram",
         "topfive_run_seconds": "histogram",
+        "topfive_unloads": "counter",
         "topfive_places": "gauge",
     }
     assert all(family.documentation for family in families.values())

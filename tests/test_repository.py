@@ -12,12 +12,13 @@ import pytest
 from models.artifact import GRAPH, MANIFEST, NotExportedError
 from models.catalog import CATALOG
 from service.batcher import State
-from service.engines.base import EngineUnavailableError
+from service.engines.base import CPU, EngineUnavailableError
 from service.errors import ModelNotFound, NotReady, ShuttingDown, TopfiveError
 from service.facts import facts, layer_facts
 from service.metrics import Metrics, ModelMetrics
 from service.model import LoadedModel
 from service.repository import Entry, ModelState, Repository
+from service.shelves import Device
 from service.types import BatchLimits
 from tests.fakes import ManualClock, Opener, reached, settle
 from tests.test_model import sample
@@ -37,7 +38,7 @@ class Bench:
         self.repository = Repository(
             root,
             CATALOG,
-            opener,
+            [Device(CPU, opener)],
             limits=lambda engine: BatchLimits(engine.slots, engine.max_batch),
             clock=self.clock,
             metrics=metrics,

@@ -1,0 +1,37 @@
+"""The devices that engines are opened on here: the cards where the runtime may use them, and the CPU."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from service.cards import Card, Cards
+from service.engines.base import CPU
+from service.engines.choose import EngineOptions, open_engine
+from service.placement import budget_bytes
+from service.shelves import Device
+from service.types import Runtime
+
+_ON_CARDS = (Runtime.TENSORRT, Runtime.TENSORRT_RTX, Runtime.ONNXRUNTIME_CUDA)
+
+
+def devices(options: EngineOptions, budget_mib: int, find_cards: Callable[[], Cards]) -> list[Device]:
+    """For a runtime of cards every card, for one of the CPU the CPU, for `auto` both.
+
+    Without a card a runtime that needs one is still asked, because it says best what is missing. Cards are looked for
+    only where they may be used: a look takes memory on each.
+    """
+    if options.runtime not in (Runtime.AUTO, *_ON_CARDS):
+        return [_cpu(options, budget_mib)]
+    found = [_on(card, options, budget_mib) for card in find_cards().found]
+    if options.runtime is Runtime.AUTO:
+        return [*found, _cpu(options, budget_mib)]
+    return found or [Device("cuda:0", partial(open_engine, options=options), budget_bytes(budget_mib, None))]
+
+
+def _on(card: Card, options: EngineOptions, budget_mib: int) -> Device:
+    opener = partial(open_engine, options=replace(options, card=card))
+    return Device(f"cuda:{card.index}", opener, budget_bytes(budget_mib, card.memory_bytes))
+
+
+def _cpu(options: EngineOptions, budget_mib: int) -> Device:
+    return Device(CPU, partial(open_engine, options=options), budget_bytes(budget_mib, None))

@@ -1,0 +1,56 @@
+"""What one device holds: its loaded models, their bytes, and its slots. It loads and unloads nothing itself."""
+
+import asyncio
+from collections.abc import Container
+
+from service.clock import Clock
+from service.model import LoadedModel
+from service.placement import Held, Room, Tie
+from service.slots import Slots
+
+
+class Shelf:
+    """The models on one device, those among them that are leaving included until their memory is free."""
+
+    def __init__(self, device: str, budget_bytes: int, clock: Clock) -> None:
+        self.device = device
+        self.budget_bytes = budget_bytes
+        self.slots = Slots(1, clock)
+        self.lock = asyncio.Lock()
+        """Held by a load from the making of room to the putting down, so that two do not count on the same bytes."""
+        self.models: list[LoadedModel] = []
+
+    def put(self, model: LoadedModel) -> None:
+        """It is here from now on."""
+        self.models.append(model)
+        self._resize()
+
+    def remove(self, model: LoadedModel) -> None:
+        """Its memory is free again."""
+        self.models.remove(model)
+        self._resize()
+
+    def room(self, pinned: Container[str], given_out: Container[LoadedModel]) -> Room:
+        """What it holds now; models that are not `given_out` any more are leaving."""
+        return Room(
+            self.device,
+            self.budget_bytes,
+            tuple(
+                Held(model.name, model.memory_bytes, model.last_used_s, _tie(model, pinned, given_out))
+                for model in self.models
+            ),
+        )
+
+    def _resize(self) -> None:
+        """As many batches at once as one engine may run alone: each engine has all threads of a CPU for its slots."""
+        self.slots.resize(max([one.slots for one in self.models], default=1))
+
+
+def _tie(model: LoadedModel, pinned: Container[str], given_out: Container[LoadedModel]) -> Tie:
+    if model.stuck:
+        return Tie.STUCK
+    if model not in given_out:
+        return Tie.LEAVING
+    if model.name in pinned:
+        return Tie.CONFIGURED
+    return Tie.IDLE if model.idle else Tie.IN_USE
