@@ -45,6 +45,7 @@ def present_plans(artifact: Artifact, order: Order, version: str) -> list[Plan]:
         and plan.record.version == version
         and plan.record.precision == order.precision
         and plan.record.profile == profile
+        and plan.record.card == (order.card.name if order.card else None)
         and plan.record.graph_sha256 == artifact.manifest.files[GRAPH]
         and any(plan.record.targets == tuple(map(str, group)) for group in order.groups)
         and _whole(plan)

@@ -279,6 +279,7 @@ def test_tensorrt_on_its_card(exported: Path, tmp_path: Path) -> None:
         ({"groups": ((SM75,),)}, 0),
         ({"groups": ((SM75,), (SM86,))}, 1),
         ({"flavour": Flavour.TENSORRT_RTX}, 0),
+        ({"card": Card(0, "NVIDIA GeForce RTX 3060", SM86, 12 << 30, 11 << 30)}, 0),
     ],
 )
 def test_what_counts_as_present(exported: Path, tmp_path: Path, change: dict[str, object], found: int) -> None:
