@@ -4,6 +4,8 @@ ARG FLAVOUR=cpu
 
 FROM ${PYTHON_IMAGE} AS build
 ARG FLAVOUR
+# What the export image builds engines with; tensorrt only builds on the card that runs them.
+ARG ENGINES=tensorrt-rtx
 # Where packages come from, if not from where pip looks by itself; nothing of it reaches the last stage.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
@@ -14,8 +16,8 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN set -eu; \
     case "${FLAVOUR}" in \
       cpu) extras=cpu ;; \
-      gpu) extras=gpu,tensorrt ;; \
-      export) extras=cpu,export,tensorrt-rtx ;; \
+      gpu) extras=gpu,tensorrt,tensorrt-rtx ;; \
+      export) extras=cpu,export,${ENGINES} ;; \
       *) echo "FLAVOUR is ${FLAVOUR}; it is cpu, gpu or export" >&2; exit 2 ;; \
     esac; \
     python3 -m pip --python /opt/topfive/bin/python install \

@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+from export.cli import export_command
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,11 +15,14 @@ COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 def test_flavours_are_extras() -> None:
     """Every flavour installs extras that there are, and the one that serves on the CPU none that brings torch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    flavours = dict(re.findall(r"^ +(\w+)\) extras=([\w,-]+) ;;", DOCKERFILE, re.MULTILINE))
+    flavours = dict(re.findall(r"^ +(\w+)\) extras=(\S+) ;;", DOCKERFILE, re.MULTILINE))
+    engines = re.findall(r"^ARG ENGINES=(\S+)", DOCKERFILE, re.MULTILINE) + re.findall(r'ENGINES: "(\S+)"', COMPOSE)
 
     assert set(flavours) == {"cpu", "gpu", "export"}
-    named = {extra for extras in flavours.values() for extra in extras.split(",")}
+    assert engines == ["tensorrt-rtx", "tensorrt,tensorrt-rtx"]
+    named = {extra for extras in [*flavours.values(), *engines] for extra in extras.split(",")} - {"${ENGINES}"}
     assert named <= set(project["optional-dependencies"])
+    assert set(engines[-1].split(",")) <= set(flavours["gpu"].split(",")), "built by what does not serve"
     assert flavours["cpu"] == "cpu"
     assert all(f"FROM {stage} AS {flavour}" in DOCKERFILE for stage, flavour in (("cpu", "gpu"), ("gpu", "export")))
 
@@ -34,12 +38,14 @@ def test_images_hold_every_package() -> None:
 
 
 def test_variables_are_settings() -> None:
-    """Every variable that a container gets is one of a setting, so that none is set in vain."""
+    """Every variable that a container gets is one of a setting or of the export, so that none is set in vain."""
     lines = re.findall(r"^ +TOPFIVE_(\w+): ", COMPOSE, re.MULTILINE)
     lines += re.findall(r"^ +TOPFIVE_(\w+)=", DOCKERFILE, re.MULTILINE)
 
     assert {"MODELS", "DRAIN_S", "CACHE", "HOST"} <= set(lines)
-    assert {name.lower() for name in lines} <= set(Settings.model_fields)
+    of_export = {str(option.envvar).removeprefix("TOPFIVE_") for option in export_command.params}
+    assert {"ENGINE", "ENGINE_TARGET"} <= of_export
+    assert set(lines) <= {name.upper() for name in Settings.model_fields} | of_export
 
 
 def test_time_to_stop() -> None:
