@@ -13,13 +13,18 @@ from export.half import halved
 from export.onnx_file import write_onnx
 from export.samples import photos, random_pixels
 from models.build import Served, build
-from models.catalog import Architecture
+from models.catalog import CATALOG, Architecture
 from models.plan import BatchProfile, Flavour, Target
 from service.engines.nvidia import is_installed, module
-from tests.test_architectures import NETWORKS
+from tests.test_architectures import SMALL
 
 TURING = (Target(7, 5),)
 LATER = (Target(8, 6), Target(8, 9), Target(12, 0))
+NETWORKS = [
+    pytest.param(one, id=one.name, marks=[] if one.name in SMALL - {"googlenet_2014"} else [pytest.mark.large])
+    for one in CATALOG
+    if "@" not in one.name  # the same networks as without
+]
 PROFILE = BatchProfile(smallest=1, best=8, largest=32)
 
 
