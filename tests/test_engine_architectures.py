@@ -32,7 +32,7 @@ PROFILE = BatchProfile(smallest=1, best=8, largest=32)
 def test_engines(architecture: Architecture, tmp_path: Path) -> None:
     """Its graph in fp16 gives PyTorch's answers on the CPU, and builds for Turing and for all cards since.
 
-    A plan holds the values in two bytes each, and at most 20 MB more.
+    A plan holds the values in two bytes each, and at most a fifth of that and 20 MB more.
     """
     if not is_installed(Flavour.TENSORRT_RTX):
         pytest.skip("TensorRT for RTX is not installed; run: pip install '.[tensorrt-rtx]'")
@@ -55,5 +55,5 @@ def test_engines(architecture: Architecture, tmp_path: Path) -> None:
         job = Job(Flavour.TENSORRT_RTX, path, spec.crop, PROFILE, targets)
         written = build_plan(trt, job, lambda phase, done, total: told.add(phase))
         values_bytes = 2 * architecture.parameters
-        assert 0.95 * values_bytes <= len(written.content) <= values_bytes + 20e6
+        assert 0.95 * values_bytes <= len(written.content) <= 1.2 * values_bytes + 20e6
     assert "Building engine" in told
