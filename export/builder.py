@@ -16,9 +16,10 @@ from service.engines.nvidia import Words, logger
 Progress = Callable[[str, int, int], None]
 """Called with the builder's name for what it does, the steps done, and the steps in all; from any thread."""
 
-_WORKSPACE_BYTES = 2 << 30  # the default is all memory of the card, which holds other models too
+_WORKSPACE_BYTES = 8 << 30  # maps of a batch count too: 2 GiB are too few for EfficientNet-B4 at 32
 _NO_DRIVER = "cudaError 35"  # TensorRT for RTX says so beside every error where there is no card, which it needs not
 _UNKNOWN_CARD = "not supported by this TensorRT release"
+_NO_ROOM = "OutOfMemory"
 _OPTIMISATION_LEVEL = 3  # TensorRT's default: all kernels are tried; from 4 on a build takes many times as long
 
 
@@ -166,10 +167,11 @@ def _set_timings(job: Job, config: Any, words: Words) -> None:
 
 
 def _reason(words: Words) -> str:
-    """Why it was refused. Where only the card is too old for TensorRT 11, the version before it may know it."""
+    """Why it was refused, and what may help: the version before TensorRT 11 knows older cards, a batch may be large."""
     said = Words([line for line in words.errors if _NO_DRIVER not in line]).last()
     old = "; pip install 'tensorrt~=10.16' may know this card" if _UNKNOWN_CARD in said else ""
-    return said + old
+    full = "; use --batch with a smaller largest size" if _NO_ROOM in said else ""
+    return said + old + full
 
 
 def _targets(job: Job) -> str:

@@ -44,7 +44,7 @@ def test_what_is_set(version: str) -> None:
     assert script.of("clear_flag") == [(BuilderFlag.TF32,)]
     assert script.of("max_aux_streams") == [(0,)]
     assert script.of("builder_optimization_level") == [(3,)]
-    assert script.of("set_memory_pool_limit") == [(MemoryPoolType.WORKSPACE, 2 << 30)]
+    assert script.of("set_memory_pool_limit") == [(MemoryPoolType.WORKSPACE, 8 << 30)]
     shapes = [(batch, 224, 224, 3) for batch in (1, 8, 32)]
     assert script.of("add_optimization_profile") == [(("image", *shapes),)]
 
@@ -80,6 +80,12 @@ def test_a_card_that_is_too_old_is_told_of_the_version_before() -> None:
     """TensorRT 11 does not know the card: the message names 10.16."""
     with pytest.raises(BuildError, match=r"SM 61 is not supported .*tensorrt~=10\.16"):
         build(Script(plan=None, errors=[NO_CARD]))
+
+
+def test_too_large_a_batch_is_told() -> None:
+    """Where the maps of the largest batch do not fit, the message says what to make smaller."""
+    with pytest.raises(BuildError, match=r"OutOfMemory .*; use --batch with a smaller largest size$"):
+        build(Script(plan=None, errors=["Error Code 2: OutOfMemory (Requested size was 2185972024 bytes.)"]))
 
 
 def test_no_driver() -> None:
