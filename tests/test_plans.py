@@ -89,6 +89,13 @@ def test_fits(changes: dict[str, object], found: tuple[Card, ...], asked: Precis
         ),
         ({}, NO_CARD, Precision.AUTO, "no NVIDIA card can be used here: no CUDA-capable device is detected", ""),
         (
+            {"version": "1.6.1"},
+            replace(NO_CARD, versions={}),
+            Precision.AUTO,
+            "no NVIDIA card can be used here: no CUDA-capable device is detected",
+            "",
+        ),
+        (
             {"precision": "int8"},
             machine(ADA),
             Precision.AUTO,

@@ -115,12 +115,7 @@ def judge(plan: Plan, source: Source, machine: Machine, asked: Precision, damage
     record = plan.record
     build = source.build(record.flavour, record.precision)
     on, differences = _cards(record, machine, build)
-    installed = machine.versions.get(record.flavour)
-    if installed is None:
-        differences.append(Difference(f"{record.flavour} is not installed", INSTALL[record.flavour]))
-    elif installed != record.version:
-        what = f"built with {record.flavour} {record.version}; {installed} is installed"
-        differences.append(Difference(what, build))
+    differences += _versions(record, machine, build)
     if record.graph_sha256 != source.graph_sha256:
         differences.append(Difference("built from another model.onnx", build))
     if damage:
@@ -150,6 +145,16 @@ def _cards(record: PlanRecord, machine: Machine, build: str) -> tuple[tuple[Card
         if not capable:
             return (), [Difference(f"built on {record.card}; here is {_named(named)}", build)]
     return capable, []
+
+
+def _versions(record: PlanRecord, machine: Machine, build: str) -> list[Difference]:
+    """What is not installed or of another version; without a card nothing need be."""
+    installed = machine.versions.get(record.flavour)
+    if not machine.cards.found or installed == record.version:
+        return []
+    if installed is None:
+        return [Difference(f"{record.flavour} is not installed", INSTALL[record.flavour])]
+    return [Difference(f"built with {record.flavour} {record.version}; {installed} is installed", build)]
 
 
 def _named(found: Sequence[Card]) -> str:
