@@ -8,7 +8,7 @@ import pytest
 
 from models.plan import BatchProfile, Flavour, Plan, Target, write_plan
 from service.cards import Card, Cards
-from service.engines.plans import Machine, Source, judge, survey, this_machine
+from service.engines.plans import Machine, Source, judge, misfits, survey, this_machine
 from service.types import Precision
 from tests.test_plan import CONTENT, record
 
@@ -131,8 +131,9 @@ def test_differs(changes: dict[str, object], where: Machine, asked: Precision, r
 
     assert not fit.fits
     assert (fit.reason, fit.remedy) == (reason, remedy)
-    assert reason in fit.sentence
-    assert remedy in fit.sentence
+    [sentence] = misfits([fit])
+    assert reason in sentence
+    assert remedy in sentence
 
 
 def test_several_differences() -> None:
@@ -143,6 +144,20 @@ def test_several_differences() -> None:
     assert fit.remedy == BUILD_RTX
     fit = judge(plan(graph_sha256="old"), SOURCE, replace(machine(ADA), versions={}), Precision.AUTO)
     assert fit.remedy == f"pip install '.[tensorrt-rtx]' and then {BUILD_RTX}"
+
+
+def test_misfits() -> None:
+    """Plans with the same difference share a sentence, those that fit are in none."""
+    here = machine(TURING)
+    made = [plan(), plan(precision="f32"), plan(targets=("sm75",))]
+    fits = [judge(one, SOURCE, here, Precision.AUTO) for one in made]
+
+    assert [fit.fits for fit in fits] == [False, False, True]
+    assert len(misfits(fits)) == 2  # each names its own command
+    without = [judge(one, SOURCE, NO_CARD, Precision.AUTO) for one in made]
+    [sentence] = misfits(without)
+    assert " and ".join(one.record.stem for one in made) in sentence
+    assert sentence.count("do not fit (no NVIDIA card can be used here") == 1
 
 
 def test_one_card_alone() -> None:

@@ -13,7 +13,7 @@ from service.engines.choice import Choice, Opened
 from service.engines.gate import Gate, Subject
 from service.engines.nvidia import INSTALL
 from service.engines.opening import open_checked
-from service.engines.plans import Fit, Machine, Source
+from service.engines.plans import Fit, Machine, Source, misfits
 from service.types import Precision, Runtime
 
 FLAVOURS = {Runtime.TENSORRT: Flavour.TENSORRT, Runtime.TENSORRT_RTX: Flavour.TENSORRT_RTX}
@@ -46,7 +46,7 @@ def open_built(artifact: Artifact, runtime: Runtime, fits: tuple[Fit, ...], benc
             return _open(artifact, runtime, fit, bench, failed)
         except EngineUnavailableError as error:
             failed.append(f"{fit.plan.record.stem}: {error}")
-    raise EngineUnavailableError("; ".join([*failed, *(fit.sentence for fit in mine if not fit.fits)]))
+    raise EngineUnavailableError("; ".join([*failed, *misfits(mine)]))
 
 
 def _open(artifact: Artifact, runtime: Runtime, fit: Fit, bench: Bench, failed: list[str]) -> Opened:

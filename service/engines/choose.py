@@ -15,7 +15,7 @@ from service.engines.built import FLAVOURS, Bench, best_flavour, gate_of_graph, 
 from service.engines.choice import Choice, Opened
 from service.engines.nvidia import is_installed
 from service.engines.opening import open_checked, open_unchecked
-from service.engines.plans import NO_MACHINE, Fit, Machine, Source, survey, this_machine
+from service.engines.plans import NO_MACHINE, Fit, Machine, Source, misfits, survey, this_machine
 from service.engines.precision import check_computes, choose_precision, computes, is_checked_on_the_card
 from service.types import CACHE, Precision, Runtime
 
@@ -108,7 +108,7 @@ def expected(artifact: Artifact, options: EngineOptions, machine: Machine, fits:
                 return runtime
             if not mine and options.runtime is runtime:
                 refused.append(nothing_built(flavour, source, machine, asked))
-            refused += [fit.sentence for fit in mine]
+            refused += misfits(mine)
         elif computes(runtime, asked) and installed(runtime):
             try:
                 choose_precision(artifact, runtime, asked)

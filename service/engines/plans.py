@@ -3,7 +3,7 @@
 Judged from records, versions and cards: no plan is read and none is loaded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,11 +87,18 @@ class Fit:
         """What to run, each command once; empty where nothing is to be done."""
         return " and then ".join(dict.fromkeys(one.remedy for one in self.differences if one.remedy))
 
-    @property
-    def sentence(self) -> str:
-        """Its name, what differs and what to run."""
-        run = f"; run: {self.remedy}" if self.remedy else ""
-        return f"{self.plan.record.stem} does not fit ({self.reason}){run}"
+
+def misfits(fits: Iterable[Fit]) -> list[str]:
+    """Those that do not fit by their names, what differs and what to run; plans with the same reason share a line."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for fit in fits:
+        if not fit.fits:
+            names.setdefault((fit.reason, fit.remedy), []).append(fit.plan.record.stem)
+    return [
+        f"{' and '.join(stems)} {'does' if len(stems) == 1 else 'do'} not fit ({reason})"
+        + (f"; run: {remedy}" if remedy else "")
+        for (reason, remedy), stems in names.items()
+    ]
 
 
 def this_machine() -> Machine:
