@@ -132,11 +132,11 @@ async def test_idle_connections_do_not_delay_the_stop(artifacts: Path) -> None:
 async def test_stuck_engine(artifacts: Path) -> None:
     """An engine that never returns does not keep the process: its request gets 503 at the drain limit, status 0."""
     script = (
-        "import sys, threading, service.app as app\n"
+        "import sys, threading, service.app as app, service.devices as devices\n"
         "from tests.fakes import FakeEngine, opener\n"
         "class Stuck(FakeEngine):\n"
         "    def run(self, batch): threading.Event().wait()\n"
-        "app.open_engine = lambda artifact, options: opener(Stuck())(artifact)\n"
+        "devices.open_engine = lambda artifact, options: opener(Stuck())(artifact)\n"
         "sys.exit(app.run(app.Settings.model_validate_json(sys.argv[1])))\n"
     )
     settings = {"models": ["tiny"], "artifacts": str(artifacts), "port": 0, "grpc_port": 0, "drain_s": 0.5}
@@ -153,7 +153,7 @@ async def test_stuck_engine(artifacts: Path) -> None:
 
 
 LOST_CARD = """
-import sys, service.app as app
+import sys, service.app as app, service.devices as devices
 from service.engines.base import CardLostError, EngineUnavailableError
 from tests.fakes import FakeEngine, opener
 
@@ -170,7 +170,7 @@ def open_engine(artifact, options):
         return opener(Lost())(artifact)
     raise EngineUnavailableError("its engine failed") from CardLostError(reason)
 
-app.open_engine = open_engine
+devices.open_engine = open_engine
 sys.exit(app.run(app.Settings.model_validate_json(sys.argv[1])))
 """
 
@@ -240,8 +240,8 @@ async def test_stalled_upload_ends_at_the_limit(artifacts: Path) -> None:
 async def test_stop_while_loading(artifacts: Path) -> None:
     """A load that never ends does not keep the process."""
     script = (
-        "import sys, threading, service.app as app\n"
-        "app.open_engine = lambda _artifact, options: threading.Event().wait()\n"
+        "import sys, threading, service.app as app, service.devices as devices\n"
+        "devices.open_engine = lambda _artifact, options: threading.Event().wait()\n"
         "print(': ready', file=sys.stderr, flush=True)\n"
         "sys.exit(app.run(app.Settings.model_validate_json(sys.argv[1])))\n"
     )
