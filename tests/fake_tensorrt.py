@@ -14,7 +14,7 @@ import numpy as np
 
 from models.plan import Flavour
 from service.types import Probabilities, Rows
-from tests.fake_cuda import FakeCudart, Refused
+from tests.fake_cuda import Error, FakeCudart, Refused
 
 OUT_OF_MEMORY = Refused("Error Code 2: OutOfMemory (Requested size was 4096 bytes.)")
 BROKEN = Refused("Error Code 1: Internal Error (the script says so)")
@@ -116,8 +116,14 @@ class FakeTensorRt:
         fault = self.cudart.script.next(step)
         if fault is None:
             return False
-        logger.log(Severity.ERROR, fault.words if isinstance(fault, Refused) else fault.name)
-        if not isinstance(fault, Refused) and fault.name == "cudaErrorIllegalAddress":
+        if isinstance(fault, Refused):
+            logger.log(Severity.ERROR, fault.words)
+            return True
+        words = "out of memory" if fault is Error.cudaErrorMemoryAllocation else fault.name
+        logger.log(
+            Severity.ERROR, f"Error Code 1: Cuda Runtime (In launch at a.cpp:1 (cudaError {int(fault)}: {words}))"
+        )
+        if fault is Error.cudaErrorIllegalAddress:
             self.cudart.poison = fault
         return True
 

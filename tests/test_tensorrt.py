@@ -110,7 +110,7 @@ def test_each_failure_is_seen(bench: Callable[..., Bench]) -> None:
         here = bench()
         engine = here.open(max_batch=2, launch=Launch.CALLS)
         here.script.fail(name, Error.cudaErrorInvalidValue)
-        with pytest.raises((CudaError, TensorRtError), match="cudaErrorInvalidValue"):
+        with pytest.raises((CudaError, TensorRtError), match=r"cudaErrorInvalidValue|cudaError 1:"):
             engine.run(pixels(2))
 
 
@@ -319,6 +319,18 @@ def test_lost_card(bench: Callable[..., Bench]) -> None:
     del engine
     gc.collect()
     assert here.trt.alive.count("context") == 2
+
+
+@pytest.mark.parametrize("step", ["deserialize_cuda_engine", "create_execution_context", "execute_async_v3"])
+def test_lost_by_tensorrts_word(bench: Callable[..., Bench], step: str) -> None:
+    """A loss that TensorRT tells of while the engine opens is one, and what was made so far is never let go."""
+    here = bench()
+    here.script.fail(step, Error.cudaErrorIllegalAddress)
+    with pytest.raises(CardLostError, match="cudaErrorIllegalAddress: a kernel used an address"):
+        here.open()
+    gc.collect()
+    assert "runtime" in here.trt.alive
+    assert here.cudart.freed == {}
 
 
 def test_logger_outlives_all(bench: Callable[..., Bench]) -> None:

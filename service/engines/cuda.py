@@ -53,7 +53,7 @@ LOSSES = (
     Loss("cudaErrorUnknown", 999, "the driver knows no reason; a card that fell off its bus looks so"),
 )
 _LOST = MappingProxyType({loss.number: loss for loss in LOSSES})
-_TOLD = re.compile(r"\bCUDA failure (\d+): ")  # how ONNX Runtime quotes CUDA
+_TOLD = re.compile(r"\b(?:CUDA failure|cudaError) (\d+): ")  # how ONNX Runtime and TensorRT quote CUDA
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +135,13 @@ class Cuda:
         """Wait until all that was queued has run. Other threads go on: cuda-bindings lets go of the interpreter."""
         self._call("cudaEventRecord", event, stream)
         self._call("cudaEventSynchronize", event)
+
+    def told(self, text: str) -> CardLostError | None:
+        """What to raise where another library's words tell that the card is lost; None where they do not."""
+        if (loss := loss_in(text)) is None:
+            return None
+        self.lost = f"{loss.name}: {loss.meaning}: {text}"
+        return CardLostError(self.lost)
 
     def drain(self, stream: Any) -> None:
         """Wait for a stream after a failure, so that nothing touches its buffers any more."""

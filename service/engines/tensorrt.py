@@ -137,7 +137,7 @@ class TensorRtEngine:
     def _open(self, plan: Plan, cache: RtxCacheFile | None, asked: tuple[int, int], launch: Launch) -> None:
         slots, max_batch = asked
         try:
-            self._plan = LoadedPlan(self._on.trt, plan, self._contract, cache)
+            self._plan = LoadedPlan(self._on.trt, self._cuda, plan, self._contract, cache)
             self.max_batch = min(max_batch, self._plan.profile.largest)
             sizes = buckets(self._plan.profile.smallest, self.max_batch)
             # RTX makes graphs by itself, and one within another is an error.
@@ -146,7 +146,7 @@ class TensorRtEngine:
         except MemoryError as error:
             raise NoRoomError(f"{plan.path} does not fit on {self.device} ({self._card.name}): {error}") from error
         except (CudaError, TensorRtError) as error:
-            raise EngineUnavailableError(f"{plan.path} does not run on {self.device}: {error}") from error
+            raise EngineUnavailableError(f"{plan.path.name} does not run on {self.device}: {error}") from error
         self.slots = len(self._slots)
         each = self._plan.activations_bytes + Slot.buffers_bytes(self._contract, sizes[-1])
         self.memory_bytes = self._plan.weights_bytes + self.slots * each

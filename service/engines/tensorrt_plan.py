@@ -5,6 +5,7 @@ from typing import Any
 
 from models.plan import BatchProfile, Plan, PlanError
 from service.engines.base import EngineUnavailableError, keep_for_ever
+from service.engines.cuda import Cuda
 from service.engines.nvidia import Words, logger
 from service.engines.rtx_cache import RtxCacheFile
 
@@ -34,11 +35,12 @@ class LoadedPlan:
     """A runtime, an engine and, for RTX, the configuration and the cache of its contexts.
 
     `cache` is the file of RTX's cache, None for TensorRT proper. Raises EngineUnavailableError where the plan cannot be
-    loaded or is not what the contract says, MemoryError where there is no room for it.
+    read or is not what the contract says, and what `failure` gives.
     """
 
-    def __init__(self, trt: Any, plan: Plan, contract: Contract, cache: RtxCacheFile | None) -> None:
+    def __init__(self, trt: Any, cuda: Cuda, plan: Plan, contract: Contract, cache: RtxCacheFile | None) -> None:
         self._trt = trt
+        self._cuda = cuda
         self._plan = plan
         self._cache_file = cache
         self._words = Words()
@@ -80,14 +82,16 @@ class LoadedPlan:
             made = self._engine.create_execution_context(self._config)
         if made is None:
             raise self.failure("no execution context")
+        self.forget()  # it may have tried what did not fit before it found what does
         return made
 
     def failure(self, what: str) -> Exception:
-        """The exception for a step that TensorRT refused: MemoryError where it says that memory lacks."""
+        """The exception for a step that TensorRT refused; its words tell CardLostError and MemoryError from others."""
         text = f"{what}: {self._words.last()}"
+        lost = self._cuda.told(" ".join(self._words.errors))
         short = any(sign in error.lower() for error in self._words.errors for sign in _MEMORY)
         self.forget()
-        return MemoryError(text) if short else TensorRtError(text)
+        return lost or (MemoryError(text) if short else TensorRtError(text))
 
     def forget(self) -> None:
         """Drop what TensorRT said so far: a server lives long, and old words explain no new failure."""
@@ -102,7 +106,10 @@ class LoadedPlan:
                 self._cache_file.write(bytes(content))
 
     def close(self) -> None:
-        """Let everything go, what hangs on others first. No context may be left."""
+        """Let everything go, what hangs on others first, unless the card is lost. No context may be left."""
+        if self._cuda.lost is not None:
+            keep_for_ever(self)
+            return
         self._config = None
         self._cache = None
         self._engine = None
@@ -119,8 +126,7 @@ class LoadedPlan:
             raise EngineUnavailableError(f"TensorRT does not start: {self._words.last()}") from error
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            failure = self.failure(f"{self._plan.path} cannot be loaded")
-            raise failure if isinstance(failure, MemoryError) else EngineUnavailableError(str(failure))
+            raise self.failure(f"{self._plan.path} cannot be loaded")
 
     def _checked(self, contract: Contract) -> BatchProfile:
         """The profile of the engine itself. Raises EngineUnavailableError where it is not what it should be."""

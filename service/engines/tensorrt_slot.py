@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from service.engines.base import CardLostError
+from service.engines.base import CardLostError, keep_for_ever
 from service.engines.cuda import Cuda, CudaError
 from service.engines.tensorrt_plan import IMAGE, PROBABILITIES, Contract, LoadedPlan, TensorRtError
 from service.types import Probabilities, Rows
@@ -88,7 +88,8 @@ class Slot:
     def close(self) -> None:
         """Give everything back, unless the card is lost. Nothing may run."""
         if self._cuda.lost is not None:
-            return  # a context that is let go calls the card, and may end the process where that fails
+            keep_for_ever(self)
+            return
         self._graphs.clear()
         self._context = None
         self._owned.close()
