@@ -6,7 +6,7 @@ from functools import partial
 
 from service.cards import Card, Cards
 from service.engines.base import CPU
-from service.engines.choose import EngineOptions, open_engine
+from service.engines.choose import ORDER, EngineOptions, open_engine
 from service.placement import budget_bytes
 from service.shelves import Device
 from service.types import Runtime
@@ -15,7 +15,7 @@ _ON_CARDS = (Runtime.TENSORRT, Runtime.TENSORRT_RTX, Runtime.ONNXRUNTIME_CUDA)
 
 
 def devices(options: EngineOptions, budget_mib: int, find_cards: Callable[[], Cards]) -> list[Device]:
-    """For a runtime of cards every card, for one of the CPU the CPU, for `auto` both.
+    """For a runtime of cards every card, for one of the CPU the CPU, for `auto` both: a full card is not tried again.
 
     Without a card a runtime that needs one is still asked, because it says best what is missing. Cards are looked for
     only where they may be used: a look takes memory on each.
@@ -24,7 +24,8 @@ def devices(options: EngineOptions, budget_mib: int, find_cards: Callable[[], Ca
         return [_cpu(options, budget_mib)]
     found = [_on(card, options, budget_mib) for card in find_cards().found]
     if options.runtime is Runtime.AUTO:
-        return [*found, _cpu(options, budget_mib)]
+        among = tuple(runtime for runtime in ORDER if runtime not in _ON_CARDS) if found else ORDER
+        return [*found, _cpu(replace(options, among=among), budget_mib)]
     return found or [Device("cuda:0", partial(open_engine, options=options), budget_bytes(budget_mib, None))]
 
 

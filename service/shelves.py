@@ -12,7 +12,7 @@ from typing import TypeVar
 from models.artifact import Artifact
 from models.plan import read_plans
 from service.clock import Clock
-from service.engines.base import CPU, Engine, EngineUnavailableError, card_lost, held_bytes
+from service.engines.base import CPU, Engine, EngineUnavailableError, card_lost, held_bytes, out_of_memory
 from service.engines.choice import Opened, OpenEngine
 from service.metrics import Metrics
 from service.model import LoadedModel
@@ -22,7 +22,6 @@ from service.types import BatchLimits
 
 _LEAVE_S = 5.0  # for requests that hold a model which is to leave; a batch of its own may take longer
 _CLOSE_S = 60.0
-_NO_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc")
 
 X = TypeVar("X")
 
@@ -201,7 +200,7 @@ class Shelves:
         try:
             return await self._on_thread(partial(_opened, device, artifact), _discard)
         except EngineUnavailableError as error:
-            if not _out_of_memory(error) or (victim := oldest(self._room(shelf))) is None:
+            if not out_of_memory(error) or (victim := oldest(self._room(shelf))) is None:
                 raise
             log.warning("%s does not fit on %s: %s", artifact.manifest.name, device.name, error)
             if not await self._unload(shelf, self.loaded[victim]):
@@ -239,15 +238,6 @@ def _opened(device: Device, artifact: Artifact) -> Opened:
         raise
     except Exception as error:  # a runtime's own exceptions have no common base
         raise EngineUnavailableError(f"its engine failed: {error}") from error
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether that is what it, or what caused it, says; CUDA and its users have words for it and no type."""
-    while error is not None:
-        if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
-            return True
-        error = error.__cause__
-    return False
 
 
 def _pass_on(done: asyncio.Future[X], discard: Callable[[X], None]) -> None:

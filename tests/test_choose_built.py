@@ -11,7 +11,7 @@ from models.artifact import GRAPH, Artifact, load
 from models.plan import BatchProfile, Flavour, Plan, PlanError, write_plan
 from service.cards import Card, Cards
 from service.engines import choose
-from service.engines.base import Engine, EngineUnavailableError
+from service.engines.base import Engine, EngineUnavailableError, out_of_memory
 from service.engines.choice import Opened
 from service.engines.choose import EngineOptions, open_engine
 from service.engines.gate import reference_of
@@ -325,6 +325,27 @@ def test_artifact_without_reference(shop: Shop) -> None:
     assert shop.built == []
     assert "nothing to check its answers against" in opened.choice.passed_over[0]
     assert "run: topfive export tiny" in opened.choice.passed_over[0]
+
+
+def test_a_full_card_is_left_to_who_chose_it(shop: Shop) -> None:
+    """Where a card was named, `auto` does not pass over it for lack of memory: others may leave it. Else it does."""
+    shop.plan()
+    shop.fails = {"fp16": MemoryError("2 GiB do not fit")}
+    with pytest.raises(EngineUnavailableError, match="2 GiB do not fit") as full:
+        shop.open(card=ADA)
+    assert out_of_memory(full.value)
+    opened = shop.open()
+    opened.engine.close()
+    assert opened.engine.describe().runtime == "openvino"
+
+
+def test_among(shop: Shop) -> None:
+    """`auto` tries those it is told, so that a model for which the card has no room does not go there after all."""
+    shop.plan()
+    opened = shop.open(among=(Runtime.ONNXRUNTIME, Runtime.OPENVINO))
+    opened.engine.close()
+    assert shop.built == []
+    assert opened.engine.describe().runtime == "onnxruntime"
 
 
 def test_which_card(shop: Shop) -> None:

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from service.cards import Card, Cards
 from service.devices import devices
 from service.engines.base import CPU, EngineUnavailableError, held_bytes
 from service.engines.choice import Opened, OpenEngine
-from service.engines.choose import EngineOptions
+from service.engines.choose import ORDER, EngineOptions
 from service.ensemble import Panels
 from service.errors import Code, NotReady, ShuttingDown, TopfiveError
 from service.metrics import Metrics
@@ -250,7 +251,7 @@ async def test_an_ensemble_larger_than_the_budget_is_refused(artifacts: Path) ->
                 await panels.get("ensemble:tiny+b", holds)
 
         asking = asyncio.create_task(ask())
-        await reached(lambda: len(host.engines) == 1 and not host.loaded)
+        await reached(lambda: host.clock.pending == 1)  # the limit of its leaving
         await host.clock.advance(5.0)
         with pytest.raises(NotReady, match="still in use"):
             await asking
@@ -430,6 +431,16 @@ def test_devices(runtime: Runtime, found: Cards, mib: int, expected: list[tuple[
     """Cards where the runtime runs on cards, the CPU where it does, each with its budget."""
     listed = devices(EngineOptions(runtime), mib, lambda: found)
     assert [(one.name, one.budget_bytes) for one in listed] == expected
+
+
+def test_the_cpu_is_for_runtimes_of_the_cpu() -> None:
+    """Beside cards: a model that a full card has refused does not go there after all; without any, all are tried."""
+    among = []
+    for found in (CARDS, Cards(())):
+        cpu = devices(EngineOptions(), 0, partial(Cards, found.found))[-1].open_engine
+        assert isinstance(cpu, partial)
+        among.append(cpu.keywords["options"].among)
+    assert among == [(Runtime.OPENVINO, Runtime.ONNXRUNTIME), ORDER]
 
 
 def test_cards_are_not_looked_for_in_vain() -> None:

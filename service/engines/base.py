@@ -11,6 +11,7 @@ CPU = "cpu"
 """The device of every engine that runs on the processor; a card is `cuda:0`, `cuda:1` and so on."""
 
 _HELD_PER_GRAPH = 2  # a runtime keeps the weights and, beside them or in their place, a copy in its own layout
+_NO_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc")
 
 
 class EngineUnavailableError(Exception):
@@ -54,6 +55,15 @@ def held_bytes(graph_bytes: int) -> int:
 def as_batch(rows: Rows) -> Batch:
     """The samples in one piece, [N, S, S, 3]; what is in one piece already is not copied."""
     return rows if isinstance(rows, np.ndarray) else np.stack(rows)
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether that is what it, or what caused it, says; CUDA and its users have words for it and no type."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False
 
 
 def card_lost(error: BaseException | None) -> str | None:

@@ -8,7 +8,7 @@ from models.artifact import GRAPH, Artifact
 from models.plan import Flavour, Plan
 from models.reference import REFERENCE
 from service.cards import Card
-from service.engines.base import Engine, EngineUnavailableError
+from service.engines.base import Engine, EngineUnavailableError, out_of_memory
 from service.engines.choice import Choice, Opened
 from service.engines.gate import Gate, Subject
 from service.engines.nvidia import INSTALL
@@ -35,10 +35,12 @@ class Bench:
 def open_built(artifact: Artifact, runtime: Runtime, fits: tuple[Fit, ...], bench: Bench) -> Opened:
     """The best plan of `runtime` among `fits` that runs and passes the check on the card.
 
-    Raises EngineUnavailableError where none does, with what is wrong with each.
+    Raises EngineUnavailableError where none does, with what is wrong with each; caused by a lack of memory where that
+    is one of them.
     """
     mine = [fit for fit in fits if fit.plan.record.flavour is FLAVOURS[runtime]]
     failed: list[str] = []
+    errors: list[EngineUnavailableError] = []
     for fit in mine:
         if not fit.fits:
             continue
@@ -46,7 +48,9 @@ def open_built(artifact: Artifact, runtime: Runtime, fits: tuple[Fit, ...], benc
             return _open(artifact, runtime, fit, bench, failed)
         except EngineUnavailableError as error:
             failed.append(f"{fit.plan.record.stem}: {error}")
-    raise EngineUnavailableError("; ".join([*failed, *misfits(mine)]))
+            errors.append(error)
+    reasons = "; ".join([*failed, *misfits(mine)])
+    raise EngineUnavailableError(reasons) from next(filter(out_of_memory, errors), None)
 
 
 def _open(artifact: Artifact, runtime: Runtime, fit: Fit, bench: Bench, failed: list[str]) -> Opened:

@@ -10,7 +10,7 @@ from pathlib import Path
 from models.artifact import Artifact
 from models.plan import Plan
 from service.cards import Card
-from service.engines.base import Engine, EngineUnavailableError
+from service.engines.base import Engine, EngineUnavailableError, out_of_memory
 from service.engines.built import FLAVOURS, Bench, best_flavour, gate_of_graph, nothing_built, open_built
 from service.engines.choice import Choice, Opened
 from service.engines.nvidia import is_installed
@@ -49,7 +49,7 @@ BuildPlan = Callable[[Plan, Card, Artifact, "EngineOptions"], Engine]
 class EngineOptions:
     """What the user asked for, the CPUs there are for all slots together, and the card to use; None for the first.
 
-    `cache` is the folder for what this machine finds out.
+    `cache` is the folder for what this machine finds out, `among` are the runtimes that `auto` tries, best first.
     """
 
     runtime: Runtime = Runtime.AUTO
@@ -58,6 +58,7 @@ class EngineOptions:
     max_batch: int = 8
     card: Card | None = None
     cache: Path = field(default_factory=CACHE.expanduser)
+    among: tuple[Runtime, ...] = ORDER
 
     @property
     def slots(self) -> int:
@@ -161,7 +162,8 @@ def open_engine(
     """A warm engine for `artifact` that never runs more rows at once than its manifest allows.
 
     With `auto` the best that runs here and is known to answer rightly; the log and the choice say what was passed over
-    and why. Raises EngineUnavailableError where what was asked for cannot run. `look` finds out what machine this is,
+    and why. Raises EngineUnavailableError where what was asked for cannot run, and with `auto` where the card that was
+    named lacks memory. `look` finds out what machine this is,
     `build_plan` makes the engine of a plan.
     """
     if (most := artifact.manifest.max_batch) is not None:
@@ -182,19 +184,21 @@ def open_engine(
 
 
 def _best(case: _Case) -> Opened:
-    """The first of `ORDER` that runs; each that should have run and did not is noted."""
+    """The first of those that `auto` tries that runs; each that should have run and did not is noted."""
     asked, name, machine = case.options.precision, case.artifact.manifest.name, case.bench.machine
     level = logging.WARNING if machine.cards.found else logging.INFO  # without a card nobody expects one
     notes = [_Note(text, level) for text in case.damage]
     if machine.cards.found and not case.fits and not case.damage and computes(Runtime.TENSORRT, asked):
         notes.append(_Note(nothing_built(best_flavour(machine), case.source, machine, asked), level))
     refused: list[str] = []
-    for runtime in ORDER:
+    for runtime in case.options.among:
         if not computes(runtime, asked) or not _is_candidate(case, runtime):
             continue
         try:
             opened = _open(case, runtime)
         except EngineUnavailableError as error:
+            if case.options.card is not None and out_of_memory(error):  # who chose the card may make room on it
+                raise
             refused.append(str(error))
             text = f"{runtime} does not run {name}: {error}"
             notes.append(_Note(text, level if runtime in FLAVOURS else logging.WARNING))
