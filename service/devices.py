@@ -31,8 +31,9 @@ def devices(options: EngineOptions, budget_mib: int, find_cards: Callable[[], Ca
 
 def _on(card: Card, options: EngineOptions, budget_mib: int) -> Device:
     opener = partial(open_engine, options=replace(options, card=card))
-    return Device(f"cuda:{card.index}", opener, budget_bytes(budget_mib, card.memory_bytes))
+    return Device(f"cuda:{card.index}", opener, budget_bytes(budget_mib, card.memory_bytes), options.max_batch)
 
 
 def _cpu(options: EngineOptions, budget_mib: int) -> Device:
-    return Device(CPU, partial(open_engine, options=options), budget_bytes(budget_mib, None))
+    rows = options.slots * options.max_batch
+    return Device(CPU, partial(open_engine, options=options), budget_bytes(budget_mib, None), rows)

@@ -30,11 +30,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where engines may be opened: its name as engines say it, how, and its budget in bytes, 0 for no limit."""
+    """Where engines may be opened: its name as engines say it, how, and its budget in bytes, 0 for no limit.
+
+    `rows` is how many images an engine there should have in all its slots, for what it is expected to hold.
+    """
 
     name: str
     open_engine: OpenEngine
     budget_bytes: int = 0
+    rows: int = 0
 
 
 class Shelves:
@@ -118,7 +122,7 @@ class Shelves:
     async def _load(self, artifact: Artifact, device: Device, others: Sequence[Device]) -> LoadedModel:
         """The model on that device, or on the one that its engine chose where no other card is left to try."""
         name, shelf = artifact.manifest.name, self._shelves[device.name]
-        need = held_bytes(artifact.graph.stat().st_size)
+        need = held_bytes(artifact.graph.stat().st_size, device.rows, artifact.manifest.input.crop)
         if device.name != CPU:
             need = expected_bytes(need, (plan.record.size_bytes for plan in read_plans(artifact.folder)[0]))
         async with self._turn(shelf):

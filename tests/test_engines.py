@@ -20,7 +20,7 @@ from models.artifact import GRAPH, WEIGHTS, Artifact, load
 from models.catalog import CATALOG
 from models.plan import Target
 from service.cards import Card
-from service.engines.base import CardLostError, Engine, EngineUnavailableError
+from service.engines.base import CPU, CardLostError, Engine, EngineUnavailableError
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
 from service.engines.openvino import OpenVinoEngine, has_bf16
@@ -393,3 +393,15 @@ assert not [name for name in sys.modules if name.startswith("openvino_telemetry.
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
 
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+def test_what_an_engine_holds_grows_with_what_it_is_given(tiny: Artifact) -> None:
+    """Twice the graph, and 128 bytes for each pixel of the rows of all slots: larger batches hold more."""
+    graph = tiny.graph.stat().st_size
+    sizes = []
+    for slots, max_batch in ((1, 1), (2, 1), (2, 4)):
+        engine = OnnxRuntimeEngine(tiny, Runtime.ONNXRUNTIME, slots=slots, threads=1, max_batch=max_batch)
+        sizes.append(engine.memory_bytes)
+        assert engine.device == CPU
+        engine.close()
+    assert sizes == [2 * graph + rows * 32 * 32 * 128 for rows in (1, 2, 8)]

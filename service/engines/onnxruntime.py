@@ -70,7 +70,8 @@ class OnnxRuntimeEngine:
         # Without the CUDA libraries or a driver ONNX Runtime logs a line and takes the CPU: never silently.
         if (got := self._session.get_providers()[0]) != provider:
             raise EngineUnavailableError(f"ONNX Runtime was asked for {provider} and chose {got}; see its log above")
-        self.memory_bytes = held_bytes(artifact.graph.stat().st_size)
+        size = artifact.manifest.input.crop
+        self.memory_bytes = held_bytes(artifact.graph.stat().st_size, slots * max_batch, size)
 
     def run(self, rows: Rows) -> Probabilities:
         """Probabilities [N, C] of N samples."""

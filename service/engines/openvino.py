@@ -38,7 +38,8 @@ class OpenVinoEngine:
             self._compiled: CompiledModel | None = Core().compile_model(artifact.graph, _DEVICE, properties)
         except RuntimeError as error:
             raise EngineUnavailableError(f"OpenVINO cannot run {artifact.graph}: {_reason(error)}") from error
-        self.memory_bytes = held_bytes(artifact.graph.stat().st_size)
+        size = artifact.manifest.input.crop
+        self.memory_bytes = held_bytes(artifact.graph.stat().st_size, slots * max_batch, size)
         self._check(precision)
         self._requests: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
         for _ in range(slots):

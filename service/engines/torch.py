@@ -29,7 +29,7 @@ class TorchEngine:
             load_state(network, architecture, read_state_dict(weights), what=str(weights))
         except WeightsError as error:
             raise EngineUnavailableError(str(error)) from error
-        self.memory_bytes = held_bytes(weights.stat().st_size)
+        self.memory_bytes = held_bytes(weights.stat().st_size, max_batch, artifact.manifest.input.crop)
         torch.set_num_threads(threads)
         self._served = Served(network, artifact.manifest.input).eval().to(self.device)
 
