@@ -1,11 +1,14 @@
 """`topfive serve` as a process: start, signals, drain, exit status."""
 
 import asyncio
+import errno
 import json
 import os
 import re
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +23,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service.rest.server import deafen
 from tests.conftest import png
 
 pytestmark = pytest.mark.anyio
@@ -281,3 +285,25 @@ async def test_environment(artifacts: Path) -> None:
     done = await asyncio.to_thread(run, "serve", env={"TOPFIVE_RUNTIME": "abacus"})
     assert done.returncode == 2
     assert "--runtime" in done.stderr
+
+
+async def test_no_connection_between_the_last_and_the_end() -> None:
+    """A listener that stops takes every connection that was there, and the kernel opens none after the last of them."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    before = socket.create_connection(address)
+    deafen(listener)
+    late = socket.socket()
+    late.setblocking(False)
+    assert late.connect_ex(address) == errno.EINPROGRESS
+    _, writable, _ = select.select([], [late], [], 0)  # on the loopback a handshake ends at once
+    accepted, _ = listener.accept()
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    before.sendall(b"heard")
+    heard = await asyncio.to_thread(accepted.recv, 5)
+    for one in (before, accepted, late, listener):
+        one.close()
+    assert writable == []
+    assert heard == b"heard"

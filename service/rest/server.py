@@ -1,7 +1,9 @@
 """The HTTP server under REST: uvicorn, with signals left to the service and a shutdown that loses nothing."""
 
 import asyncio
+import ctypes
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +15,9 @@ from fastapi import FastAPI
 from service.rest.protocol import BoundedHeadProtocol
 
 _BACKLOG = 2048
+
+_SO_ATTACH_FILTER = 26  # of Linux; Python's socket module does not name it
+_DROP = struct.pack("HBBI", 0x06, 0, 0, 0)  # the one instruction of a packet filter that keeps nothing
 
 _KEEP_ALIVE_S = 75  # longer than the idle time of common load balancers, so that they close first
 
@@ -86,6 +91,8 @@ class _Server(uvicorn.Server):
     async def stop_listening(self, listener: socket.socket) -> None:
         """Accept the connections that the kernel holds in its queue, which closing would reset, and no later ones."""
         waiting: list[socket.socket] = []
+        with suppress(OSError):  # not every system has such filters
+            deafen(listener)
         with suppress(OSError):  # until none waits; or no descriptor is left for another
             while True:
                 waiting.append(listener.accept()[0])
@@ -108,6 +115,16 @@ class _Server(uvicorn.Server):
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return made
+
+
+def deafen(listener: socket.socket) -> None:
+    """Let the kernel drop what would open one more connection.
+
+    One that came between the last `accept` and the close would be reset, and its client could not tell whether it was
+    served; so it asks again a second later and is refused. Raises OSError where the system cannot.
+    """
+    program = ctypes.create_string_buffer(_DROP, len(_DROP))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
 
 
 def _listen(host: str, port: int) -> socket.socket:
