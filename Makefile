@@ -11,6 +11,8 @@ ARTIFACTS ?= $(or $(TOPFIVE_ARTIFACTS),artifacts)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.topfive-$(FLAVOUR)
 comma := ,
+# TensorRT itself builds and runs only on a card.
+ENGINES := tensorrt-rtx$(if $(filter gpu,$(FLAVOUR)),$(comma)tensorrt)
 export TOPFIVE_MODELS := $(MODELS)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
@@ -22,7 +24,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "topfive needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FLAVOUR),export,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FLAVOUR),export,$(ENGINES),dev]'
 	touch $@
 
 export: install
