@@ -173,6 +173,7 @@ async def test_nothing_is_lost(artifacts: Path) -> None:
     The gateway then stops in the middle of requests, and answers those it had accepted.
     """
     image = bmp()
+    headers = {"content-type": "image/bmp", "connection": "close"}  # a kept one may be closed while a request is sent
     async with server(artifacts) as one, server(artifacts) as two:
         ports = [grpc_port(one), grpc_port(two)]
         addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
@@ -184,7 +185,7 @@ async def test_nothing_is_lost(artifacts: Path) -> None:
 
             async def ask() -> None:
                 while True:
-                    answer = await client.post("/predict", content=image, headers={"content-type": "image/bmp"})
+                    answer = await client.post("/predict", content=image, headers=headers)
                     statuses.append(answer.status_code)
 
             async def more(count: int) -> None:
@@ -208,7 +209,7 @@ async def test_nothing_is_lost(artifacts: Path) -> None:
                 assert await front.ended() == 0
 
     assert set(statuses) == {200}
-    assert {type(end) for end in ended} <= {httpx.ConnectError, httpx.RemoteProtocolError}  # at a closed connection
+    assert {type(end) for end in ended} == {httpx.ConnectError}  # every connection that it took was answered
     assert sum("is gone" in line for line in front.log) >= 3
     assert not [line for line in front.log if "Traceback" in line or "ERROR" in line]
 
