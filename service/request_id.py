@@ -2,8 +2,12 @@
 
 import re
 import uuid
+from contextvars import ContextVar
 
 _USABLE = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+
+under_way: ContextVar[str] = ContextVar("under_way", default="")
+"""The id of the request that this task works for, empty outside of one: for calls to other processes on its behalf."""
 
 
 def request_id(given: str | None) -> str:

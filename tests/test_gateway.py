@@ -72,6 +72,22 @@ async def test_same_pages(artifacts: Path) -> None:
     assert len(names) > 10
 
 
+async def test_one_id_in_both_logs(artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What an inference server logs of a request has the id that the gateway's reply has, also of several at once."""
+    caplog.set_level("INFO", "service.rpc.errors")
+    async with serving(artifacts, FakeEngine()) as running, gateway([running.service.rpc.port]) as front:
+        answers = await asyncio.gather(
+            front.http.post("/predict", files={"image": png()}, params={"model": "tin"}),
+            *(
+                front.http.post("/compare", files={"image": png()}, params={"crops": 3}, headers={"X-Request-Id": own})
+                for own in ("order-7", "order-8")
+            ),
+        )
+    logged = {record.getMessage().partition(":")[0] for record in caplog.records if record.name == "service.rpc.errors"}
+    assert [answer.status_code for answer in answers] == [404, 400, 400]
+    assert logged == {answers[0].json()["request_id"], "order-7", "order-8"}
+
+
 async def test_numbers_that_no_message_holds(artifacts: Path) -> None:
     """A number of classes or crops beyond 32 bits or below zero is a bad request, not a failure."""
     async with serving(artifacts, FakeEngine()) as running, gateway([running.service.rpc.port]) as front:

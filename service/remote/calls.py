@@ -11,6 +11,7 @@ from service.metrics import Metrics
 from service.remote.errors import Disconnected, translated
 from service.remote.replica import Replica, Send, Serving
 from service.remote.replicas import Replicas
+from service.request_id import under_way
 
 M = TypeVar("M")
 
@@ -63,7 +64,7 @@ class Calls:
                 refusal = failure
             avoided.add(replica)
             self._metrics.retried(failure.code)
-            log.info("%s: %s; trying again", replica.address, failure.detail)
+            log.info("%s: %s: %s; trying again", under_way.get(), replica.address, failure.detail)
 
     @staticmethod
     def _final(failure: TopfiveError, refusal: TopfiveError | None, broken: int) -> bool:

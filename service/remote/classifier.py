@@ -11,11 +11,15 @@ from service.errors import BadRequest, TopfiveError
 from service.metrics import UNKNOWN, Metrics
 from service.remote import converters
 from service.remote.calls import Calls
+from service.request_id import under_way
 from service.types import ENSEMBLE, ENSEMBLE_PREFIX, Classification
 
 
 class RemoteClassifier:
-    """`service.classifier.Classifier` by way of `Calls`. Cancelled, it cancels the call."""
+    """`service.classifier.Classifier` by way of `Calls`. Cancelled, it cancels the call.
+
+    A call carries the id of the request it is made for, so that the log of the inference server has the same one.
+    """
 
     def __init__(self, calls: Calls, metrics: Metrics) -> None:
         self._calls = calls
@@ -34,7 +38,11 @@ class RemoteClassifier:
         asked = model or ""
         with self._counted(_label(asked)):
             request = pb.ClassifyRequest(
-                image=data, model=asked, top_k=_whole("top_k", top_k), crops=_whole("crops", crops)
+                image=data,
+                model=asked,
+                top_k=_whole("top_k", top_k),
+                crops=_whole("crops", crops),
+                request_id=under_way.get(),
             )
             reply = await self._calls.ask(lambda stub, left_s: stub.Classify(request, timeout=left_s), deadline)
             answer = converters.classification(reply)
@@ -53,7 +61,11 @@ class RemoteClassifier:
         """As of the protocol; each row is counted, as it is by a classifier of its own process."""
         with self._counted(UNKNOWN):
             request = pb.CompareRequest(
-                image=data, models=models, top_k=_whole("top_k", top_k), crops=_whole("crops", crops)
+                image=data,
+                models=models,
+                top_k=_whole("top_k", top_k),
+                crops=_whole("crops", crops),
+                request_id=under_way.get(),
             )
             reply = await self._calls.ask(lambda stub, left_s: stub.Compare(request, timeout=left_s), deadline)
             comparison = converters.comparison(reply)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import TABLE, BadRequest, Code, NotReady, Overloaded, ShuttingDown, TopfiveError
-from service.request_id import request_id
+from service.request_id import request_id, under_way
 from service.rest.schemas import Problem, RowProblem
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class RequestContext:
             return
         identity = request_id(Headers(scope=scope).get(REQUEST_ID))
         scope.setdefault("state", {})["request_id"] = identity
+        under_way.set(identity)
         started = False
 
         async def send_with_id(message: Message) -> None:
