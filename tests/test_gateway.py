@@ -89,11 +89,18 @@ async def test_one_id_in_both_logs(artifacts: Path, caplog: pytest.LogCaptureFix
 
 
 async def test_numbers_that_no_message_holds(artifacts: Path) -> None:
-    """A number of classes or crops beyond 32 bits or below zero is a bad request, not a failure."""
+    """A number of classes or crops beyond 32 bits or below zero is a bad request, which says what would be right."""
+    classes = "send 1 or more, at most the number of the model's classes"
     async with serving(artifacts, FakeEngine()) as running, gateway([running.service.rpc.port]) as front:
-        for query in ({"top_k": 1 << 32}, {"top_k": -1}, {"crops": 1 << 40}, {"crops": -10}):
-            answer = await front.http.post("/predict", params=query, files={"image": png()})
+        for name, value, right in (
+            ("top_k", 1 << 32, classes),
+            ("top_k", -1, classes),
+            ("crops", 1 << 40, "send 1 or 10"),
+            ("crops", -10, "send 1 or 10"),
+        ):
+            answer = await front.http.post("/predict", params={name: value}, files={"image": png()})
             assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+            assert answer.json()["detail"] == f"{name} is {value}; {right}"
 
 
 async def test_limits_hold_before_the_call() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.classifier import DEFAULT_CROPS
+from service.classifier import DEFAULT_CROPS, TEN_CROPS
 from service.comparison import Comparison
 from service.errors import BadRequest, TopfiveError
 from service.metrics import UNKNOWN, Metrics
@@ -13,6 +13,9 @@ from service.remote import converters
 from service.remote.calls import Calls
 from service.request_id import under_way
 from service.types import ENSEMBLE, ENSEMBLE_PREFIX, Classification
+
+_OF_CLASSES = "1 or more, at most the number of the model's classes"
+_OF_CROPS = f"{DEFAULT_CROPS} or {TEN_CROPS}"
 
 
 class RemoteClassifier:
@@ -40,8 +43,8 @@ class RemoteClassifier:
             request = pb.ClassifyRequest(
                 image=data,
                 model=asked,
-                top_k=_whole("top_k", top_k),
-                crops=_whole("crops", crops),
+                top_k=_whole("top_k", top_k, _OF_CLASSES),
+                crops=_whole("crops", crops, _OF_CROPS),
                 request_id=under_way.get(),
             )
             reply = await self._calls.ask(lambda stub, left_s: stub.Classify(request, timeout=left_s), deadline)
@@ -63,8 +66,8 @@ class RemoteClassifier:
             request = pb.CompareRequest(
                 image=data,
                 models=models,
-                top_k=_whole("top_k", top_k),
-                crops=_whole("crops", crops),
+                top_k=_whole("top_k", top_k, _OF_CLASSES),
+                crops=_whole("crops", crops, _OF_CROPS),
                 request_id=under_way.get(),
             )
             reply = await self._calls.ask(lambda stub, left_s: stub.Compare(request, timeout=left_s), deadline)
@@ -92,10 +95,10 @@ class RemoteClassifier:
             raise
 
 
-def _whole(name: str, value: int | None) -> int | None:
-    """The value of a field of the message, which cannot hold every number. Raises BadRequest."""
+def _whole(name: str, value: int | None, right: str) -> int | None:
+    """The value of a field of the message, which cannot hold every number. Raises BadRequest with the `right` ones."""
     if value is not None and not 0 <= value < 1 << 32:
-        raise BadRequest(f"{name} is {value}; send 1 or more")
+        raise BadRequest(f"{name} is {value}; send {right}")
     return value
 
 
