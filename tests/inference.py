@@ -60,10 +60,11 @@ class Inference(ClassifierServicer):
         best = pb.Prediction(rank=1, label=self.label, probability=1.0, class_id=len(request.image))
         return pb.ClassifyReply(predictions=[best], model=pb.Model(name="tiny"))
 
-    async def serving(self, ready: bool) -> None:
-        """Say so to those who watch."""
+    async def serving(self, ready: bool | None) -> None:
+        """Say so to those who watch; None says that it knows no such service."""
         values = health_pb2.HealthCheckResponse
-        await self.health.set(SERVICE, values.SERVING if ready else values.NOT_SERVING)
+        said = {True: values.SERVING, False: values.NOT_SERVING, None: values.SERVICE_UNKNOWN}
+        await self.health.set(SERVICE, said[ready])
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["Inference"]:

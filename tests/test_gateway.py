@@ -152,6 +152,8 @@ async def test_readiness() -> None:
 
     assert (before.status_code, before.headers["retry-after"]) == (503, "1")
     assert f"127.0.0.1:{port}, 127.0.0.1:1" in before.json()["detail"]
+    assert before.json()["detail"].endswith("is topfive serve running there, and is that its gRPC port?")
+    assert loading.json()["detail"].endswith("its models are loading, or see its log")
     assert (during.status_code, loading.status_code, alive.status_code) == (200, 503, 200)
 
 

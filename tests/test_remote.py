@@ -275,6 +275,64 @@ async def test_a_name_is_asked_again() -> None:
     assert (before, both, after) == ({"old"}, {"old", "new"}, {"new"})
 
 
+async def test_a_slow_name_keeps_no_other_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    """Servers are found while another name gets no answer or none that can be read, which is said once."""
+    server = Inference("there")
+    asked_wrong = asyncio.Semaphore(0)
+
+    async def look(target: Target) -> set[str]:
+        if target.host == "silent":
+            await asyncio.Event().wait()
+        if target.host == "wrong..name":
+            asked_wrong.release()
+            raise UnicodeError("label empty or too long")
+        return {server.address}
+
+    replicas = Replicas(parse_targets("silent:1,wrong..name:1,there:1"), look, resolve_every_s=0.01)
+    async with server.listening(), asking(replicas, 1) as asker:
+        assert await asker.label() == "there"
+        for _ in range(5):
+            await asked_wrong.acquire()
+
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1
+    assert "wrong..name:1 has no address" in said[0]
+
+
+async def test_another_service(caplog: pytest.LogCaptureFixture) -> None:
+    """A server of gRPC that knows nothing of this service is never asked, and the log says so once."""
+    stranger, bare = Inference("stranger"), grpc.aio.server()
+    port = bare.add_insecure_port("127.0.0.1:0")
+    await bare.start()
+    async with stranger.listening():
+        await stranger.serving(None)
+        replicas = Replicas(parse_targets(f"{stranger.address},127.0.0.1:{port}"))
+        async with asking(replicas, 0) as asker:
+            async with asyncio.timeout(20):
+                while len(caplog.records) < 2:
+                    await replicas.change(0.1)
+            with pytest.raises(NotReady, match="is topfive serve running there, and is that its gRPC port"):
+                await asker.classify(within_s=0.2)
+            assert not replicas.answering
+            await stranger.serving(True)
+            await asker.ready(1)
+            assert await asker.label() == "stranger"
+    await bare.stop(None)
+
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert sorted(said) == sorted(
+        f"inference server {address} is another service; give the gRPC port of topfive serve"
+        for address in (stranger.address, f"127.0.0.1:{port}")
+    )
+
+
+def test_many_targets_make_no_long_message() -> None:
+    """Of many targets a message names the first few."""
+    replicas = Replicas(parse_targets(",".join(f"h{i}:1" for i in range(500))))
+
+    assert str(replicas) == "h0:1, h1:1, h2:1 and 497 more"
+
+
 def test_targets() -> None:
     """Names, addresses and several of them are read; the same one twice counts once."""
     given = " inference:8001, 10.0.0.1:80,[::1]:8001,dns:///inference:8001,"

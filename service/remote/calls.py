@@ -22,6 +22,9 @@ _PAUSE_S = 0.1
 
 log = logging.getLogger(__name__)
 
+ASK_SERVER = "is topfive serve running there, and is that its gRPC port?"
+"""What to look at where no server answers."""
+
 
 class Calls:
     """Sends calls to the least busy server, and again to another.
@@ -84,5 +87,5 @@ class Calls:
         if left_s <= 0:
             if self._replicas.serving:
                 raise DeadlineExceeded
-            raise NotReady(f"no inference server can be reached at {self._replicas}; is one running there?")
+            raise NotReady(f"no inference server can be reached at {self._replicas}; {ASK_SERVER}")
         await self._replicas.change(min(_PAUSE_S, left_s))

@@ -6,7 +6,7 @@ from service.directory import ModelList
 from service.errors import NotReady, ShuttingDown
 from service.facts import LayerFacts, ModelFacts
 from service.remote import converters
-from service.remote.calls import Calls
+from service.remote.calls import ASK_SERVER, Calls
 from service.remote.replica import M, Send
 from service.remote.replicas import Replicas
 
@@ -45,7 +45,8 @@ class RemoteDirectory:
         if self._stopping:
             raise ShuttingDown
         if not self._replicas.serving:
-            raise NotReady(f"no inference server at {self._replicas} is ready")
+            hint = "its models are loading, or see its log" if self._replicas.answering else ASK_SERVER
+            raise NotReady(f"no inference server at {self._replicas} is ready; {hint}")
 
     def stop(self) -> None:
         """Be not ready from now on."""

@@ -30,16 +30,21 @@ _OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 _WATCH_AGAIN_S = 0.1
+_STRANGER_S = 1.0  # another server may come to its address
 
 log = logging.getLogger(__name__)
 
 
 class Serving(Enum):
-    """What a server says of itself; GONE where it says nothing."""
+    """What a server says of itself; GONE where it says nothing, STRANGER where it knows nothing of this service."""
 
     YES = "serving"
     NO = "not serving"
     GONE = "gone"
+    STRANGER = "another service; give the gRPC port of topfive serve"
+
+
+_SAID = {health_pb2.HealthCheckResponse.SERVING: Serving.YES, health_pb2.HealthCheckResponse.NOT_SERVING: Serving.NO}
 
 
 class Replica:
@@ -79,10 +84,13 @@ class Replica:
             watch = self._health.Watch(health_pb2.HealthCheckRequest(service=SERVICE), wait_for_ready=True)
             try:
                 async for reply in watch:
-                    serving = reply.status == health_pb2.HealthCheckResponse.SERVING
-                    self._set(Serving.YES if serving else Serving.NO)
+                    self._set(_SAID.get(reply.status, Serving.STRANGER))
             except grpc.aio.AioRpcError as error:
                 log.debug("%s: %s", self.address, error.details())
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    self._set(Serving.STRANGER)
+                    await asyncio.sleep(_STRANGER_S)
+                    continue
             except asyncio.CancelledError:
                 watch.cancel()
                 await watch.code()  # as above
@@ -92,6 +100,7 @@ class Replica:
 
     def _set(self, state: Serving) -> None:
         if state is not self.state:
-            log.info("inference server %s is %s", self.address, state.value)
+            level = logging.WARNING if state is Serving.STRANGER else logging.INFO
+            log.log(level, "inference server %s is %s", self.address, state.value)
             self.state = state
             self._on_change()

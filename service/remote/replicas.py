@@ -11,6 +11,8 @@ from service.remote.replica import Replica, Serving
 RESOLVE_EVERY_S = 2.0
 """How soon a server is found that joins a name."""
 
+_SHOWN = 3  # targets in a message
+
 _SETTLE_S = 60.0  # for calls to a replica that the name no longer gives
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def parse_targets(text: str) -> tuple[Target, ...]:
 
 
 Resolve = Callable[[Target], Awaitable[Collection[str]]]
-"""The addresses, as `host:port`, that a target has now. Raises OSError where its name has none."""
+"""The addresses, as `host:port`, that a target has now. Raises OSError or UnicodeError where its name has none."""
 
 
 async def resolve(target: Target) -> Collection[str]:
@@ -72,16 +74,23 @@ class Replicas:
         self._changed = asyncio.Event()
         self._turn = 0
         self._closed = False
-        self._resolving: asyncio.Task[None] | None = None
+        self._known: dict[Target, Collection[str]] = {}
+        self._resolving: list[asyncio.Task[None]] = []
         self._leaving: set[asyncio.Task[None]] = set()
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self._targets))
+        more = len(self._targets) - _SHOWN
+        return ", ".join(map(str, self._targets[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
     @property
     def serving(self) -> list[Replica]:
         """Those that say they are ready."""
         return [one for one in self._replicas.values() if one.state is Serving.YES]
+
+    @property
+    def answering(self) -> bool:
+        """Whether any says whether it is ready."""
+        return any(one.state in (Serving.YES, Serving.NO) for one in self._replicas.values())
 
     @property
     def closed(self) -> bool:
@@ -90,7 +99,8 @@ class Replicas:
 
     def start(self) -> None:
         """Begin to find and to watch servers."""
-        self._resolving = asyncio.get_running_loop().create_task(self._keep_resolving())
+        loop = asyncio.get_running_loop()  # a task each: a name that nobody answers must not keep the others waiting
+        self._resolving = [loop.create_task(self._keep_resolving(target)) for target in self._targets]
 
     def pick(self, besides: Collection[Replica] = ()) -> Replica | None:
         """The one with the fewest calls under way, those in turn that have equally few; None where there is none.
@@ -121,24 +131,25 @@ class Replicas:
     async def aclose(self) -> None:
         """End the watching and every call."""
         self.stop()
-        if self._resolving is not None:
-            self._resolving.cancel()
-            await asyncio.gather(self._resolving, return_exceptions=True)
+        for task in self._resolving:
+            task.cancel()
+        await asyncio.gather(*self._resolving, return_exceptions=True)
         for task in self._leaving:
             task.cancel()
         closing = [one.aclose(0) for one in self._replicas.values()]
         await asyncio.gather(*self._leaving, *closing, return_exceptions=True)
         self._replicas.clear()
 
-    async def _keep_resolving(self) -> None:
-        known: dict[Target, Collection[str]] = {}
+    async def _keep_resolving(self, target: Target) -> None:
+        level = logging.WARNING
         while True:
-            for target in self._targets:
-                try:
-                    known[target] = await self._resolve(target)
-                except OSError as error:  # while all of them restart the name has no address: the old ones may return
-                    log.debug("%s: %s", target, error)
-            self._update({address for addresses in known.values() for address in addresses})
+            try:
+                self._known[target] = await self._resolve(target)
+                level = logging.WARNING
+            except (OSError, UnicodeError) as error:  # while all of them restart a name has no address: they may return
+                log.log(level, "%s has no address (%s); is the name right? It is asked again and again", target, error)
+                level = logging.DEBUG  # said once
+            self._update({address for addresses in self._known.values() for address in addresses})
             await asyncio.sleep(self._resolve_every_s)
 
     def _update(self, addresses: Collection[str]) -> None:
