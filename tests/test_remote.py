@@ -26,6 +26,7 @@ pytestmark = pytest.mark.anyio
 STATUS = grpc.StatusCode
 LOST = refusing(STATUS.UNAVAILABLE, "Socket closed")
 STOPPING = refusing(STATUS.UNAVAILABLE, "stopping", ("topfive-code", "shutting_down"))
+UNKNOWN = refusing(STATUS.NOT_FOUND, "there is no such model", ("topfive-code", "model_not_found"))
 FULL = refusing(STATUS.RESOURCE_EXHAUSTED, "full", ("topfive-code", "overloaded"), ("grpc-retry-pushback-ms", "2500"))
 
 
@@ -136,13 +137,30 @@ async def test_not_ready_is_asked_of_each_once() -> None:
     assert [server.calls for server in servers] == [1, 1, 1]
 
 
+async def test_a_model_of_some_servers() -> None:
+    """A model that one server does not have is asked of every other, and is unknown only where all say so."""
+    servers = [Inference(label) for label in "abc"]
+    async with asked(*servers) as asker:
+        servers[0].script = [UNKNOWN] * 20
+        servers[1].script = [UNKNOWN] * 20
+        labels = {await asker.label() for _ in range(6)}
+        servers[2].script = [UNKNOWN]
+        with pytest.raises(ModelNotFound, match=r"^there is no such model$"):
+            await asker.classify()
+        servers[2].script = [refusing(STATUS.UNAVAILABLE, "it is damaged", ("topfive-code", "not_ready"))] * 3
+        for _ in range(3):
+            with pytest.raises(NotReady, match=r"^it is damaged$"):
+                await asker.classify()
+
+    assert labels == {"c"}
+
+
 @pytest.mark.parametrize(
     ("status", "code", "kind"),
     [
         (STATUS.INVALID_ARGUMENT, "bad_request", BadRequest),
         (STATUS.INVALID_ARGUMENT, "too_large", TooLarge),
         (STATUS.INVALID_ARGUMENT, "bad_image", BadImage),
-        (STATUS.NOT_FOUND, "model_not_found", ModelNotFound),
         (STATUS.DEADLINE_EXCEEDED, "deadline_exceeded", DeadlineExceeded),
         (STATUS.INTERNAL, "internal", EngineError),
         (STATUS.INTERNAL, "of a later version", EngineError),

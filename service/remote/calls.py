@@ -6,7 +6,7 @@ from typing import TypeVar
 import grpc
 
 from service.clock import Clock
-from service.errors import DeadlineExceeded, NotReady, Overloaded, ShuttingDown, TopfiveError
+from service.errors import DeadlineExceeded, ModelNotFound, NotReady, Overloaded, ShuttingDown, TopfiveError
 from service.metrics import Metrics
 from service.remote.errors import Disconnected, translated
 from service.remote.replica import Replica, Send, Serving
@@ -30,8 +30,8 @@ class Calls:
     """Sends calls to the least busy server, and again to another.
 
     Classifying changes nothing, so a call is repeated whose connection was refused or broke, or whose server is
-    stopping: elsewhere, or once a server has returned. Refused for want of room or of a model, it is tried on one other
-    server, or on every other. No other error is repeated.
+    stopping: elsewhere, or once a server has returned. Refused for want of room it is tried on one other server, for
+    want of the model on every other, since not all need have the same ones. No other error is repeated.
     """
 
     def __init__(self, replicas: Replicas, clock: Clock, metrics: Metrics) -> None:
@@ -64,7 +64,7 @@ class Calls:
                 if self._final(failure, refusal, broken):
                     raise failure from error
             if not isinstance(failure, (Disconnected, ShuttingDown)):
-                refusal = failure
+                refusal = _better(refusal, failure)
             avoided.add(replica)
             self._metrics.retried(failure.code)
             log.info("%s: %s: %s; trying again", under_way.get(), replica.address, failure.detail)
@@ -76,7 +76,7 @@ class Calls:
             return broken >= MAX_BROKEN
         if isinstance(failure, Overloaded):
             return isinstance(refusal, Overloaded)
-        return not isinstance(failure, (NotReady, ShuttingDown))
+        return not isinstance(failure, (NotReady, ShuttingDown, ModelNotFound))
 
     async def _wait(self, refusal: TopfiveError | None, left_s: float) -> None:
         """For a server that may be asked. Raises what is final: no other server, no time, no service."""
@@ -89,3 +89,8 @@ class Calls:
                 raise DeadlineExceeded
             raise NotReady(f"no inference server can be reached at {self._replicas}; {ASK_SERVER}")
         await self._replicas.change(min(_PAUSE_S, left_s))
+
+
+def _better(earlier: TopfiveError | None, later: TopfiveError) -> TopfiveError:
+    """Which refusal a caller is told of: a server that has the model, but cannot run it now, may be asked again."""
+    return earlier if earlier is not None and isinstance(later, ModelNotFound) else later

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.classifier import DEFAULT_CROPS, TEN_CROPS
+from service.classifier import DEFAULT_CROPS
 from service.comparison import Comparison
 from service.errors import BadRequest, TopfiveError
 from service.metrics import UNKNOWN, Metrics
+from service.recipe import TEN_CROPS
 from service.remote import converters
 from service.remote.calls import Calls
 from service.request_id import under_way
