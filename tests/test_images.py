@@ -57,6 +57,15 @@ def test_time_to_stop() -> None:
     assert max(drains_s) + 5 <= grace_s
 
 
+def test_time_to_get_ready() -> None:
+    """A gateway, which starts with the export, is not called unhealthy before the servers had their time to load."""
+    engine, gateway = re.findall(r"^ +start_period: (\d+)([smh])", COMPOSE, re.MULTILINE)
+    seconds = {"s": 1, "m": 60, "h": 3600}
+
+    assert int(engine[0]) * seconds[engine[1]] >= 600
+    assert int(gateway[0]) * seconds[gateway[1]] >= 3600 + int(engine[0]) * seconds[engine[1]]
+
+
 def test_nothing_is_open_by_default() -> None:
     """Every published port is bound to this machine unless a variable says otherwise."""
     published = re.findall(r'"([^"]*:\d+)"', COMPOSE)
