@@ -66,6 +66,15 @@ def test_time_to_get_ready() -> None:
     assert int(gateway[0]) * seconds[gateway[1]] >= 3600 + int(engine[0]) * seconds[engine[1]]
 
 
+def test_memory_of_a_gateway() -> None:
+    """The images that a gateway takes at once, four times each, and its 100 MiB leave a quarter of its memory free."""
+    gateway = COMPOSE.partition("\n  gateway:")[2].partition("\n\n")[0]
+    (upload_bytes,) = map(int, re.findall(r'TOPFIVE_MAX_UPLOAD_BYTES: "(\d+)"', gateway))
+    (limit_gib,) = map(int, re.findall(r"mem_limit: (\d+)g", gateway))
+
+    assert 4 * upload_bytes + (100 << 20) <= 0.75 * (limit_gib << 30)
+
+
 def test_nothing_is_open_by_default() -> None:
     """Every published port is bound to this machine unless a variable says otherwise."""
     published = re.findall(r'"([^"]*:\d+)"', COMPOSE)
