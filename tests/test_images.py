@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 from export.cli import export_command
+from models.catalog import CATALOG
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +47,14 @@ def test_variables_are_settings() -> None:
     of_export = {str(option.envvar).removeprefix("TOPFIVE_") for option in export_command.params}
     assert {"ENGINE", "ENGINE_TARGET"} <= of_export
     assert set(lines) <= {name.upper() for name in Settings.model_fields} | of_export
+
+
+def test_room_for_graphs() -> None:
+    """An export has room in its temporary folder for three copies of the largest network of the catalog in float32."""
+    (room_gib,) = map(int, re.findall(r"tmpfs: .*size=(\d+)g", COMPOSE.partition("x-export:")[2].partition("\n\n")[0]))
+    largest = max(network.parameters for network in CATALOG)
+
+    assert 3 * 4 * largest <= room_gib << 30
 
 
 def test_time_to_stop() -> None:
