@@ -48,6 +48,17 @@ def test_no_such_question(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "http://127.0.0.1:8000/readyz" in capsys.readouterr().err
 
 
+async def test_no_proxy_between(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server is asked directly, whatever proxy a container is given for the way out."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    async with serving(artifacts) as running:
+        for url in (
+            f"http://127.0.0.1:{running.service.rest.port}/readyz",
+            f"grpc://127.0.0.1:{running.service.rpc.port}",
+        ):
+            assert await asyncio.to_thread(probe, url) is None
+
+
 async def test_exit_status(artifacts: Path) -> None:
     """As a process it ends with 0 or 1 and one line."""
 

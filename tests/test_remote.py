@@ -39,6 +39,13 @@ async def test_servers_share_the_calls() -> None:
     assert answered == {"a": 10, "b": 10, "c": 10}
 
 
+async def test_no_proxy_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers are asked directly, whatever proxy the environment names for the way out."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    async with asked(Inference("direct")) as asker:
+        assert await asker.label() == "direct"
+
+
 async def test_the_least_busy_is_asked() -> None:
     """A server that is slow gets no second call while another is free."""
     slow, fast = Inference("slow"), Inference("fast")

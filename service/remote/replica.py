@@ -21,6 +21,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_retries", 0),  # `service.remote.calls` retries: gRPC would not, beyond 256 KiB, and only here
+    ("grpc.enable_http_proxy", 0),  # http_proxy is meant for the way out, and gRPC would go through it to a neighbour
     ("grpc.use_local_subchannel_pool", 1),  # a new channel to an old address must not inherit its back-off
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),  # which is also how long a try to connect may take
