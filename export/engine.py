@@ -55,10 +55,12 @@ def present_plans(artifact: Artifact, order: Order, version: str) -> list[Plan]:
 def build_engines(artifact: Artifact, order: Order, trt: ModuleType, reporter: Reporter) -> Engines:
     """Write a plan into the artifact for each group of cards.
 
-    Raises BuildError with the builder's own words, OrderError for the batch sizes, and what `engine_graph` raises.
+    Raises BuildError with the builder's own words, OrderError for the batch sizes, OSError where the artifact's folder
+    takes no more, before anything is computed where it takes nothing, and what `engine_graph` raises.
     """
     profile = order.profile_for(artifact.manifest.max_batch)
-    with tempfile.TemporaryDirectory(prefix="topfive-engine-") as folder:
+    # Beside the artifact's files, not in /tmp: that of a container holds no VGG in fp16.
+    with tempfile.TemporaryDirectory(prefix=".engine-", dir=artifact.folder) as folder:
         graph = engine_graph(artifact, order.precision, order.calibration, Path(folder), reporter)
         plans = [_plan(artifact, order, profile, group, graph, trt, reporter) for group in order.groups]
     return Engines(tuple(plans), graph.parity)

@@ -141,10 +141,19 @@ def build_one(name: str, root: Path, order: Order, missing: bool) -> bool:
         GateError,
         OrderError,
         WeightsError,
-        OSError,
     ) as error:
-        say(f"[bold red]no engine was built for {name}:[/] {escape(str(error))}")
-        return False
+        return _failed(name, str(error))
+    except OSError as error:
+        return _failed(name, _of_disk(error, root / name))
     say(f"[bold]{name}[/] has {len(done.plans)} new engine{'s' if len(done.plans) > 1 else ''}")
     report_engines(done.plans, done.parity)
     return True
+
+
+def _failed(name: str, reason: str) -> bool:
+    say(f"[bold red]no engine was built for {name}:[/] {escape(reason)}")
+    return False
+
+
+def _of_disk(error: OSError, folder: Path) -> str:
+    return f"{error}; {folder} must be writable and have room for graphs and engines"

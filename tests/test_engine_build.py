@@ -252,6 +252,40 @@ def test_interrupted_build_leaves_nothing(exported: Path, tmp_path: Path) -> Non
     assert len(list((artifact.folder / ENGINES).iterdir())) == 2
 
 
+@pytest.mark.parametrize("precision", [Precision.F32, Precision.FP16])
+def test_folder_that_takes_nothing(exported: Path, tmp_path: Path, precision: Precision) -> None:
+    """Where nothing can be written into the artifact, that is found before anything is built."""
+    artifact = changed(load(exported, "tiny"), tmp_path / "tiny")
+    script = Script()
+    gone = dataclasses.replace(artifact, folder=tmp_path / "gone")
+
+    with pytest.raises(FileNotFoundError, match="gone"):
+        build_engines(gone, order(precision), fake(script), NullReporter())
+    assert script.calls == []
+
+
+def test_graphs_lie_in_the_artifact_while_they_are_needed(exported: Path, tmp_path: Path) -> None:
+    """The graph in fp16 takes no room in the folder for temporary files, which may be small; after it, it is gone."""
+    artifact = changed(load(exported, "tiny"), tmp_path / "tiny")
+    seen: list[list[Path]] = []
+    script = Script(during=lambda: seen.append(list(artifact.folder.glob(".engine-*/model.onnx"))))
+    build_engines(artifact, dataclasses.replace(order(), flavour=Flavour.TENSORRT), fake(script), NullReporter())
+
+    assert [len(files) for files in seen] == [1, 1]
+    assert list(artifact.folder.glob(".*")) == []
+
+
+def test_engines_that_cannot_be_written(run: Run, artifacts: Path) -> None:
+    """An engine that cannot be written names the folder; what is in its way stays as it is."""
+    blocked = load(artifacts, "tiny").folder / ENGINES
+    blocked.write_bytes(b"in the way")
+    result = run("--engine", "tensorrt-rtx", "--target", "sm86", "--precision", "f32")
+
+    assert result.exit_code == 1
+    assert f"{artifacts / 'tiny'} must be writable and have room for graphs and engines" in result.stderr
+    assert blocked.read_bytes() == b"in the way"
+
+
 def test_tensorrt_on_its_card(exported: Path, tmp_path: Path) -> None:
     """TensorRT's plan names the card; its timings are kept in the cache folder and given to the next build."""
     artifact = changed(load(exported, "tiny"), tmp_path / "tiny")
