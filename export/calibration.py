@@ -56,6 +56,8 @@ class Photos:
         return self._read(self._files[place])
 
     def _read(self, file: Path) -> Sample:
+        if not file.is_file():  # a pipe would be waited for
+            raise OSError("it is no file")
         return recipe.apply(self._spec, image.decode(file.read_bytes(), ImageLimits()))
 
 

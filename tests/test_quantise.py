@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import os
 import shutil
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import onnx
@@ -81,6 +83,20 @@ def test_unreadable_photos_are_named_and_skipped(folder: Path, caplog: pytest.Lo
     assert len(Photos(folder, SPEC)) == 10
     assert f"{folder / 'broken.jpeg'} is not used for calibration: not an image" in caplog.text
     assert "labels.csv" not in caplog.text
+
+
+def test_what_is_no_file_is_not_opened(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A pipe or a link to nothing is named and skipped: reading from a pipe would not end."""
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "nowhere.jpg").symlink_to(folder / "nothing")
+    found: list[Photos] = []
+    reader = Thread(target=lambda: found.append(Photos(folder, SPEC)), daemon=True)
+    reader.start()
+    reader.join(timeout=60)
+
+    assert [len(photos) for photos in found] == [10]
+    for name in ("pipe.jpg", "nowhere.jpg"):
+        assert f"{folder / name} is not used for calibration: it is no file" in caplog.text
 
 
 def test_too_few_photos(folder: Path) -> None:
