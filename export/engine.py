@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from export.builder import Job, build_plan
+from export.builder import BuildError, Job, build_plan
 from export.engine_graph import EngineGraph, engine_graph
 from export.engine_order import Order
 from export.progress import Reporter, tool_versions
@@ -23,10 +23,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """The plans that were written, and how their graph compared with PyTorch; None for f32, the artifact's own."""
+    """The plans that were written, and how their graph compared with PyTorch; None for f32, the artifact's own.
+
+    `failure` is what kept the next of them from being built.
+    """
 
     plans: tuple[Plan, ...]
     parity: ParityReport | None
+    failure: BuildError | OSError | None = None
 
 
 def steps(order: Order) -> int:
@@ -56,13 +60,21 @@ def build_engines(artifact: Artifact, order: Order, trt: ModuleType, reporter: R
     """Write a plan into the artifact for each group of cards.
 
     Raises BuildError with the builder's own words, OrderError for the batch sizes, OSError where the artifact's folder
-    takes no more, before anything is computed where it takes nothing, and what `engine_graph` raises.
+    takes no more, before anything is computed where it takes nothing, and what `engine_graph` raises. A plan that fails
+    after another was written ends it without raising: that one stands.
     """
     profile = order.profile_for(artifact.manifest.max_batch)
     # Beside the artifact's files, not in /tmp: that of a container holds no VGG in fp16.
     with tempfile.TemporaryDirectory(prefix=".engine-", dir=artifact.folder) as folder:
         graph = engine_graph(artifact, order.precision, order.calibration, Path(folder), reporter)
-        plans = [_plan(artifact, order, profile, group, graph, trt, reporter) for group in order.groups]
+        plans: list[Plan] = []
+        for group in order.groups:
+            try:
+                plans.append(_plan(artifact, order, profile, group, graph, trt, reporter))
+            except (BuildError, OSError) as error:
+                if not plans:
+                    raise
+                return Engines(tuple(plans), graph.parity, error)
     return Engines(tuple(plans), graph.parity)
 
 

@@ -144,10 +144,12 @@ def build_one(name: str, root: Path, order: Order, missing: bool) -> bool:
     ) as error:
         return _failed(name, str(error))
     except OSError as error:
-        return _failed(name, _of_disk(error, root / name))
+        return _failed(name, _words(error, root / name))
     say(f"[bold]{name}[/] has {len(done.plans)} new engine{'s' if len(done.plans) > 1 else ''}")
     report_engines(done.plans, done.parity)
-    return True
+    if done.failure is not None:
+        say(f"[bold red]the next engine of {name} was not built:[/] {escape(_words(done.failure, root / name))}")
+    return done.failure is None
 
 
 def _failed(name: str, reason: str) -> bool:
@@ -155,5 +157,6 @@ def _failed(name: str, reason: str) -> bool:
     return False
 
 
-def _of_disk(error: OSError, folder: Path) -> str:
-    return f"{error}; {folder} must be writable and have room for graphs and engines"
+def _words(error: Exception, folder: Path) -> str:
+    room = f"; {folder} must be writable and have room for graphs and engines" if isinstance(error, OSError) else ""
+    return f"{error}{room}"

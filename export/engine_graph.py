@@ -58,9 +58,14 @@ def engine_graph(
 def _write_half(artifact: Artifact, path: Path) -> None:
     manifest = artifact.manifest
     architecture = CATALOG.get(manifest.name)
-    if manifest.family == IMPORTED or architecture is None or not (artifact.folder / WEIGHTS).is_file():
+    if manifest.family == IMPORTED or architecture is None:
         raise ExportError(
             f"{manifest.name} has no PyTorch network to export in fp16; its own graph is built with --precision f32"
+        )
+    if not (artifact.folder / WEIGHTS).is_file():
+        raise ExportError(
+            f"{artifact.folder} holds no {WEIGHTS}, from which the graph in fp16 is made; {_again(artifact)}, "
+            "or use --precision f32"
         )
     from export.half import halved
     from export.onnx_file import write_onnx
@@ -103,7 +108,7 @@ def _gate(artifact: Artifact, precision: Precision, graph: Path, reporter: Repor
     except UnreadableReferenceError as error:
         raise GateError(str(error)) from error
     if reference is None:
-        raise GateError(f"{name} was exported by an older version, without the answers to check; export it again")
+        raise GateError(f"{name} was exported by an older version, without the answers to check; {_again(artifact)}")
     placed = Artifact(graph.parent, artifact.version, artifact.manifest, artifact.labels)
     try:
         engine = OnnxRuntimeEngine(placed, Runtime.ONNXRUNTIME, slots=1, threads=cpu_quota(), max_batch=8)
@@ -125,3 +130,9 @@ def _gate(artifact: Artifact, precision: Precision, graph: Path, reporter: Repor
         advice = "use --precision f32" if precision is Precision.FP16 else "use other photos, or --precision fp16"
         raise GateError(f"{name} in {precision} differs from PyTorch, no engine was built; {advice}: {figures(report)}")
     return report
+
+
+def _again(artifact: Artifact) -> str:
+    """What replaces the artifact: with --engine it would be kept."""
+    root = artifact.folder.parents[1]
+    return f"run first, without --engine: topfive export {artifact.manifest.name} --artifacts {root}"

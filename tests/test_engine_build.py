@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -286,6 +287,42 @@ def test_engines_that_cannot_be_written(run: Run, artifacts: Path) -> None:
     assert blocked.read_bytes() == b"in the way"
 
 
+def test_failure_after_an_engine_was_written(exported: Path, tmp_path: Path) -> None:
+    """The one before stands and is given with the failure of the next; where it is the first, the failure is raised."""
+    artifact = changed(load(exported, "tiny"), tmp_path / "tiny")
+    script = Script(errors=["no room"])
+
+    def fail() -> None:
+        if script.steps > 2:  # each build has two steps
+            script.plan = None
+
+    script.during = fail
+    of_two = dataclasses.replace(
+        order(Precision.F32), groups=((SM86,), (Target(8, 9),), (Target(12, 0),)), flavour=Flavour.TENSORRT
+    )
+    done = build_engines(artifact, of_two, fake(script), NullReporter())
+
+    assert [plan.record.targets for plan in done.plans] == [("sm86",)]
+    assert str(done.failure) == "tensorrt cannot build it for sm89: no room"
+    assert len(script.of("parse_from_file")) == 2
+    with pytest.raises(BuildError, match="sm86: no room"):
+        build_engines(artifact, of_two, fake(script), NullReporter())
+
+
+def test_second_engine_that_cannot_be_written(run: Run, rtx: ModuleType, artifacts: Path) -> None:
+    """The command tells of the engine that is there, then why the next is not, and fails."""
+    folder = load(artifacts, "tiny").folder / ENGINES
+    (folder / f"tensorrt-rtx-{rtx.__version__}-sm86-fp16.plan").mkdir(parents=True)
+    result = run("--engine", "tensorrt-rtx", "--target", "sm75,sm86")
+
+    assert result.exit_code == 1
+    assert "tiny has 1 new engine" in result.stderr
+    assert "the next engine of tiny was not built" in result.stderr
+    assert "must be writable and have room" in result.stderr
+    assert [plan.record.targets for plan in read_plans(folder.parent)[0]] == [("sm75",)]
+    assert list(folder.glob(".*")) == []
+
+
 def test_tensorrt_on_its_card(exported: Path, tmp_path: Path) -> None:
     """TensorRT's plan names the card; its timings are kept in the cache folder and given to the next build."""
     artifact = changed(load(exported, "tiny"), tmp_path / "tiny")
@@ -395,9 +432,10 @@ def test_imported_model(run: Run, artifacts: Path) -> None:
 
 
 def test_network_without_its_weights(rtx: ModuleType, exported: Path, tmp_path: Path) -> None:
-    """An artifact without weights.safetensors has nothing to export in fp16."""
-    artifact = changed(load(exported, "tiny"), tmp_path / "tiny")
+    """An artifact without weights.safetensors is said to lack it, with the command that mends it: without --engine."""
+    artifact = changed(load(exported, "tiny"), tmp_path / "tiny" / "1")
     (artifact.folder / "weights.safetensors").unlink()
 
-    with pytest.raises(ExportError, match="built with --precision f32"):
+    command = f"run first, without --engine: topfive export tiny --artifacts {tmp_path}"
+    with pytest.raises(ExportError, match=f"holds no weights.safetensors, .* {re.escape(command)}, or use --precision"):
         build_engines(artifact, order(), rtx, NullReporter())
