@@ -77,6 +77,8 @@ class LoadedModel:
         self.last_used_s = clock.now()
         self.closed = False
         self._uses = 0
+        self._runs = 0
+        self._closing: asyncio.Future[None] | None = None
         self._unused: Callable[[], None] = lambda: None
         self._device_slots = device_slots or Slots(limits.slots, clock)
         self._clock = clock
@@ -114,8 +116,12 @@ class LoadedModel:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody uses it."""
-        return not self._uses and not self.batcher.places
+        """Whether nobody uses it, and no batch runs whose callers have left."""
+        return not (self._busy or self.batcher.places)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._uses or self._runs)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -136,21 +142,27 @@ class LoadedModel:
         finally:
             self._uses -= 1
             self.last_used_s = self._clock.now()
-            if not self._uses:
-                self._unused()
+            self._note_unused()
+
+    def _note_unused(self) -> None:
+        if not self._busy:
+            self._unused()
 
     async def left(self, within_s: float) -> bool:
-        """Whether nobody holds it any more, within so many seconds; whoever may come must have been turned away."""
+        """Whether nobody holds it any more and no batch of it runs, within so many seconds.
+
+        Whoever may come must have been turned away. A batch may go on after its callers have left.
+        """
         over = asyncio.Event()
         self._unused = over.set
         timer = self._clock.call_at(self._clock.now() + within_s, over.set)
         try:
-            if self._uses:
+            if self._busy:
                 await over.wait()
         finally:
             timer.cancel()
             self._unused = lambda: None
-        return not self._uses
+        return not self._busy
 
     async def probe(self) -> bool:
         """Whether the engine answers: one blank image through the queue, so that a failed model can recover unused."""
@@ -167,13 +179,16 @@ class LoadedModel:
     async def aclose(self, drain_s: float) -> None:
         """Finish what was accepted within `drain_s` seconds, then let the engine go; `closed` says whether it has."""
         await self.batcher.aclose(drain_s)
-        idle = not self.batcher.in_flight
-        self._threads.shutdown(wait=idle, cancel_futures=True)
-        if idle and not self.closed:  # otherwise a thread is still inside; `app.run` ends without it
-            self.closed = True
-            self._engine.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self.batcher.in_flight:  # a thread is still inside; `app.run` ends without it
+            return
+        if self._closing is None:  # on a thread: it may free gigabytes or write a cache, and other models go on
+            self._closing = asyncio.get_running_loop().run_in_executor(None, self._engine.close)
+        await asyncio.shield(self._closing)
+        self.closed = True
 
     async def _run(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
+        self._runs += 1
         try:
             return await self._watched(samples)
         except CardLostError as error:
@@ -181,6 +196,9 @@ class LoadedModel:
                 self.card_lost = str(error)
                 self._on_health()
             raise
+        finally:
+            self._runs -= 1
+            self._note_unused()
 
     async def _watched(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
         """Run on an engine thread; where it does not return in time, the model is not healthy until it does."""

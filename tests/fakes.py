@@ -102,7 +102,8 @@ class FakeEngine:
     """An `Engine` for 10 to 1000 classes: the mean brightness of an image decides its class.
 
     `script` holds what the next runs do: an exception to raise, or probabilities to give; when it is empty the engine
-    answers. While `gate` is cleared, runs wait in their thread.
+    answers. While `gate` is cleared, runs wait in their thread; while `ending` is, so does `close`, whose calls
+    `closing` counts.
     """
 
     def __init__(self, classes: int = 1000, *, slots: int = 1, max_batch: int = 8, device: str = CPU) -> None:
@@ -113,9 +114,11 @@ class FakeEngine:
         self.memory_bytes = 1000
         self.script: list[Exception | Probabilities] = []
         self.batches: list[int] = []
+        self.closing = 0
         self.closed = False
-        self.gate = threading.Event()
+        self.gate, self.ending = threading.Event(), threading.Event()
         self.gate.set()
+        self.ending.set()
 
     def run(self, rows: Rows) -> Probabilities:
         batch = as_batch(rows)
@@ -135,6 +138,8 @@ class FakeEngine:
         return EngineInfo("fake", "1", CPU, "f32")
 
     def close(self) -> None:
+        self.closing += 1
+        assert self.ending.wait(5), "a test left the end closed"
         self.closed = True
 
 

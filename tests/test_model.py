@@ -233,6 +233,20 @@ async def test_closing_answers_first_and_then_closes_the_engine(exported: Path) 
         assert isinstance(late.exception(), ShuttingDown)
 
 
+async def test_an_engine_closes_beside_the_event_loop(exported: Path) -> None:
+    """While one takes its time to close, other work goes on; two who close it wait for the same end."""
+    async with bench_of(exported) as bench:
+        bench.engine.ending.clear()
+        closing = [asyncio.create_task(bench.model.aclose(60)) for _ in range(2)]
+        await reached(lambda: bench.engine.closing == 1)
+        assert not bench.model.closed
+        assert not any(task.done() for task in closing)
+        bench.engine.ending.set()
+        await asyncio.gather(*closing)
+        assert bench.model.closed
+        assert bench.engine.closing == 1
+
+
 async def test_an_engine_with_a_thread_inside_is_not_closed(exported: Path) -> None:
     """After the drain limit callers are refused, but nothing is pulled from under a run that still goes on."""
     async with bench_of(exported) as bench:

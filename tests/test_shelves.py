@@ -222,6 +222,24 @@ async def test_a_model_that_stays_in_use_is_kept(artifacts: Path) -> None:
         assert len(host.engines) == 1
 
 
+async def test_a_batch_whose_callers_left_keeps_its_model(artifacts: Path) -> None:
+    """Nobody waits for its answer, but memory is not free before it ends: it goes on as before, and may leave then."""
+    async with host_of(artifacts, {CPU: 1}) as host:
+        task = await host.busy("tiny")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        waiting = asyncio.create_task(host.classify("b"))
+        await reached(lambda: "tiny" not in host.loaded)
+        await host.clock.advance(5.0)
+        with pytest.raises(NotReady, match="tiny would have to be unloaded for b"):
+            await waiting
+        assert list(host.loaded) == ["tiny"]
+        host.engine("tiny").gate.set()
+        assert await host.classify("tiny", 3) == 3
+        assert await host.classify("b", 4) == 4
+        assert host.alive == ["b"]
+
+
 async def test_configured_models_stay(artifacts: Path) -> None:
     """Nobody unloads them; the refusal says who holds what and what to do, and the service stays ready."""
     async with host_of(artifacts) as host:
