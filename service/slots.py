@@ -1,7 +1,8 @@
 """Shares the executors of one device among the queues of its models, so that a flood on one does not starve the rest.
 
 Start-time fair queueing (Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996) over seconds of running: whoever has
-used the device least goes next, and time without work earns nothing. It lives on the event loop: no lock, no task.
+used the device least goes next; time without work earns nothing, and once nobody has any all are equals again. It lives
+on the event loop: no lock, no task.
 """
 
 from collections.abc import Callable
@@ -32,6 +33,7 @@ class Slots:
         self.stuck = 0
         self.clock = clock
         self.virtual_s = 0.0
+        self._latest_s = 0.0
         self._waiting: dict[Share, None] = {}
         self._chosen: Share | None = None
         self._offering = False
@@ -49,6 +51,15 @@ class Slots:
         """Run more or fewer at once from now on; nothing that runs is stopped."""
         self.limit = limit
         self.offer()
+
+    def freed(self, share: "Share") -> None:
+        """It gave one back: ask who is next; with nobody there, all who come later are equals."""
+        self.running -= 1
+        self._latest_s = max(self._latest_s, share.used_s)
+        self.wait(share)  # or those who wait would go first, whatever they have used
+        self.offer()
+        if not (self.running or self._waiting):
+            self.virtual_s = max(self.virtual_s, self._latest_s)
 
     def wait(self, share: "Share") -> None:
         """Ask it as soon as it is its turn."""
@@ -103,6 +114,4 @@ class Share:
         slots = self.slots
         self._last_s = slots.clock.now() - started
         self.used_s += self._last_s - expected_s
-        slots.running -= 1
-        slots.wait(self)  # or those who wait would go first, whatever they have used
-        slots.offer()
+        slots.freed(self)

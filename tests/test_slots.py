@@ -195,6 +195,23 @@ async def test_one_alone_has_all_and_owes_nothing_for_it() -> None:
     await end_all(clock, [first, late])
 
 
+async def test_a_slow_batch_is_forgiven_once_the_device_has_rested() -> None:
+    """A minute in one batch, then nothing: a flood of another model later does not go first for a minute."""
+    clock = ManualClock()
+    device = Slots(1, clock)
+    slow, flood = Load(clock, device, 60.0), Load(clock, device, 0.1)
+    await slow.ask(1)
+    await clock.advance(70.0)
+    slow.run_s = 0.1
+    await flood.ask(400)
+    await clock.advance(1.0)
+    await slow.ask(1)
+    await clock.advance(1.0)
+    assert slow.tally.queued_s == [0.0, pytest.approx(0.1, abs=0.11)]
+    assert flood.batcher.depth > 100
+    await end_all(clock, [slow, flood])
+
+
 async def test_a_flood_makes_nobody_wait_longer_than_a_round() -> None:
     """Eight models on one slot, one of them flooded: no other waits longer than a batch of each of the eight."""
     clock = ManualClock()
