@@ -183,9 +183,16 @@ class LoadedModel:
         if self.batcher.in_flight:  # a thread is still inside; `app.run` ends without it
             return
         if self._closing is None:  # on a thread: it may free gigabytes or write a cache, and other models go on
-            self._closing = asyncio.get_running_loop().run_in_executor(None, self._engine.close)
+            self._closing = asyncio.get_running_loop().run_in_executor(None, self._close_engine)
         await asyncio.shield(self._closing)
         self.closed = True
+
+    def _close_engine(self) -> None:
+        """On a thread. An engine that fails at its end is gone all the same: nobody calls it any more."""
+        try:
+            self._engine.close()
+        except Exception:  # a runtime's own exceptions have no common base
+            log.exception("%s: its engine failed to close; some of its memory may not come back", self.name)
 
     async def _run(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
         self._runs += 1

@@ -140,7 +140,7 @@ class Shelves:
                     await self._make_room(landed, name, engine.memory_bytes)
                     return self._put(artifact, opened, landed)
             except BaseException:
-                opened.engine.close()
+                await self._on_thread(opened.engine.close)
                 raise
 
     def _landed(self, device: str) -> Shelf:

@@ -41,6 +41,7 @@ class StrictEngine(FakeEngine):
         self.name = name
         self.wrong = wrong
         self.running = 0
+        self.at_end: Exception | None = None
 
     def run(self, rows: Rows) -> Probabilities:
         if self.closed:
@@ -55,6 +56,8 @@ class StrictEngine(FakeEngine):
         if self.closed or self.running:
             self.wrong.append(f"{self.name} closed twice or while it ran")
         super().close()
+        if self.at_end is not None:
+            raise self.at_end
 
 
 class Host:
@@ -238,6 +241,16 @@ async def test_a_batch_whose_callers_left_keeps_its_model(artifacts: Path) -> No
         assert await host.classify("tiny", 3) == 3
         assert await host.classify("b", 4) == 4
         assert host.alive == ["b"]
+
+
+async def test_an_engine_that_fails_at_its_end_makes_room(artifacts: Path) -> None:
+    """That is for the log, not for who asked for another model; and the room is there again."""
+    async with host_of(artifacts, {CPU: 1}) as host:
+        await host.use("tiny")
+        host.engine("tiny").at_end = RuntimeError("scripted")
+        assert await host.classify("b", 2) == 2
+        assert await host.classify("tiny", 3) == 3
+        assert host.alive == ["tiny"]
 
 
 async def test_configured_models_stay(artifacts: Path) -> None:
