@@ -11,7 +11,7 @@ import httpx
 
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from service.app import Core, Service
-from service.engines.choice import Choice
+from service.engines.choice import Choice, OpenEngine
 from service.settings import Settings
 from tests.fakes import FakeEngine, opener
 
@@ -34,13 +34,17 @@ async def serving(
     *,
     load: bool = True,
     choice: Choice | None = None,
+    open_engine: OpenEngine | None = None,
     **settings: object,
 ) -> AsyncIterator[Running]:
-    """A service of the models in `artifacts`; with `engine` it runs on that, chosen so, instead of a real one."""
+    """A service of the models in `artifacts`; with `engine` it runs on that, chosen so, instead of a real one.
+
+    `open_engine` opens what it runs on otherwise than settings do.
+    """
     values = {"models": ("tiny",), "port": 0, "grpc_port": 0, "cpus": 2, "drain_s": 5.0, "recover_s": 0.05, **settings}
     core = Core(
         Settings.model_validate({"artifacts": artifacts, **values}),
-        opener=opener(engine, choice) if engine else None,
+        opener=opener(engine, choice) if engine else open_engine,
     )
     service = Service(core)
     await service.start()
