@@ -25,7 +25,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Cards:
-    """All cards, or why there are none."""
+    """All cards that can be used. `reason` says why there are none, or why those that are missing cannot be used."""
 
     found: tuple[Card, ...]
     reason: str = ""
@@ -39,9 +39,15 @@ def cards(cudart: ModuleType | None = None) -> Cards:
         cudart = import_module("cuda.bindings.runtime")
     try:
         count = _checked(cudart, cudart.cudaGetDeviceCount())
-        return Cards(tuple(_card(cudart, index) for index in range(count)), "" if count else "there is no card")
     except _CudaError as error:
         return Cards((), str(error))
+    found, refused = [], []
+    for index in range(count):
+        try:
+            found.append(_card(cudart, index))
+        except _CudaError as error:
+            refused.append(f"card {index} cannot be used: {error}")
+    return Cards(tuple(found), "; ".join(refused) if count else "there is no card")
 
 
 def driver_version(file: Path = _DRIVER) -> str | None:

@@ -1,5 +1,6 @@
 """The devices that engines are opened on here: the cards where the runtime may use them, and the CPU."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,8 @@ from service.engines.choose import ORDER, EngineOptions, open_engine
 from service.placement import budget_bytes
 from service.shelves import Device
 from service.types import Runtime
+
+log = logging.getLogger(__name__)
 
 _ON_CARDS = (Runtime.TENSORRT, Runtime.TENSORRT_RTX, Runtime.ONNXRUNTIME_CUDA)
 
@@ -22,7 +25,10 @@ def devices(options: EngineOptions, budget_mib: int, find_cards: Callable[[], Ca
     """
     if options.runtime not in (Runtime.AUTO, *_ON_CARDS):
         return [_cpu(options, budget_mib)]
-    found = [_on(card, options, budget_mib) for card in find_cards().found]
+    cards = find_cards()
+    if cards.found and cards.reason:
+        log.warning("%s", cards.reason)  # that there are none at all is said where one is wanted
+    found = [_on(card, options, budget_mib) for card in cards.found]
     if options.runtime is Runtime.AUTO:
         among = tuple(runtime for runtime in ORDER if runtime not in _ON_CARDS) if found else ORDER
         return [*found, _cpu(replace(options, among=among), budget_mib)]

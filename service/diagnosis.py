@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from models.artifact import Artifact, ArtifactError, Manifest, exported_names, read_manifest
+from models.catalog import CATALOG, UnknownModelError
 from models.plan import Flavour
 from service.engines.base import EngineUnavailableError
 from service.engines.built import best_flavour, nothing_built
@@ -193,13 +194,17 @@ def _broken(question: Question, exported: tuple[Exported, ...], ports: tuple[Por
     known = {one.name: one for one in exported}
     lines = []
     for name in question.models:
-        if (one := known.get(name)) is None:
+        if (one := known.get(name)) is None and name not in CATALOG:
+            lines.append(str(UnknownModelError(name, {*CATALOG.names(), *known})))
+        elif one is None:
             lines.append(f"{name} is not exported; run: topfive export {name} --artifacts {question.artifacts}")
         elif one.damage:
             lines.append(one.damage)
         elif one.refusal:
             lines.append(f"nothing runs {name}: {one.refusal}")
-    return [*lines, *(f"port {one.number} of {question.host}: {one.problem}" for one in ports if one.problem)]
+    lines += [f"port {one.number} of {question.host}: {one.problem}" for one in ports if one.problem]
+    twice = {one.number for one in ports if one.number and question.ports.count(one.number) > 1}
+    return [*lines, *(f"port {number} is asked for twice; choose another --port or --grpc-port" for number in twice)]
 
 
 def _advice(question: Question, machine: Machine, exported: tuple[Exported, ...], cache: str | None) -> list[str]:
@@ -208,6 +213,7 @@ def _advice(question: Question, machine: Machine, exported: tuple[Exported, ...]
     if machine.driver is not None and not machine.cards.found:
         lines.append(f"there is an NVIDIA driver and no card can be used: {machine.cards.reason}")
     if machine.cards.found:
+        lines += filter(None, [machine.cards.reason])
         wanted = [one for one in exported if one.name in question.models and one.damage is None]
         lines += filter(None, (_of_cards(one, question, machine) for one in wanted))
     if not installed(Runtime.OPENVINO):

@@ -35,6 +35,16 @@ def test_no_cards() -> None:
     assert cards(cuda(1, error=100)) == Cards((), "no CUDA-capable device is detected")
 
 
+def test_one_card_of_two() -> None:
+    """A card that is broken or another's does not hide the others; why it is missing is said."""
+    runtime = cuda(2)
+    runtime.cudaSetDevice = lambda index: (46,) if index == 0 else (0,)
+    runtime.cudaGetErrorString = lambda _: (0, b"all CUDA-capable devices are busy or unavailable")
+    found = cards(runtime)
+    assert [card.index for card in found.found] == [1]
+    assert found.reason == "card 0 cannot be used: all CUDA-capable devices are busy or unavailable"
+
+
 def test_this_machine() -> None:
     """The real binding answers here too, card or not."""
     found = cards()

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from models.artifact import GRAPH, read_manifest
 from models.plan import Flavour, write_plan
+from service.cards import Cards
 from service.cli import main
 from service.diagnosis import Diagnosis, Question, diagnose
 from service.engines.choose import EngineOptions, installed
@@ -97,6 +98,14 @@ def test_driver_without_card(artifacts: Path) -> None:
     )
 
 
+def test_one_card_of_two(artifacts: Path) -> None:
+    """A card that cannot be used beside one that can is worth a line."""
+    plan(artifacts)
+    where = replace(machine(ADA), cards=Cards((ADA,), "card 0 cannot be used: busy"))
+
+    assert found(question(artifacts), where).advice == ("card 0 cannot be used: busy",)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -132,6 +141,22 @@ def test_not_exported(artifacts: Path) -> None:
     assert found(question(artifacts, "tiny", "resnet50")).broken == (
         f"resnet50 is not exported; run: topfive export resnet50 --artifacts {artifacts}",
     )
+
+
+def test_unknown_model(artifacts: Path) -> None:
+    """A name that nothing has: no command that would fail, but the names that look like it."""
+    [broken] = found(question(artifacts, "resnet5")).broken
+
+    assert "no model 'resnet5'; did you mean resnet50" in broken
+
+
+def test_one_port_for_both(artifacts: Path) -> None:
+    """The same port for REST and gRPC is free and still no good."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        number = free.getsockname()[1]
+    diagnosis = found(replace(question(artifacts), ports=(number, number)))
+
+    assert diagnosis.broken == (f"port {number} is asked for twice; choose another --port or --grpc-port",)
 
 
 def test_port_in_use(artifacts: Path) -> None:

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -462,6 +463,13 @@ def test_devices(runtime: Runtime, found: Cards, mib: int, expected: list[tuple[
     """Cards where the runtime runs on cards, the CPU where it does, each with its budget."""
     listed = devices(EngineOptions(runtime), mib, lambda: found)
     assert [(one.name, one.budget_bytes) for one in listed] == expected
+
+
+def test_a_card_that_is_missing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Where one of the cards cannot be used, the log has the reason; where there is none at all, others say so."""
+    devices(EngineOptions(), 0, lambda: replace(CARDS, reason="card 2 cannot be used: busy"))
+    devices(EngineOptions(), 0, lambda: Cards((), "no driver"))
+    assert caplog.messages == ["card 2 cannot be used: busy"]
 
 
 def test_the_cpu_is_for_runtimes_of_the_cpu() -> None:

@@ -74,6 +74,8 @@ def _cards(found: Diagnosis) -> Iterator[tuple[str, Text]]:
     for card in machine.cards.found:
         memory = f"{_gib(card.free_bytes)} of {_gib(card.memory_bytes)} GiB free"
         yield f"card {card.index}", Text(f"{card.name}, {card.target}, {memory}", _GOOD)
+    if machine.cards.found and machine.cards.reason:
+        yield "cards", Text(machine.cards.reason, _POOR)
     if not machine.cards.found:
         yield "cards", Text(f"none: {machine.cards.reason}")
 
