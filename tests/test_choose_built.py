@@ -156,6 +156,26 @@ def test_plans_without_a_card(shop: Shop, caplog: pytest.LogCaptureFixture) -> N
     assert [entry.levelname for entry in caplog.records if entry.getMessage() == note] == ["INFO"]
 
 
+@pytest.mark.parametrize("built", [True, False])
+def test_a_driver_whose_card_cannot_be_used(shop: Shop, caplog: pytest.LogCaptureFixture, built: bool) -> None:
+    """Driver and TensorRT are there and CUDA gives no card: a warning with CUDA's words, and who asks is told."""
+    shop.machine = replace(NO_CARD, driver="470.57.02")
+    if built:
+        shop.plan()
+    with caplog.at_level(logging.INFO):
+        opened = shop.open()
+        shop.machine = replace(shop.machine, versions={})  # an image for the CPU on a machine with a card
+        elsewhere = shop.open()
+    for one in (opened, elsewhere):
+        one.engine.close()
+
+    [note] = opened.choice.passed_over
+    assert "no NVIDIA card can be used here: no CUDA-capable device is detected" in note
+    assert note.endswith(" serves instead")
+    assert [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"] == [note]
+    assert len(elsewhere.choice.passed_over) == built
+
+
 def test_card_without_plans(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """A card that nothing is built for: once per load the log says what to run."""
     with caplog.at_level(logging.WARNING):

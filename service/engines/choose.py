@@ -186,8 +186,10 @@ def open_engine(
 def _best(case: _Case) -> Opened:
     """The first of those that `auto` tries that runs; each that should have run and did not is noted."""
     asked, name, machine = case.options.precision, case.artifact.manifest.name, case.bench.machine
-    level = logging.WARNING if machine.cards.found else logging.INFO  # without a card nobody expects one
+    level = logging.WARNING if machine.expects_cards else logging.INFO
     notes = [_Note(text, level) for text in case.damage]
+    if machine.expects_cards and not machine.cards.found and not case.fits and computes(Runtime.TENSORRT, asked):
+        notes.append(_Note(f"no NVIDIA card can be used here: {machine.cards.reason}", level))
     if machine.cards.found and not case.fits and not case.damage and computes(Runtime.TENSORRT, asked):
         notes.append(_Note(nothing_built(best_flavour(machine), case.source, machine, asked), level))
     refused: list[str] = []

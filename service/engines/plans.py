@@ -25,6 +25,11 @@ class Machine:
     driver: str | None
     versions: Mapping[Flavour, str]
 
+    @property
+    def expects_cards(self) -> bool:
+        """Whether its owner counts on cards: they are there, or a driver and a flavour to use them with."""
+        return bool(self.cards.found) or (self.driver is not None and bool(self.versions))
+
     def only(self, card: Card | None) -> "Machine":
         """The same with this card alone; None leaves it as it is."""
         return self if card is None else replace(self, cards=Cards((card,)))
