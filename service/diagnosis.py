@@ -6,7 +6,7 @@ Reads and asks, and changes nothing; neither opens an engine nor hashes an artif
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from models.catalog import CATALOG, UnknownModelError
 from models.plan import Flavour
 from service.engines.base import EngineUnavailableError
 from service.engines.built import best_flavour, nothing_built
-from service.engines.choose import EngineOptions, expected, installed
+from service.engines.choose import EngineOptions, installed
+from service.engines.expect import expected
 from service.engines.nvidia import INSTALL
-from service.engines.plans import Fit, Machine, Source, survey, this_machine
+from service.engines.plans import Machine, Source, survey, this_machine
 from service.facts import BuiltEngine
 from service.hardware import Host, host
 from service.types import Precision, Runtime
@@ -56,7 +57,8 @@ class Package:
 class Exported:
     """An exported model: what would serve it, or why nothing does; `damage` says why it cannot be loaded at all.
 
-    Its files are not compared with their sha256; loading does that. `unreadable` are records of engines.
+    Its files are not compared with their sha256; loading does that. `unreadable` are records of engines, `failed` says
+    which engines fit and are known not to answer rightly here.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Exported:
     refusal: str | None
     damage: str | None
     unreadable: tuple[str, ...]
+    failed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +129,14 @@ def _exported(name: str, question: Question, machine: Machine) -> Exported:
     missing = [file for file in manifest.files if not (folder / file).is_file()]
     damage = f"{folder} lacks {', '.join(missing)}; export it again" if missing else None
     fits, wrong = survey(folder, Source.of(root, manifest), machine, options.precision)
-    runtime, refusal = _runtime(Artifact(folder, number, manifest, ()), question, machine, fits)
-    engines = tuple(map(BuiltEngine.of, fits))
-    return Exported(name, number, _weights(manifest), engines, runtime, refusal, damage, tuple(wrong))
-
-
-def _runtime(
-    artifact: Artifact, question: Question, machine: Machine, fits: tuple[Fit, ...]
-) -> tuple[Runtime | None, str | None]:
+    known = Exported(
+        name, number, _weights(manifest), tuple(map(BuiltEngine.of, fits)), None, None, damage, tuple(wrong)
+    )
     try:
-        return expected(artifact, question.options, machine, fits), None
+        found = expected(Artifact(folder, number, manifest, ()), options, machine, fits)
     except EngineUnavailableError as error:
-        return None, str(error)
+        return replace(known, refusal=str(error))
+    return replace(known, runtime=found.runtime, failed=found.failed)
 
 
 def _weights(manifest: Manifest) -> str:
@@ -216,6 +215,7 @@ def _advice(question: Question, machine: Machine, exported: tuple[Exported, ...]
         lines += filter(None, [machine.cards.reason])
         wanted = [one for one in exported if one.name in question.models and one.damage is None]
         lines += filter(None, (_of_cards(one, question, machine) for one in wanted))
+        lines += [f"{one.name} on {why}" for one in wanted for why in one.failed]
     if not installed(Runtime.OPENVINO):
         lines.append("the CPU is used best by OpenVINO; run: pip install openvino")
     if cache is not None:

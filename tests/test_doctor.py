@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from models.artifact import GRAPH, read_manifest
+from models.artifact import GRAPH, load, read_manifest
 from models.plan import Flavour, write_plan
 from service.cards import Cards
 from service.cli import main
 from service.diagnosis import Diagnosis, Question, diagnose
-from service.engines.choose import EngineOptions, installed
+from service.engines.choose import EngineOptions, installed, open_engine
+from service.engines.gate import reference_of
 from service.engines.plans import Machine
 from service.hardware import Host
 from service.types import Precision, Runtime
+from tests.test_gate import Faithful
 from tests.test_layers import ROOT
 from tests.test_plan import CONTENT, record
 from tests.test_plans import ADA, NO_CARD, TURING, machine
@@ -96,6 +98,43 @@ def test_driver_without_card(artifacts: Path) -> None:
     assert diagnosis.advice == (
         "there is an NVIDIA driver and no card can be used: no CUDA-capable device is detected",
     )
+
+
+def test_engine_that_is_known_to_fail(artifacts: Path) -> None:
+    """What an earlier start measured counts: the engine fits, would not serve, and the advice has the figures."""
+    plan(artifacts)
+    asked, where = question(artifacts), machine(ADA)
+    artifact = load(artifacts, "tiny")
+    reference = reference_of(artifact)
+
+    def build(*_: object) -> Faithful:
+        return Faithful(reference, error=0.2)
+
+    opened = open_engine(artifact, asked.options, look=lambda: where, build_plan=build)
+    opened.engine.close()
+    diagnosis = found(asked, where)
+
+    [tiny] = diagnosis.artifacts
+    assert [engine.fits for engine in tiny.engines] == [True]
+    assert tiny.runtime == opened.engine.describe().runtime == "openvino"
+    assert diagnosis.broken == ()
+    assert "its answers on this card differ" in diagnosis.advice[0]
+    strict = found(question(artifacts, precision=Precision.FP16), where)
+    assert "its answers on this card differ" in strict.broken[0]
+
+
+def test_artifact_of_an_older_version(artifacts: Path) -> None:
+    """Without reference answers an engine that fits would not serve; what to run is said."""
+    plan(artifacts)
+    manifest = artifacts / "tiny" / "1" / "manifest.json"
+    known = json.loads(manifest.read_text())
+    del known["files"]["reference.npz"]
+    manifest.write_text(json.dumps(known))
+    diagnosis = found(question(artifacts), machine(ADA))
+
+    assert diagnosis.artifacts[0].runtime is Runtime.OPENVINO
+    assert "nothing to check its answers against" in diagnosis.advice[0]
+    assert "run: topfive export tiny" in diagnosis.advice[0]
 
 
 def test_one_card_of_two(artifacts: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from models.artifact import GRAPH, Artifact
@@ -21,6 +22,9 @@ FLAVOURS = {Runtime.TENSORRT: Flavour.TENSORRT, Runtime.TENSORRT_RTX: Flavour.TE
 
 _UNKNOWN = "unknown"
 
+BuildOn = Callable[[Plan, Card], Engine]
+"""Makes the engine of a plan on a card."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bench:
@@ -29,11 +33,10 @@ class Bench:
     machine: Machine
     cache: Path
     max_batch: int
-    build: Callable[[Plan, Card], Engine]
 
 
-def open_built(artifact: Artifact, runtime: Runtime, fits: tuple[Fit, ...], bench: Bench) -> Opened:
-    """The best plan of `runtime` among `fits` that runs and passes the check on the card.
+def open_built(artifact: Artifact, runtime: Runtime, fits: tuple[Fit, ...], bench: Bench, build: BuildOn) -> Opened:
+    """The best plan of `runtime` among `fits` that `build` makes run, and that passes the check on the card.
 
     Raises EngineUnavailableError where none does, with what is wrong with each; caused by a lack of memory where that
     is one of them.
@@ -44,30 +47,37 @@ def open_built(artifact: Artifact, runtime: Runtime, fits: tuple[Fit, ...], benc
     for fit in mine:
         if not fit.fits:
             continue
+        card = _card(fit)
+        gate = gate_of_plan(artifact, runtime, fit, bench)
         try:
-            return _open(artifact, runtime, fit, bench, failed)
+            engine, report = open_checked(artifact, runtime, partial(build, fit.plan, card), gate)
         except EngineUnavailableError as error:
             failed.append(f"{fit.plan.record.stem}: {error}")
             errors.append(error)
+            continue
+        return Opened(engine, Choice(tuple(failed), parity=(report,)))
     reasons = "; ".join([*failed, *misfits(mine)])
     raise EngineUnavailableError(reasons) from next(filter(out_of_memory, errors), None)
 
 
-def _open(artifact: Artifact, runtime: Runtime, fit: Fit, bench: Bench, failed: list[str]) -> Opened:
+def _card(fit: Fit) -> Card:
+    """Of the cards that it fits the one with the most free memory."""
+    return max(fit.cards, key=lambda one: one.free_bytes)
+
+
+def gate_of_plan(artifact: Artifact, runtime: Runtime, fit: Fit, bench: Bench) -> Gate:
+    """The check of a plan that fits, on the card that it would be opened on."""
     record = fit.plan.record
-    card = max(fit.cards, key=lambda one: one.free_bytes)
     subject = Subject(
         engine_sha256=record.sha256,
         reference_sha256=artifact.manifest.files.get(REFERENCE, ""),
         runtime=runtime,
         runtime_version=record.version,
         precision=Precision(record.precision),
-        card=card.name,
+        card=_card(fit).name,
         driver=bench.machine.driver or _UNKNOWN,
     )
-    gate = Gate.of(artifact, subject, min(bench.max_batch, record.profile.largest), bench.cache)
-    engine, report = open_checked(artifact, runtime, lambda: bench.build(fit.plan, card), gate)
-    return Opened(engine, Choice(tuple(failed), parity=(report,)))
+    return Gate.of(artifact, subject, min(bench.max_batch, record.profile.largest), bench.cache)
 
 
 def gate_of_graph(artifact: Artifact, runtime: Runtime, version: str, bench: Bench) -> Gate:

@@ -1,7 +1,7 @@
 """Which engine runs an artifact on this machine: what was asked for, or with `auto` the best that fits."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -11,11 +11,19 @@ from models.artifact import Artifact
 from models.plan import Plan
 from service.cards import Card
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
-from service.engines.built import FLAVOURS, Bench, best_flavour, gate_of_graph, nothing_built, open_built
+from service.engines.built import (
+    FLAVOURS,
+    Bench,
+    BuildOn,
+    best_flavour,
+    gate_of_graph,
+    nothing_built,
+    open_built,
+)
 from service.engines.choice import Choice, Opened
 from service.engines.nvidia import is_installed
 from service.engines.opening import open_checked, open_unchecked
-from service.engines.plans import NO_MACHINE, Fit, Machine, Source, misfits, survey, this_machine
+from service.engines.plans import NO_MACHINE, Fit, Machine, Source, survey, this_machine
 from service.engines.precision import check_computes, choose_precision, computes, is_checked_on_the_card
 from service.types import CACHE, Precision, Runtime
 
@@ -93,42 +101,15 @@ def build_plan_engine(plan: Plan, card: Card, artifact: Artifact, options: Engin
     )
 
 
-def expected(artifact: Artifact, options: EngineOptions, machine: Machine, fits: Sequence[Fit]) -> Runtime:
-    """The runtime that `open_engine` would try first of those that it may use; nothing is built.
-
-    Raises EngineUnavailableError, with what is wrong with each, where there is none.
-    """
-    asked, source = options.precision, _source(artifact)
-    if options.runtime is not Runtime.AUTO:
-        _check_possible(options.runtime, asked)
-    refused: list[str] = []
-    for runtime in ORDER if options.runtime is Runtime.AUTO else (options.runtime,):
-        if (flavour := FLAVOURS.get(runtime)) is not None:
-            mine = [fit for fit in fits if fit.plan.record.flavour is flavour]
-            if any(fit.fits for fit in mine):
-                return runtime
-            if not mine and options.runtime is runtime:
-                refused.append(nothing_built(flavour, source, machine, asked))
-            refused += misfits(mine)
-        elif computes(runtime, asked) and installed(runtime):
-            try:
-                choose_precision(artifact, runtime, asked)
-                if runtime is not Runtime.ONNXRUNTIME_CUDA or machine.cards.found:
-                    return runtime
-                refused.append(f"{runtime} finds no card: {machine.cards.reason}")
-            except EngineUnavailableError as error:
-                refused.append(str(error))
-    raise EngineUnavailableError("; ".join(refused) or _nothing(source, machine, asked))
-
-
-def _check_possible(runtime: Runtime, asked: Precision) -> None:
+def check_possible(runtime: Runtime, asked: Precision) -> None:
     """Raise EngineUnavailableError where the packages are not there, or compute otherwise than is asked for."""
     if not installed(runtime):
         raise EngineUnavailableError(f"the runtime {runtime} is not installed; run: pip install '{_INSTALL[runtime]}'")
     check_computes(runtime, asked)
 
 
-def _source(artifact: Artifact) -> Source:
+def source_of(artifact: Artifact) -> Source:
+    """What plans in it are judged for."""
     return Source.of(artifact.folder.parent.parent, artifact.manifest)
 
 
@@ -142,6 +123,7 @@ class _Case:
     fits: tuple[Fit, ...]
     damage: list[str]
     bench: Bench
+    build: BuildOn
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +152,17 @@ def open_engine(
         options = replace(options, max_batch=min(options.max_batch, most))
     on_cpu = options.runtime in _ON_CPU
     machine = NO_MACHINE if on_cpu else look().only(options.card)
-    source = _source(artifact)
+    source = source_of(artifact)
     fits, damage = ((), []) if on_cpu else survey(artifact.folder, source, machine, options.precision)
-    bench = Bench(
-        machine, options.cache, options.max_batch, lambda plan, card: build_plan(plan, card, artifact, options)
-    )
-    case = _Case(artifact, options, source, fits, damage, bench)
+    bench = Bench(machine, options.cache, options.max_batch)
+
+    def build(plan: Plan, card: Card) -> Engine:
+        return build_plan(plan, card, artifact, options)
+
+    case = _Case(artifact, options, source, fits, damage, bench, build)
     if options.runtime is Runtime.AUTO:
         return _best(case)
-    _check_possible(options.runtime, options.precision)
+    check_possible(options.runtime, options.precision)
     opened = _open(case, options.runtime)
     return _told(case, opened, [])
 
@@ -206,7 +190,7 @@ def _best(case: _Case) -> Opened:
             notes.append(_Note(text, level if runtime in FLAVOURS else logging.WARNING))
             continue
         return _told(case, opened, notes)
-    raise EngineUnavailableError("; ".join([*case.damage, *refused]) or _nothing(case.source, machine, asked))
+    raise EngineUnavailableError("; ".join([*case.damage, *refused]) or nothing_runs(case.source, machine, asked))
 
 
 def _is_candidate(case: _Case, runtime: Runtime) -> bool:
@@ -222,7 +206,7 @@ def _open(case: _Case, runtime: Runtime) -> Opened:
         if not _is_candidate(case, runtime):
             advice = nothing_built(flavour, case.source, case.bench.machine, options.precision)
             raise EngineUnavailableError("; ".join([*case.damage, advice]))
-        return open_built(artifact, runtime, case.fits, case.bench)
+        return open_built(artifact, runtime, case.fits, case.bench, case.build)
     precision = choose_precision(artifact, runtime, options.precision)
     build = partial(build_engine, artifact, runtime, precision, options)
     if not is_checked_on_the_card(artifact, runtime):
@@ -247,7 +231,7 @@ def _told(case: _Case, opened: Opened, notes: list[_Note]) -> Opened:
     return Opened(opened.engine, replace(opened.choice, passed_over=tuple(texts), fits=case.fits))
 
 
-def _nothing(source: Source, machine: Machine, asked: Precision) -> str:
+def nothing_runs(source: Source, machine: Machine, asked: Precision) -> str:
     """What to say where nothing was even tried."""
     if asked in (Precision.FP16, Precision.INT8):
         advice = nothing_built(best_flavour(machine), source, machine, asked)

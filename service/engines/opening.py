@@ -6,6 +6,7 @@ import numpy as np
 
 from models.artifact import Artifact, ParityReport
 from models.plan import PlanError
+from models.reference import REFERENCE
 from service.engines.base import CardLostError, Engine, EngineUnavailableError
 from service.engines.gate import Gate, reference_of
 from service.engines.parity import figures
@@ -58,6 +59,14 @@ def open_checked(artifact: Artifact, runtime: Runtime, build: Build, gate: Gate)
         engine.close()
         raise EngineUnavailableError(f"{runtime} fails while its answers are checked: {error}") from error
     return engine, report
+
+
+def check_known(gate: Gate) -> None:
+    """Raise EngineUnavailableError where `open_checked` would, for all that is known before the engine is built."""
+    if (kept := gate.kept()) is not None:
+        _check(kept)
+    elif REFERENCE not in gate.artifact.manifest.files:
+        reference_of(gate.artifact)
 
 
 def _check(report: ParityReport) -> None:
