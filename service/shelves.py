@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -76,15 +76,18 @@ class Shelves:
         """
         artifact = await self._on_thread(read)
         refused: list[Exception] = []
+        notes: list[str] = []
         devices = self._in_order()
         for position, device in enumerate(devices):
+            telling = replace(device, open_engine=_telling(device.open_engine, notes)) if device.name == CPU else device
             try:
-                return await self._load(artifact, device, others=devices[position + 1 :])
+                return await self._load(artifact, telling, others=devices[position + 1 :])
             except (EngineUnavailableError, OverBudgetError) as error:
                 if card_lost(error) is not None:  # nothing runs in this process any more
                     raise
+                notes.append(f"{artifact.manifest.name} is not loaded on {device.name}: {error}")
                 if position + 1 < len(devices):
-                    log.warning("%s is not loaded on %s: %s", artifact.manifest.name, device.name, error)
+                    log.warning("%s", notes[-1])
                 refused.append(error)
         if all(isinstance(error, OverBudgetError) for error in refused):
             raise OverBudgetError("; ".join(map(str, refused)))
@@ -232,6 +235,18 @@ class Shelves:
             )
             for shelf in self._shelves.values()
         ]
+
+
+def _telling(open_engine: OpenEngine, notes: Sequence[str]) -> OpenEngine:
+    """Opens the same, and its choice says why no card has it: what refused it on a card knew of no other device."""
+
+    def opens(artifact: Artifact) -> Opened:
+        opened = open_engine(artifact)
+        info = opened.engine.describe()
+        told = [f"{note}; {info.runtime} in {info.precision} serves instead" for note in notes]
+        return replace(opened, choice=replace(opened.choice, passed_over=(*told, *opened.choice.passed_over)))
+
+    return opens
 
 
 def _opened(device: Device, artifact: Artifact) -> Opened:

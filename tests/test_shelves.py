@@ -428,6 +428,25 @@ async def test_full_cards_leave_the_cpu(artifacts: Path) -> None:
             await host.classify("c")
 
 
+async def test_why_a_card_has_not_the_model_is_kept(artifacts: Path) -> None:
+    """Who asks about a model on the CPU is told what each card refused it for, and what serves instead."""
+    async with host_of(artifacts, {"cuda:0": 1, "cuda:1": 1, CPU: 0}) as host:
+        host.refuses = {"tiny cuda:1": [EngineUnavailableError("its kernels fail")]}
+        host.held = {"tiny": 3}
+        await host.use("tiny")
+        [loaded] = [entry.loaded for entry in host.repository.entries() if entry.loaded is not None]
+        assert loaded.device == CPU
+        notes = loaded.choice.passed_over
+        await host.use("b")
+        [b] = [entry.loaded for entry in host.repository.entries() if entry.loaded and entry.name == "b"]
+        assert b.choice.passed_over == ()
+
+    assert [note.split(":")[0] for note in notes] == ["tiny is not loaded on cuda"] * 2
+    assert any("its kernels fail" in note for note in notes)
+    assert any("cuda:0: " in note and "MiB" in note for note in notes)
+    assert all(note.endswith("; fake in f32 serves instead") for note in notes)
+
+
 async def test_a_device_whose_slots_all_hang_is_named(artifacts: Path) -> None:
     """Every model there is unready and lost, with the name of the one that hangs; those elsewhere go on."""
     async with host_of(artifacts, {"cuda:0": 2, CPU: 1}) as host:
