@@ -79,6 +79,17 @@ def test_measured_once(gate: Gate, reference: Reference) -> None:
     assert [path.suffix for path in (gate.cache or Path()).rglob("*") if path.is_file()] == [".json"]
 
 
+def test_failure_says_what_to_do(gate: Gate, reference: Reference) -> None:
+    """The error names other options, and the file without which the engine is checked again."""
+    report = gate.measure(Faithful(reference, error=0.05), reference)
+    with pytest.raises(EngineUnavailableError, match=r"use another --precision or --runtime; .* is deleted") as failed:
+        gate.check(report)
+    [file] = (gate.cache or Path()).rglob("*.json")
+    assert str(file) in str(failed.value)
+    file.unlink()
+    assert gate.kept() is None
+
+
 def test_failure_is_kept(gate: Gate, reference: Reference) -> None:
     """An engine that differs fails with its figure, and is remembered as failed."""
     report = gate.measure(Faithful(reference, error=0.05), reference)

@@ -80,6 +80,16 @@ class Gate:
         holds = kept.subject == self.subject and report.thresholds == self.thresholds
         return report if holds and set(self.batch_sizes) <= set(report.batch_sizes) else None
 
+    def check(self, report: ParityReport) -> None:
+        """Raise EngineUnavailableError, with what to do, where that report of it did not pass."""
+        if report.passed:
+            return
+        again = "" if self.cache is None else f"; it is checked again once {self._file(self.cache)} is deleted"
+        raise EngineUnavailableError(
+            f"its answers on this card differ from the original's: {figures(report)}; use another --precision or "
+            f"--runtime{again}"
+        )
+
     def measure(self, engine: Engine, reference: Reference) -> ParityReport:
         """Check `engine` now, and keep the report, passed or not; an engine's own errors come as they are."""
         precision = self.subject.precision

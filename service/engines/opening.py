@@ -9,7 +9,6 @@ from models.plan import PlanError
 from models.reference import REFERENCE
 from service.engines.base import CardLostError, Engine, EngineUnavailableError
 from service.engines.gate import Gate, reference_of
-from service.engines.parity import figures
 from service.types import Runtime
 
 Build = Callable[[], Engine]
@@ -45,13 +44,13 @@ def open_checked(artifact: Artifact, runtime: Runtime, build: Build, gate: Gate)
     earlier load is not built again.
     """
     if (kept := gate.kept()) is not None:
-        _check(kept)
+        gate.check(kept)
         return open_unchecked(artifact, runtime, build), kept
     reference = reference_of(artifact)
     engine = open_unchecked(artifact, runtime, build)
     try:
         report = gate.measure(engine, reference)
-        _check(report)
+        gate.check(report)
     except (EngineUnavailableError, CardLostError):
         engine.close()
         raise
@@ -64,11 +63,6 @@ def open_checked(artifact: Artifact, runtime: Runtime, build: Build, gate: Gate)
 def check_known(gate: Gate) -> None:
     """Raise EngineUnavailableError where `open_checked` would, for all that is known before the engine is built."""
     if (kept := gate.kept()) is not None:
-        _check(kept)
+        gate.check(kept)
     elif REFERENCE not in gate.artifact.manifest.files:
         reference_of(gate.artifact)
-
-
-def _check(report: ParityReport) -> None:
-    if not report.passed:
-        raise EngineUnavailableError(f"its answers on this card differ from the original's: {figures(report)}")
