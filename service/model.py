@@ -183,7 +183,11 @@ class LoadedModel:
         if self.batcher.in_flight:  # a thread is still inside; `app.run` ends without it
             return
         if self._closing is None:  # on a thread: it may free gigabytes or write a cache, and other models go on
-            self._closing = asyncio.get_running_loop().run_in_executor(None, self._close_engine)
+            thread = ThreadPoolExecutor(
+                1, thread_name_prefix=f"close-{self.name}"
+            )  # the end of the loop waits for its own
+            self._closing = asyncio.get_running_loop().run_in_executor(thread, self._close_engine)
+            thread.shutdown(wait=False)
         await asyncio.shield(self._closing)
         self.closed = True
 
