@@ -53,7 +53,7 @@ class Core:
         self.repository = Repository(
             settings.artifacts,
             catalog,
-            [Device(CPU, opener)] if opener else devices(options, settings.memory_budget_mib, cards),
+            partial(_devices, options, settings.memory_budget_mib, opener),
             limits=self._limits,
             clock=self.clock,
             metrics=self.metrics,
@@ -139,6 +139,10 @@ class Service:
         task = asyncio.get_running_loop().create_task(self.rpc.set_serving(self._core.repository.ready))
         self._announcing.add(task)
         task.add_done_callback(self._announcing.discard)
+
+
+def _devices(options: EngineOptions, budget_mib: int, opener: OpenEngine | None) -> list[Device]:
+    return [Device(CPU, opener)] if opener else devices(options, budget_mib, cards)
 
 
 def run(settings: Settings) -> int:

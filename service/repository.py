@@ -61,7 +61,7 @@ class Repository:
         self,
         root: Path,
         catalog: Catalog,
-        devices: Sequence[Device],
+        find_devices: Callable[[], Sequence[Device]],
         *,
         limits: Callable[[Engine], BatchLimits],
         clock: Clock,
@@ -71,7 +71,7 @@ class Repository:
         self._catalog = catalog
         self._clock = clock
         self._configured: tuple[str, ...] = ()
-        self._shelves = Shelves(devices, limits=limits, clock=clock, metrics=metrics, on_change=self._changed)
+        self._shelves = Shelves(find_devices, limits=limits, clock=clock, metrics=metrics, on_change=self._changed)
         self._loaded = self._shelves.loaded
         self._loading: dict[str, _Load] = {}
         self._closing = False

@@ -42,26 +42,28 @@ class Device:
 
 
 class Shelves:
-    """The loaded models, by name in `loaded`, on the devices that they are on.
+    """The loaded models, by name in `loaded`, on the devices that they are on; these are found at the first load.
 
     Budgets hold for what engines say they hold. A model larger than a budget is not loaded, not even alone.
     """
 
     def __init__(
         self,
-        devices: Sequence[Device],
+        find_devices: Callable[[], Sequence[Device]],
         *,
         limits: Callable[[Engine], BatchLimits],
         clock: Clock,
         metrics: Metrics,
         on_change: Callable[[], None],
     ) -> None:
-        self._devices = devices
+        self._find_devices = find_devices
+        self._finding = asyncio.Lock()
+        self._devices: Sequence[Device] = ()
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
         self._on_change = on_change
-        self._shelves = {one.name: Shelf(one.name, one.budget_bytes, clock) for one in devices}
+        self._shelves: dict[str, Shelf] = {}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._leaving: dict[str, asyncio.Future[None]] = {}
         self.loaded: dict[str, LoadedModel] = {}
@@ -75,6 +77,7 @@ class Shelves:
         Raises what `read` raises, OverBudgetError, and EngineUnavailableError where its engine cannot run anywhere.
         """
         artifact = await self._on_thread(read)
+        await self._look()
         refused: list[Exception] = []
         notes: list[str] = []
         devices = self._in_order()
@@ -112,6 +115,13 @@ class Shelves:
         models = [model for shelf in self._shelves.values() for model in shelf.models]
         await asyncio.gather(*(model.aclose(drain_s) for model in models))
         self.loaded.clear()
+
+    async def _look(self) -> None:
+        """Find the devices before the first load, on a thread: to wake a card takes its driver seconds."""
+        async with self._finding:
+            if not self._devices:
+                self._devices = await self._on_thread(self._find_devices)
+                self._shelves = {one.name: Shelf(one.name, one.budget_bytes, self._clock) for one in self._devices}
 
     def _in_order(self) -> list[Device]:
         """The cards by their room, then the CPU."""

@@ -72,7 +72,7 @@ class Fleet(Counted):
         self.repository = Repository(
             root,
             CATALOG,
-            [Device(CPU, self._open)],
+            lambda: [Device(CPU, self._open)],
             limits=lambda engine: BatchLimits(engine.slots, engine.max_batch, capacity),
             clock=self.clock,
             metrics=self.metrics,

@@ -51,7 +51,7 @@ class Bench(Counted):
         self.repository = Repository(
             root,
             CATALOG,
-            [Device(CPU, self.opener)],
+            lambda: [Device(CPU, self.opener)],
             limits=lambda engine: BatchLimits(engine.slots, engine.max_batch, capacity),
             clock=clock or self.clock,
             metrics=self.metrics,

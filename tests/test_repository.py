@@ -38,7 +38,7 @@ class Bench:
         self.repository = Repository(
             root,
             CATALOG,
-            [Device(CPU, opener)],
+            lambda: [Device(CPU, opener)],
             limits=lambda engine: BatchLimits(engine.slots, engine.max_batch),
             clock=self.clock,
             metrics=metrics,

@@ -75,14 +75,20 @@ class Host:
         self.lands: dict[str, str] = {}
         self.held: dict[str, int] = {}
         self.slots = 1
+        self.looks = 0
         self.repository = Repository(
             root,
             CATALOG,
-            [Device(name, self.opener(name), budget * self.unit) for name, budget in budgets.items()],
+            self.devices,
             limits=lambda engine: BatchLimits(engine.slots, engine.max_batch),
             clock=self.clock,
             metrics=self.metrics,
         )
+
+    def devices(self) -> list[Device]:
+        """Looked for as `serve` does it."""
+        self.looks += 1
+        return [Device(name, self.opener(name), budget * self.unit) for name, budget in self.budgets.items()]
 
     def opener(self, device: str) -> OpenEngine:
         """Opens on that device, unless `refuses` or `lands` say otherwise; `held` says what is held, in models."""
@@ -499,6 +505,15 @@ def test_the_cpu_is_for_runtimes_of_the_cpu() -> None:
         assert isinstance(cpu, partial)
         among.append(cpu.keywords["options"].among)
     assert among == [(Runtime.OPENVINO, Runtime.ONNXRUNTIME), ORDER]
+
+
+async def test_who_only_reports_opens_no_card(artifacts: Path) -> None:
+    """Devices are found once, at the first load, however many load at once: before it no card is touched."""
+    async with host_of(artifacts, {"cuda:0": 2, CPU: 1}) as host:
+        assert {"tiny", "b"} <= {entry.name for entry in host.repository.entries()}
+        assert host.looks == 0
+        await asyncio.gather(host.classify("tiny"), host.classify("b"))
+        assert host.looks == 1
 
 
 def test_cards_are_not_looked_for_in_vain() -> None:
