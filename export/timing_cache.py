@@ -2,10 +2,10 @@
 
 import hashlib
 import logging
-import os
 import re
-import tempfile
 from pathlib import Path
+
+from models.files import replace
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,6 @@ class TimingCacheFile:
         """Replace it in one step; where the folder cannot be written that is logged, and the build stands."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, draft = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(hashlib.sha256(body).digest() + body)
-                Path(draft).replace(self.path)
-            finally:
-                Path(draft).unlink(missing_ok=True)
+            replace(self.path, hashlib.sha256(body).digest() + body)
         except OSError as error:
             log.warning("the timing cache %s cannot be written: %s", self.path, error.strerror)

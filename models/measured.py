@@ -3,13 +3,13 @@
 import fcntl
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from models.files import replace
 
 _KEY = "measured"
 
@@ -70,7 +70,7 @@ def record(manifest: Path, measurement: Measurement) -> None:
             return
         kept = [one for one in present if not measurement.replaces(one)]
         content[_KEY] = [one.model_dump(mode="json") for one in (*kept, measurement)]
-        _replace(manifest, json.dumps(content, indent=2) + "\n")
+        replace(manifest, json.dumps(content, indent=2).encode() + b"\n")
 
 
 def read_measured(manifest: Path) -> tuple[Measurement, ...] | None:
@@ -90,17 +90,3 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    draft = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(path, draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

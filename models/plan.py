@@ -8,14 +8,14 @@ Here they are named, written and read; whether one fits a machine is for the ser
 """
 
 import hashlib
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models.files import replace
 
 ENGINES = "engines"
 _TARGET = re.compile(r"sm(\d{2,3})")
@@ -129,19 +129,6 @@ def write_plan(artifact: Path, content: bytes, record: PlanRecord) -> Plan:
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)  # the server may run as another user than the export
     plan = folder / f"{record.stem}.plan"
-    _replace(plan, content)
-    _replace(plan.with_suffix(".json"), record.model_dump_json(indent=2).encode() + b"\n")
+    replace(plan, content)
+    replace(plan.with_suffix(".json"), record.model_dump_json(indent=2).encode() + b"\n")
     return Plan(plan, record)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file in one step; an interruption leaves the old one."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(draft).chmod(0o644)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise

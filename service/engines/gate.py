@@ -5,13 +5,12 @@ The report lies in the cache folder, and the next load on the same card with the
 
 import hashlib
 import logging
-import os
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models import files
 from models.artifact import IMPORTED, Artifact, ArtifactError, Manifest, ParityReport, Thresholds, read_file
 from models.reference import REFERENCE, Reference, UnreadableReferenceError, read_reference
 from service.engines.base import Engine, EngineUnavailableError
@@ -106,7 +105,7 @@ class Gate:
         content = _Kept(subject=self.subject, report=report).model_dump_json(indent=2) + "\n"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, content)
+            files.replace(file, content.encode())
         except OSError as error:
             log.warning(
                 "%s cannot be written (%s), so the engine is checked at each load; name a folder with --cache",
@@ -149,15 +148,3 @@ def reference_of(artifact: Artifact) -> Reference:
         raise EngineUnavailableError(f"nothing to check its answers against: {error}") from error
     assert reference is not None, "the file was there a moment ago"
     return reference
-
-
-def _write(file: Path, content: str) -> None:
-    """Write a file in one step, so that no other process reads half of it."""
-    handle, draft = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(content)
-        Path(draft).replace(file)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise

@@ -2,10 +2,10 @@
 
 import hashlib
 import logging
-import os
 import re
-import tempfile
 from pathlib import Path
+
+from models.files import replace
 
 LARGEST_BYTES = 100 << 20
 """A larger cache takes longer to read than it saves, by NVIDIA's word."""
@@ -52,14 +52,7 @@ class RtxCacheFile:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, draft = tempfile.mkstemp(prefix=".draft-", dir=self.path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(hashlib.sha256(cache).digest() + cache)
-                Path(draft).replace(self.path)
-            except BaseException:
-                Path(draft).unlink(missing_ok=True)
-                raise
+            replace(self.path, hashlib.sha256(cache).digest() + cache)
         except OSError as error:
             log.warning("%s cannot be written (%s); kernels are compiled at each start", self.path, error.strerror)
             return

@@ -1,0 +1,44 @@
+"""Replacing a file in one step: what is there before, after, and when it fails."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from models.files import replace
+
+
+def mode(path: Path) -> int:
+    """Its permissions."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_new(tmp_path: Path) -> None:
+    """A new file is there whole, readable by all, and alone."""
+    file = tmp_path / "a.json"
+    replace(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert mode(file) == 0o644
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_old(tmp_path: Path) -> None:
+    """One that is there keeps its permissions; who has the old one open reads that to its end."""
+    file = tmp_path / "a.json"
+    file.write_bytes(b"old")
+    file.chmod(0o640)
+    with file.open("rb") as reader:
+        replace(file, b"newer")
+        assert reader.read() == b"old"
+    assert file.read_bytes() == b"newer"
+    assert mode(file) == 0o640
+
+
+def test_failure_leaves_the_old_one(tmp_path: Path) -> None:
+    """Where it fails, what was there stays, and no draft is left."""
+    folder = tmp_path / "a.json"
+    folder.mkdir()
+    (folder / "kept").touch()
+    with pytest.raises(OSError, match=r"a\.json"):
+        replace(folder, b"new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a.json", "kept"]
