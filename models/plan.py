@@ -7,7 +7,9 @@
 Here they are named, written and read; whether one fits a machine is for the service to say.
 """
 
+import fcntl
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -124,11 +126,19 @@ def read_plans(artifact: Path) -> tuple[list[Plan], list[str]]:
 
 
 def write_plan(artifact: Path, content: bytes, record: PlanRecord) -> Plan:
-    """Put both files into that artifact's folder in the place of older ones of the same name, the record last."""
+    """Put both files into that artifact's folder in the place of older ones of the same name, the record last.
+
+    Of two processes that write the same name at once, both files are those of the later one.
+    """
     folder = artifact / ENGINES
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)  # the server may run as another user than the export
     plan = folder / f"{record.stem}.plan"
-    replace(plan, content)
-    replace(plan.with_suffix(".json"), record.model_dump_json(indent=2).encode() + b"\n")
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        replace(plan, content)
+        replace(plan.with_suffix(".json"), record.model_dump_json(indent=2).encode() + b"\n")
+    finally:
+        os.close(lock)
     return Plan(plan, record)

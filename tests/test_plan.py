@@ -1,7 +1,9 @@
 """Plans in an artifact: named for what they are, whole or not there, and never other bytes than their record's."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -59,6 +61,22 @@ def test_damage(tmp_path: Path) -> None:
     assert plans == []
     assert len(damage) == 1
     assert plan.path.stem in damage[0]
+
+
+def test_two_that_write_the_same_name_at_once(tmp_path: Path) -> None:
+    """Plan and record are of one writer, however two that build other batches come together."""
+    contents = (b"first" * 1000, b"second" * 1000)
+    for _ in range(100):
+        start = Barrier(2)
+
+        def write(content: bytes, start: Barrier = start) -> None:
+            start.wait()
+            write_plan(tmp_path, content, record(sha256=hashlib.sha256(content).hexdigest()))
+
+        with ThreadPoolExecutor(2) as writers:
+            list(writers.map(write, contents))
+        (plan,), _ = read_plans(tmp_path)
+        assert plan.content() in contents
 
 
 @pytest.mark.parametrize(("text", "target"), [("sm75", Target(7, 5)), ("sm89", Target(8, 9)), ("sm120", Target(12, 0))])
