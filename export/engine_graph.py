@@ -60,7 +60,8 @@ def _write_half(artifact: Artifact, path: Path) -> None:
     architecture = CATALOG.get(manifest.name)
     if manifest.family == IMPORTED or architecture is None:
         raise ExportError(
-            f"{manifest.name} has no PyTorch network to export in fp16; its own graph is built with --precision f32"
+            f"{manifest.name} has no PyTorch network to export in fp16, from which int8 is made too; its own graph is "
+            "built with --precision f32"
         )
     if not (artifact.folder / WEIGHTS).is_file():
         raise ExportError(
