@@ -28,12 +28,11 @@ from models.labels import read_labels, write_labels
 from models.layers import write_layers
 from models.onnx_reader import LARGEST_BYTES, read_model
 from models.reference import write_reference
-from service.engines.parity import BATCH_SIZES, BOUNDS, THRESHOLDS, TIES, Bounds, compare, figures
+from service.engines.parity import BATCH_SIZES, BOUNDS, HALF_SMALLEST, THRESHOLDS, TIES, Bounds, compare, figures
 from service.types import Batch, Precision, Probabilities
 
 STEPS = 4  # file, its answers, graph, artifact; the gate adds one for each engine
 
-_HALF_SMALLEST = 6.1e-5  # the least number that float16 holds with all its bits; below it a softmax ends in zeros
 _SAME = 1e-6  # answers that differ by less from photo to noise tell nothing of what is seen
 _RANDOM_IMAGES = 6
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
@@ -156,7 +155,7 @@ def _bounds(model: ModelProto, recipe: Recipe) -> Bounds:
     if not has_half(model):
         return BOUNDS
     half = _as_coarse_as(Precision.FP16)  # the file rounds each of its values to 11 bits; the graph in float32 does not
-    return replace(half, smallest=_HALF_SMALLEST) if recipe.output is Output.PROBABILITIES else half
+    return replace(half, smallest=HALF_SMALLEST) if recipe.output is Output.PROBABILITIES else half
 
 
 def _as_coarse_as(precision: Precision) -> Bounds:

@@ -22,6 +22,8 @@ from models.artifact import IMPORTED, WeightSource, load, sha256, versions
 from models.onnx_reader import OnnxFileError
 from service.engines.base import Engine
 from service.engines.choose import EngineOptions, build_engine, open_engine
+from service.engines.gate import Gate, Subject, reference_of
+from service.engines.parity import figures
 from service.types import Precision, Rows, Runtime
 from tests.conftest import NullReporter
 from tests.onnx_models import SIZE, WEIGHT, classifier, model_of, recipe, saved, softmax
@@ -336,6 +338,22 @@ def test_half_probabilities_that_round_to_zero(importing: Import) -> None:
     report = next(report for report in done.manifest.parity if report.precision == Precision.F32)
     assert report.passed
     assert report.logit_cosine > 0.999
+
+
+@pytest.mark.parametrize("precision", [Precision.F32, Precision.FP16])
+def test_half_probabilities_are_checked_alike_elsewhere(
+    importing: Import, tmp_path: Path, precision: Precision
+) -> None:
+    """What float16 cannot hold is not compared on a card either: an engine as right as that of the import passes."""
+    importing(classifier(element=TensorProto.FLOAT16, head="softmax", weight=WEIGHT * 30), 'output = "probabilities"')
+    artifact = load(tmp_path / "artifacts", "net")
+    engine = build_engine(artifact, Runtime.ONNXRUNTIME, Precision.F32, EngineOptions())
+    subject = Subject("graph", "reference", "onnxruntime", "1", precision, "a card", "1")
+
+    report = Gate.of(artifact, subject, 8, None).measure(engine, reference_of(artifact))
+    engine.close()
+
+    assert report.passed, figures(report)
 
 
 def test_values_of_8_bits_are_compared_as_coarsely(importing: Import) -> None:

@@ -5,16 +5,17 @@ The report lies in the cache folder, and the next load on the same card with the
 
 import hashlib
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models import files
 from models.artifact import IMPORTED, Artifact, ArtifactError, Manifest, ParityReport, Thresholds, read_file
 from models.reference import REFERENCE, Reference, UnreadableReferenceError, read_reference
 from service.engines.base import Engine, EngineUnavailableError
-from service.engines.parity import BOUNDS, compare, figures
+from service.engines.parity import BOUNDS, HALF_SMALLEST, Bounds, compare, figures
 from service.types import Precision
 
 REPORTS = "gate"
@@ -92,7 +93,12 @@ class Gate:
     def measure(self, engine: Engine, reference: Reference) -> ParityReport:
         """Check `engine` now, and keep the report, passed or not; an engine's own errors come as they are."""
         precision = self.subject.precision
-        bounds = replace(BOUNDS, batch_sizes=self.batch_sizes, thresholds={precision: self.thresholds})
+        bounds = Bounds(
+            self.batch_sizes,
+            thresholds={precision: self.thresholds},
+            ties={precision: _tie(self.artifact.manifest, precision)},
+            smallest=_smallest(self.artifact.manifest, reference),
+        )
         report = compare(engine, precision, reference.images, reference.probabilities, bounds)
         log.info("checked %s on %s: %s", self.artifact.manifest.name, self.subject.card or "the card", figures(report))
         self._keep(report)
@@ -124,9 +130,8 @@ def thresholds(manifest: Manifest, precision: Precision) -> Thresholds:
 
     The numbers of an imported file may themselves be rounded: what its f32 was allowed, lower precisions are too.
     """
-    own = BOUNDS.thresholds[precision]
-    f32 = next((report.thresholds for report in manifest.parity if report.precision == Precision.F32), None)
-    if manifest.family != IMPORTED or f32 is None:
+    own, f32 = BOUNDS.thresholds[precision], _of_import(manifest)
+    if f32 is None:
         return own
     return Thresholds(
         max_abs_diff=max(own.max_abs_diff, f32.max_abs_diff),
@@ -134,6 +139,26 @@ def thresholds(manifest: Manifest, precision: Precision) -> Thresholds:
         top1_agreement=min(own.top1_agreement, f32.top1_agreement),
         top5_agreement=min(own.top5_agreement, f32.top5_agreement),
     )
+
+
+def _of_import(manifest: Manifest) -> Thresholds | None:
+    """What f32 was allowed when the file was imported; None for what is no import."""
+    if manifest.family != IMPORTED:
+        return None
+    return next((report.thresholds for report in manifest.parity if report.precision == Precision.F32), None)
+
+
+def _tie(manifest: Manifest, precision: Precision) -> float:
+    """What may tie in `precision`: no less than in the one whose bounds the import had, because its file rounds so."""
+    allowed = _of_import(manifest)
+    return max(BOUNDS.ties[one] for one in BOUNDS.ties if one is precision or BOUNDS.thresholds.get(one) == allowed)
+
+
+def _smallest(manifest: Manifest, reference: Reference) -> float:
+    """The least probability that is compared: the softmax of an imported file may itself be in float16."""
+    given = reference.probabilities
+    half = manifest.family == IMPORTED and np.array_equal(given, given.astype(np.float16))
+    return HALF_SMALLEST if half else BOUNDS.smallest
 
 
 def reference_of(artifact: Artifact) -> Reference:

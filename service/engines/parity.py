@@ -34,6 +34,9 @@ TIES = {  # differences of log probabilities
     Precision.BF16: 0.1,
     Precision.INT8: 0.2,
 }
+HALF_SMALLEST = 6.1e-5
+"""The least number that float16 holds with all its bits; below it a softmax ends in zeros."""
+
 _SMALLEST = 1e-37  # just above the smallest normal float32, so that a probability of zero has a logarithm
 
 
