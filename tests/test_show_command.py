@@ -131,3 +131,13 @@ def test_built_engines(artifacts: Path, columns: int) -> None:
     [engine] = printed["engines"]
     assert (engine["name"], engine["targets"], engine["fits"]) == (plan.record.stem, ["sm86", "sm89"], False)
     assert engine["reason"]
+
+
+def test_record_of_an_engine_that_cannot_be_read(artifacts: Path) -> None:
+    """It is no engine, and is not passed over in silence: the file is named, with what to do."""
+    folder = artifacts / "tiny" / "1" / "engines"
+    folder.mkdir()
+    (folder / "zzz.json").write_text("{")
+    warnings = json.loads(show("tiny", "--artifacts", artifacts, "--json").output)["warnings"]
+
+    assert any("zzz.json cannot be read" in text and "build that engine again" in text for text in warnings)

@@ -32,7 +32,8 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
     try:
         settings = settings_from(values)
         entry = Core(settings).repository.entry(name)
-        known = replace(facts(entry), engines=_engines(settings.artifacts, entry))
+        known, (engines, unreadable) = facts(entry), _engines(settings.artifacts, entry)
+        known = replace(known, engines=engines, warnings=(*known.warnings, *unreadable))
     except TopfiveError as error:
         raise click.ClickException(error.detail) from error
     if as_json:
@@ -41,16 +42,17 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
         Console().print(Group(_facts(known), _accuracy(known), _parity(known), _built(known)))
 
 
-def _engines(root: Path, entry: Entry) -> tuple[BuiltEngine, ...]:
-    """The engines in the artifact that were built for cards, judged for this machine."""
+def _engines(root: Path, entry: Entry) -> tuple[tuple[BuiltEngine, ...], list[str]]:
+    """The engines in the artifact that were built for cards, judged for this machine, and records not to be read."""
     if entry.exported is None:
-        return ()
+        return (), []
     version, manifest = entry.exported
     folder = root / entry.name / str(version)
-    if not read_plans(folder)[0]:
-        return ()
-    fits, _ = survey(folder, Source.of(root, manifest), this_machine(), Precision.AUTO)
-    return tuple(map(BuiltEngine.of, fits))
+    plans, unreadable = read_plans(folder)
+    if not plans:
+        return (), unreadable
+    fits, unreadable = survey(folder, Source.of(root, manifest), this_machine(), Precision.AUTO)
+    return tuple(map(BuiltEngine.of, fits)), unreadable
 
 
 def _facts(known: ModelFacts) -> Table:
