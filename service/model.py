@@ -76,7 +76,8 @@ class LoadedModel:
         self.device = opened.engine.device
         self.last_used_s = clock.now()
         self.closed = False
-        self._uses = 0
+        self.holders: list[object] = []
+        """Who holds it now."""
         self._runs = 0
         self._closing: asyncio.Future[None] | None = None
         self._unused: Callable[[], None] = lambda: None
@@ -121,7 +122,7 @@ class LoadedModel:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._uses or self._runs)
+        return bool(self.holders or self._runs)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -134,13 +135,13 @@ class LoadedModel:
         return describe(self.artifact.manifest, self.artifact.version, self.latency.snapshot())
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """In use until the end of the block: not unloaded, and the last to be so for a while."""
-        self._uses += 1
+    def held(self, holder: object) -> Iterator[None]:
+        """In use by `holder` until the end of the block: not unloaded, and the last to be so for a while."""
+        self.holders.append(holder)
         try:
             yield
         finally:
-            self._uses -= 1
+            self.holders.remove(holder)
             self.last_used_s = self._clock.now()
             self._note_unused()
 

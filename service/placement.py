@@ -15,6 +15,7 @@ class Tie(StrEnum):
     CONFIGURED = "configured"
     LEAVING = "being unloaded"
     STUCK = "stuck in a batch"
+    AWAITING = "held by a request that waits for another model"
     IN_USE = "in use"
     IDLE = "idle"
 

@@ -51,7 +51,7 @@ class _Load:
     """A load that goes on, and the holds of those who wait for it."""
 
     task: asyncio.Task[LoadedModel]
-    waiting: list[ExitStack] = field(default_factory=list)
+    waiting: set[ExitStack | None] = field(default_factory=set)
 
 
 class Repository:
@@ -72,6 +72,7 @@ class Repository:
         self._clock = clock
         self._configured: tuple[str, ...] = ()
         self._shelves = Shelves(find_devices, limits=limits, clock=clock, metrics=metrics, on_change=self._changed)
+        self._shelves.waiting = lambda: [holds for load in self._loading.values() for holds in load.waiting]
         self._loaded = self._shelves.loaded
         self._loading: dict[str, _Load] = {}
         self._closing = False
@@ -153,15 +154,14 @@ class Repository:
         name = self._catalog.canonical(name)
         if (model := self._loaded.get(name)) is not None:
             if holds is not None:
-                holds.enter_context(model.held())
+                holds.enter_context(model.held(holds))
             return model
         if self._closing:
             raise ShuttingDown
         if (loading := self._loading.get(name)) is None:
             loading = self._loading[name] = _Load(asyncio.get_running_loop().create_task(self._load(name)))
             loading.task.add_done_callback(lambda done: self._load_ended(name, done))
-        if holds is not None:
-            loading.waiting.append(holds)
+        loading.waiting.add(holds)
         try:
             return await asyncio.shield(loading.task)  # a caller that leaves does not stop it for the others
         except asyncio.CancelledError:
@@ -169,8 +169,7 @@ class Repository:
                 raise ShuttingDown from None
             raise
         finally:
-            if holds is not None:
-                loading.waiting.remove(holds)
+            loading.waiting.discard(holds)
 
     async def recover(self) -> None:
         """Try each configured model that fails with one blank image, so that readiness can return without traffic."""
@@ -222,8 +221,10 @@ class Repository:
         await self._shelves.settled(name)  # or it would be there twice
         if (model := self._loaded.get(name)) is None:
             model = await self._placed(name)
-        for holds in self._loading[name].waiting:  # in this turn: nobody can unload it before they hold it
-            holds.enter_context(model.held())
+        waiting = self._loading[name].waiting
+        while waiting:  # in this turn: nobody can unload it before they hold it, and none of them waits any more
+            if (holds := waiting.pop()) is not None:
+                holds.enter_context(model.held(holds))
         return model
 
     async def _placed(self, name: str) -> LoadedModel:
@@ -234,6 +235,7 @@ class Repository:
         except NotExportedError as error:
             raise ModelNotFound(str(error)) from error
         except (ArtifactError, EngineUnavailableError, OverBudgetError, OSError) as error:
+            self._loading[name].waiting.clear()  # who waited lets go of its other models now
             self._card_lost = self._card_lost or card_lost(error)
             self._changed()
             raise NotReady(f"{name} cannot be loaded: {error}") from error

@@ -30,13 +30,16 @@ class Shelf:
         self.models.remove(model)
         self._resize()
 
-    def room(self, pinned: Container[str], given_out: Container[LoadedModel]) -> Room:
-        """What it holds now; models that are not `given_out` any more are leaving."""
+    def room(self, pinned: Container[str], given_out: Container[LoadedModel], waiting: Container[object]) -> Room:
+        """What it holds now; models that are not `given_out` any more are leaving.
+
+        Holders that are `waiting` for a load do not let go before it has ended.
+        """
         return Room(
             self.device,
             self.budget_bytes,
             tuple(
-                Held(model.name, model.memory_bytes, model.last_used_s, _tie(model, pinned, given_out))
+                Held(model.name, model.memory_bytes, model.last_used_s, _tie(model, pinned, given_out, waiting))
                 for model in self.models
             ),
         )
@@ -46,11 +49,15 @@ class Shelf:
         self.slots.resize(max([one.slots for one in self.models], default=1))
 
 
-def _tie(model: LoadedModel, pinned: Container[str], given_out: Container[LoadedModel]) -> Tie:
+def _tie(
+    model: LoadedModel, pinned: Container[str], given_out: Container[LoadedModel], waiting: Container[object]
+) -> Tie:
     if model.stuck:
         return Tie.STUCK
     if model not in given_out:
         return Tie.LEAVING
     if model.name in pinned:
         return Tie.CONFIGURED
+    if any(holder in waiting for holder in model.holders):
+        return Tie.AWAITING
     return Tie.IDLE if model.idle else Tie.IN_USE

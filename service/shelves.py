@@ -68,6 +68,8 @@ class Shelves:
         self._leaving: dict[str, asyncio.Future[None]] = {}
         self.loaded: dict[str, LoadedModel] = {}
         self.pinned: Collection[str] = ()
+        self.waiting: Callable[[], Collection[object]] = tuple
+        """Holders of models that wait for others to be loaded."""
         metrics.watch(self._gauges, "device")
 
     async def place(self, read: Callable[[], Artifact]) -> LoadedModel:
@@ -130,7 +132,7 @@ class Shelves:
         return sorted((by_name[room.device] for room in rooms), key=lambda one: one.name == CPU)
 
     def _room(self, shelf: Shelf) -> Room:
-        return shelf.room(self.pinned, self.loaded.values())
+        return shelf.room(self.pinned, self.loaded.values(), self.waiting())
 
     async def _load(self, artifact: Artifact, device: Device, others: Sequence[Device]) -> LoadedModel:
         """The model on that device, or on the one that its engine chose where no other card is left to try."""

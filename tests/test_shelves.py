@@ -160,6 +160,12 @@ async def host_of(root: Path, budgets: dict[str, int] | None = None) -> AsyncIte
     assert host.wrong == []
 
 
+async def members(host: Host, name: str) -> None:
+    """What a request for an ensemble does with its members."""
+    with ExitStack() as holds:
+        await Panels(host.repository).get(name, holds)
+
+
 async def test_the_one_unused_for_longest_leaves(artifacts: Path) -> None:
     """With room for two, the third model sends away the one whose last request is older, not the one loaded first."""
     async with host_of(artifacts) as host:
@@ -279,21 +285,27 @@ async def test_a_configured_model_that_does_not_fit_stops_the_start(artifacts: P
         assert not host.repository.ready
 
 
-async def test_an_ensemble_larger_than_the_budget_is_refused(artifacts: Path) -> None:
-    """Its first member cannot leave for the second, because the same request holds it: refused in five seconds."""
+async def test_an_ensemble_larger_than_the_budget_is_refused_at_once(artifacts: Path) -> None:
+    """Its first member cannot leave for the second, because the same request holds it: nobody waits for that."""
     async with host_of(artifacts, {CPU: 1}) as host:
-        panels = Panels(host.repository)
-
-        async def ask() -> None:
-            with ExitStack() as holds:
-                await panels.get("ensemble:tiny+b", holds)
-
-        asking = asyncio.create_task(ask())
-        await reached(lambda: host.clock.pending == 1)  # the limit of its leaving
-        await host.clock.advance(5.0)
-        with pytest.raises(NotReady, match="still in use"):
+        await host.use("tiny")
+        asking = asyncio.create_task(members(host, "ensemble:tiny+b"))
+        others = [asyncio.create_task(host.classify("tiny", shade)) for shade in (1, 2)]
+        with pytest.raises(NotReady, match=r"tiny holds .* waits for another model\); raise --memory-budget-mib"):
             await asking
+        assert await asyncio.gather(*others) == [1, 2]
+        assert len(host.engines) == 1
         assert await host.classify("b") == 1
+
+
+async def test_ensembles_do_not_wait_for_each_other(artifacts: Path) -> None:
+    """Each holds one of its members and waits for the other, with room for two: one is refused at once."""
+    async with host_of(artifacts) as host:
+        await host.use("tiny", "b")
+        asking = [asyncio.create_task(members(host, name)) for name in ("ensemble:tiny+c", "ensemble:b+d")]
+        ended = await asyncio.gather(*asking, return_exceptions=True)
+        assert sorted(map(type, ended), key=str) == [type(None), NotReady]
+        assert len(host.engines) == 3
 
 
 async def test_more_than_was_expected_makes_room_too(artifacts: Path) -> None:
