@@ -4,7 +4,10 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from export.cli import export_command
+from export.engine_cli import read_order
 from models.catalog import CATALOG
 from service.settings import Settings
 
@@ -45,7 +48,7 @@ def test_variables_are_settings() -> None:
 
     assert {"MODELS", "DRAIN_S", "CACHE", "HOST"} <= set(lines)
     of_export = {str(option.envvar).removeprefix("TOPFIVE_") for option in export_command.params}
-    assert {"ENGINE", "ENGINE_TARGET"} <= of_export
+    assert "ENGINE" in of_export
     assert set(lines) <= {name.upper() for name in Settings.model_fields} | of_export
 
 
@@ -55,6 +58,18 @@ def test_room_for_graphs() -> None:
     largest = max(network.parameters for network in CATALOG)
 
     assert 3 * 4 * largest <= room_gib << 30
+
+
+def test_engines_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With TOPFIVE_ENGINE empty, the job of the profile gpu exports without an engine, and is no usage error."""
+    job = COMPOSE.partition("\n  export:")[2].partition("\n\n")[0]
+    for name, value in re.findall(r"^ +(TOPFIVE_\w+): (\S+)", job, re.MULTILINE):
+        default = re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)  # what an empty variable gives
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+-.*\}", "", default))
+    values = export_command.make_context("export", ["tiny", "--missing"]).params
+
+    assert "TOPFIVE_ENGINE" in job
+    assert read_order(values) is None
 
 
 def test_time_to_stop() -> None:
