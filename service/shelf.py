@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Container
 
 from service.clock import Clock
+from service.engines.base import CPU
 from service.model import LoadedModel
 from service.placement import Held, Room, Tie
 from service.slots import Slots
@@ -45,8 +46,12 @@ class Shelf:
         )
 
     def _resize(self) -> None:
-        """As many batches at once as one engine may run alone: each engine has all threads of a CPU for its slots."""
-        self.slots.resize(max([one.slots for one in self.models], default=1))
+        """On a card as many batches at once as one engine may run alone, so that its models take turns.
+
+        On the CPU as many as all may run: a batch cannot be interrupted, and cores are shared better by the system.
+        """
+        slots = [one.slots for one in self.models] or [1]
+        self.slots.resize(sum(slots) if self.device == CPU else max(slots))
 
 
 def _tie(

@@ -137,9 +137,7 @@ class Shelves:
     async def _load(self, artifact: Artifact, device: Device, others: Sequence[Device]) -> LoadedModel:
         """The model on that device, or on the one that its engine chose where no other card is left to try."""
         name, shelf = artifact.manifest.name, self._shelves[device.name]
-        need = held_bytes(artifact.graph.stat().st_size, device.rows, artifact.manifest.input.crop)
-        if device.name != CPU:
-            need = expected_bytes(need, (plan.record.size_bytes for plan in read_plans(artifact.folder)[0]))
+        need = await self._on_thread(partial(_expected, device, artifact))
         async with self._turn(shelf):
             await self._make_room(shelf, name, need)
             opened = await self._open(artifact, device, shelf)
@@ -259,6 +257,14 @@ def _telling(open_engine: OpenEngine, notes: Sequence[str]) -> OpenEngine:
         return replace(opened, choice=replace(opened.choice, passed_over=(*told, *opened.choice.passed_over)))
 
     return opens
+
+
+def _expected(device: Device, artifact: Artifact) -> int:
+    """On a thread: about how many bytes an engine of the artifact will hold there."""
+    held = held_bytes(artifact.graph.stat().st_size, device.rows, artifact.manifest.input.crop)
+    if device.name == CPU:
+        return held
+    return expected_bytes(held, (plan.record.size_bytes for plan in read_plans(artifact.folder)[0]))
 
 
 def _opened(device: Device, artifact: Artifact) -> Opened:

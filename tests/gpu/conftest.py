@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from export.samples import PHOTOS
 from models.artifact import Artifact, load
 from models.plan import Flavour, Plan, Target, read_plans
 from service.cards import Card, Cards, cards
@@ -66,6 +67,8 @@ KINDS = (
     Kind(Runtime.TENSORRT_RTX, Precision.F32),
     Kind(Runtime.ONNXRUNTIME_CUDA, Precision.F32),
 )
+TRAINED = "lenet5"
+"""The model whose trained weights come with the project; rounding to int8 leaves nothing of an untrained one."""
 PLANS = tuple(kind for kind in KINDS if kind.runtime is not Runtime.ONNXRUNTIME_CUDA)
 
 
@@ -77,9 +80,9 @@ class Workshop:
     card: Card
 
     def artifact(self, model: str) -> Artifact:
-        """The exported model, untrained: its answers are compared, not judged."""
+        """The exported model, untrained unless its weights come with the project: its answers are compared."""
         if not (self.root / model).is_dir():
-            self._topfive("export", model, "--weights", "untrained")
+            self._topfive("export", model, "--weights", self._weights(model))
         return load(self.root, model)
 
     def plan(self, model: str, kind: Kind) -> Plan:
@@ -95,7 +98,9 @@ class Workshop:
                 pytest.skip("TensorRT for RTX has no matrix product in f32 for Turing")
         if (plan := self._built(artifact, kind)) is None:
             order = ("--engine", flavour.value, "--precision", kind.precision.value, "--target", "this")
-            self._topfive("export", model, *order, "--weights", "untrained", "--batch", f"1,8,{MAX_BATCH}")
+            if kind.precision is Precision.INT8:
+                order = (*order, "--calibration", str(PHOTOS))
+            self._topfive("export", model, *order, "--weights", self._weights(model), "--batch", f"1,8,{MAX_BATCH}")
             plan = self._built(load(self.root, model), kind)
         assert plan is not None, "the export said that it built an engine, and there is none"
         return plan
@@ -127,6 +132,10 @@ class Workshop:
         if not torch.cuda.is_available():
             pytest.skip("this PyTorch has no CUDA")
         return TorchEngine(self.artifact(model), threads=1, max_batch=MAX_BATCH, card=self.card)
+
+    @staticmethod
+    def _weights(model: str) -> str:
+        return "pretrained" if model == TRAINED else "untrained"
 
     def _built(self, artifact: Artifact, kind: Kind) -> Plan | None:
         plans, _ = read_plans(artifact.folder)

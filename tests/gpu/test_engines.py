@@ -19,8 +19,8 @@ from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.engines.parity import compare, figures
 from service.engines.tensorrt import TensorRtEngine
 from service.engines.tensorrt_slot import Launch
-from service.types import Batch, Runtime
-from tests.gpu.conftest import KINDS, MAX_BATCH, MODELS, PLANS, Kind, Workshop
+from service.types import Batch, Precision, Runtime
+from tests.gpu.conftest import KINDS, MAX_BATCH, MODELS, PLANS, TRAINED, Kind, Workshop
 
 EVERY = pytest.mark.parametrize("kind", KINDS, ids=str)
 EVERY_PLAN = pytest.mark.parametrize("kind", PLANS, ids=str)
@@ -55,6 +55,16 @@ def test_pytorch(workshop: Workshop, opened: Open, model: str, kind: Kind) -> No
     reference.close()
     report = compare(opened(model, kind), kind.precision, images, expected)
     print(f"\n{model} on {report.device}: {figures(report)}")
+    assert report.passed, figures(report)
+
+
+@pytest.mark.parametrize("flavour", [Runtime.TENSORRT, Runtime.TENSORRT_RTX])
+def test_int8(workshop: Workshop, opened: Open, flavour: Runtime) -> None:
+    """A network of 8 bits gives the answers that its artifact keeps, as closely as int8 allows."""
+    kind = Kind(flavour, Precision.INT8)
+    reference = reference_of(workshop.artifact(TRAINED))
+    report = compare(opened(TRAINED, kind), kind.precision, reference.images, reference.probabilities)
+    print(f"\n{TRAINED} on {report.device}: {figures(report)}")
     assert report.passed, figures(report)
 
 
