@@ -97,9 +97,9 @@ class Workshop:
             if self.card.target == Target(7, 5) and kind.precision is Precision.F32:
                 pytest.skip("TensorRT for RTX has no matrix product in f32 for Turing")
         if (plan := self._built(artifact, kind)) is None:
-            order = ("--engine", flavour.value, "--precision", kind.precision.value, "--target", "this")
+            order = ["--engine", flavour.value, "--precision", kind.precision.value, "--target", "this"]
             if kind.precision is Precision.INT8:
-                order = (*order, "--calibration", str(PHOTOS))
+                order += ["--calibration", str(PHOTOS)]
             self._topfive("export", model, *order, "--weights", self._weights(model), "--batch", f"1,8,{MAX_BATCH}")
             plan = self._built(load(self.root, model), kind)
         assert plan is not None, "the export said that it built an engine, and there is none"
