@@ -18,8 +18,12 @@ log = logging.getLogger(__name__)
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
-    """One connection. Without a whole head in time it is closed; with one too large it is told 431."""
+    """One connection. Without a whole head in time it is closed; with one too large it is told 431.
 
+    `opened_s` is when it was made, in seconds of the event loop's time.
+    """
+
+    opened_s = 0.0
     _head_bytes = 0
     _in_head = True
     _progress = False
@@ -28,6 +32,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
         super().connection_made(transport)
+        self.opened_s = self.loop.time()
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import ctypes
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,9 +20,9 @@ _DROP = struct.pack("HBBI", 0x06, 0, 0, 0)  # the one instruction of a packet fi
 
 _KEEP_ALIVE_S = 75  # longer than the idle time of common load balancers, so that they close first
 
-# When it stops: how long open connections may still send, and how long those that never have.
+# When it stops: how long open connections may still send, and how old those may be that never have.
 _SETTLE_S = 0.1
-_FIRST_REQUEST_S = 1.0
+_FIRST_REQUEST_S = 5.0
 _TELL_S = 0.05
 
 
@@ -57,8 +56,7 @@ class RestServer:
         """Accept no new connection, and let those accepted send what they came with, until `over` at the latest."""
         await self._server.stop_listening(self._socket)
         await asyncio.wait({over}, timeout=_SETTLE_S)
-        limit = time.monotonic() + _FIRST_REQUEST_S
-        while self._server.expects_requests() and not over.done() and time.monotonic() < limit:
+        while self._server.expects_requests() and not over.done():
             await asyncio.wait({over}, timeout=0.02)
 
     async def stop(self) -> None:
@@ -106,8 +104,12 @@ class _Server(uvicorn.Server):
             await loop.connect_accepted_socket(self._protocol, connection)
 
     def expects_requests(self) -> bool:
-        """Whether a connection is open that has not sent its first request yet."""
-        return any(getattr(connection, "cycle", None) is None for connection in self.server_state.connections)
+        """Whether a connection is open that has not sent its first request yet and is too new to be called silent."""
+        oldest_s = asyncio.get_running_loop().time() - _FIRST_REQUEST_S
+        return any(
+            isinstance(connection, BoundedHeadProtocol) and connection.cycle is None and connection.opened_s > oldest_s
+            for connection in self.server_state.connections
+        )
 
     def _protocol(self) -> asyncio.Protocol:
         protocol: type[Any] = self.config.http_protocol_class
