@@ -16,7 +16,13 @@ from service.rest.protocol import BoundedHeadProtocol
 _BACKLOG = 2048
 
 _SO_ATTACH_FILTER = 26  # of Linux; Python's socket module does not name it
-_DROP = struct.pack("HBBI", 0x06, 0, 0, 0)  # the one instruction of a packet filter that keeps nothing
+# A packet filter in the kernel's instructions: code, jump if true, jump if false, operand.
+_NO_SYN = (
+    (0x30, 0, 0, 13),  # load the flags of the TCP header
+    (0x45, 0, 1, 0x02),  # is SYN among them?
+    (0x06, 0, 0, 0),  # then drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # else keep it
+)
 
 _KEEP_ALIVE_S = 75  # longer than the idle time of common load balancers, so that they close first
 
@@ -54,6 +60,9 @@ class RestServer:
 
     async def settle(self, over: asyncio.Task[None]) -> None:
         """Accept no new connection, and let those accepted send what they came with, until `over` at the latest."""
+        with suppress(OSError):  # not every system has such filters
+            deafen(self._socket)
+        await asyncio.wait({over}, timeout=_SETTLE_S)  # those that have begun to connect come to their end
         await self._server.stop_listening(self._socket)
         await asyncio.wait({over}, timeout=_SETTLE_S)
         while self._server.expects_requests() and not over.done():
@@ -89,8 +98,6 @@ class _Server(uvicorn.Server):
     async def stop_listening(self, listener: socket.socket) -> None:
         """Accept the connections that the kernel holds in its queue, which closing would reset, and no later ones."""
         waiting: list[socket.socket] = []
-        with suppress(OSError):  # not every system has such filters
-            deafen(listener)
         with suppress(OSError):  # until none waits; or no descriptor is left for another
             while True:
                 waiting.append(listener.accept()[0])
@@ -120,13 +127,15 @@ class _Server(uvicorn.Server):
 
 
 def deafen(listener: socket.socket) -> None:
-    """Let the kernel drop what would open one more connection.
+    """Let the kernel drop what would begin one more connection; those that have begun go on.
 
     One that came between the last `accept` and the close would be reset, and its client could not tell whether it was
     served; so it asks again a second later and is refused. Raises OSError where the system cannot.
     """
-    program = ctypes.create_string_buffer(_DROP, len(_DROP))
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+    instructions = b"".join(struct.pack("HBBI", *instruction) for instruction in _NO_SYN)
+    program = ctypes.create_string_buffer(instructions, len(instructions))
+    address = ctypes.addressof(program)
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_NO_SYN), address))
 
 
 def _listen(host: str, port: int) -> socket.socket:
