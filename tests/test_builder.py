@@ -146,9 +146,13 @@ def test_interruption_stops_the_builder() -> None:
         seen.set()
 
     script = Script(during=during)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        build(script)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build(script)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert script.steps <= 2
     assert not [one for one in threading.enumerate() if one.name.startswith("builder")]
 

@@ -25,6 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.rest.server import deafen
 from tests.conftest import png
+from tests.fakes import reached
 
 pytestmark = pytest.mark.anyio
 
@@ -101,14 +102,18 @@ async def test_stops_cleanly(artifacts: Path, number: signal.Signals) -> None:
 async def test_answers_what_was_accepted(artifacts: Path) -> None:
     """Stopped in the middle of 200 requests, every connection it had accepted gets its answer, and it exits with 0.
 
-    A connection that comes later is refused as a whole, which its client can see and try elsewhere.
+    A connection that comes later is refused as a whole, which its client can see and try elsewhere. Each request has
+    one of its own: on one that is idle a request may cross with the server's close, whatever the server does.
     """
     photo = png(7, size=(900, 900))
+    alone = {"connection": "close"}
     async with server(artifacts) as running:
         limits = httpx.Limits(max_connections=200)
         async with httpx.AsyncClient(base_url=running.url, limits=limits, timeout=30) as client:
-            warm = await client.post("/predict", files={"image": photo})
-            requests = [asyncio.create_task(client.post("/predict", files={"image": photo})) for _ in range(200)]
+            warm = await client.post("/predict", files={"image": photo}, headers=alone)
+            requests = [
+                asyncio.create_task(client.post("/predict", files={"image": photo}, headers=alone)) for _ in range(200)
+            ]
             while sum(task.done() for task in requests) < 20:
                 await asyncio.wait(requests, timeout=0.002, return_when=asyncio.FIRST_COMPLETED)
             before = sum(task.done() for task in requests)
@@ -309,3 +314,23 @@ async def test_no_connection_between_the_last_and_the_end() -> None:
         one.close()
     assert writable == []
     assert heard == b"heard"
+
+
+async def test_says_that_it_closes(artifacts: Path) -> None:
+    """An answer that is given while the server stops says that its connection closes, so that nobody uses it again."""
+    async with server(artifacts) as running, httpx.AsyncClient(base_url=running.url) as client:
+        before = await client.post("/predict", files={"image": png()})
+        reader, writer = await asyncio.open_connection(*running.url.removeprefix("http://").split(":"))
+        body = png()
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body[:10])
+        await writer.drain()
+        running.process.send_signal(signal.SIGTERM)
+        await reached(lambda: any("stopping" in line for line in running.log))
+        writer.write(body[10:])
+        answer = await reader.read()
+        assert await running.ended() == 0
+        writer.close()
+    assert before.headers.get("connection") is None
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in answer.partition(b"\r\n\r\n")[0].lower()

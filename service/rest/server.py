@@ -24,6 +24,8 @@ _NO_SYN = (
     (0x06, 0, 0, 0xFFFFFFFF),  # else keep it
 )
 
+_CLOSE = (b"connection", b"close")
+
 _KEEP_ALIVE_S = 75  # longer than the idle time of common load balancers, so that they close first
 
 # When it stops: how long open connections may still send, and how old those may be that never have.
@@ -60,6 +62,7 @@ class RestServer:
 
     async def settle(self, over: asyncio.Task[None]) -> None:
         """Accept no new connection, and let those accepted send what they came with, until `over` at the latest."""
+        self._server.say_close()
         with suppress(OSError):  # not every system has such filters
             deafen(self._socket)
         await asyncio.wait({over}, timeout=_SETTLE_S)  # those that have begun to connect come to their end
@@ -109,6 +112,11 @@ class _Server(uvicorn.Server):
         for connection in waiting:
             connection.setblocking(False)
             await loop.connect_accepted_socket(self._protocol, connection)
+
+    def say_close(self) -> None:
+        """Let every response from now on say that its connection closes: a client would send its next request there."""
+        for headers in (self.server_state.default_headers, self.config.encoded_headers):  # the second makes the first
+            headers.append(_CLOSE)
 
     def expects_requests(self) -> bool:
         """Whether a connection is open that has not sent its first request yet and is too new to be called silent."""
