@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,16 @@ class NullReporter:
         """Nothing."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Async tests run on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def _one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
+    """Async tests share one loop: gRPC hands events that come late to whichever is there, for one that has closed."""
+    yield  # noqa: PT022 - a generator holds the loop until the last test
 
 
 @pytest.fixture(scope="session")
