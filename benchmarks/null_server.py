@@ -1,0 +1,160 @@
+"""A real server over an engine that does nothing, which tells on its standard output what it has spent.
+
+Each line on its standard input is answered by one line: CPU seconds of the process, of its event loop's thread, and of
+decoding and resizing alone, and the times it gave up the processor. It ends with its standard input.
+"""
+
+import asyncio
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import numpy as np
+import uvloop
+
+from models.artifact import Artifact
+from models.catalog import InputSpec
+from service import image, recipe
+from service.app import Core, Service
+from service.classifier import LocalClassifier
+from service.engines.base import CPU
+from service.engines.choice import Opened
+from service.samples import Decoder
+from service.settings import Settings
+from service.types import EngineInfo, ImageLimits, Pixels, Probabilities, Rows, Samples
+
+X = TypeVar("X")
+
+
+class Decoding(StrEnum):
+    """What becomes of the bytes of a photo: decoded and resized as ever, or passed over for constant samples."""
+
+    REAL = "real"
+    NULL = "null"
+
+
+class NullEngine:
+    """Gives the same probabilities for whatever it gets, at once."""
+
+    slots = 2
+    max_batch = 8
+    device = CPU
+    memory_bytes = 0
+
+    def __init__(self, classes: int) -> None:
+        falling = np.linspace(1.0, 0.0, classes, dtype=np.float32)
+        self._rows = np.tile(falling / falling.sum(), (self.max_batch, 1))
+
+    def run(self, rows: Rows) -> Probabilities:
+        """A constant row for each of `rows`."""
+        return self._rows[: len(rows)]
+
+    def describe(self) -> EngineInfo:
+        """Nothing that computes."""
+        return EngineInfo("null", "1", CPU, "f32")
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class TimedDecoding:
+    """Decodes and cuts as the service does; `spent_s` is the CPU time of the threads that did it."""
+
+    def __init__(self) -> None:
+        self.spent_s = 0.0
+
+    def decode(self, data: bytes, limits: ImageLimits) -> Pixels:
+        """The photo."""
+        return self._timed(lambda: image.decode(data, limits))
+
+    def cut(self, spec: InputSpec, pixels: Pixels, count: int) -> Samples:
+        """Its crops."""
+        return self._timed(lambda: recipe.crops(spec, pixels, count))
+
+    def _timed(self, work: Callable[[], X]) -> X:
+        began = time.thread_time()
+        try:
+            return work()
+        finally:
+            self.spent_s += time.thread_time() - began
+
+
+class NullDecoding:
+    """Gives black samples for any bytes."""
+
+    spent_s = 0.0
+
+    def __init__(self) -> None:
+        self._pixels = np.zeros((1, 1, 3), dtype=np.uint8)
+        self._samples: dict[tuple[int, int], Samples] = {}
+
+    def decode(self, _data: bytes, _limits: ImageLimits) -> Pixels:
+        """One pixel."""
+        return self._pixels
+
+    def cut(self, spec: InputSpec, _pixels: Pixels, count: int) -> Samples:
+        """The same crops each time."""
+        return self._samples.setdefault((spec.crop, count), np.zeros((count, spec.crop, spec.crop, 3), dtype=np.uint8))
+
+
+_DECODINGS: dict[Decoding, type[TimedDecoding] | type[NullDecoding]] = {
+    Decoding.REAL: TimedDecoding,
+    Decoding.NULL: NullDecoding,
+}
+
+
+async def serve(decoding: Decoding, model: str, artifacts: Path) -> None:
+    """Serve `model` on free ports, which the first line tells, until the standard input ends."""
+    settings = Settings(models=(model,), artifacts=artifacts, port=0, grpc_port=0, cpus=2)
+    core = Core(settings, opener=_open)
+    spent = _DECODINGS[decoding]()
+    core.classifier.close()
+    decoder = Decoder(settings.limits, threads=2, clock=core.clock, decode=spent.decode, cut=spent.cut)
+    core.classifier = LocalClassifier(core.repository, decoder, clock=core.clock, metrics=core.metrics)
+    service = Service(core)
+    await service.start()
+    await service.load()
+    _say({"port": service.rest.port, "grpc_port": service.rpc.port})
+    over = asyncio.Event()
+
+    def asked() -> None:
+        if not sys.stdin.readline():
+            over.set()
+            return
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        figures = {"cpu_s": time.process_time(), "loop_s": time.thread_time(), "decode_s": spent.spent_s}
+        _say({**figures, "switches": float(used.ru_nvcsw + used.ru_nivcsw)})
+
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), asked)
+    await over.wait()
+    asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+    await service.stop(asyncio.Event())
+
+
+def _open(artifact: Artifact) -> Opened:
+    return Opened(NullEngine(artifact.manifest.classes))
+
+
+def _say(figures: dict[str, float]) -> None:
+    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.flush()
+
+
+@click.command()
+@click.option("--decoding", type=click.Choice([one.value for one in Decoding]), required=True)
+@click.option("--model", required=True)
+@click.option("--artifacts", type=click.Path(path_type=Path, exists=True), required=True)
+def main(decoding: str, model: str, artifacts: Path) -> None:
+    """Serve for `benchmarks.overhead`."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(Decoding(decoding), model, artifacts))
+
+
+if __name__ == "__main__":
+    main()
