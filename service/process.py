@@ -95,7 +95,6 @@ def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of clients' mistakes, which are answered
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         ending = runner.run(_serve(make))
     stuck = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]

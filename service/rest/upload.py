@@ -1,24 +1,19 @@
 """Takes the image out of an HTTP request: a multipart field, or the raw body. Limits hold while the bytes come in."""
 
-from collections.abc import AsyncGenerator, Callable
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import BadRequest
 from service.image import check_size
+from service.rest.form import FormError, FormReader, Part, boundary_of
 from service.types import ImageLimits
 
 FIELD = "image"
 LONGEST_NAME = 60  # of a name that a client made up, in what it is told
 _ENVELOPE_BYTES = 1 << 20  # multipart boundaries, headers and other fields around the image
-
-
-class _InMemoryParser(MultiPartParser):
-    """Keeps parts in memory: the body is bounded, and a temporary file would only be read back at once."""
-
-    spool_max_size = 1 << 31
+_LONG_BYTES = 1 << 20  # from here on `bytes.join` lets other threads run
 
 
 async def read_image(request: Request, limits: ImageLimits, take: Callable[[int], None]) -> bytes:
@@ -32,7 +27,7 @@ async def read_image(request: Request, limits: ImageLimits, take: Callable[[int]
         return await _from_form(request, limits, take)
     if kind.startswith("image/") or kind == "application/octet-stream":
         _check_declared(request, limits, 0)
-        return b"".join([chunk async for chunk in _limited(request, limits, 0, take)])
+        return await _joined([chunk async for chunk in _limited(request, limits, 0, take) if chunk])
     got = f"content type {kind}" if kind else "no content type"
     raise BadRequest(f"there is no image in the request ({got}); {usage(request)}")
 
@@ -47,33 +42,45 @@ def usage(request: Request) -> str:
 
 async def _from_form(request: Request, limits: ImageLimits, take: Callable[[int], None]) -> bytes:
     _check_declared(request, limits, _ENVELOPE_BYTES)
-    parser = _InMemoryParser(
-        request.headers, _limited(request, limits, _ENVELOPE_BYTES, take), max_files=8, max_fields=16
-    )
+    if (boundary := boundary_of(request.headers["content-type"].encode("latin-1"))) is None:
+        raise BadRequest(f"the multipart form cannot be read (it names no boundary); {usage(request)}")
+    form = FormReader(boundary, FIELD)
     try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError) as error:  # KeyError: a multipart type without its boundary
-        reason = error.message if isinstance(error, MultiPartException) else "it names no boundary"
-        raise BadRequest(f"the multipart form cannot be read ({reason}); {usage(request)}") from error
-    try:
-        fields = form.getlist(FIELD)
-        if not fields:
-            found = ", ".join(sorted(form)) or "none"
-            raise BadRequest(f"the form has no field {FIELD!r} (fields: {found}); {usage(request)}")
-        if len(fields) > 1:
-            raise BadRequest(f"the form has {len(fields)} fields {FIELD!r}; send one image a request; {usage(request)}")
-        field = fields[0]
-        if not isinstance(field, UploadFile):
-            raise BadRequest(f"the field {FIELD!r} is text, not a file: is the @ missing? {usage(request)}")
-        if strays := sorted(set(form) - {FIELD}):
-            raise BadRequest(
-                f"the form has the field {strays[0][:LONGEST_NAME]!r} beside {FIELD!r}, which nothing reads; "
-                f"parameters stand in the address: {request.url.path}?model=NAME&top_k=3"
-            )
-        check_size(field.size or 0, limits)
-        return await field.read()
-    finally:
-        await form.close()
+        async for chunk in _limited(request, limits, _ENVELOPE_BYTES, take):
+            form.feed(chunk)
+        form.close()
+    except FormError as error:
+        raise BadRequest(f"the multipart form cannot be read ({error}); {usage(request)}") from error
+    field = _only_image(request, form.parts)
+    check_size(field.size, limits)
+    return await _joined(field.pieces)
+
+
+def _only_image(request: Request, parts: Sequence[Part]) -> Part:
+    """The one field that a form may have."""
+    fields = [part for part in parts if part.name == FIELD]
+    if not fields:
+        found = ", ".join(sorted({part.name for part in parts})) or "none"
+        raise BadRequest(f"the form has no field {FIELD!r} (fields: {found}); {usage(request)}")
+    if len(fields) > 1:
+        raise BadRequest(f"the form has {len(fields)} fields {FIELD!r}; send one image a request; {usage(request)}")
+    if not fields[0].is_file:
+        raise BadRequest(f"the field {FIELD!r} is text, not a file: is the @ missing? {usage(request)}")
+    if strays := sorted({part.name for part in parts} - {FIELD}):
+        raise BadRequest(
+            f"the form has the field {strays[0][:LONGEST_NAME]!r} beside {FIELD!r}, which nothing reads; "
+            f"parameters stand in the address: {request.url.path}?model=NAME&top_k=3"
+        )
+    return fields[0]
+
+
+async def _joined(pieces: Sequence[bytes]) -> bytes:
+    """One after the other. Where that is long the event loop goes on: `bytes.join` lets go of the lock meanwhile."""
+    if len(pieces) == 1:
+        return pieces[0]
+    if sum(map(len, pieces)) < _LONG_BYTES:
+        return b"".join(pieces)
+    return await asyncio.to_thread(b"".join, pieces)
 
 
 def _check_declared(request: Request, limits: ImageLimits, envelope: int) -> None:
