@@ -206,7 +206,7 @@ def main(model: str, photo: Path, artifacts: Path, requests: int, as_json: bool)
         middle, cpu = medians(rounds), [one.cpu_ms for one in rounds]
         shown = (middle.cpu_ms, min(cpu), max(cpu), middle.loop_ms, middle.decode_ms)
         table.add_row(name, *(f"{value:.3f}" for value in shown), f"{middle.switches:.1f}", f"{middle.per_second:.0f}")
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ HOMES = {
         "models.plan",
         "service.engines.gate",
         "service.options",
+        "service.rest.direct",
         "service.rest.schemas",
         "service.settings",
     ),

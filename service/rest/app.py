@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from importlib.metadata import version
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter
 from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp
 
 from service.rest import errors
+from service.rest.direct import ImageRouter, Shortcut
 
 _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 
@@ -14,7 +16,7 @@ _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 """
 
 
-def create_app(*routers: APIRouter, refused: Callable[[str], None]) -> FastAPI:
+def create_app(*routers: APIRouter, refused: Callable[[str], None]) -> ASGIApp:
     """The ASGI application of these routers, with errors as problem details and the documentation at /docs.
 
     `refused` is told the code of each request whose parameters cannot be read, which reaches no router.
@@ -24,4 +26,5 @@ def create_app(*routers: APIRouter, refused: Callable[[str], None]) -> FastAPI:
     for router in routers:
         app.include_router(router)
     errors.install(app, refused)
-    return app
+    ways = [way for router in routers if isinstance(router, ImageRouter) for way in router.ways]
+    return Shortcut(app, ways, refused)

@@ -8,24 +8,26 @@ from fastapi import APIRouter, Header, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.classifier import DEFAULT_CROPS, Classifier
+from service.classifier import Classifier
 from service.comparison import ComparisonTiming
 from service.directory import Directory
 from service.metrics import Metrics
+from service.rest.direct import ImageRouter, Way
 from service.rest.errors import row_problem
 from service.rest.intake import BODY, Intake, Parameters, unless_disconnected
 from service.rest.schemas import (
+    CompareQuery,
     CompareReply,
     Health,
     LayersReply,
     ModelDetailReply,
     ModelListReply,
     ModelReply,
+    PredictQuery,
     PredictReply,
     Problem,
     Reply,
 )
-from service.topk import DEFAULT_TOP_K
 from service.types import Timing
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -43,58 +45,45 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-_Crops = Annotated[int, Query(description="1, or 10: the average over corners, centre and their mirrors")]
-_TopK = Annotated[
-    int | None, Query(description=f"How many classes, best first; {DEFAULT_TOP_K}, or all if there are fewer")
-]
-_Timeout = Annotated[str | None, Header(description="Seconds to wait for the answer")]
-
-
 _OF_PREDICT = Parameters(once=("model", "top_k", "crops"))
 _OF_COMPARE = Parameters(once=("top_k", "crops"), repeated=("model",))
 
+_Timeout = Annotated[str | None, Header(description="Seconds to wait for the answer")]
 
-def predictions(classifier: Classifier, intake: Intake) -> APIRouter:
+
+def predictions(classifier: Classifier, intake: Intake) -> ImageRouter:
     """`POST /predict` and `POST /compare`."""
-    router = APIRouter(tags=["predict"])
+    router = ImageRouter(tags=["predict"])
 
     @router.post("/predict", response_model=PredictReply, responses=_PROBLEMS, openapi_extra=BODY)
     async def predict(
-        request: Request,
-        model: Annotated[
-            str | None, Query(description="A name from /models, or ensemble:a+b; else the server's default")
-        ] = None,
-        top_k: _TopK = None,
-        crops: _Crops = DEFAULT_CROPS,
-        x_request_timeout: _Timeout = None,
+        request: Request, query: Annotated[PredictQuery, Query()], x_request_timeout: _Timeout = None
     ) -> Response:
         """Classify one image, sent as the multipart field `image` or as the raw body."""
         async with intake.image(request, x_request_timeout, _OF_PREDICT) as (data, deadline):
-            answer = await unless_disconnected(
-                request, classifier.classify(data, model=model, top_k=top_k, crops=crops, deadline=deadline)
+            asked = classifier.classify(
+                data, model=query.model, top_k=query.top_k, crops=query.crops, deadline=deadline
             )
+            answer = await unless_disconnected(request, asked)
         return _replied(PredictReply.of(request.state.request_id, answer), answer.timing_ms)
 
     @router.post("/compare", response_model=CompareReply, responses=_PROBLEMS, openapi_extra=BODY)
     async def compare(
-        request: Request,
-        model: Annotated[
-            list[str] | None, Query(description="Names as of /predict, repeated or with commas; else all loaded models")
-        ] = None,
-        top_k: _TopK = None,
-        crops: _Crops = DEFAULT_CROPS,
-        x_request_timeout: _Timeout = None,
+        request: Request, query: Annotated[CompareQuery, Query()], x_request_timeout: _Timeout = None
     ) -> Response:
         """Classify one image with many models at once; a model that cannot answer has its error in its row."""
-        names = [name.strip() for value in model or () for name in value.split(",") if name.strip()]
+        names = [name.strip() for value in query.model or () for name in value.split(",") if name.strip()]
         async with intake.image(request, x_request_timeout, _OF_COMPARE) as (data, deadline):
-            comparison = await unless_disconnected(
-                request, classifier.compare(data, models=names, top_k=top_k, crops=crops, deadline=deadline)
-            )
+            asked = classifier.compare(data, models=names, top_k=query.top_k, crops=query.crops, deadline=deadline)
+            comparison = await unless_disconnected(request, asked)
         identity: str = request.state.request_id
         problems = [row_problem(row.result, identity) for row in comparison.rows]
         return _replied(CompareReply.of(identity, comparison, problems), comparison.timing_ms)
 
+    router.ways = (
+        Way("/predict", _OF_PREDICT, PredictQuery, predict),
+        Way("/compare", _OF_COMPARE, CompareQuery, compare),
+    )
     return router
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -66,17 +66,28 @@ def install(app: FastAPI, refused: Callable[[str], None]) -> None:
     """Register the handlers that turn exceptions into problem details; `refused` counts what FastAPI refuses."""
 
     async def invalid(request: Request, error: Exception) -> Response:
-        refused(Code.BAD_REQUEST)
-        return await _invalid_request(request, error)
+        assert isinstance(error, RequestValidationError)
+        problem = unreadable([(one["loc"][1:], one["msg"]) for one in error.errors()])  # the first says: in the query
+        refused(problem.code)
+        return respond(request, problem)
 
-    app.add_exception_handler(TopfiveError, _topfive_error)
+    async def failed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, TopfiveError)
+        return respond(request, error)
+
+    app.add_exception_handler(TopfiveError, failed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(RequestContext)
 
 
-async def _topfive_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, TopfiveError)
+def unreadable(reasons: Sequence[tuple[Sequence[object], str]]) -> BadRequest:
+    """The error of a request whose parameters have the wrong type: where, and why."""
+    return BadRequest("; ".join(f"{'.'.join(map(str, place))}: {reason}" for place, reason in reasons))
+
+
+def respond(request: Request, error: TopfiveError) -> Response:
+    """The response to a request that ended in that error, which the log gets as well."""
     identity: str = request.state.request_id
     detail = _told(error, identity)
     response = _problem(error.code, detail, identity)
@@ -109,12 +120,6 @@ def _told(error: TopfiveError, identity: str) -> str:
         exc_info=None if expected else error,
     )
     return error.detail if expected else _NOT_TOLD
-
-
-async def _invalid_request(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    reasons = [f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors()]
-    return await _topfive_error(request, BadRequest("; ".join(reasons)))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -43,6 +43,10 @@ class Parameters:
     once: tuple[str, ...]
     repeated: tuple[str, ...] = ()
 
+    def values(self, query: QueryParams) -> dict[str, str | list[str]]:
+        """What is given of them, unread; of those that may be repeated all, of the others the last."""
+        return {name: query.getlist(name) if name in self.repeated else value for name, value in query.items()}
+
     def check(self, query: QueryParams) -> None:
         """Raise BadRequest at any other, so that a slip of the pen does not get an answer to another question."""
         known = (*self.repeated, *self.once)
@@ -96,17 +100,28 @@ def requested_timeout(header: str | None, limit_s: float) -> float:
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, X]) -> X:
     """The result of `work`, which is cancelled when the client leaves first (ClientDisconnect)."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return await task
-        raise ClientDisconnect
-    finally:
-        gone.cancel()
+    task = asyncio.current_task()
+    assert task is not None, "a request is answered in a task"
+    left = False
+
+    def leave(_gone: asyncio.Future[None]) -> None:
+        nonlocal left
+        left = True
         task.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+
+    gone = asyncio.ensure_future(_disconnected(request))
+    gone.add_done_callback(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if left and not task.cancelling() > 1:  # else the server ends it as well
+            raise ClientDisconnect from None
+        raise
+    finally:
+        gone.remove_done_callback(leave)
+        gone.cancel()
+        if left:
+            task.uncancel()
 
 
 async def _disconnected(request: Request) -> None:

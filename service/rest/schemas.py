@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,10 +10,37 @@ from models.artifact import ParityReport
 from models.catalog import InputSpec, PublishedErrors
 from models.cost import Size
 from models.measured import Measurement
+from service.classifier import DEFAULT_CROPS
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming
 from service.facts import BuiltEngine, LayerFacts
 from service.repository import ModelState
+from service.topk import DEFAULT_TOP_K
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
+
+_Crops = Annotated[int, Field(description="1, or 10: the average over corners, centre and their mirrors")]
+_TopK = Annotated[
+    int | None, Field(description=f"How many classes, best first; {DEFAULT_TOP_K}, or all if there are fewer")
+]
+
+
+class PredictQuery(BaseModel):
+    """The parameters of `POST /predict`."""
+
+    model: Annotated[
+        str | None, Field(description="A name from /models, or ensemble:a+b; else the server's default")
+    ] = None
+    top_k: _TopK = None
+    crops: _Crops = DEFAULT_CROPS
+
+
+class CompareQuery(BaseModel):
+    """The parameters of `POST /compare`."""
+
+    model: Annotated[
+        list[str] | None, Field(description="Names as of /predict, repeated or with commas; else all loaded models")
+    ] = None
+    top_k: _TopK = None
+    crops: _Crops = DEFAULT_CROPS
 
 
 class Reply(BaseModel):

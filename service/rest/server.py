@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from service.rest.protocol import BoundedHeadProtocol
 
@@ -37,7 +37,7 @@ _TELL_S = 0.05
 class RestServer:
     """A uvicorn server, bound when it is made. `port` is the real one. Raises OSError where it cannot be bound."""
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         self._socket = _listen(host, port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
