@@ -99,6 +99,8 @@ class Panel:
 
     def admitted(self, crops: int) -> AbstractContextManager[object]:
         """A place for each crop at every member, all or none, until its end; raises what `Batcher.admit` raises."""
+        if len(self.members) == 1:
+            return self.members[0].batcher.admit(crops)
         with ExitStack() as places:
             for member in self.members:
                 places.enter_context(member.batcher.admit(crops))

@@ -1,9 +1,7 @@
 """What the service measures about itself: Prometheus metrics, and the latency percentiles that replies carry."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -42,31 +40,52 @@ class LatencyRecord:
 
     _GROWTH = math.log(1.02)
     _LOWEST_MS = 0.01
+    _SHARES = (0.50, 0.90, 0.99)
 
     def __init__(self) -> None:
-        self._buckets: dict[int, int] = {}
+        self._buckets: list[int] = []
         self._count = 0
+        self._marks = [_Mark() for _ in self._SHARES]
 
     def record(self, duration_ms: float) -> None:
         """Add one duration in milliseconds."""
         bucket = max(0, math.ceil(math.log(max(duration_ms, self._LOWEST_MS) / self._LOWEST_MS) / self._GROWTH))
-        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+        if bucket >= len(self._buckets):
+            self._buckets.extend([0] * (bucket + 1 - len(self._buckets)))
+        self._buckets[bucket] += 1
         self._count += 1
+        for share, mark in zip(self._SHARES, self._marks, strict=True):
+            mark.below += bucket < mark.bucket
+            mark.move(self._buckets, math.ceil(share * self._count))
 
     def snapshot(self) -> Latency:
         """Count, and the 50th, 90th and 99th percentile in milliseconds."""
         if not self._count:
             return Latency(0, None, None, None)
-        buckets = sorted(self._buckets)
-        seen = list(accumulate(map(self._buckets.__getitem__, buckets)))
-        p50, p90, p99 = (
-            self._upper_edge_ms(buckets[bisect_left(seen, math.ceil(share * self._count))])
-            for share in (0.50, 0.90, 0.99)
-        )
+        p50, p90, p99 = (self._upper_edge_ms(mark.bucket) for mark in self._marks)
         return Latency(self._count, p50, p90, p99)
 
     def _upper_edge_ms(self, bucket: int) -> float:
         return round(self._LOWEST_MS * math.exp(bucket * self._GROWTH), 3)
+
+
+class _Mark:
+    """The bucket of one percentile, and how many are in those below: it moves a little with each that is added."""
+
+    __slots__ = ("below", "bucket")
+
+    def __init__(self) -> None:
+        self.bucket = 0
+        self.below = 0
+
+    def move(self, buckets: Sequence[int], rank: int) -> None:
+        """To the bucket of the one that has this rank among all, the lowest first, from 1 on."""
+        while self.below >= rank:
+            self.bucket -= 1
+            self.below -= buckets[self.bucket]
+        while self.below + buckets[self.bucket] < rank:
+            self.below += buckets[self.bucket]
+            self.bucket += 1
 
 
 class Metrics:

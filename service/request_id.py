@@ -1,7 +1,7 @@
 """The id that each request carries through logs and replies, in both transports."""
 
+import os
 import re
-import uuid
 from contextvars import ContextVar
 
 _USABLE = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
@@ -12,4 +12,4 @@ under_way: ContextVar[str] = ContextVar("under_way", default="")
 
 def request_id(given: str | None) -> str:
     """The caller's own id where it is short and plain enough for a log line and a header, else a new one."""
-    return given if given and _USABLE.fullmatch(given) else uuid.uuid4().hex
+    return given if given and _USABLE.fullmatch(given) else os.urandom(16).hex()

@@ -12,10 +12,11 @@ DEFAULT_TOP_K = 5
 
 def top_k(probabilities: Probabilities, labels: Sequence[Label], k: int) -> tuple[Prediction, ...]:
     """The `k` most probable classes of one row [C], best first; of equal ones the lower class id comes first."""
-    falling = -probabilities
-    chosen = np.flatnonzero(falling <= np.partition(falling, k - 1)[k - 1])  # all that equal the last one too
-    order = chosen[np.argsort(falling[chosen], kind="stable")[:k]]
-    return tuple(
-        Prediction(rank, label.class_id, label.wnid, label.label, float(probabilities[label.class_id]))
-        for rank, label in enumerate((labels[int(index)] for index in order), start=1)
-    )
+    last = np.partition(probabilities, -k)[-k]
+    chosen = (probabilities >= last).nonzero()[0]  # all that equal the last one too
+    order = sorted(zip((-probabilities[chosen]).tolist(), chosen.tolist(), strict=True))[:k]
+    predictions = []
+    for rank, (falling, index) in enumerate(order, start=1):
+        label = labels[index]
+        predictions.append(Prediction(rank, label.class_id, label.wnid, label.label, -falling))
+    return tuple(predictions)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -20,6 +20,7 @@ from service.rest.schemas import Problem, RowProblem
 log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
+_ID_HEADER = REQUEST_ID.lower().encode()
 
 _RETRY_S = 1
 _NOT_TOLD = "the server failed; its log has the cause"
@@ -45,7 +46,7 @@ class RequestContext:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)[REQUEST_ID] = identity
+                message["headers"].append((_ID_HEADER, identity.encode()))
             await send(message)
 
         try:

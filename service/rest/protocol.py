@@ -26,6 +26,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     opened_s = 0.0
     _head_bytes = 0
     _in_head = True
+    _begun = False  # a head, and not ended
     _progress = False
     _timer: asyncio.TimerHandle | None = None
 
@@ -33,7 +34,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         """A client has come."""
         super().connection_made(transport)
         self.opened_s = self.loop.time()
-        self._expect_head()
+        self._set_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
@@ -53,19 +54,30 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse()
+        if self._begun and self._timer is None:
+            self._set_timer()
 
     def on_message_begin(self) -> None:
         """A request begins, the next one of the connection maybe in the same bytes."""
         super().on_message_begin()
-        self._expect_head()
+        self._stop_timer()  # set again where the head does not end in these bytes, which is seldom
+        self._in_head = self._begun = True
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        self._in_head = False
+        self._in_head = self._begun = False
         self._progress = True
         self._head_bytes = 0
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body. The first that the application has not taken is kept as it is: uvicorn would copy it."""
+        if self.cycle is None or self.cycle.body:
+            super().on_body(body)
+        else:
+            self.cycle.body = body  # type: ignore[assignment]  # bytes, of which uvicorn asks bytes() and += only
+            super().on_body(b"")
 
     def on_message_complete(self) -> None:
         """The body is there; what comes next is another head, for which uvicorn's keep-alive time counts."""
@@ -73,9 +85,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._in_head = True
         self._progress = True
 
-    def _expect_head(self) -> None:
-        self._in_head = True
-        self._stop_timer()
+    def _set_timer(self) -> None:
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._too_late)
 
     def _stop_timer(self) -> None:

@@ -1,9 +1,9 @@
 """Takes the image out of an HTTP request: a multipart field, or the raw body. Limits hold while the bytes come in."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BadRequest
 from service.image import check_size
@@ -27,7 +27,9 @@ async def read_image(request: Request, limits: ImageLimits, take: Callable[[int]
         return await _from_form(request, limits, take)
     if kind.startswith("image/") or kind == "application/octet-stream":
         _check_declared(request, limits, 0)
-        return await _joined([chunk async for chunk in _limited(request, limits, 0, take) if chunk])
+        pieces: list[bytes] = []
+        await _receive(request, limits, 0, take, pieces.append)
+        return await _joined(pieces)
     got = f"content type {kind}" if kind else "no content type"
     raise BadRequest(f"there is no image in the request ({got}); {usage(request)}")
 
@@ -46,8 +48,7 @@ async def _from_form(request: Request, limits: ImageLimits, take: Callable[[int]
         raise BadRequest(f"the multipart form cannot be read (it names no boundary); {usage(request)}")
     form = FormReader(boundary, FIELD)
     try:
-        async for chunk in _limited(request, limits, _ENVELOPE_BYTES, take):
-            form.feed(chunk)
+        await _receive(request, limits, _ENVELOPE_BYTES, take, form.feed)
         form.close()
     except FormError as error:
         raise BadRequest(f"the multipart form cannot be read ({error}); {usage(request)}") from error
@@ -90,14 +91,23 @@ def _check_declared(request: Request, limits: ImageLimits, envelope: int) -> Non
         check_size(int(declared), limits)
 
 
-async def _limited(
-    request: Request, limits: ImageLimits, envelope: int, take: Callable[[int], None]
-) -> AsyncGenerator[bytes, None]:
-    """The body's chunks, ending in TooLarge once they are more than the limit."""
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > limits.max_bytes + envelope:
-            check_size(received, limits)
-        take(len(chunk))
-        yield chunk
+async def _receive(
+    request: Request,
+    limits: ImageLimits,
+    envelope: int,
+    take: Callable[[int], None],
+    keep: Callable[[bytes], None],
+) -> None:
+    """Give the body's chunks to `keep`, ending in TooLarge once they are more than the limit."""
+    received, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more = message.get("more_body", False)
+        if chunk := message.get("body", b""):
+            received += len(chunk)
+            if received > limits.max_bytes + envelope:
+                check_size(received, limits)
+            take(len(chunk))
+            keep(chunk)

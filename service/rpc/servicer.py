@@ -81,9 +81,10 @@ class Servicer(ClassifierServicer):
         """One image, many models."""
         identity = request_id(request.request_id)
         try:
-            with self._accepted(len(request.image)):
+            image = request.image  # each reading of the field copies it
+            with self._accepted(len(image)):
                 comparison = await self._classifier.compare(
-                    request.image,
+                    image,
                     models=request.models,
                     top_k=request.top_k if request.HasField("top_k") else None,
                     crops=request.crops if request.HasField("crops") else DEFAULT_CROPS,
@@ -118,9 +119,10 @@ class Servicer(ClassifierServicer):
             await abort(context, error, request_id(""))
 
     async def _classify(self, request: pb.ClassifyRequest, identity: str, deadline: float) -> pb.ClassifyReply:
-        with self._accepted(len(request.image)):
+        image = request.image  # each reading of the field copies it
+        with self._accepted(len(image)):
             answer = await self._classifier.classify(
-                request.image,
+                image,
                 model=request.model or None,
                 top_k=request.top_k if request.HasField("top_k") else None,
                 crops=request.crops if request.HasField("crops") else DEFAULT_CROPS,
