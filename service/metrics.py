@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from service.histograms import Histograms
 from service.types import Latency, Outcome, Timing
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -96,8 +97,8 @@ class Metrics:
         self._requests = Counter(
             "topfive_requests", "Requests answered, by error code or ok", ["model", "code"], registry=self.registry
         )
-        self._stages = Histogram(
-            "topfive_stage_seconds", "Time in each step", ["model", "stage"], buckets=_SECONDS, registry=self.registry
+        self._stages = Histograms(
+            "topfive_stage_seconds", "Time in each step", ["model", "stage"], bounds=_SECONDS, registry=self.registry
         )
         self._retries = Counter(
             "topfive_retries",
@@ -108,17 +109,17 @@ class Metrics:
         self.items = Counter(
             "topfive_items", "Images given to the batcher, by outcome", ["model", "outcome"], registry=self.registry
         )
-        self.sizes = Histogram(
-            "topfive_batch_size", "Images in each executed batch", ["model"], buckets=_SIZES, registry=self.registry
+        self.sizes = Histograms(
+            "topfive_batch_size", "Images in each executed batch", ["model"], bounds=_SIZES, registry=self.registry
         )
-        self.queued = Histogram(
-            "topfive_queue_seconds", "Wait for a slot", ["model"], buckets=_SECONDS, registry=self.registry
+        self.queued = Histograms(
+            "topfive_queue_seconds", "Wait for a slot", ["model"], bounds=_SECONDS, registry=self.registry
         )
-        self.runs = Histogram(
+        self.runs = Histograms(
             "topfive_run_seconds",
             "Time of each batch in the engine",
             ["model"],
-            buckets=_SECONDS,
+            bounds=_SECONDS,
             registry=self.registry,
         )
         self.unloads = Counter(

@@ -28,6 +28,7 @@ LAYERS = {
     "service.settings": 1,
     "service.types": 1,
     "service.budget": 2,
+    "service.histograms": 2,
     "service.hold": 2,
     "service.image": 2,
     "service.metrics": 2,
@@ -101,7 +102,7 @@ HOMES = {
     "starlette": ("service.rest",),
     "uvicorn": ("service.rest.protocol", "service.rest.server"),
     "uvloop": ("service.process",),
-    "prometheus_client": ("service.metrics",),
+    "prometheus_client": ("service.histograms", "service.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),
     "rich": ("export", "models.train_lenet5", "service.cli", "service.commands", "service.tables"),
     "PIL": ("models.train_lenet5", "service.image", "service.recipe"),
@@ -307,7 +308,7 @@ def test_metadata_starts_without_torch(module: str) -> None:
 def test_batcher_knows_no_engine() -> None:
     """The batcher is given a function: it reaches no engine, no model and no image, only modules below it."""
     own = {name for name in started_by("service.batcher") if inside(name, PACKAGES)}
-    below = ("clock", "errors", "hold", "metrics", "pacing", "pending", "runner", "slots", "types")
+    below = ("clock", "errors", "histograms", "hold", "metrics", "pacing", "pending", "runner", "slots", "types")
 
     assert own == {"service", "service.batcher", *(f"service.{name}" for name in below)}
 
