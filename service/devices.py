@@ -37,9 +37,9 @@ def devices(options: EngineOptions, budget_mib: int, find_cards: Callable[[], Ca
 
 def _on(card: Card, options: EngineOptions, budget_mib: int) -> Device:
     opener = partial(open_engine, options=replace(options, card=card))
-    return Device(f"cuda:{card.index}", opener, budget_bytes(budget_mib, card.memory_bytes), options.max_batch)
+    return Device(f"cuda:{card.index}", opener, budget_bytes(budget_mib, card.memory_bytes), options.batch_on_cards)
 
 
 def _cpu(options: EngineOptions, budget_mib: int) -> Device:
-    rows = options.slots * options.max_batch
+    rows = options.on_cpu.slots * options.on_cpu.max_batch
     return Device(CPU, partial(open_engine, options=options), budget_bytes(budget_mib, None), rows)

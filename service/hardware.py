@@ -47,6 +47,14 @@ def host(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP, proc: Path = _P
     )
 
 
+def cpu_model(proc: Path = _PROC) -> str:
+    """The processor's name; on Arm, where the kernel has none, its numbers; `unknown` where it says nothing."""
+    if words := _words(proc / "cpuinfo", "model name"):
+        return " ".join(words)
+    numbers = [*_words(proc / "cpuinfo", "CPU implementer"), *_words(proc / "cpuinfo", "CPU part")]
+    return " ".join(numbers) or "unknown"
+
+
 def memory_limit(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int | None:
     """The smallest memory limit of this process's cgroups in bytes (v2 or v1), None where there is none."""
     files = [cgroup / folder / "memory.max" for folder in _groups(membership)]

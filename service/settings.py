@@ -39,7 +39,9 @@ class Settings(BaseModel):
         Precision, Field(description="Precision; auto lowers it only where measured parity allows it")
     ] = Precision.AUTO
     cpus: Annotated[int, Field(ge=0, description="CPUs to use; 0 takes what affinity and cgroup quota give")] = 0
-    max_batch: Annotated[int, Field(ge=1, le=1024, description="Largest batch")] = 8
+    max_batch: Annotated[
+        int, Field(ge=0, le=1024, description="Largest batch; 0 takes what was tuned, or a default for the device")
+    ] = 0
     memory_budget_mib: Annotated[
         int, Field(ge=0, description="Memory of models per device, in MiB; 0 is 90% of a card's, on a CPU no limit")
     ] = 0

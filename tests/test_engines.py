@@ -172,27 +172,28 @@ def test_another_precision_than_asked_for_is_refused(tiny: Artifact, monkeypatch
 def test_slots_times_threads_never_exceeds_the_cpus() -> None:
     """However many CPUs there are, no more threads run than that, and at least one does."""
     for cpus in range(1, 257):
-        options = EngineOptions(cpus=cpus)
-        assert 1 <= options.slots <= 4, cpus
-        assert options.threads >= 1, cpus
-        assert options.slots * options.threads <= cpus
+        layout = EngineOptions(cpus=cpus).on_cpu
+        assert 1 <= layout.slots <= 4, cpus
+        assert layout.threads >= 1, cpus
+        assert layout.slots * layout.threads <= cpus
 
 
 def test_engines_get_the_threads_they_were_given(tiny: Artifact) -> None:
     """Built for the CPUs of this process, the runtimes have taken slots and threads, and no more than there are."""
     options = EngineOptions(cpus=cpu_quota())
+    layout = options.on_cpu
     openvino = build_engine(tiny, Runtime.OPENVINO, Precision.F32, options)
     onnxruntime = build_engine(tiny, Runtime.ONNXRUNTIME, Precision.F32, options)
     assert isinstance(openvino, OpenVinoEngine)
     assert isinstance(onnxruntime, OnnxRuntimeEngine)
     assert openvino._compiled is not None
 
-    assert (openvino.slots, onnxruntime.slots) == (options.slots, options.slots)
-    assert int(openvino._compiled.get_property("NUM_STREAMS")) == options.slots
+    assert (openvino.slots, onnxruntime.slots) == (layout.slots, layout.slots)
+    assert int(openvino._compiled.get_property("NUM_STREAMS")) == layout.slots
     assert int(openvino._compiled.get_property("INFERENCE_NUM_THREADS")) <= options.cpus
     session = onnxruntime._session.get_session_options()
-    callers = options.slots  # each works beside the pool, which has one thread less than its setting
-    assert callers + session.intra_op_num_threads - 1 == options.slots * options.threads
+    callers = layout.slots  # each works beside the pool, which has one thread less than its setting
+    assert callers + session.intra_op_num_threads - 1 == layout.slots * layout.threads
     assert session.inter_op_num_threads == 1
     assert session.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.hardware import cpu_quota, host, memory_limit
+from service.hardware import cpu_model, cpu_quota, host, memory_limit
 
 
 @pytest.fixture(autouse=True)
@@ -130,3 +130,18 @@ def test_host(tmp_path: Path) -> None:
     assert found.instruction_sets == ("AVX2", "AVX-512", "AMX tile", "AMX bf16")
     assert (found.cpus, found.memory_bytes, found.limit_bytes) == (16, 16 << 20, None)
     assert host(tmp_path / "none", tmp_path / "none", tmp_path / "none").memory_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: Xeon(R) at 2 GHz\nmodel name\t: other\n", "Xeon(R) at 2 GHz"),
+        ("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n", "0x41 0xd40"),
+        ("", "unknown"),
+    ],
+)
+def test_cpu_model(cpuinfo: str, name: str, tmp_path: Path) -> None:
+    """A processor has its name, or on Arm its numbers; without either it is unknown."""
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+
+    assert cpu_model(tmp_path) == name

@@ -112,6 +112,7 @@ HOMES = {
         "models.layers",
         "models.measured",
         "models.plan",
+        "models.tuning",
         "service.engines.gate",
         "service.options",
         "service.rest.direct",

@@ -103,7 +103,7 @@ def test_every_setting(name: str) -> None:
         ("runtime", "tvm"),
         ("precision", "fp8"),
         ("cpus", -1),
-        ("max_batch", 0),
+        ("max_batch", -1),
         ("capacity", 0),
         ("max_hold_ms", 11),
         ("max_image_bytes", 0),
@@ -130,8 +130,8 @@ def test_refused(name: str, value: object) -> None:
         (["--models", ","], "--models: Value error, name at least one model"),
         (["--port", "70000"], "--port: Input should be less than or equal to 65535"),
         (
-            ["--max-batch", "0", "--timeout-s", "0"],
-            "--max-batch: Input should be greater than or equal to 1; --timeout",
+            ["--max-batch", "-1", "--timeout-s", "0"],
+            "--max-batch: Input should be greater than or equal to 0; --timeout",
         ),
     ],
 )

@@ -110,3 +110,11 @@ def nothing_built(flavour: Flavour, source: Source, machine: Machine, asked: Pre
     precision = Precision.FP16 if asked is Precision.AUTO else asked
     install = "" if flavour in machine.versions else f"{INSTALL[flavour]} and then "
     return f"no {flavour} engine is built for {source.name}; run: {install}{source.build(flavour, precision)}"
+
+
+def nothing_runs(source: Source, machine: Machine, asked: Precision) -> str:
+    """What to say where nothing was even tried."""
+    if asked in (Precision.FP16, Precision.INT8):
+        advice = nothing_built(best_flavour(machine), source, machine, asked)
+        return f"{asked} needs an NVIDIA card and an engine built for it; {advice}"
+    return f"no runtime for --precision {asked} is installed; run: pip install openvino"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from models.artifact import Artifact, ParityReport
 from service.engines.base import Engine
+from service.engines.layout import Layout
 from service.engines.plans import Fit
 
 
@@ -12,12 +13,14 @@ from service.engines.plans import Fit
 class Choice:
     """What was preferred and passed over, each with the reason, what helps, and what serves instead.
 
-    `fits` are the engines built for cards that lie in the artifact, `parity` the reports of checks on this machine.
+    `fits` are the engines built for cards that lie in the artifact, `parity` the reports of checks on this machine,
+    `layout` is that of an engine on the CPU.
     """
 
     passed_over: tuple[str, ...] = ()
     fits: tuple[Fit, ...] = ()
     parity: tuple[ParityReport, ...] = ()
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True, slots=True)

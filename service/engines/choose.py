@@ -18,9 +18,19 @@ from service.engines.built import (
     best_flavour,
     gate_of_graph,
     nothing_built,
+    nothing_runs,
     open_built,
 )
 from service.engines.choice import Choice, Opened
+from service.engines.layout import (
+    DEFAULT_MAX_BATCH,
+    NOT_TUNED,
+    TUNABLE,
+    Layout,
+    Tuned,
+    default_layout,
+    read_tuned,
+)
 from service.engines.nvidia import is_installed
 from service.engines.opening import open_checked, open_unchecked
 from service.engines.plans import NO_MACHINE, Fit, Machine, Source, survey, this_machine
@@ -58,25 +68,28 @@ class EngineOptions:
     """What the user asked for, the CPUs there are for all slots together, and the card to use; None for the first.
 
     `cache` is the folder for what this machine finds out, `among` are the runtimes that `auto` tries, best first.
+    `max_batch` 0 takes what was tuned or is the default; `layout` None likewise, and holds for the CPU alone.
     """
 
     runtime: Runtime = Runtime.AUTO
     precision: Precision = Precision.AUTO
     cpus: int = 1
-    max_batch: int = 8
+    max_batch: int = 0
     card: Card | None = None
     cache: Path = field(default_factory=CACHE.expanduser)
     among: tuple[Runtime, ...] = ORDER
+    layout: Layout | None = None
 
     @property
-    def slots(self) -> int:
-        """Batches that run at once on a CPU: a few, because small networks leave many threads idle."""
-        return min(4, self.cpus)
+    def on_cpu(self) -> Layout:
+        """How an engine on the CPU is laid out."""
+        layout = self.layout or default_layout(self.cpus)
+        return replace(layout, max_batch=self.max_batch) if self.max_batch else layout
 
     @property
-    def threads(self) -> int:
-        """Threads of each slot, so that slots times threads never exceeds the quota."""
-        return max(1, self.cpus // self.slots)
+    def batch_on_cards(self) -> int:
+        """The largest batch on a card."""
+        return self.max_batch or DEFAULT_MAX_BATCH
 
 
 def installed(runtime: Runtime) -> bool:
@@ -97,7 +110,7 @@ def build_plan_engine(plan: Plan, card: Card, artifact: Artifact, options: Engin
     from service.engines.tensorrt import TensorRtEngine
 
     return TensorRtEngine(
-        plan, artifact, card=card, slots=_CARD_SLOTS, max_batch=options.max_batch, cache=options.cache
+        plan, artifact, card=card, slots=_CARD_SLOTS, max_batch=options.batch_on_cards, cache=options.cache
     )
 
 
@@ -124,6 +137,7 @@ class _Case:
     damage: list[str]
     bench: Bench
     build: BuildOn
+    tuned: Tuned
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +159,23 @@ def open_engine(
 
     With `auto` the best that runs here and is known to answer rightly; the log and the choice say what was passed over
     and why. Raises EngineUnavailableError where what was asked for cannot run, and with `auto` where the card that was
-    named lacks memory. `look` finds out what machine this is,
-    `build_plan` makes the engine of a plan.
+    named lacks memory. `look` finds out what machine this is, `build_plan` makes the engine of a plan.
     """
-    if (most := artifact.manifest.max_batch) is not None:
-        options = replace(options, max_batch=min(options.max_batch, most))
     on_cpu = options.runtime in _ON_CPU
     machine = NO_MACHINE if on_cpu else look().only(options.card)
     source = source_of(artifact)
     fits, damage = ((), []) if on_cpu else survey(artifact.folder, source, machine, options.precision)
-    bench = Bench(machine, options.cache, options.max_batch)
+    on_cards = replace(options, max_batch=_at_most(options.batch_on_cards, artifact))
+    bench = Bench(machine, options.cache, on_cards.max_batch)
 
     def build(plan: Plan, card: Card) -> Engine:
-        return build_plan(plan, card, artifact, options)
+        return build_plan(plan, card, artifact, on_cards)
 
-    case = _Case(artifact, options, source, fits, damage, bench, build)
+    tunable = options.layout is None and options.runtime in (Runtime.AUTO, *TUNABLE)
+    tuned = read_tuned(artifact, options.cache, options.cpus) if tunable else NOT_TUNED
+    for note in tuned.notes:
+        log.warning("%s", note)
+    case = _Case(artifact, options, source, fits, damage, bench, build, tuned)
     if options.runtime is Runtime.AUTO:
         return _best(case)
     check_possible(options.runtime, options.precision)
@@ -177,7 +193,7 @@ def _best(case: _Case) -> Opened:
     if machine.cards.found and not case.fits and not case.damage and computes(Runtime.TENSORRT, asked):
         notes.append(_Note(nothing_built(best_flavour(machine), case.source, machine, asked), level))
     refused: list[str] = []
-    for runtime in case.options.among:
+    for runtime in case.tuned.order(case.options.among, asked):
         if not computes(runtime, asked) or not _is_candidate(case, runtime):
             continue
         try:
@@ -207,7 +223,28 @@ def _open(case: _Case, runtime: Runtime) -> Opened:
             advice = nothing_built(flavour, case.source, case.bench.machine, options.precision)
             raise EngineUnavailableError("; ".join([*case.damage, advice]))
         return open_built(artifact, runtime, case.fits, case.bench, case.build)
-    precision = choose_precision(artifact, runtime, options.precision)
+    if runtime is Runtime.ONNXRUNTIME_CUDA:
+        return _open_graph_on_card(case)
+    allowed = choose_precision(artifact, runtime, options.precision)
+    precision, layout = case.tuned.choose(runtime, options.precision, allowed)
+    layout = replace(options, layout=layout or options.layout).on_cpu
+    layout = replace(layout, max_batch=_at_most(layout.max_batch, artifact))
+    options = replace(options, layout=layout, max_batch=layout.max_batch)
+    engine = open_unchecked(artifact, runtime, partial(build_engine, artifact, runtime, precision, options))
+    return Opened(engine, Choice(layout=layout))
+
+
+def _at_most(rows: int, artifact: Artifact) -> int:
+    """So many rows, or as many as the graph takes."""
+    most = artifact.manifest.max_batch
+    return rows if most is None else min(rows, most)
+
+
+def _open_graph_on_card(case: _Case) -> Opened:
+    """ONNX Runtime on a card, checked there where the export could not."""
+    artifact, runtime = case.artifact, Runtime.ONNXRUNTIME_CUDA
+    precision = choose_precision(artifact, runtime, case.options.precision)
+    options = replace(case.options, max_batch=case.bench.max_batch)
     build = partial(build_engine, artifact, runtime, precision, options)
     if not is_checked_on_the_card(artifact, runtime):
         return Opened(open_unchecked(artifact, runtime, build))
@@ -231,17 +268,10 @@ def _told(case: _Case, opened: Opened, notes: list[_Note]) -> Opened:
     return Opened(opened.engine, replace(opened.choice, passed_over=tuple(texts), fits=case.fits))
 
 
-def nothing_runs(source: Source, machine: Machine, asked: Precision) -> str:
-    """What to say where nothing was even tried."""
-    if asked in (Precision.FP16, Precision.INT8):
-        advice = nothing_built(best_flavour(machine), source, machine, asked)
-        return f"{asked} needs an NVIDIA card and an engine built for it; {advice}"
-    return f"no runtime for --precision {asked} is installed; run: pip install openvino"
-
-
 def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, options: EngineOptions) -> Engine:
     """The engine itself, with nothing chosen and nothing warmed up; the parity gate uses it too."""
-    slots, threads, max_batch = options.slots, options.threads, options.max_batch
+    layout = options.on_cpu
+    slots, threads, max_batch = layout.slots, layout.threads, layout.max_batch
     if runtime is Runtime.OPENVINO:
         from service.engines.openvino import OpenVinoEngine
 
@@ -253,5 +283,5 @@ def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, opt
     from service.engines.onnxruntime import OnnxRuntimeEngine
 
     if runtime is Runtime.ONNXRUNTIME_CUDA:
-        slots = 1
+        slots, max_batch = 1, options.batch_on_cards
     return OnnxRuntimeEngine(artifact, runtime, slots=slots, threads=threads, max_batch=max_batch, card=options.card)

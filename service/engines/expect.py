@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from models.artifact import Artifact
 from service.engines.base import EngineUnavailableError
-from service.engines.built import FLAVOURS, Bench, gate_of_graph, gate_of_plan, nothing_built
-from service.engines.choose import ORDER, EngineOptions, check_possible, installed, nothing_runs, source_of
+from service.engines.built import FLAVOURS, Bench, gate_of_graph, gate_of_plan, nothing_built, nothing_runs
+from service.engines.choose import ORDER, EngineOptions, check_possible, installed, source_of
 from service.engines.gate import Gate
 from service.engines.opening import check_known
 from service.engines.plans import Fit, Machine, misfits
@@ -28,7 +28,7 @@ def expected(artifact: Artifact, options: EngineOptions, machine: Machine, fits:
     Raises EngineUnavailableError, with what is wrong with each runtime, where nothing is left.
     """
     asked, source = options.precision, source_of(artifact)
-    bench = Bench(machine, options.cache, options.max_batch)
+    bench = Bench(machine, options.cache, options.batch_on_cards)
     if options.runtime is not Runtime.AUTO:
         check_possible(options.runtime, asked)
     refused: list[str] = []

@@ -1,0 +1,119 @@
+"""How an engine on the CPU is laid out: batches at once, threads of each, the largest batch; measured or by default."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from models.artifact import GRAPH, Artifact
+from models.tuning import Conditions, Place, Trial, TuningRecord, read_tuning
+from service.hardware import cpu_model, host
+from service.types import Precision, Runtime
+
+DEFAULT_MAX_BATCH = 8
+TUNABLE = (Runtime.OPENVINO, Runtime.ONNXRUNTIME)
+"""The runtimes that are laid out by a record."""
+
+_MOST_SLOTS = 4
+_ONE_THREAD_MAX_BATCH = 2
+_PACKAGES = {Runtime.OPENVINO: ("openvino",), Runtime.ONNXRUNTIME: ("onnxruntime", "onnxruntime-gpu")}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Batches that run at once, threads of each, and the largest batch. `origin` says where it comes from."""
+
+    slots: int
+    threads: int
+    max_batch: int
+    origin: str = "defaults"
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.slots} slots, {self.threads} threads each, max_batch {self.max_batch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The record that holds here for one artifact, None where there is none; `notes` say what of it is not used."""
+
+    record: TuningRecord | None = None
+    notes: tuple[str, ...] = ()
+
+    def best(self, runtime: Runtime, precision: Precision) -> Trial | None:
+        """The best of what is asked, AUTO for any; None where it was not measured."""
+        for trial in self.record.trials if self.record else ():
+            if runtime in (Runtime.AUTO, trial.runtime) and precision in (Precision.AUTO, trial.precision):
+                return trial
+        return None
+
+    def choose(self, runtime: Runtime, asked: Precision, allowed: Precision) -> tuple[Precision, Layout | None]:
+        """What to compute in, and how to lay it out where that was measured.
+
+        `allowed` is the lowest precision that may be used for what is `asked`; only AUTO leaves a choice.
+        """
+        trial = self.best(runtime, asked)
+        if trial is not None and trial.precision not in (allowed, Precision.F32):
+            trial = self.best(runtime, allowed)
+        if trial is None or self.record is None:
+            return allowed, None
+        origin = f"tuned on {self.record.date.partition('T')[0]}"
+        return Precision(trial.precision), Layout(trial.slots, trial.threads, trial.max_batch, origin)
+
+    def order(self, among: Sequence[Runtime], precision: Precision) -> tuple[Runtime, ...]:
+        """The same runtimes, of the tunable ones that first which was measured to be the best in what is asked."""
+        best = self.best(Runtime.AUTO, precision)
+        tunable = [one for one in among if one in TUNABLE]
+        if best is None or best.runtime not in tunable:
+            return tuple(among)
+        tunable.sort(key=lambda one: one != best.runtime)
+        return tuple(tunable.pop(0) if one in TUNABLE else one for one in among)
+
+
+NOT_TUNED = Tuned()
+
+
+def default_layout(cpus: int) -> Layout:
+    """That of an engine that nobody has measured: a few slots, because small networks leave many threads idle.
+
+    Slots times threads never exceeds `cpus`. Where a slot has one thread, a batch of 2 saved GoogLeNet on two cores 8 %
+    of its CPU time in bf16 and 4 % in f32, and larger ones no more: they only run longer and take memory.
+    """
+    slots = min(_MOST_SLOTS, cpus)
+    threads = max(1, cpus // slots)
+    return Layout(slots, threads, DEFAULT_MAX_BATCH if threads > 1 else _ONE_THREAD_MAX_BATCH)
+
+
+def conditions_here(cpus: int) -> Conditions:
+    """What records of this machine hold for, where so many CPUs are used."""
+    return Conditions(cpu=cpu_model(), instruction_sets=host().instruction_sets, cpus=cpus)
+
+
+def place_of(artifact: Artifact, cache: Path) -> Place:
+    """Where records of `artifact` lie."""
+    return Place(artifact.folder, cache, artifact.manifest.files.get(GRAPH, ""))
+
+
+def installed_version(runtime: Runtime) -> str | None:
+    """That of a tunable runtime, as its engines say it; None where it is not installed. Nothing heavy is imported."""
+    for package in _PACKAGES[runtime]:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def read_tuned(artifact: Artifact, cache: Path, cpus: int) -> Tuned:
+    """What was measured of `artifact` on a machine like this one, with the versions that are installed."""
+    record, notes = read_tuning(place_of(artifact, cache), conditions_here(cpus))
+    if record is None:
+        return Tuned(None, tuple(notes))
+    here = {runtime: installed_version(runtime) for runtime in TUNABLE}
+    fresh = tuple(trial for trial in record.trials if here.get(Runtime(trial.runtime)) == trial.runtime_version)
+    stale = {f"{one.runtime} {one.runtime_version}" for one in record.trials} - {
+        f"{one.runtime} {one.runtime_version}" for one in fresh
+    }
+    if stale:
+        name = artifact.manifest.name
+        notes.append(f"{name} was tuned with {', '.join(sorted(stale))}, not installed here; run: topfive tune {name}")
+    return Tuned(record.model_copy(update={"trials": fresh}) if fresh else None, tuple(notes))

@@ -1,0 +1,261 @@
+"""Records of what `topfive tune` measured: written whole or not at all, and used only where they hold."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from models.artifact import Artifact, load
+from models.tuning import Conditions, Place, Trial, TuningRecord, read_tuning, write_tuning
+from service.engines import layout
+from service.engines.choose import EngineOptions, open_engine
+from service.engines.layout import (
+    Layout,
+    Tuned,
+    conditions_here,
+    default_layout,
+    installed_version,
+    place_of,
+    read_tuned,
+)
+from service.engines.plans import NO_MACHINE
+from service.types import Precision, Runtime
+
+HERE = Conditions(cpu="Xeon", instruction_sets=("AVX2",), cpus=2)
+
+
+def trial(runtime: str = "openvino", precision: str = "bf16", rate: float = 100.0, version: str = "1") -> Trial:
+    """A trial of 2 slots with 1 thread each, in batches of up to 3."""
+    return Trial(
+        runtime=runtime,
+        runtime_version=version,
+        precision=precision,
+        slots=2,
+        threads=1,
+        max_batch=3,
+        images_per_s=rate,
+        run_ms=10.0,
+        cpu_ms=12.0,
+    )
+
+
+def record(*trials: Trial, conditions: Conditions = HERE, date: str = "2026-11-22T10:00:00Z") -> TuningRecord:
+    """A record of these trials, of one where none are given."""
+    return TuningRecord(
+        conditions=conditions,
+        graph_sha256="a" * 64,
+        date=date,
+        seconds=20,
+        max_latency_ms=100,
+        trials=trials or (trial(),),
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """An artifact's folder and a cache folder that is not there yet."""
+    (tmp_path / "artifact").mkdir()
+    return Place(tmp_path / "artifact", tmp_path / "cache", "a" * 64)
+
+
+def test_record_is_read_as_written(place: Place) -> None:
+    """It lies beside the manifest, readable by all, and nothing else does."""
+    path = write_tuning(place, record())
+
+    assert path == place.artifact / "tuned" / f"{HERE.key}.json"
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert read_tuning(place, HERE) == (record(), [])
+
+
+def test_record_of_another_machine_is_not_used(place: Place) -> None:
+    """Another processor, another quota, other instructions or another way of measuring: each has its own record."""
+    write_tuning(place, record())
+
+    for other in (
+        HERE.model_copy(update={"cpu": "EPYC"}),
+        HERE.model_copy(update={"cpus": 4}),
+        HERE.model_copy(update={"instruction_sets": ()}),
+        HERE.model_copy(update={"measuring": HERE.measuring + 1}),
+    ):
+        assert read_tuning(place, other) == (None, [])
+        write_tuning(place, record(conditions=other))
+    assert len(list((place.artifact / "tuned").iterdir())) == 5
+    assert read_tuning(place, HERE) == (record(), [])
+
+
+def test_record_of_another_graph_is_not_used(place: Place) -> None:
+    """A record that was copied from another version of the model counts for nothing."""
+    write_tuning(place, record())
+
+    assert read_tuning(Place(place.artifact, place.cache, "b" * 64), HERE) == (None, [])
+
+
+def test_record_goes_to_the_cache_where_the_artifact_refuses(place: Place) -> None:
+    """A file in the place of the folder refuses like a read-only disk: the record lies in the cache and is found."""
+    (place.artifact / "tuned").write_text("not a folder")
+
+    path = write_tuning(place, record())
+
+    assert path.parent == place.cache / "tuned"
+    assert read_tuning(Place(place.artifact.with_name("other"), place.cache, "a" * 64), HERE)[0] == record()
+
+
+def test_newer_record_of_both_folders_counts(place: Place) -> None:
+    """A record in the cache that is newer than that of the artifact is the one that is used, and an older one not."""
+    older, newer = record(date="2026-11-21T10:00:00Z"), record(date="2026-11-22T10:00:00Z")
+    for own, spare in ((older, newer), (newer, older)):
+        for path, content in zip(place.files(HERE), (own, spare), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content.model_dump_json())
+        assert read_tuning(place, HERE)[0] == newer
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"trials": []}', '{"conditions": 3}'])
+def test_damaged_record_is_said_and_not_fatal(place: Place, content: str) -> None:
+    """What cannot be read is named with the command that makes a new one; nothing is raised."""
+    path = write_tuning(place, record())
+    path.write_text(content)
+
+    found, damage = read_tuning(place, HERE)
+
+    assert found is None
+    assert damage == [f"{path} cannot be read (not a record that this version reads); run topfive tune again"]
+
+
+def test_impossible_layout_is_no_record() -> None:
+    """A layout without a slot cannot come from a file."""
+    fields = json.loads(record().model_dump_json())
+    fields["trials"][0]["slots"] = 0
+
+    with pytest.raises(ValidationError):
+        TuningRecord.model_validate(fields)
+
+
+def test_interrupted_writing_leaves_the_older_record(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interruption before the file is in its place leaves what was there, and nothing beside it."""
+    path = write_tuning(place, record())
+
+    def interrupted(_handle: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_tuning(place, record(trial(rate=1.0)))
+
+    assert list(path.parent.iterdir()) == [path]
+    assert read_tuning(place, HERE)[0] == record()
+
+
+BF16, F32, ORT = trial(), trial(precision="f32", rate=90.0), trial("onnxruntime", "f32", 80.0)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "asked", "allowed", "expected"),
+    [
+        (Runtime.OPENVINO, Precision.AUTO, Precision.BF16, Precision.BF16),
+        (Runtime.OPENVINO, Precision.AUTO, Precision.F32, Precision.F32),
+        (Runtime.OPENVINO, Precision.F32, Precision.F32, Precision.F32),
+        (Runtime.ONNXRUNTIME, Precision.AUTO, Precision.F32, Precision.F32),
+    ],
+)
+def test_what_is_asked_for_and_allowed_wins(
+    runtime: Runtime, asked: Precision, allowed: Precision, expected: Precision
+) -> None:
+    """The best trial of what may run is taken: never bf16 where parity does not allow it or f32 was asked for."""
+    precision, laid_out = Tuned(record(BF16, F32, ORT)).choose(runtime, asked, allowed)
+
+    assert precision is expected
+    assert laid_out == Layout(2, 1, 3, "tuned on 2026-11-22")
+
+
+def test_f32_that_was_faster_is_taken() -> None:
+    """Where f32 was measured to be the better one, `auto` takes it though bf16 is allowed."""
+    assert Tuned(record(F32, BF16)).choose(Runtime.OPENVINO, Precision.AUTO, Precision.BF16)[0] is Precision.F32
+
+
+def test_what_was_not_measured_has_defaults() -> None:
+    """A runtime or a precision without a trial is laid out as where nothing was tuned."""
+    tuned = Tuned(record(BF16))
+
+    assert tuned.choose(Runtime.ONNXRUNTIME, Precision.AUTO, Precision.F32) == (Precision.F32, None)
+    assert tuned.choose(Runtime.OPENVINO, Precision.F32, Precision.F32) == (Precision.F32, None)
+    assert Tuned().choose(Runtime.OPENVINO, Precision.AUTO, Precision.BF16) == (Precision.BF16, None)
+
+
+def test_faster_runtime_comes_first() -> None:
+    """`auto` tries the runtime that was measured to be the faster one first; those of cards keep their places."""
+    among = (Runtime.TENSORRT, Runtime.ONNXRUNTIME_CUDA, Runtime.OPENVINO, Runtime.ONNXRUNTIME)
+    swapped = (*among[:2], Runtime.ONNXRUNTIME, Runtime.OPENVINO)
+
+    assert Tuned(record(ORT, BF16)).order(among, Precision.AUTO) == swapped
+    assert Tuned(record(ORT, BF16)).order(among, Precision.BF16) == among
+    assert Tuned(record(BF16, ORT)).order(among, Precision.AUTO) == among
+    assert Tuned().order(among, Precision.AUTO) == among
+
+
+@pytest.fixture
+def tiny(artifacts: Path) -> Artifact:
+    """The artifact of `tiny`, in a folder that may be written."""
+    return load(artifacts, "tiny")
+
+
+def test_trials_of_another_version_do_not_count(tiny: Artifact, tmp_path: Path) -> None:
+    """Of a runtime that was replaced since, trials are left out and named; the others go on to count."""
+    installed = installed_version(Runtime.ONNXRUNTIME)
+    assert installed is not None
+    place, here = place_of(tiny, tmp_path), conditions_here(2)
+    fresh, stale = trial("onnxruntime", "f32", version=installed), trial(version="2020.1")
+    kept = record(stale, fresh, conditions=here).model_copy(update={"graph_sha256": place.graph_sha256})
+    write_tuning(place, kept)
+
+    tuned = read_tuned(tiny, tmp_path, 2)
+
+    assert tuned.record is not None
+    assert tuned.record.trials == (fresh,)
+    assert tuned.notes == ("tiny was tuned with openvino 2020.1, not installed here; run: topfive tune tiny",)
+    assert read_tuned(tiny, tmp_path, 3) == layout.NOT_TUNED
+
+
+@pytest.mark.parametrize(
+    ("cpus", "expected"),
+    [(1, Layout(1, 1, 2)), (2, Layout(2, 1, 2)), (4, Layout(4, 1, 2)), (8, Layout(4, 2, 8)), (13, Layout(4, 3, 8))],
+)
+def test_defaults(cpus: int, expected: Layout) -> None:
+    """Slots of one thread take small batches; where a slot has several, larger batches share them."""
+    assert default_layout(cpus) == expected
+
+
+def test_engine_is_laid_out_as_tuned(tiny: Artifact, tmp_path: Path) -> None:
+    """What opens has the layout of the record, and the choice says so; what the user asked for wins over it."""
+    place, here = place_of(tiny, tmp_path), conditions_here(2)
+    version = installed_version(Runtime.OPENVINO)
+    assert version is not None
+    best = trial(precision="f32", version=version).model_copy(update={"slots": 1, "threads": 2})
+    write_tuning(place, record(best, conditions=here).model_copy(update={"graph_sha256": place.graph_sha256}))
+    options = EngineOptions(cpus=2, cache=tmp_path)
+
+    def opened(options: EngineOptions) -> tuple[str, int, int, Layout | None]:
+        done = open_engine(tiny, options, look=lambda: NO_MACHINE)
+        done.engine.close()
+        return done.engine.describe().runtime, done.engine.slots, done.engine.max_batch, done.choice.layout
+
+    assert opened(options) == ("openvino", 1, 3, Layout(1, 2, 3, "tuned on 2026-11-22"))
+    assert opened(replace(options, max_batch=5)) == ("openvino", 1, 5, Layout(1, 2, 5, "tuned on 2026-11-22"))
+    assert opened(replace(options, runtime=Runtime.ONNXRUNTIME)) == ("onnxruntime", 2, 2, Layout(2, 1, 2))
+    assert opened(replace(options, layout=Layout(2, 1, 1))) == ("openvino", 2, 1, Layout(2, 1, 1))
+    assert opened(replace(options, cpus=1)) == ("openvino", 1, 2, Layout(1, 1, 2))
+
+
+def test_largest_batch_of_the_graph_bounds_what_was_tuned(tiny: Artifact, tmp_path: Path) -> None:
+    """A graph that takes one row at a time gets one, whatever the default and the record say."""
+    artifact = replace(tiny, manifest=tiny.manifest.model_copy(update={"max_batch": 1}))
+
+    done = open_engine(artifact, EngineOptions(cpus=2, cache=tmp_path), look=lambda: NO_MACHINE)
+    done.engine.close()
+
+    assert done.engine.max_batch == 1
+    assert done.choice.layout == Layout(2, 1, 1)
