@@ -42,8 +42,8 @@ class Conditions(_Record):
 class Trial(_Record):
     """One layout of one engine, and what it did with threads that decode beside it.
 
-    `run_ms` is the 90th percentile of how long a batch ran, without any wait; `cpu_ms` the CPU time of an image with
-    its decoding.
+    `run_ms` is the median of how long a batch ran, without any wait; `cpu_ms` the CPU time of an image with its
+    decoding.
     """
 
     runtime: str

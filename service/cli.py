@@ -22,6 +22,7 @@ from service.commands.evaluate import evaluate_command
 from service.commands.layers import layers_command
 from service.commands.session import crops_option
 from service.commands.show import show_command
+from service.commands.tune import tune_command
 from service.ensemble import member_names
 from service.errors import TopfiveError
 from service.facts import facts
@@ -60,6 +61,7 @@ main.add_command(show_command)
 main.add_command(doctor_command)
 main.add_command(evaluate_command)
 main.add_command(compare)
+main.add_command(tune_command)
 
 
 @main.command()

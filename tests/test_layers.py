@@ -56,6 +56,7 @@ LAYERS = {
     "service.samples": 4,
     "service.shelf": 4,
     "service.shelves": 4,
+    "service.tuning": 4,
     "service.bulk": 5,
     "service.remote": 5,
     "service.rest": 5,
@@ -105,7 +106,7 @@ HOMES = {
     "prometheus_client": ("service.histograms", "service.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),
     "rich": ("export", "models.train_lenet5", "service.cli", "service.commands", "service.tables"),
-    "PIL": ("models.train_lenet5", "service.image", "service.recipe"),
+    "PIL": ("models.train_lenet5", "service.image", "service.recipe", "service.tuning.photo"),
     "pydantic": (
         "models.artifact",
         "models.catalog",

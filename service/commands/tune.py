@@ -1,0 +1,144 @@
+"""The command `topfive tune`: how models are best laid out on this machine, measured and kept for `serve`."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from models.artifact import ArtifactError, load
+from models.catalog import CATALOG
+from models.tuning import TuningRecord, write_tuning
+from service.engines.base import EngineUnavailableError
+from service.engines.layout import place_of
+from service.hardware import cpu_quota
+from service.options import option, options, settings_from
+from service.settings import Settings
+from service.tuning.photo import made_photo
+from service.tuning.run import Measuring, Request, record_of, tune
+from service.tuning.search import Row, State, explain
+from service.tuning.worker import Worker
+
+_INTERRUPTED = 130
+
+
+@click.command("tune")
+@click.argument("names", nargs=-1, required=True, metavar="MODEL...")
+@option("--seconds", type=click.FloatRange(min=1), default=30.0, help="How long each model is measured, in all")
+@option("--max-latency-ms", type=click.FloatRange(min=0.1), default=100.0, help="How long a batch may run")
+@option(
+    "--photo",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="What is decoded beside the engine; else a JPEG of 500 x 375 pixels is made",
+)
+@option("--json", "as_json", is_flag=True, help="Print a JSON array")
+@options("artifacts", "cache", "runtime", "precision", "cpus")
+@click.pass_obj
+def tune_command(
+    measuring: Measuring | None,
+    /,
+    names: Sequence[str],
+    seconds: float,
+    max_latency_ms: float,
+    photo: Path | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Measure how each MODEL is best run on this machine's CPU, and keep it for `serve`.
+
+    Slots, threads, batch sizes, precisions and runtimes are tried, with threads that decode photos beside them as in a
+    server. Only what answers rightly by the model's parity reports is tried.
+    """
+    settings = settings_from(values)
+    request = Request(
+        settings.runtime,
+        settings.precision,
+        settings.cpus or cpu_quota(),
+        seconds,
+        max_latency_ms,
+        photo.read_bytes() if photo else made_photo(),
+    )
+    errors, replies, failed = Console(stderr=True), [], False
+    for name in dict.fromkeys(map(CATALOG.canonical, names)):
+        try:
+            reply, shown = _tuned(name, settings, request, measuring or Worker, errors)
+        except (ArtifactError, EngineUnavailableError, OSError) as error:
+            errors.print(f"[red]{escape(name)}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
+            failed = True
+            continue
+        except KeyboardInterrupt:
+            errors.print(f"stopped; nothing was stored of {escape(name)}", highlight=False, soft_wrap=True)
+            sys.exit(_INTERRUPTED)
+        replies.append(reply)
+        if not as_json:
+            Console().print(shown)
+    if as_json:
+        click.echo(json.dumps(replies, indent=2))
+    sys.exit(int(failed))
+
+
+def _tuned(
+    name: str, settings: Settings, request: Request, measuring: Measuring, errors: Console
+) -> tuple[dict[str, Any], RenderableType]:
+    """One model tuned and its record written: what is printed of it as JSON, and as a table."""
+    artifact = load(settings.artifacts, name)
+    with Status(f"tuning {name}", console=errors) as status:
+        rows = tune(artifact, request, lambda one: status.update(f"tuning {name}: {one}"), measuring)
+    record = record_of(artifact, request, rows, settings.cache_folder)
+    path = write_tuning(place_of(artifact, settings.cache_folder), record)
+    why = explain(rows, request.max_latency_ms)
+    reply = {
+        "model": name,
+        "why": why,
+        "record": str(path),
+        **record.model_dump(mode="json"),
+        "not_measured": [
+            {"candidate": str(row.candidate), "state": str(row.state), "reason": row.reason}
+            for row in rows
+            if row.state is not State.MEASURED
+        ],
+    }
+    kept = Text(f"kept in {path}; `topfive serve` uses it on machines like this one\n", style="dim")
+    table = _table(name, record, rows, request.max_latency_ms)
+    return reply, Group(table, *_not_measured(rows), Text(f"chose {why}"), kept)
+
+
+def _table(name: str, record: TuningRecord, rows: Sequence[Row], max_latency_ms: float) -> Table:
+    """What was measured, the best first."""
+    here = record.conditions
+    title = Text(f"{name} on {here.cpu}, {here.cpus} CPUs")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("engine", no_wrap=True)
+    for column in ("slots", "threads", "batch", "img/s", "run ms", "CPU ms", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for place, row in enumerate(row for row in rows if row.state is State.MEASURED):
+        setup, figures = row.candidate.setup, row.figures
+        note = "chosen" if not place else "" if row.fits(max_latency_ms) else "too long"
+        table.add_row(
+            f"{setup.runtime} {setup.precision}",
+            *map(str, (setup.slots, setup.threads, row.candidate.max_batch)),
+            *(f"{figures.images_per_s:.1f}", f"{figures.run_ms:.1f}", f"{figures.cpu_ms:.1f}", str(len(row.rounds))),
+            note,
+            style=None if place else "bold",
+        )
+    return table
+
+
+def _not_measured(rows: Sequence[Row]) -> Iterator[Text]:
+    """A line for each that failed or hangs, and one for each reason why others were left out."""
+    skipped = Counter(row.reason for row in rows if row.state is State.SKIPPED)
+    for row in rows:
+        if row.state in (State.FAILED, State.HANGING):
+            yield Text(f"{row.candidate} is {row.state}: {row.reason}", style="yellow")
+    for reason, count in skipped.items():
+        yield Text(f"{count} not measured: {reason}", style="dim")

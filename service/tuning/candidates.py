@@ -1,0 +1,90 @@
+"""What is tried: engines by runtime and precision, slots and threads of each, and batch sizes. Measures nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models.artifact import Artifact
+from service.engines.base import EngineUnavailableError
+from service.engines.choose import check_possible, installed
+from service.engines.layout import TUNABLE
+from service.engines.precision import choose_precision, computes
+from service.types import Precision, Runtime
+
+_BATCHES = (1, 2, 8)
+_MOST_SLOTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """An engine: its runtime and precision, and the batches that it runs at once with the threads of each."""
+
+    runtime: Runtime
+    precision: Precision
+    slots: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An engine and the largest batch that it is given."""
+
+    setup: Setup
+    max_batch: int
+
+    def __str__(self) -> str:
+        setup = self.setup
+        return f"{setup.runtime} {setup.precision}, {setup.slots} x {setup.threads}, batches up to {self.max_batch}"
+
+
+def allowed(artifact: Artifact, runtime: Runtime, precision: Precision) -> list[tuple[Runtime, Precision]]:
+    """Runtimes on the CPU and precisions that may answer for `artifact` here, AUTO for any; the lowest first.
+
+    Raises EngineUnavailableError with the reason of each where none may, and where what was asked for cannot be tuned.
+    """
+    if runtime not in (Runtime.AUTO, *TUNABLE):
+        raise EngineUnavailableError(f"{runtime} has nothing to tune; use --runtime {' or '.join(TUNABLE)}")
+    found: list[tuple[Runtime, Precision]] = []
+    refused: list[str] = []
+    for one in TUNABLE if runtime is Runtime.AUTO else (runtime,):
+        if runtime is Runtime.AUTO and not (installed(one) and computes(one, precision)):
+            continue
+        try:
+            check_possible(one, precision)
+            lowest = choose_precision(artifact, one, precision)
+        except EngineUnavailableError as error:
+            refused.append(str(error))
+            continue
+        both = (lowest, Precision.F32) if precision is Precision.AUTO else (lowest,)
+        found += [(one, each) for each in dict.fromkeys(both)]
+    if not found:
+        raise EngineUnavailableError("; ".join(refused) or f"no runtime that computes in {precision} is installed")
+    return found
+
+
+def layouts(cpus: int) -> list[tuple[int, int]]:
+    """Slots and threads of each, together at most `cpus`, those of the defaults among them.
+
+    Powers of two of slots, each with every CPU in use, and from 4 CPUs on each with half of them left to who decodes.
+    """
+    powers = [1 << power for power in range(cpus.bit_length()) if 1 << power <= min(cpus, _MOST_SLOTS)]
+    whole = [(slots, cpus // slots) for slots in reversed(powers)]
+    half = [(slots, cpus // 2 // slots) for slots in reversed(powers) if cpus >= 4 and cpus // 2 >= slots]
+    fallback = min(4, cpus)
+    return list(dict.fromkeys([(fallback, cpus // fallback), *whole, *half]))
+
+
+def candidates(
+    engines: Sequence[tuple[Runtime, Precision]], cpus: int, largest_batch: int | None = None
+) -> list[Candidate]:
+    """All of them, grouped by engine, smaller batches first.
+
+    A layout comes in every runtime and precision before the next one: a search that runs out of time has compared
+    those all the same.
+    """
+    batches = [size for size in _BATCHES if largest_batch is None or size <= largest_batch]
+    return [
+        Candidate(Setup(runtime, precision, slots, threads), size)
+        for slots, threads in layouts(cpus)
+        for runtime, precision in engines
+        for size in batches
+    ]

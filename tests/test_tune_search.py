@@ -1,0 +1,187 @@
+"""The search of `topfive tune`: what is tried, in which order, what is kept of it, and that time is not exceeded."""
+
+from collections.abc import Callable
+
+import pytest
+
+from service.tuning.candidates import Candidate, Setup, candidates, layouts
+from service.tuning.rig import Figures
+from service.tuning.search import (
+    FINALISTS,
+    CandidateFailedError,
+    CandidateHangsError,
+    Row,
+    Search,
+    State,
+    explain,
+)
+from service.types import Precision, Runtime
+
+BF16, F32 = (Runtime.OPENVINO, Precision.BF16), (Runtime.OPENVINO, Precision.F32)
+Speed = Callable[[Candidate, int], Figures | Exception]
+
+
+class Machine:
+    """Measures as it is told, on a clock that only measurements move; `asked` holds what was measured, in order."""
+
+    def __init__(self, speed: Speed, open_s: float = 0.3) -> None:
+        self.speed = speed
+        self.open_s = open_s
+        self.now_s = 0.0
+        self.asked: list[Candidate] = []
+
+    def __call__(self, candidate: Candidate, seconds: float) -> tuple[str, Figures]:
+        first = candidate.setup not in {one.setup for one in self.asked}
+        self.now_s += seconds + (self.open_s if first else 0.0)
+        self.asked.append(candidate)
+        done = self.speed(candidate, self.asked.count(candidate))
+        if isinstance(done, Exception):
+            raise done
+        return "1.0", done
+
+    def search(self, tried: list[Candidate], seconds: float = 30.0, bound_ms: float = 100.0) -> list[Row]:
+        """What a search on it gives."""
+        watched: list[Candidate] = []
+        rows = Search(seconds, bound_ms, self, lambda: self.now_s, watched.append).run(tried)
+        assert watched == self.asked
+        assert len(rows) == len(tried)
+        assert {row.candidate for row in rows} == set(tried)
+        return rows
+
+
+def of(rate: float, run_ms: float = 10.0) -> Figures:
+    """So many images per second."""
+    return Figures(rate, run_ms, 5.0)
+
+
+def scaled(candidate: Candidate, _times: int) -> Figures:
+    """bf16 is three times as fast, slots help, batches only run longer."""
+    setup = candidate.setup
+    rate = (3 if setup.precision is Precision.BF16 else 1) * setup.slots * 10 + candidate.max_batch / 10
+    return of(rate, 10.0 * candidate.max_batch)
+
+
+@pytest.mark.parametrize("cpus", range(1, 130))
+def test_threads_never_exceed_the_cpus(cpus: int) -> None:
+    """Every layout that is tried stays within the CPUs, and the one that serves without tuning is the first."""
+    tried = layouts(cpus)
+
+    assert all(slots >= 1 and threads >= 1 and slots * threads <= cpus for slots, threads in tried)
+    assert tried[0] == (min(4, cpus), cpus // min(4, cpus))
+    assert len(tried) == len(set(tried)) <= 12
+
+
+def test_batches_of_the_graph_are_kept() -> None:
+    """A graph that takes one row at a time is tried with one alone; another with several sizes."""
+    assert {one.max_batch for one in candidates([F32], 2, 1)} == {1}
+    assert [one.max_batch for one in candidates([F32], 1)] == [1, 2, 8]
+
+
+def test_every_runtime_is_seen_before_the_second_layout() -> None:
+    """The first layout comes in every precision and runtime before the next one does."""
+    tried = candidates([BF16, F32], 2)
+
+    assert [one.setup for one in tried[::3]] == [
+        Setup(*BF16, 2, 1),
+        Setup(*F32, 2, 1),
+        Setup(*BF16, 1, 2),
+        Setup(*F32, 1, 2),
+    ]
+
+
+def test_best_is_first_and_measured_most() -> None:
+    """The fastest under the bound wins, after as many rounds as the other finalists, by turns with them."""
+    machine = Machine(scaled)
+    rows = machine.search(candidates([BF16, F32], 2), bound_ms=50)
+
+    assert rows[0].candidate == Candidate(Setup(*BF16, 2, 1), 1)
+    assert [len(row.rounds) for row in rows[:FINALISTS]] == [len(rows[0].rounds)] * FINALISTS
+    assert len(rows[0].rounds) >= 4
+    last = machine.asked[-2 * FINALISTS :]
+    assert last[:FINALISTS] == last[FINALISTS:]
+    assert len(set(last)) == FINALISTS
+
+
+def test_over_the_bound_comes_last() -> None:
+    """What does the most images with batches over the bound is measured, and not chosen."""
+    rows = Machine(lambda one, _: of(100.0 * one.max_batch, 10.0 * one.max_batch)).search(
+        candidates([F32], 1), bound_ms=50
+    )
+
+    assert [row.candidate.max_batch for row in rows] == [2, 1, 8]
+    assert not rows[-1].fits(50)
+
+
+def test_shortest_batches_where_none_is_under_the_bound() -> None:
+    """A network that is too slow for the bound still gets a layout, and the reason says that it is over."""
+    rows = Machine(lambda one, _: of(5.0, 120.0 * one.max_batch)).search(candidates([F32], 1))
+
+    assert rows[0].candidate.max_batch == 1
+    assert "under 100 ms, and these are the shortest" in explain(rows, 100)
+    assert rows[-1].state is State.SKIPPED
+    assert rows[-1].reason == "batches up to 2 are far over the bound already"
+
+
+def test_too_close_to_tell_takes_the_shorter_batches() -> None:
+    """A hundredth more throughput is noise: the layout with shorter batches is chosen, and that is said."""
+    rows = Machine(lambda one, _: of(100.0 + one.max_batch / 8, 10.0 * one.max_batch)).search(candidates([F32], 1))
+
+    assert rows[0].candidate.max_batch == 1
+    assert "no more than 3% behind the fastest, with shorter batches" in explain(rows, 100)
+
+
+def test_lucky_look_is_found_out() -> None:
+    """One good second does not win: later rounds by turns bring the median down."""
+    lucky = Candidate(Setup(*F32, 1, 2), 8)
+
+    def speed(candidate: Candidate, times: int) -> Figures:
+        return of(500.0 if times == 1 else 1.0) if candidate == lucky else scaled(candidate, times)
+
+    rows = Machine(speed).search(candidates([BF16, F32], 2))
+
+    assert rows[0].candidate.setup == Setup(*BF16, 2, 1)
+
+
+@pytest.mark.parametrize("seconds", [2.0, 5.0, 30.0, 120.0])
+@pytest.mark.parametrize("cpus", [1, 2, 64])
+def test_time_is_kept(seconds: float, cpus: int) -> None:
+    """It ends within its time, but for the fewest rounds that make a median; what was left out says why."""
+    machine = Machine(scaled)
+    rows = machine.search(candidates([BF16, F32], cpus), seconds)
+
+    fewest_s = 1.0 + 0.3 + 3 * FINALISTS * 0.2
+    assert machine.now_s <= seconds + fewest_s
+    assert machine.now_s >= 0.4 * min(seconds, 30.0)
+    left_out = [row for row in rows if not row.rounds]
+    assert {row.reason for row in left_out} <= {"the time was over before it; give more --seconds"}
+
+
+@pytest.mark.parametrize("error", [CandidateHangsError("20 s"), CandidateFailedError("no")])
+def test_engine_that_does_not_run_is_named_and_left(error: Exception) -> None:
+    """It is tried once, its other batches are not tried at all, and the rest goes on."""
+    broken = Setup(*BF16, 2, 1)
+    machine = Machine(lambda one, times: error if one.setup == broken else scaled(one, times))
+
+    rows = machine.search(candidates([BF16, F32], 2))
+
+    assert sum(one.setup == broken for one in machine.asked) == 1
+    state = State.HANGING if isinstance(error, CandidateHangsError) else State.FAILED
+    [row] = [row for row in rows if row.state is state]
+    assert (row.candidate, row.reason) == (Candidate(broken, 1), str(error))
+    others = [one for one in rows if one.candidate.setup == broken and one is not row]
+    assert {one.reason for one in others} == {f"its engine is {state} in batches up to 1"}
+    assert rows[0].candidate.setup == Setup(*BF16, 1, 2)
+
+
+def test_finalist_that_hangs_late_is_not_chosen() -> None:
+    """An engine that hangs in its second round has figures, and is not the best all the same."""
+    best = Candidate(Setup(*BF16, 2, 1), 8)
+    machine = Machine(
+        lambda one, times: CandidateHangsError("20 s") if one == best and times > 1 else scaled(one, times)
+    )
+
+    rows = machine.search(candidates([BF16, F32], 2))
+
+    assert rows[0].candidate != best
+    assert rows[0].state is State.MEASURED
+    assert [row.state for row in rows if row.candidate == best] == [State.HANGING]

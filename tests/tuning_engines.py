@@ -1,0 +1,41 @@
+"""Engines that are opened in the other process of `topfive tune`, where a test cannot reach: found by name."""
+
+import os
+import threading
+
+from models.artifact import Artifact
+from service.engines.base import Engine, EngineUnavailableError
+from service.tuning.candidates import Setup
+from service.types import Probabilities, Rows
+from tests.fakes import FakeEngine
+
+
+class HangingEngine(FakeEngine):
+    """Answers single rows, and never returns from a larger batch."""
+
+    def run(self, rows: Rows) -> Probabilities:
+        if len(rows) > 1:
+            threading.Event().wait()
+        return super().run(rows)
+
+
+def open_fake(artifact: Artifact, setup: Setup) -> Engine:
+    """One of as many slots as are asked for."""
+    return FakeEngine(artifact.manifest.classes, slots=setup.slots)
+
+
+def open_hanging(artifact: Artifact, setup: Setup) -> Engine:
+    """With one slot it answers; with more it hangs."""
+    return open_fake(artifact, setup) if setup.slots == 1 else HangingEngine(artifact.manifest.classes)
+
+
+def open_dying(artifact: Artifact, setup: Setup) -> Engine:
+    """With one slot it answers; with more it takes its process with it, as a fault in a library does."""
+    if setup.slots > 1:
+        os._exit(11)
+    return open_fake(artifact, setup)
+
+
+def open_refusing(_artifact: Artifact, _setup: Setup) -> Engine:
+    """It cannot be had here."""
+    raise EngineUnavailableError("this CPU lacks something")
