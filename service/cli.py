@@ -15,6 +15,7 @@ from rich.markup import escape
 from models.catalog import CATALOG
 from service import tables
 from service.app import Core, run
+from service.commands.bench import bench_command
 from service.commands.classify import classify_command
 from service.commands.compare import compare
 from service.commands.doctor import doctor_command
@@ -55,6 +56,7 @@ def main() -> None:
     """A photo goes in, the five best ImageNet classes come out."""
 
 
+main.add_command(bench_command)
 main.add_command(classify_command)
 main.add_command(layers_command)
 main.add_command(show_command)

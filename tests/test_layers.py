@@ -46,8 +46,8 @@ LAYERS = {
     "service.classifier": 4,
     "service.comparison": 4,
     "service.devices": 4,
-    "service.directory": 4,
     "service.diagnosis": 4,
+    "service.directory": 4,
     "service.ensemble": 4,
     "service.facts": 4,
     "service.model": 4,
@@ -58,6 +58,7 @@ LAYERS = {
     "service.shelves": 4,
     "service.tuning": 4,
     "service.bulk": 5,
+    "service.load": 5,
     "service.remote": 5,
     "service.rest": 5,
     "service.rpc": 5,
@@ -102,11 +103,11 @@ HOMES = {
     "fastapi_offline": ("service.rest",),
     "starlette": ("service.rest",),
     "uvicorn": ("service.rest.protocol", "service.rest.server"),
-    "uvloop": ("service.process",),
+    "uvloop": ("service.commands.bench", "service.process"),
     "prometheus_client": ("service.histograms", "service.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),
     "rich": ("export", "models.train_lenet5", "service.cli", "service.commands", "service.tables"),
-    "PIL": ("models.train_lenet5", "service.image", "service.recipe", "service.tuning.photo"),
+    "PIL": ("models.train_lenet5", "service.image", "service.load.images", "service.recipe", "service.tuning.photo"),
     "pydantic": (
         "models.artifact",
         "models.catalog",
@@ -121,6 +122,7 @@ HOMES = {
         "service.settings",
     ),
     "pyarrow": ("service.bulk.writers",),
+    "httptools": ("service.load.http",),
 }
 
 

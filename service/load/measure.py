@@ -1,0 +1,198 @@
+"""Measures one load: warm-up, the measurement itself in windows, and the wait for what is still under way."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.clock import Clock
+from service.load.figures import STEADY, Point, Window, steady
+from service.load.loops import Loop
+from service.load.recorder import Recorder
+
+_TICK_S = 0.25
+_BUSY = 0.9  # of a core: the generator is one thread
+_LATE_S = 0.002
+_LATE_SHARE = 0.1  # of the latency at the same percentile
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """So many connections that never pause, or a rate of arrivals per second; the other is None."""
+
+    connections: int | None = None
+    rate: float | None = None
+
+    def __str__(self) -> str:
+        """For a person."""
+        return f"{self.connections} connections" if self.rate is None else f"{self.rate:g} requests/s"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long to measure: `seconds`, or windows of `window_s` until they are steady, `max_windows` at most.
+
+    `tolerance` is by how much steady windows may differ, as a fraction; a request is given up after `timeout_s`.
+    """
+
+    warm_up_s: float = 2.0
+    seconds: float = 10.0
+    window_s: float | None = None
+    max_windows: int = 10
+    tolerance: float = 0.1
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Of a measurement under way: seconds since it began and good answers in the last of them."""
+
+    load: Load
+    warming_up: bool
+    elapsed_s: float
+    last: Window
+    failed: int
+    under_way: int
+
+
+Watch = Callable[[Progress], None]
+
+
+class Measurement:
+    """One run of a loop. `stop` set ends it early, with the figures so far."""
+
+    def __init__(
+        self, load: Load, loop: Loop, recorder: Recorder, plan: Plan, clock: Clock, stop: asyncio.Event, watch: Watch
+    ) -> None:
+        self._load = load
+        self._loop = loop
+        self._recorder = recorder
+        self._plan = plan
+        self._clock = clock
+        self._stop = stop
+        self._watch = watch
+        self._start = 0.0
+
+    async def run(self) -> Point:
+        """Ask, measure and close the connections."""
+        plan, clock = self._plan, self._clock
+        self._start = clock.now()
+        self._loop.start()
+        try:
+            await self._until(self._start + plan.warm_up_s)
+            begin = clock.now()
+            sent, received, cpu = self._recorder.sent, self._recorder.received, time.process_time()
+            connects = self._loop.connects
+            windows = await self._windows(begin)
+            end = clock.now()
+            cpu = time.process_time() - cpu
+            volume = self._recorder.sent - sent, self._recorder.received - received
+            reconnects = self._loop.connects[0] - connects[0] - (self._loop.connects[1] - connects[1])
+            self._loop.stop()
+            give_up = end + plan.timeout_s
+            while self._loop.under_way and not self._stop.is_set() and clock.now() < give_up + 2 * _TICK_S:
+                await self._until(min(clock.now() + _TICK_S, give_up + 2 * _TICK_S))
+        finally:
+            self._loop.stop()
+            unanswered = self._loop.under_way
+            await self._loop.aclose()
+        if plan.window_s is not None and len(windows) >= STEADY:
+            begin = end - sum(window.seconds for window in windows[-STEADY:])
+        return self._point((begin, end), tuple(windows), volume, reconnects, unanswered, cpu)
+
+    async def _windows(self, begin: float) -> list[Window]:
+        plan = self._plan
+        length = plan.seconds / STEADY if plan.window_s is None else plan.window_s
+        count = STEADY if plan.window_s is None else plan.max_windows
+        windows: list[Window] = []
+        edge = begin
+        while len(windows) < count and not self._stop.is_set():
+            await self._until(begin + (len(windows) + 1) * length)
+            now = self._clock.now()
+            windows.append(self._recorder.window(edge, now))
+            edge = now
+            if plan.window_s is not None and steady(windows, plan.tolerance):
+                break
+        return windows
+
+    async def _until(self, when: float) -> None:
+        """Wait, and every now and then give up what takes too long, and say how things are."""
+        while (now := self._clock.now()) < when and not self._stop.is_set():
+            await self._sleep(min(when, now + _TICK_S))
+            now = self._clock.now()
+            self._loop.expire(now - self._plan.timeout_s)
+            measured = now - self._start - self._plan.warm_up_s
+            last = self._recorder.window(max(self._start, now - 1), now)
+            under_way, failed = self._loop.under_way, self._recorder.failed
+            self._watch(Progress(self._load, measured <= 0, now - self._start, last, failed, under_way))
+
+    async def _sleep(self, when: float) -> None:
+        woken = asyncio.Event()
+        timer = self._clock.call_at(when, woken.set)
+        stopped, waking = asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(woken.wait())
+        try:
+            await asyncio.wait({stopped, waking}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            stopped.cancel()
+            waking.cancel()
+
+    def _point(
+        self,
+        period: tuple[float, float],
+        windows: tuple[Window, ...],
+        volume: tuple[int, int],
+        reconnects: int,
+        unanswered: int,
+        cpu_s: float,
+    ) -> Point:
+        recorder, whole = self._recorder, self._recorder.window(*period)
+        errors, latency = recorder.errors(*period), recorder.latency(*period)
+        late = recorder.late(*period)
+        late_s = float(np.percentile(late, 99)) if late.size else None
+        measured_s = sum(window.seconds for window in windows)
+        invalid = self._doubts(late_s, latency.p99, cpu_s / measured_s if measured_s > 0 else 0.0)
+        if not whole.requests:
+            invalid.append("there was no good answer")
+        stable = steady(windows, self._plan.tolerance)
+        notes = list(invalid)
+        if not stable:
+            notes.append(f"unstable: the last {STEADY} windows differ by more than {self._plan.tolerance:.0%}")
+        if self._stop.is_set():
+            notes.append(f"stopped early: {unanswered} requests had no answer yet")
+        return Point(
+            connections=self._load.connections,
+            rate=self._load.rate,
+            seconds=whole.seconds,
+            requests=whole.requests,
+            requests_per_second=whole.requests_per_second,
+            latency_ms=latency,
+            errors=errors,
+            error_examples={failure: recorder.example(failure) for failure in errors},
+            unanswered=unanswered,
+            stable=stable,
+            valid=not invalid,
+            notes=tuple(notes),
+            windows=windows,
+            groups=recorder.grouped(*period),
+            server_ms=recorder.server(*period),
+            bytes_sent=volume[0],
+            bytes_received=volume[1],
+            reconnects=reconnects,
+            late_ms=None if late_s is None else late_s * 1000,
+            cpu_s=cpu_s,
+        )
+
+    @staticmethod
+    def _doubts(late_s: float | None, p99_ms: float | None, cpu: float) -> list[str]:
+        """Why the figures are rather those of the generator than of the server."""
+        doubts = []
+        if late_s is not None and late_s > max(_LATE_S, _LATE_SHARE * (p99_ms or 0.0) / 1000):
+            doubts.append(f"the generator fell behind: one request in a hundred was sent {late_s * 1000:.1f} ms late")
+        if cpu > _BUSY:
+            doubts.append(
+                f"the generator itself was busy for {cpu:.0%} of the time: the server may be faster than this"
+            )
+        return doubts

@@ -1,0 +1,165 @@
+"""`topfive bench` as a user runs it, in a process of its own, against scripted servers and against the service."""
+
+import asyncio
+import csv
+import io
+import json
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.load_server import Script, Scripted, reply, scripted
+from tests.serving import serving
+
+pytestmark = pytest.mark.anyio
+
+QUICK = ("--seconds", "0.3", "--warm-up", "0.05")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How the command ended."""
+
+    status: int
+    said: str
+    report: Any
+
+    @property
+    def point(self) -> Any:
+        """The only point."""
+        (point,) = self.report["points"]
+        return point
+
+
+async def bench(folder: Path, *words: str) -> Done:
+    """Run the command; its report where it wrote one."""
+    file = folder / "report.json"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "from service.cli import main; main()", "bench", *words, "--json", str(file)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return Done(process.returncode, said.decode(), json.loads(file.read_text()) if file.exists() else None)
+
+
+async def against(script: Script, folder: Path, *words: str) -> tuple[Done, Scripted]:
+    """Run the command against one scripted server."""
+    async with scripted(script) as server:
+        return await bench(folder, server.url, *QUICK, *words), server
+
+
+async def test_closed_loop(tmp_path: Path) -> None:
+    """A good server gives status 0, and a report whose figures fit each other and what the server saw."""
+    done, server = await against(lambda _number, _asked: reply(), tmp_path, "--connections", "3")
+
+    point = done.point
+    assert done.status == 0, done.said
+    assert (point["connections"], point["rate"], point["errors"], point["unanswered"]) == (3, None, {}, 0)
+    assert 0 < point["requests"] < len(server.asked)
+    assert point["requests_per_second"] == pytest.approx(point["requests"] / point["seconds"])
+    assert sum(window["requests"] for window in point["windows"]) == point["requests"]
+    times = [point["latency_ms"][name] for name in ("p50", "p90", "p95", "p99", "max")]
+    assert times[0] > 0
+    assert all(before <= after for before, after in pairwise(times))
+    assert point["bytes_sent"] >= point["requests"] * done.report["images"][0]["bytes"]
+    assert point["cpu_s"] > 0
+    assert server.connections == 4  # one more to look at what comes back
+    assert {asked.path for asked in server.asked} == {"/predict"}
+
+
+async def test_errors_give_the_status(tmp_path: Path) -> None:
+    """Errors are counted by kind with what the server said, and the status is 1."""
+    done, _ = await against(
+        lambda number, _asked: reply(b"full", "503 Service Unavailable") if number % 2 else reply(), tmp_path
+    )
+
+    assert done.status == 1
+    assert done.point["errors"]["status 503"] > 0
+    assert done.point["error_examples"] == {"status 503": "full"}
+    assert done.point["requests"] > 0
+
+
+async def test_sweep_and_csv(tmp_path: Path) -> None:
+    """A sweep has a point for each load; the CSV has perf_analyzer's columns, by rising throughput, in microseconds."""
+    timing = "Server-Timing: decode;dur=0.002, queue;dur=0.001, inference;dur=0.003, total;dur=0.006"
+    file = tmp_path / "out.csv"
+
+    done, _ = await against(
+        lambda _number, _asked: reply(b"{}", "200 OK", timing), tmp_path, "--connections", "1,2", "--csv", str(file)
+    )
+
+    assert [point["connections"] for point in done.report["points"]] == [1, 2]
+    rows = list(csv.DictReader(io.StringIO(file.read_text())))
+    assert sorted(row["Concurrency"] for row in rows) == ["1", "2"]
+    assert float(rows[0]["Inferences/Second"]) <= float(rows[1]["Inferences/Second"])
+    assert [rows[0][f"Server {name}"] for name in ("Queue", "Compute Input", "Compute Infer")] == ["1", "2", "3"]
+    by_load = {str(point["connections"]): point for point in done.report["points"]}
+    for row in rows:
+        latency = by_load[row["Concurrency"]]["latency_ms"]
+        assert int(row["p99 latency"]) == round(latency["p99"] * 1000)
+        assert int(row["Network+Server Send/Recv"]) == pytest.approx(latency["mean"] * 1000 - 6, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "said"),
+    [
+        ("404 Not Found", "X-A: b", "answers 404: no such model; --allow-errors measures it"),
+        ("307 Temporary Redirect", "Location: http://other/predict", "redirects (307) to http://other/predict"),
+    ],
+)
+async def test_an_error_is_not_measured(status: str, header: str, said: str, tmp_path: Path) -> None:
+    """Where the first request fails nothing is measured: one request, one line, status 1."""
+    done, server = await against(lambda _number, _asked: reply(b"no such model", status, header), tmp_path)
+
+    assert (done.status, done.report, len(server.asked)) == (1, None, 1)
+    assert said in done.said
+    assert len(done.said.splitlines()) == 1
+
+
+async def test_errors_on_request(tmp_path: Path) -> None:
+    """--allow-errors measures them all the same."""
+    done, _ = await against(lambda _number, _asked: reply(b"", "404 Not Found"), tmp_path, "--allow-errors")
+
+    assert done.status == 1
+    assert done.point["requests"] == 0
+    assert done.point["valid"] is False
+    assert done.point["latency_ms"]["p99"] is None
+
+
+async def test_nobody_there(tmp_path: Path) -> None:
+    """A server that is not there is said in a line."""
+    async with scripted(lambda _number, _asked: reply()) as server:
+        url = server.url
+
+    done = await bench(tmp_path, url, *QUICK)
+
+    assert (done.status, done.said) == (1, f"Error: {url} refuses connections; is the server running there?\n")
+
+
+async def test_connections_are_spread(tmp_path: Path) -> None:
+    """With two URLs each has half of the connections."""
+    async with scripted(lambda _number, _asked: reply()) as one, scripted(lambda _number, _asked: reply()) as other:
+        done = await bench(tmp_path, one.url, other.url, *QUICK, "--connections", "4")
+
+    assert done.status == 0
+    assert (one.connections, other.connections) == (3, 3)  # each was looked at before
+
+
+@pytest.mark.parametrize("api", ["topfive", "multipart"])
+async def test_the_service_itself(api: str, artifacts: Path, tmp_path: Path) -> None:
+    """The service is measured by either body; what it answers first is shown, and what it says of its steps is kept."""
+    async with serving(artifacts) as running:
+        url = f"http://127.0.0.1:{running.service.rest.port}"
+        done = await bench(tmp_path, url, "--api", api, "--connections", "2", "--seconds", "1", "--warm-up", "0.2")
+
+    assert done.status == 0, done.said
+    assert "tiny on " in done.said.splitlines()[0]
+    assert done.point["requests"] > 0
+    server = done.point["server_ms"]
+    assert 0 < server["decode"] < server["total"] <= done.point["latency_ms"]["mean"]
