@@ -162,4 +162,4 @@ async def test_the_service_itself(api: str, artifacts: Path, tmp_path: Path) -> 
     assert "tiny on " in done.said.splitlines()[0]
     assert done.point["requests"] > 0
     server = done.point["server_ms"]
-    assert 0 < server["decode"] < server["total"] <= done.point["latency_ms"]["mean"]
+    assert 0 < server["input"] < server["total"] <= done.point["latency_ms"]["mean"]

@@ -96,7 +96,7 @@ HOMES = {
     "onnx": ("export", "models.onnx_agreement", "models.onnx_reader", "models.onnx_weights"),
     "openvino": ("service.engines.openvino",),
     "onnxruntime": ("export.original", "export.quantise", "models.onnx_agreement", "service.engines.onnxruntime"),
-    "grpc": (GENERATED, "service.probe", "service.remote", "service.rpc"),
+    "grpc": (GENERATED, "service.load.rpc", "service.probe", "service.remote", "service.rpc"),
     "grpc_health": ("service.probe", "service.remote", "service.rpc"),
     "grpc_reflection": ("service.rpc",),
     "fastapi": ("service.rest",),
@@ -107,7 +107,14 @@ HOMES = {
     "prometheus_client": ("service.histograms", "service.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),
     "rich": ("export", "models.train_lenet5", "service.cli", "service.commands", "service.tables"),
-    "PIL": ("models.train_lenet5", "service.image", "service.load.images", "service.recipe", "service.tuning.photo"),
+    "PIL": (
+        "models.train_lenet5",
+        "service.image",
+        "service.load.images",
+        "service.load.tensors",
+        "service.recipe",
+        "service.tuning.photo",
+    ),
     "pydantic": (
         "models.artifact",
         "models.catalog",
@@ -279,7 +286,7 @@ def test_transports_are_apart() -> None:
         if inside(one.module, ["service.remote", "service.rpc"]):
             assert not inside(one.target, ["service.rest"]), one
         if inside(one.target, ["proto"]):
-            assert inside(one.module, ["service.remote", "service.rpc", "proto"]), one
+            assert inside(one.module, ["service.load.rpc", "service.remote", "service.rpc", "proto"]), one
 
 
 @pytest.mark.parametrize("package", HOMES)

@@ -3,7 +3,8 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +23,10 @@ from service.load.loops import ClosedLoop, Loop, OpenLoop, at_random, in_turn, p
 from service.load.measure import Load, Measurement, Plan, Progress
 from service.load.recorder import Recorder
 from service.load.report import Report, as_csv, as_json
-from service.load.requests import Api, Form
-from service.load.target import Target, target_of
+from service.load.requests import Api, Encoding, Form
+from service.load.rpc import GrpcTarget
+from service.load.target import Target, http_target
+from service.load.tensors import Datatype
 from service.options import Command, option
 
 _INTERRUPTED = 130
@@ -76,6 +79,17 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @_bench_option("--field", default="image", help="Name of the multipart field")
 @_bench_option("--content-type", default="", help="Of the image; else what its file is")
 @_bench_option(
+    "--datatype",
+    type=click.Choice([kind.value for kind in Datatype]),
+    help="Of the tensor for v2, BYTES for the file; else what the model's metadata says",
+)
+@_bench_option(
+    "--encoding",
+    type=click.Choice([kind.value for kind in Encoding]),
+    default=Encoding.AUTO.value,
+    help="Of the tensor for v2",
+)
+@_bench_option(
     "--image",
     "paths",
     multiple=True,
@@ -104,7 +118,8 @@ def bench_command(
     """Measure throughput and latency of the server at URL.
 
     With several URLs connections are spread evenly over them. APIs: topfive (the raw image to /predict), multipart
-    and raw (to any path), torchserve (to /predictions/MODEL).
+    and raw (to any path), torchserve (to /predictions/MODEL), v2 (Open Inference Protocol), and over gRPC with
+    HOST:PORT for URL: grpc (topfive's own) and v2-grpc.
 
     The status is 1 where any request failed.
     """
@@ -128,9 +143,13 @@ def _job(urls: Sequence[str], paths: Sequence[Path], values: dict[str, Any]) -> 
         path=values["path"],
         field=values["field"],
         content_type=values["content_type"],
+        encoding=Encoding(values["encoding"]),
+        datatype=Datatype(values["datatype"]) if values["datatype"] else None,
     )
-    if form.api is Api.TORCHSERVE and not form.model and not form.path:
-        raise click.UsageError("--api torchserve needs --model NAME")
+    if form.api in (Api.TORCHSERVE, Api.V2, Api.V2_GRPC) and not form.model:
+        raise click.UsageError(f"--api {form.api} needs --model NAME")
+    if form.path and form.api in (Api.GRPC, Api.V2_GRPC):
+        raise click.UsageError("--path is for HTTP; gRPC has none")
     rates = tuple(Load(rate=rate) for rate in values["rate"])
     plan = Plan(
         warm_up_s=values["warm_up"],
@@ -155,23 +174,38 @@ def _job(urls: Sequence[str], paths: Sequence[Path], values: dict[str, Any]) -> 
 
 async def _bench(job: Job, errors: Console) -> tuple[Report, bool]:
     """All points; whether the user stopped it."""
-    target = target_of(job.urls, job.form, job.photos)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
-    try:
-        for line in await target.check():
-            _say(errors, line)
-    except LoadError as error:
-        if not job.allow_errors:
-            raise
-        _say(errors, f"{error}")
     points = []
-    for load in job.loads:
-        if not stop.is_set():
-            points.append(await _point(job, target, load, stop, lambda _progress: None))
-            _say(errors, _line(load, points[-1]))
+    async with _target(job) as target:
+        try:
+            for line in await target.check():
+                _say(errors, line)
+        except LoadError as error:
+            if not job.allow_errors:
+                raise
+            _say(errors, f"{error}")
+        for load in job.loads:
+            if not stop.is_set():
+                points.append(await _point(job, target, load, stop, lambda _progress: None))
+                _say(errors, _line(load, points[-1]))
     report = Report(version("topfive"), job.form.api, job.urls, job.form.model, job.photos, job.seed, tuple(points))
     return report, stop.is_set()
+
+
+@asynccontextmanager
+async def _target(job: Job) -> AsyncIterator[Target]:
+    """The servers with all requests made. Raises LoadError."""
+    if job.form.api in (Api.GRPC, Api.V2_GRPC):
+        grpc_target = GrpcTarget(job.urls, job.form)
+        target: Target = grpc_target
+        try:
+            await grpc_target.prepare(job.photos)
+            yield target
+        finally:
+            await target.aclose()
+    else:
+        yield await http_target(job.urls, job.form, job.photos)
 
 
 async def _point(job: Job, target: Target, load: Load, stop: asyncio.Event, watch: Callable[[Progress], None]) -> Point:
@@ -183,7 +217,9 @@ async def _point(job: Job, target: Target, load: Load, stop: asyncio.Event, watc
         loop: Loop = OpenLoop(target.line, gaps, pick, recorder, clock, job.bound)
     else:
         loop = ClosedLoop(target.line, load.connections or 1, pick, recorder, clock)
-    return await Measurement(load, loop, recorder, job.plan, clock, stop, watch).run()
+    return await Measurement(
+        load, loop, recorder, job.plan, clock=clock, stop=stop, watch=watch, spent=target.spent
+    ).run()
 
 
 def _line(load: Load, point: Point) -> str:

@@ -56,11 +56,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Mean milliseconds that the server says it took for its steps; 0 where it does not say."""
+    """Mean milliseconds that the server says it took for its steps, decoding is `input`; 0 where it does not say."""
 
-    decode: float = 0.0
     queue: float = 0.0
+    input: float = 0.0
     inference: float = 0.0
+    output: float = 0.0
     total: float = 0.0
 
 

@@ -2,15 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from service.clock import Clock
-from service.load.figures import STEADY, Point, Window, steady
+from service.load.figures import STEADY, Point, Server, Window, steady
 from service.load.loops import Loop
 from service.load.recorder import Recorder
+from service.load.v2 import Spent
 
 _TICK_S = 0.25
 _BUSY = 0.9  # of a core: the generator is one thread
@@ -59,12 +60,51 @@ class Progress:
 
 Watch = Callable[[Progress], None]
 
+AskSpent = Callable[[], Awaitable[Spent | None]]
+"""Asks the servers for what they spent so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Volume:
+    """What has been used so far."""
+
+    sent: int
+    received: int
+    cpu_s: float
+    connects: int
+    lines: int
+
+    def since(self, before: "_Volume") -> "_Volume":
+        names = ("sent", "received", "cpu_s", "connects", "lines")
+        return _Volume(*(getattr(self, name) - getattr(before, name) for name in names))
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What a measurement gave, besides the requests themselves."""
+
+    begin: float
+    end: float
+    windows: tuple[Window, ...]
+    used: _Volume
+    server: Server | None
+    unanswered: int
+
 
 class Measurement:
     """One run of a loop. `stop` set ends it early, with the figures so far."""
 
     def __init__(
-        self, load: Load, loop: Loop, recorder: Recorder, plan: Plan, clock: Clock, stop: asyncio.Event, watch: Watch
+        self,
+        load: Load,
+        loop: Loop,
+        recorder: Recorder,
+        plan: Plan,
+        *,
+        clock: Clock,
+        stop: asyncio.Event,
+        watch: Watch,
+        spent: AskSpent,
     ) -> None:
         self._load = load
         self._loop = loop
@@ -73,6 +113,7 @@ class Measurement:
         self._clock = clock
         self._stop = stop
         self._watch = watch
+        self._spent = spent
         self._start = 0.0
 
     async def run(self) -> Point:
@@ -82,25 +123,26 @@ class Measurement:
         self._loop.start()
         try:
             await self._until(self._start + plan.warm_up_s)
-            begin = clock.now()
-            sent, received, cpu = self._recorder.sent, self._recorder.received, time.process_time()
-            connects = self._loop.connects
+            spent = await self._spent()
+            begin, before = clock.now(), self._volume()
             windows = await self._windows(begin)
-            end = clock.now()
-            cpu = time.process_time() - cpu
-            volume = self._recorder.sent - sent, self._recorder.received - received
-            reconnects = self._loop.connects[0] - connects[0] - (self._loop.connects[1] - connects[1])
+            end, used = clock.now(), self._volume().since(before)
             self._loop.stop()
-            give_up = end + plan.timeout_s
-            while self._loop.under_way and not self._stop.is_set() and clock.now() < give_up + 2 * _TICK_S:
-                await self._until(min(clock.now() + _TICK_S, give_up + 2 * _TICK_S))
+            spent_then = await self._spent()
+            give_up = end + plan.timeout_s + 2 * _TICK_S
+            while self._loop.under_way and not self._stop.is_set() and clock.now() < give_up:
+                await self._until(min(clock.now() + _TICK_S, give_up))
+            unanswered = self._loop.under_way
         finally:
             self._loop.stop()
-            unanswered = self._loop.under_way
             await self._loop.aclose()
         if plan.window_s is not None and len(windows) >= STEADY:
             begin = end - sum(window.seconds for window in windows[-STEADY:])
-        return self._point((begin, end), tuple(windows), volume, reconnects, unanswered, cpu)
+        server = spent_then.since(spent) if spent and spent_then else self._recorder.server(begin, end)
+        return self._point(_Taken(begin, end, tuple(windows), used, server, unanswered))
+
+    def _volume(self) -> _Volume:
+        return _Volume(self._recorder.sent, self._recorder.received, time.process_time(), *self._loop.connects)
 
     async def _windows(self, begin: float) -> list[Window]:
         plan = self._plan
@@ -139,29 +181,22 @@ class Measurement:
             stopped.cancel()
             waking.cancel()
 
-    def _point(
-        self,
-        period: tuple[float, float],
-        windows: tuple[Window, ...],
-        volume: tuple[int, int],
-        reconnects: int,
-        unanswered: int,
-        cpu_s: float,
-    ) -> Point:
+    def _point(self, taken: _Taken) -> Point:
+        period = taken.begin, taken.end
         recorder, whole = self._recorder, self._recorder.window(*period)
         errors, latency = recorder.errors(*period), recorder.latency(*period)
         late = recorder.late(*period)
         late_s = float(np.percentile(late, 99)) if late.size else None
-        measured_s = sum(window.seconds for window in windows)
-        invalid = self._doubts(late_s, latency.p99, cpu_s / measured_s if measured_s > 0 else 0.0)
+        measured_s = sum(window.seconds for window in taken.windows)
+        invalid = self._doubts(late_s, latency.p99, taken.used.cpu_s / measured_s if measured_s > 0 else 0.0)
         if not whole.requests:
             invalid.append("there was no good answer")
-        stable = steady(windows, self._plan.tolerance)
+        stable = steady(taken.windows, self._plan.tolerance)
         notes = list(invalid)
         if not stable:
             notes.append(f"unstable: the last {STEADY} windows differ by more than {self._plan.tolerance:.0%}")
         if self._stop.is_set():
-            notes.append(f"stopped early: {unanswered} requests had no answer yet")
+            notes.append(f"stopped early: {taken.unanswered} requests had no answer yet")
         return Point(
             connections=self._load.connections,
             rate=self._load.rate,
@@ -171,18 +206,18 @@ class Measurement:
             latency_ms=latency,
             errors=errors,
             error_examples={failure: recorder.example(failure) for failure in errors},
-            unanswered=unanswered,
+            unanswered=taken.unanswered,
             stable=stable,
             valid=not invalid,
             notes=tuple(notes),
-            windows=windows,
+            windows=taken.windows,
             groups=recorder.grouped(*period),
-            server_ms=recorder.server(*period),
-            bytes_sent=volume[0],
-            bytes_received=volume[1],
-            reconnects=reconnects,
+            server_ms=taken.server,
+            bytes_sent=taken.used.sent,
+            bytes_received=taken.used.received,
+            reconnects=taken.used.connects - taken.used.lines,
             late_ms=None if late_s is None else late_s * 1000,
-            cpu_s=cpu_s,
+            cpu_s=taken.used.cpu_s,
         )
 
     @staticmethod

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from service.load.figures import Group, Latency, Server, Times, Window
 from service.load.line import OK, Outcome
 
+_STEPS = {"queue": "queue", "input": "decode", "inference": "inference", "total": "total"}
+"""What Server-Timing of this project's API calls them."""
+
 
 class Recorder:
     """Requests in the order of their ends. Times are seconds of one clock, whichever it is.
@@ -29,7 +32,7 @@ class Recorder:
         self._index = array("L")
         self._kinds = {OK: 0}
         self._examples: dict[str, str] = {}
-        self._steps = tuple(array("d") for _ in Server.__slots__)
+        self._steps = {name: array("d") for name in _STEPS}
         self._late = array("d")
         self._due = array("d")
         self.failed = 0
@@ -48,8 +51,8 @@ class Recorder:
             self._examples[failure] = outcome.said
         self._kind.append(self._kinds[failure])
         steps = _steps(outcome.timing) if outcome.timing else {}
-        for name, column in zip(Server.__slots__, self._steps, strict=True):
-            column.append(steps.get(name, 0.0))
+        for name, said in _STEPS.items():
+            self._steps[name].append(steps.get(said, 0.0))
 
     def note_late(self, due: float, late_s: float) -> None:
         """A request that was due then could be sent only so much later."""
@@ -95,10 +98,11 @@ class Recorder:
 
     def server(self, begin: float, end: float) -> Server | None:
         """The mean of what the server said of its steps, None where it said nothing."""
-        columns = [np.frombuffer(column, np.float64)[self._good(begin, end)] for column in self._steps]
-        if not any(column.any() for column in columns):
+        good = self._good(begin, end)
+        columns = {name: np.frombuffer(column, np.float64)[good] for name, column in self._steps.items()}
+        if not any(column.any() for column in columns.values()):
             return None
-        return Server(*(float(column.mean()) for column in columns))
+        return Server(**{name: float(column.mean()) for name, column in columns.items()})
 
     def late(self, begin: float, end: float) -> Times:
         """By how many seconds each request that was due within was late."""

@@ -73,15 +73,14 @@ def as_csv(points: Sequence[Point]) -> str:
     writer.writerow(["Request Rate" if rated else "Concurrency", *_COLUMNS])
     for point in sorted(points, key=lambda one: one.requests_per_second):
         server, latency = point.server_ms, point.latency_ms
-        queue, decode, inference = (server.queue, server.decode, server.inference) if server else (0.0, 0.0, 0.0)
-        elsewhere = max(0.0, (latency.mean or 0.0) - queue - decode - inference)
+        steps = (server.queue, server.input, server.inference, server.output) if server else (0.0,) * 4
+        elsewhere = max(0.0, (latency.mean or 0.0) - sum(steps))
         writer.writerow(
             [
                 f"{point.rate:g}" if point.rate is not None else point.connections,
                 f"{point.requests_per_second:.6g}",
                 0,
-                *(_us(one) for one in (elsewhere, queue, decode, inference)),
-                0,
+                *(_us(one) for one in (elsewhere, *steps)),
                 0,
                 *(_us(one or 0.0) for one in (latency.p50, latency.p90, latency.p95, latency.p99)),
             ]

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from service.load.http import Address
 from service.load.images import Photo
+from service.load.tensors import Datatype
 
 _BOUNDARY = b"topfive-bench-9c3f5b1e7a24"
 
@@ -22,15 +23,28 @@ class Api(StrEnum):
     V2_GRPC = "v2-grpc"
 
 
+class Encoding(StrEnum):
+    """How tensors are sent: raw after the JSON, or within it; AUTO sends them raw where the server says it can."""
+
+    AUTO = "auto"
+    BINARY = "binary"
+    JSON = "json"
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a request looks like around the image; `path` and `content_type` are empty where nothing was said."""
+    """What a request looks like around the image; `path` and `content_type` are empty where nothing was said.
+
+    `encoding` and `datatype` are for the Open Inference Protocol; None is what the model's metadata says.
+    """
 
     api: Api
     model: str = ""
     path: str = ""
     field: str = "image"
     content_type: str = ""
+    encoding: Encoding = Encoding.AUTO
+    datatype: Datatype | None = None
 
 
 def path_of(form: Form, address: Address) -> str:

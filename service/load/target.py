@@ -1,24 +1,50 @@
-"""The servers that are measured: their addresses, the requests for each, and whether they answer at all."""
+"""The servers that are measured: the requests for each, lines to them, and whether they answer at all."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from service.load.ask import Answer, ask
 from service.load.http import Address, HttpLine
 from service.load.images import Photo
 from service.load.line import Done, Line, LoadError, Outcome, Payloads
-from service.load.requests import Form, image_request
+from service.load.requests import Api, Form, image_request
+from service.load.tensors import tensor_of
+from service.load.v2 import Model, Spent, ask_model
 
-_CHECK_S = 60.0  # a first request may wait for a model to load
+CHECK_S = 60.0
+"""How long a first request may take: it may wait for a model to load."""
+
+
+class Target(Protocol):
+    """Servers of the same kind. `payloads` are the requests of each server, one for each image."""
+
+    @property
+    def payloads(self) -> Sequence[Payloads]:
+        """By server, then by image."""
+
+    def line(self, number: int, done: Done) -> Line:
+        """A new line, not yet connected, to server `number` modulo how many there are."""
+
+    async def check(self) -> list[str]:
+        """Ask each server once; what it said. Raises LoadError where one does not answer, or answers an error."""
+
+    async def spent(self) -> Spent | None:
+        """What the servers spent on the model so far, None where they do not say."""
+
+    async def aclose(self) -> None:
+        """End what the lines share."""
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """Servers of the same kind; line i goes to address i modulo their number. `payloads` are by address."""
+class HttpTarget:
+    """Servers that speak HTTP; `models` is what they told of the model, by server, empty where they were not asked."""
 
     addresses: tuple[Address, ...]
     payloads: tuple[Payloads, ...]
+    models: tuple[Model, ...] = ()
 
     def line(self, number: int, done: Done) -> Line:
         """A new line, not yet connected."""
@@ -26,18 +52,34 @@ class Target:
         return HttpLine(self.addresses[place], self.payloads[place], done)
 
     async def check(self) -> list[str]:
-        """Ask each server once; what it said. Raises LoadError where one does not answer, or answers an error."""
+        """Ask each server once; what it said. Raises LoadError."""
         return [
-            _judged(address, await ask(address, payloads[0], _CHECK_S))
+            _judged(address, await ask(address, payloads[0], CHECK_S))
             for address, payloads in zip(self.addresses, self.payloads, strict=True)
         ]
 
+    async def spent(self) -> Spent | None:
+        """What the servers spent on the model so far, together."""
+        found = await asyncio.gather(*(model.spent(CHECK_S) for model in self.models))
+        told = [one for one in found if one is not None]
+        return sum(told[1:], told[0]) if told and len(told) == len(found) else None
 
-def target_of(urls: Sequence[str], form: Form, photos: Sequence[Photo]) -> Target:
-    """Everything that can be made before the servers are asked anything. Raises LoadError."""
+    async def aclose(self) -> None:
+        """Lines over HTTP share nothing."""
+
+
+async def http_target(urls: Sequence[str], form: Form, photos: Sequence[Photo]) -> HttpTarget:
+    """All requests, ready to be sent; a server of /v2 is asked for its model first. Raises LoadError."""
     addresses = tuple(Address.parse(url) for url in urls)
-    payloads = tuple([image_request(form, address, photo) for photo in photos] for address in addresses)
-    return Target(addresses, payloads)
+    if form.api is not Api.V2:
+        payloads = tuple([image_request(form, address, photo) for photo in photos] for address in addresses)
+        return HttpTarget(addresses, payloads)
+    models = [await ask_model(address, form.model, form.encoding, form.datatype, CHECK_S) for address in addresses]
+    return HttpTarget(
+        addresses,
+        tuple([model.request(tensor_of(photo, model.input), form.path) for photo in photos] for model in models),
+        tuple(models),
+    )
 
 
 def _judged(address: Address, answer: Answer) -> str:
@@ -47,13 +89,17 @@ def _judged(address: Address, answer: Answer) -> str:
     if not 200 <= answer.status < 300:
         said = Outcome("", answer.body).said
         raise LoadError(f"{address.authority} answers {answer.status}: {said or 'nothing'}; --allow-errors measures it")
-    return f"{address.authority}: {answer.status}, {len(answer.body):,} bytes{_best(answer.body)}"
+    return f"{address.authority}: {answer.status}, {len(answer.body):,} bytes{_best(answer)}"
 
 
-def _best(body: bytes) -> str:
-    """The best class in a reply of this project's API, nothing of others'."""
+def _best(answer: Answer) -> str:
+    """The best class in a reply of this project's API, the outputs in one of /v2, nothing of others'."""
+    size = answer.headers.get("inference-header-content-length", "")
     try:
-        reply = json.loads(body)
+        reply = json.loads(answer.body[: int(size)] if size else answer.body)
+        if "outputs" in reply:
+            shown = [f"{one['name']} {one['datatype']} {one['shape']}" for one in reply["outputs"]]
+            return f", {reply['model_name']}: {', '.join(shown)}"
         best, engine = reply["predictions"][0], reply["engine"]
         return (
             f", {best['label']} {best['probability']:.3f}, {reply['model']['name']} on "

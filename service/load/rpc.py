@@ -1,0 +1,178 @@
+"""gRPC as a load generator needs it: serialised requests go out; of replies only this project's timing is read."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from proto.topfive.v1.classifier_pb2 import ClassifyReply, ClassifyRequest
+from service.load.images import Photo
+from service.load.line import OK, TIMEOUT, Done, Line, LoadError, Outcome, Payloads
+from service.load.requests import Api, Form
+from service.load.target import CHECK_S
+from service.load.tensors import only_input, tensor_of
+from service.load.v2 import Spent
+from service.load.wire import infer_request, inputs_of, metadata_request, outputs_of, statistics_of
+
+_CLASSIFY = "/topfive.v1.Classifier/Classify"
+_SERVICE = "/inference.GRPCInferenceService"
+_CHANNELS = 64  # lines beyond share them
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),  # what is measured is what was sent
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # each channel is a connection of its own
+)
+
+Call = Callable[..., Any]
+Timing = Callable[[bytes], bytes]
+
+
+class GrpcLine(Line):
+    """One call at a time on a channel, which connects again by itself: `connects` does not count that."""
+
+    def __init__(self, call: Call, timing: Timing, payloads: Payloads, done: Done) -> None:
+        super().__init__(payloads, done)
+        self._call = call
+        self._timing = timing
+        self._task: asyncio.Task[None] | None = None
+        self._ending: list[asyncio.Task[None]] = []
+
+    def _send(self, payload: bytes) -> None:
+        self.connects = 1
+        self._task = asyncio.get_running_loop().create_task(self._ask(payload))
+
+    async def _ask(self, payload: bytes) -> None:
+        call = self._call(payload)
+        try:
+            reply = await call
+        except asyncio.CancelledError:
+            await call.code()  # until it has ended: an event of it that is left over would go to whoever runs next
+            raise
+        except grpc.aio.AioRpcError as error:
+            self.finish(Outcome(error.code().name, (error.details() or "").encode()))
+            return
+        self.finish(Outcome(OK, b"", self._timing(reply), len(reply)))
+
+    def give_up(self) -> None:
+        """Cancel the call."""
+        if self._task is not None:
+            self._task.cancel()
+            self._ending = [task for task in self._ending if not task.done()] + [self._task]
+        self.finish(Outcome(TIMEOUT))
+
+    async def aclose(self) -> None:
+        """Cancel the call that is under way."""
+        self.busy = False
+        tasks = [*self._ending, *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class GrpcTarget:
+    """Servers of `topfive.v1.Classifier` or of the Open Inference Protocol, `HOST:PORT` or `grpc://HOST:PORT` each."""
+
+    def __init__(self, addresses: Sequence[str], form: Form) -> None:
+        self.payloads: list[Payloads] = []
+        self._addresses = [_authority(address) for address in addresses]
+        self._form = form
+        self._channels: dict[int, grpc.aio.Channel] = {}
+
+    async def prepare(self, photos: Sequence[Photo]) -> None:
+        """Make all requests; a server of the Open Inference Protocol is asked for its model. Raises LoadError."""
+        model = self._form.model
+        for place in range(len(self._addresses)):
+            if self._form.api is Api.GRPC:
+                messages = [ClassifyRequest(image=photo.data, model=model) for photo in photos]
+                self.payloads.append([message.SerializeToString() for message in messages])
+            else:
+                metadata = await self._asked(place, f"{_SERVICE}/ModelMetadata", metadata_request(model))
+                wanted = only_input(model, inputs_of(metadata), self._form.datatype)
+                self.payloads.append([infer_request(model, tensor_of(photo, wanted)) for photo in photos])
+
+    def line(self, number: int, done: Done) -> Line:
+        """A new line, on a channel of its own as long as there are few."""
+        place = number % len(self._addresses)
+        timing = _timing if self._form.api is Api.GRPC else _no_timing
+        return GrpcLine(self._channel(number).unary_unary(self._method), timing, self.payloads[place], done)
+
+    async def check(self) -> list[str]:
+        """Ask each server once; what it said. Raises LoadError."""
+        said = []
+        for place, address in enumerate(self._addresses):
+            reply = await self._asked(place, self._method, self.payloads[place][0])
+            said.append(f"{address}: {len(reply):,} bytes, {self._best(reply)}")
+        return said
+
+    async def spent(self) -> Spent | None:
+        """What the servers spent on the model so far, together; this project's say it with each reply."""
+        if self._form.api is Api.GRPC:
+            return None
+        request = metadata_request(self._form.model)  # the fields are the same
+        try:
+            replies = [
+                await self._asked(place, f"{_SERVICE}/ModelStatistics", request)
+                for place in range(len(self._addresses))
+            ]
+            return Spent.parse([{"inference_stats": row} for reply in replies for row in statistics_of(reply)])
+        except LoadError:
+            return None
+
+    async def aclose(self) -> None:
+        """Close the channels."""
+        for channel in self._channels.values():
+            await channel.close()
+
+    @property
+    def _method(self) -> str:
+        return _CLASSIFY if self._form.api is Api.GRPC else f"{_SERVICE}/ModelInfer"
+
+    def _channel(self, number: int) -> grpc.aio.Channel:
+        servers = len(self._addresses)
+        key = number % max(servers, _CHANNELS // servers * servers)
+        if key not in self._channels:
+            self._channels[key] = grpc.aio.insecure_channel(self._addresses[key % servers], options=_OPTIONS)
+        return self._channels[key]
+
+    async def _asked(self, place: int, method: str, request: bytes) -> bytes:
+        try:
+            call: Call = self._channel(place).unary_unary(method)
+            reply = await call(request, timeout=CHECK_S)
+        except grpc.aio.AioRpcError as error:
+            where = self._addresses[place]
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise LoadError(f"{where} cannot be reached: {error.details()}; is its gRPC port there?") from error
+            raise LoadError(f"{where} answers {error.code().name}: {error.details()}") from error
+        assert isinstance(reply, bytes)
+        return reply
+
+    def _best(self, reply: bytes) -> str:
+        if self._form.api is Api.V2_GRPC:
+            return ", ".join(f"{name} {datatype} {shape}" for name, datatype, shape in outputs_of(reply))
+        answer = ClassifyReply.FromString(reply)
+        best = answer.predictions[0]
+        engine = f"{answer.engine.runtime} {answer.engine.precision}"
+        return f"{best.label} {best.probability:.3f}, {answer.model.name} on {engine}"
+
+
+def _timing(reply: bytes) -> bytes:
+    """The timing of a ClassifyReply as Server-Timing has it, so that both APIs are read alike."""
+    steps = ClassifyReply.FromString(reply).timing_ms
+    return (
+        f"decode;dur={steps.decode}, queue;dur={steps.queue}, inference;dur={steps.inference}, total;dur={steps.total}"
+    ).encode()
+
+
+def _no_timing(_reply: bytes) -> bytes:
+    return b""
+
+
+def _authority(address: str) -> str:
+    """HOST:PORT. Raises LoadError."""
+    host = address.removeprefix("grpc://").rstrip("/")
+    if "/" in host or not host.rpartition(":")[2].isdecimal():
+        raise LoadError(f"{address} is no gRPC address; give HOST:PORT, such as localhost:50051")
+    return host
