@@ -4,16 +4,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from service.clock import Clock
 from service.comparison import Comparison, ComparisonTiming, Row, compared
 from service.ensemble import Panel, Panels, is_ensemble, mean, spelt
 from service.errors import BadImage, BadRequest, DeadlineExceeded, NotReady, TooLarge, TopfiveError
 from service.metrics import UNKNOWN, Metrics
+from service.photos import Photo, Photos
 from service.recipe import TEN_CROPS
 from service.repository import Repository
-from service.samples import Decoder, Photo
 from service.together import together
 from service.topk import top_k as best
 from service.types import ENSEMBLE, Classification, Timing
@@ -21,6 +21,7 @@ from service.types import ENSEMBLE, Classification, Timing
 DEFAULT_CROPS = 1
 MAX_ROWS = 64
 
+D = TypeVar("D")
 X = TypeVar("X")
 
 
@@ -69,10 +70,10 @@ class _Question:
             raise BadRequest(f"top_k is {self.top_k}; send 1 or more")
 
 
-class LocalClassifier:
-    """Classifies with the models of a repository."""
+class LocalClassifier(Generic[D]):
+    """Classifies with the models of a repository what `decoder` makes photos of: bytes, in the house of one process."""
 
-    def __init__(self, repository: Repository, decoder: Decoder, *, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, repository: Repository, decoder: Photos[D], *, clock: Clock, metrics: Metrics) -> None:
         self._repository = repository
         self._decoder = decoder
         self._clock = clock
@@ -81,7 +82,7 @@ class LocalClassifier:
 
     async def classify(
         self,
-        data: bytes,
+        data: D,
         *,
         model: str | None,
         top_k: int | None = None,
@@ -99,7 +100,7 @@ class LocalClassifier:
 
     async def compare(
         self,
-        data: bytes,
+        data: D,
         *,
         models: Sequence[str],
         top_k: int | None = None,

@@ -27,6 +27,7 @@ from service.commands.tune import tune_command
 from service.ensemble import member_names
 from service.errors import TopfiveError
 from service.facts import facts
+from service.fronts import run_fronted
 from service.gateway import run_gateway
 from service.options import option, options, settings_from
 from service.remote.replicas import parse_targets
@@ -70,7 +71,8 @@ main.add_command(tune_command)
 @options(*Settings.model_fields)
 def serve(**values: Any) -> None:
     """Serve exported models over REST and gRPC until SIGTERM or Ctrl-C."""
-    sys.exit(run(settings_from(values)))
+    settings = settings_from(values)
+    sys.exit(run_fronted(settings) if settings.gateways else run(settings))
 
 
 @main.command()

@@ -134,3 +134,26 @@ class EngineError(TopfiveError):
     """The engine failed on this batch or row. The client sees only that it did; the cause is chained for the log."""
 
     code = Code.INTERNAL
+
+
+_PLAIN: dict[Code, type[TopfiveError]] = {
+    kind.code: kind for kind in (BadRequest, ModelNotFound, TooLarge, BadImage, NotReady, EngineError)
+}
+_RETRY_S = 1.0
+
+
+def error_of(code: str, detail: str, retry_after_s: float = _RETRY_S) -> TopfiveError:
+    """The error that this code names, with these words; a code that this version does not know is the engine's."""
+    error: TopfiveError
+    if code == Code.OVERLOADED:
+        error = Overloaded(retry_after_s)
+    elif code == Code.SHUTTING_DOWN:
+        error = ShuttingDown()
+    elif code == Code.DEADLINE_EXCEEDED:
+        error = DeadlineExceeded()
+    else:
+        known = code in tuple(Code)
+        error = _PLAIN[Code(code)](detail) if known else EngineError(f"{code}: {detail}")
+        return error
+    error.detail = detail
+    return error

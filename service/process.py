@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +18,9 @@ from service.rest.server import RestServer
 
 _LAST_WORDS_S = 0.3  # of the drain limit, for the refusals at its end to reach their callers
 _JOIN_S = 0.5
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""The signals that end a server."""
 
 log = logging.getLogger(__name__)
 
@@ -88,15 +91,19 @@ async def drain(
     over.cancel()
 
 
-def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
-    """Start what `make` gives, on the event loop, and end it at SIGTERM or Ctrl-C.
+def run_until_stopped(
+    make: Callable[[Fatal], Server], log_level: str, *, signals: Sequence[int] = STOPS, name: str = ""
+) -> int:
+    """Start what `make` gives, on the event loop, and end it at any of `signals`: SIGTERM and Ctrl-C.
 
-    The exit status: 0 after a clean stop, 1 where it could not start or had a reason that was fatal.
+    `name` stands in each line of the log. The exit status: 0 after a clean stop, 1 where it could not start or had a
+    reason that was fatal.
     """
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    form = f"%(asctime)s %(levelname)s {name and name + ' '}%(name)s: %(message)s"
+    logging.basicConfig(level=log_level.upper(), format=form, force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        ending = runner.run(_serve(make))
+        ending = runner.run(_serve(make, signals))
     stuck = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
     for thread in stuck:
         thread.join(_JOIN_S / len(stuck))
@@ -114,7 +121,7 @@ def _exit(status: int) -> None:
     os._exit(status)
 
 
-async def _serve(make: Callable[[Fatal], Server]) -> Ending:
+async def _serve(make: Callable[[Fatal], Server], signals: Sequence[int]) -> Ending:
     stop, hurry, fatal = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -132,7 +139,7 @@ async def _serve(make: Callable[[Fatal], Server]) -> Ending:
             event.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in signals:
         loop.add_signal_handler(number, on_signal)
     try:
         server = make(on_fatal)

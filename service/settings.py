@@ -34,6 +34,15 @@ class Settings(BaseModel):
     host: Annotated[str, Field(description="Address to listen on; 0.0.0.0 for all")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port of REST; 0 takes a free one")] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535, description="Port of gRPC; 0 takes a free one")] = 8001
+    gateways: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=64,
+            description="Processes that take requests and decode images in front of the one with the models; "
+            "0 does all in one. Each gets an equal share of --max-upload-bytes and --cpus",
+        ),
+    ] = 0
     runtime: Annotated[Runtime, Field(description="Runtime; auto takes the best that fits this machine")] = Runtime.AUTO
     precision: Annotated[
         Precision, Field(description="Precision; auto lowers it only where measured parity allows it")

@@ -51,6 +51,7 @@ LAYERS = {
     "service.ensemble": 4,
     "service.facts": 4,
     "service.model": 4,
+    "service.photos": 4,
     "service.recovery": 4,
     "service.repository": 4,
     "service.samples": 4,
@@ -58,6 +59,7 @@ LAYERS = {
     "service.shelves": 4,
     "service.tuning": 4,
     "service.bulk": 5,
+    "service.front": 5,
     "service.load": 5,
     "service.remote": 5,
     "service.rest": 5,
@@ -66,6 +68,9 @@ LAYERS = {
     "service.app": 6,
     "service.cli": 6,
     "service.commands": 6,
+    "service.front.__main__": 6,
+    "service.front.server": 6,
+    "service.fronts": 6,
     "service.gateway": 6,
     "service.probe": 6,
     "service.process": 6,
@@ -336,7 +341,8 @@ def test_only_the_top_reads_settings() -> None:
     """Everything below gets what it needs as arguments, not the settings."""
     users = {one.module for one in imports() if one.target == "service.settings"}
 
-    tops = ["service.app", "service.cli", "service.commands", "service.gateway", "service.options"]
+    tops = ["service.app", "service.cli", "service.commands", "service.front.server", "service.fronts"]
+    tops += ["service.gateway", "service.options"]
     assert [user for user in users if not inside(user, tops)] == []
 
 

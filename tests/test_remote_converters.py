@@ -12,10 +12,9 @@ from models.catalog import CATALOG, Channels, InputSpec, Interpolation, Publishe
 from models.layers import Layer, LayerTable
 from models.measured import Measurement
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
-from service.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError
+from service.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError, error_of
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.remote import converters as back
-from service.remote.errors import error_of
 from service.repository import ModelState
 from service.rpc import converters as there
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing

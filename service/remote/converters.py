@@ -12,8 +12,8 @@ from models.layers import Layer, LayerTable, Stage
 from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
+from service.errors import error_of
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
-from service.remote.errors import error_of
 from service.repository import ModelState
 from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
 

@@ -2,45 +2,13 @@
 
 import grpc
 
-from service.errors import (
-    BadImage,
-    BadRequest,
-    Code,
-    DeadlineExceeded,
-    EngineError,
-    ModelNotFound,
-    NotReady,
-    Overloaded,
-    ShuttingDown,
-    TooLarge,
-    TopfiveError,
-)
+from service.errors import DeadlineExceeded, EngineError, NotReady, TooLarge, TopfiveError, error_of
 
-_PLAIN: dict[Code, type[TopfiveError]] = {
-    kind.code: kind for kind in (BadRequest, ModelNotFound, TooLarge, BadImage, NotReady, EngineError)
-}
 _RETRY_S = 1.0
 
 
 class Disconnected(NotReady):
     """The connection to an inference server was refused or broke; whether the server saw the call is not known."""
-
-
-def error_of(code: str, detail: str, retry_after_s: float = _RETRY_S) -> TopfiveError:
-    """The error that this code names, with these words; a code that this version does not know is the engine's."""
-    error: TopfiveError
-    if code == Code.OVERLOADED:
-        error = Overloaded(retry_after_s)
-    elif code == Code.SHUTTING_DOWN:
-        error = ShuttingDown()
-    elif code == Code.DEADLINE_EXCEEDED:
-        error = DeadlineExceeded()
-    else:
-        known = code in tuple(Code)
-        error = _PLAIN[Code(code)](detail) if known else EngineError(f"{code}: {detail}")
-        return error
-    error.detail = detail
-    return error
 
 
 def translated(error: grpc.aio.AioRpcError, address: str) -> TopfiveError:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.classifier import Classifier
 from service.comparison import ComparisonTiming
 from service.directory import Directory
-from service.metrics import Metrics
+from service.metrics import RequestMetrics
 from service.rest.direct import ImageRouter, Way
 from service.rest.errors import row_problem
 from service.rest.intake import BODY, Intake, Parameters, unless_disconnected
@@ -114,7 +114,7 @@ def models(directory: Directory) -> APIRouter:
     return router
 
 
-def health(directory: Directory, metrics: Metrics) -> APIRouter:
+def health(directory: Directory, metrics: RequestMetrics) -> APIRouter:
     """`GET /livez`, `GET /readyz` and `GET /metrics`."""
     router = APIRouter(tags=["health"])
 
@@ -135,7 +135,7 @@ def health(directory: Directory, metrics: Metrics) -> APIRouter:
     @router.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
         """Metrics in the text format of Prometheus."""
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await metrics.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
 

@@ -14,7 +14,7 @@ from service.budget import UploadBudget
 from service.clock import Clock
 from service.errors import BadRequest, DeadlineExceeded, TopfiveError
 from service.image import FORMATS
-from service.metrics import UNKNOWN, Metrics
+from service.metrics import UNKNOWN, RequestMetrics
 from service.rest.upload import FIELD, LONGEST_NAME, read_image
 from service.types import ImageLimits
 
@@ -65,7 +65,7 @@ class Intake:
     budget: UploadBudget
     timeout_s: float
     clock: Clock
-    metrics: Metrics
+    metrics: RequestMetrics
 
     @asynccontextmanager
     async def image(

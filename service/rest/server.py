@@ -35,10 +35,10 @@ _TELL_S = 0.05
 
 
 class RestServer:
-    """A uvicorn server, bound when it is made. `port` is the real one. Raises OSError where it cannot be bound."""
+    """A uvicorn server on `listener`, which it closes at its end. `port` is the real one."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
-        self._socket = _listen(host, port)
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        self._socket = listener
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             app,
@@ -146,7 +146,8 @@ def deafen(listener: socket.socket) -> None:
     listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_NO_SYN), address))
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes a free one. Raises OSError that says which option to change."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]

@@ -1,0 +1,8 @@
+"""Starts a front process; `service.fronts` calls it, nobody else can."""
+
+import sys
+
+from service.front.server import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

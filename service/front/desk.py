@@ -1,0 +1,186 @@
+"""The engine process's side of the link to one front: it answers with the models of this process."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from service.classifier import LocalClassifier
+from service.comparison import Comparison
+from service.directory import Directory
+from service.errors import Code, EngineError, NotReady, ShuttingDown, TopfiveError
+from service.front.link import Link
+from service.front.messages import (
+    Answered,
+    Asked,
+    Classify,
+    Compare,
+    Counted,
+    Freed,
+    FromFront,
+    GetLayers,
+    GetMetrics,
+    GetModel,
+    Left,
+    Listening,
+    ListModels,
+    Made,
+    NotMade,
+    Question,
+    Refused,
+    Standing,
+    Stop,
+)
+from service.front.photo import Sent
+from service.front.region import Window
+from service.metrics import Metrics
+from service.request_id import under_way
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What answers: one for all fronts."""
+
+    classifier: LocalClassifier[Sent]
+    directory: Directory
+    metrics: Metrics
+
+
+class Desk:
+    """Serves one front over `link`, whose samples lie in the region of that descriptor.
+
+    `on_listening` is called once the front takes connections. `ended` is set when it is gone: its calls are cancelled
+    then, and what lies in its region is kept as long as a batch reads it.
+    """
+
+    def __init__(self, house: House, region: int, on_listening: Callable[[], None] = lambda: None) -> None:
+        self.link = Link(self._received, self._lost)
+        self._on_listening = on_listening
+        self.ended = asyncio.Event()
+        self._house = house
+        self._loop = asyncio.get_running_loop()
+        self._window = Window(region, self._freed)
+        self._free: list[int] = []
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._sent: dict[int, Sent] = {}
+
+    async def connect(self, end: socket.socket) -> None:
+        """Begin on this end of the pair of sockets."""
+        await self.link.connect(end)
+        self.tell_standing()
+
+    @property
+    def under_way(self) -> int:
+        """Questions that wait for their answer."""
+        return len(self._tasks)
+
+    def tell_standing(self) -> None:
+        """Tell the front how the service stands now."""
+        directory = self._house.directory
+        self.link.send(Standing(_raised(directory.check_alive), _raised(directory.check_ready)))
+
+    def tell_stop(self) -> None:
+        """Tell the front to stop; a second time, to end at once."""
+        self.link.send(Stop())
+
+    def _received(self, message: FromFront) -> None:
+        match message:
+            case Asked():
+                self._tasks[message.call] = self._loop.create_task(self._answer(message))
+            case Made():
+                samples = self._window.samples(message.offset, message.shapes)  # unused ones are free at once
+                if (sent := self._sent.get(message.call)) is not None:
+                    sent.made(message, samples)
+            case NotMade():
+                if (sent := self._sent.get(message.call)) is not None:
+                    sent.not_made(message)
+            case Left():
+                if (task := self._tasks.get(message.call)) is not None:
+                    task.cancel()
+            case Counted():
+                self._house.metrics.answered(message.model, message.code)
+            case Listening():
+                self._on_listening()
+
+    async def _answer(self, asked: Asked) -> None:
+        under_way.set(asked.identity)
+        try:
+            self.link.send(Answered(asked.call, await self._value(asked.call, asked.question)))
+        except TopfiveError as error:
+            if error.code is Code.INTERNAL:
+                log.error("%s: %s", asked.identity, error.detail, exc_info=error)
+            self.link.send(Refused(asked.call, error))
+        except Exception:
+            log.exception("%s: unexpected error", asked.identity)
+            self.link.send(Refused(asked.call, EngineError("unexpected error")))
+        finally:
+            del self._tasks[asked.call]
+
+    async def _value(self, call: int, question: Question) -> Any:
+        directory = self._house.directory
+        match question:
+            case Classify():
+                return await self._classified(call, question)
+            case Compare():
+                return await self._compared(call, question)
+            case ListModels():
+                return await directory.models()
+            case GetModel():
+                return await directory.model(question.name)
+            case GetLayers():
+                return await directory.layers(question.name)
+            case GetMetrics():
+                return self._house.metrics.render()
+
+    async def _classified(self, call: int, asked: Classify) -> Any:
+        sent = self._sent[call] = Sent(call, asked.size_bytes, self.link)
+        try:
+            return await self._house.classifier.classify(
+                sent, model=asked.model, top_k=asked.top_k, crops=asked.crops, deadline=asked.deadline
+            )
+        finally:
+            del self._sent[call]
+
+    async def _compared(self, call: int, asked: Compare) -> Comparison:
+        sent = self._sent[call] = Sent(call, asked.size_bytes, self.link)
+        try:
+            comparison = await self._house.classifier.compare(
+                sent, models=asked.models, top_k=asked.top_k, crops=asked.crops, deadline=asked.deadline
+            )
+        finally:
+            del self._sent[call]
+        for row in comparison.rows:
+            if isinstance(row.result, Exception) and getattr(row.result, "code", Code.INTERNAL) is Code.INTERNAL:
+                log.error("%s: %s failed", under_way.get(), row.model, exc_info=row.result)
+        return comparison
+
+    def _lost(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        self.ended.set()
+
+    def _freed(self, offset: int) -> None:
+        """On whichever thread let the last view of it go."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._note_free, offset)
+
+    def _note_free(self, offset: int) -> None:
+        if not self._free:
+            self._loop.call_soon(self._tell_free)
+        self._free.append(offset)
+
+    def _tell_free(self) -> None:
+        self.link.send(Freed(tuple(self._free)))
+        self._free.clear()
+
+
+def _raised(check: Callable[[], None]) -> TopfiveError | None:
+    try:
+        check()
+    except (NotReady, ShuttingDown) as error:
+        return error
+    return None
