@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -114,9 +115,14 @@ class Desk:
             if error.code is Code.INTERNAL:
                 log.error("%s: %s", asked.identity, error.detail, exc_info=error)
             self.link.send(Refused(asked.call, error))
-        except Exception:
+            _let_go(error)
+        except Exception as error:
             log.exception("%s: unexpected error", asked.identity)
             self.link.send(Refused(asked.call, EngineError("unexpected error")))
+            _let_go(error)
+        except asyncio.CancelledError as error:
+            _let_go(error)
+            raise
         finally:
             del self._tasks[asked.call]
 
@@ -154,8 +160,10 @@ class Desk:
         finally:
             del self._sent[call]
         for row in comparison.rows:
-            if isinstance(row.result, Exception) and getattr(row.result, "code", Code.INTERNAL) is Code.INTERNAL:
-                log.error("%s: %s failed", under_way.get(), row.model, exc_info=row.result)
+            if isinstance(row.result, Exception):
+                if getattr(row.result, "code", Code.INTERNAL) is Code.INTERNAL:
+                    log.error("%s: %s failed", under_way.get(), row.model, exc_info=row.result)
+                _let_go(row.result)
         return comparison
 
     def _lost(self) -> None:
@@ -176,6 +184,16 @@ class Desk:
     def _tell_free(self) -> None:
         self.link.send(Freed(tuple(self._free)))
         self._free.clear()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Forget what the functions held that it came through: samples, in memory that a front waits for.
+
+    They and their errors hold each other, so it would stay taken until the garbage collector comes by.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__
 
 
 def _raised(check: Callable[[], None]) -> TopfiveError | None:

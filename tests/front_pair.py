@@ -1,0 +1,83 @@
+"""Both sides of a front in the test's process: a desk over a core, and a front's classifier at the other end."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.app import Core
+from service.classifier import LocalClassifier
+from service.directory import LocalDirectory
+from service.front.calls import Calls
+from service.front.classifier import FrontClassifier, FrontDirectory, FrontMetrics
+from service.front.desk import Desk, House
+from service.front.photo import FrontPhotos
+from service.front.region import REGION_BYTES, Arena, make_region
+from service.metrics import Metrics
+from service.samples import Decoder
+from service.settings import Settings
+from tests.fakes import FakeEngine, opener
+from tests.fleet import Counted
+
+
+@dataclass
+class Pair(Counted):
+    """The engine process's side (core, desk) and the front's (arena, calls, and what the transports get)."""
+
+    core: Core
+    metrics: Metrics
+    desk: Desk
+    arena: Arena
+    calls: Calls
+    classifier: FrontClassifier
+    directory: FrontDirectory
+    counts: FrontMetrics
+
+    def places(self) -> int:
+        """Places taken at the model's batcher."""
+        return self.core.repository._loaded["tiny"].batcher.places
+
+    def deadline(self, within_s: float = 30.0) -> float:
+        """So many seconds from now."""
+        return self.core.clock.now() + within_s
+
+
+@asynccontextmanager
+async def front_pair(
+    artifacts: Path, engine: FakeEngine, *, region_bytes: int = REGION_BYTES, **settings: object
+) -> AsyncIterator[Pair]:
+    """Such a pair with `tiny` on `engine`, ready."""
+    values = Settings.model_validate({"artifacts": artifacts, "models": ("tiny",), "cpus": 2, **settings})
+    core = Core(values, opener=opener(engine))
+    await core.repository.start(values.models)
+    classifier = LocalClassifier(core.repository, FrontPhotos(values.limits), clock=core.clock, metrics=core.metrics)
+    ours, theirs = socket.socketpair()
+    region = make_region(region_bytes)
+    desk = Desk(House(classifier, LocalDirectory(core.repository), core.metrics), region)
+    decoder = Decoder(values.limits, threads=2, clock=core.clock)
+    arena = Arena(region)
+    calls = Calls(core.clock, decoder, arena)
+    os.close(region)
+    await calls.connect(theirs)
+    await desk.connect(ours)
+    try:
+        yield Pair(
+            core,
+            core.metrics,
+            desk,
+            arena,
+            calls,
+            FrontClassifier(calls),
+            FrontDirectory(calls, core.clock, values.timeout_s),
+            FrontMetrics(calls, core.clock, values.timeout_s),
+        )
+    finally:
+        engine.gate.set()
+        calls.link.close()
+        desk.link.close()
+        await asyncio.gather(calls.ended.wait(), desk.ended.wait())
+        decoder.close()
+        await core.aclose(5)
