@@ -9,12 +9,36 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD_BYTES = 64 << 10
 HEAD_TIMEOUT_S = 20.0
 
+_HIGH_WATER_BYTES = 256 << 10  # of a body, until the application takes them
+
 # A client that offers HTTP/2 on a plain connection (Java's does by default) may be answered in HTTP/1.1; but the parser
 # would take everything after the head for the other protocol. Under another name the offer is just a header.
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+_CONTINUE = b"HTTP/1.1 100 "
 _NOT_TAKEN = b"\r\nx-offer:"
 
 log = logging.getLogger(__name__)
+
+
+class _OneWrite:
+    """The transport of one answer: its head waits for the first of its body, so that both leave in one packet."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self._begun = False
+        self.is_closing = transport.is_closing
+        self.close = transport.close
+
+    def write(self, data: bytes) -> None:
+        """Send it, or keep it where it is the head."""
+        if self._begun:
+            self._transport.write(data if self._head is None else self._head + data)
+            self._head = None
+        elif data.startswith(_CONTINUE):
+            self._transport.write(data)
+        else:
+            self._head, self._begun = data, True
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
@@ -70,14 +94,19 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._stop_timer()
         super().on_headers_complete()
+        if self.scope["method"] == "POST":  # its answer always has a body
+            self.cycle.transport = _OneWrite(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body. The first that the application has not taken is kept as it is: uvicorn would copy it."""
-        if self.cycle is None or self.cycle.body:
-            super().on_body(body)
-        else:
-            self.cycle.body = body  # type: ignore[assignment]  # bytes, of which uvicorn asks bytes() and += only
-            super().on_body(b"")
+        """A part of the body. It is kept as it is until the next comes, and of an ordinary photo none is kept back."""
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        # uvicorn asks for bytes() of it, which copies a bytearray, and for its length
+        cycle.body = cycle.body + body if cycle.body else body  # type: ignore[assignment]
+        if len(cycle.body) > _HIGH_WATER_BYTES:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """The body is there; what comes next is another head, for which uvicorn's keep-alive time counts."""
