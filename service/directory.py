@@ -37,23 +37,26 @@ class Directory(Protocol):
 
 
 class LocalDirectory:
-    """The directory of a repository."""
+    """The directory of a repository. It reads files, so on threads; of what is loaded it asks single values only."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
 
     async def models(self) -> ModelList:
         """All models of the catalog and all other exported ones, by name."""
-        rows = tuple(facts(entry) for entry in self._repository.entries())
-        return ModelList(self._repository.default, rows)
+        default = self._repository.default
+        return ModelList(default, await asyncio.to_thread(self._rows))
 
     async def model(self, name: str) -> ModelFacts:
         """One of them."""
-        return facts(self._repository.entry(name))
+        return await asyncio.to_thread(lambda: facts(self._repository.entry(name)))
 
     async def layers(self, name: str) -> LayerFacts:
         """Its layers, read on a thread."""
-        return await asyncio.to_thread(layer_facts, self._repository.entry(name), self._repository.root)
+        return await asyncio.to_thread(lambda: layer_facts(self._repository.entry(name), self._repository.root))
+
+    def _rows(self) -> tuple[ModelSummary, ...]:
+        return tuple(facts(entry) for entry in self._repository.entries())
 
     def check_alive(self) -> None:
         """Raise NotReady where a queue is broken or an engine stuck beyond recovery."""

@@ -1,11 +1,13 @@
 """What the service measures about itself: Prometheus metrics, and the latency percentiles that replies carry."""
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from service.histograms import Histograms
 from service.types import Latency, Outcome, Timing
@@ -104,36 +106,39 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._counted = counted = CollectorRegistry()
+        self.registry.register(counted)
+        self._gauges: list[_GaugeCollector] = []
         self._requests = Counter(
-            "topfive_requests", "Requests answered, by error code or ok", ["model", "code"], registry=self.registry
+            "topfive_requests", "Requests answered, by error code or ok", ["model", "code"], registry=counted
         )
         self._stages = Histograms(
-            "topfive_stage_seconds", "Time in each step", ["model", "stage"], bounds=_SECONDS, registry=self.registry
+            "topfive_stage_seconds", "Time in each step", ["model", "stage"], bounds=_SECONDS, registry=counted
         )
         self._retries = Counter(
             "topfive_retries",
             "Calls sent to an inference server again, by error",
             ["code"],
-            registry=self.registry,
+            registry=counted,
         )
         self.items = Counter(
-            "topfive_items", "Images given to the batcher, by outcome", ["model", "outcome"], registry=self.registry
+            "topfive_items", "Images given to the batcher, by outcome", ["model", "outcome"], registry=counted
         )
         self.sizes = Histograms(
-            "topfive_batch_size", "Images in each executed batch", ["model"], bounds=_SIZES, registry=self.registry
+            "topfive_batch_size", "Images in each executed batch", ["model"], bounds=_SIZES, registry=counted
         )
         self.queued = Histograms(
-            "topfive_queue_seconds", "Wait for a slot", ["model"], bounds=_SECONDS, registry=self.registry
+            "topfive_queue_seconds", "Wait for a slot", ["model"], bounds=_SECONDS, registry=counted
         )
         self.runs = Histograms(
             "topfive_run_seconds",
             "Time of each batch in the engine",
             ["model"],
             bounds=_SECONDS,
-            registry=self.registry,
+            registry=counted,
         )
         self.unloads = Counter(
-            "topfive_unloads", "Models unloaded to make room for others", ["model"], registry=self.registry
+            "topfive_unloads", "Models unloaded to make room for others", ["model"], registry=counted
         )
 
     def answered(self, model: str, code: str, timing_ms: Timing | None = None) -> None:
@@ -151,7 +156,9 @@ class Metrics:
 
     def watch(self, gauges: Gauges, label: str = "model") -> None:
         """Read `gauges` whenever the metrics are asked for; `label` says what their names are names of."""
-        self.registry.register(_GaugeCollector(gauges, label))
+        collector = _GaugeCollector(gauges, label)
+        self._gauges.append(collector)
+        self.registry.register(collector)
 
     def for_model(self, model: str) -> "ModelMetrics":
         """The batcher's view of the metrics of one model."""
@@ -163,7 +170,21 @@ class Metrics:
 
     async def scrape(self) -> bytes:
         """The same, for those who ask another process for it elsewhere."""
-        return self.render()
+        present = [family for collector in self._gauges for family in collector.collect()]
+        return await asyncio.to_thread(generate_latest, _Page(self._counted, present))
+
+
+class _Page(Collector):
+    """What is counted, read when it is written, and gauges that were read before."""
+
+    def __init__(self, counted: Collector, present: Sequence[Metric]) -> None:
+        self._counted = counted
+        self._present = present
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        yield from self._counted.collect()
+        yield from self._present
 
 
 class ModelMetrics:

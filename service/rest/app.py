@@ -1,11 +1,12 @@
 """Puts the REST interface together from its routers."""
 
+import asyncio
 from collections.abc import Callable
 from importlib.metadata import version
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.rest import errors
 from service.rest.direct import ImageRouter, Shortcut
@@ -27,4 +28,17 @@ def create_app(*routers: APIRouter, refused: Callable[[str], None]) -> ASGIApp:
         app.include_router(router)
     errors.install(app, refused)
     ways = [way for router in routers if isinstance(router, ImageRouter) for way in router.ways]
-    return Shortcut(app, ways, refused)
+    return Shortcut(_Documented(app), ways, refused)
+
+
+class _Documented:
+    """ASGI: `app`, whose OpenAPI document is made on a thread when it is first asked for, because that takes long."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection scope."""
+        if scope["type"] == "http" and scope["path"] == self._app.openapi_url:
+            await asyncio.to_thread(self._app.openapi)
+        await self._app(scope, receive, send)

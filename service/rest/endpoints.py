@@ -1,6 +1,7 @@
 """The REST endpoints: each reads its request, calls the classifier or the directory, and writes the reply."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -22,7 +23,6 @@ from service.rest.schemas import (
     LayersReply,
     ModelDetailReply,
     ModelListReply,
-    ModelReply,
     PredictQuery,
     PredictReply,
     Problem,
@@ -91,16 +91,17 @@ def models(directory: Directory) -> APIRouter:
     """`GET /models`, `GET /models/{name}` and `GET /models/{name}/layers`."""
     router = APIRouter(tags=["models"])
 
-    @router.get("/models")
-    async def list_models() -> ModelListReply:
+    @router.get("/models", response_model=ModelListReply)
+    async def list_models() -> Response:
         """Everything the server knows: loaded, exported, or waiting to be exported."""
         known = await directory.models()
-        return ModelListReply(default=known.default, models=[ModelReply.model_validate(row) for row in known.models])
+        return await _written(lambda: ModelListReply.model_validate(known))
 
-    @router.get("/models/{name}", responses={404: _PROBLEMS[404]})
-    async def get_model(name: str) -> ModelDetailReply:
+    @router.get("/models/{name}", response_model=ModelDetailReply, responses={404: _PROBLEMS[404]})
+    async def get_model(name: str) -> Response:
         """One model, with its input recipe, its weights and its parity (with PyTorch or its file) on each engine."""
-        return ModelDetailReply.model_validate(await directory.model(name))
+        known = await directory.model(name)
+        return await _written(lambda: ModelDetailReply.model_validate(known))
 
     @router.get(
         "/models/{name}/layers", response_model=LayersReply, responses={404: _PROBLEMS[404], 503: _PROBLEMS[503]}
@@ -108,8 +109,7 @@ def models(directory: Directory) -> APIRouter:
     async def get_layers(name: str) -> Response:
         """The layers of an exported model, loaded or not: maps, parameters, operations, receptive fields."""
         known = await directory.layers(name)
-        reply = await asyncio.to_thread(lambda: LayersReply.of(known).model_dump_json())
-        return Response(reply, media_type="application/json")
+        return await _written(lambda: LayersReply.of(known))
 
     return router
 
@@ -138,6 +138,12 @@ def health(directory: Directory, metrics: RequestMetrics) -> APIRouter:
         return Response(await metrics.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
+
+
+async def _written(make: Callable[[], Reply]) -> Response:
+    """The response with that reply, made and written on a thread: it is long."""
+    content = await asyncio.to_thread(lambda: make().model_dump_json(by_alias=True))
+    return Response(content, media_type="application/json")
 
 
 def _replied(reply: Reply, timing: Timing | ComparisonTiming) -> Response:
