@@ -97,7 +97,7 @@ REQUESTS: dict[str, Callable[[Client], object]] = {
     "health": lambda to: (to.http.get("/livez"), to.http.get("/readyz").raise_for_status()),
     "documentation": lambda to: (to.http.get("/docs"), to.http.get("/openapi.json").raise_for_status()),
     "gRPC": lambda to: to.stub.Classify(pb.ClassifyRequest(image=png(1))),
-    "gRPC, 4 MB": lambda to: to.stub.Classify(pb.ClassifyRequest(image=LARGE[:4_000_000])),
+    "gRPC, 500 kB": lambda to: to.stub.Classify(pb.ClassifyRequest(image=LARGE[:500_000])),
     "gRPC, compare": lambda to: to.stub.Compare(pb.CompareRequest(image=png(1), models=["tiny", "copy1"])),
     "gRPC, models": lambda to: to.stub.ListModels(pb.ListModelsRequest()),
     "gRPC, a model": lambda to: to.stub.GetModel(pb.GetModelRequest(name="copy20")),
