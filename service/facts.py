@@ -15,6 +15,7 @@ from models.catalog import InputSpec, PublishedErrors, WeightSet
 from models.layers import LayerTable, read_layers
 from models.measured import Measurement
 from service.engines.choice import Choice
+from service.engines.layout import Layout
 from service.engines.plans import Fit
 from service.errors import ModelNotFound, NotReady
 from service.model import warnings_of
@@ -28,7 +29,7 @@ class ModelSummary:
 
     Accuracy is in percent: of the weights inside, or before the export of those that would be taken; `measured` on the
     user's own images, oldest first. `passed_over` says which engines were preferred to the one that serves, and why
-    they do not: empty where there are none, and until it is loaded.
+    they do not: empty where there are none, and until it is loaded. `layout` is None until then, and on a card.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ModelSummary:
     latency_ms: Latency | None
     warnings: tuple[str, ...]
     passed_over: tuple[str, ...]
+    layout: Layout | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,7 @@ def facts(entry: Entry) -> ModelFacts:
         latency_ms=entry.loaded.latency.snapshot() if entry.loaded else None,
         warnings=warnings_of(manifest) if manifest else tuple(filter(None, [entry.damage])),
         passed_over=choice.passed_over,
+        layout=choice.layout,
         input=source.input,
         record=manifest.weights if manifest else None,
         parity=(manifest.parity if manifest else ()) + choice.parity,

@@ -125,6 +125,11 @@ class LoadedModel:
         return bool(self.holders or self._runs)
 
     @property
+    def layout(self) -> str:
+        """How its engine is laid out, for a person."""
+        return str(self.choice.layout or f"slots {self.slots}, max_batch {self.batcher.max_batch}")
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader of its answers must know."""
         return warnings_of(self.artifact.manifest)

@@ -241,9 +241,9 @@ class Repository:
             raise NotReady(f"{name} cannot be loaded: {error}") from error
         info = model.engine_info
         log.info(
-            "loaded %s version %d, weights %s, on %s %s (%s, %s) in %.1f s",
+            "loaded %s version %d, weights %s, on %s %s (%s, %s; %s) in %.1f s",
             *(name, model.artifact.version, model.artifact.manifest.weights.source),
-            *(info.runtime, info.version, info.device, info.precision),
+            *(info.runtime, info.version, info.device, info.precision, model.layout),
             self._clock.now() - started,
         )
         for warning in model.warnings:

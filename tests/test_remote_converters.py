@@ -12,6 +12,7 @@ from models.catalog import CATALOG, Channels, InputSpec, Interpolation, Publishe
 from models.layers import Layer, LayerTable
 from models.measured import Measurement
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
+from service.engines.layout import Layout
 from service.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError, error_of
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.remote import converters as back
@@ -43,6 +44,7 @@ FACTS = ModelFacts(
     measured=(MEASUREMENT, MEASUREMENT.model_copy(update={"acc5": None, "acc5_low": None, "acc5_high": None})),
     version=2, weights="pretrained", engine=ENGINE, latency_ms=Latency(0, None, None, None), warnings=("careful",),
     passed_over=("tensorrt does not run it; openvino serves instead",),
+    layout=Layout(2, 1, 8, "tuned on 2026-11-22"),
     input=INPUT,
     record=WeightRecord(source=WeightSource.FILE, name="w.safetensors", sha256="cd"),
     parity=(
@@ -65,7 +67,7 @@ FACTS = ModelFacts(
 )  # fmt: skip
 BARE_FACTS = replace(
     FACTS, state=ModelState.NOT_EXPORTED, year=None, paper="", acc1=None, acc5=None, acc_dataset=None, measured=(),
-    version=None, weights=None, engine=None, latency_ms=None, warnings=(), passed_over=(),
+    version=None, weights=None, engine=None, latency_ms=None, warnings=(), passed_over=(), layout=None,
     engines=(), record=None, parity=(), published=(), published_errors=(),
     published_macs=None, depth=None, configuration=None, ilsvrc=None, note=None,
 )  # fmt: skip

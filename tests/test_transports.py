@@ -16,6 +16,7 @@ from models.artifact import load
 from models.plan import Plan
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.engines.choice import Choice
+from service.engines.layout import Layout
 from service.engines.plans import Source, judge
 from service.errors import TABLE, Code
 from service.types import Precision
@@ -210,7 +211,8 @@ async def test_same_engines(artifacts: Path) -> None:
     source = Source.of(artifacts, tiny.manifest)
     made = record(graph_sha256=source.graph_sha256)
     fits = [judge(Plan(Path("some.plan"), made), source, machine(card), Precision.AUTO) for card in (ADA, TURING)]
-    choice = Choice(("tensorrt-rtx does not run tiny; fake in f32 serves instead",), tuple(fits), (report,))
+    layout = Layout(2, 1, 8, "tuned on 2026-11-22")
+    choice = Choice(("tensorrt-rtx does not run tiny; fake in f32 serves instead",), tuple(fits), (report,), layout)
     async with serving(artifacts, FakeEngine(), choice=choice) as running:
         [row] = [one for one in (await running.http.get("/models")).json()["models"] if one["name"] == "tiny"]
         [info] = [
@@ -221,6 +223,8 @@ async def test_same_engines(artifacts: Path) -> None:
 
     message = MessageToDict(detail, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     assert row["passed_over"] == list(info.passed_over) == page["passed_over"] == list(choice.passed_over)
+    assert row["layout"] == page["layout"] == MessageToDict(info.layout, preserving_proto_field_name=True)
+    assert row["layout"] == {"slots": 2, "threads": 1, "max_batch": 8, "origin": "tuned on 2026-11-22"}
     assert comparable(page["engines"]) == comparable(message["engines"])
     assert [(engine["fits"], engine["card"]) for engine in page["engines"]] == [(True, None), (False, None)]
     assert page["engines"][0]["reason"] == page["engines"][0]["remedy"] == ""

@@ -146,11 +146,11 @@ def test_command_keeps_a_record(artifacts: Path) -> None:
 
 
 def test_command_prints_what_it_chose_and_why(artifacts: Path) -> None:
-    """The table has the chosen row marked, and below it the reason and where the record lies."""
+    """The table has the best row marked, and below it the reason and where the record lies."""
     result = tuned(artifacts, "--precision", "f32", "--runtime", "openvino")
 
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("chosen") == 1
+    assert result.stdout.count(" best ") == 1
     assert "chose openvino f32, 1 x 1, batches up to" in result.stdout
     assert "with batches under 100 ms" in " ".join(result.stdout.split())
 

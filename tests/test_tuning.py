@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError
 
 from models.artifact import Artifact, load
 from models.tuning import Conditions, Place, Trial, TuningRecord, read_tuning, write_tuning
+from service.cli import main
 from service.engines import layout
 from service.engines.choose import EngineOptions, open_engine
 from service.engines.layout import (
@@ -259,3 +261,25 @@ def test_largest_batch_of_the_graph_bounds_what_was_tuned(tiny: Artifact, tmp_pa
 
     assert done.engine.max_batch == 1
     assert done.choice.layout == Layout(2, 1, 1)
+
+
+def test_show_says_how_it_would_be_laid_out(tiny: Artifact, tmp_path: Path) -> None:
+    """`topfive show` names defaults where nothing was tuned, then what was, and a record that cannot be read."""
+    folders = ("--artifacts", str(tiny.folder.parent.parent), "--cache", str(tmp_path))
+
+    def shown() -> str:
+        result = CliRunner().invoke(main, ["show", "tiny", *folders, "--cpus", "2"], env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "defaults: slots 2, threads 1, max_batch 2" in shown()
+    place, here = place_of(tiny, tmp_path), conditions_here(2)
+    version = installed_version(Runtime.OPENVINO)
+    assert version is not None
+    kept = record(trial(precision="f32", version=version), conditions=here)
+    path = write_tuning(place, kept.model_copy(update={"graph_sha256": place.graph_sha256}))
+    assert "tuned on 2026-11-22: slots 2, threads 1, max_batch 3" in shown()
+    path.write_text("{")
+    output = shown()
+    assert "defaults: slots 2" in output
+    assert f"{path} cannot be read" in output

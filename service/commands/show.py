@@ -11,29 +11,34 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from models.artifact import Artifact
 from models.measured import protocol
 from models.plan import read_plans
 from service.app import Core
+from service.engines.layout import Layout, default_layout, read_tuned
 from service.engines.plans import Source, survey, this_machine
 from service.errors import TopfiveError
 from service.facts import BuiltEngine, ModelFacts, facts
+from service.hardware import cpu_quota
 from service.options import option, options, settings_from
 from service.repository import Entry
 from service.rest.schemas import ModelDetailReply
-from service.types import Precision
+from service.settings import Settings
+from service.types import Precision, Runtime
 
 
 @click.command("show")
 @click.argument("name")
 @option("--json", "as_json", is_flag=True, help="Print what GET /models/NAME answers")
-@options("artifacts")
+@options("artifacts", "cache", "cpus")
 def show_command(name: str, as_json: bool, **values: Any) -> None:
     """Print what is known of the model NAME: size, input, weights, published and measured accuracy, parity."""
     try:
         settings = settings_from(values)
         entry = Core(settings).repository.entry(name)
         known, (engines, unreadable) = facts(entry), _engines(settings.artifacts, entry)
-        known = replace(known, engines=engines, warnings=(*known.warnings, *unreadable))
+        layout, notes = _layout(settings, entry)
+        known = replace(known, engines=engines, warnings=(*known.warnings, *unreadable, *notes), layout=layout)
     except TopfiveError as error:
         raise click.ClickException(error.detail) from error
     if as_json:
@@ -55,6 +60,21 @@ def _engines(root: Path, entry: Entry) -> tuple[tuple[BuiltEngine, ...], list[st
     return tuple(map(BuiltEngine.of, fits)), unreadable
 
 
+def _layout(settings: Settings, entry: Entry) -> tuple[Layout | None, tuple[str, ...]]:
+    """How an engine on the CPU would be laid out here, and what is wrong with records; None where it is not exported.
+
+    With `auto`, and what was tuned first.
+    """
+    if entry.exported is None:
+        return None, ()
+    version, manifest = entry.exported
+    artifact = Artifact(settings.artifacts / entry.name / str(version), version, manifest, ())
+    cpus = settings.cpus or cpu_quota()
+    tuned = read_tuned(artifact, settings.cache_folder, cpus)
+    _, layout = tuned.choose(Runtime.AUTO, Precision.AUTO, Precision.BF16)
+    return layout or default_layout(cpus), tuned.notes
+
+
 def _facts(known: ModelFacts) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
@@ -74,6 +94,7 @@ def _facts(known: ModelFacts) -> Table:
         "classes": str(known.classes),
         "input": f"shorter side {spec.resize}, centre {spec.crop}, {spec.interpolation}, {spec.channels}",
         "mean, std": f"{_numbers(spec.mean)}; {_numbers(spec.std)}",
+        "on the CPU": str(known.layout) if known.layout else None,
         "weights": f"{known.record.source}: {known.record.name}" if known.record else None,
         "sha256": known.record.sha256 if known.record else None,
     }

@@ -120,10 +120,10 @@ def _table(name: str, record: TuningRecord, rows: Sequence[Row], max_latency_ms:
     table.add_column("engine", no_wrap=True)
     for column in ("slots", "threads", "batch", "img/s", "run ms", "CPU ms", "n"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for place, row in enumerate(row for row in rows if row.state is State.MEASURED):
         setup, figures = row.candidate.setup, row.figures
-        note = "chosen" if not place else "" if row.fits(max_latency_ms) else "too long"
+        note = "best" if not place else "" if row.fits(max_latency_ms) else "slow"
         table.add_row(
             f"{setup.runtime} {setup.precision}",
             *map(str, (setup.slots, setup.threads, row.candidate.max_batch)),

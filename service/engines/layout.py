@@ -29,7 +29,7 @@ class Layout:
     origin: str = "defaults"
 
     def __str__(self) -> str:
-        return f"{self.origin}: {self.slots} slots, {self.threads} threads each, max_batch {self.max_batch}"
+        return f"{self.origin}: slots {self.slots}, threads {self.threads}, max_batch {self.max_batch}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from models.layers import Layer, LayerTable, Stage
 from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
+from service.engines.layout import Layout
 from service.errors import error_of
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.repository import ModelState
@@ -132,7 +133,12 @@ def _summary_fields(info: pb.ModelInfo) -> dict[str, Any]:
         "latency_ms": _latency(model.latency_ms) if model.HasField("latency_ms") else None,
         "warnings": tuple(info.warnings),
         "passed_over": tuple(info.passed_over),
+        "layout": _layout(info.layout) if info.HasField("layout") else None,
     }
+
+
+def _layout(layout: pb.Layout) -> Layout:
+    return Layout(layout.slots, layout.threads, layout.max_batch, layout.origin)
 
 
 def _built(engine: pb.BuiltEngine) -> BuiltEngine:

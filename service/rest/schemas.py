@@ -12,6 +12,7 @@ from models.cost import Size
 from models.measured import Measurement
 from service.classifier import DEFAULT_CROPS
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming
+from service.engines.layout import Layout
 from service.facts import BuiltEngine, LayerFacts
 from service.repository import ModelState
 from service.topk import DEFAULT_TOP_K
@@ -161,6 +162,9 @@ class ModelReply(Reply):
     warnings: list[str]
     passed_over: list[str] = Field(
         description="Engines that were preferred to the one that serves: what differs, what to run"
+    )
+    layout: Layout | None = Field(
+        description="Batches at once on the CPU, threads of each, largest batch; tuned, or defaults; null until loaded"
     )
 
 

@@ -64,6 +64,7 @@ def model_info(facts: ModelSummary) -> pb.ModelInfo:
         parameters_train=facts.parameters_train,
         measured=[_measurement(measurement) for measurement in facts.measured],
         passed_over=facts.passed_over,
+        layout=pb.Layout(**asdict(facts.layout)) if facts.layout else None,
     )
 
 

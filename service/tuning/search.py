@@ -20,7 +20,7 @@ _LOOKS_S = 0.15, 1.0  # the shortest look that counts anything, and the longest 
 _ROUNDS = 5
 _FEWEST_ROUNDS = 3
 _ROUNDS_S = 0.2, 1.5
-_TIE = 0.03  # closer than this, medians of a few short rounds are not apart
+_TIE = 0.05  # closer than this, medians of a few short rounds are not apart
 
 
 class CandidateFailedError(Exception):
