@@ -111,7 +111,7 @@ HOMES = {
     "uvloop": ("service.commands.bench", "service.process"),
     "prometheus_client": ("service.histograms", "service.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),
-    "rich": ("export", "models.train_lenet5", "service.cli", "service.commands", "service.tables"),
+    "rich": ("export", "models.train_lenet5", "service.commands", "service.tables"),
     "PIL": (
         "models.train_lenet5",
         "service.image",
@@ -356,10 +356,18 @@ def test_no_cycle() -> None:
 
 def test_serving_starts_without_torch() -> None:
     """A process that has imported the whole service, both transports and the command line has no torch and no ONNX."""
-    loaded = imported_by("import service.app, service.cli")
+    loaded = imported_by("import service.app, service.commands.serve")
 
     assert {"service", "models", "proto", "fastapi", "grpc"} <= loaded
     assert not loaded & {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export"}
+
+
+def test_server_starts_without_other_commands() -> None:
+    """`topfive serve` loads nothing that only tables and progress bars need, nor any runtime before a model asks."""
+    loaded = imported_by("import service.cli; assert service.cli.main.get_command(None, 'serve')")
+
+    assert {"service", "fastapi", "grpc"} <= loaded
+    assert not loaded & {"rich", "onnxruntime", "openvino", "cuda", "pyarrow"}
 
 
 def test_gateway_starts_without_engines() -> None:

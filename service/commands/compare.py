@@ -24,14 +24,14 @@ from service.settings import Settings
 from service.together import together
 
 
-@click.command()
+@click.command("compare")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option("--model", "models", multiple=True, help="Which exported models, repeated or a,b; else all of them")
 @option("--top-k", type=int, help="How many classes of each are looked at for what all have in common")
 @crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
 @options("artifacts", "runtime", "precision", "cpus", "max_image_bytes", "max_image_pixels", "timeout_s")
-def compare(
+def compare_command(
     images: Sequence[Path], models: Sequence[str], top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:
     """Classify IMAGES with many models, or ensemble:a+b, side by side; status 1 where any has no answer."""

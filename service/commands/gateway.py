@@ -1,0 +1,24 @@
+"""The command `topfive gateway`: REST in front of inference servers."""
+
+import sys
+from typing import Any
+
+import click
+
+from service.gateway import run_gateway
+from service.options import option, options, settings_from
+from service.remote.replicas import parse_targets
+
+
+@click.command("gateway")
+@option(
+    "--inference", required=True, metavar="HOST:PORT", help="Inference servers: all that a name gives, or several names"
+)
+@options("host", "port", "max_image_bytes", "max_upload_bytes", "timeout_s", "drain_s", "log_level")
+def gateway_command(inference: str, **values: Any) -> None:
+    """Serve REST in front of inference servers, which hold the models, until SIGTERM or Ctrl-C."""
+    try:
+        targets = parse_targets(inference)
+    except ValueError as error:
+        raise click.UsageError(f"--inference: {error}") from error
+    sys.exit(run_gateway(settings_from(values), targets))

@@ -1,0 +1,71 @@
+"""The command `topfive predict`: a few photos classified in this process, without a server."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from service import tables
+from service.app import Core
+from service.commands.session import crops_option
+from service.ensemble import member_names
+from service.errors import TopfiveError
+from service.options import option, options, settings_from
+from service.rest.schemas import PredictReply
+from service.settings import Settings
+
+
+@click.command("predict")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@option("--model", default="googlenet", help="Which exported model answers, or ensemble:a+b for their average")
+@option("--top-k", type=int, help="How many classes, best first; 5, or all if there are fewer")
+@crops_option
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
+@options("artifacts", "runtime", "precision", "cpus", "max_image_bytes", "max_image_pixels", "timeout_s")
+def predict_command(
+    images: Sequence[Path], model: str, top_k: int | None, crops: int, as_json: bool, **values: Any
+) -> None:
+    """Classify IMAGES in this process, without a server."""
+    try:
+        settings = settings_from({**values, "models": member_names(model)})
+    except TopfiveError as error:
+        raise click.UsageError(error.detail) from error
+    sys.exit(asyncio.run(_predict(settings, images, model, (top_k, crops), as_json)))
+
+
+async def _predict(
+    settings: Settings, images: Sequence[Path], model: str, question: tuple[int | None, int], as_json: bool
+) -> int:
+    """Print an answer for each image; 1 where any could not be answered."""
+    top_k, crops = question
+    core, failures = Core(settings), 0
+    console, errors = Console(), Console(stderr=True)
+    try:
+        await core.repository.start(settings.models)
+        for path in images:
+            try:
+                data = await asyncio.to_thread(path.read_bytes)
+                deadline = core.clock.now() + settings.timeout_s
+                answer = await core.classifier.classify(data, model=model, top_k=top_k, crops=crops, deadline=deadline)
+            except (OSError, TopfiveError) as error:
+                reason = (error.strerror or str(error)) if isinstance(error, OSError) else error.detail
+                errors.print(f"[red]{escape(str(path))}[/]: {escape(reason)}", highlight=False, soft_wrap=True)
+                failures += 1
+                continue
+            if as_json:
+                reply = PredictReply.of(str(path), answer).model_dump(mode="json")
+                click.echo(json.dumps({"image": reply.pop("request_id"), **reply}))
+            else:
+                console.print(tables.answer(str(path), answer, console.width))
+    except TopfiveError as error:  # the model itself
+        errors.print(f"[red]error[/]: {escape(error.detail)}", highlight=False, soft_wrap=True)
+        failures += 1
+    finally:
+        await core.aclose(0)
+    return int(failures > 0)

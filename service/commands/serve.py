@@ -1,0 +1,22 @@
+"""The command `topfive serve`. What only other commands need is not imported: a server starts without it."""
+
+import sys
+from typing import Any
+
+import click
+
+from service.app import run
+from service.options import options, settings_from
+from service.settings import Settings
+
+
+@click.command("serve")
+@options(*Settings.model_fields)
+def serve_command(**values: Any) -> None:
+    """Serve exported models over REST and gRPC until SIGTERM or Ctrl-C."""
+    settings = settings_from(values)
+    if not settings.gateways:
+        sys.exit(run(settings))
+    from service.fronts import run_fronted
+
+    sys.exit(run_fronted(settings))
