@@ -21,8 +21,9 @@ from service.recovery import Recovery
 from service.repository import Repository
 from service.rest import endpoints
 from service.rest.app import create_app
+from service.rest.door import OwnDoor, listen
 from service.rest.intake import Intake
-from service.rest.server import RestServer, listen
+from service.rest.server import RestServer
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
 from service.samples import Decoder
@@ -95,7 +96,7 @@ class Service:
             refused=partial(core.metrics.answered, UNKNOWN),
         )
         servicer = Servicer(core.classifier, directory, budget=budget, timeout_s=settings.timeout_s, clock=core.clock)
-        self.rest = RestServer(app, listen(settings.host, settings.port))
+        self.rest = RestServer(app, OwnDoor(listen(settings.host, settings.port)))
         try:
             self.rpc = RpcServer(servicer, settings.host, settings.grpc_port)
         except OSError:

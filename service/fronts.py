@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from service.app import Core
@@ -20,7 +20,7 @@ from service.front.region import make_region
 from service.front.server import Inherited
 from service.process import DrainLimit, Fatal, run_until_stopped
 from service.recovery import Recovery
-from service.rest.server import listen
+from service.rest.door import Counts, deafen, listen
 from service.settings import Settings
 
 _PAUSE_S = 0.1
@@ -53,10 +53,11 @@ class Fronts:
         except OSError:
             self._listener.close()
             raise
+        self._counts = Counts.make()
         self.port: int = self._listener.getsockname()[1]
         self.grpc_port: int = self._reserved.getsockname()[1]
         self.fronts = [
-            _Tended(number + 1, core.settings, self._house, self._listener, self.grpc_port)
+            _Tended(number + 1, core.settings, self._house, _Ports(self._listener, self.grpc_port, self._counts))
             for number in range(settings.gateways)
         ]
         core.repository.on_change(self._changed)
@@ -79,6 +80,8 @@ class Fronts:
     async def stop(self, hurry: asyncio.Event) -> None:
         """Not ready, no new connections, answer what was accepted; at the drain limit or `hurry` refuse the rest."""
         self._core.repository.stop()
+        with suppress(OSError):  # not every system has such filters
+            deafen(self._listener)
         over = asyncio.create_task(DrainLimit(self._core.settings.drain_s, hurry).over())
         ends = {asyncio.create_task(front.stop()) for front in self.fronts}
         over.add_done_callback(self._hurry)
@@ -86,6 +89,7 @@ class Fronts:
         over.cancel()
         self._listener.close()
         self._reserved.close()
+        os.close(self._counts)
         await self._core.aclose(0)
 
     def _hurry(self, over: asyncio.Task[None]) -> None:
@@ -101,26 +105,34 @@ class Fronts:
             self._fatal(reason)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    """What all fronts share: the listener of REST, the number of the port of gRPC, and the table of connections."""
+
+    listener: socket.socket
+    grpc: int
+    counts: int
+
+
 class _Tended:
     """One front process after the other: when it ends unasked, the next is started, after a pause that grows."""
 
-    def __init__(self, number: int, settings: Settings, house: House, listener: socket.socket, grpc_port: int) -> None:
+    def __init__(self, number: int, settings: Settings, house: House, ports: "_Ports") -> None:
         self._number = number
         self._settings = settings
         self._house = house
-        self._listener = listener
-        self._grpc_port = grpc_port
+        self._ports = ports
+        self._counts = Counts(ports.counts)
         self._desk: Desk | None = None
-        self._process: asyncio.subprocess.Process | None = None
         self._leave = asyncio.Event()
         self._hurrying = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._began = asyncio.Event()
 
     @property
-    def pid(self) -> int | None:
-        """The process that runs now."""
-        return self._process.pid if self._process is not None else None
+    def listening(self) -> bool:
+        """Whether a process of it takes connections now."""
+        return self._desk is not None and self._desk.listening
 
     def start(self) -> None:
         """Begin."""
@@ -178,11 +190,12 @@ class _Tended:
         """One process from its start to its end; its exit status."""
         ours, theirs = socket.socketpair()
         region = make_region()
-        inherited = Inherited(self._number, self._grpc_port, theirs.fileno(), region, self._listener.fileno())
+        ports = self._ports
+        inherited = Inherited(self._number, ports.grpc, theirs.fileno(), region, ports.listener.fileno(), ports.counts)
         with ours, theirs:
             try:
                 desk = self._desk = Desk(self._house, region, self._began.set)
-                process = self._process = await asyncio.create_subprocess_exec(
+                process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "service.front"),
                     *(self._settings.model_dump_json(), json.dumps(asdict(inherited))),
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -200,7 +213,8 @@ class _Tended:
             return await self._ended(process, desk)
         finally:
             desk.link.close()
-            self._desk = self._process = None
+            self._counts.leave(self._number)  # or the others would let it go first
+            self._desk = None
 
     async def _ended(self, process: asyncio.subprocess.Process, desk: Desk) -> int:
         """Its exit status. One that has lost its link, or is to hurry, and does not end is killed."""

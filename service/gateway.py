@@ -16,8 +16,9 @@ from service.remote.directory import RemoteDirectory
 from service.remote.replicas import Replicas, Target
 from service.rest import endpoints
 from service.rest.app import create_app
+from service.rest.door import OwnDoor, listen
 from service.rest.intake import Intake
-from service.rest.server import RestServer, listen
+from service.rest.server import RestServer
 from service.settings import Settings
 
 _LOOK_S = 1.0
@@ -43,7 +44,7 @@ class Gateway:
             endpoints.health(self._directory, self.metrics),
             refused=partial(self.metrics.answered, UNKNOWN),
         )
-        self.rest = RestServer(app, listen(settings.host, settings.port))
+        self.rest = RestServer(app, OwnDoor(listen(settings.host, settings.port)))
 
     async def start(self) -> None:
         """Listen, and look for inference servers."""

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 import httpx
@@ -14,6 +15,18 @@ from service.app import Core, Service
 from service.engines.choice import Choice, OpenEngine
 from service.settings import Settings
 from tests.fakes import FakeEngine, opener
+
+
+class Clients(Protocol):
+    """A client of each transport of a service, however many processes that has."""
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        """Of REST."""
+
+    @property
+    def stub(self) -> ClassifierStub:
+        """Of gRPC."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from service.errors import TABLE, Code
 from service.types import Precision
 from tests.conftest import png
 from tests.fakes import FakeEngine
-from tests.serving import Running, serving
+from tests.serving import Clients, serving
 from tests.test_plan import record
 from tests.test_plans import ADA, TURING, machine
 
@@ -38,7 +38,7 @@ class Answer:
     detail: str = ""
 
 
-async def by_rest(running: Running, image: bytes, model: str | None, top_k: int | None) -> Answer:
+async def by_rest(running: Clients, image: bytes, model: str | None, top_k: int | None) -> Answer:
     query = {key: value for key, value in {"model": model, "top_k": top_k}.items() if value is not None}
     response = await running.http.post("/predict", params=query, files={"image": ("a.jpg", image)})
     body = response.json()
@@ -48,7 +48,7 @@ async def by_rest(running: Running, image: bytes, model: str | None, top_k: int 
     return Answer(None, body["code"], body["detail"])
 
 
-async def by_grpc(running: Running, image: bytes, model: str | None, top_k: int | None) -> Answer:
+async def by_grpc(running: Clients, image: bytes, model: str | None, top_k: int | None) -> Answer:
     try:
         reply = await running.stub.Classify(pb.ClassifyRequest(image=image, model=model or "", top_k=top_k))
     except grpc.aio.AioRpcError as error:

@@ -54,12 +54,13 @@ class House:
 class Desk:
     """Serves one front over `link`, whose samples lie in the region of that descriptor.
 
-    `on_listening` is called once the front takes connections. `ended` is set when it is gone: its calls are cancelled
-    then, and what lies in its region is kept as long as a batch reads it.
+    `listening` is true, and `on_listening` was called, once the front takes connections. `ended` is set when it is
+    gone: its calls are cancelled then, and what lies in its region is kept as long as a batch reads it.
     """
 
     def __init__(self, house: House, region: int, on_listening: Callable[[], None] = lambda: None) -> None:
         self.link = Link(self._received, self._lost)
+        self.listening = False
         self._on_listening = on_listening
         self.ended = asyncio.Event()
         self._house = house
@@ -105,6 +106,7 @@ class Desk:
             case Counted():
                 self._house.metrics.answered(message.model, message.code)
             case Listening():
+                self.listening = True
                 self._on_listening()
 
     async def _answer(self, asked: Asked) -> None:

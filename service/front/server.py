@@ -20,6 +20,7 @@ from service.metrics import UNKNOWN
 from service.process import STOPS, DrainLimit, drain, run_until_stopped
 from service.rest import endpoints
 from service.rest.app import create_app
+from service.rest.door import Counts, SharedDoor
 from service.rest.intake import Intake
 from service.rest.server import RestServer
 from service.rpc.server import PortUse, RpcServer
@@ -38,7 +39,8 @@ log = logging.getLogger(__name__)
 class Inherited:
     """What the engine process gives a front: its number, the gRPC port, and open descriptors.
 
-    These are one end of the pair of sockets, the region for samples, and the socket that listens for REST.
+    These are one end of the pair of sockets, the region for samples, the socket that listens for REST, and the table of
+    how many connections each front has.
     """
 
     number: int
@@ -46,11 +48,12 @@ class Inherited:
     link: int
     region: int
     listener: int
+    counts: int
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """All of them."""
-        return self.link, self.region, self.listener
+        return self.link, self.region, self.listener, self.counts
 
 
 class Front:
@@ -81,8 +84,9 @@ class Front:
             endpoints.health(directory, metrics),
             refused=partial(metrics.answered, UNKNOWN),
         )
+        listener = socket.socket(fileno=inherited.listener)
         servicer = Servicer(classifier, directory, budget=budget, timeout_s=settings.timeout_s, clock=clock)
-        self._rest = RestServer(app, socket.socket(fileno=inherited.listener))
+        self._rest = RestServer(app, SharedDoor(listener, Counts(inherited.counts), inherited.number))
         self._rpc = RpcServer(servicer, settings.host, inherited.grpc_port, PortUse.SHARED)
 
     async def start(self) -> None:
