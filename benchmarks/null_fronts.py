@@ -1,0 +1,51 @@
+"""A real service with or without front processes, over an engine that does nothing: `benchmarks.fronts` measures it."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import click
+import uvloop
+
+from benchmarks.null_server import NullEngine
+from models.artifact import Artifact
+from service.app import Core, Service
+from service.engines.choice import Opened
+from service.fronts import Fronts
+from service.settings import Settings
+
+
+async def serve(gateways: int, model: str, artifacts: Path) -> None:
+    """Serve `model` on free ports; the first line tells that of REST. It ends with its standard input."""
+    settings = Settings(models=(model,), artifacts=artifacts, port=0, grpc_port=0, gateways=gateways)
+    core = Core(settings, opener=_open)
+    service = Fronts(core) if gateways else Service(core)
+    await service.start()
+    await service.load()
+    port = service.port if isinstance(service, Fronts) else service.rest.port
+    sys.stdout.write(json.dumps({"port": port}) + "\n")
+    sys.stdout.flush()
+    over = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), over.set)
+    await over.wait()
+    asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+    await service.stop(asyncio.Event())
+
+
+def _open(artifact: Artifact) -> Opened:
+    return Opened(NullEngine(artifact.manifest.classes))
+
+
+@click.command()
+@click.option("--gateways", type=click.IntRange(min=0), required=True)
+@click.option("--model", required=True)
+@click.option("--artifacts", type=click.Path(path_type=Path, exists=True), required=True)
+def main(gateways: int, model: str, artifacts: Path) -> None:
+    """Serve for `benchmarks.fronts`."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(gateways, model, artifacts))
+
+
+if __name__ == "__main__":
+    main()
