@@ -68,6 +68,7 @@ class Core:
             max_batch=engine.max_batch,
             capacity=self.settings.capacity,
             max_hold_s=self.settings.max_hold_ms / 1000,
+            slo_s=self.settings.slo_ms / 1000,
         )
 
     async def aclose(self, drain_s: float) -> None:

@@ -7,22 +7,24 @@ The batcher knows no engine: it is given a function that runs a batch.
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from typing import Generic, TypeVar
 
+from service.admission import Admission
 from service.clock import Clock
-from service.errors import BadRequest, DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown, TopfiveError
+from service.errors import DeadlineExceeded, EngineError, NotReady, ShuttingDown, TopfiveError
 from service.hold import Hold
 from service.metrics import BatchMetrics
 from service.pacing import Pacer
 from service.pending import Pending
 from service.runner import Runner, as_engine_error
+from service.slo import Place, Slo, SloUnattainable
 from service.slots import Slot, Slots
 from service.types import BatchLimits, Outcome, Ran
+from service.waiting import Waiting
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -63,9 +65,10 @@ class Batcher(Generic[T, R]):
         self._metrics = metrics
         self._on_health = on_health
         self._pacer = Pacer(limits.max_hold_s)
-        self._queue: OrderedDict[Pending[T, R], None] = OrderedDict()
+        self._slo = Slo(limits.slo_s, limits.slots) if limits.slo_s else None
+        self._queue: Waiting[T, R] = Waiting(self._slo)
         self._running: dict[asyncio.Task[None], list[Pending[T, R]]] = {}
-        self._places = 0
+        self._admission = Admission(limits, self._slo, pacer=self._pacer, clock=clock, metrics=metrics)
         self._failures = 0
         self._share = (slots or Slots(limits.slots, clock)).join(self._pump)
         self._hold = Hold(self._pacer, clock, self._end_hold)
@@ -86,7 +89,7 @@ class Batcher(Generic[T, R]):
     @property
     def places(self) -> int:
         """Places taken: by images being decoded, waiting or running."""
-        return self._places
+        return self._admission.places
 
     @property
     def max_batch(self) -> int:
@@ -99,47 +102,45 @@ class Batcher(Generic[T, R]):
         return self.state is State.OPEN and self._failures < self._limits.max_failures
 
     @contextmanager
-    def admit(self, places: int = 1) -> Iterator[None]:
+    def admit(self, places: int = 1) -> Iterator[Place]:
         """Hold places of `capacity`, all or none; taken before the decoding, because that is where memory grows.
 
-        Raises Overloaded at once where they are not free, BadRequest where they never can be, ShuttingDown or NotReady
-        where no work is taken.
+        Raises Overloaded at once where they are not free or the answer could not be ready within the bound, BadRequest
+        where they never can be, ShuttingDown or NotReady where no work is taken.
         """
         self._check_open()
-        if places > self._limits.capacity:
-            raise BadRequest(f"{places} crops fit in no --capacity of {self._limits.capacity}; raise it or send 1")
-        if self._places + places > self._limits.capacity:
-            for _ in range(places):
-                self._metrics.ended(Outcome.OVERLOADED)
-            raise Overloaded(self._pacer.retry_after_s(self._places, self.max_batch, self._limits.slots))
-        self._places += places
+        place = self._admission.take(places, self.max_batch)
         try:
-            yield
+            yield place
         finally:
-            self._places -= places
-            for _ in range(places):
-                self._pacer.released(self._clock.now())
+            self._admission.give_back(place)
             self._note_drained()
 
-    async def submit(self, values: Iterable[T], *, deadline: float) -> list[Ran[R]]:
-        """The results for `values`, within places held by `admit`. `deadline` is a time of the clock, in seconds.
+    async def submit(self, values: Iterable[T], *, deadline: float, place: Place | None = None) -> list[Ran[R]]:
+        """The results for `values`. `deadline` is a time of the clock in seconds, `place` what `admit` gave for them.
 
         All are queued before any runs, so that they fill batches together. Raises the DeadlineExceeded, EngineError,
-        ShuttingDown or NotReady of the first that has none. A caller that is cancelled leaves the queue in the same
-        turn of the loop; in flight, its rows are computed and dropped.
+        Overloaded, ShuttingDown or NotReady of the first that has none. A caller that is cancelled leaves the queue in
+        the same turn of the loop; in flight, its rows are computed and dropped. Without a `place` no bound is kept.
         """
-        items = [self._enqueued(value, deadline) for value in values]
+        items = [self._enqueued(value, deadline, place) for value in values]
         left = False  # its results may be there already, in the very turn of the loop in which the caller leaves
         try:
             self._pacer.outstanding(self.depth + self.in_flight)
             self._pump()
-            return [await item.future for item in items]
+            results = [await item.future for item in items]
+            if place is not None:
+                self._admission.answered(place)
+            return results
+        except SloUnattainable:
+            self._admission.refused(len(items))
+            raise
         except asyncio.CancelledError:
             left = True
             raise
         finally:
             for item in items:
-                self._queue.pop(item, None)
+                self._queue.remove(item)
                 outcome = item.leave()
                 self._metrics.ended(Outcome.CANCELLED if left else outcome)
 
@@ -165,10 +166,11 @@ class Batcher(Generic[T, R]):
         if self.state is not State.OPEN:
             raise ShuttingDown
 
-    def _enqueued(self, value: T, deadline: float) -> Pending[T, R]:
+    def _enqueued(self, value: T, deadline: float, place: Place | None) -> Pending[T, R]:
         """The value in the queue, or settled at once where it cannot run any more."""
         now = self._clock.now()
-        item = Pending[T, R](value, deadline, now, asyncio.get_running_loop().create_future())
+        future: asyncio.Future[Ran[R]] = asyncio.get_running_loop().create_future()
+        item = Pending[T, R](value, deadline, now, place or Place(now, 1, 1), future)
         try:
             if self.state is not State.DRAINING:  # draining: it was admitted before
                 self._check_open()
@@ -177,13 +179,17 @@ class Batcher(Generic[T, R]):
         except TopfiveError as error:
             item.settle(error)
             return item
-        item.timer = self._clock.call_at(deadline, lambda: self._expire(item))
-        self._queue[item] = None
+        self._queue.put(item)
+        item.timer = self._clock.call_at(min(deadline, item.place.due), lambda: self._expire(item))
         return item
 
     def _expire(self, item: Pending[T, R]) -> None:
-        self._queue.pop(item, None)
-        item.settle(DeadlineExceeded())
+        """Its deadline has passed, or its answer is due: then it is refused if it still waits, and goes on if not."""
+        if (now := self._clock.now()) >= item.deadline:
+            self._queue.remove(item)
+            item.settle(DeadlineExceeded())
+        elif not self._queue.refuse(item, now):
+            item.timer = self._clock.call_at(item.deadline, lambda: self._expire(item))
 
     def _pump(self) -> None:
         """Start batches while a slot is free and items wait; a bug in here fails everything pending, openly."""
@@ -195,14 +201,13 @@ class Batcher(Generic[T, R]):
 
     def _may_start(self) -> bool:
         """Whether something waits and this engine, if not the device, is free for it."""
-        return bool(self._queue) and len(self._running) < self._limits.slots
+        return len(self._queue) > 0 and len(self._running) < self._limits.slots
 
     def _holding(self) -> bool:
         """Whether the waiting items should wait on for more of them."""
         if self.state is not State.OPEN or self._limits.max_hold_s <= 0:
             return False
-        earliest = min(item.deadline for item in self._queue)
-        return self._hold.goes_on(self.depth, self.max_batch, earliest)
+        return self._hold.goes_on(self.depth, self.max_batch, self._queue.earliest(self.max_batch))
 
     def _end_hold(self) -> None:
         """Start what waits, however little it is."""
@@ -216,15 +221,8 @@ class Batcher(Generic[T, R]):
     def _dispatch(self, slot: Slot) -> None:
         """Cut a batch from the front of the queue and run it; items that have expired are failed instead."""
         now = self._clock.now()
-        items: list[Pending[T, R]] = []
-        while self._queue and len(items) < self.max_batch:
-            item, _ = self._queue.popitem(last=False)
-            if item.future.done():
-                continue
-            if item.deadline <= now:
-                item.settle(DeadlineExceeded())
-                continue
-            items.append(item)
+        most = self._pacer.most_within(self._share.quantum_s, self.max_batch)
+        items = self._queue.cut(now, most)
         if not items:
             slot.give_back()
             return
@@ -246,6 +244,8 @@ class Batcher(Generic[T, R]):
         took = now - started
         self._metrics.ran(took)
         self._pacer.finished(now, size, took)
+        if self._slo is not None:
+            self._slo.ran(size, took)
         self._note_health(failed=all(isinstance(result, Exception) for result in results))
         for item, result in zip(items, results, strict=True):
             if isinstance(result, Exception):
@@ -271,7 +271,7 @@ class Batcher(Generic[T, R]):
             self._on_health()
 
     def _note_drained(self) -> None:
-        if self._drained is not None and not self._places and not self._queue and not self._running:
+        if self._drained is not None and not self.places and not self._queue and not self._running:
             self._drained.set()
 
     def _break(self, cause: BaseException) -> None:

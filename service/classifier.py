@@ -183,14 +183,14 @@ class LocalClassifier(Generic[D]):
         question.check()
         photo.check_size()
         specs = [member.artifact.manifest.input for member in panel.members]
-        with panel.admitted(question.crops):
+        with panel.admitted(question.crops) as places:
             arrived = self._clock.now()
             samples, decode_s = await self._within(question.deadline, lambda: photo.samples(asker, specs))
             waited_s = self._clock.now() - arrived - decode_s  # for a decoding thread
             runs = await together(
                 [
-                    member.batcher.submit(crops, deadline=question.deadline)
-                    for member, crops in zip(panel.members, samples, strict=True)
+                    member.batcher.submit(crops, deadline=question.deadline, place=place)
+                    for member, crops, place in zip(panel.members, samples, places, strict=True)
                 ]
             )
         ran = [one for run in runs for one in run]

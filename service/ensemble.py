@@ -1,8 +1,8 @@
 """The models that answer a request together: a single one, or the members of `ensemble:a+b+c`."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from service.errors import BadRequest
 from service.metrics import LatencyRecord
 from service.model import LoadedModel
 from service.repository import Repository
+from service.slo import Place
 from service.together import together
 from service.topk import DEFAULT_TOP_K
 from service.types import ENSEMBLE, ENSEMBLE_PREFIX, MAX_MEMBERS, EngineInfo, ModelCard, Probabilities
@@ -97,14 +98,11 @@ class Panel:
         """Those of all members, each once."""
         return tuple(dict.fromkeys(warning for member in self.members for warning in member.warnings))
 
-    def admitted(self, crops: int) -> AbstractContextManager[object]:
+    @contextmanager
+    def admitted(self, crops: int) -> Iterator[list[Place]]:
         """A place for each crop at every member, all or none, until its end; raises what `Batcher.admit` raises."""
-        if len(self.members) == 1:
-            return self.members[0].batcher.admit(crops)
-        with ExitStack() as places:
-            for member in self.members:
-                places.enter_context(member.batcher.admit(crops))
-            return places.pop_all()
+        with ExitStack() as admissions:
+            yield [admissions.enter_context(member.batcher.admit(crops)) for member in self.members]
 
 
 class Panels:

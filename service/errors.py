@@ -97,12 +97,12 @@ class BadImage(TopfiveError):
 
 
 class Overloaded(TopfiveError):
-    """Every place is taken. `retry_after_s` is when the present queue should have drained, in seconds."""
+    """No place is free, or no time. `retry_after_s` is when the present queue should have drained, in seconds."""
 
     code = Code.OVERLOADED
 
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__(f"the server is at capacity; try again in {retry_after_s:.1f} s")
+    def __init__(self, retry_after_s: float, reason: str = "the server is at capacity") -> None:
+        super().__init__(f"{reason}; try again in {retry_after_s:.1f} s")
         self.retry_after_s = retry_after_s
 
 

@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.histograms import Histograms
-from service.types import Latency, Outcome, Timing
+from service.types import Attained, Latency, Outcome, Timing
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -27,6 +27,9 @@ class BatchMetrics(Protocol):
 
     def ended(self, outcome: Outcome) -> None:
         """An item ended so."""
+
+    def attained(self, how: Attained, count: int) -> None:
+        """So many items were answered, or refused, so under a bound on their time."""
 
     def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
         """A batch of `size` was started; each of its items had waited so many seconds."""
@@ -124,6 +127,12 @@ class Metrics:
         self.items = Counter(
             "topfive_items", "Images given to the batcher, by outcome", ["model", "outcome"], registry=counted
         )
+        self.attained = Counter(
+            "topfive_slo",
+            "Images under --slo-ms: within it, over it, or refused",
+            ["model", "result"],
+            registry=counted,
+        )
         self.sizes = Histograms(
             "topfive_batch_size", "Images in each executed batch", ["model"], bounds=_SIZES, registry=counted
         )
@@ -195,10 +204,15 @@ class ModelMetrics:
         self._sizes = metrics.sizes.labels(model)
         self._queued = metrics.queued.labels(model)
         self._runs = metrics.runs.labels(model)
+        self._attained = {how: metrics.attained.labels(model, how.value) for how in Attained}
 
     def ended(self, outcome: Outcome) -> None:
         """An item ended so."""
         self._items[outcome].inc()
+
+    def attained(self, how: Attained, count: int) -> None:
+        """So many items were answered, or refused, so under a bound on their time."""
+        self._attained[how].inc(count)
 
     def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
         """A batch was started."""

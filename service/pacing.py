@@ -1,5 +1,7 @@
 """When to wait a moment for a fuller batch, and how long a queue will take. Pure: given times, it returns times."""
 
+import math
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 
@@ -11,23 +13,27 @@ _PROBE_EVERY = 32  # one hold in so many is tried although holds have not been p
 
 @dataclass(slots=True)
 class CostModel:
-    """Duration of a batch of n as a + b * n seconds: least squares over finished batches, older ones fading."""
+    """Duration of a batch of n as a + b * n seconds: least squares over finished batches, older ones fading.
 
+    `memory` is the weight that one more batch leaves to all before it.
+    """
+
+    memory: float = _MEMORY
     weight: float = 0.0
     n: float = 0.0
     t: float = 0.0
     nn: float = 0.0
     nt: float = 0.0
 
-    def observe(self, n: int, took_s: float) -> None:
+    def observe(self, n: float, took_s: float) -> None:
         """Take in one finished batch."""
-        self.weight = self.weight * _MEMORY + 1.0
-        self.n = self.n * _MEMORY + n
-        self.t = self.t * _MEMORY + took_s
-        self.nn = self.nn * _MEMORY + n * n
-        self.nt = self.nt * _MEMORY + n * took_s
+        self.weight = self.weight * self.memory + 1.0
+        self.n = self.n * self.memory + n
+        self.t = self.t * self.memory + took_s
+        self.nn = self.nn * self.memory + n * n
+        self.nt = self.nt * self.memory + n * took_s
 
-    def predict(self, n: int) -> float | None:
+    def predict(self, n: float) -> float | None:
         """Seconds for a batch of `n`, or None before any was seen."""
         if not self.weight:
             return None
@@ -59,6 +65,19 @@ class Pacer:
         self._cost.observe(n, took_s)
         self._completed_at = now
         self._peak *= _MEMORY
+
+    def most_within(self, quantum_s: float, max_batch: int) -> int:
+        """The largest batch, at most `max_batch`, that should run no longer than `quantum_s`; at least 1.
+
+        Before any was measured that is 1, unless the time is infinite.
+        """
+        if math.isinf(quantum_s):
+            return max_batch
+        return max(1, bisect_right(range(1, max_batch + 1), quantum_s, key=self._run_s))
+
+    def _run_s(self, n: int) -> float:
+        seconds = self._cost.predict(n)
+        return math.inf if seconds is None else seconds
 
     def hold_until(self, now: float, waiting: int, max_batch: int, earliest_deadline: float) -> float | None:
         """Until when `waiting` items should wait for more, at most `max_batch`, or None to dispatch them now.

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from service.clock import Timer
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, Overloaded
+from service.slo import Place
 from service.types import Outcome, Ran
 
 T = TypeVar("T")
@@ -14,11 +15,15 @@ R = TypeVar("R")
 
 @dataclass(slots=True, eq=False)
 class Pending(Generic[T, R]):
-    """A value that waits or runs. `future` is completed by `settle` alone; `timer` ends the wait at `deadline`."""
+    """A value that waits or runs. `future` is completed by `settle` alone; `timer` ends the wait at `deadline`.
+
+    `place` is what its request was admitted with.
+    """
 
     value: T
     deadline: float
     enqueued: float
+    place: Place
     future: asyncio.Future[Ran[R]]
     timer: Timer | None = None
 
@@ -40,4 +45,6 @@ class Pending(Generic[T, R]):
         error = self.future.exception()
         if error is None:
             return Outcome.OK
+        if isinstance(error, Overloaded):
+            return Outcome.OVERLOADED
         return Outcome.EXPIRED if isinstance(error, DeadlineExceeded) else Outcome.FAILED

@@ -58,6 +58,9 @@ class Settings(BaseModel):
     max_hold_ms: Annotated[float, Field(ge=0, le=10, description="Longest wait for a fuller batch; 0 never waits")] = (
         0.0
     )
+    slo_ms: Annotated[
+        float, Field(ge=0, description="Bound of 99 in 100 answers; what cannot meet it gets 429; 0 for none")
+    ] = 0.0
     max_image_bytes: Annotated[int, Field(ge=1, le=64 << 20, description="Largest image file")] = 32 << 20
     max_image_pixels: Annotated[int, Field(ge=1, description="Largest image, width times height")] = 64_000_000
     max_upload_bytes: Annotated[int, Field(ge=1, description="Bytes of bodies in memory at once; more get 429")] = (

@@ -5,10 +5,13 @@ used the device least goes next; time without work earns nothing, and once nobod
 on the event loop: no lock, no task.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from service.clock import Clock
+
+_LATELY_S = 5.0  # since another queue had work: one that has some again and again should find no long batch each time
 
 
 @dataclass(slots=True, eq=False)
@@ -25,14 +28,20 @@ class Slot:
 
 
 class Slots:
-    """At most `limit` batches at once on one device. Stuck ones among them go on counting."""
+    """At most `limit` batches at once on one device. Stuck ones among them go on counting.
 
-    def __init__(self, limit: int, clock: Clock) -> None:
+    A batch should last at most `quantum_s` while, or soon after, another queue has had work: it cannot be interrupted.
+    """
+
+    def __init__(self, limit: int, clock: Clock, quantum_s: float = math.inf) -> None:
         self.limit = limit
         self.running = 0
         self.stuck = 0
         self.clock = clock
+        self.quantum_s = quantum_s
         self.virtual_s = 0.0
+        self._asked: tuple[Share | None, float] = None, -math.inf
+        self._other_asked_at = -math.inf
         self._latest_s = 0.0
         self._waiting: dict[Share, None] = {}
         self._chosen: Share | None = None
@@ -60,6 +69,19 @@ class Slots:
         self.offer()
         if not (self.running or self._waiting):
             self.virtual_s = max(self.virtual_s, self._latest_s)
+
+    def asked(self, share: "Share") -> None:
+        """It has work now."""
+        last, at = self._asked
+        if last is not share:
+            self._other_asked_at = at
+        self._asked = share, self.clock.now()
+
+    def is_contended(self, share: "Share") -> bool:
+        """Whether another queue than that one has, or had within the last seconds, work."""
+        last, at = self._asked
+        at = self._other_asked_at if last is share else at
+        return self.clock.now() - at <= _LATELY_S
 
     def wait(self, share: "Share") -> None:
         """Ask it as soon as it is its turn."""
@@ -97,9 +119,15 @@ class Share:
     used_s: float = 0.0
     _last_s: float = field(default=0.0)  # how long its last batch ran: what the next one is expected to
 
+    @property
+    def quantum_s(self) -> float:
+        """How long its next batch should last at most: infinity while no other queue wants the device."""
+        return self.slots.quantum_s if self.slots.is_contended(self) else math.inf
+
     def take(self) -> Slot | None:
         """A slot now, or None: then `on_turn` is called once there is one, where work may have gone meanwhile."""
         slots = self.slots
+        slots.asked(self)
         self.used_s = max(self.used_s, slots.virtual_s)
         if not slots.is_next(self):
             slots.wait(self)

@@ -73,7 +73,10 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Sizes of a batcher. `capacity` counts places, each held from before the decoding to the answer."""
+    """Sizes of a batcher. `capacity` counts places, each held from before the decoding to the answer.
+
+    `slo_s` bounds the time from the admission to the answer of 99 in 100 requests; 0 for no bound.
+    """
 
     slots: int
     max_batch: int
@@ -81,6 +84,7 @@ class BatchLimits:
     max_hold_s: float = 0.0
     max_failures: int = 3
     max_run_s: float = 60.0
+    slo_s: float = 0.0
 
 
 class Outcome(StrEnum):
@@ -91,6 +95,14 @@ class Outcome(StrEnum):
     EXPIRED = "expired"
     CANCELLED = "cancelled"
     FAILED = "failed"
+
+
+class Attained(StrEnum):
+    """What became of an image under `--slo-ms`: answered within the bound, after it, or refused because of it."""
+
+    WITHIN = "within"
+    OVER = "over"
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from models.artifact import Artifact
 from service.clock import Timer
 from service.engines.base import CPU, as_batch
 from service.engines.choice import Choice, Opened
-from service.types import EngineInfo, Outcome, Probabilities, Rows
+from service.types import Attained, EngineInfo, Outcome, Probabilities, Rows
 
 
 class _ManualTimer:
@@ -83,12 +83,16 @@ class Tally:
 
     def __init__(self) -> None:
         self.outcomes: Counter[Outcome] = Counter()
+        self.slo: Counter[Attained] = Counter()
         self.sizes: list[int] = []
         self.queued_s: list[float] = []
         self.runs_s: list[float] = []
 
     def ended(self, outcome: Outcome) -> None:
         self.outcomes[outcome] += 1
+
+    def attained(self, how: Attained, count: int) -> None:
+        self.slo[how] += count
 
     def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
         self.sizes.append(size)

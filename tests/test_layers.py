@@ -27,6 +27,7 @@ LAYERS = {
     "service.request_id": 1,
     "service.settings": 1,
     "service.types": 1,
+    "service.admission": 2,
     "service.budget": 2,
     "service.histograms": 2,
     "service.hold": 2,
@@ -38,9 +39,11 @@ LAYERS = {
     "service.placement": 2,
     "service.recipe": 2,
     "service.runner": 2,
+    "service.slo": 2,
     "service.slots": 2,
     "service.together": 2,
     "service.topk": 2,
+    "service.waiting": 2,
     "service.batcher": 3,
     "service.engines": 3,
     "service.classifier": 4,
@@ -324,7 +327,21 @@ def test_metadata_starts_without_torch(module: str) -> None:
 def test_batcher_knows_no_engine() -> None:
     """The batcher is given a function: it reaches no engine, no model and no image, only modules below it."""
     own = {name for name in started_by("service.batcher") if inside(name, PACKAGES)}
-    below = ("clock", "errors", "histograms", "hold", "metrics", "pacing", "pending", "runner", "slots", "types")
+    below = (
+        "admission",
+        "clock",
+        "errors",
+        "histograms",
+        "hold",
+        "metrics",
+        "pacing",
+        "pending",
+        "runner",
+        "slo",
+        "slots",
+        "types",
+        "waiting",
+    )
 
     assert own == {"service", "service.batcher", *(f"service.{name}" for name in below)}
 

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import LatencyRecord, Metrics
-from service.types import Latency, Outcome, Timing
+from service.types import Attained, Latency, Outcome, Timing
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -107,6 +107,16 @@ def test_every_outcome_of_a_model_is_there_from_the_start() -> None:
         assert seen["topfive_items_total", (("model", "tiny"), ("outcome", outcome.value))] == 0
 
 
+def test_what_became_of_the_bound_is_counted() -> None:
+    """By images, each result of the model on its own."""
+    metrics = Metrics()
+    metrics.for_model("tiny").attained(Attained.WITHIN, 10)
+    metrics.for_model("tiny").attained(Attained.REFUSED, 1)
+    seen = samples(metrics)
+    found = [seen.get(("topfive_slo_total", (("model", "tiny"), ("result", result)))) for result in Attained]
+    assert found == [10, 0, 1]
+
+
 def test_batches_are_measured() -> None:
     """Sizes, waits of each item and run times end in histograms of the model."""
     metrics = Metrics()
@@ -152,6 +162,7 @@ def test_every_metric_has_a_type_and_a_meaning() -> None:
         "topfive_requests": "counter",
         "topfive_retries": "counter",
         "topfive_items": "counter",
+        "topfive_slo": "counter",
         "topfive_stage_seconds": "histogram",
         "topfive_batch_size": "histogram",
         "topfive_queue_seconds": "histogram",

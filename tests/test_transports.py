@@ -1,5 +1,6 @@
 """One table of cases through both transports: REST and gRPC give the same answers and the same errors."""
 
+import asyncio
 import json
 import math
 import shutil
@@ -21,7 +22,7 @@ from service.engines.plans import Source, judge
 from service.errors import TABLE, Code
 from service.types import Precision
 from tests.conftest import png
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, reached
 from tests.serving import Clients, serving
 from tests.test_plan import record
 from tests.test_plans import ADA, TURING, machine
@@ -293,3 +294,23 @@ async def test_trained_answers(trained: Path, shared_data: Path) -> None:
             assert rest.reply is not None
             assert rest.reply["predictions"][0]["class_id"] == int(class_id)
     assert len(rows) == 10
+
+
+async def test_a_bound_refuses_early_over_both(artifacts: Path) -> None:
+    """The lone request of an idle server is answered, late or not; who would come behind it is told so at once."""
+    engine = FakeEngine()
+    async with serving(artifacts, engine, slo_ms=1) as running:
+        engine.gate.clear()
+        lone = asyncio.create_task(by_rest(running, png(3), None, None))
+        model = await running.core.repository.get("tiny")
+        await reached(lambda: model.batcher.in_flight == 1)
+        refused = [await by_rest(running, png(), None, None), await by_grpc(running, png(), None, None)]
+        engine.gate.set()
+        answer = await lone
+        metrics = (await running.http.get("/metrics")).text
+
+    assert answer.reply is not None
+    assert [one.code for one in refused] == ["overloaded", "overloaded"]
+    assert all("within the 1 ms of --slo-ms" in one.detail for one in refused)
+    assert 'topfive_slo_total{model="tiny",result="over"} 1.0' in metrics
+    assert 'topfive_slo_total{model="tiny",result="refused"} 2.0' in metrics

@@ -1,0 +1,60 @@
+"""The places of one model: who is let in before anything is decoded, and what became of the bound on their time."""
+
+from service.clock import Clock
+from service.errors import BadRequest, Overloaded
+from service.metrics import BatchMetrics
+from service.pacing import Pacer
+from service.slo import Place, Slo, SloUnattainable
+from service.types import Attained, BatchLimits, Outcome
+
+
+class Admission:
+    """At most `capacity` places at once, and with an `slo` no more than answers can be given for in time."""
+
+    def __init__(
+        self, limits: BatchLimits, slo: Slo | None, *, pacer: Pacer, clock: Clock, metrics: BatchMetrics
+    ) -> None:
+        self._limits = limits
+        self._slo = slo
+        self._pacer = pacer
+        self._clock = clock
+        self._metrics = metrics
+        self.places = 0
+        """Places taken: by images being decoded, waiting or running."""
+
+    def take(self, count: int, max_batch: int) -> Place:
+        """So many places, all or none. Raises Overloaded, or BadRequest where they never can be free at once."""
+        if count > self._limits.capacity:
+            raise BadRequest(f"{count} crops fit in no --capacity of {self._limits.capacity}; raise it or send 1")
+        try:
+            place = self._place(count, max_batch)
+        except Overloaded as error:
+            for _ in range(count):
+                self._metrics.ended(Outcome.OVERLOADED)
+            if isinstance(error, SloUnattainable):
+                self.refused(count)
+            raise
+        self.places += count
+        return place
+
+    def give_back(self, place: Place) -> None:
+        """Its request has ended, however it did."""
+        self.places -= place.count
+        for _ in range(place.count):
+            self._pacer.released(self._clock.now())
+
+    def answered(self, place: Place) -> None:
+        """All answers of the request are there."""
+        if self._slo is not None:
+            within = self._slo.answered(self._clock.now(), place)
+            self._metrics.attained(Attained.WITHIN if within else Attained.OVER, place.count)
+
+    def refused(self, count: int) -> None:
+        """So many items were refused because of the bound."""
+        self._metrics.attained(Attained.REFUSED, count)
+
+    def _place(self, count: int, max_batch: int) -> Place:
+        now = self._clock.now()
+        if self.places + count > self._limits.capacity:
+            raise Overloaded(self._pacer.retry_after_s(self.places, max_batch, self._limits.slots))
+        return Place(now, count, self.places + count) if self._slo is None else self._slo.place(now, self.places, count)

@@ -1,0 +1,76 @@
+"""The items that wait for a slot, in the order in which they came, and how a batch is cut from them."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import islice
+from typing import Generic, TypeVar
+
+from service.errors import DeadlineExceeded
+from service.pending import Pending
+from service.slo import Slo
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Waiting(Generic[T, R]):
+    """A queue whose every operation takes as long with one item as with ten thousand, `cut` by the size of its batch.
+
+    With an `slo` items that cannot be answered within it any more are refused instead of being run.
+    """
+
+    def __init__(self, slo: Slo | None) -> None:
+        self._slo = slo
+        self._items: OrderedDict[Pending[T, R], None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Pending[T, R]]:
+        return iter(self._items)
+
+    def put(self, item: Pending[T, R]) -> None:
+        """It is the last one now."""
+        self._items[item] = None
+
+    def remove(self, item: Pending[T, R]) -> None:
+        """It waits no more, if it did."""
+        self._items.pop(item, None)
+
+    def refuse(self, item: Pending[T, R], now: float) -> bool:
+        """It is too late for it: settled, where it still waits; else False."""
+        if self._slo is None or item not in self._items:
+            return False
+        del self._items[item]
+        item.settle(self._slo.too_late(now, item.place))
+        return True
+
+    def clear(self) -> None:
+        """Nobody waits any more."""
+        self._items.clear()
+
+    def earliest(self, count: int) -> float:
+        """The time by which the first of the next `count` items must be answered; infinity where nobody waits."""
+        return min((min(one.deadline, one.place.due) for one in islice(self._items, count)), default=float("inf"))
+
+    def cut(self, now: float, most: int) -> list[Pending[T, R]]:
+        """At most `most` items from the front, to be run now; those for which it is too late are settled instead."""
+        items: list[Pending[T, R]] = []
+        while self._items and len(items) < most:
+            item = next(iter(self._items))
+            if not item.future.done() and item.deadline > now and self._slo is not None:
+                fitting = self._slo.fitting(now, item.place, most)
+                if 0 < fitting <= len(items):  # with it the batch would take longer than it can wait
+                    break
+                if fitting:
+                    most = min(most, fitting)
+                else:
+                    item.settle(self._slo.too_late(now, item.place))
+            del self._items[item]
+            if item.future.done():
+                continue
+            if item.deadline <= now:
+                item.settle(DeadlineExceeded())
+                continue
+            items.append(item)
+        return items

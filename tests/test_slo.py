@@ -1,0 +1,327 @@
+"""Answers within a bound: loads of every kind on an engine of known speed, in virtual time."""
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from service.batcher import Batcher
+from service.errors import DeadlineExceeded, Overloaded
+from service.slo import Forecast, Place, Slo, SloUnattainable
+from service.types import Attained, BatchLimits, Outcome
+from tests.fakes import Tally
+from tests.virtual_time import VirtualClock, play
+
+BOUND_S = 0.05
+SLOTS = 2
+
+Cost = Callable[[int, float, random.Random], float]
+"""Seconds of a batch of so many, at that second of the load."""
+
+
+def steady(n: int, _second: float, _chance: random.Random) -> float:
+    """As on a CPU: a batch is hardly cheaper than its items."""
+    return 0.002 + 0.006 * n
+
+
+def bimodal(n: int, _second: float, chance: random.Random) -> float:
+    """One run in 25 takes three times as long."""
+    return steady(n, 0, chance) * (3 if chance.random() < 0.04 else 1)
+
+
+def spread(n: int, _second: float, chance: random.Random) -> float:
+    """Every run takes another time."""
+    return steady(n, 0, chance) * chance.lognormvariate(0, 0.25)
+
+
+def flat(n: int, _second: float, _chance: random.Random) -> float:
+    """As on a card: a batch of 32 takes hardly longer than one of 1."""
+    return 0.005 + 0.0003 * n
+
+
+def slow_for_a_while(n: int, second: float, chance: random.Random) -> float:
+    """Three times as slow from the third to the fifth second."""
+    return steady(n, 0, chance) * (3 if 3 <= second < 5 else 1)
+
+
+@dataclass
+class House:
+    """A batcher behind two decoding threads; it keeps when each answered request came, and how long it took."""
+
+    cost: Cost
+    bound_s: float = BOUND_S
+    max_batch: int = 8
+    chance: random.Random = field(default_factory=lambda: random.Random(1))
+    answered: list[tuple[float, float]] = field(default_factory=list)
+    refused_s: list[float] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.clock = VirtualClock()
+        self.tally = Tally()
+        self.began = self.clock.now()
+        self.decoders = asyncio.Semaphore(2)
+        limits = BatchLimits(SLOTS, self.max_batch, slo_s=self.bound_s)
+        self.batcher: Batcher[int, int] = Batcher(self._run, limits, clock=self.clock, metrics=self.tally)
+
+    @property
+    def second(self) -> float:
+        return self.clock.now() - self.began
+
+    async def _run(self, items: Sequence[int]) -> list[int | Exception]:
+        self.sizes.append(len(items))
+        await asyncio.sleep(self.cost(len(items), self.second, self.chance))
+        return list(items)
+
+    async def ask(self, crops: int = 1) -> None:
+        """One request."""
+        came = self.second
+        try:
+            with self.batcher.admit(crops) as place:
+                async with self.decoders:
+                    await asyncio.sleep(0.001)
+                await self.batcher.submit(range(crops), deadline=self.clock.now() + 30, place=place)
+            self.answered.append((came, self.second - came))
+        except Overloaded:
+            self.refused_s.append(self.second - came)
+
+    async def poisson(self, rate: float, seconds: float) -> None:
+        """Requests at random moments, which wait for nobody's answer."""
+        chance = random.Random(7)
+        until = self.second + seconds
+        tasks = []
+        while self.second < until:
+            tasks.append(asyncio.create_task(self.ask()))
+            await asyncio.sleep(chance.expovariate(rate))
+        await asyncio.gather(*tasks)
+
+    def within(self, start: float, end: float) -> list[float]:
+        """How long the requests took that came then and were answered."""
+        return [took for came, took in self.answered if start <= came < end]
+
+
+def p99(times: Sequence[float]) -> float:
+    return sorted(times)[math.ceil(0.99 * len(times)) - 1]
+
+
+def most_in_time(cost: Cost, max_batch: int) -> float:
+    """Requests per second of all slots with the best size of those that half of the bound is enough for."""
+    chance = random.Random(3)
+    means = {n: sum(cost(n, 0, chance) for _ in range(2000)) / 2000 for n in range(1, max_batch + 1)}
+    return max(SLOTS * n / mean for n, mean in means.items() if mean <= BOUND_S / 2)
+
+
+async def loaded(cost: Cost, load: float, max_batch: int) -> House:
+    house = House(cost, max_batch=max_batch)
+    await house.poisson(load * most_in_time(cost, max_batch), 6.0)
+    return house
+
+
+# --- loads ---
+
+
+@pytest.mark.parametrize("load", [0.5, 0.9, 1.5, 3.0])
+@pytest.mark.parametrize(("cost", "max_batch"), [(steady, 8), (bimodal, 8), (spread, 8), (flat, 4)])
+def test_accepted_requests_are_answered_in_time(cost: Cost, max_batch: int, load: float) -> None:
+    """At half, most, one and a half and three times what the slots can do: p99 within the bound, and goodput stays."""
+    house = play(loaded(cost, load, max_batch))
+    took = house.within(1, 6)
+    goodput = len(took) / 5 / most_in_time(cost, max_batch)
+    assert p99(took) <= BOUND_S
+    assert goodput >= (0.8 if load > 1 else 0.7 * load), goodput
+    assert house.tally.slo[Attained.WITHIN] + house.tally.slo[Attained.OVER] == len(house.answered)
+    assert house.tally.slo[Attained.REFUSED] == house.tally.outcomes[Outcome.OVERLOADED] == len(house.refused_s)
+
+
+def test_without_a_bound_nothing_is_refused_and_answers_are_late() -> None:
+    """The same load without the setting, up to the capacity: that is what the bound is for."""
+    house = play(_unbounded())
+    assert p99([took for _, took in house.answered]) > 5 * BOUND_S
+    assert not house.tally.slo
+
+
+async def _unbounded() -> House:
+    house = House(steady, bound_s=0.0)
+    await house.poisson(1.5 * most_in_time(steady, 8), 6.0)
+    return house
+
+
+def test_refusals_come_early() -> None:
+    """At three times the capacity 9 in 10 of the refused are told at once, before anything is decoded."""
+    house = play(loaded(steady, 3.0, 8))
+    at_once = sum(took == 0 for took in house.refused_s)
+    assert at_once >= 0.9 * len(house.refused_s) > 100
+    assert max(house.refused_s) <= BOUND_S + 1e-9
+
+
+def test_a_model_that_is_slow_for_a_while_refuses_more_and_recovers() -> None:
+    """Three times as slow for two seconds: hardly an answer is late, some are given, and then as many as before."""
+
+    async def live() -> House:
+        house = House(slow_for_a_while)
+        await house.poisson(2.0 * most_in_time(steady, 8), 8.0)
+        return house
+
+    house = play(live())
+    late = sum(took > BOUND_S for _, took in house.answered)
+    assert late <= 0.02 * len(house.answered)
+    assert len(house.within(4, 5)) >= 15
+    assert len(house.within(7, 8)) >= 0.9 * len(house.within(2, 3))
+
+
+def test_a_burst_after_idle_is_cut_to_what_fits() -> None:
+    """A hundred at once on a house that has only seen single ones: the accepted are in time, and there are some."""
+
+    async def live() -> House:
+        house = House(steady)
+        for _ in range(100):
+            await asyncio.sleep(0.2)
+            await house.ask()
+        await asyncio.gather(*(house.ask() for _ in range(100)))
+        return house
+
+    house = play(live())
+    assert 3 <= len(house.answered) - 100 <= 97
+    assert max(took for _, took in house.answered) <= BOUND_S
+
+
+def test_the_first_burst_of_all_admits_one_for_each_slot() -> None:
+    """With nothing measured, nobody has to wait for another one's run."""
+
+    async def live() -> House:
+        house = House(steady)
+        await asyncio.gather(*(house.ask() for _ in range(50)))
+        return house
+
+    assert len(play(live()).answered) == SLOTS
+
+
+@pytest.mark.parametrize("crops", [1, 10])
+def test_a_lone_request_is_never_refused(crops: int) -> None:
+    """On an engine that can never meet the bound each request that finds nobody is answered, late, and counted so."""
+
+    async def live() -> House:
+        house = House(lambda n, _second, _chance: 0.2 * n)
+        for _ in range(20):
+            await house.ask(crops)
+        return house
+
+    house = play(live())
+    assert (len(house.answered), house.refused_s) == (20, [])
+    assert house.tally.slo == {Attained.OVER: 20 * crops}
+
+
+def test_a_model_that_could_never_answer_in_time_accepts_again_once_it_can() -> None:
+    """No memory of bad times locks it: the traffic itself, one at a time, finds out."""
+
+    async def live() -> House:
+        house = House(lambda n, second, _chance: 0.2 if second < 5 else 0.004 * n)
+        await house.poisson(100.0, 8.0)
+        return house
+
+    house = play(live())
+    assert 0 < len(house.within(0, 4)) <= 4 / 0.2 + 1
+    assert len(house.within(6, 8)) >= 150
+    assert p99(house.within(6, 8)) <= BOUND_S
+
+
+def test_ten_crops_take_ten_places() -> None:
+    """Requests of ten beside single ones: each is answered whole and in time, or not at all."""
+
+    async def live() -> House:
+        house = House(lambda n, _second, _chance: 0.001 + 0.001 * n)
+        for _ in range(400):
+            await asyncio.gather(*(house.ask(crops) for crops in (1, 10, 1, 10, 10)))
+        return house
+
+    house = play(live())
+    assert p99([took for _, took in house.answered]) <= BOUND_S
+    assert len(house.answered) > 800
+    assert sum(house.tally.slo.values()) == sum(house.tally.outcomes.values()) == 400 * 32
+
+
+def test_a_deadline_is_kept_apart_from_the_bound() -> None:
+    """A caller who gives less time than the bound gets its own error, and no refusal is counted."""
+
+    async def live() -> House:
+        house = House(lambda _n, _second, _chance: 0.02)
+        with house.batcher.admit() as place, pytest.raises(DeadlineExceeded):
+            await house.batcher.submit([1], deadline=house.clock.now() + 0.01, place=place)
+        return house
+
+    house = play(live())
+    assert house.tally.outcomes == {Outcome.EXPIRED: 1}
+    assert not house.tally.slo
+
+
+# --- the parts ---
+
+
+def measured(run_s: Callable[[int], float]) -> Slo:
+    """A bound whose runs have been measured."""
+    slo = Slo(BOUND_S, SLOTS)
+    for n in (1, 2, 4, 8) * 4:
+        slo.ran(n, run_s(n))
+    return slo
+
+
+def test_the_batch_is_the_largest_that_ends_in_time() -> None:
+    """By the measured time of each size; one that is lone runs whatever remains."""
+    slo = measured(lambda n: 0.005 + 0.005 * n)
+    place = Place(arrived=10.0, count=1, position=2, due=10.05)
+    assert [slo.fitting(now, place, 8) for now in (10.0, 10.0199, 10.0301, 10.0399, 10.0401)] == [8, 5, 2, 1, 0]
+    assert slo.fitting(11.0, Place(10.0, 1, 1), 8) == 8
+
+
+def test_late_answers_tighten_and_good_ones_loosen() -> None:
+    """After answers over the bound the next are due earlier, at most by half; many good ones give it all back."""
+    slo = Slo(BOUND_S, SLOTS)
+
+    def due_s() -> float:
+        return slo.place(0.0, 1, 1).due
+
+    slo.answered(0.001, Place(0.0, 1, 2, BOUND_S))
+    assert due_s() == pytest.approx(BOUND_S)
+    for _ in range(5):
+        slo.answered(0.06, Place(0.0, 1, 40, BOUND_S))
+    assert due_s() == pytest.approx(BOUND_S * 0.98**5)
+    for _ in range(10_000):
+        slo.answered(0.001, Place(0.0, 1, 2, BOUND_S))
+    assert due_s() == pytest.approx(BOUND_S)
+
+
+def test_a_refusal_says_when_and_why() -> None:
+    """The setting, and as many seconds as the excess should take."""
+    slo = Slo(BOUND_S, 1)
+    for position in range(1, 20):
+        slo.answered(0.01 * position, Place(0.0, 1, position, BOUND_S))
+    with pytest.raises(SloUnattainable, match="within the 50 ms of --slo-ms") as caught:
+        slo.place(0.0, 39, 1)
+    assert caught.value.retry_after_s == pytest.approx(0.4 - BOUND_S, rel=0.2)
+
+
+def test_a_forecast_covers_its_share() -> None:
+    """Of a thousand random times 95 in 100 stay below what was forecast, and not all of them."""
+    chance = random.Random(2)
+    forecast = Forecast(0.95, 48)
+    below = 0
+    for _ in range(1000):
+        n = chance.randint(1, 8)
+        took_s = 0.01 * n * chance.lognormvariate(0, 0.3)
+        below += took_s <= (forecast.at_most(n) or math.inf)
+        forecast.observe(n, took_s)
+    assert 920 <= below <= 980
+
+
+def test_a_forecast_begins_anew_when_the_world_has_changed() -> None:
+    """After a row of times that are all far off only those count; a few odd ones among good ones change little."""
+    forecast = Forecast(0.99, 12)
+    for _ in range(300):
+        forecast.observe(1, 0.01)
+    for _ in range(12):
+        forecast.observe(1, 0.05)
+    assert forecast.at_most(1) == pytest.approx(0.05)
+    assert forecast.at_most(2) == pytest.approx(0.1)
