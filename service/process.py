@@ -1,6 +1,7 @@
 """The life of a server's process, whatever it serves: logging, signals, the drain at its end, the exit status."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -152,6 +153,7 @@ async def _serve(make: Callable[[Fatal], Server], signals: Sequence[int]) -> End
     await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
     failed = await _failed(loading) if loading.done() else False
     if not failed:
+        gc.freeze()  # what serves is not garbage: looking through it all took 58 ms once in some thousand requests
         await stop.wait()
     stopped.cancel()
     await server.stop(hurry)
