@@ -12,7 +12,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -123,13 +123,13 @@ def rest_load(port: int, request: bytes) -> Load:
 
         async def connection() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            for _ in left:
-                writer.write(request)
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                if not head.startswith(b"http/1.1 200"):
-                    raise RuntimeError(head.decode())
-                await reader.readexactly(int(head.partition(b"content-length:")[2].partition(b"\r\n")[0]))
-            writer.close()
+            with closing(writer):
+                for _ in left:
+                    writer.write(request)
+                    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                    if not head.startswith(b"http/1.1 200"):
+                        raise RuntimeError(head.decode())
+                    await reader.readexactly(int(head.partition(b"content-length:")[2].partition(b"\r\n")[0]))
 
         await asyncio.gather(*(connection() for _ in range(connections)))
 
