@@ -70,7 +70,7 @@ class Batcher(Generic[T, R]):
         self._running: dict[asyncio.Task[None], list[Pending[T, R]]] = {}
         self._admission = Admission(limits, self._slo, pacer=self._pacer, clock=clock, metrics=metrics)
         self._failures = 0
-        self._share = (slots or Slots(limits.slots, clock)).join(self._pump)
+        self._share = (slots or Slots(limits.slots, clock)).join(self._pump, limits.slots)
         self._hold = Hold(self._pacer, clock, self._end_hold)
         self._drained: asyncio.Event | None = None
         self._cause: BaseException | None = None

@@ -219,13 +219,13 @@ class LoadedModel:
 
     async def _watched(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
         """Run on an engine thread; where it does not return in time, the model is not healthy until it does."""
-        stuck = False
+        stuck = 0.0  # how many slots of the device it holds, then
 
         def note() -> None:
             nonlocal stuck
-            stuck = True
+            stuck = self._device_slots.weight(self.slots)
             self._stuck += 1
-            self._device_slots.stuck += 1
+            self._device_slots.stuck += stuck
             log.error("%s: %s has not returned from a batch for %g s", self.name, self.engine_info, self._max_run_s)
             self._on_health()
 
@@ -236,7 +236,7 @@ class LoadedModel:
             timer.cancel()
             if stuck:
                 self._stuck -= 1
-                self._device_slots.stuck -= 1
+                self._device_slots.stuck -= stuck
                 self._on_health()
 
     def _run_batch(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:

@@ -1,6 +1,7 @@
 """What one device holds: its loaded models, their bytes, and its slots. It loads and unloads nothing itself."""
 
 import asyncio
+import math
 from collections.abc import Container
 
 from service.clock import Clock
@@ -9,6 +10,8 @@ from service.model import LoadedModel
 from service.placement import Held, Room, Tie
 from service.slots import Slots
 
+_QUANTUM_S = 0.02  # of a batch on a CPU, where others wait for it and a larger one is hardly faster for each image
+
 
 class Shelf:
     """The models on one device, those among them that are leaving included until their memory is free."""
@@ -16,7 +19,7 @@ class Shelf:
     def __init__(self, device: str, budget_bytes: int, clock: Clock) -> None:
         self.device = device
         self.budget_bytes = budget_bytes
-        self.slots = Slots(1, clock)
+        self.slots = Slots(1, clock, _QUANTUM_S if device == CPU else math.inf)
         self.lock = asyncio.Lock()
         """Held by a load from the making of room to the putting down, so that two do not count on the same bytes."""
         self.models: list[LoadedModel] = []
@@ -46,12 +49,8 @@ class Shelf:
         )
 
     def _resize(self) -> None:
-        """On a card as many batches at once as one engine may run alone, so that its models take turns.
-
-        On the CPU as many as all may run: a batch cannot be interrupted, and cores are shared better by the system.
-        """
-        slots = [one.slots for one in self.models] or [1]
-        self.slots.resize(sum(slots) if self.device == CPU else max(slots))
+        """As many batches at once as one engine may run alone: each engine has all threads of a CPU for its slots."""
+        self.slots.resize(max([one.slots for one in self.models], default=1))
 
 
 def _tie(

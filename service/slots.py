@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from service.clock import Clock
 
+_ROUNDING = 1e-9
 _LATELY_S = 5.0  # since another queue had work: one that has some again and again should find no long batch each time
 
 
@@ -21,22 +22,24 @@ class Slot:
     _share: "Share"
     _started: float
     _expected_s: float
+    _weight: float
 
     def give_back(self) -> None:
         """The batch has ended; who is next begins now, its own queue among those that are asked."""
-        self._share.gave_back(self._started, self._expected_s)
+        self._share.gave_back(self._started, self._expected_s, self._weight)
 
 
 class Slots:
     """At most `limit` batches at once on one device. Stuck ones among them go on counting.
 
-    A batch should last at most `quantum_s` while, or soon after, another queue has had work: it cannot be interrupted.
+    An engine that runs fewer at once has more threads for each: a batch of it counts as so many more. A batch should
+    last at most `quantum_s` while, or soon after, another queue has had work: it cannot be interrupted.
     """
 
     def __init__(self, limit: int, clock: Clock, quantum_s: float = math.inf) -> None:
         self.limit = limit
-        self.running = 0
-        self.stuck = 0
+        self.running = 0.0
+        self.stuck = 0.0
         self.clock = clock
         self.quantum_s = quantum_s
         self.virtual_s = 0.0
@@ -50,20 +53,31 @@ class Slots:
     @property
     def all_stuck(self) -> bool:
         """Whether every slot is held by a batch that does not return: then nobody can run here."""
-        return self.stuck >= self.limit
+        return self.stuck >= self.limit - _ROUNDING
 
-    def join(self, on_turn: Callable[[], None]) -> "Share":
-        """A queue's part in the device; `on_turn` is called when a slot that it asked for is there."""
-        return Share(self, on_turn)
+    def join(self, on_turn: Callable[[], None], own: int = 0) -> "Share":
+        """A queue's part in the device; `on_turn` is called when a slot that it asked for is there.
+
+        `own` is how many batches fill the device when they are all of this queue; 0 for as many as of any.
+        """
+        return Share(self, on_turn, own)
+
+    def weight(self, own: int) -> float:
+        """How many slots a batch takes of a queue that fills the device with `own` of its batches."""
+        return max(1.0, self.limit / own) if own else 1.0
+
+    def _fits(self, share: "Share") -> bool:
+        return self.running + self.weight(share.own) <= self.limit + _ROUNDING or not self.running
 
     def resize(self, limit: int) -> None:
         """Run more or fewer at once from now on; nothing that runs is stopped."""
         self.limit = limit
         self.offer()
 
-    def freed(self, share: "Share") -> None:
+    def freed(self, share: "Share", weight: float) -> None:
         """It gave one back: ask who is next; with nobody there, all who come later are equals."""
-        self.running -= 1
+        left = self.running - weight
+        self.running = left if left > _ROUNDING else 0.0
         self._latest_s = max(self._latest_s, share.used_s)
         self.wait(share)  # or those who wait would go first, whatever they have used
         self.offer()
@@ -89,7 +103,7 @@ class Slots:
 
     def is_next(self, share: "Share") -> bool:
         """Whether a slot is free, and it was asked just now, or all who wait have used the device more."""
-        if self.running >= self.limit:
+        if not self._fits(share):
             return False
         if self._chosen is share:
             self._chosen = None
@@ -102,8 +116,11 @@ class Slots:
             return
         self._offering = True
         try:
-            while self._waiting and self.running < self.limit:
-                self._chosen = share = min(self._waiting, key=lambda one: one.used_s)  # the first of equals
+            while self._waiting:
+                share = min(self._waiting, key=lambda one: one.used_s)  # the first of equals
+                if not self._fits(share):  # nobody goes before it: a stream of small ones would keep it out for ever
+                    return
+                self._chosen = share
                 del self._waiting[share]
                 share.on_turn()
         finally:
@@ -116,6 +133,7 @@ class Share:
 
     slots: Slots
     on_turn: Callable[[], None]
+    own: int = 0
     used_s: float = 0.0
     _last_s: float = field(default=0.0)  # how long its last batch ran: what the next one is expected to
 
@@ -132,14 +150,15 @@ class Share:
         if not slots.is_next(self):
             slots.wait(self)
             return None
-        slots.running += 1
+        weight = slots.weight(self.own)
+        slots.running += weight
         slots.virtual_s = self.used_s
         self.used_s += self._last_s
-        return Slot(self, slots.clock.now(), self._last_s)
+        return Slot(self, slots.clock.now(), self._last_s, weight)
 
-    def gave_back(self, started: float, expected_s: float) -> None:
+    def gave_back(self, started: float, expected_s: float, weight: float) -> None:
         """Charge what the batch really took, and let the next begin."""
         slots = self.slots
-        self._last_s = slots.clock.now() - started
+        self._last_s = (slots.clock.now() - started) * weight
         self.used_s += self._last_s - expected_s
-        slots.freed(self)
+        slots.freed(self, weight)

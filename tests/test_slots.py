@@ -161,6 +161,51 @@ def test_slots_are_neither_lost_nor_doubled(seed: int) -> None:
         assert device.running == device.limit or not any(one.work for one in members)
 
 
+def test_an_engine_with_fewer_slots_takes_more_of_the_device() -> None:
+    """On four slots a batch of one that fills it with two counts double, so threads stay four."""
+    device = Slots(4, ManualClock())
+    ran: dict[int, list[Slot]] = {4: [], 2: [], 1: [], 3: []}
+    shares = {own: device.join(lambda: None, own) for own in ran}
+
+    def take(own: int) -> bool:
+        if slot := shares[own].take():
+            ran[own].append(slot)
+        return slot is not None
+
+    assert [take(2), take(4), take(4), take(4)] == [True, True, True, False]
+    assert device.running == 4
+    ran[2].pop().give_back()
+    assert not take(1), "it needs all four"
+    for slot in ran[4]:
+        slot.give_back()
+    assert device.running == 0
+    assert take(1)
+    ran[1].pop().give_back()
+    assert [take(3), take(3), take(3), take(3)] == [True, True, True, False]
+    for slot in ran[3]:
+        slot.give_back()
+    assert device.running == 0
+
+
+def test_one_that_needs_the_whole_device_is_not_kept_out() -> None:
+    """While it is next nobody smaller begins, although there is room; then all go on."""
+    clock = ManualClock()
+    device = Slots(2, clock)
+    small, other = Member(device, work=20), Member(device, work=20)
+    whole = Member(device, work=3)
+    whole.share.own = 1
+    for member in (small, other, whole):
+        member.go()
+    for _ in range(60):
+        running = [member for member in (small, other, whole) if member.ran]
+        if not running:
+            break
+        assert not whole.ran or running == [whole]
+        clock.jump(0.1)
+        running[0].end()
+    assert (small.work, other.work, whole.work) == (0, 0, 0)
+
+
 # --- batchers on it ---
 
 
@@ -281,12 +326,19 @@ class Pair:
                 self.check_no_idle_slot()
 
     def check_no_idle_slot(self) -> None:
-        """A device with a free slot has no model that could use it and waits."""
-        assert self.device.running <= self.device.limit
-        if self.device.running < self.device.limit:
-            for story in self.stories:
-                bench, limits = story.bench, story.limits
-                assert limits.max_hold_s or not bench.batcher.depth or bench.run.running == limits.slots
+        """A device with room for all who wait has nobody who waits."""
+        device = self.device
+        assert device.running <= device.limit + 1e-9
+        waiting = [
+            story.limits
+            for story in self.stories
+            if not story.limits.max_hold_s
+            and story.bench.batcher.depth
+            and story.bench.run.running < story.limits.slots
+        ]
+        assert not waiting or any(
+            device.running + device.weight(limits.slots) > device.limit + 1e-9 for limits in waiting
+        )
 
     async def wind_down(self) -> None:
         for _ in range(3):
@@ -357,3 +409,74 @@ def test_all_stuck_means_every_slot() -> None:
         device.stuck = stuck
         seen.append(device.all_stuck)
     assert seen == [False, False, True]
+
+
+# --- how long a batch may be while others wait ---
+
+
+class Steady(Load):
+    """A model whose batches take `run_s` for each item; it keeps the sizes of its batches in its tally."""
+
+    async def _run(self, items: Sequence[int]) -> list[int | Exception]:
+        ended = asyncio.get_running_loop().create_future()
+        self.clock.call_at(self.clock.now() + self.run_s * len(items), lambda: ended.set_result(None))
+        await ended
+        return list(items)
+
+
+async def test_alone_batches_grow_as_before() -> None:
+    """A quantum says nothing while no other model has work."""
+    clock = ManualClock()
+    alone = Steady(clock, Slots(1, clock, quantum_s=0.02), 0.01)
+    await alone.ask(21)
+    await end_all(clock, [alone])
+    assert alone.tally.sizes == [1, 4, 4, 4, 4, 4]
+
+
+async def test_beside_others_a_batch_is_cut_to_the_quantum() -> None:
+    """Two floods: each batch lasts at most 20 ms by what was measured, one item at least, and both get half."""
+    clock = ManualClock()
+    device = Slots(1, clock, quantum_s=0.02)
+    light, heavy = Steady(clock, device, 0.009), Steady(clock, device, 0.03)
+    await light.ask(400)
+    await heavy.ask(400)
+    await clock.advance(3.0)
+    assert set(light.tally.sizes[2:]) == {2}
+    assert set(heavy.tally.sizes) == {1}
+    assert abs(light.used_s - heavy.used_s) <= 0.06
+    await end_all(clock, [light, heavy])
+
+
+async def test_a_light_model_waits_for_single_runs_of_a_flooded_heavy_one() -> None:
+    """Two slots, one flood of 50 ms an item: a light request is answered within one item of it and its own run."""
+    clock = ManualClock()
+    device = Slots(2, clock, quantum_s=0.02)
+    heavy, light = Steady(clock, device, 0.05, own_slots=2), Steady(clock, device, 0.002, own_slots=2)
+    await heavy.ask(900)
+    await light.ask(1)
+    await clock.advance(1.0)
+    before = len(light.tally.queued_s)
+    for _ in range(30):
+        await light.ask(1)
+        await clock.advance(0.313)
+    waits = sorted(light.tally.queued_s[before:])
+    assert len(waits) == 30
+    assert waits[15] <= 0.05
+    assert waits[-1] <= 0.05 + 1e-9
+    assert heavy.batcher.depth > 100, "the flood lasted"
+    assert heavy.used_s >= 0.9 * 2 * (clock.now() - 1000), "no slot was left idle for the light one"
+    await end_all(clock, [heavy, light])
+
+
+async def test_the_quantum_is_forgotten_when_the_others_have_been_silent() -> None:
+    """Within seconds of another model's request batches stay short; after that they grow again."""
+    clock = ManualClock()
+    device = Slots(1, clock, quantum_s=0.02)
+    flooded, other = Steady(clock, device, 0.01), Steady(clock, device, 0.01)
+    await other.ask(1)
+    await flooded.ask(900)
+    await clock.advance(4.5)
+    assert max(flooded.tally.sizes) == 2
+    await clock.advance(2.0)
+    assert flooded.tally.sizes[-1] == 4
+    await end_all(clock, [flooded, other])
