@@ -1,0 +1,56 @@
+"""The benchmark of several models: what it counts, and that it runs against a real server."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.models import Figures, cpu_s, main, measure, states
+from tests.conftest import png
+from tests.test_repository import copy_as
+
+pytestmark = pytest.mark.anyio
+
+
+def test_threads_are_counted_with_their_states() -> None:
+    """Three more threads that wait are three more that sleep; the one that reads runs."""
+    before = states(os.getpid())
+    over = threading.Event()
+    threads = [threading.Thread(target=over.wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    during = states(os.getpid())
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert len(during) == len(before) + 3
+    assert "R" in during
+
+
+def test_cpu_time_is_that_of_the_process() -> None:
+    """A spell of work shows as what the process clock says, to two ticks of the kernel."""
+    before, clock = cpu_s(os.getpid()), time.process_time()
+    while time.process_time() < clock + 0.2:
+        pass
+    assert cpu_s(os.getpid()) - before == pytest.approx(time.process_time() - clock, abs=0.021)
+
+
+async def test_models_are_measured_together_and_one_by_one(artifacts: Path) -> None:
+    """A server of three, every figure there: rates, ratios, and at least an engine's threads."""
+    for name in ("b", "c"):
+        copy_as(artifacts, name)
+    figures = await measure(["tiny", "b", "c"], png(), artifacts, rounds=2, each=6, connections=4)
+    assert isinstance(figures, Figures)
+    assert figures.models == 3
+    assert min(figures.mixed_per_s, figures.alone_per_s, figures.ratio) > 0
+    assert figures.threads > figures.runnable >= 0
+
+
+def test_nothing_exported_says_what_to_do(tmp_path: Path) -> None:
+    """An empty folder is a usage error with the command that fills it."""
+    result = CliRunner().invoke(main, ["--artifacts", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "topfive export" in result.output
