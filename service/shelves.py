@@ -14,6 +14,7 @@ from models.plan import read_plans
 from service.clock import Clock
 from service.engines.base import CPU, Engine, EngineUnavailableError, card_lost, held_bytes, out_of_memory
 from service.engines.choice import Opened, OpenEngine
+from service.failures import Failures
 from service.metrics import Metrics
 from service.model import LoadedModel
 from service.placement import OverBudgetError, Room, by_room, expected_bytes, next_to_unload, oldest
@@ -65,6 +66,7 @@ class Shelves:
         self._on_change = on_change
         self._shelves: dict[str, Shelf] = {}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="load")
+        self._failures = Failures(clock)
         self._leaving: dict[str, asyncio.Future[None]] = {}
         self.loaded: dict[str, LoadedModel] = {}
         self.pinned: Collection[str] = ()
@@ -139,8 +141,14 @@ class Shelves:
         name, shelf = artifact.manifest.name, self._shelves[device.name]
         need = await self._on_thread(partial(_expected, device, artifact))
         async with self._turn(shelf):
+            if (known := self._failures.recent(device.name, artifact)) and need > self._room(shelf).free_bytes:
+                raise EngineUnavailableError(known)
             await self._make_room(shelf, name, need)
-            opened = await self._open(artifact, device, shelf)
+            try:
+                opened = await self._open(artifact, device, shelf)
+            except EngineUnavailableError as error:
+                self._failures.note(device.name, artifact, error)
+                raise
             engine = opened.engine
             try:
                 if engine.device == device.name:

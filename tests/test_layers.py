@@ -53,6 +53,7 @@ LAYERS = {
     "service.directory": 4,
     "service.ensemble": 4,
     "service.facts": 4,
+    "service.failures": 2,
     "service.model": 4,
     "service.photos": 4,
     "service.recovery": 4,

@@ -1,6 +1,7 @@
 """Models come and go within a budget: who leaves, who waits, and that nobody loses an answer by it."""
 
 import asyncio
+import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact import GRAPH, Artifact
+from models.artifact import GRAPH, MANIFEST, Artifact
 from models.catalog import CATALOG
 from models.plan import Target
 from service.cards import Card, Cards
@@ -480,6 +481,31 @@ async def test_a_device_whose_slots_all_hang_is_named(artifacts: Path) -> None:
         host.engine("tiny").gate.set()
         await asyncio.gather(task, return_exceptions=True)
         await reached(lambda: host.repository.ready)
+
+
+async def test_a_load_that_fails_does_not_unload_others_at_each_request(artifacts: Path) -> None:
+    """Once it did; for half a minute it is refused where it would again, then or exported anew it is tried again."""
+    async with host_of(artifacts, {CPU: 2}) as host:
+        host.refuses["c cpu"] = [EngineUnavailableError("its graph is odd")] * 3
+        await host.use("tiny", "b")
+        with pytest.raises(NotReady, match="its graph is odd"):
+            await host.classify("c")
+        assert list(host.loaded) == ["b"]
+        await host.use("tiny")
+        for _ in range(3):
+            with pytest.raises(NotReady, match="odd; no model is unloaded to try again for 29 s"):
+                await host.classify("c")
+        assert (sorted(host.loaded), len(host.refuses["c cpu"])) == (["b", "tiny"], 2)
+        await host.clock.advance(29.0)
+        with pytest.raises(NotReady, match=r"its graph is odd$"):
+            await host.classify("c")
+        assert (list(host.loaded), len(host.refuses["c cpu"])) == (["tiny"], 1)
+        await host.use("b")
+        manifest = artifacts / "c" / "1" / MANIFEST
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "macs": 5}))
+        with pytest.raises(NotReady, match=r"its graph is odd$"):
+            await host.classify("c")
+        assert host.refuses["c cpu"] == []
 
 
 async def test_on_a_cpu_all_models_together_run_as_many_batches_as_one(artifacts: Path) -> None:

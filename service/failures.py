@@ -1,0 +1,38 @@
+"""Remembers for a while which loads have failed, so that nobody is unloaded again and again for one that will."""
+
+from dataclasses import dataclass
+
+from models.artifact import Artifact, Manifest
+from service.clock import Clock
+
+_REMEMBERED_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    at: float
+    manifest: Manifest
+    reason: str
+
+
+class Failures:
+    """The last failure of each model on each device."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last: dict[tuple[str, str], _Failure] = {}
+
+    def note(self, device: str, artifact: Artifact, error: Exception) -> None:
+        """It could not be opened there."""
+        key = device, artifact.manifest.name
+        self._last[key] = _Failure(self._clock.now(), artifact.manifest, str(error))
+
+    def recent(self, device: str, artifact: Artifact) -> str | None:
+        """Why it should not be tried there now at others' cost; None after a while, or once it is exported anew."""
+        failure = self._last.get((device, artifact.manifest.name))
+        if failure is None or failure.manifest != artifact.manifest:
+            return None
+        left_s = failure.at + _REMEMBERED_S - self._clock.now()
+        if left_s <= 0:
+            return None
+        return f"{failure.reason}; no model is unloaded to try again for {left_s:.0f} s"
