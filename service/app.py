@@ -46,7 +46,12 @@ class Core:
     ) -> None:
         cpus = settings.cpus or cpu_quota()
         options = EngineOptions(
-            settings.runtime, settings.precision, cpus, settings.max_batch, cache=settings.cache_folder
+            settings.runtime,
+            settings.precision,
+            cpus,
+            settings.max_batch,
+            cache=settings.cache_folder,
+            compiled=settings.cache_folder,
         )
         self.settings = settings
         self.clock = LoopClock()

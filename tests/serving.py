@@ -56,7 +56,7 @@ async def serving(
     """
     values = {"models": ("tiny",), "port": 0, "grpc_port": 0, "cpus": 2, "drain_s": 5.0, "recover_s": 0.05, **settings}
     core = Core(
-        Settings.model_validate({"artifacts": artifacts, **values}),
+        Settings.model_validate({"artifacts": artifacts, "cache": artifacts.parent / "cache", **values}),
         opener=opener(engine, choice) if engine else open_engine,
     )
     service = Service(core)

@@ -68,7 +68,8 @@ class EngineOptions:
     """What the user asked for, the CPUs there are for all slots together, and the card to use; None for the first.
 
     `cache` is the folder for what this machine finds out, `among` are the runtimes that `auto` tries, best first.
-    `max_batch` 0 takes what was tuned or is the default; `layout` None likewise, and holds for the CPU alone.
+    `max_batch` 0 takes what was tuned or is the default; `layout` None likewise, and holds for the CPU alone. In the
+    folder `compiled` compiled graphs are kept; None keeps none.
     """
 
     runtime: Runtime = Runtime.AUTO
@@ -79,6 +80,7 @@ class EngineOptions:
     cache: Path = field(default_factory=CACHE.expanduser)
     among: tuple[Runtime, ...] = ORDER
     layout: Layout | None = None
+    compiled: Path | None = None
 
     @property
     def on_cpu(self) -> Layout:
@@ -275,7 +277,9 @@ def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, opt
     if runtime is Runtime.OPENVINO:
         from service.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(artifact, precision, slots=slots, threads=threads, max_batch=max_batch)
+        return OpenVinoEngine(
+            artifact, precision, slots=slots, threads=threads, max_batch=max_batch, cache=options.compiled
+        )
     if runtime is Runtime.TORCH:
         from service.engines.torch import TorchEngine
 

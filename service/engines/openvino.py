@@ -1,16 +1,23 @@
 """OpenVINO on the CPU: the default where there is no accelerator. bf16 uses AMX or AVX-512-BF16 instructions."""
 
+import logging
 import queue
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
 from openvino import CompiledModel, Core, InferRequest
 
-from models.artifact import Artifact
+from models.artifact import GRAPH, Artifact
 from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
+from service.engines.compiled import Compiled
+from service.engines.layout import conditions_here
 from service.types import EngineInfo, Precision, Probabilities, Rows, Runtime
 
 _DEVICE = "CPU"
+_CACHE = "CACHE_DIR"
+
+log = logging.getLogger(__name__)
 
 
 def has_bf16() -> bool:
@@ -19,23 +26,37 @@ def has_bf16() -> bool:
 
 
 class OpenVinoEngine:
-    """One compiled model with `slots` streams of `threads` threads each."""
+    """One compiled model with `slots` streams of `threads` threads each.
 
-    def __init__(self, artifact: Artifact, precision: Precision, *, slots: int, threads: int, max_batch: int) -> None:
+    With a folder in `cache` the compiled graph is read from there, or kept there where it is new. `from_cache` says
+    which of both it was.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        precision: Precision,
+        *,
+        slots: int,
+        threads: int,
+        max_batch: int,
+        cache: Path | None = None,
+    ) -> None:
         self.slots = slots
         self.max_batch = max_batch
         self.device = CPU
         if precision is Precision.BF16 and not has_bf16():
             raise EngineUnavailableError("this CPU has no bf16 instructions (AMX or AVX-512-BF16); use --precision f32")
         # The precision is always said: on a CPU with bf16 OpenVINO would otherwise choose it by itself.
-        properties = {
+        properties: dict[str, object] = {
             "INFERENCE_PRECISION_HINT": str(precision),
             "NUM_STREAMS": slots,
             "INFERENCE_NUM_THREADS": slots * threads,
             "ENABLE_CPU_PINNING": False,  # with pinning an inference was once seen never to return
         }
         try:
-            self._compiled: CompiledModel | None = Core().compile_model(artifact.graph, _DEVICE, properties)
+            self._compiled: CompiledModel | None
+            self._compiled, self.from_cache = _compile(artifact, properties, cache)
         except RuntimeError as error:
             raise EngineUnavailableError(f"OpenVINO cannot run {artifact.graph}: {_reason(error)}") from error
         size = artifact.manifest.input.crop
@@ -78,6 +99,33 @@ class OpenVinoEngine:
         while not self._requests.empty():
             self._requests.get_nowait()
         self._compiled = None
+
+
+def _compile(artifact: Artifact, properties: dict[str, object], cache: Path | None) -> tuple[CompiledModel, bool]:
+    """The compiled graph, and whether the cache had it. Raises RuntimeError as OpenVINO does."""
+    core, graph = Core(), artifact.graph
+    if cache is None:
+        return core.compile_model(graph, _DEVICE, properties), False
+    here = conditions_here(0).key
+    subject = (ov.__version__, here, str(graph.resolve()), *(f"{name}={value}" for name, value in properties.items()))
+    place = Compiled.of(cache, artifact.manifest.files.get(GRAPH, ""), subject)
+    if place.is_whole():
+        compiled = _compile_in(core, graph, properties, place.folder)
+        if compiled is not None and compiled.get_property("LOADED_FROM_CACHE"):
+            return compiled, True
+        place.discard()  # whole and yet refused: OpenVINO may have written another beside it
+    with place.making() as draft:
+        compiled = _compile_in(core, graph, properties, draft) if draft is not None else None
+    return compiled or core.compile_model(graph, _DEVICE, properties), False
+
+
+def _compile_in(core: Core, graph: Path, properties: dict[str, object], folder: Path) -> CompiledModel | None:
+    """With OpenVINO's own cache in `folder`; None where that fails, as on a full disk."""
+    try:
+        return core.compile_model(graph, _DEVICE, {**properties, _CACHE: str(folder)})
+    except RuntimeError as error:
+        log.info("compiled without %s: %s", folder, _reason(error))
+        return None
 
 
 def _reason(error: RuntimeError) -> str:
