@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import zlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
@@ -35,6 +36,7 @@ from tests.conftest import noise, png
 from tests.fakes import FakeEngine, SlowImage, reached, settle
 from tests.fleet import copy_model
 from tests.front_pair import Pair, front_pair
+from tests.watchdog import LONGEST_S, longest
 
 pytestmark = pytest.mark.anyio
 
@@ -317,3 +319,19 @@ async def test_flat(artifacts: Path) -> None:
         assert (pair.calls._calls, pair.desk._sent, pair.desk.under_way) == ({}, {}, 0)
     assert after <= before
     assert max(offsets) < 64 * 3072
+
+
+async def test_no_long_turn(artifacts: Path) -> None:
+    """Neither side of the link keeps its event loop, however long the answer or however many the crops."""
+    async with front_pair(artifacts, FakeEngine(max_batch=16)) as pair:
+        works: dict[str, Callable[[], Awaitable[object]]] = {
+            "models": pair.directory.models,
+            "a model": lambda: pair.directory.model("tiny"),
+            "layers": lambda: pair.directory.layers("tiny"),
+            "metrics": pair.counts.scrape,
+            "one crop": lambda: classify(pair, png(3)),
+            "ten crops": lambda: pair.classifier.classify(png(4), model="tiny", crops=10, deadline=pair.deadline()),
+            "compare": lambda: pair.classifier.compare(png(4), models=["tiny", "no"], deadline=pair.deadline()),
+        }
+        turns = {name: await longest(work) for name, work in works.items()}
+    assert {name: turn for name, turn in turns.items() if turn.longest_s > LONGEST_S} == {}

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from service.errors import NotReady
 from service.front.region import Arena, Window, make_region
 from service.types import Samples
-from tests.fakes import settle
+from tests.conftest import noise
+from tests.fakes import reached, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -55,6 +56,22 @@ async def test_what_is_written_is_read(shared: Shared) -> None:
     assert [np.array_equal(left, right) for left, right in zip(read, (first, second), strict=True)] == [True, True]
     with pytest.raises(ValueError, match="read-only"):
         read[0][0] = 1
+
+
+async def test_long_samples() -> None:
+    """What takes long to copy is copied on a thread; one that leaves meanwhile gives the place back after that."""
+    descriptor = make_region(16 << 20)
+    arena, window = Arena(descriptor), Window(descriptor, lambda _: None)
+    os.close(descriptor)
+    large = noise(2000, 1000)[np.newaxis]
+    offset = await arena.place([large])
+    (read,) = window.samples(offset, [large.shape])
+    assert np.array_equal(read, large)
+    leaving = asyncio.create_task(arena.place([large]))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await reached(lambda: arena.taken == 1)
+    assert leaving.cancelled()
 
 
 async def test_freed_with_the_last_view(shared: Shared) -> None:

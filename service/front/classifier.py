@@ -1,6 +1,8 @@
 """The classifier, the directory and the metrics of a front: what the transports ask, answered by the engine process."""
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from service.classifier import DEFAULT_CROPS
 from service.clock import Clock
@@ -8,7 +10,16 @@ from service.comparison import Comparison
 from service.directory import ModelList
 from service.facts import LayerFacts, ModelFacts
 from service.front.calls import Calls
-from service.front.messages import Classify, Compare, GetLayers, GetMetrics, GetModel, ListModels
+from service.front.messages import (
+    Classify,
+    Compare,
+    GetLayers,
+    GetMetrics,
+    GetModel,
+    ListModels,
+    Question,
+    unpacked,
+)
 from service.types import Classification
 
 
@@ -60,17 +71,17 @@ class FrontDirectory:
 
     async def models(self) -> ModelList:
         """All models."""
-        known: ModelList = await self._calls.ask(ListModels(), self._deadline)
+        known: ModelList = await self._long(ListModels())
         return known
 
     async def model(self, name: str) -> ModelFacts:
         """One of them."""
-        known: ModelFacts = await self._calls.ask(GetModel(name), self._deadline)
+        known: ModelFacts = await self._long(GetModel(name))
         return known
 
     async def layers(self, name: str) -> LayerFacts:
         """Its layers."""
-        known: LayerFacts = await self._calls.ask(GetLayers(name), self._deadline)
+        known: LayerFacts = await self._long(GetLayers(name))
         return known
 
     def check_alive(self) -> None:
@@ -83,9 +94,9 @@ class FrontDirectory:
         if (error := self._calls.standing.ready) is not None:
             raise error
 
-    @property
-    def _deadline(self) -> float:
-        return self._clock.now() + self._timeout_s
+    async def _long(self, question: Question) -> Any:
+        """The answer, unpacked on a thread."""
+        return await asyncio.to_thread(unpacked, await self._calls.ask(question, self._clock.now() + self._timeout_s))
 
 
 class FrontMetrics:

@@ -33,6 +33,7 @@ from service.front.messages import (
     Refused,
     Standing,
     Stop,
+    packed,
 )
 from service.front.photo import Sent
 from service.front.region import Window
@@ -136,13 +137,13 @@ class Desk:
             case Compare():
                 return await self._compared(call, question)
             case ListModels():
-                return await directory.models()
+                return await asyncio.to_thread(packed, await directory.models())
             case GetModel():
-                return await directory.model(question.name)
+                return await asyncio.to_thread(packed, await directory.model(question.name))
             case GetLayers():
-                return await directory.layers(question.name)
+                return await asyncio.to_thread(packed, await directory.layers(question.name))
             case GetMetrics():
-                return self._house.metrics.render()
+                return await self._house.metrics.scrape()
 
     async def _classified(self, call: int, asked: Classify) -> Any:
         sent = self._sent[call] = Sent(call, asked.size_bytes, self.link)

@@ -135,7 +135,10 @@ class Freed:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """From the engine process: the answer to that call, of the type that its question asks for."""
+    """From the engine process: the answer to that call, of the type that its question asks for.
+
+    That of a directory is `packed` once more, because it is long: threads on both sides do that.
+    """
 
     call: int
     value: Any
@@ -206,14 +209,22 @@ class _Pickler(pickle.Pickler):
 _LENGTH_BYTES = 4
 
 
+def packed(value: object) -> bytes:
+    """Any value of the service as bytes. Of a long one this takes longer than the event loop may be kept."""
+    file = io.BytesIO()
+    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
+    return file.getvalue()
+
+
+def unpacked(data: bytes) -> Any:
+    """The value that `packed` was given."""
+    return pickle.loads(data)
+
+
 def framed(message: Message) -> bytes:
     """The message as bytes that say how many they are."""
-    file = io.BytesIO(bytes(_LENGTH_BYTES))
-    file.seek(_LENGTH_BYTES)
-    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(message)
-    frame = file.getbuffer()
-    frame[:_LENGTH_BYTES] = (len(frame) - _LENGTH_BYTES).to_bytes(_LENGTH_BYTES, "little")
-    return bytes(frame)
+    content = packed(message)
+    return len(content).to_bytes(_LENGTH_BYTES, "little") + content
 
 
 class Unframed:
