@@ -26,6 +26,7 @@ from service.front.messages import (
     Standing,
     Stop,
     Wanted,
+    unpacked_specs,
 )
 from service.front.region import Arena
 from service.photos import Photo
@@ -153,7 +154,7 @@ class Calls:
         assert call.photo is not None, "only of calls with a photo crops are wanted"
         try:
             asker = KEEPER if wanted.last else ""
-            samples, took_s = await call.photo.samples(asker, wanted.specs)
+            samples, took_s = await call.photo.samples(asker, unpacked_specs(wanted.recipes))
             offset = await self._arena.place(samples)
         except TopfiveError as error:
             self.link.send(NotMade(wanted.call, wanted.cut, error))

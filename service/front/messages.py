@@ -7,6 +7,8 @@ import io
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -94,11 +96,14 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """From the engine process: the crops of that call's photo for each spec; after the `last` the pixels may go."""
+    """From the engine process: the crops of that call's photo for each spec; after the `last` the pixels may go.
+
+    `recipes` are the specs as `packed_specs` gives them: there are few, and each is asked for again and again.
+    """
 
     call: int
     cut: int
-    specs: tuple[InputSpec, ...]
+    recipes: bytes
     last: bool
 
 
@@ -180,9 +185,15 @@ class _Reducers(dict[type, Callable[[Any], Reduced]]):
     what the table of errors has of them."""
 
     def __missing__(self, kind: type) -> Callable[[Any], Reduced]:
-        if not (is_error := issubclass(kind, Exception)) and not is_dataclass(kind):
+        reducer: Callable[[Any], Reduced]
+        if issubclass(kind, Exception):
+            reducer = _error
+        elif issubclass(kind, Enum):
+            reducer = _by_value
+        elif is_dataclass(kind):
+            reducer = _by_fields(kind)
+        else:
             raise KeyError(kind)  # pickle knows it
-        reducer: Callable[[Any], Reduced] = _error if is_error else _by_fields(kind)
         self[kind] = reducer
         return reducer
 
@@ -193,6 +204,10 @@ def _by_fields(kind: type) -> Callable[[Any], Reduced]:
         values = attrgetter(*names)
         return lambda one: (kind, values(one))
     return lambda one: (kind, tuple(getattr(one, name) for name in names))
+
+
+def _by_value(one: Enum) -> Reduced:
+    return type(one), (one.value,)
 
 
 def _error(error: Exception) -> Reduced:
@@ -219,6 +234,19 @@ def packed(value: object) -> bytes:
 def unpacked(data: bytes) -> Any:
     """The value that `packed` was given."""
     return pickle.loads(data)
+
+
+@lru_cache(maxsize=256)
+def packed_specs(specs: tuple[InputSpec, ...]) -> bytes:
+    """Specs as bytes."""
+    return packed(specs)
+
+
+@lru_cache(maxsize=256)
+def unpacked_specs(recipes: bytes) -> tuple[InputSpec, ...]:
+    """The specs that `packed_specs` was given."""
+    specs: tuple[InputSpec, ...] = unpacked(recipes)
+    return specs
 
 
 def framed(message: Message) -> bytes:

@@ -7,7 +7,7 @@ from types import TracebackType
 from models.catalog import InputSpec
 from service import image, recipe
 from service.front.link import Link
-from service.front.messages import Made, NotMade, Wanted
+from service.front.messages import Made, NotMade, Wanted, packed_specs
 from service.types import ImageLimits, Samples
 
 Crops = tuple[list[Samples], float]
@@ -27,7 +27,7 @@ class Sent:
     def want(self, specs: Sequence[InputSpec], *, last: bool) -> asyncio.Future[Crops]:
         """Ask for the crops for these specs; after the `last` question there is no other one."""
         crops: asyncio.Future[Crops] = asyncio.get_running_loop().create_future()
-        self._link.send(Wanted(self._call, len(self._cuts), tuple(specs), last))
+        self._link.send(Wanted(self._call, len(self._cuts), packed_specs(tuple(specs)), last))
         self._cuts.append(crops)
         return crops
 
