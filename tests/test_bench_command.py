@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import json
+import signal
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes import reached
 from tests.load_server import Script, Scripted, reply, scripted
 from tests.serving import serving
 
@@ -163,3 +165,56 @@ async def test_the_service_itself(api: str, artifacts: Path, tmp_path: Path) -> 
     assert done.point["requests"] > 0
     server = done.point["server_ms"]
     assert 0 < server["input"] < server["total"] <= done.point["latency_ms"]["mean"]
+
+
+async def test_plot(tmp_path: Path) -> None:
+    """The plot is one page with the picture in it; another name than .html is refused before anything is asked."""
+    file = tmp_path / "plot.html"
+
+    done, _ = await against(lambda _number, _asked: reply(), tmp_path, "--plot", str(file))
+    refused, server = await against(lambda _number, _asked: reply(), tmp_path, "--plot", "plot.png")
+
+    assert done.status == 0
+    assert "<svg" in file.read_text()
+    assert refused.status == 2
+    assert "plot.png should end in .html" in refused.said
+    assert server.asked == []
+
+
+async def test_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C ends a long measurement with its figures, and the status of an interrupt."""
+    async with scripted(lambda _number, _asked: reply()) as server:
+        file = tmp_path / "report.json"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from service.cli import main; main()", "bench", server.url),
+            *("--seconds", "600", "--warm-up", "0", "--json", str(file)),
+            stderr=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        await reached(lambda: len(server.asked) > 100)
+        process.send_signal(signal.SIGINT)
+        status = await asyncio.wait_for(process.wait(), 30)
+
+    (point,) = json.loads(file.read_text())["points"]
+    assert status == 130
+    assert point["requests"] > 0
+    assert any("stopped early" in note for note in point["notes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--connections", "1,x"), "'1,x' is no number and no list such as 1,4,16"),
+        (("--connections", "0"), "each must be above 0"),
+        (("--rate", "inf"), "each must be above 0"),
+        (("--api", "v2"), "--api v2 needs --model NAME"),
+        (("--api", "grpc", "--path", "/x"), "--path is for HTTP"),
+        (("--api", "grpc", "--model", "m"), "is no gRPC address; give HOST:PORT"),
+    ],
+)
+async def test_what_cannot_be(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    """Options that make no sense are refused by name."""
+    done = await bench(tmp_path, "http://127.0.0.1:9/x", *words)
+
+    assert done.status in (1, 2)
+    assert said in " ".join(done.said.replace("│", " ").split())

@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.text import Text
 
 from service.clock import LoopClock
+from service.commands.bench_display import show, watched
 from service.load import images
 from service.load.figures import Point
 from service.load.line import LoadError
 from service.load.loops import ClosedLoop, Loop, OpenLoop, at_random, in_turn, poisson
 from service.load.measure import Load, Measurement, Plan, Progress
+from service.load.plot import as_html
 from service.load.recorder import Recorder
 from service.load.report import Report, as_csv, as_json
 from service.load.requests import Api, Encoding, Form
@@ -112,8 +114,14 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @_bench_option("--allow-errors", is_flag=True, help="Measure also where the first request fails")
 @_bench_option("--json", "json_file", type=_FILE, help="Write all figures")
 @_bench_option("--csv", "csv_file", type=_FILE, help="Write them under the columns of perf_analyzer")
+@_bench_option("--plot", "plot_file", type=_FILE, help="Draw latency over throughput: an .html file")
 def bench_command(
-    urls: Sequence[str], paths: Sequence[Path], json_file: Path | None, csv_file: Path | None, **values: Any
+    urls: Sequence[str],
+    paths: Sequence[Path],
+    json_file: Path | None,
+    csv_file: Path | None,
+    plot_file: Path | None,
+    **values: Any,
 ) -> None:
     """Measure throughput and latency of the server at URL.
 
@@ -123,12 +131,15 @@ def bench_command(
 
     The status is 1 where any request failed.
     """
+    if plot_file is not None and plot_file.suffix != ".html":
+        raise click.BadParameter(f"{plot_file} should end in .html", param_hint="--plot")
     errors = Console(stderr=True)
     try:
         job = _job(urls, paths, values)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             report, interrupted = runner.run(_bench(job, errors))
-        _write(report, json_file, csv_file)
+        show(Console(), report.points)
+        _write(report, {json_file: as_json, csv_file: lambda one: as_csv(one.points), plot_file: as_html})
     except LoadError as error:
         raise click.ClickException(str(error)) from error
     if interrupted:
@@ -185,10 +196,10 @@ async def _bench(job: Job, errors: Console) -> tuple[Report, bool]:
             if not job.allow_errors:
                 raise
             _say(errors, f"{error}")
-        for load in job.loads:
-            if not stop.is_set():
-                points.append(await _point(job, target, load, stop, lambda _progress: None))
-                _say(errors, _line(load, points[-1]))
+        with watched(errors) as watch:
+            for load in job.loads:
+                if not stop.is_set():
+                    points.append(await _point(job, target, load, stop, watch))
     report = Report(version("topfive"), job.form.api, job.urls, job.form.model, job.photos, job.seed, tuple(points))
     return report, stop.is_set()
 
@@ -222,18 +233,9 @@ async def _point(job: Job, target: Target, load: Load, stop: asyncio.Event, watc
     ).run()
 
 
-def _line(load: Load, point: Point) -> str:
-    latency = point.latency_ms
-    times = " ".join(f"{name} {getattr(latency, name) or 0:.2f}" for name in ("p50", "p90", "p99", "max"))
-    errors = ", ".join(f"{count} {failure}" for failure, count in point.errors.items())
-    return (
-        f"{load}: {point.requests_per_second:.1f} requests/s, ms {times}, errors {errors or 0}"
-        f"{''.join(f'; {note}' for note in point.notes)}"
-    )
-
-
-def _write(report: Report, json_file: Path | None, csv_file: Path | None) -> None:
-    for file, text in ((json_file, as_json), (csv_file, lambda one: as_csv(one.points))):
+def _write(report: Report, files: dict[Path | None, Callable[[Report], str]]) -> None:
+    """Write what was asked for. Raises LoadError."""
+    for file, text in files.items():
         if file is not None:
             try:
                 file.write_text(text(report), encoding="utf-8")

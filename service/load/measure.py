@@ -28,7 +28,9 @@ class Load:
 
     def __str__(self) -> str:
         """For a person."""
-        return f"{self.connections} connections" if self.rate is None else f"{self.rate:g} requests/s"
+        if self.rate is not None:
+            return f"{self.rate:g} requests/s"
+        return f"{self.connections} connection{'s' if self.connections != 1 else ''}"
 
 
 @dataclass(frozen=True, slots=True)
