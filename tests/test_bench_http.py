@@ -194,6 +194,8 @@ async def test_no_address(url: str) -> None:
         (Form(Api.TOPFIVE), "host", "/predict"),
         (Form(Api.TOPFIVE, "ensemble:a+b"), "host", "/predict?model=ensemble:a+b"),
         (Form(Api.MULTIPART, "a"), "host", "/predict?model=a"),
+        (Form(Api.MULTIPART, "a"), "host/classify?top_k=3", "/classify?top_k=3&model=a"),
+        (Form(Api.RAW), "host", "/"),
         (Form(Api.RAW), "host/infer", "/infer"),
         (Form(Api.RAW, path="/other"), "host/infer", "/other"),
         (Form(Api.TORCHSERVE, "a"), "host", "/predictions/a"),

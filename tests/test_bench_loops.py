@@ -163,16 +163,33 @@ async def test_waiting_for_a_line_counts() -> None:
     assert point.requests_per_second == pytest.approx(5, abs=0.4)
     assert point.latency_ms.max == pytest.approx(3000, abs=400)  # the thirtieth came after 3 s and was answered at 6
     assert point.errors == {}
+    assert any("28 requests waited for a connection" in note for note in point.notes)
 
 
 async def test_lines_are_as_many_as_it_takes() -> None:
     """At 100 a second and 0.1 s an answer about ten requests are under way at once, and so many lines are opened."""
     bench = Bench(lambda _now: 0.1)
 
-    point = await bench.measure(bench.open(every(0.01)), Plan(warm_up_s=0, seconds=2), Load(rate=100))
+    point = await bench.measure(bench.open(every(0.01)), Plan(warm_up_s=1, seconds=2), Load(rate=100))
 
     assert 9 <= bench.lines <= 12
     assert point.requests_per_second == pytest.approx(100, rel=0.1)
+    assert point.notes == ()
+
+
+async def test_a_timer_that_comes_early() -> None:
+    """A timer within half a millisecond of what is due sends it, and its latency counts from there, not from later."""
+    bench = Bench(lambda _now: 0.01)
+    loop = bench.open(every(0.1))
+    loop.start()
+    await bench.clock.advance(0.0996)
+    bench.clock.call_at(bench.clock.now(), loop.arrive)
+    await bench.clock.advance(0)
+    assert bench.lines == 1
+    await bench.clock.advance(0.02)
+    loop.stop()
+
+    assert bench.recorder.latency(1000, 1001).max == pytest.approx(10)
 
 
 async def test_a_generator_that_falls_behind_says_so() -> None:

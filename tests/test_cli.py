@@ -150,7 +150,19 @@ def test_every_setting_is_an_option(name: str) -> None:
     assert option.show_default
 
 
-COMMANDS = ("classify", "compare", "evaluate", "export", "import", "layers", "models", "predict", "serve", "show")
+COMMANDS = (
+    "bench",
+    "classify",
+    "compare",
+    "evaluate",
+    "export",
+    "import",
+    "layers",
+    "models",
+    "predict",
+    "serve",
+    "show",
+)
 
 
 def test_help_lists_commands() -> None:

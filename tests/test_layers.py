@@ -355,6 +355,14 @@ def test_classifier_knows_no_transport() -> None:
     assert not started & {"fastapi", "starlette", "grpc", "google"}
 
 
+def test_the_load_generator_knows_no_server() -> None:
+    """It measures any server, so it reaches nothing of this one but the contract of its gRPC and a clock."""
+    own = {one.target for one in imports() if inside(one.module, ["service.load"]) and inside(one.target, PACKAGES)}
+
+    assert own
+    assert {name for name in own if not inside(name, ["service.load", "service.clock", "proto"])} == set()
+
+
 def test_only_the_top_reads_settings() -> None:
     """Everything below gets what it needs as arguments, not the settings."""
     users = {one.module for one in imports() if one.target == "service.settings"}

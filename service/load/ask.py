@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 
 from service.load.http import Address
@@ -41,7 +42,8 @@ def _ask(address: Address, payload: bytes, timeout_s: float) -> Answer:
     try:
         connection.connect()
         assert connection.sock is not None
-        connection.sock.sendall(payload)
+        with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered already, and closed
+            connection.sock.sendall(payload)
         response = http.client.HTTPResponse(connection.sock, method=payload.split(b" ", 1)[0].decode())
         response.begin()
         body = response.read()

@@ -9,6 +9,8 @@ from service.clock import Clock, Timer
 from service.load.line import TIMEOUT, Line, MakeLine, Outcome
 from service.load.recorder import Recorder
 
+_EARLY_S = 0.0005  # timers of event loops keep to the millisecond: to wait for the rest would burn the processor
+
 Pick = Callable[[], int]
 """The index of the next request."""
 
@@ -32,6 +34,10 @@ class Loop(Protocol):
     @property
     def connects(self) -> tuple[int, int]:
         """How many connections were made, and on how many lines."""
+
+    @property
+    def waited(self) -> int:
+        """Requests that were due when no line was free, nor one more allowed."""
 
     async def aclose(self) -> None:
         """End all connections."""
@@ -73,6 +79,11 @@ class ClosedLoop:
         """How many connections were made, and on how many lines."""
         return _connects(self._lines)
 
+    @property
+    def waited(self) -> int:
+        """None: each is sent by the line whose turn it is."""
+        return 0
+
     async def aclose(self) -> None:
         """End all connections."""
         for line in self._lines:
@@ -88,10 +99,11 @@ class ClosedLoop:
 class OpenLoop:
     """Asks when `gaps` says, in seconds from one request to the next, on as many lines as that takes.
 
-    A request begins when it is due, not when it could be sent: a server that stalls shows in the latency of all that
-    fell due meanwhile (what is left out otherwise is called coordinated omission). With `bound` lines busy what is
-    due waits for one. How late the generator itself was is noted for each request: with Poisson arrivals that is what
-    a random moment sees (PASTA, R. W. Wolff 1982), so it stands for how late answers were read as well.
+    A request begins when it is due (or when it is sent, where its timer came a moment before), not when it could be
+    sent: a server that stalls shows in the latency of all that fell due meanwhile; what is left out otherwise is called
+    coordinated omission. With `bound` lines busy what is due waits for one. How late the generator itself was is noted
+    for each request: with Poisson arrivals that is what a random moment sees (PASTA, R. W. Wolff 1982), so it stands
+    for how late answers were read as well.
     """
 
     def __init__(
@@ -107,12 +119,13 @@ class OpenLoop:
         self._idle: list[Line] = []
         self._waiting: deque[float] = deque()
         self._due = 0.0
+        self._waited = 0
         self._timer: Timer | None = None
 
     def start(self) -> None:
         """Begin to ask; the first request is due after the first gap."""
         self._due = self._clock.now() + next(self._gaps)
-        self._timer = self._clock.call_at(self._due, self._arrive)
+        self._timer = self._clock.call_at(self._due, self.arrive)
 
     def stop(self) -> None:
         """Begin no further request; those that wait for a line still get one."""
@@ -138,19 +151,26 @@ class OpenLoop:
         """How many connections were made, and on how many lines."""
         return _connects(self._lines)
 
+    @property
+    def waited(self) -> int:
+        """Requests that were due when no line was free, nor one more allowed."""
+        return self._waited
+
     async def aclose(self) -> None:
         """End all connections."""
         for line in self._lines:
             await line.aclose()
 
-    def _arrive(self) -> None:
-        """Send all that is due, and come again for the next."""
-        while (now := self._clock.now()) >= self._due:
-            self._recorder.note_late(self._due, now - self._due)
-            self._waiting.append(self._due)
+    def arrive(self) -> None:
+        """Send all that is due, and come again for the next; called by a timer."""
+        while (now := self._clock.now()) >= self._due - _EARLY_S:
+            due = min(now, self._due)
+            self._recorder.note_late(due, now - due)
+            self._waiting.append(due)
             self._due += next(self._gaps)
             self._serve()
-        self._timer = self._clock.call_at(self._due, self._arrive)
+            self._waited += bool(self._waiting)
+        self._timer = self._clock.call_at(self._due, self.arrive)
 
     def _serve(self) -> None:
         while self._waiting:

@@ -75,10 +75,10 @@ class _Volume:
     cpu_s: float
     connects: int
     lines: int
+    waited: int
 
     def since(self, before: "_Volume") -> "_Volume":
-        names = ("sent", "received", "cpu_s", "connects", "lines")
-        return _Volume(*(getattr(self, name) - getattr(before, name) for name in names))
+        return _Volume(*(getattr(self, name) - getattr(before, name) for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,8 @@ class Measurement:
         return self._point(_Taken(begin, end, tuple(windows), used, server, unanswered))
 
     def _volume(self) -> _Volume:
-        return _Volume(self._recorder.sent, self._recorder.received, time.process_time(), *self._loop.connects)
+        recorder, loop = self._recorder, self._loop
+        return _Volume(recorder.sent, recorder.received, time.process_time(), *loop.connects, loop.waited)
 
     async def _windows(self, begin: float) -> list[Window]:
         plan = self._plan
@@ -197,6 +198,10 @@ class Measurement:
         notes = list(invalid)
         if not stable:
             notes.append(f"unstable: the last {STEADY} windows differ by more than {self._plan.tolerance:.0%}")
+        if taken.used.waited:
+            notes.append(
+                f"{taken.used.waited} requests waited for a connection, all being busy; it is in their latency"
+            )
         if self._stop.is_set():
             notes.append(f"stopped early: {taken.unanswered} requests had no answer yet")
         return Point(

@@ -48,16 +48,19 @@ class Form:
 
 
 def path_of(form: Form, address: Address) -> str:
-    """Where a request goes: as it was asked for, else the path of the address, else what the API says."""
-    if form.path:
-        return form.path
-    if address.path != "/":
-        return address.path
+    """Where a request goes: as it was asked for, else the path of the address, else what the API says.
+
+    Of `topfive` and `multipart` the model is a parameter of it.
+    """
+    path = form.path or (address.path if address.path != "/" else "")
     if form.api is Api.TORCHSERVE:
-        return f"/predictions/{quote(form.model)}"
+        return path or f"/predictions/{quote(form.model)}"
     if form.api is Api.RAW:
-        return "/"
-    return f"/predict?model={quote(form.model, safe=':+')}" if form.model else "/predict"
+        return path or "/"
+    path = path or "/predict"
+    if not form.model:
+        return path
+    return f"{path}{'&' if '?' in path else '?'}model={quote(form.model, safe=':+')}"
 
 
 def post(address: Address, path: str, headers: dict[str, str], body: bytes) -> bytes:
