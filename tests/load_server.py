@@ -1,6 +1,7 @@
 """An HTTP server that answers as it is told, byte for byte, and keeps what it was asked."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -67,15 +68,15 @@ class Scripted:
                     await asyncio.sleep(0)
                 if say.close:
                     return
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, OSError):
             return
         finally:
             writer.close()
 
 
 @asynccontextmanager
-async def scripted(script: Script) -> AsyncIterator[Scripted]:
-    """A server that follows the script, on a free port of this machine."""
+async def scripted(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[Scripted]:
+    """A server that follows the script, on a free port of this machine; over TLS where that is given."""
     running = Scripted(script)
     tasks: set[asyncio.Task[None]] = set()
 
@@ -84,8 +85,8 @@ async def scripted(script: Script) -> AsyncIterator[Scripted]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    running.url = "http://{}:{}".format(*server.sockets[0].getsockname())
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
+    running.url = ("https" if tls else "http") + "://{}:{}".format(*server.sockets[0].getsockname())
     try:
         yield running
     finally:

@@ -4,7 +4,9 @@ import asyncio
 import csv
 import io
 import json
+import shutil
 import signal
+import ssl
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from service.cli import main
 from tests.fakes import reached
 from tests.load_server import Script, Scripted, reply, scripted
 from tests.serving import serving
@@ -208,13 +212,54 @@ async def test_interrupted(tmp_path: Path) -> None:
         (("--connections", "0"), "each must be above 0"),
         (("--rate", "inf"), "each must be above 0"),
         (("--api", "v2"), "--api v2 needs --model NAME"),
-        (("--api", "grpc", "--path", "/x"), "--path is for HTTP"),
-        (("--api", "grpc", "--model", "m"), "is no gRPC address; give HOST:PORT"),
+        (("--api", "grpc", "--path", "/x"), "--path has no use with --api grpc; it is for multipart, raw,"),
+        (("--api", "raw", "--model", "x"), "--model has no use with --api raw"),
+        (("--field", "x"), "--field has no use with --api topfive; it is for multipart"),
+        (("--rate", "5", "--connections", "5"), "give --rate or --connections, not both"),
+        (("--max-windows", "5"), "--max-windows has no use without --windows"),
     ],
 )
-async def test_what_cannot_be(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    """Options that make no sense are refused by name."""
-    done = await bench(tmp_path, "http://127.0.0.1:9/x", *words)
+def test_what_cannot_be(words: tuple[str, ...], said: str) -> None:
+    """Options that make no sense are refused by name, before anything is asked."""
+    result = CliRunner().invoke(main, ["bench", "http://127.0.0.1:9/x", *words], env={"COLUMNS": "200"})
 
-    assert done.status in (1, 2)
-    assert said in " ".join(done.said.replace("│", " ").split())
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+async def test_no_grpc_address(tmp_path: Path) -> None:
+    """A URL of HTTP is no address of gRPC."""
+    done = await bench(tmp_path, "http://127.0.0.1:9/x", "--api", "grpc")
+
+    assert (done.status, done.said) == (
+        1,
+        "Error: http://127.0.0.1:9/x is no gRPC address; give HOST:PORT, such as localhost:50051\n",
+    )
+
+
+async def test_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server is measured over TLS where the machine trusts its certificate, and refused where it does not."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the command openssl to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = await asyncio.create_subprocess_exec(
+        *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
+        *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+        *("-keyout", str(key), "-out", str(certificate)),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await made.wait() == 0
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+
+    async with scripted(lambda _number, _asked: reply(), tls) as server:
+        refused = await bench(tmp_path, server.url, *QUICK)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        done = await bench(tmp_path, server.url, *QUICK, "--connections", "2")
+
+    assert refused.status == 1
+    assert "certificate" in refused.said
+    assert len(refused.said.splitlines()) == 1
+    assert done.status == 0, done.said
+    assert done.point["requests"] > 0

@@ -3,50 +3,45 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 import uvloop
+from click.core import ParameterSource
 from rich.console import Console
 from rich.text import Text
 
-from service.clock import LoopClock
 from service.commands.bench_display import show, watched
 from service.load import images
 from service.load.figures import Point
+from service.load.job import Job, run
 from service.load.line import LoadError
-from service.load.loops import ClosedLoop, Loop, OpenLoop, at_random, in_turn, poisson
-from service.load.measure import Load, Measurement, Plan, Progress
+from service.load.measure import Load, Plan
 from service.load.plot import as_html
-from service.load.recorder import Recorder
 from service.load.report import Report, as_csv, as_json
 from service.load.requests import Api, Encoding, Form
-from service.load.rpc import GrpcTarget
-from service.load.target import Target, http_target
 from service.load.tensors import Datatype
 from service.options import Command, option
 
 _INTERRUPTED = 130
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What one call of the command is about."""
-
-    urls: tuple[str, ...]
-    form: Form
-    photos: tuple[images.Photo, ...]
-    loads: tuple[Load, ...]
-    plan: Plan
-    seed: int
-    shuffled: bool
-    bound: int
-    allow_errors: bool
+# Of each option that not every API has a use for, those that do
+_MEANT_FOR = {
+    "model": set(Api) - {Api.RAW},
+    "path": set(Api) - {Api.GRPC, Api.V2_GRPC},
+    "field": {Api.MULTIPART},
+    "content_type": {Api.TOPFIVE, Api.MULTIPART, Api.RAW, Api.TORCHSERVE},
+    "datatype": {Api.V2, Api.V2_GRPC},
+    "encoding": {Api.V2},
+}
+# Options of which only one can hold
+_EXCLUDE = (("rate", "connections"), ("windows", "seconds"))
+# Options that mean something only with another
+_NEED = (("max_connections", "rate"), ("max_windows", "windows"))
 
 
 def _numbers(kind: Callable[[str], float]) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...]]:
@@ -137,7 +132,8 @@ def bench_command(
     try:
         job = _job(urls, paths, values)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            report, interrupted = runner.run(_bench(job, errors))
+            points, interrupted = runner.run(_measured(job, errors))
+        report = Report(version("topfive"), job.form.api, job.urls, job.form.model, job.photos, job.seed, points)
         show(Console(), report.points)
         _write(report, {json_file: as_json, csv_file: lambda one: as_csv(one.points), plot_file: as_html})
     except LoadError as error:
@@ -147,7 +143,28 @@ def bench_command(
     sys.exit(int(any(point.failed for point in report.points)))
 
 
+def _check(api: Api, given: set[str]) -> None:
+    """That each option which was given has a use. Raises click.UsageError."""
+    for name, apis in _MEANT_FOR.items():
+        if name in given and api not in apis:
+            raise click.UsageError(f"{_flag(name)} has no use with --api {api}; it is for {', '.join(sorted(apis))}")
+    for one, other in _EXCLUDE:
+        if {one, other} <= given:
+            raise click.UsageError(f"give {_flag(one)} or {_flag(other)}, not both")
+    for name, needed in _NEED:
+        if name in given and needed not in given:
+            raise click.UsageError(f"{_flag(name)} has no use without {_flag(needed)}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _job(urls: Sequence[str], paths: Sequence[Path], values: dict[str, Any]) -> Job:
+    """What was asked for. Raises click.UsageError, and LoadError of images that cannot be read."""
+    context = click.get_current_context()
+    given = {name for name in values if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    _check(Api(values["api"]), given)
     form = Form(
         Api(values["api"]),
         model=values["model"],
@@ -159,8 +176,6 @@ def _job(urls: Sequence[str], paths: Sequence[Path], values: dict[str, Any]) -> 
     )
     if form.api in (Api.TORCHSERVE, Api.V2, Api.V2_GRPC) and not form.model:
         raise click.UsageError(f"--api {form.api} needs --model NAME")
-    if form.path and form.api in (Api.GRPC, Api.V2_GRPC):
-        raise click.UsageError("--path is for HTTP; gRPC has none")
     rates = tuple(Load(rate=rate) for rate in values["rate"])
     plan = Plan(
         warm_up_s=values["warm_up"],
@@ -183,54 +198,13 @@ def _job(urls: Sequence[str], paths: Sequence[Path], values: dict[str, Any]) -> 
     )
 
 
-async def _bench(job: Job, errors: Console) -> tuple[Report, bool]:
-    """All points; whether the user stopped it."""
+async def _measured(job: Job, errors: Console) -> tuple[tuple[Point, ...], bool]:
+    """All points; whether the user stopped it. Raises LoadError."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
-    points = []
-    async with _target(job) as target:
-        try:
-            for line in await target.check():
-                _say(errors, line)
-        except LoadError as error:
-            if not job.allow_errors:
-                raise
-            _say(errors, f"{error}")
-        with watched(errors) as watch:
-            for load in job.loads:
-                if not stop.is_set():
-                    points.append(await _point(job, target, load, stop, watch))
-    report = Report(version("topfive"), job.form.api, job.urls, job.form.model, job.photos, job.seed, tuple(points))
-    return report, stop.is_set()
-
-
-@asynccontextmanager
-async def _target(job: Job) -> AsyncIterator[Target]:
-    """The servers with all requests made. Raises LoadError."""
-    if job.form.api in (Api.GRPC, Api.V2_GRPC):
-        grpc_target = GrpcTarget(job.urls, job.form)
-        target: Target = grpc_target
-        try:
-            await grpc_target.prepare(job.photos)
-            yield target
-        finally:
-            await target.aclose()
-    else:
-        yield await http_target(job.urls, job.form, job.photos)
-
-
-async def _point(job: Job, target: Target, load: Load, stop: asyncio.Event, watch: Callable[[Progress], None]) -> Point:
-    clock, count = LoopClock(), len(job.photos)
-    recorder = Recorder([len(payload) for payload in target.payloads[0]], [photo.group for photo in job.photos])
-    pick = at_random(count, job.seed) if job.shuffled else in_turn(count)
-    if load.rate is not None:
-        gaps = poisson(load.rate, job.seed)
-        loop: Loop = OpenLoop(target.line, gaps, pick, recorder, clock, job.bound)
-    else:
-        loop = ClosedLoop(target.line, load.connections or 1, pick, recorder, clock)
-    return await Measurement(
-        load, loop, recorder, job.plan, clock=clock, stop=stop, watch=watch, spent=target.spent
-    ).run()
+    with watched(errors) as watch:
+        points = await run(job, stop, watch, lambda text: errors.print(Text(text), soft_wrap=True))
+    return points, stop.is_set()
 
 
 def _write(report: Report, files: dict[Path | None, Callable[[Report], str]]) -> None:
@@ -241,7 +215,3 @@ def _write(report: Report, files: dict[Path | None, Callable[[Report], str]]) ->
                 file.write_text(text(report), encoding="utf-8")
             except OSError as error:
                 raise LoadError(f"{file} cannot be written: {error.strerror}") from error
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style=style), soft_wrap=True)

@@ -72,7 +72,7 @@ def show(console: Console, points: Sequence[Point]) -> None:
     """All points in a table, below it what is to be said of them."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     rated = any(point.rate is not None for point in points)
-    for name in ("requests/s asked" if rated else "connections", "answers/s", "mean", "p50", "p90", "p99", "max ms"):
+    for name in ("rate" if rated else "connections", "answers/s", "mean", "p50", "p90", "p99", "max ms"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("errors", justify="right")
     for point in points:
@@ -81,7 +81,7 @@ def show(console: Console, points: Sequence[Point]) -> None:
         table.add_row(
             _load(point),
             f"{point.requests_per_second:.1f}",
-            *("-" if one is None else f"{one:.2f}" for one in times),
+            *(_milliseconds(one) for one in times),
             Text(str(point.failed), "red" if point.failed else ""),
             style="" if point.valid else "dim",
         )
@@ -97,6 +97,13 @@ def show(console: Console, points: Sequence[Point]) -> None:
                 p50, p99 = group.latency_ms.p50, group.latency_ms.p99
                 told = "no answer" if p50 is None else f"p50 {p50:.2f} p99 {p99:.2f} ms"
                 _say(console, f"{_load(point)}: images {group.name}: {group.requests} answers, {told}", "dim")
+
+
+def _milliseconds(value: float | None) -> str:
+    """Four digits or so, so that all columns have room."""
+    if value is None:
+        return "-"
+    return f"{value:.{2 if value < 100 else 1 if value < 1000 else 0}f}"
 
 
 def _load(point: Point) -> str:

@@ -34,9 +34,6 @@ class Target(Protocol):
     async def spent(self) -> Spent | None:
         """What the servers spent on the model so far, None where they do not say."""
 
-    async def aclose(self) -> None:
-        """End what the lines share."""
-
 
 @dataclass(frozen=True, slots=True)
 class HttpTarget:
@@ -63,9 +60,6 @@ class HttpTarget:
         found = await asyncio.gather(*(model.spent(CHECK_S) for model in self.models))
         told = [one for one in found if one is not None]
         return sum(told[1:], told[0]) if told and len(told) == len(found) else None
-
-    async def aclose(self) -> None:
-        """Lines over HTTP share nothing."""
 
 
 async def http_target(urls: Sequence[str], form: Form, photos: Sequence[Photo]) -> HttpTarget:

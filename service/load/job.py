@@ -1,0 +1,84 @@
+"""All loads of one call, one after the other, against the same servers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from service.clock import LoopClock
+from service.load.figures import Point
+from service.load.images import Photo
+from service.load.line import LoadError
+from service.load.loops import ClosedLoop, Loop, OpenLoop, at_random, in_turn, poisson
+from service.load.measure import Load, Measurement, Plan, Watch
+from service.load.recorder import Recorder
+from service.load.requests import Api, Form
+from service.load.rpc import GrpcTarget
+from service.load.target import Target, http_target
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is measured and how.
+
+    `shuffled` draws images at random instead of in turn; `bound` is the most connections that a rate opens.
+    `allow_errors` measures also where the first request fails.
+    """
+
+    urls: tuple[str, ...]
+    form: Form
+    photos: tuple[Photo, ...]
+    loads: tuple[Load, ...]
+    plan: Plan
+    seed: int
+    shuffled: bool
+    bound: int
+    allow_errors: bool
+
+
+async def run(job: Job, stop: asyncio.Event, watch: Watch, say: Callable[[str], None]) -> tuple[Point, ...]:
+    """A point for each load, the last one cut short where `stop` is set; `say` gets what the servers answer first.
+
+    Raises LoadError where a server cannot be measured.
+    """
+    points: list[Point] = []
+    async with _target(job) as target:
+        try:
+            for line in await target.check():
+                say(line)
+        except LoadError as error:
+            if not job.allow_errors:
+                raise
+            say(str(error))
+        for load in job.loads:
+            if not stop.is_set():
+                points.append(await _measured(job, target, load, stop, watch))
+    return tuple(points)
+
+
+@asynccontextmanager
+async def _target(job: Job) -> AsyncIterator[Target]:
+    """The servers with all requests made. Raises LoadError."""
+    if job.form.api not in (Api.GRPC, Api.V2_GRPC):
+        yield await http_target(job.urls, job.form, job.photos)
+        return
+    target = GrpcTarget(job.urls, job.form)
+    try:
+        await target.prepare(job.photos)
+        yield target
+    finally:
+        await target.aclose()
+
+
+async def _measured(job: Job, target: Target, load: Load, stop: asyncio.Event, watch: Watch) -> Point:
+    clock, count = LoopClock(), len(job.photos)
+    recorder = Recorder([len(payload) for payload in target.payloads[0]], [photo.group for photo in job.photos])
+    pick = at_random(count, job.seed) if job.shuffled else in_turn(count)
+    if load.rate is not None:
+        gaps = poisson(load.rate, job.seed)
+        loop: Loop = OpenLoop(target.line, gaps, pick, recorder, clock, job.bound)
+    else:
+        loop = ClosedLoop(target.line, load.connections or 1, pick, recorder, clock)
+    return await Measurement(
+        load, loop, recorder, job.plan, clock=clock, stop=stop, watch=watch, spent=target.spent
+    ).run()
