@@ -18,12 +18,14 @@ from click.testing import CliRunner
 
 from service.cli import main
 from tests.fakes import reached
-from tests.load_server import Script, Scripted, reply, scripted
+from tests.load_server import SILENCE, Script, Scripted, reply, scripted
 from tests.serving import serving
 
 pytestmark = pytest.mark.anyio
 
 QUICK = ("--seconds", "0.3", "--warm-up", "0.05")
+ANY = (*QUICK, "--api", "raw", "--path", "/predict")
+"""Of a server that answers as nobody else does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ async def bench(folder: Path, *words: str) -> Done:
 async def against(script: Script, folder: Path, *words: str) -> tuple[Done, Scripted]:
     """Run the command against one scripted server."""
     async with scripted(script) as server:
-        return await bench(folder, server.url, *QUICK, *words), server
+        return await bench(folder, server.url, *ANY, *words), server
 
 
 async def test_closed_loop(tmp_path: Path) -> None:
@@ -128,6 +130,40 @@ async def test_an_error_is_not_measured(status: str, header: str, said: str, tmp
     assert len(done.said.splitlines()) == 1
 
 
+async def test_another_api_is_not_measured(tmp_path: Path) -> None:
+    """A good status with what this project never says is no answer of this project."""
+    done, server = await against(lambda _number, _asked: reply(b"<html>Hello"), tmp_path, "--api", "topfive")
+
+    assert (done.status, len(server.asked)) == (1, 1)
+    assert "answers 200, but not as --api topfive would: <html>Hello" in done.said
+
+
+async def test_silence(tmp_path: Path) -> None:
+    """A server that falls silent once it was looked at gives timeouts, no figures, and status 1."""
+    done, _ = await against(
+        lambda number, _asked: SILENCE if number else reply(), tmp_path, "--timeout", "0.5", "--connections", "2"
+    )
+
+    assert done.status == 1
+    assert done.point["errors"]["timeout"] >= 2
+    assert (done.point["requests"], done.point["valid"]) == (0, False)
+
+
+async def test_stopped_while_it_asks(tmp_path: Path) -> None:
+    """Ctrl-C while the first answer is awaited ends it at once."""
+    async with scripted(lambda _number, _asked: SILENCE) as server:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from service.cli import main; main()", "bench", server.url),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await reached(lambda: len(server.asked) == 1)
+        process.send_signal(signal.SIGINT)
+        _, said = await asyncio.wait_for(process.communicate(), 30)
+
+    assert process.returncode == 1
+    assert said.decode() == "Error: stopped before anything was measured\n"
+
+
 async def test_errors_on_request(tmp_path: Path) -> None:
     """--allow-errors measures them all the same."""
     done, _ = await against(lambda _number, _asked: reply(b"", "404 Not Found"), tmp_path, "--allow-errors")
@@ -143,7 +179,7 @@ async def test_nobody_there(tmp_path: Path) -> None:
     async with scripted(lambda _number, _asked: reply()) as server:
         url = server.url
 
-    done = await bench(tmp_path, url, *QUICK)
+    done = await bench(tmp_path, url, *ANY)
 
     assert (done.status, done.said) == (1, f"Error: {url} refuses connections; is the server running there?\n")
 
@@ -151,7 +187,7 @@ async def test_nobody_there(tmp_path: Path) -> None:
 async def test_connections_are_spread(tmp_path: Path) -> None:
     """With two URLs each has half of the connections."""
     async with scripted(lambda _number, _asked: reply()) as one, scripted(lambda _number, _asked: reply()) as other:
-        done = await bench(tmp_path, one.url, other.url, *QUICK, "--connections", "4")
+        done = await bench(tmp_path, one.url, other.url, *ANY, "--connections", "4")
 
     assert done.status == 0
     assert (one.connections, other.connections) == (3, 3)  # each was looked at before
@@ -190,7 +226,7 @@ async def test_interrupted(tmp_path: Path) -> None:
     async with scripted(lambda _number, _asked: reply()) as server:
         file = tmp_path / "report.json"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", "from service.cli import main; main()", "bench", server.url),
+            *(sys.executable, "-c", "from service.cli import main; main()", "bench", server.url, "--api", "raw"),
             *("--seconds", "600", "--warm-up", "0", "--json", str(file)),
             stderr=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
@@ -254,9 +290,9 @@ async def test_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tls.load_cert_chain(certificate, key)
 
     async with scripted(lambda _number, _asked: reply(), tls) as server:
-        refused = await bench(tmp_path, server.url, *QUICK)
+        refused = await bench(tmp_path, server.url, *ANY)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        done = await bench(tmp_path, server.url, *QUICK, "--connections", "2")
+        done = await bench(tmp_path, server.url, *ANY, "--connections", "2")
 
     assert refused.status == 1
     assert "certificate" in refused.said

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.load.ask import get
 from service.load.http import Address, HttpLine
 from service.load.images import Photo, read
 from service.load.line import OK, TIMEOUT, Line, LoadError, Outcome
@@ -148,6 +149,39 @@ async def test_giving_up() -> None:
 
     assert [outcome.failure for outcome in tell.outcomes] == [TIMEOUT, OK]
     assert line.connects == 2
+
+
+@pytest.mark.parametrize(
+    ("say", "status", "body"),
+    [
+        (reply(b"abc", "418 I'm a teapot"), 418, b"abc"),
+        (CHUNKED, 200, b"abcde"),
+        (Say((b"HTTP/1.1 100 Continue\r\n\r\n", *reply(b"x").pieces)), 200, b"x"),
+        (Say((b"HTTP/1.1 200 OK\r\n\r\nno ", b"length"), close=True), 200, b"no length"),
+    ],
+)
+async def test_asking_once(say: Say, status: int, body: bytes) -> None:
+    """Outside a measurement the whole answer is read, however it is framed."""
+    async with scripted(following([say])) as server:
+        answer = await get(Address.parse(server.url), "/v2", 5)
+
+    assert (answer.status, answer.body) == (status, body)
+
+
+@pytest.mark.parametrize(
+    ("say", "said"),
+    [
+        (HANG_UP, "before the whole answer"),
+        (Say((b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",), close=True), "before the whole answer"),
+        (Say((b"220 smtp\r\n",)), "gives no answer"),
+        (SILENCE, "did not answer within 0.2 s"),
+    ],
+)
+async def test_asking_in_vain(say: Say, said: str) -> None:
+    """Half an answer, another protocol or silence are said, with the address."""
+    async with scripted(following([say])) as server:
+        with pytest.raises(LoadError, match=f"^{server.url} .*{said}"):
+            await get(Address.parse(server.url), "/v2", 0.2)
 
 
 async def test_refused() -> None:

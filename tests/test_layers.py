@@ -138,7 +138,7 @@ HOMES = {
         "service.settings",
     ),
     "pyarrow": ("service.bulk.writers",),
-    "httptools": ("service.load.http",),
+    "httptools": ("service.load.ask", "service.load.http"),
 }
 
 

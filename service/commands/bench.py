@@ -124,7 +124,7 @@ def bench_command(
     and raw (to any path), torchserve (to /predictions/MODEL), v2 (Open Inference Protocol), and over gRPC with
     HOST:PORT for URL: grpc (topfive's own) and v2-grpc.
 
-    The status is 1 where any request failed.
+    The status is 1 where any request failed, or none was answered.
     """
     if plot_file is not None and plot_file.suffix != ".html":
         raise click.BadParameter(f"{plot_file} should end in .html", param_hint="--plot")
@@ -140,7 +140,7 @@ def bench_command(
         raise click.ClickException(str(error)) from error
     if interrupted:
         sys.exit(_INTERRUPTED)
-    sys.exit(int(any(point.failed for point in report.points)))
+    sys.exit(int(any(point.failed or not point.requests for point in points)))
 
 
 def _check(api: Api, given: set[str]) -> None:

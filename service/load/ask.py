@@ -1,15 +1,16 @@
 """One request outside a measurement: what a server says of itself, and whether it answers at all."""
 
 import asyncio
-import http.client
 import ssl
-from contextlib import suppress
 from dataclasses import dataclass
+
+import httptools
 
 from service.load.http import Address
 from service.load.line import LoadError
 
 _START = "is the server running there?"
+_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,16 @@ class Answer:
 
 async def ask(address: Address, payload: bytes, timeout_s: float) -> Answer:
     """Send the whole request `payload` on a connection of its own. Raises LoadError where no answer comes."""
-    return await asyncio.to_thread(_ask, address, payload, timeout_s)
+    where = f"http{'s' if address.tls else ''}://{address.authority}"
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _asked(address, payload)
+    except ConnectionRefusedError as error:
+        raise LoadError(f"{where} refuses connections; {_START}") from error
+    except TimeoutError as error:
+        raise LoadError(f"{where} did not answer within {timeout_s:g} s") from error
+    except (OSError, httptools.HttpParserError) as error:
+        raise LoadError(f"{where} gives no answer: {error or type(error).__name__}; {_START}") from error
 
 
 async def get(address: Address, path: str, timeout_s: float) -> Answer:
@@ -31,28 +41,51 @@ async def get(address: Address, path: str, timeout_s: float) -> Answer:
     return await ask(address, f"GET {path} HTTP/1.1\r\nHost: {address.authority}\r\n\r\n".encode(), timeout_s)
 
 
-def _ask(address: Address, payload: bytes, timeout_s: float) -> Answer:
-    if address.tls:
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            address.host, address.port, timeout=timeout_s, context=ssl.create_default_context()
-        )
-    else:
-        connection = http.client.HTTPConnection(address.host, address.port, timeout=timeout_s)
-    where = f"http{'s' if address.tls else ''}://{address.authority}"
+async def _asked(address: Address, payload: bytes) -> Answer:
+    tls = ssl.create_default_context() if address.tls else None
+    reader, writer = await asyncio.open_connection(address.host, address.port, ssl=tls)
+    collected = _Collected()
     try:
-        connection.connect()
-        assert connection.sock is not None
-        with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered already, and closed
-            connection.sock.sendall(payload)
-        response = http.client.HTTPResponse(connection.sock, method=payload.split(b" ", 1)[0].decode())
-        response.begin()
-        body = response.read()
-    except ConnectionRefusedError as error:
-        raise LoadError(f"{where} refuses connections; {_START}") from error
-    except TimeoutError as error:
-        raise LoadError(f"{where} did not answer within {timeout_s:g} s") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise LoadError(f"{where} gives no answer: {error or type(error).__name__}; {_START}") from error
+        writer.write(payload)  # and no wait until all is sent: a server may answer before it has read all
+        while not collected.complete and (data := await reader.read(_CHUNK_BYTES)):
+            collected.feed(data)
     finally:
-        connection.close()
-    return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
+        writer.close()
+    if not collected.complete and (collected.framed or not collected.status):
+        raise ConnectionResetError("it ended the connection before the whole answer")
+    return Answer(collected.status, collected.headers, bytes(collected.body))
+
+
+class _Collected:
+    """One answer as it comes; the announcements before it (1xx) are left out."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.body = bytearray()
+        self.complete = False
+        self._parser = httptools.HttpResponseParser(self)
+
+    def feed(self, data: bytes) -> None:
+        """Some more of it. Raises HttpParserError."""
+        self._parser.feed_data(data)
+
+    @property
+    def framed(self) -> bool:
+        """Whether its head says where it ends."""
+        return bool({"content-length", "transfer-encoding"} & self.headers.keys())
+
+    def on_message_begin(self) -> None:
+        self.headers = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.complete = self.status >= 200

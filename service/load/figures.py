@@ -69,11 +69,12 @@ class Server:
 class Point:
     """One measured load, by so many connections that never pause, or by a rate of arrivals per second.
 
-    `requests` counts good answers that came within `seconds`; `latency_ms` and `errors` are of all requests that
-    began within them, also of those whose end came later. At a rate a request begins when it was due. `unanswered`
-    had not ended when the user stopped. `valid` is false where the figures are rather the generator's own, or where
-    nothing was answered; `notes` says why. `cpu_s` is the CPU time of the generator itself. `reconnects` counts
-    connections that were made anew, `late_ms` by how much the generator sent later than was due at the 99th percentile.
+    `requests` counts good answers that came within `seconds`; `latency_ms` is of all requests that began within them,
+    also of those whose end came later, and `errors` of all that were under way within them. At a rate a request begins
+    when it was due. `unanswered` had not ended when the user stopped. `valid` is false where the figures are rather the
+    generator's own, or where nothing was answered; `notes` says why. `cpu_s` is the CPU time of the generator itself.
+    `reconnects` counts connections that were made anew, `late_ms` by how much the generator sent later than was due at
+    the 99th percentile. Bytes are those of HTTP, or of gRPC's messages.
     """
 
     connections: int | None

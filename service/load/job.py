@@ -1,9 +1,10 @@
 """All loads of one call, one after the other, against the same servers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from service.clock import LoopClock
 from service.load.figures import Point
@@ -15,6 +16,8 @@ from service.load.recorder import Recorder
 from service.load.requests import Api, Form
 from service.load.rpc import GrpcTarget
 from service.load.target import Target, http_target
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,15 @@ class Job:
 async def run(job: Job, stop: asyncio.Event, watch: Watch, say: Callable[[str], None]) -> tuple[Point, ...]:
     """A point for each load, the last one cut short where `stop` is set; `say` gets what the servers answer first.
 
-    Raises LoadError where a server cannot be measured.
+    Raises LoadError where a server cannot be measured, or `stop` was set before one was.
     """
     points: list[Point] = []
-    async with _target(job) as target:
+    async with _target(job, stop) as target:
         try:
-            for line in await target.check():
+            for line in await _unless(stop, target.check()):
                 say(line)
         except LoadError as error:
-            if not job.allow_errors:
+            if not job.allow_errors or stop.is_set():
                 raise
             say(str(error))
         for load in job.loads:
@@ -57,17 +60,31 @@ async def run(job: Job, stop: asyncio.Event, watch: Watch, say: Callable[[str], 
 
 
 @asynccontextmanager
-async def _target(job: Job) -> AsyncIterator[Target]:
+async def _target(job: Job, stop: asyncio.Event) -> AsyncIterator[Target]:
     """The servers with all requests made. Raises LoadError."""
     if job.form.api not in (Api.GRPC, Api.V2_GRPC):
-        yield await http_target(job.urls, job.form, job.photos)
+        yield await _unless(stop, http_target(job.urls, job.form, job.photos))
         return
     target = GrpcTarget(job.urls, job.form)
     try:
-        await target.prepare(job.photos)
+        await _unless(stop, target.prepare(job.photos))
         yield target
     finally:
         await target.aclose()
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives, or LoadError as soon as `stop` is set."""
+    working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise LoadError("stopped before anything was measured")
+        return working.result()
+    finally:
+        for task in (working, stopped):
+            task.cancel()
+        await asyncio.gather(working, stopped, return_exceptions=True)
 
 
 async def _measured(job: Job, target: Target, load: Load, stop: asyncio.Event, watch: Watch) -> Point:

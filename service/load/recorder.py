@@ -75,10 +75,10 @@ class Recorder:
         return Latency.of((ended - began)[self._good(begin, end)])
 
     def errors(self, begin: float, end: float) -> dict[str, int]:
-        """Failed requests that began within, by their kind, most frequent first."""
-        began, _, kind, _ = self._arrays()
+        """Failed requests that were under way within, by their kind, most frequent first."""
+        began, ended, kind, _ = self._arrays()
         names = list(self._kinds)
-        counts = Counter(kind[(kind > 0) & (began >= begin) & (began < end)].tolist())
+        counts = Counter(kind[(kind > 0) & (ended >= begin) & (began < end)].tolist())
         return {names[number]: count for number, count in counts.most_common()}
 
     def example(self, failure: str) -> str:

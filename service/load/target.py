@@ -41,6 +41,7 @@ class HttpTarget:
 
     addresses: tuple[Address, ...]
     payloads: tuple[Payloads, ...]
+    api: Api
     models: tuple[Model, ...] = ()
 
     def line(self, number: int, done: Done) -> Line:
@@ -51,7 +52,7 @@ class HttpTarget:
     async def check(self) -> list[str]:
         """Ask each server once; what it said. Raises LoadError."""
         return [
-            _judged(address, await ask(address, payloads[0], CHECK_S))
+            _judged(self.api, address, await ask(address, payloads[0], CHECK_S))
             for address, payloads in zip(self.addresses, self.payloads, strict=True)
         ]
 
@@ -67,23 +68,31 @@ async def http_target(urls: Sequence[str], form: Form, photos: Sequence[Photo]) 
     addresses = tuple(Address.parse(url) for url in urls)
     if form.api is not Api.V2:
         payloads = tuple([image_request(form, address, photo) for photo in photos] for address in addresses)
-        return HttpTarget(addresses, payloads)
+        return HttpTarget(addresses, payloads, form.api)
     models = [await ask_model(address, form.model, form.encoding, form.datatype, CHECK_S) for address in addresses]
     return HttpTarget(
         addresses,
         tuple([model.request(tensor_of(photo, model.input), form.path) for photo in photos] for model in models),
+        form.api,
         tuple(models),
     )
 
 
-def _judged(address: Address, answer: Answer) -> str:
-    """What a good answer says, in a line. Raises LoadError of any other."""
+def _judged(api: Api, address: Address, answer: Answer) -> str:
+    """What a good answer says, in a line. Raises LoadError of any other, and of one that another API gave."""
     if location := answer.headers.get("location", ""):
         raise LoadError(f"{address.authority} redirects ({answer.status}) to {location}; give that address")
     if not 200 <= answer.status < 300:
         said = Outcome("", answer.body).said
         raise LoadError(f"{address.authority} answers {answer.status}: {said or 'nothing'}; --allow-errors measures it")
-    return f"{address.authority}: {answer.status}, {len(answer.body):,} bytes{_best(answer)}"
+    best = _best(answer)
+    if not best and api in (Api.TOPFIVE, Api.V2):
+        said = Outcome("", answer.body).said
+        raise LoadError(
+            f"{address.authority} answers {answer.status}, but not as --api {api} would: {said or 'nothing'}; "
+            "of another server say its --api"
+        )
+    return f"{address.authority}: {answer.status}, {len(answer.body):,} bytes{best}"
 
 
 def _best(answer: Answer) -> str:
