@@ -231,6 +231,7 @@ async def test_no_address(url: str) -> None:
         (Form(Api.MULTIPART, "a"), "host/classify?top_k=3", "/classify?top_k=3&model=a"),
         (Form(Api.RAW), "host", "/"),
         (Form(Api.RAW), "host/infer", "/infer"),
+        (Form(Api.RAW, path="/a b/ü"), "host", "/a%20b/%C3%BC"),
         (Form(Api.RAW, path="/other"), "host/infer", "/other"),
         (Form(Api.TORCHSERVE, "a"), "host", "/predictions/a"),
     ],

@@ -192,6 +192,21 @@ async def test_a_timer_that_comes_early() -> None:
     assert bench.recorder.latency(1000, 1001).max == pytest.approx(10)
 
 
+async def test_too_high_a_rate() -> None:
+    """At a rate that nobody can send the event loop still turns, and the point says that it is not valid."""
+    bench = Bench(lambda _now: 0.0)
+    loop = bench.open(every(1e-9))
+    loop.start()
+    bench.clock.jump(1)
+    before = bench.clock.pending
+    loop.arrive()
+
+    assert bench.lines == 64
+    assert bench.clock.pending > before  # it comes again
+    loop.stop()
+    assert bench.recorder.late(0, 2000).size == 64
+
+
 async def test_a_generator_that_falls_behind_says_so() -> None:
     """Where the generator itself sent late, the point is not valid and says by how much."""
     bench = Bench(lambda _now: 0.001)

@@ -13,7 +13,7 @@ _WIDTH, _HEIGHT = 860, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 70, 24, 56
 _SERIES = ("p50", "p90", "p99")
 _TICKS = 6
-_WIDE = 30.0  # of the largest latency to the smallest: from there the axis is logarithmic
+_WIDE = 12.0  # of the largest latency to the smallest: from there the axis is logarithmic
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --faint: #d9dde3; --paper: #ffffff; --quiet: #59636e;
@@ -25,7 +25,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.25rem; margin: 0 0 .25rem; }
 p { color: var(--quiet); margin: .25rem 0 1rem; overflow-wrap: anywhere; }
 svg { width: 100%; height: auto; } svg text { fill: var(--quiet); font-size: 13px; }
-svg text.load { fill: var(--ink); } .grid { stroke: var(--faint); } .axis { stroke: var(--quiet); }
+svg text.load { fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
+.grid { stroke: var(--faint); } .axis { stroke: var(--quiet); }
 .p50 { stroke: var(--p50); } .p90 { stroke: var(--p90); } .p99 { stroke: var(--p99); }
 polyline { fill: none; stroke-width: 2; } circle { fill: var(--paper); stroke-width: 2; }
 circle.valid.p50 { fill: var(--p50); } circle.valid.p90 { fill: var(--p90); } circle.valid.p99 { fill: var(--p99); }
@@ -132,7 +133,7 @@ def _labels(points: Sequence[Point], across: Axis, scale: Axis) -> list[str]:
         if all(abs(x - there) > 26 or abs(y - high) > 14 for there, high in taken):
             taken.append((x, y))
             load = f"{point.rate:g}/s" if point.rate is not None else f"{point.connections}"
-            parts.append(f'<text class="load" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{load}</text>')
+            parts.append(f'<text class="load" x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{load}</text>')
     return parts
 
 

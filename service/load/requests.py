@@ -8,6 +8,7 @@ from service.load.http import Address
 from service.load.images import Photo
 from service.load.tensors import Datatype
 
+_AS_THEY_ARE = "/?&=%:+,;@!$'()*~"  # in a path with its query
 _BOUNDARY = b"topfive-bench-9c3f5b1e7a24"
 
 
@@ -65,7 +66,12 @@ def path_of(form: Form, address: Address) -> str:
 
 def post(address: Address, path: str, headers: dict[str, str], body: bytes) -> bytes:
     """A POST with that body on a connection that stays."""
-    lines = [f"POST {path} HTTP/1.1", f"Host: {address.authority}", f"Content-Length: {len(body)}", "Accept: */*"]
+    lines = [
+        f"POST {quote(path, safe=_AS_THEY_ARE)} HTTP/1.1",
+        f"Host: {address.authority}",
+        f"Content-Length: {len(body)}",
+        "Accept: */*",
+    ]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
