@@ -81,6 +81,14 @@ async def test_closed_loop(tmp_path: Path) -> None:
     assert {asked.path for asked in server.asked} == {"/predict"}
 
 
+async def test_the_generator_costs_little(tmp_path: Path) -> None:
+    """A request of 100 kB costs the generator a small part of a millisecond of CPU, or it would measure itself."""
+    done, _ = await against(lambda _number, _asked: reply(), tmp_path, "--seconds", "1", "--connections", "4")
+
+    assert done.point["requests"] > 200
+    assert done.point["cpu_s"] / done.point["requests"] < 0.3e-3
+
+
 async def test_errors_give_the_status(tmp_path: Path) -> None:
     """Errors are counted by kind with what the server said, and the status is 1."""
     done, _ = await against(
@@ -221,8 +229,9 @@ async def test_plot(tmp_path: Path) -> None:
     assert server.asked == []
 
 
-async def test_interrupted(tmp_path: Path) -> None:
-    """Ctrl-C ends a long measurement with its figures, and the status of an interrupt."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C and SIGTERM end a long measurement with its figures, and the status says by which."""
     async with scripted(lambda _number, _asked: reply()) as server:
         file = tmp_path / "report.json"
         process = await asyncio.create_subprocess_exec(
@@ -232,11 +241,11 @@ async def test_interrupted(tmp_path: Path) -> None:
             stdout=asyncio.subprocess.DEVNULL,
         )
         await reached(lambda: len(server.asked) > 100)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         status = await asyncio.wait_for(process.wait(), 30)
 
     (point,) = json.loads(file.read_text())["points"]
-    assert status == 130
+    assert status == 128 + number
     assert point["requests"] > 0
     assert any("stopped early" in note for note in point["notes"])
 

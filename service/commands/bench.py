@@ -26,9 +26,6 @@ from service.load.requests import Api, Encoding, Form
 from service.load.tensors import Datatype
 from service.options import Command, option
 
-_INTERRUPTED = 130
-
-
 # Of each option that not every API has a use for, those that do
 _MEANT_FOR = {
     "model": set(Api) - {Api.RAW},
@@ -132,14 +129,14 @@ def bench_command(
     try:
         job = _job(urls, paths, values)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            points, interrupted = runner.run(_measured(job, errors))
+            points, stopped_by = runner.run(_measured(job, errors))
         report = Report(version("topfive"), job.form.api, job.urls, job.form.model, job.photos, job.seed, points)
         show(Console(), report.points)
         _write(report, {json_file: as_json, csv_file: lambda one: as_csv(one.points), plot_file: as_html})
     except LoadError as error:
         raise click.ClickException(str(error)) from error
-    if interrupted:
-        sys.exit(_INTERRUPTED)
+    if stopped_by:
+        sys.exit(128 + stopped_by)
     sys.exit(int(any(point.failed or not point.requests for point in points)))
 
 
@@ -198,13 +195,19 @@ def _job(urls: Sequence[str], paths: Sequence[Path], values: dict[str, Any]) -> 
     )
 
 
-async def _measured(job: Job, errors: Console) -> tuple[tuple[Point, ...], bool]:
-    """All points; whether the user stopped it. Raises LoadError."""
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+async def _measured(job: Job, errors: Console) -> tuple[tuple[Point, ...], int]:
+    """All points, and the number of the signal that stopped it, 0 where none did. Raises LoadError."""
+    stop, received = asyncio.Event(), [0]
+
+    def on_signal(number: int) -> None:
+        received[0] = number
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
     with watched(errors) as watch:
         points = await run(job, stop, watch, lambda text: errors.print(Text(text), soft_wrap=True))
-    return points, stop.is_set()
+    return points, received[0]
 
 
 def _write(report: Report, files: dict[Path | None, Callable[[Report], str]]) -> None:
