@@ -1,0 +1,71 @@
+"""What the services of all peers share: one recipe with Pillow, one ONNX Runtime session, one shape of the answer.
+
+It runs in the environments of the peers, so it imports nothing of this project.
+"""
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from PIL import Image
+
+RESIZE, CROP = 256, 224
+MAX_BATCH = 8
+WAIT_MS = 3
+WORKERS = 2
+
+Pixels = npt.NDArray[np.uint8]
+Answer = list[dict[str, int | float]]
+
+
+def environment(name: str) -> str:
+    """A variable that the runner sets: `BENCH_MODEL` (the ONNX file) or `BENCH_PORT`."""
+    value = os.environ.get(name)
+    if value is None:
+        raise RuntimeError(f"{name} is not set; start the peers with: python -m benchmarks --peers all")
+    return value
+
+
+def sample(data: bytes) -> Pixels:
+    """The shorter side to 256, bilinear, then the middle 224 x 224; uint8 [224, 224, 3]. Pillow's errors pass."""
+    photo = Image.open(io.BytesIO(data)).convert("RGB")
+    return cut(photo)
+
+
+def cut(photo: Image.Image) -> Pixels:
+    """The same for a photo that is already open."""
+    width, height = photo.size
+    across = max(RESIZE, int(RESIZE * width / height))
+    down = max(RESIZE, int(RESIZE * height / width))
+    small = photo.convert("RGB").resize((across, down), Image.Resampling.BILINEAR)
+    left, top = round((across - CROP) / 2), round((down - CROP) / 2)
+    return np.asarray(small.crop((left, top, left + CROP, top + CROP)))
+
+
+class Network:
+    """The model of `BENCH_MODEL` in ONNX Runtime with one thread: two processes of it fill two cores."""
+
+    def __init__(self) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        path = environment("BENCH_MODEL")
+        self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def probabilities(self, samples: list[Pixels]) -> npt.NDArray[np.float32]:
+        """One row for each sample; float32 [N, C]."""
+        rows: npt.NDArray[np.float32] = self._session.run(None, {"image": np.stack(samples)})[0]
+        return rows
+
+    def answers(self, samples: list[Pixels]) -> list[Answer]:
+        """The five best classes of each sample, best first."""
+        return [top_five(row) for row in self.probabilities(samples)]
+
+
+def top_five(probabilities: npt.NDArray[np.float32]) -> Answer:
+    """Class and probability of the five best of one row."""
+    best = np.argsort(-probabilities, kind="stable")[:5]
+    return [{"class": int(index), "probability": float(probabilities[index])} for index in best]

@@ -1,0 +1,54 @@
+"""MLServer: the V2 protocol with the photo as base64 in JSON, two processes that batch."""
+
+import base64
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from mlserver import MLModel
+from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
+
+from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Network, environment, sample
+
+
+class Runtime(MLModel):
+    """A model of MLServer whose one input is a tensor of encoded photos."""
+
+    async def load(self) -> bool:
+        """Opens the model in the process of the worker."""
+        self.network = Network()
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """One run for all photos of the request, which MLServer's batching has joined."""
+        photos = [base64.b64decode(one) for one in payload.inputs[0].data.root]
+        rows = self.network.answers([sample(one) for one in photos])
+        texts = [json.dumps(row) for row in rows]
+        output = ResponseOutput(name="answer", shape=[len(texts), 1], datatype="BYTES", data=texts)
+        return InferenceResponse(model_name=self.name, outputs=[output])
+
+
+if __name__ == "__main__":
+    port = int(environment("BENCH_PORT"))
+    settings = {
+        "debug": False,
+        "host": "127.0.0.1",
+        "http_port": port,
+        "grpc_port": port + 1,
+        "metrics_port": port + 2,
+        "parallel_workers": WORKERS,
+    }
+    model = {
+        "name": "model",
+        "implementation": "benchmarks.peers.mlserver_runtime.Runtime",
+        "max_batch_size": MAX_BATCH,
+        "max_batch_time": WAIT_MS / 1000,
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1, 1]}],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+        Path(folder, "model-settings.json").write_text(json.dumps(model), encoding="utf-8")
+        command = [str(Path(sys.executable).with_name("mlserver")), "start", folder]
+        sys.exit(subprocess.run(command, check=False).returncode)

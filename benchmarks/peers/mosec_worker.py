@@ -1,0 +1,33 @@
+"""mosec: a front in Rust, raw bodies, two processes that batch."""
+
+import sys
+
+import mosec
+
+from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Answer, Network, environment, sample
+
+
+class Worker(mosec.Worker):
+    """Decodes and runs a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Network()
+
+    def deserialize(self, data: bytes) -> bytes:
+        """The body as it came; `forward` decodes it, so that both processes do."""
+        return data
+
+    def forward(self, data: list[bytes]) -> list[Answer]:
+        """One run for the whole batch. A broken image fails its batch: mosec has no answer for one item alone."""
+        try:
+            return self.network.answers([sample(one) for one in data])
+        except OSError as error:
+            raise mosec.ValidationError(f"cannot decode image: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = ["--address", "127.0.0.1", "--port", environment("BENCH_PORT"), "--timeout", "30000"]
+    server = mosec.Server()
+    server.append_worker(Worker, num=WORKERS, max_batch_size=MAX_BATCH, max_wait_time=WAIT_MS)
+    server.run()
