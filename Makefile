@@ -17,7 +17,7 @@ export TOPFIVE_MODELS := $(MODELS)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
 .PHONY: install serve export export-missing test test-all test-protobuf test-compose test-gpu lint format proto bench
-.PHONY: bench-gpu clean
+.PHONY: bench-models bench-peers bench-gpu clean
 
 install: $(STAMP)
 
@@ -70,8 +70,19 @@ format: install
 proto: install
 	$(BIN)/python -m proto.generate
 
-bench: export-missing
-	$(BIN)/python -m benchmarks.throughput --model $(firstword $(subst $(comma), ,$(MODELS))) $(BENCH)
+# Ten models, of which each part of the benchmarks takes what it needs.
+TEN := googlenet,tiny,lenet5,resnet18,alexnet,resnet50,densenet121,inception_v3,efficientnet_b0,squeezenet1_1
+
+bench-models: install
+	$(BIN)/topfive export $(TEN) --weights $(WEIGHTS) --missing
+
+# This project's own rows, into build/benchmarks/report.md; benchmarks/README.md says more.
+bench: bench-models
+	$(BIN)/python -m benchmarks --artifacts $(ARTIFACTS) $(BENCH)
+
+# The same beside other servers, which are installed into benchmarks/.envs: writes benchmarks/report.md.
+bench-peers: bench-models
+	$(BIN)/python -m benchmarks --artifacts $(ARTIFACTS) --peers all --output benchmarks/report.md $(BENCH)
 
 # On a machine with an NVIDIA card: make bench-gpu FLAVOUR=gpu. TensorRT is measured where an engine was built before:
 # topfive export MODEL --engine tensorrt-rtx --target this

@@ -1,0 +1,125 @@
+"""Other measurements of this project, each a program that prints JSON: run, flattened, and held to the targets."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Bound, Row, Target, missing
+from benchmarks.subjects import ROOT
+
+_TIMEOUT_S = 600
+_TAIL = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A figure of a module with a target: its path in the JSON, as `flattened` writes it."""
+
+    path: str
+    title: str
+    unit: str
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """`python -m benchmarks.NAME --json` with its arguments; `{model}` and `{artifacts}` are filled in."""
+
+    name: str
+    wanted: Sequence[Wanted] = ()
+    arguments: Sequence[str] = ("--artifacts", "{artifacts}")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a module gave: the rows of its targets, and all its figures by path."""
+
+    name: str
+    rows: Sequence[Row]
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+def measured(module: Module, model: str, artifacts: Path, timeout_s: float = _TIMEOUT_S) -> Measured:
+    """Run it. One that is missing, fails, or lacks a figure has rows that say so."""
+    try:
+        figures = dict(flattened(_run(module, model, artifacts, timeout_s)))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        reason = _reason(error)
+        rows = [missing(one.title, reason, one.target) for one in module.wanted]
+        return Measured(module.name, rows or [missing(f"benchmarks.{module.name}", reason)])
+    return Measured(module.name, [_row(one, figures, module.name) for one in module.wanted], figures)
+
+
+def flattened(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers by their path: keys joined by dots; a row of a list is named by its first item, `models=10`."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, (int, float)):
+        yield path, float(value)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flattened(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            name = str(place)
+            if isinstance(inner, dict) and inner:
+                key, first = next(iter(inner.items()))
+                name = f"{key}={first:g}" if isinstance(first, float) else f"{key}={first}"
+            yield from flattened(inner, f"{path}.{name}" if path else name)
+
+
+def _run(module: Module, model: str, artifacts: Path, timeout_s: float) -> Any:
+    name = f"benchmarks.{module.name}"
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"there is no {name}")
+    arguments = [one.format(model=model, artifacts=artifacts) for one in module.arguments]
+    command = [sys.executable, "-m", name, "--json", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=timeout_s)
+    return json.loads(done.stdout)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"status {error.returncode}: {(error.stderr or error.stdout or '').strip()[-_TAIL:]}"
+    return str(error)
+
+
+def _row(one: Wanted, figures: Mapping[str, float], module: str) -> Row:
+    if one.path not in figures:
+        return missing(one.title, f"benchmarks.{module} gave no {one.path!r}", one.target)
+    return Row(one.title, (figures[one.path],), one.unit, one.target, f"benchmarks.{module}")
+
+
+def _most(path: str, title: str, unit: str, value: float) -> Wanted:
+    return Wanted(path, title, unit, Target(Bound.AT_MOST, value))
+
+
+def _least(path: str, title: str, value: float) -> Wanted:
+    return Wanted(path, title, "", Target(Bound.AT_LEAST, value))
+
+
+_WITH_MODEL = ("--model", "{model}", "--artifacts", "{artifacts}")
+
+MODULES = (
+    Module(
+        "overhead",
+        (
+            _most("multipart x 16, null decoder.cpu_ms", "overhead of REST, 100 kB multipart", "ms of CPU", 0.8),
+            _most("gRPC x 16, null decoder.cpu_ms", "overhead of gRPC, 100 kB", "ms of CPU", 0.4),
+        ),
+        _WITH_MODEL,
+    ),
+    Module("decoding", arguments=()),
+    Module("start"),
+    Module(
+        "models",
+        (Wanted("models=10.ratio", "ten models mixed / one after the other", "", Target(Bound.AT_LEAST, 0.85)),),
+    ),
+    Module("fronts"),
+)
+"""All of them, in the order of the report."""

@@ -1,0 +1,155 @@
+"""The report as Markdown with its pictures, and all figures of the run as JSON beside them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.behaviour import GOOD, TRIES
+from benchmarks.figures import Curve, Row, spread
+from benchmarks.modules import Measured
+from benchmarks.picture import svg
+from benchmarks.race import Outcome
+from benchmarks.rows import normalised
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that one run has measured; `versions` are those of the peers by name."""
+
+    machine: Sequence[tuple[str, str]]
+    rows: Sequence[Row]
+    outcomes: Sequence[Outcome]
+    curves: Sequence[Curve]
+    modules: Sequence[Measured]
+    versions: Sequence[tuple[str, str]]
+    how: str
+
+
+def write(report: Report, path: Path) -> None:
+    """The page at `path`, and pictures and `results.json` in the folder of the same name; each replaced at once."""
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.svg"):
+        old.unlink()
+    for curve in report.curves:
+        (folder / f"{curve.name}.svg").write_text(svg(curve), encoding="utf-8")
+    _replace(folder / "results.json", json.dumps(asdict(report), indent=1, default=str) + "\n")
+    _replace(path, page(report, folder.name))
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def page(report: Report, folder: str) -> str:
+    """The Markdown; pictures are in `folder` beside it."""
+    lines = ["# Measured", "", "Written by the command below; nothing in it was written by hand.", ""]
+    lines += [f"- {name}: {value}" for name, value in report.machine]
+    lines += ["", report.how, "", "## Targets", "", *_targets(report.rows)]
+    if report.outcomes:
+        lines += ["", "## Side by side", "", *_race(report.outcomes)]
+    if report.curves:
+        lines += ["", "## Curves", "", *_curves(report.curves, folder)]
+    if report.modules:
+        lines += ["", "## Other measurements", "", *_modules(report.modules)]
+    if report.versions:
+        lines += ["", "## Versions and settings", ""]
+        lines += [f"- {name}: {value}" for name, value in report.versions]
+    return "\n".join(lines) + "\n"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; all columns but the first and the last hold figures."""
+    marks = ["---", *["---:"] * (len(heads) - 2), "---"]
+    return [_line(heads), _line(marks), *(_line(row) for row in rows)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _targets(rows: Sequence[Row]) -> list[str]:
+    cells = [
+        (
+            row.name,
+            f"{spread(row.values, 2)}{' ' if row.unit and row.values else ''}{row.unit if row.values else ''}",
+            str(row.target or ""),
+            row.verdict.value,
+            row.note,
+        )
+        for row in rows
+    ]
+    return table(("", "median (lowest to highest)", "target", "", "note"), cells)
+
+
+def _race(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    heads = (
+        "server", "16 connections, requests/s", "/ yardstick", "p50 ms", "p99 ms", "CPU ms each",
+        "1 connection, p50 ms", "p99 ms", "CPU ms each",
+        "errors", "RSS MB", "PSS MB", "first answer s", "limit, images/s",
+    )  # fmt: skip
+    yield from table(heads, [_raced(one) for one in outcomes])
+    yield ""
+    yield from (f"- {one.entry.subject.name} was not measured further: {one.reason}" for one in outcomes if one.reason)
+    yield ""
+    kinds = ("server", "no photo", "half a photo", f"good ones beside a broken one, of {GOOD * TRIES}")
+    rows = [
+        (one.entry.subject.name, str(found.no_photo or "none"), str(found.truncated or "none"), str(found.good))
+        for one in outcomes
+        if (found := one.behaviour)
+    ]
+    yield from table(kinds, rows)
+    yield ""
+    yield "Every round, requests/s at 16 connections (in brackets the yardstick just before, images/s):"
+    yield ""
+    for one in outcomes:
+        each = (f"{r.many.per_second:.1f} ({r.yardstick.per_second:.1f})" for r in one.rounds)
+        yield f"- {one.entry.subject.name}: {', '.join(each) or 'none'}"
+
+
+def _raced(one: Outcome) -> list[str]:
+    rounds = one.rounds
+    limits = spread((r.limit.per_second for r in rounds), 0)
+    return [
+        one.entry.subject.name,
+        spread((r.many.per_second for r in rounds), 1),
+        spread((normalised(r) for r in rounds), 2),
+        spread((r.many.p50_ms for r in rounds), 0),
+        spread((r.many.p99_ms for r in rounds), 0),
+        spread((r.many.cpu_ms for r in rounds), 1),
+        spread((r.one.p50_ms for r in rounds), 1),
+        spread((r.one.p99_ms for r in rounds), 1),
+        spread((r.one.cpu_ms for r in rounds), 1),
+        str(sum(r.many.errors + r.one.errors for r in rounds)) if rounds else "-",
+        spread((r.memory.resident / 1e6 for r in rounds), 0),
+        spread((r.memory.proportional / 1e6 for r in rounds), 0),
+        spread((r.start_s for r in rounds), 1),
+        f"{limits} {one.entry.limit.value}" if rounds else "-",
+    ]
+
+
+def _curves(curves: Sequence[Curve], folder: str) -> Iterator[str]:
+    for curve in curves:
+        yield f"### {curve.title}"
+        yield ""
+        yield f"![{curve.title}]({folder}/{curve.name}.svg)"
+        yield ""
+        heads = (curve.across, *(f"{work:g}" for work, _ in curve.points))
+        yield from table(heads, [(curve.up, *(f"{value:.4g}" for _, value in curve.points))])
+        yield ""
+        yield f"{curve.row.verdict.value}: {curve.steepest:.2f}, {curve.target} ({curve.rule})"
+        yield ""
+
+
+def _modules(modules: Sequence[Measured]) -> Iterator[str]:
+    for one in modules:
+        yield f"### python -m benchmarks.{one.name}"
+        yield ""
+        if one.figures:
+            yield from table(("figure", "value"), [(name, f"{value:.4g}") for name, value in one.figures.items()])
+        else:
+            yield from (f"- {row.name}: {row.verdict.value}: {row.note}" for row in one.rows)
+        yield ""
