@@ -116,10 +116,7 @@ MODULES = (
     ),
     Module("decoding", arguments=()),
     Module("start"),
-    Module(
-        "models",
-        (Wanted("models=10.ratio", "ten models mixed / one after the other", "", Target(Bound.AT_LEAST, 0.85)),),
-    ),
-    Module("fronts"),
+    Module("models", (_least("models=10.ratio", "ten models mixed / one after the other", 0.85),)),
+    Module("fronts", arguments=_WITH_MODEL),
 )
 """All of them, in the order of the report."""

@@ -21,7 +21,7 @@ class _Answers(BaseHTTPRequestHandler):
         if data == b"die":
             os._exit(7)
         answer = ANSWER[::-1] if sys.argv[2] == "wrong" else ANSWER
-        good = data.endswith(b"whole")
+        good = data.endswith(b"whole") or sys.argv[2] == "any"
         body = json.dumps(answer if good else "broken").encode()
         self.send_response(200 if good else 400)
         self.send_header("Content-Length", str(len(body)))
@@ -33,7 +33,7 @@ class _Answers(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serve as the script says; `stubborn` ignores SIGTERM and has a child in another session."""
+    """Serve as the script says; `stubborn` ignores SIGTERM and has a child in another session, `any` takes all."""
     script = sys.argv[2]
     if script == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -12,11 +12,12 @@ import pytest
 
 from benchmarks.agreement import SAME, Expected
 from benchmarks.asking import AnswerError, ask, bench_photo, five, pack
-from benchmarks.curves import kept, turns
+from benchmarks.batches import measure as measure_batches
+from benchmarks.curves import CONNECTIONS, MEGAPIXELS, kept, served, turns
 from benchmarks.figures import Verdict, falling, outgrowing
 from benchmarks.install import install, is_installed
-from benchmarks.limit import Figures, Limit
-from benchmarks.load import Load, LoadError, Point, point_of
+from benchmarks.limit import Figures, Limit, limits
+from benchmarks.load import Load, LoadError, Point, drive, point_of
 from benchmarks.modules import MODULES, Module, Wanted, flattened, measured
 from benchmarks.race import Course, Entry, Outcome, Round, race
 from benchmarks.report import Report, page, write
@@ -167,6 +168,53 @@ def test_point() -> None:
     assert point_of(row, 2.0, 2) == Point(40.0, 5.0, 9.0, 20.0, 2)
     with pytest.raises(LoadError, match="status 500"):
         point_of({**row, "groups": []}, 2.0, 2)
+
+
+def test_drive(tmp_path: Path) -> None:
+    """The generator of this project loads a server; what is sent is what is checked before."""
+    with running(scripted("good"), course(tmp_path).place, PHOTO) as server:
+        point = drive(server, [PHOTO], Load(0.3, 2))
+        assert point.errors == 0
+        assert point.per_second > 10
+        assert 0 < point.p50_ms <= point.p99_ms
+        assert 0 < point.cpu_ms < 300
+        with pytest.raises(LoadError, match="no request was answered well"):
+            drive(server, [b"half a photo"], Load(0.3, 2))
+
+
+def test_limits(exported: Path) -> None:
+    """The process of the limits measures when it is told to, keeps its engine, and one that ended is told."""
+    with limits("tiny", exported) as measure:
+        first, second = measure(Limit.OURS, 0.2), measure(Limit.OURS, 0.2)
+        assert min(first.per_second, first.cpu_ms, first.alone_ms, second.per_second) > 0
+        assert first.threads == second.threads >= 1
+        assert first.engine == second.engine
+    with limits("no-such-model", exported) as measure, pytest.raises(RuntimeError, match="ended with status 1"):
+        measure(Limit.OURS, 0.2)
+
+
+def test_batches(exported: Path) -> None:
+    """Every batch size that the engine takes has a rate."""
+    assert all(rate > 0 for rate in measure_batches("tiny", exported, (1, 4), 1, 0.05).values())
+    assert set(measure_batches("tiny", exported, (1, 4), 1, 0.05)) == {1, 4}
+
+
+def test_served_curves(tmp_path: Path) -> None:
+    """Connections and image sizes are measured up and down, on one server; a loss at many connections is seen."""
+    seen: list[int] = []
+
+    def drive_scripted(server: Running, photos: Sequence[bytes], load: Load) -> Point:
+        seen.append(load.connections)
+        rate = 100.0 if load.connections < 256 else 50.0
+        return Point(rate, 5.0, 9.0, len(photos[0]) / 1e5, 0)
+
+    place = course(tmp_path).place
+    any_photo = replace(scripted("any", "any"))
+    connections, sizes = served(any_photo, place, drive_scripted, 2, 0.1, lambda _: None)
+    assert seen[1:19] == [*CONNECTIONS, *reversed(CONNECTIONS)]
+    assert (connections.steepest, connections.row.verdict) == (0.5, Verdict.MISS)
+    assert [work for work, _ in sizes.points] == list(MEGAPIXELS)
+    assert sizes.row.verdict is Verdict.PASS
 
 
 def test_answers() -> None:
