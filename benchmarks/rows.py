@@ -52,10 +52,11 @@ def _beside(one: Outcome, best: Outcome | None, target: Target) -> Row:
     if best is None or not one.rounds:
         return missing(name, one.reason or "no peer could be measured", target)
     pairs = zip(one.rounds, best.rounds, strict=False)
-    ratios = tuple(normalised(own) / normalised(other) for own, other in pairs)
+    ratios = tuple(normalised(mine) / normalised(theirs) for mine, theirs in pairs)
     own_ms, other_ms = (statistics.median(r.many.cpu_ms for r in each.rounds) for each in (one, best))
-    note = f"best is {best.entry.subject.name}; by CPU time per request {other_ms / own_ms:.2f}; "
-    return Row(name, ratios, "", target, f"{note}{_engine(one)}")
+    own, other = (statistics.median(r.many.per_second for r in each.rounds) for each in (one, best))
+    note = f"best is {best.entry.subject.name}; without the yardstick {own / other:.2f}, by CPU time per request "
+    return Row(name, ratios, "", target, f"{note}{other_ms / own_ms:.2f}; {_engine(one)}")
 
 
 def _row(one: Outcome, name: str, target: Target, unit: str, figure: Callable[[Round], float], note: str = "") -> Row:

@@ -18,7 +18,7 @@ from benchmarks.figures import Verdict, falling, outgrowing
 from benchmarks.install import install, is_installed
 from benchmarks.limit import Figures, Limit, limits
 from benchmarks.load import Load, LoadError, Point, drive, point_of
-from benchmarks.modules import MODULES, Module, Wanted, flattened, measured
+from benchmarks.modules import MODULES, Module, Wanted, flattened, measured, row_of
 from benchmarks.race import Course, Entry, Outcome, Round, race
 from benchmarks.report import Report, page, write
 from benchmarks.rows import TIMES_BEST, best_peer, rows
@@ -263,8 +263,12 @@ def test_rules() -> None:
 
 def test_modules(tmp_path: Path) -> None:
     """Figures are found by their path; a module that is missing, fails or lacks one is named as not measured."""
-    value = {"a": {"x": 1, "on": True}, "rows": [{"models": 10, "ratio": 0.9}]}
-    assert dict(flattened(value)) == {"a.x": 1.0, "rows.models=10.models": 10.0, "rows.models=10.ratio": 0.9}
+    value = {"a": {"x": 1, "on": True}, "rows": [{"models": 10, "way": "auto", "ratio": 0.9}]}
+    paths = {"a.x": 1.0, "rows.models=10 way=auto.models": 10.0, "rows.models=10 way=auto.ratio": 0.9}
+    assert dict(flattened(value)) == paths
+    row = row_of(Wanted("rows.models=10 *.ratio", "ten", "", TIMES_BEST), paths, "models")
+    assert (row.values, row.verdict) == ((0.9,), Verdict.MISS)
+    assert row_of(Wanted("rows.models=5 *.ratio", "five", "", TIMES_BEST), paths, "models").verdict is Verdict.ERROR
     wanted = (Wanted("ratio", "a title", "", TIMES_BEST),)
     absent = measured(Module("no_such_module", wanted), "tiny", tmp_path)
     assert [(row.verdict, row.name, row.target) for row in absent.rows] == [(Verdict.ERROR, "a title", TIMES_BEST)]
