@@ -19,8 +19,9 @@ from export.samples import random_pixels
 from models.artifact import GRAPH, WEIGHTS, Artifact, load
 from models.catalog import CATALOG
 from models.plan import Target
+from service import recipe
 from service.cards import Card
-from service.engines.base import CPU, CardLostError, Engine, EngineUnavailableError
+from service.engines.base import CPU, CardLostError, Engine, EngineUnavailableError, as_batch
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
 from service.engines.openvino import OpenVinoEngine, has_bf16
@@ -105,6 +106,24 @@ def test_answers_outlive_the_next_run(engines: dict[Runtime, Engine], runtime: R
     engine.run(pixels(4)[2:])
 
     np.testing.assert_array_equal(first, kept)
+
+
+def test_a_single_sample_is_not_copied(tiny: Artifact) -> None:
+    """What the recipe made of one photo is the very memory that the runtime reads."""
+    samples = recipe.apply(tiny.manifest.input, random_pixels(tiny.manifest.input, 1)[0])[np.newaxis]
+    rows = list(samples)
+    engine = OpenVinoEngine(tiny, Precision.F32, slots=1, threads=1, max_batch=8)
+    engine.run(rows)
+    request = engine._requests.get()
+    read = request.get_input_tensor(0).data
+    at = samples.__array_interface__["data"][0]
+    seen = read.__array_interface__["data"][0]
+    engine._requests.put(request)
+    engine.close()
+
+    assert seen == at
+    assert np.shares_memory(as_batch(rows), samples)
+    assert as_batch(samples) is samples
 
 
 def test_engines_say_what_runs(engines: dict[Runtime, Engine]) -> None:

@@ -58,8 +58,10 @@ def held_bytes(graph_bytes: int, rows: int = 0, size: int = 0) -> int:
 
 
 def as_batch(rows: Rows) -> Batch:
-    """The samples in one piece, [N, S, S, 3]; what is in one piece already is not copied."""
-    return rows if isinstance(rows, np.ndarray) else np.stack(rows)
+    """The samples in one piece, [N, S, S, 3]; what is in one piece already, as is a single sample, is not copied."""
+    if isinstance(rows, np.ndarray):
+        return rows
+    return rows[0][np.newaxis] if len(rows) == 1 else np.stack(rows)
 
 
 def out_of_memory(error: BaseException | None) -> bool:
