@@ -25,9 +25,10 @@ from service.app import Core, Service
 from service.classifier import LocalClassifier
 from service.engines.base import CPU
 from service.engines.choice import Opened
+from service.image import Picture
 from service.samples import Decoder
 from service.settings import Settings
-from service.types import EngineInfo, ImageLimits, Pixels, Probabilities, Rows, Samples
+from service.types import EngineInfo, ImageLimits, Probabilities, Rows, Samples
 
 X = TypeVar("X")
 
@@ -69,13 +70,13 @@ class TimedDecoding:
     def __init__(self) -> None:
         self.spent_s = 0.0
 
-    def decode(self, data: bytes, limits: ImageLimits) -> Pixels:
+    def read(self, data: bytes, limits: ImageLimits, enough: int | None) -> Picture:
         """The photo."""
-        return self._timed(lambda: image.decode(data, limits))
+        return self._timed(lambda: image.picture(data, limits, enough))
 
-    def cut(self, spec: InputSpec, pixels: Pixels, count: int) -> Samples:
+    def cut(self, spec: InputSpec, picture: Picture, count: int) -> Samples:
         """Its crops."""
-        return self._timed(lambda: recipe.crops(spec, pixels, count))
+        return self._timed(lambda: recipe.crops(spec, picture, count))
 
     def _timed(self, work: Callable[[], X]) -> X:
         began = time.thread_time()
@@ -91,14 +92,14 @@ class NullDecoding:
     spent_s = 0.0
 
     def __init__(self) -> None:
-        self._pixels = np.zeros((1, 1, 3), dtype=np.uint8)
+        self._picture = Picture.of(np.zeros((1, 1, 3), dtype=np.uint8))
         self._samples: dict[tuple[int, int], Samples] = {}
 
-    def decode(self, _data: bytes, _limits: ImageLimits) -> Pixels:
+    def read(self, _data: bytes, _limits: ImageLimits, _enough: int | None) -> Picture:
         """One pixel."""
-        return self._pixels
+        return self._picture
 
-    def cut(self, spec: InputSpec, _pixels: Pixels, count: int) -> Samples:
+    def cut(self, spec: InputSpec, _picture: Picture, count: int) -> Samples:
         """The same crops each time."""
         return self._samples.setdefault((spec.crop, count), np.zeros((count, spec.crop, spec.crop, 3), dtype=np.uint8))
 
@@ -115,7 +116,7 @@ async def serve(decoding: Decoding, model: str, artifacts: Path) -> None:
     core = Core(settings, opener=_open)
     spent = _DECODINGS[decoding]()
     core.classifier.close()
-    decoder = Decoder(settings.limits, threads=2, clock=core.clock, decode=spent.decode, cut=spent.cut)
+    decoder = Decoder(settings.limits, threads=2, clock=core.clock, read=spent.read, cut=spent.cut)
     core.classifier = LocalClassifier(core.repository, decoder, clock=core.clock, metrics=core.metrics)
     service = Service(core)
     await service.start()

@@ -36,6 +36,7 @@ class Measurement(BaseModel):
     runtime: str
     precision: str
     date: str
+    decode: str = "exact"  # before it could be chosen
 
     def replaces(self, other: "Measurement") -> bool:
         """Whether both measured the same thing, so that only the newer one is of interest."""
@@ -45,8 +46,8 @@ class Measurement(BaseModel):
         """Whether both say the same, on whatever day."""
         return self.model_copy(update={"date": other.date}) == other
 
-    def _what(self) -> tuple[str, int, str, str]:
-        return self.dataset_sha256, self.crops, self.runtime, self.precision
+    def _what(self) -> tuple[str, int, str, str, str]:
+        return self.dataset_sha256, self.crops, self.runtime, self.precision, self.decode
 
 
 def protocol(crops: int) -> str:

@@ -64,7 +64,7 @@ class Core:
             clock=self.clock,
             metrics=self.metrics,
         )
-        decoder = Decoder(settings.limits, threads=cpus, clock=self.clock)
+        decoder = Decoder(settings.limits, threads=cpus, clock=self.clock, decode=settings.decode)
         self.classifier = LocalClassifier(self.repository, decoder, clock=self.clock, metrics=self.metrics)
 
     def _limits(self, engine: Engine) -> BatchLimits:

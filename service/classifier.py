@@ -11,7 +11,7 @@ from service.comparison import Comparison, ComparisonTiming, Row, compared
 from service.ensemble import Panel, Panels, is_ensemble, mean, spelt
 from service.errors import BadImage, BadRequest, DeadlineExceeded, NotReady, TooLarge, TopfiveError
 from service.metrics import UNKNOWN, Metrics
-from service.photos import Photo, Photos
+from service.photos import Photo, Photos, joined
 from service.recipe import TEN_CROPS
 from service.repository import Repository
 from service.together import together
@@ -185,12 +185,13 @@ class LocalClassifier(Generic[D]):
         specs = [member.artifact.manifest.input for member in panel.members]
         with panel.admitted(question.crops) as places:
             arrived = self._clock.now()
-            samples, decode_s = await self._within(question.deadline, lambda: photo.samples(asker, specs))
+            prepared = await self._within(question.deadline, lambda: photo.samples(asker, specs))
+            decode_s = max(one.took_s for one in prepared)
             waited_s = self._clock.now() - arrived - decode_s  # for a decoding thread
             runs = await together(
                 [
-                    member.batcher.submit(crops, deadline=question.deadline, place=place)
-                    for member, crops, place in zip(panel.members, samples, places, strict=True)
+                    member.batcher.submit(one.samples, deadline=question.deadline, place=place)
+                    for member, one, place in zip(panel.members, prepared, places, strict=True)
                 ]
             )
         ran = [one for run in runs for one in run]
@@ -203,6 +204,7 @@ class LocalClassifier(Generic[D]):
             predictions=predictions,
             model=panel.card,
             engine=panel.engine,
+            preprocessing=joined(prepared),
             timing_ms=Timing(
                 decode=decode_s * 1000,
                 queue=(max(0.0, waited_s) + queue_s) * 1000,

@@ -1,11 +1,16 @@
 """Image intake: bytes of unknown origin to RGB pixels, or a clear error. It does not resize; see `recipe`."""
 
 import logging
+from dataclasses import dataclass
 from io import BytesIO
-from math import prod
+from math import ceil, prod
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import PIL
+from PIL import Image, UnidentifiedImageError, features
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from service.errors import BadImage, TooLarge
@@ -16,15 +21,30 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 _PNG_END = b"IEND\xaeB`\x82"  # Pillow does without it; the other formats' readers miss their own last bytes
 _ORIENTATION = 0x0112  # EXIF tag; its values 2 to 8 and what undoes them
+
+
+class _Turn(NamedTuple):
+    """A turn, and what becomes of the sides: whether they change places, whether the last column or row comes first."""
+
+    operation: Image.Transpose
+    sideways: bool
+    last_column_first: bool
+    last_row_first: bool
+
+
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: _Turn(Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
+    3: _Turn(Image.Transpose.ROTATE_180, False, True, True),
+    4: _Turn(Image.Transpose.FLIP_TOP_BOTTOM, False, False, True),
+    5: _Turn(Image.Transpose.TRANSPOSE, True, False, False),
+    6: _Turn(Image.Transpose.ROTATE_270, True, True, False),
+    7: _Turn(Image.Transpose.TRANSVERSE, True, True, True),
+    8: _Turn(Image.Transpose.ROTATE_90, True, False, True),
 }
+
+_REDUCTIONS = (8, 4, 2)  # of libjpeg's decoder, with vector instructions; 3/8, 5/8 and so on cost more than 1/2 does
+_PILLOW = f"Pillow {PIL.__version__}"
+_LIBJPEG = f"libjpeg-turbo {features.version('libjpeg_turbo')}" if features.check("libjpeg_turbo") else _PILLOW
 
 # Pillow guards itself by one limit for the whole process; `ImageLimits.max_pixels` is checked for each image instead.
 Image.MAX_IMAGE_PIXELS = None
@@ -36,24 +56,59 @@ SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().it
 log = logging.getLogger(__name__)
 
 
-def decode(data: bytes, limits: ImageLimits) -> Pixels:
-    """The photo as a person sees it: uint8 [H, W, 3] RGB, upright by its EXIF orientation.
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded photo, upright, in RGB: all of its pixels, or fewer that stand for them.
 
-    Of an animation or a multi-page file the first picture counts. Transparent parts show white. 16 bits per channel
-    are scaled to 8. Raises TooLarge before decoding where a limit is passed, and BadImage for anything that is not
-    one whole image in one of `FORMATS`.
+    `size` is the whole photo's width and height, `reduction` how many of its pixels along each side one pixel of
+    `image` stands for. The photo begins at `origin` in `image`, in pixels of `image`: the decoder rounds a reduced size
+    up, and what it adds comes first where the orientation turned it there. Only a `reducible` photo, a JPEG, can be
+    decoded to fewer pixels.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    reduction: int = 1
+    origin: tuple[float, float] = (0.0, 0.0)
+    reducible: bool = False
+    decoder: str = _PILLOW
+
+    @classmethod
+    def of(cls, pixels: Pixels) -> "Picture":
+        """Pixels that are there already."""
+        image = Image.fromarray(pixels)
+        return cls(image, image.size)
+
+    def reduction_for(self, enough: int | None) -> int:
+        """The `reduction` that `picture` gives this photo where so many pixels are enough."""
+        return _reduction(self.size, enough) if self.reducible else 1
+
+    @property
+    def pixels(self) -> Pixels:
+        """Those of `image`, uint8 [H, W, 3]."""
+        return np.asarray(self.image)
+
+
+def decode(data: bytes, limits: ImageLimits) -> Pixels:
+    """Every pixel of `picture`, uint8 [H, W, 3] RGB."""
+    return picture(data, limits).pixels
+
+
+def picture(data: bytes, limits: ImageLimits, enough: int | None = None) -> Picture:
+    """The photo as a person sees it, upright by its EXIF orientation.
+
+    Where `enough` pixels along the shorter side are all that is needed (None: every pixel is), a JPEG is decoded to
+    1/8, 1/4 or 1/2 of its width and height, the smallest of these that leaves so many. Of an animation or a multi-page
+    file the first picture counts. Transparent parts show white. 16 bits per channel are scaled to 8. Raises TooLarge
+    before decoding where a limit is passed, and BadImage for anything that is not one whole image in one of `FORMATS`.
     """
     check_size(len(data), limits)
     if not data:
         raise BadImage("the image is empty (0 bytes)")
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image, limits)
-            image.load()
-            if image.format == "PNG" and _PNG_END not in data:
-                raise BadImage("the image is damaged or cut off (its last chunk is missing)")
-            upright = _upright(image)
-            return np.asarray(_rgb(upright))
+        with Image.open(BytesIO(data), formats=FORMATS) as file:
+            _check_pixels(file, limits)
+            return _read(file, data, enough)
     except (TooLarge, BadImage, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -80,15 +135,40 @@ def _check_pixels(image: Image.Image, limits: ImageLimits) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned by its EXIF orientation; an unreadable EXIF block counts as none, as in a browser."""
+def _reduction(size: tuple[int, int], enough: int | None) -> int:
+    return next((by for by in _REDUCTIONS if enough is not None and min(size) >= by * enough), 1)
+
+
+def _read(file: ImageFile, data: bytes, enough: int | None) -> Picture:
+    """Decode an opened file."""
+    size, by = file.size, 1
+    if jpeg := isinstance(file, JpegImageFile):
+        # In one piece: for each further block Pillow would take the GIL, which other threads may hold for 5 ms.
+        file.decodermaxblock = len(data)
+        if (by := _reduction(size, enough)) > 1:
+            file.draft(None, (size[0] // by, size[1] // by))
+            if file.size != (ceil(size[0] / by), ceil(size[1] / by)):
+                raise RuntimeError(f"Pillow {PIL.__version__} decodes 1/{by} of {size} as {file.size}")
+    file.load()
+    if file.format == "PNG" and _PNG_END not in data:
+        raise BadImage("the image is damaged or cut off (its last chunk is missing)")
+    turn, decoder = _turn(file), _LIBJPEG if jpeg else _PILLOW
+    if turn is None:
+        return Picture(_rgb(file), size, by, (0.0, 0.0), jpeg, decoder)
+    image = _rgb(file.transpose(turn.operation))
+    width, height = size = size[::-1] if turn.sideways else size
+    origin = turn.last_column_first * (image.width - width / by), turn.last_row_first * (image.height - height / by)
+    return Picture(image, size, by, origin, jpeg, decoder)
+
+
+def _turn(image: Image.Image) -> _Turn | None:
+    """What turns it upright by its EXIF orientation; an unreadable EXIF block counts as none, as in a browser."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception as error:  # the picture itself is whole: only its side note is not
         log.debug("EXIF block ignored: %s", error)
-        orientation = None
-    operation = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if operation is None else image.transpose(operation)
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

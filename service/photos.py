@@ -1,13 +1,33 @@
 """What the classifier asks of the photo of a request, wherever that is decoded."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TypeVar
 
 from models.catalog import InputSpec
-from service.types import Samples
+from service.types import Preprocessing, Samples
 
 D_contra = TypeVar("D_contra", contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The crops for one recipe, and what was done for them in how many seconds of a thread."""
+
+    samples: Samples
+    preprocessing: Preprocessing
+    took_s: float
+
+
+def joined(prepared: Sequence[Prepared]) -> Preprocessing:
+    """What was done for several models: each part once, joined by `+` where they differ."""
+    parts = [one.preprocessing for one in prepared]
+    return Preprocessing(
+        decoder="+".join(dict.fromkeys(part.decoder for part in parts)),
+        scale="+".join(dict.fromkeys(part.scale for part in parts)),
+        recipe="+".join(dict.fromkeys(part.recipe for part in parts)),
+    )
 
 
 class Photo(Protocol):
@@ -26,8 +46,8 @@ class Photo(Protocol):
     def check_size(self) -> None:
         """Raise TooLarge where it has more bytes than the limit."""
 
-    async def samples(self, asker: str, specs: Sequence[InputSpec]) -> tuple[list[Samples], float]:
-        """The crops for each spec, and the seconds of a thread until the last of them; raises BadImage or TooLarge."""
+    async def samples(self, asker: str, specs: Sequence[InputSpec]) -> list[Prepared]:
+        """The crops for each spec; raises BadImage or TooLarge."""
 
     def leave(self, asker: str) -> None:
         """`asker` will not ask any more."""

@@ -9,19 +9,21 @@ from types import TracebackType
 from models.catalog import InputSpec
 from service import image, recipe
 from service.clock import Clock
+from service.image import Picture
+from service.photos import Prepared
 from service.together import together
-from service.types import ImageLimits, Pixels, Samples
+from service.types import Decode, ImageLimits, Preprocessing, Samples
 
-Decode = Callable[[bytes, ImageLimits], Pixels]
-Cut = Callable[[InputSpec, Pixels, int], Samples]
+Read = Callable[[bytes, ImageLimits, int | None], Picture]
+Cut = Callable[[InputSpec, Picture, int], Samples]
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """The crops for one recipe, and the seconds that a thread took to make them."""
+class Decoded:
+    """A decoded photo, and the seconds that a thread took for it."""
 
-    samples: Samples
-    cut_s: float
+    picture: Picture
+    decode_s: float
 
 
 class Decoder:
@@ -33,12 +35,14 @@ class Decoder:
         *,
         threads: int,
         clock: Clock,
-        decode: Decode = image.decode,
+        decode: Decode = Decode.AUTO,
+        read: Read = image.picture,
         cut: Cut = recipe.crops,
     ) -> None:
         self.limits = limits
         self.clock = clock
         self.decode = decode
+        self.read = read
         self.cut = cut
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
@@ -52,7 +56,11 @@ class Decoder:
 
 
 class Photo:
-    """The image of one request. Nothing is decoded before it is asked for; what is left at the end is cancelled."""
+    """The image of one request. Nothing is decoded before it is asked for; what is left at the end is cancelled.
+
+    It is decoded once for each reduction that the recipes allow, most often once: an answer must not depend on which
+    other models are asked.
+    """
 
     def __init__(self, decoder: Decoder, data: bytes, crops: int, askers: Iterable[str]) -> None:
         self._decoder = decoder
@@ -60,9 +68,10 @@ class Photo:
         self._crops = crops
         self._askers = set(askers)
         self._shared = len(self._askers) > 1
-        self._pixels: Pixels | None = None
-        self._decode_s = 0.0
+        self._spent_s: list[float] = []
         self._first: asyncio.Future[Prepared] | None = None
+        self._opened: Decoded | None = None
+        self._others: dict[int, asyncio.Future[Decoded]] = {}
         self._made: dict[object, asyncio.Future[Prepared]] = {}
 
     def __enter__(self) -> "Photo":
@@ -71,33 +80,37 @@ class Photo:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pixels = None
         for made in self._made.values():
             made.cancel()
+        for other in self._others.values():
+            other.cancel()
+        self._let_go()
 
     @property
     def seconds(self) -> float:
         """What threads have spent on it so far."""
-        ended = [made for made in self._made.values() if made.done() and not made.cancelled()]
-        return self._decode_s + sum(made.result().cut_s for made in ended if made.exception() is None)
+        return sum(self._spent_s)
 
     def check_size(self) -> None:
         """Raise TooLarge where it has more bytes than the limit."""
         image.check_size(len(self._data), self._decoder.limits)
 
-    async def samples(self, asker: str, specs: Sequence[InputSpec]) -> tuple[list[Samples], float]:
-        """The crops for each spec, and the seconds of a thread until the last of them; raises BadImage or TooLarge."""
+    async def samples(self, asker: str, specs: Sequence[InputSpec]) -> list[Prepared]:
+        """The crops for each spec; raises BadImage or TooLarge."""
         try:
-            prepared = await together([self._prepared(spec) for spec in specs])
+            return await together([self._prepared(spec) for spec in specs])
         finally:
             self.leave(asker)
-        return [one.samples for one in prepared], self._decode_s + max(one.cut_s for one in prepared)
 
     def leave(self, asker: str) -> None:
         """`asker` will not ask any more; the pixels are let go after the last one, because they are large."""
         self._askers.discard(asker)
         if not self._askers:
-            self._pixels = None
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._opened = None
+        self._others.clear()
 
     async def _prepared(self, spec: InputSpec) -> Prepared:
         recipe_of = recipe.geometry(spec)
@@ -114,20 +127,36 @@ class Photo:
     async def _cut_later(self, first: asyncio.Future[Prepared], spec: InputSpec) -> Prepared:
         """Once the photo is decoded, on a thread of its own."""
         await asyncio.shield(first)
-        assert self._pixels is not None, "an asker that waits has not left"
-        return await asyncio.get_running_loop().run_in_executor(
-            self._decoder.threads, self._timed_cut, spec, self._pixels
-        )
+        decoded = self._opened
+        assert decoded is not None, "an asker that waits has not left"
+        enough = recipe.enough(spec, self._decoder.decode)
+        if (by := decoded.picture.reduction_for(enough)) != decoded.picture.reduction:
+            if by not in self._others:
+                self._others[by] = asyncio.get_running_loop().run_in_executor(
+                    self._decoder.threads, self._timed_decode, enough
+                )
+            decoded = await asyncio.shield(self._others[by])
+        return await asyncio.get_running_loop().run_in_executor(self._decoder.threads, self._timed_cut, spec, decoded)
 
     def _decode_and_cut(self, spec: InputSpec) -> Prepared:
         """On a thread."""
-        began = self._decoder.clock.now()
-        self._pixels = pixels = self._decoder.decode(self._data, self._decoder.limits)
-        self._decode_s = self._decoder.clock.now() - began
-        return self._timed_cut(spec, pixels)
+        self._opened = opened = self._timed_decode(recipe.enough(spec, self._decoder.decode))
+        return self._timed_cut(spec, opened)
 
-    def _timed_cut(self, spec: InputSpec, pixels: Pixels) -> Prepared:
+    def _timed_decode(self, enough: int | None) -> Decoded:
         """On a thread."""
         began = self._decoder.clock.now()
-        samples = self._decoder.cut(spec, pixels, self._crops)
-        return Prepared(samples, self._decoder.clock.now() - began)
+        picture = self._decoder.read(self._data, self._decoder.limits, enough)
+        decode_s = self._decoder.clock.now() - began
+        self._spent_s.append(decode_s)
+        return Decoded(picture, decode_s)
+
+    def _timed_cut(self, spec: InputSpec, decoded: Decoded) -> Prepared:
+        """On a thread."""
+        began = self._decoder.clock.now()
+        picture = decoded.picture
+        samples = self._decoder.cut(spec, picture, self._crops)
+        cut_s = self._decoder.clock.now() - began
+        self._spent_s.append(cut_s)
+        done = Preprocessing(picture.decoder, f"1/{picture.reduction}", recipe.described(spec))
+        return Prepared(samples, done, decoded.decode_s + cut_s)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from service.types import CACHE, ENSEMBLE_PREFIX, ImageLimits, Precision, Runtime
+from service.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, Runtime
 
 
 class LogLevel(StrEnum):
@@ -63,6 +63,9 @@ class Settings(BaseModel):
     ] = 0.0
     max_image_bytes: Annotated[int, Field(ge=1, le=64 << 20, description="Largest image file")] = 32 << 20
     max_image_pixels: Annotated[int, Field(ge=1, description="Largest image, width times height")] = 64_000_000
+    decode: Annotated[
+        Decode, Field(description="Large JPEGs: exact decodes every pixel, auto what answers show, fast less than that")
+    ] = Decode.AUTO
     max_upload_bytes: Annotated[int, Field(ge=1, description="Bytes of bodies in memory at once; more get 429")] = (
         1 << 30
     )

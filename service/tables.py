@@ -40,12 +40,14 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
             row.append(prediction.wnid)
         table.add_row(*row)
     model, engine, timing = classification.model, classification.engine, classification.timing_ms
+    done = classification.preprocessing
     accuracy = f"top-1 {model.acc1:.1f} %" if model.acc1 is not None else "accuracy not measured"
     summary = Text(
         f"{model.name} v{model.version} ({model.weights}), {model.parameters:,} parameters, "
         f"{_prefixed(model.macs)} MACs, {accuracy}\n"
         f"{engine.runtime} {engine.version}, {engine.device}, {engine.precision}: decode {timing.decode:.1f} ms, "
-        f"inference {timing.inference:.1f} ms, total {timing.total:.1f} ms\n",
+        f"inference {timing.inference:.1f} ms, total {timing.total:.1f} ms\n"
+        f"decoded at {done.scale} by {done.decoder}, {done.recipe}\n",
         style="dim",
     )
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in classification.warnings]

@@ -63,6 +63,17 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+class Decode(StrEnum):
+    """The values of `--decode`: how much of a large JPEG may be left out while it is decoded; see `service.recipe`.
+
+    EXACT decodes every pixel. AUTO leaves out what the answers do not show, FAST more than that.
+    """
+
+    AUTO = "auto"
+    FAST = "fast"
+    EXACT = "exact"
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """The largest image taken: bytes as sent, and width times height as decoded."""
@@ -174,12 +185,26 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What was done to an image before the model saw it, in words; where models differ, each part joined by `+`.
+
+    `decoder` is the library and its version. `scale` is 1/1 where every pixel was decoded, else the part of width and
+    height that a JPEG was decoded at. `recipe` is the resize and the crop.
+    """
+
+    decoder: str
+    scale: str
+    recipe: str
+
+
+@dataclass(frozen=True, slots=True)
 class Classification:
     """The answer to one image. `members` are the cards of an ensemble's members, none of a single model."""
 
     predictions: tuple[Prediction, ...]
     model: ModelCard
     engine: EngineInfo
+    preprocessing: Preprocessing
     timing_ms: Timing
     batch_size: int
     warnings: tuple[str, ...]

@@ -19,11 +19,12 @@ from service.classifier import LocalClassifier
 from service.comparison import Comparison
 from service.engines.base import CPU
 from service.engines.choice import Opened
+from service.image import Picture
 from service.metrics import Metrics
 from service.repository import Repository
 from service.samples import Decoder
 from service.shelves import Device
-from service.types import BatchLimits, Classification, ImageLimits, Pixels, Samples
+from service.types import BatchLimits, Classification, ImageLimits, Samples
 from tests.fakes import FakeEngine, ManualClock, reached
 
 
@@ -77,19 +78,19 @@ class Fleet(Counted):
             clock=self.clock,
             metrics=self.metrics,
         )
-        decoder = Decoder(ImageLimits(), threads=2, clock=self.clock, decode=self._decode, cut=self._cut)
+        decoder = Decoder(ImageLimits(), threads=2, clock=self.clock, read=self._read, cut=self._cut)
         self.classifier = LocalClassifier(self.repository, decoder, clock=self.clock, metrics=self.metrics)
 
     def _open(self, artifact: Artifact) -> Opened:
         return Opened(self.engines[artifact.manifest.name])
 
-    def _decode(self, data: bytes, limits: ImageLimits) -> Pixels:
+    def _read(self, data: bytes, limits: ImageLimits, enough: int | None) -> Picture:
         self.did["decoded"] += 1
-        return image.decode(data, limits)
+        return image.picture(data, limits, enough)
 
-    def _cut(self, spec: InputSpec, pixels: Pixels, count: int) -> Samples:
+    def _cut(self, spec: InputSpec, picture: Picture, count: int) -> Samples:
         self.did["resized"] += 1
-        return recipe.crops(spec, pixels, count)
+        return recipe.crops(spec, picture, count)
 
     async def classify(self, data: bytes, model: str, *, top_k: int = 5, crops: int = 1) -> Classification:
         """One model or ensemble."""

@@ -107,7 +107,7 @@ def test_bad_files_are_rows(artifacts: Path, tmp_path: Path) -> None:
     assert rows[4]["error"]["detail"] == "No such file or directory"
     assert len(rows[0]["predictions"]) == 5
     assert rows[0]["model"]["name"] == "tiny"
-    assert set(rows[0]["model"]) == {"name", "version", "weights", "runtime", "precision", "crops"}
+    assert set(rows[0]["model"]) == {"name", "version", "weights", "runtime", "precision", "crops", "decode"}
     assert "5 could not be classified" in result.stderr
 
 

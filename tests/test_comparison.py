@@ -7,7 +7,7 @@ import pytest
 
 from service.comparison import Comparison, ComparisonTiming, Row, compared
 from service.errors import BadImage, BadRequest, Code, NotReady, TopfiveError
-from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
+from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from tests.conftest import png
 from tests.fakes import reached, settle
 from tests.fleet import copy_model, fleet_of
@@ -27,7 +27,8 @@ def answer_of(*classes: tuple[str, str]) -> Classification:
     """An answer with these (wnid, label) as its best classes."""
     predictions = [Prediction(rank, rank, *names, 0.5 / rank) for rank, names in enumerate(classes, start=1)]
     card = ModelCard("m", 1, "f", 1, 1, 224, "file", None, None, None, Latency(0, None, None, None))
-    return Classification(tuple(predictions), card, EngineInfo("fake", "1", "cpu", "f32"), Timing(0, 0, 0, 0), 1, ())
+    engine, done = EngineInfo("fake", "1", "cpu", "f32"), Preprocessing("fake", "1/1", "none")
+    return Classification(tuple(predictions), card, engine, done, Timing(0, 0, 0, 0), 1, ())
 
 
 @pytest.fixture

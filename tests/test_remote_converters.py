@@ -18,7 +18,7 @@ from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.remote import converters as back
 from service.repository import ModelState
 from service.rpc import converters as there
-from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
+from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 
 BARE_CARD = ModelCard("m", 0, "f", 1, 2, 3, "untrained", None, None, None, Latency(0, None, None, None))
 CARD = ModelCard("resnet50", 4, "resnet", 25_557_032, 4_089_184_256, 224, "pretrained", 80.858, 95.434, "ImageNet",
@@ -28,6 +28,7 @@ ANSWER = Classification(
     predictions=(Prediction(1, 340, "n02391049", "zebra", 0.75), Prediction(2, 1, "", "other", 0.125)),
     model=CARD,
     engine=ENGINE,
+    preprocessing=Preprocessing("libjpeg-turbo 3.2.0", "1/4", "resize 256 bilinear, crop 224"),
     timing_ms=Timing(1.5, 0.25, 3.125, 5.0),
     batch_size=3,
     warnings=("one", "two"),
@@ -35,7 +36,7 @@ ANSWER = Classification(
 )
 MEASUREMENT = Measurement(
     dataset="photos", dataset_sha256="ab", images=50, acc1=70.5, acc1_low=60.5, acc1_high=80.5, acc5=90.5,
-    acc5_low=80.25, acc5_high=95.75, crops=10, runtime="openvino", precision="f32", date="2026-11-22",
+    acc5_low=80.25, acc5_high=95.75, crops=10, runtime="openvino", precision="f32", date="2026-11-22", decode="fast",
 )  # fmt: skip
 INPUT = InputSpec(236, 224, Interpolation.BICUBIC, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), Channels.BGR)
 FACTS = ModelFacts(

@@ -19,7 +19,10 @@ from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
 
-REPLY = {"request_id", "predictions", "model", "engine", "timing_ms", "batch_size", "warnings", "members"}
+REPLY = {
+    *("request_id", "predictions", "model", "engine", "preprocessing", "timing_ms", "batch_size", "warnings"),
+    "members",
+}
 MODEL = {
     "name",
     "version",
@@ -57,6 +60,7 @@ async def test_reply(artifacts: Path) -> None:
     assert set(body) == REPLY
     assert set(body["model"]) == MODEL
     assert set(body["engine"]) == {"runtime", "device", "precision", "version"}
+    assert set(body["preprocessing"]) == {"decoder", "scale", "recipe"}
     assert [prediction["rank"] for prediction in body["predictions"]] == [1, 2, 3, 4, 5]
     assert set(body["predictions"][0]) == {"rank", "class_id", "wnid", "label", "probability"}
     probabilities = [prediction["probability"] for prediction in body["predictions"]]

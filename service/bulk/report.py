@@ -14,7 +14,7 @@ from service.bulk.rows import Row
 from service.bulk.scores import Scores
 from service.bulk.writers import replacing, write_table
 from service.facts import ModelFacts
-from service.types import EngineInfo
+from service.types import Decode, EngineInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Evaluation:
     members: tuple[ModelFacts, ...]
     engine: EngineInfo
     crops: int
+    decode: Decode
     labels: tuple[Label, ...]
     dataset: Dataset
     scores: Scores
@@ -80,6 +81,7 @@ class Evaluation:
             runtime=self.engine.runtime,
             precision=self.engine.precision,
             date=date,
+            decode=self.decode,
         )
 
     def figures(self) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class Evaluation:
             **(members[0] if len(members) == 1 else {"model": self.name, "members": members}),
             "engine": asdict(self.engine),
             "crops": self.crops,
+            "decode": self.decode,
             "images": self.scores.images,
             "unanswered": [{"path": row.path, **asdict(row.error)} for row in self.unanswered if row.error],
             "images_per_second": self.per_second,

@@ -52,7 +52,7 @@ class Job:
 @option("--top-k", type=int, help="How many classes, best first; 5, or all if there are fewer")
 @crops_option
 @option("--overwrite", is_flag=True, help="Begin anew where --out or an unfinished run of it is there already")
-@options("artifacts", "runtime", "precision", "cpus", "max_batch", "max_image_bytes", "max_image_pixels")
+@options("artifacts", "runtime", "precision", "cpus", "max_batch", "decode", "max_image_bytes", "max_image_pixels")
 def classify_command(
     sources: Sequence[str], model: str, out: Path, top_k: int | None, crops: int, overwrite: bool, **values: Any
 ) -> None:
@@ -121,8 +121,9 @@ def _finish(job: Job, journal: Journal, session: Session, question: Question) ->
             failed += row.error is not None
             yield row
 
+    answerer = {**session.answerer, "crops": question.crops, "decode": session.core.settings.decode}
     try:
-        write(job.out, Results(rows(), question.top_k, {**session.answerer, "crops": question.crops}))
+        write(job.out, Results(rows(), question.top_k, answerer))
     except OSError as error:
         raise BulkError(f"{job.out} cannot be written: {error.strerror}; the same command tries again") from error
     return failed

@@ -70,7 +70,7 @@ class Job:
 )
 @crops_option
 @option("--overwrite", is_flag=True, help="Run every image anew")
-@options("artifacts", "runtime", "precision", "cpus", "max_batch", "max_image_bytes", "max_image_pixels")
+@options("artifacts", "runtime", "precision", "cpus", "max_batch", "decode", "max_image_bytes", "max_image_pixels")
 def evaluate_command(source: Path, names: Sequence[str], out: Path, crops: int, overwrite: bool, **values: Any) -> None:
     """Measure how often models are right on labelled images, in this process.
 
@@ -205,6 +205,7 @@ def _counted(session: Session, job: Job, journal: Journal, items: list[Item], ta
         members=tuple(facts(session.core.repository.entry(card.name)) for card in session.cards),
         engine=session.panel.engine,
         crops=job.crops,
+        decode=session.core.settings.decode,
         labels=labels,
         dataset=job.dataset,
         scores=scores,
@@ -228,7 +229,7 @@ def _print(evaluation: Evaluation, console: Console, out: Path) -> None:
         table.add_row(*(Text(cell) for cell in (one.what, _figure(one.top1), _figure(one.top5), one.on)))
     console.print(table)
     rate = "" if evaluation.per_second is None else f"{evaluation.per_second:.1f} images/s; "
-    engine = f"{evaluation.engine.runtime} {evaluation.engine.precision}; "
+    engine = f"{evaluation.engine.runtime} {evaluation.engine.precision}, decode {evaluation.decode}; "
     say(console, f"{engine}{rate}tables and report.json in {out}\n", "dim")
 
 

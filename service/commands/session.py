@@ -55,6 +55,7 @@ class Session:
         members = [{"model": member.name, **_facts(member)} for member in self.panel.members]
         return {
             **(members[0] if len(members) == 1 else {"model": self.panel.name, "members": members}),
+            "decode": self.core.settings.decode,
             "max_image_bytes": limits.max_bytes,
             "max_image_pixels": limits.max_pixels,
         }

@@ -16,6 +16,7 @@ from service.front.messages import (
     Answered,
     Asked,
     Counted,
+    Crops,
     Freed,
     FromEngine,
     Left,
@@ -154,8 +155,8 @@ class Calls:
         assert call.photo is not None, "only of calls with a photo crops are wanted"
         try:
             asker = KEEPER if wanted.last else ""
-            samples, took_s = await call.photo.samples(asker, unpacked_specs(wanted.recipes))
-            offset = await self._arena.place(samples)
+            prepared = await call.photo.samples(asker, unpacked_specs(wanted.recipes))
+            offset = await self._arena.place([one.samples for one in prepared])
         except TopfiveError as error:
             self.link.send(NotMade(wanted.call, wanted.cut, error))
             return
@@ -163,8 +164,8 @@ class Calls:
             log.exception("%s: an image could not be decoded", under_way.get())
             self.link.send(NotMade(wanted.call, wanted.cut, EngineError(f"the image could not be decoded: {error}")))
             return
-        shapes = tuple(one.shape for one in samples)
-        self.link.send(Made(wanted.call, wanted.cut, offset, shapes, took_s, call.photo.seconds))
+        crops = tuple(Crops(one.samples.shape, one.preprocessing, one.took_s) for one in prepared)
+        self.link.send(Made(wanted.call, wanted.cut, offset, crops, call.photo.seconds))
 
     def _lost(self) -> None:
         self._fail_all(NotReady(_GONE))

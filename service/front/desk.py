@@ -95,7 +95,8 @@ class Desk:
             case Asked():
                 self._tasks[message.call] = self._loop.create_task(self._answer(message))
             case Made():
-                samples = self._window.samples(message.offset, message.shapes)  # unused ones are free at once
+                shapes = [one.shape for one in message.crops]
+                samples = self._window.samples(message.offset, shapes)  # unused ones are free at once
                 if (sent := self._sent.get(message.call)) is not None:
                     sent.made(message, samples)
             case NotMade():

@@ -14,6 +14,7 @@ from typing import Any
 
 from models.catalog import InputSpec
 from service.errors import EngineError, Overloaded, TopfiveError, error_of
+from service.types import Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +109,25 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """From a front: the crops lie in its region from `offset` on, one after the other, of these shapes.
+class Crops:
+    """`service.photos.Prepared` without the samples themselves."""
 
-    `took_s` is the time of a thread until the last of them, `spent_s` that of all threads for this photo so far.
+    shape: tuple[int, ...]
+    preprocessing: Preprocessing
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """From a front: the crops for each spec lie in its region from `offset` on, one after the other.
+
+    `spent_s` is the time of all threads for this photo so far.
     """
 
     call: int
     cut: int
     offset: int
-    shapes: tuple[tuple[int, ...], ...]
-    took_s: float
+    crops: tuple[Crops, ...]
     spent_s: float
 
 

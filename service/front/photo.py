@@ -8,10 +8,8 @@ from models.catalog import InputSpec
 from service import image, recipe
 from service.front.link import Link
 from service.front.messages import Made, NotMade, Wanted, packed_specs
+from service.photos import Prepared
 from service.types import ImageLimits, Samples
-
-Crops = tuple[list[Samples], float]
-"""What one question for crops brought, and the seconds of a thread until the last of them."""
 
 
 class Sent:
@@ -22,11 +20,11 @@ class Sent:
         self.spent_s = 0.0
         self._call = call
         self._link = link
-        self._cuts: list[asyncio.Future[Crops]] = []
+        self._cuts: list[asyncio.Future[list[Prepared]]] = []
 
-    def want(self, specs: Sequence[InputSpec], *, last: bool) -> asyncio.Future[Crops]:
+    def want(self, specs: Sequence[InputSpec], *, last: bool) -> asyncio.Future[list[Prepared]]:
         """Ask for the crops for these specs; after the `last` question there is no other one."""
-        crops: asyncio.Future[Crops] = asyncio.get_running_loop().create_future()
+        crops: asyncio.Future[list[Prepared]] = asyncio.get_running_loop().create_future()
         self._link.send(Wanted(self._call, len(self._cuts), packed_specs(tuple(specs)), last))
         self._cuts.append(crops)
         return crops
@@ -35,7 +33,9 @@ class Sent:
         """They are there."""
         self.spent_s = made.spent_s
         if not (crops := self._cuts[made.cut]).done():  # else nobody waits for them any more
-            crops.set_result((samples, made.took_s))
+            crops.set_result(
+                [Prepared(one, crop.preprocessing, crop.took_s) for one, crop in zip(samples, made.crops, strict=True)]
+            )
 
     def not_made(self, failure: NotMade) -> None:
         """They will not come."""
@@ -73,7 +73,7 @@ class FrontPhoto:
         self._askers = set(askers)
         self._shared = len(self._askers) > 1
         self._limits = limits
-        self._made: dict[object, tuple[asyncio.Future[Crops], int]] = {}
+        self._made: dict[object, tuple[asyncio.Future[list[Prepared]], int]] = {}
 
     def __enter__(self) -> "FrontPhoto":
         return self
@@ -93,14 +93,13 @@ class FrontPhoto:
         """Raise TooLarge where it has more bytes than the limit."""
         image.check_size(self._sent.size_bytes, self._limits)
 
-    async def samples(self, asker: str, specs: Sequence[InputSpec]) -> tuple[list[Samples], float]:
-        """The crops for each spec, and the seconds of a thread until the last of them; raises BadImage or TooLarge."""
+    async def samples(self, asker: str, specs: Sequence[InputSpec]) -> list[Prepared]:
+        """The crops for each spec; raises BadImage or TooLarge."""
         try:
             self._want(specs, last=self._askers == {asker})
-            found = [await self._crops(spec) for spec in specs]
+            return [await self._crops(spec) for spec in specs]
         finally:
             self.leave(asker)
-        return [samples for samples, _ in found], max(took_s for _, took_s in found)
 
     def leave(self, asker: str) -> None:
         """`asker` will not ask any more."""
@@ -112,8 +111,7 @@ class FrontPhoto:
             crops = self._sent.want(tuple(new.values()), last=last)
             self._made.update({geometry: (crops, place) for place, geometry in enumerate(new)})
 
-    async def _crops(self, spec: InputSpec) -> tuple[Samples, float]:
+    async def _crops(self, spec: InputSpec) -> Prepared:
         crops, place = self._made[recipe.geometry(spec)]
         # a row that leaves must not take them from the others
-        samples, took_s = await (asyncio.shield(crops) if self._shared else crops)
-        return samples[place], took_s
+        return (await (asyncio.shield(crops) if self._shared else crops))[place]

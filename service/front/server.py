@@ -65,7 +65,12 @@ class Front:
         self._stopping = False
         self._announcing: set[asyncio.Task[None]] = set()
         clock = LoopClock()
-        self._decoder = Decoder(settings.limits, threads=share(settings.cpus or cpu_quota(), settings), clock=clock)
+        self._decoder = Decoder(
+            settings.limits,
+            threads=share(settings.cpus or cpu_quota(), settings),
+            clock=clock,
+            decode=settings.decode,
+        )
         self._calls = Calls(
             clock,
             self._decoder,

@@ -16,7 +16,7 @@ from service.engines.layout import Layout
 from service.errors import error_of
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.repository import ModelState
-from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
+from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 
 
 def classification(reply: pb.ClassifyReply) -> Classification:
@@ -27,6 +27,7 @@ def classification(reply: pb.ClassifyReply) -> Classification:
         ),
         model=_card(reply.model),
         engine=_engine(reply.engine),
+        preprocessing=Preprocessing(reply.preprocessing.decoder, reply.preprocessing.scale, reply.preprocessing.recipe),
         timing_ms=Timing(
             reply.timing_ms.decode, reply.timing_ms.queue, reply.timing_ms.inference, reply.timing_ms.total
         ),

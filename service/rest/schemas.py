@@ -16,7 +16,7 @@ from service.engines.layout import Layout
 from service.facts import BuiltEngine, LayerFacts
 from service.repository import ModelState
 from service.topk import DEFAULT_TOP_K
-from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
+from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 
 _Crops = Annotated[int, Field(description="1, or 10: the average over corners, centre and their mirrors")]
 _TopK = Annotated[
@@ -56,6 +56,7 @@ class Answer(Reply):
     predictions: list[Prediction]
     model: ModelCard
     engine: EngineInfo
+    preprocessing: Preprocessing
     timing_ms: Timing
     batch_size: int = Field(description="How many images shared this run of the engine")
     warnings: list[str]

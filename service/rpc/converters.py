@@ -10,7 +10,7 @@ from proto.topfive.v1 import classifier_pb2 as pb
 from service.comparison import Comparison, Row
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.rpc.errors import describe
-from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Timing
+from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 
 
 def classify_reply(request_id: str, answer: Classification) -> pb.ClassifyReply:
@@ -24,6 +24,7 @@ def classify_reply(request_id: str, answer: Classification) -> pb.ClassifyReply:
         batch_size=answer.batch_size,
         warnings=answer.warnings,
         members=[_model(card) for card in answer.members],
+        preprocessing=_preprocessing(answer.preprocessing),
     )
 
 
@@ -179,6 +180,10 @@ def _built(engine: BuiltEngine) -> pb.BuiltEngine:
 
 def _timing(timing: Timing) -> pb.Timing:
     return pb.Timing(decode=timing.decode, queue=timing.queue, inference=timing.inference, total=timing.total)
+
+
+def _preprocessing(done: Preprocessing) -> pb.Preprocessing:
+    return pb.Preprocessing(decoder=done.decoder, scale=done.scale, recipe=done.recipe)
 
 
 def _input(spec: InputSpec) -> pb.InputSpec:

@@ -95,7 +95,7 @@ def _decode(load: Load, shared: _Shared) -> None:
             shared.places.acquire()
             if shared.over.is_set():
                 return
-            shared.samples.put(recipe.crops(load.spec, image.decode(load.photo, limits), 1)[0])
+            shared.samples.put(recipe.crops(load.spec, image.picture(load.photo, limits), 1)[0])
     except Exception as error:  # raised again by `measure`
         _fail(shared, error)
 

@@ -21,7 +21,7 @@ class ClassifyRequest(_message.Message):
     def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., request_id: _Optional[str] = ..., crops: _Optional[int] = ...) -> None: ...
 
 class ClassifyReply(_message.Message):
-    __slots__ = ("request_id", "predictions", "model", "engine", "timing_ms", "batch_size", "warnings", "members")
+    __slots__ = ("request_id", "predictions", "model", "engine", "timing_ms", "batch_size", "warnings", "members", "preprocessing")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class ClassifyReply(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
     model: Model
@@ -38,7 +39,8 @@ class ClassifyReply(_message.Message):
     batch_size: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
     members: _containers.RepeatedCompositeFieldContainer[Model]
-    def __init__(self, request_id: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ..., batch_size: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+    preprocessing: Preprocessing
+    def __init__(self, request_id: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., timing_ms: _Optional[_Union[Timing, _Mapping]] = ..., batch_size: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ...) -> None: ...
 
 class CompareRequest(_message.Message):
     __slots__ = ("image", "models", "top_k", "request_id", "crops")
@@ -192,6 +194,16 @@ class Engine(_message.Message):
     precision: str
     def __init__(self, runtime: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ...) -> None: ...
 
+class Preprocessing(_message.Message):
+    __slots__ = ("decoder", "scale", "recipe")
+    DECODER_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    decoder: str
+    scale: str
+    recipe: str
+    def __init__(self, decoder: _Optional[str] = ..., scale: _Optional[str] = ..., recipe: _Optional[str] = ...) -> None: ...
+
 class Timing(_message.Message):
     __slots__ = ("decode", "queue", "inference", "total")
     DECODE_FIELD_NUMBER: _ClassVar[int]
@@ -317,7 +329,7 @@ class BuiltEngine(_message.Message):
     def __init__(self, name: _Optional[str] = ..., runtime: _Optional[str] = ..., version: _Optional[str] = ..., targets: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ..., card: _Optional[str] = ..., smallest: _Optional[int] = ..., largest: _Optional[int] = ..., size_bytes: _Optional[int] = ..., fits: bool = ..., reason: _Optional[str] = ..., remedy: _Optional[str] = ...) -> None: ...
 
 class Measurement(_message.Message):
-    __slots__ = ("dataset", "dataset_sha256", "images", "acc1", "acc1_low", "acc1_high", "acc5", "acc5_low", "acc5_high", "crops", "runtime", "precision", "date")
+    __slots__ = ("dataset", "dataset_sha256", "images", "acc1", "acc1_low", "acc1_high", "acc5", "acc5_low", "acc5_high", "crops", "runtime", "precision", "date", "decode")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     DATASET_SHA256_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +343,7 @@ class Measurement(_message.Message):
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     DATE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     dataset_sha256: str
     images: int
@@ -344,7 +357,8 @@ class Measurement(_message.Message):
     runtime: str
     precision: str
     date: str
-    def __init__(self, dataset: _Optional[str] = ..., dataset_sha256: _Optional[str] = ..., images: _Optional[int] = ..., acc1: _Optional[float] = ..., acc1_low: _Optional[float] = ..., acc1_high: _Optional[float] = ..., acc5: _Optional[float] = ..., acc5_low: _Optional[float] = ..., acc5_high: _Optional[float] = ..., crops: _Optional[int] = ..., runtime: _Optional[str] = ..., precision: _Optional[str] = ..., date: _Optional[str] = ...) -> None: ...
+    decode: str
+    def __init__(self, dataset: _Optional[str] = ..., dataset_sha256: _Optional[str] = ..., images: _Optional[int] = ..., acc1: _Optional[float] = ..., acc1_low: _Optional[float] = ..., acc1_high: _Optional[float] = ..., acc5: _Optional[float] = ..., acc5_low: _Optional[float] = ..., acc5_high: _Optional[float] = ..., crops: _Optional[int] = ..., runtime: _Optional[str] = ..., precision: _Optional[str] = ..., date: _Optional[str] = ..., decode: _Optional[str] = ...) -> None: ...
 
 class InputSpec(_message.Message):
     __slots__ = ("resize", "crop", "interpolation", "mean", "std", "channels")

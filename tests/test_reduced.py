@@ -1,0 +1,311 @@
+"""Photos that are decoded at a part of their size: the grid, what may be left out, what is refused, and who asks."""
+
+import asyncio
+import io
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.artifact import load
+from models.catalog import InputSpec
+from service import recipe
+from service.clock import LoopClock
+from service.errors import BadImage, TooLarge
+from service.image import Picture, decode, picture
+from service.photos import joined
+from service.samples import Decoder
+from service.types import Decode, ImageLimits, Pixels
+from tests.conftest import noise, png
+from tests.serving import serving
+
+LIMITS = ImageLimits()
+SMALL = InputSpec(resize=36, crop=32)
+SIZE = (1003, 757)  # no multiple of 2, 4 or 8
+
+STORED: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+def ramp(width: int, height: int) -> Pixels:
+    """Red grows to the right and green downwards by about a third of a level a pixel: a shifted grid shows."""
+    across, down = np.linspace(0, 255, width), np.linspace(0, 255, height)
+    red, green = np.meshgrid(across, down)
+    return np.stack([red, green, np.full_like(red, 90)], axis=-1).round().astype(np.uint8)
+
+
+def jpeg(pixels: Pixels, **options: Any) -> bytes:
+    """A JPEG as good as they get."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", **({"quality": 100, "subsampling": 0} | options))
+    return file.getvalue()
+
+
+def photo(width: int, height: int, **options: Any) -> bytes:
+    """A JPEG of a smooth colourful picture with no symmetry."""
+    image = Image.fromarray(noise(9, 7)).resize((width, height), Image.Resampling.BICUBIC)
+    return jpeg(np.asarray(image), **options)
+
+
+def cut(data: bytes, enough: int | None) -> NDArray[np.int_]:
+    """The centre crop, in numbers that may be subtracted."""
+    sample: Pixels = recipe.crops(SMALL, picture(data, LIMITS, enough), 1)[0]
+    return sample.astype(int)
+
+
+@pytest.mark.parametrize("by", [2, 4, 8])
+@pytest.mark.parametrize("orientation", STORED)
+def test_the_grid_stays(by: int, orientation: int) -> None:
+    """Whatever the reduction and the orientation, a crop of an odd size shows the same place: within 0.1 pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = jpeg(STORED[orientation](ramp(*SIZE)), exif=exif)
+    reduced = picture(data, LIMITS, SIZE[1] // by)
+    shift = (cut(data, SIZE[1] // by) - cut(data, None)).mean(axis=(0, 1))  # the ramps rise by 7 levels a crop's pixel
+
+    assert (reduced.reduction, reduced.size) == (by, SIZE)
+    assert np.abs(shift[:2]).max() < 0.7
+    assert np.abs(shift[2]) < 0.5
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_grid_would_show(axis: int) -> None:
+    """The test before would see a shift of half a pixel of the reduced picture."""
+    reduced = picture(jpeg(ramp(*SIZE)), LIMITS, SIZE[1] // 8)
+    origin = (0.5, 0.0) if axis == 0 else (0.0, 0.5)
+    shifted = recipe.crops(SMALL, replace(reduced, origin=origin), 1)[0].astype(int)
+
+    assert (shifted - recipe.crops(SMALL, reduced, 1)[0]).mean(axis=(0, 1))[axis] > 0.9
+
+
+def test_where_the_photo_begins() -> None:
+    """What the decoder adds to an odd size stands at the end, and first where the orientation turned it."""
+    origins = {}
+    for orientation in STORED:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        one = picture(photo(*SIZE, exif=exif), LIMITS, 90)
+        assert one.reduction == 8
+        origins[orientation] = one.origin
+    across, down = 126 - 1003 / 8, 95 - 757 / 8
+
+    assert origins == {
+        1: (0, 0),
+        2: (across, 0),
+        3: (across, down),
+        4: (0, down),
+        5: (0, 0),
+        6: (down, 0),
+        7: (down, across),
+        8: (0, across),
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "enough", "by"),
+    [
+        ((800, 640), None, 1),
+        ((800, 640), 640, 1),
+        ((800, 640), 321, 1),
+        ((800, 640), 320, 2),
+        ((640, 800), 161, 2),
+        ((640, 800), 160, 4),
+        ((800, 640), 80, 8),
+        ((800, 640), 1, 8),
+        ((9000, 60), 31, 1),
+    ],
+)
+def test_as_much_as_is_enough(size: tuple[int, int], enough: int | None, by: int) -> None:
+    """The shorter side keeps as many pixels as are enough, never fewer, and is reduced as far as that allows."""
+    one = picture(photo(*size), LIMITS, enough)
+
+    assert one.reduction == by == one.reduction_for(enough)
+    assert one.image.size == (-(-size[0] // by), -(-size[1] // by))
+    assert one.size == size
+
+
+@pytest.mark.parametrize("decode_mode", Decode)
+def test_how_much_is_enough(decode_mode: Decode) -> None:
+    """Every pixel; four or two for one of the resize; as much for 32 pixels as for 256, so that models share."""
+    asked = [recipe.enough(InputSpec(resize=resize, crop=32), decode_mode) for resize in (32, 256, 342)]
+
+    assert (
+        asked
+        == {
+            Decode.EXACT: [None, None, None],
+            Decode.AUTO: [1024, 1024, 1368],
+            Decode.FAST: [512, 512, 684],
+        }[decode_mode]
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_kinds_of_jpeg(mode: str, progressive: bool) -> None:
+    """Colour, grey and CMYK, baseline and progressive, look the same from fewer pixels."""
+    file = io.BytesIO()
+    image = Image.fromarray(noise(9, 7)).resize(SIZE, Image.Resampling.BICUBIC).convert(mode)
+    image.save(file, "JPEG", quality=95, progressive=progressive)
+    data = file.getvalue()
+
+    assert picture(data, LIMITS, 180).reduction == 4
+    assert np.abs(cut(data, 180) - cut(data, None)).max() <= 3
+
+
+def test_several_pictures_in_a_file() -> None:
+    """Of the several pictures of a phone's file the first is reduced."""
+    file = io.BytesIO()
+    first, second = (Image.new("RGB", (640, 480), colour) for colour in ("red", "blue"))
+    first.save(file, "MPO", save_all=True, append_images=[second])
+    one = picture(file.getvalue(), LIMITS, 100)
+
+    assert one.reduction == 4
+    assert one.pixels.shape == (120, 160, 3)
+    assert np.abs(one.pixels.astype(int) - (254, 0, 0)).max() <= 2
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_other_formats(format_name: str) -> None:
+    """Only a JPEG can be decoded at a part of its size."""
+    file = io.BytesIO()
+    Image.new("RGB", (640, 480)).save(file, format_name)
+    one = picture(file.getvalue(), LIMITS, 10)
+
+    assert (one.reduction, one.reduction_for(10), one.image.size) == (1, 1, (640, 480))
+    assert one.decoder.startswith("Pillow ")
+
+
+def test_limits_count_the_whole_photo() -> None:
+    """A photo with too many pixels is TooLarge even where only an eighth of each side would be decoded."""
+    with pytest.raises(TooLarge, match="640 x 480"):
+        picture(photo(640, 480), ImageLimits(max_pixels=640 * 480 - 1), 10)
+
+
+def verdict(data: bytes, enough: int | None) -> str:
+    """What becomes of it."""
+    try:
+        return str(picture(data, LIMITS, enough).size)
+    except BadImage:
+        return "bad"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2}], ids=["plain", "scans", "4:2:0"])
+def test_damage_is_seen_alike(options: dict[str, Any]) -> None:
+    """Cut off or with flipped bits, a photo is refused at a part of its size exactly where it is at its whole."""
+    data, chance = photo(203, 157, quality=80, **options), random.Random(1)
+    verdicts = []
+    for _ in range(150):
+        damaged = bytearray(data[: chance.randrange(len(data))] if chance.random() < 0.3 else data)
+        for _ in range(chance.randrange(4)):
+            if damaged:
+                damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        verdicts.append((verdict(bytes(damaged), None), verdict(bytes(damaged), 30)))
+
+    assert all(whole == part for whole, part in verdicts)
+    assert 20 < sum(whole == "bad" for whole, _ in verdicts) < 140
+
+
+def test_pillow_goes_the_way_that_is_assumed() -> None:
+    """Which axis Pillow resizes first is its own choice, which crops follow: on black and white the orders differ."""
+    chance, seen = random.Random(2), set()
+    for _ in range(60):
+        old, new = [(chance.randint(20, 300), chance.randint(20, 300)) for _ in range(2)]
+        if old[0] == new[0] or old[1] == new[1]:
+            continue
+        image = Image.fromarray((noise(*old) > 127).astype(np.uint8) * 255)
+        down_first = recipe._down_first(old, new)
+        between = (old[0], new[1]) if down_first else (new[0], old[1])
+        steps = image.resize(between, Image.Resampling.BICUBIC).resize(new, Image.Resampling.BICUBIC)
+        assert image.resize(new, Image.Resampling.BICUBIC) == steps
+        seen.add(down_first)
+
+    assert seen == {False, True}
+
+
+class Reading:
+    """Reads photos, and notes how many pixels were enough."""
+
+    def __init__(self, decode_mode: Decode) -> None:
+        self.asked: list[int | None] = []
+        self.decoder = Decoder(LIMITS, threads=1, clock=LoopClock(), decode=decode_mode, read=self._read)
+
+    def _read(self, data: bytes, limits: ImageLimits, enough: int | None) -> Picture:
+        self.asked.append(enough)
+        return picture(data, limits, enough)
+
+    def samples(self, data: bytes, *specs: InputSpec) -> list[tuple[Pixels, str]]:
+        """Those of all recipes asked for at once, and the scale that is named."""
+
+        async def ask() -> list[tuple[Pixels, str]]:
+            with self.decoder.photo(data, 1, ["m"]) as asked:
+                prepared = await asked.samples("m", specs)
+                named = joined(prepared).scale.split("+")
+                assert named == list(dict.fromkeys(one.preprocessing.scale for one in prepared))
+                return [(one.samples, one.preprocessing.scale) for one in prepared]
+
+        try:
+            return asyncio.run(ask())
+        finally:
+            self.decoder.close()
+
+
+LARGE, LARGER = InputSpec(resize=342, crop=299), InputSpec(resize=300, crop=299)
+
+
+@pytest.mark.parametrize(
+    ("decode_mode", "scales"),
+    [(Decode.AUTO, ["1/2", "1/1", "1/1"]), (Decode.FAST, ["1/4", "1/2", "1/2"]), (Decode.EXACT, ["1/1"] * 3)],
+)
+def test_company_changes_nothing(decode_mode: Decode, scales: list[str]) -> None:
+    """A model gets the same pixels alone and beside others, and each scale is decoded once for all who need it."""
+    data, specs = photo(2400, 2100, quality=90), [InputSpec(), LARGE, LARGER]
+    together = Reading(decode_mode)
+    answers = together.samples(data, *specs)
+
+    assert [scale for _, scale in answers] == scales
+    assert len(together.asked) == len(set(scales))
+    for spec, (samples, scale) in zip(specs, answers, strict=True):
+        ((alone, named),) = Reading(decode_mode).samples(data, spec)
+        assert np.array_equal(alone, samples)
+        assert named == scale
+
+
+def test_a_small_photo_is_decoded_once() -> None:
+    """Recipes that would leave different parts of a large photo out share one decode of a small one, and of a PNG."""
+    for data in (photo(500, 375), png()):
+        reading = Reading(Decode.FAST)
+        answers = reading.samples(data, InputSpec(), LARGE)
+        assert len(reading.asked) == 1
+        assert [scale for _, scale in answers] == ["1/1", "1/1"]
+
+
+async def test_the_reply_names_it(artifacts: Path) -> None:
+    """The recipe that ran stands in the reply, and `--decode` decides it."""
+    data, named = photo(2100, 2100, quality=90), {}
+    for decode_mode in Decode:
+        async with serving(artifacts, decode=decode_mode) as running:
+            reply = (await running.http.post("/predict", files={"image": data})).json()
+        named[decode_mode.value] = reply["preprocessing"]["scale"]
+    assert reply["preprocessing"]["decoder"].startswith(("libjpeg-turbo ", "Pillow "))
+    assert reply["preprocessing"]["recipe"] == recipe.described(load(artifacts, "tiny").manifest.input)
+    assert named == {"auto": "1/2", "fast": "1/4", "exact": "1/1"}
+
+
+def test_whole_pixels_are_the_default_of_arrays() -> None:
+    """`decode` gives every pixel of the largest photo."""
+    assert decode(photo(1100, 1050), LIMITS).shape == (1050, 1100, 3)
