@@ -30,6 +30,8 @@ _MAX_CROPS = 64
 Span = tuple[float, float]
 """From where to where in an image, in its pixels."""
 
+_BINARY_DIGITS = 8  # after the point, beside 16 before it a 32-bit float
+_MAX_EXACT_EVERY = 64  # a span that begins and ends where floats are exact may be so many pixels longer at each end
 _REACH = 4  # source pixels beside such a part that the filters may read when they enlarge
 
 
@@ -63,15 +65,14 @@ def crops(spec: InputSpec, picture: Picture, count: int) -> Samples:
     photo = _Resized(spec, picture)
     right, bottom = photo.size[0] - spec.crop, photo.size[1] - spec.crop
     middle = _offset(photo.size[0], spec.crop), _offset(photo.size[1], spec.crop)
-    samples = np.empty((count, spec.crop, spec.crop, 3), np.uint8)
     if count != TEN_CROPS:
-        _write(photo.crop(*middle), samples[0])
-        return samples
+        return np.array(photo.crop(*middle))[np.newaxis]  # not `asarray`: engines share only memory that may be written
+    samples = np.empty((count, spec.crop, spec.crop, 3), np.uint8)
     places = [(0, 0), (right, 0), (0, bottom), (right, bottom), middle]
     cut = photo.crop if max(photo.size) > _MAX_CROPS * spec.crop else photo.whole()
     for upright, mirrored, (left, top) in zip(samples[:5], samples[5:], places, strict=True):
-        _write(cut(left, top), upright)
-        _write(cut(right - left, top), mirrored[:, ::-1])
+        upright[:] = np.asarray(cut(left, top))
+        mirrored[:] = np.asarray(cut(right - left, top))[:, ::-1]
     return samples
 
 
@@ -94,13 +95,18 @@ class _Resized:
         self._origin = picture.origin
         self._side = spec.crop
         self._resample = _FILTERS[spec.interpolation]
-        # pixels of `image` for one of the grid
-        self._steps = [old / picture.reduction / new for old, new in zip(picture.size, self.size, strict=True)]
+        # pixels of `image` for one of the grid, and every how many of the grid that is a number with few binary digits
+        sides = [(old, new * picture.reduction) for old, new in zip(picture.size, self.size, strict=True)]
+        self._steps = [old / new for old, new in sides]
+        self._exact_every = [new // math.gcd(new, old << _BINARY_DIGITS) for old, new in sides]
 
     def crop(self, left: int, top: int) -> Image.Image:
         """The square whose first corner is there, from the part of the photo that it is made of."""
         (x, width, left), (y, height, top) = self._part(0, left), self._part(1, top)
-        return self._resize(x, y, (width, height)).crop((left, top, left + self._side, top + self._side))
+        resized = self._resize(x, y, (width, height))
+        if width == height == self._side:
+            return resized
+        return resized.crop((left, top, left + self._side, top + self._side))
 
     def whole(self) -> Callable[[int, int], Image.Image]:
         """As `crop`, but the whole photo is resized first, once."""
@@ -123,14 +129,20 @@ class _Resized:
         """What of the photo to resize for a square that begins at `first` on the grid, to how many pixels, and where
         among them the square begins.
 
-        Pillow takes spans in 32-bit floats. Where the photo shrinks that moves a pixel by a grey level at most; where
-        it grows, by two, so there the whole side is resized unless it is very long.
+        Pillow takes spans in 32-bit floats. Where these miss the grid, pixels that lie just between two grey levels go
+        to the other one: where the photo grows and where a few pixels become a few others, that is many of them. So
+        there the whole side is resized, unless it is very long, or the span begins and ends where a float is exact.
         """
         begin, end = self._edges(axis)
         step, size = self._steps[axis], self.size[axis]
         if step < 1 and size <= _MAX_CROPS * self._side:
             return (begin, end), size, first
-        return (begin + first * step, min(end, begin + (first + self._side) * step)), self._side, 0
+        last = first + self._side
+        if (every := self._exact_every[axis]) <= _MAX_EXACT_EVERY:
+            begins, ends = first - first % every, min(size, last + -last % every)
+        else:
+            begins, ends = first, last
+        return (begin + begins * step, min(end, begin + ends * step)), ends - begins, first - begins
 
     def _edges(self, axis: int) -> Span:
         """Where the photo begins and ends in `image`."""
@@ -154,11 +166,6 @@ def _across(image: Image.Image, span: Span, width: int, resample: Image.Resampli
 
 def _down(image: Image.Image, span: Span, height: int, resample: Image.Resampling) -> Image.Image:
     return image.resize((image.width, height), resample, box=(0, span[0], image.width, span[1]))
-
-
-def _write(image: Image.Image, sample: Sample) -> None:
-    """Copy it to where it belongs; `np.asarray` of an image copies it twice, and nobody may write to the result."""
-    sample[:] = np.frombuffer(image.tobytes(), np.uint8).reshape(sample.shape)
 
 
 def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:

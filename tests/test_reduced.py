@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.artifact import load
-from models.catalog import InputSpec
+from models.catalog import CATALOG, InputSpec
 from service import recipe
 from service.clock import LoopClock
+from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.errors import BadImage, TooLarge
 from service.image import Picture, decode, picture
 from service.photos import joined
 from service.samples import Decoder
-from service.types import Decode, ImageLimits, Pixels
+from service.types import Decode, ImageLimits, Pixels, Runtime
 from tests.conftest import noise, png
 from tests.serving import serving
 
@@ -309,3 +310,19 @@ async def test_the_reply_names_it(artifacts: Path) -> None:
 def test_whole_pixels_are_the_default_of_arrays() -> None:
     """`decode` gives every pixel of the largest photo."""
     assert decode(photo(1100, 1050), LIMITS).shape == (1050, 1100, 3)
+
+
+@pytest.mark.parametrize("size", [(3264, 2448), (4031, 3023)])
+def test_answers_of_large_photos(trained: Path, shared_data: Path, size: tuple[int, int]) -> None:
+    """What `auto` leaves out of photos of 8 and 12 megapixels changes no best class and no probability by over 0.02."""
+    engine = OnnxRuntimeEngine(load(trained, "squeezenet1_1"), Runtime.ONNXRUNTIME, slots=1, threads=2, max_batch=1)
+    spec = CATALOG["squeezenet1_1"].input
+    for name in ("peacock.jpeg", "gorilla.jpeg", "dog.jpg", "kitten.jpg"):
+        large = Image.open(shared_data / "photos" / name).convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        data = jpeg(np.asarray(large), quality=90, subsampling=2)
+        whole, reduced = (picture(data, LIMITS, recipe.enough(spec, one)) for one in (Decode.EXACT, Decode.AUTO))
+        expected, found = (engine.run(recipe.crops(spec, one, 1))[0] for one in (whole, reduced))
+        assert (whole.reduction, reduced.reduction) == (1, 2)
+        assert np.abs(found - expected).max() <= 0.02
+        assert found.argmax() == expected.argmax()
+    engine.close()

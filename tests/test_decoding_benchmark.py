@@ -1,0 +1,60 @@
+"""The benchmark of decoding: what it measures, against what, and what it prints."""
+
+import io
+import json
+
+import numpy as np
+from click.testing import CliRunner
+from PIL import Image
+
+from benchmarks.decoding import decode_costs, main, plain, small_photo
+from models.catalog import InputSpec
+from service import recipe
+from service.image import decode
+from service.types import Decode, ImageLimits
+
+
+def test_the_small_photo() -> None:
+    """It has the pixels and about the bytes of the photo that other servers are measured with, each time the same."""
+    photo = small_photo()
+
+    assert Image.open(io.BytesIO(photo)).size == (500, 375)
+    assert abs(len(photo) - 100_000) < 5000
+    assert photo == small_photo()
+
+
+def test_plain_is_the_same_recipe() -> None:
+    """What is measured beside the server's way gives the same pixels, to one grey level."""
+    photo = small_photo()
+    ours = recipe.apply(InputSpec(), decode(photo, ImageLimits())).astype(int)
+
+    assert np.abs(plain(photo) - ours).max() <= 1
+
+
+def test_costs() -> None:
+    """Each photo is measured in each way beside the plain recipe; whole decodes keep the pixels."""
+    costs = decode_costs([0.02, 1.5], rounds=1)
+
+    assert [(cost.width, cost.height) for cost in costs[::3]] == [(500, 375), (163, 122), (1414, 1061)]
+    assert [cost.way for cost in costs] == ["auto", "fast", "exact"] * 3
+    assert [cost.scale for cost in costs] == ["1/1"] * 7 + ["1/2", "1/1"]
+    for cost in costs:
+        assert cost.cpu_ms > 0
+        assert cost.plain_ms > 0
+        assert cost.levels <= (1 if cost.scale == "1/1" else 5)
+
+
+def test_ways_are_those_of_the_option() -> None:
+    """Every value of `--decode` is in the table."""
+    assert {cost.way for cost in decode_costs([], rounds=1)} == {one.value for one in Decode}
+
+
+def test_json() -> None:
+    """With --json the figures can be read by a program."""
+    result = CliRunner().invoke(main, ["--rounds", "1", "--megapixels", "0.1", "--json"])
+    figures = json.loads(result.output)
+
+    assert [figure["width"] for figure in figures] == [500] * 3 + [365] * 3
+    assert figures[0].keys() == {
+        *("width", "height", "size_bytes", "way", "scale", "cpu_ms", "plain_ms", "ratio", "levels")
+    }
