@@ -18,8 +18,8 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 UNKNOWN = "unknown"
 """The model of an answer whose request names none that there is: a client's own words must not become a label."""
 
-Gauges = Callable[[], list[tuple[str, dict[str, float]]]]
-"""For each loaded model, or each device, its name, and the present value of each gauge."""
+Gauges = Callable[[], Sequence[tuple[str | tuple[str, ...], dict[str, float]]]]
+"""For each loaded model, device or whatever else its name, or the value of each label, and the present gauges of it."""
 
 
 class BatchMetrics(Protocol):
@@ -163,9 +163,9 @@ class Metrics:
         """Count one call of a gateway that is sent again because of an error of that code."""
         self._retries.labels(code).inc()
 
-    def watch(self, gauges: Gauges, label: str = "model") -> None:
-        """Read `gauges` whenever the metrics are asked for; `label` says what their names are names of."""
-        collector = _GaugeCollector(gauges, label)
+    def watch(self, gauges: Gauges, *labels: str) -> None:
+        """Read `gauges` whenever the metrics are asked for; `labels` say what their names are names of: models."""
+        collector = _GaugeCollector(gauges, labels or ("model",))
         self._gauges.append(collector)
         self.registry.register(collector)
 
@@ -228,16 +228,16 @@ class ModelMetrics:
 class _GaugeCollector:
     """Gauges read at the moment of the scrape."""
 
-    def __init__(self, gauges: Gauges, label: str) -> None:
+    def __init__(self, gauges: Gauges, labels: Sequence[str]) -> None:
         self._gauges = gauges
-        self._label = label
+        self._labels = labels
 
     def collect(self) -> Iterator[Metric]:
-        """One family per gauge, one sample per model or device."""
+        """One family per gauge, one sample per owner."""
         families: dict[str, GaugeMetricFamily] = {}
         for owner, values in self._gauges():
             for name, value in values.items():
                 meaning = f"Present {name.replace('_', ' ')}"
-                family = families.setdefault(name, GaugeMetricFamily(f"topfive_{name}", meaning, labels=[self._label]))
-                family.add_metric([owner], value)
+                family = families.setdefault(name, GaugeMetricFamily(f"topfive_{name}", meaning, labels=self._labels))
+                family.add_metric([owner] if isinstance(owner, str) else owner, value)
         yield from families.values()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from service.clock import Clock
 from service.engines.base import CardLostError
 from service.engines.choice import Opened
 from service.errors import EngineError
+from service.hanging import Hanging, Running
 from service.metrics import BatchMetrics, LatencyRecord
 from service.slots import Slots
 from service.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
@@ -85,7 +87,7 @@ class LoadedModel:
         self._clock = clock
         self._max_run_s = limits.max_run_s
         self.slots = limits.slots
-        self._stuck = 0
+        self._hanging: list[Hanging] = []
         self.card_lost: str | None = None
         """Why nothing on its card can run in this process any more, once an engine has said so."""
         self._on_health = on_health
@@ -102,18 +104,23 @@ class LoadedModel:
     @property
     def healthy(self) -> bool:
         """Whether it takes work, its last real runs did not all fail, none of them hangs, and its device runs."""
-        return self.batcher.healthy and not (self._stuck or self._device_slots.all_stuck or self.card_lost)
+        return self.batcher.healthy and not (self._hanging or self._device_slots.all_stuck or self.card_lost)
 
     @property
     def lost(self) -> bool:
         """Whether it cannot answer again in this process: its queue is broken, all slots hang, or its card is lost."""
-        hangs = self._stuck >= self.slots or self._device_slots.all_stuck
+        hangs = len(self._hanging) >= self.slots or self._device_slots.all_stuck
         return self.batcher.state is State.BROKEN or hangs or self.card_lost is not None
 
     @property
     def stuck(self) -> bool:
         """Whether a batch of its own has not returned."""
-        return self._stuck > 0
+        return bool(self._hanging)
+
+    @property
+    def hanging(self) -> tuple[Hanging, ...]:
+        """Its batches that have not returned."""
+        return tuple(self._hanging)
 
     @property
     def idle(self) -> bool:
@@ -219,28 +226,33 @@ class LoadedModel:
 
     async def _watched(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
         """Run on an engine thread; where it does not return in time, the model is not healthy until it does."""
-        stuck = 0.0  # how many slots of the device it holds, then
+        batch = Running(len(samples), self._clock.now())
+        hanging = Hanging(self.name, self.engine_info, batch)
+        held = 0.0  # slots of the device, once it hangs
 
         def note() -> None:
-            nonlocal stuck
-            stuck = self._device_slots.weight(self.slots)
-            self._stuck += 1
-            self._device_slots.stuck += stuck
-            log.error("%s: %s has not returned from a batch for %g s", self.name, self.engine_info, self._max_run_s)
+            nonlocal held
+            held = self._device_slots.weight(self.slots)
+            self._hanging.append(hanging)
+            self._device_slots.stuck += held
+            log.error("%s: %s", self.name, hanging.told(self._clock.now()))
             self._on_health()
 
-        timer = self._clock.call_at(self._clock.now() + self._max_run_s, note)
+        timer = self._clock.call_at(batch.began_s + self._max_run_s, note)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run_batch, samples)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run_batch, samples, batch)
         finally:
             timer.cancel()
-            if stuck:
-                self._stuck -= 1
-                self._device_slots.stuck -= stuck
+            if hanging in self._hanging:
+                self._hanging.remove(hanging)
+                self._device_slots.stuck -= held
+                lasted_s = hanging.lasts_s(self._clock.now())
+                log.warning("%s: slot %s has returned after %.0f s", self.name, batch.slot, lasted_s)
                 self._on_health()
 
-    def _run_batch(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
+    def _run_batch(self, samples: Sequence[Sample], batch: Running) -> list[Probabilities | Exception]:
         """On an engine thread: run, and check each row; a row that is not finite fails alone."""
+        batch.slot = int(threading.current_thread().name.rpartition("_")[2])  # as the pool counts its threads
         probabilities = self._engine.run(samples)
         expected = (len(samples), self.artifact.manifest.classes)
         if probabilities.shape != expected:

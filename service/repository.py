@@ -206,9 +206,8 @@ class Repository:
         await self._shelves.aclose(drain_s)
 
     def _failure(self, name: str) -> str:
-        """That it fails, and who holds its device where that is why."""
-        hung = self._shelves.hung(self._loaded[name])
-        return f"{name} fails" + (f": its device is held by a batch of {', '.join(hung)}" if hung else "")
+        """That it fails, and which batches hang where that is why."""
+        return f"{name} fails{self._shelves.why(self._loaded[name])}"
 
     def _check_known(self, name: str) -> None:
         if name.startswith(ENSEMBLE_PREFIX):

@@ -48,6 +48,19 @@ class Shelf:
             ),
         )
 
+    def why(self, model: LoadedModel) -> str:
+        """Its own batches that hang, or where none does those of others that hold every slot here; else ''."""
+        now = self.slots.clock.now()
+        if model.stuck:
+            return ": " + "; ".join(one.told(now) for one in model.hanging)
+        held = [f"{one.model} ({one.told(now)})" for other in self.models for one in other.hanging]
+        return f": its device is held by a batch of {', '.join(held)}" if self.slots.all_stuck else ""
+
+    def hanging(self) -> list[tuple[tuple[str, ...], dict[str, float]]]:
+        """Of each batch that hangs here the values of `hanging.LABELS`, and for how long."""
+        now = self.slots.clock.now()
+        return [(one.labels, {"hanging_seconds": one.lasts_s(now)}) for model in self.models for one in model.hanging]
+
     def _resize(self) -> None:
         """As many batches at once as one engine may run alone: each engine has all threads of a CPU for its slots."""
         self.slots.resize(max([one.slots for one in self.models], default=1))

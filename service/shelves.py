@@ -15,6 +15,7 @@ from service.clock import Clock
 from service.engines.base import CPU, Engine, EngineUnavailableError, card_lost, held_bytes, out_of_memory
 from service.engines.choice import Opened, OpenEngine
 from service.failures import Failures
+from service.hanging import LABELS
 from service.metrics import Metrics
 from service.model import LoadedModel
 from service.placement import OverBudgetError, Room, by_room, expected_bytes, next_to_unload, oldest
@@ -73,6 +74,7 @@ class Shelves:
         self.waiting: Callable[[], Collection[object]] = tuple
         """Holders of models that wait for others to be loaded."""
         metrics.watch(self._gauges, "device")
+        metrics.watch(self._hanging, *LABELS)
 
     async def place(self, read: Callable[[], Artifact]) -> LoadedModel:
         """The model of the artifact that `read` reads on a thread, loaded on the first device that takes it.
@@ -105,10 +107,9 @@ class Shelves:
         if (leaving := self._leaving.get(name)) is not None:
             await asyncio.shield(leaving)
 
-    def hung(self, model: LoadedModel) -> list[str]:
-        """Names of the models whose batches hold every slot of the device of `model`; none where a slot is left."""
-        shelf = self._shelves[model.device]
-        return [one.name for one in shelf.models if one.stuck] if shelf.slots.all_stuck else []
+    def why(self, model: LoadedModel) -> str:
+        """As `Shelf.why`, of the device that it is on."""
+        return self._shelves[model.device].why(model)
 
     def stop(self) -> None:
         """Begin no load any more."""
@@ -240,6 +241,9 @@ class Shelves:
         except asyncio.CancelledError:
             working.add_done_callback(lambda done: _pass_on(done, discard))
             raise
+
+    def _hanging(self) -> list[tuple[tuple[str, ...], dict[str, float]]]:
+        return [gauge for shelf in self._shelves.values() for gauge in shelf.hanging()]
 
     def _gauges(self) -> list[tuple[str, dict[str, float]]]:
         return [

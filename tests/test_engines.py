@@ -147,6 +147,19 @@ def test_f32_is_asked_for_in_so_many_words(engines: dict[Runtime, Engine]) -> No
     assert engine._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
+@pytest.mark.parametrize(("slots", "threads"), [(1, 1), (1, 2), (2, 1)])
+def test_threads_are_not_pinned(tiny: Artifact, tmp_path: Path, slots: int, threads: int) -> None:
+    """With pinning an inference was once seen never to return: it is off in what was compiled, and in what was kept."""
+    for kept in (False, True):
+        engine = OpenVinoEngine(tiny, Precision.F32, slots=slots, threads=threads, max_batch=1, cache=tmp_path)
+        assert engine.from_cache is kept
+        assert engine._compiled is not None
+        assert engine._compiled.get_property("ENABLE_CPU_PINNING") is False
+        assert int(engine._compiled.get_property("NUM_STREAMS")) == slots
+        assert int(engine._compiled.get_property("INFERENCE_NUM_THREADS")) <= slots * threads
+        engine.close()
+
+
 @pytest.mark.skipif(not has_bf16(), reason="needs a CPU with bf16 (AMX or AVX-512-BF16)")
 def test_bf16_computes_in_bf16_and_says_so(tiny: Artifact, engines: dict[Runtime, Engine]) -> None:
     """The answers in bf16 are close to those in f32, and are not them."""

@@ -54,6 +54,7 @@ LAYERS = {
     "service.ensemble": 4,
     "service.facts": 4,
     "service.failures": 2,
+    "service.hanging": 4,
     "service.model": 4,
     "service.photos": 4,
     "service.recovery": 4,

@@ -1,6 +1,7 @@
 """A loaded model: samples in, rows of probabilities out, on a fake engine in real threads."""
 
 import asyncio
+import queue
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from openvino import InferRequest
 
 from models.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
 from service.engines.base import CardLostError
 from service.engines.choice import Opened
+from service.engines.openvino import OpenVinoEngine
 from service.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.model import LoadedModel, describe, warnings_of
-from service.types import BatchLimits, EngineInfo, Latency, Outcome, Probabilities, Ran, Rows, Sample
+from service.types import BatchLimits, EngineInfo, Latency, Outcome, Precision, Probabilities, Ran, Rows, Sample
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 
 pytestmark = pytest.mark.anyio
@@ -189,6 +192,80 @@ async def test_an_engine_that_hangs_is_noticed(exported: Path) -> None:
         assert len(bench.health) == 2
         with pytest.raises(DeadlineExceeded):
             await stuck
+
+
+class Entered(FakeEngine):
+    """Says that a thread is inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = threading.Event()
+
+    def run(self, rows: Rows) -> Probabilities:
+        self.entered.set()
+        return super().run(rows)
+
+
+class Lost(queue.SimpleQueue[InferRequest]):
+    """Requests of which none is there; says that a thread waits for one."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> InferRequest:
+        self.asked.set()
+        return super().get(block, timeout)
+
+
+async def test_a_hanging_engine_is_named(exported: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says which engine, in which precision and slot, with how many images, since when, and when it is over."""
+    engine = Entered()
+    async with bench_of(exported, engine) as bench:
+        bench.engine.gate.clear()
+        tasks = await bench.submit(1)
+        await reached(engine.entered.is_set)
+        await bench.clock.advance(61)
+        (hanging,) = bench.model.hanging
+        assert hanging.labels == ("tiny", "fake", "f32", "0")
+        assert hanging.lasts_s(bench.clock.now()) == 61
+        assert "tiny: fake 1 in f32 on cpu, slot 0, has not returned from a batch of 1 for 60 s" in caplog.text
+        bench.engine.gate.set()
+        await reached(lambda: bench.model.healthy)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+        assert bench.model.hanging == ()
+        assert "tiny: slot 0 has returned after 61 s" in caplog.text
+
+
+async def test_openvino_that_hangs_is_named_and_recovers(exported: Path) -> None:
+    """The real engine, none of whose requests comes back, is told like any other; once one does, answers come again."""
+    artifact = load(exported, "tiny")
+    engine = OpenVinoEngine(artifact, Precision.F32, slots=1, threads=1, max_batch=2)
+    clock = ManualClock()
+    model = LoadedModel(
+        artifact,
+        Opened(engine),
+        limits=BatchLimits(engine.slots, engine.max_batch),
+        clock=clock,
+        metrics=Tally(),
+        on_health=lambda: None,
+    )
+
+    async def ask() -> Ran[Probabilities]:
+        with model.batcher.admit():
+            return (await model.batcher.submit([sample(1)], deadline=clock.now() + 1000))[0]
+
+    taken, engine._requests = engine._requests.get(), (lost := Lost())
+    asked = asyncio.create_task(ask())
+    await reached(lost.asked.is_set)
+    await clock.advance(61)
+    (hanging,) = model.hanging
+    assert not model.healthy
+    assert hanging.told(clock.now()).startswith(f"openvino {engine.describe().version} in f32 on cpu, slot 0, has not")
+    lost.put(taken)
+    assert (await asked).value.shape == (1000,)
+    await reached(lambda: model.healthy)
+    await model.aclose(1)
 
 
 async def test_the_card_says_what_the_model_is(exported: Path) -> None:
