@@ -25,7 +25,7 @@ from tests.fronts import Fronted, fronted
 from tests.serving import serving
 from tests.test_front import Checksums, expected, noisy
 from tests.test_rest import until
-from tests.test_serve import run, server, started
+from tests.test_serve import LOST_CARD, run, server, started
 from tests.test_transports import BAD, GOOD, by_grpc, by_rest, comparable
 
 pytestmark = pytest.mark.anyio
@@ -259,10 +259,10 @@ async def test_the_engine_process_is_killed(artifacts: Path) -> None:
     assert mine == set()
 
 
-@pytest.mark.parametrize("again", [False, True])
-async def test_stops_at_the_limit(artifacts: Path, again: bool) -> None:
+@pytest.mark.parametrize(("drain_s", "again"), [(1.0, False), (0.0, False), (60.0, True)])
+async def test_stops_at_the_limit(artifacts: Path, drain_s: float, again: bool) -> None:
     """What cannot be answered is refused at the drain limit, or at once when told to stop a second time; status 0."""
-    async with started(*stuck(artifacts, drain_s=60 if again else 1.0)) as service:
+    async with started(*stuck(artifacts, drain_s=drain_s)) as service:
         pids = fronts_of(service.process.pid)
         async with httpx.AsyncClient(base_url=service.url, timeout=90) as client:
             requests = [asyncio.create_task(client.post("/predict", files={"image": png()})) for _ in range(4)]
@@ -277,6 +277,23 @@ async def test_stops_at_the_limit(artifacts: Path, again: bool) -> None:
         assert time.monotonic() - began < 15
         await ended(pids)
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(503, "shutting_down")}
+
+
+async def test_lost_card(artifacts: Path) -> None:
+    """A card that is lost ends all processes with status 1 and its reason in the log; who waits is told so in time."""
+    script = LOST_CARD.replace("service.app as app,", "service.fronts as app,").replace("app.run(", "app.run_fronted(")
+    values = {"models": ["tiny"], "artifacts": str(artifacts), "port": 0, "grpc_port": 0, "gateways": 1}
+    async with started(sys.executable, "-c", script, json.dumps(values)) as service:
+        pids = fronts_of(service.process.pid)
+        async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+            good = await client.post("/predict", files={"image": png(5)})
+            lost = await client.post("/predict", files={"image": png(7)})
+        assert await service.ended() == 1
+        await ended(pids)
+    assert good.status_code == 200
+    assert (lost.status_code, lost.json()["code"]) in [(500, "internal"), (503, "shutting_down")]
+    (said,) = [line for line in service.log if "CRITICAL" in line]
+    assert "cudaErrorIllegalAddress" in said
 
 
 async def test_a_signal_to_the_whole_group(artifacts: Path) -> None:
