@@ -286,7 +286,7 @@ async def test_port_taken(artifacts: Path) -> None:
 
 async def test_environment(artifacts: Path) -> None:
     """Every option has a variable; a bad value is a usage error that names the option."""
-    done = await asyncio.to_thread(run, "serve", env={"TOPFIVE_MAX_BATCH": "0"})
+    done = await asyncio.to_thread(run, "serve", env={"TOPFIVE_MAX_BATCH": "-1"})
     assert done.returncode == 2
     assert "--max-batch" in done.stderr
     done = await asyncio.to_thread(run, "serve", env={"TOPFIVE_RUNTIME": "abacus"})
