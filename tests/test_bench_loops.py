@@ -279,6 +279,7 @@ async def test_windows_until_steady(rates: list[float], windows: int, stable: bo
     assert any("unstable" in note for note in point.notes) is not stable
     assert point.seconds == pytest.approx(6)
     assert point.requests == sum(window.requests for window in point.windows[-3:])
+    assert point.bytes_sent == pytest.approx(9 * point.requests, abs=18)  # two images in turn, of 7 and 11 bytes
 
 
 def window(rate: float, mean: float) -> Window:

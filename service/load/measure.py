@@ -126,9 +126,9 @@ class Measurement:
         try:
             await self._until(self._start + plan.warm_up_s)
             spent = await self._spent()
-            begin, before = clock.now(), self._volume()
-            windows = await self._windows(begin)
-            end, used = clock.now(), self._volume().since(before)
+            marks, windows = await self._windows()
+            first = 0 if plan.window_s is None else max(0, len(windows) - STEADY)
+            (begin, before), (end, after) = marks[first], marks[-1]
             self._loop.stop()
             spent_then = await self._spent()
             give_up = end + plan.timeout_s + 2 * _TICK_S
@@ -138,29 +138,26 @@ class Measurement:
         finally:
             self._loop.stop()
             await self._loop.aclose()
-        if plan.window_s is not None and len(windows) >= STEADY:
-            begin = end - sum(window.seconds for window in windows[-STEADY:])
         server = spent_then.since(spent) if spent and spent_then else self._recorder.server(begin, end)
-        return self._point(_Taken(begin, end, tuple(windows), used, server, unanswered))
+        return self._point(_Taken(begin, end, tuple(windows), after.since(before), server, unanswered))
 
     def _volume(self) -> _Volume:
         recorder, loop = self._recorder, self._loop
         return _Volume(recorder.sent, recorder.received, time.process_time(), *loop.connects, loop.waited)
 
-    async def _windows(self, begin: float) -> list[Window]:
+    async def _windows(self) -> tuple[list[tuple[float, _Volume]], list[Window]]:
+        """The windows, and at the beginning and after each of them the time and what had been used."""
         plan = self._plan
         length = plan.seconds / STEADY if plan.window_s is None else plan.window_s
         count = STEADY if plan.window_s is None else plan.max_windows
-        windows: list[Window] = []
-        edge = begin
+        marks, windows = [(self._clock.now(), self._volume())], list[Window]()
         while len(windows) < count and not self._stop.is_set():
-            await self._until(begin + (len(windows) + 1) * length)
-            now = self._clock.now()
-            windows.append(self._recorder.window(edge, now))
-            edge = now
+            await self._until(marks[0][0] + len(marks) * length)
+            marks.append((self._clock.now(), self._volume()))
+            windows.append(self._recorder.window(marks[-2][0], marks[-1][0]))
             if plan.window_s is not None and steady(windows, plan.tolerance):
                 break
-        return windows
+        return marks, windows
 
     async def _until(self, when: float) -> None:
         """Wait, and every now and then give up what takes too long, and say how things are."""
@@ -190,8 +187,8 @@ class Measurement:
         errors, latency = recorder.errors(*period), recorder.latency(*period)
         late = recorder.late(*period)
         late_s = float(np.percentile(late, 99)) if late.size else None
-        measured_s = sum(window.seconds for window in taken.windows)
-        invalid = self._doubts(late_s, latency.p99, taken.used.cpu_s / measured_s if measured_s > 0 else 0.0)
+        cpu = taken.used.cpu_s / whole.seconds if whole.seconds > 0 else 0.0
+        invalid = self._doubts(late_s, latency.p99, cpu)
         if not whole.requests:
             invalid.append("there was no good answer")
         stable = steady(taken.windows, self._plan.tolerance)
