@@ -128,7 +128,7 @@ _PARTS = (Part.RACE.value, Part.CURVES.value, *(module.name for module in MODULE
     envvar="TOPFIVE_BENCH_ENVIRONMENTS",
     help="Where peers are installed",
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=4.0, show_default=True, help="Of each measurement")
 @click.option("--only", type=click.Choice(_PARTS), multiple=True, help="Which parts; else all")
 @click.option(

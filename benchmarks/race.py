@@ -30,7 +30,8 @@ class Entry:
 class Round:
     """One server in one round: the limits just before it ran, then its figures.
 
-    `alone_ms` is one photo decoded and run without a server, the mean of just before and just after `one`.
+    `alone_ms` is one photo decoded and run without a server, the mean of just before and just after `one`. It and the
+    open loop are measured of this server by default settings alone.
     """
 
     yardstick: Figures
@@ -38,7 +39,7 @@ class Round:
     start_s: float
     many: Point
     one: Point
-    alone_ms: float
+    alone_ms: float | None
     open_loop: Point | None
     memory: Memory
 
@@ -96,15 +97,24 @@ def _round(outcome: Outcome, course: Course, measure: Measure, drive: Drive) -> 
         drive(server, [photo], Load(course.warm_up_s, _MANY))
         many = drive(server, [photo], Load(course.seconds, _MANY))
         memory = server.tree.memory()
-        before = measure(entry.limit, course.limit_seconds).alone_ms
-        one = drive(server, [photo], Load(course.seconds / 2, 1))
-        alone_ms = (before + measure(entry.limit, course.limit_seconds).alone_ms) / 2
+        one, alone_ms = _one(server, entry, course, measure, drive)
         open_loop = None
-        if entry.limit is not Limit.PEERS:
+        if entry.limit is Limit.OURS:
             open_loop = drive(server, [photo], Load(2 * course.seconds, rate=_SHARE * many.per_second))
         if outcome.behaviour is None:
             outcome.behaviour = behaviour(server, photo)
         return Round(yardstick, limit, server.start_s, many, one, alone_ms, open_loop, memory)
+
+
+def _one(server: Running, entry: Entry, course: Course, measure: Measure, drive: Drive) -> tuple[Point, float | None]:
+    """One connection; for this server by default the same photo without it, just before and just after."""
+    load = Load(course.seconds / 2, 1)
+    photos = [course.expected[0].photo]
+    if entry.limit is not Limit.OURS:
+        return drive(server, photos, load), None
+    before = measure(entry.limit, course.limit_seconds).alone_ms
+    point = drive(server, photos, load)
+    return point, (before + measure(entry.limit, course.limit_seconds).alone_ms) / 2
 
 
 def _check(server: Running, one: Expected, tolerance: float) -> None:

@@ -74,6 +74,7 @@ def _of_limit(one: Round) -> float:
 
 
 def _added(one: Round) -> float:
+    assert one.alone_ms is not None
     return one.one.p50_ms - one.alone_ms
 
 
