@@ -4,6 +4,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from subprocess import SubprocessError
@@ -13,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.agreement import CLOSE, SAME, expected
-from benchmarks.curves import batches, served
+from benchmarks.curves import batches, served, together
 from benchmarks.figures import Curve, Row, Verdict, missing, spread
 from benchmarks.install import install
-from benchmarks.limit import Limit, limits
+from benchmarks.limit import Limit, LimitError, limits
 from benchmarks.load import LoadError, drive
 from benchmarks.machine import describe, pinned
-from benchmarks.modules import MODULES, Measured, measured
+from benchmarks.modules import MODULES, Measured, Module, measured
 from benchmarks.race import Course, Entry, Outcome, race
 from benchmarks.report import Report, write
 from benchmarks.rows import rows
@@ -47,41 +48,62 @@ def chosen_peers(names: str) -> list[Peer]:
     return [known[name] for name in names.split(",")]
 
 
-def run_race(
-    model: str, artifacts: Path, peers: Sequence[Peer], environments: Path, course: Course, tell: Callable[[str], None]
-) -> list[Outcome]:
-    """Two ways of ours and the peers that could be installed, in turns; those that could not have their reason."""
-    failed = install(peers, environments, tell)
-    f32 = ours("topfive, ONNX Runtime f32", model, artifacts, "--runtime", "onnxruntime", "--precision", "f32")
-    entries = [Entry(ours("topfive", model, artifacts), CLOSE, Limit.OURS), Entry(f32, CLOSE, Limit.OURS_F32)]
-    entries += [Entry(peer.of(environments), SAME) for peer in peers if peer.name not in failed]
-    with limits(model, artifacts) as measure:
-        outcomes = race(entries, course, measure, drive, tell)
-    absent = [(peer, failed[peer.name]) for peer in peers if peer.name in failed]
-    return outcomes + [
-        Outcome(Entry(peer.of(environments), SAME), reason=f"not installed: {why}") for peer, why in absent
-    ]
+@dataclass(slots=True)
+class Run:
+    """What one run has measured so far. A part that fails is a row that says so, and the next part goes on."""
 
+    model: str
+    artifacts: Path
+    course: Course
+    tell: Callable[[str], None]
+    outcomes: list[Outcome] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    modules: list[Measured] = field(default_factory=list)
 
-def run_curves(
-    model: str, artifacts: Path, place: Place, seconds: float, tell: Callable[[str], None]
-) -> tuple[list[Curve], list[Row]]:
-    """All curves, and a row for what could not be measured."""
-    curves: list[Curve] = []
-    failures: list[Row] = []
-    steps: dict[str, Callable[[], list[Curve]]] = {
-        "engine alone over batch size": lambda: [batches(model, artifacts, seconds)],
-        "requests over connections and image size": lambda: served(
-            ours("topfive", model, artifacts), place, drive, _CURVE_ROUNDS, seconds, tell
-        ),
-    }
-    for name, step in steps.items():
-        tell(f"measures {name}")
+    def race(self, peers: Sequence[Peer], environments: Path) -> None:
+        """Two ways of ours and the peers, in turns; peers that could not be installed have their reason."""
+        failed = install(peers, environments, self.tell)
+        name, options = "topfive, ONNX Runtime f32", ("--runtime", "onnxruntime", "--precision", "f32")
+        entries = [
+            Entry(ours("topfive", self.model, self.artifacts), CLOSE, Limit.OURS),
+            Entry(ours(name, self.model, self.artifacts, *options), CLOSE, Limit.OURS_F32),
+            *(Entry(peer.of(environments), SAME) for peer in peers if peer.name not in failed),
+        ]
         try:
-            curves += step()
-        except (OSError, SubprocessError, ServerError, LoadError) as error:
-            failures.append(missing(f"no cliff: {name}", str(error)))
-    return curves, failures
+            with limits(self.model, self.artifacts) as measure:
+                self.outcomes += race(entries, self.course, measure, drive, self.tell)
+        except LimitError as error:
+            self.rows.append(missing("side by side", str(error)))
+        for peer in peers:
+            if peer.name in failed:
+                entry = Entry(peer.of(environments), SAME)
+                self.outcomes.append(Outcome(entry, reason=f"not installed: {failed[peer.name]}"))
+        self.rows += rows(self.outcomes)
+
+    def module(self, module: Module) -> None:
+        """Another measurement of this project."""
+        self.tell(f"runs benchmarks.{module.name}")
+        self.modules.append(measured(module, self.model, self.artifacts))
+        self.rows += self.modules[-1].rows
+        self.curves += together(self.modules[-1].figures)
+
+    def served_curves(self) -> None:
+        """Over batch sizes of the engine alone, and over connections and image sizes of the server."""
+        seconds = self.course.seconds / 2
+        subject = ours("topfive", self.model, self.artifacts)
+        steps: dict[str, Callable[[], list[Curve]]] = {
+            "engine alone over batch size": lambda: [batches(self.model, self.artifacts, seconds)],
+            "requests over connections and image size": lambda: served(
+                subject, self.course.place, drive, _CURVE_ROUNDS, seconds, self.tell
+            ),
+        }
+        for name, step in steps.items():
+            self.tell(f"measures {name}")
+            try:
+                self.curves += step()
+            except (OSError, SubprocessError, ServerError, LoadError) as error:
+                self.rows.append(missing(f"no cliff: {name}", str(error)))
 
 
 def show(console: Console, found: Sequence[Row]) -> None:
@@ -103,7 +125,7 @@ def _interrupted(*_: object) -> None:
 
 def _how(course: Course) -> str:
     return (
-        f"Medians of {course.rounds} rounds, the lowest and highest in brackets; {course.seconds:g} s for each figure. "
+        f"Rounds: {course.rounds}, {course.seconds:g} s for each figure; medians, the lowest and highest in brackets. "
         "In a round each server is started, answers four photos as the model itself does, is loaded and ended; odd "
         "rounds go the other way. Requests hold one photo of 500 x 375 pixels, "
         f"{len(course.expected[0].photo) / 1000:.0f} kB; connections stay and are spread evenly over a server's "
@@ -154,29 +176,22 @@ def main(
         raise click.UsageError(f"{error}; run: topfive export {model}") from error
     machine, console = describe(), Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="topfive-benchmark-") as folder:
-        place = Place(graph, Path(folder))
-        course = Course(rounds, seconds, place, expected(model, artifacts))
-        outcomes: list[Outcome] = []
-        curves: list[Curve] = []
-        found: list[Row] = []
+        course = Course(rounds, seconds, Place(graph, Path(folder)), expected(model, artifacts))
+        run = Run(model, artifacts, course, console.log)
         if Part.RACE in parts:
-            outcomes = run_race(model, artifacts, peers, environments, course, console.log)
-            found += rows(outcomes)
-        modules: list[Measured] = []
+            run.race(peers, environments)
         for module in MODULES:
             if module.name in parts:
-                console.log(f"runs benchmarks.{module.name}")
-                modules.append(measured(module, model, artifacts))
-                found += modules[-1].rows
+                run.module(module)
         if Part.CURVES in parts:
-            curves, failures = run_curves(model, artifacts, place, seconds / 2, console.log)
-            found += [*(curve.row for curve in curves), *failures]
+            run.served_curves()
+    found = [*run.rows, *(curve.row for curve in run.curves)]
     versions = [(peer.subject.name, f"{pinned(peer, environments)}; {peer.subject.settings}") for peer in peers]
-    write(Report(machine, found, outcomes, curves, modules, versions, _how(course)), output)
+    write(Report(machine, found, run.outcomes, run.curves, run.modules, versions, _how(course)), output)
     show(console, found)
     console.log(f"written: {output}")
     failed = [one for one in found if one.verdict is Verdict.ERROR]
-    sys.exit(1 if failed or any(one.reason for one in outcomes) else 0)
+    sys.exit(1 if failed or any(one.reason for one in run.outcomes) else 0)
 
 
 if __name__ == "__main__":

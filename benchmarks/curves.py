@@ -4,12 +4,12 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.asking import bench_photo, resized_photo
 from benchmarks.figures import Bound, Curve, Target, falling, outgrowing
-from benchmarks.load import Drive, Load
+from benchmarks.load import Drive, Load, Point
 from benchmarks.server import Place, running
 from benchmarks.subjects import ROOT, Subject
 
@@ -21,6 +21,9 @@ GROWTH = Target(Bound.AT_MOST, 1.5)
 
 _FALLING = "lowest of: throughput / best throughput at any smaller {}"
 _BATCHES_TIMEOUT_S = 300
+_ANSWERS = 3  # of each connection
+_LONGEST_S = 20.0
+_SLOWEST = 1.0
 _AT_ONCE = 4  # connections while the size of images grows
 
 
@@ -33,6 +36,17 @@ def batches(model: str, artifacts: Path, seconds: float) -> Curve:
     return kept("batch", "engine alone over batch size", "images in a batch", "images/s", points)
 
 
+def together(figures: Mapping[str, float]) -> list[Curve]:
+    """Over the number of loaded models, of what `benchmarks.models` gave; nothing where it gave nothing."""
+    found = {name: value for name, value in figures.items() if name.startswith("models=") and name.endswith(".ratio")}
+    points = tuple(sorted((float(name[len("models=") : -len(".ratio")]), value) for name, value in found.items()))
+    if not points:
+        return []
+    title, up = "throughput over loaded models", "mixed / one after the other"
+    rule = "lowest of: requests/s of models mixed / one after the other"
+    return [Curve("models", title, "models", up, points, rule, min(value for _, value in points), KEPT)]
+
+
 def kept(name: str, title: str, across: str, up: str, points: tuple[tuple[float, float], ...]) -> Curve:
     """A curve of throughput, which must not fall."""
     return Curve(name, title, across, up, points, _FALLING.format(across), falling(points), KEPT)
@@ -43,14 +57,22 @@ def served(
 ) -> list[Curve]:
     """Over connections and over image sizes, on one server, in rounds of turning order."""
     with running(subject, place, bench_photo()) as server:
-        drive(server, [bench_photo()], Load(seconds))
+        rate = drive(server, [bench_photo()], Load(seconds)).per_second
+
+        def driven(photo: bytes, connections: int) -> Point:
+            """So long that each connection has a few answers, by the rate of the load before."""
+            nonlocal rate
+            lasting = min(_LONGEST_S, max(seconds, _ANSWERS * connections / rate))
+            point = drive(server, [photo], Load(lasting, connections))
+            rate = max(point.per_second, _SLOWEST)
+            return point
 
         def throughput(connections: float) -> float:
-            point = drive(server, [bench_photo()], Load(seconds, int(connections)))
+            point = driven(bench_photo(), int(connections))
             return point.per_second if not point.errors else 0.0
 
         def cost(megapixels: float) -> float:
-            return drive(server, [photos[megapixels]], Load(seconds, _AT_ONCE)).cpu_ms
+            return driven(photos[megapixels], _AT_ONCE).cpu_ms
 
         connections = turns(CONNECTIONS, rounds, throughput)
         tell("measured over connections")

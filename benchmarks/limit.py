@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -99,8 +99,12 @@ def opened(limit: Limit, model: str, artifacts: Path) -> Loop:
     return Loop(work, max(rates, key=lambda threads: rates[threads]), f"{info.runtime} {info.precision}")
 
 
+class LimitError(Exception):
+    """The process of the limits has ended; its error is on the terminal."""
+
+
 Measure = Callable[[Limit, float], Figures]
-"""Measures a limit for so many seconds."""
+"""Measures a limit for so many seconds. Raises LimitError."""
 
 
 @contextmanager
@@ -113,10 +117,11 @@ def limits(model: str, artifacts: Path) -> Iterator[Measure]:
         assert stdout is not None
 
         def measure(limit: Limit, seconds: float) -> Figures:
-            stdin.write(f"{limit.name} {seconds}\n")
-            stdin.flush()
+            with suppress(BrokenPipeError):
+                stdin.write(f"{limit.name} {seconds}\n")
+                stdin.flush()
             if not (line := stdout.readline()):
-                raise RuntimeError(f"the process of the limits ended with status {process.wait()}; its error is above")
+                raise LimitError(f"the process of the limits ended with status {process.wait()}")
             return Figures(**json.loads(line))
 
         try:

@@ -12,6 +12,8 @@ from benchmarks.asking import pack
 from benchmarks.server import Running
 from benchmarks.subjects import Body, topfive
 
+_PATIENCE_S = 60
+
 
 class LoadError(Exception):
     """The generator could not measure, or measured nothing that counts."""
@@ -57,7 +59,12 @@ def drive(server: Running, photos: Sequence[bytes], load: Load) -> Point:
         else:
             command += ["--rate", str(load.rate)]
         before = server.tree.cpu_s()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=load.seconds + 60, check=False)
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=load.seconds + _PATIENCE_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LoadError(f"topfive bench did not end within {_PATIENCE_S} s after its time") from error
         spent_s = server.tree.cpu_s() - before
         if not result.exists():
             words = " ".join((done.stderr or done.stdout)[-400:].split())

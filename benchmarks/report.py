@@ -149,7 +149,9 @@ def _modules(modules: Sequence[Measured]) -> Iterator[str]:
         yield f"### python -m benchmarks.{one.name}"
         yield ""
         if one.figures:
+            yield from ("<details><summary>all figures</summary>", "")
             yield from table(("figure", "value"), [(name, f"{value:.4g}") for name, value in one.figures.items()])
+            yield from ("", "</details>")
         else:
             yield from (f"- {row.name}: {row.verdict.value}: {row.note}" for row in one.rows)
         yield ""

@@ -12,8 +12,6 @@ TIMES_BEST_EQUAL = Target(Bound.AT_LEAST, 1.05)
 OF_LIMIT = Target(Bound.AT_LEAST, 0.9)
 ADDED_MS = Target(Bound.AT_MOST, 1.0)
 TAIL = Target(Bound.AT_MOST, 3.0)
-START_S = Target(Bound.AT_MOST, 2.0)
-RESIDENT_MB = Target(Bound.AT_MOST, 350.0)
 
 
 def normalised(one: Round) -> float:
@@ -28,7 +26,7 @@ def best_peer(outcomes: Sequence[Outcome]) -> Outcome | None:
 
 
 def rows(outcomes: Sequence[Outcome]) -> Iterator[Row]:
-    """The rows of targets 1, 2 and 5, for the server by default and at equal runtime and precision.
+    """The rows of targets 1 and 2, for the server by default and at equal runtime and precision.
 
     Those beside peers are left out where none was to be measured.
     """
@@ -43,8 +41,6 @@ def rows(outcomes: Sequence[Outcome]) -> Iterator[Row]:
         if one.entry.limit is Limit.OURS:
             yield _row(one, f"{name}: p50 at 1 connection beyond decode + inference", ADDED_MS, "ms", _added)
             yield _row(one, f"{name}: p99 / p50 at 70 % of the maximum, random arrivals", TAIL, "", _tail)
-            yield _row(one, f"{name}: start to the first answer", START_S, "s", lambda each: each.start_s)
-            yield _row(one, f"{name}: resident after 16 connections", RESIDENT_MB, "MB", _resident_mb)
 
 
 def _beside(one: Outcome, best: Outcome | None, target: Target) -> Row:
@@ -81,7 +77,3 @@ def _added(one: Round) -> float:
 def _tail(one: Round) -> float:
     assert one.open_loop is not None
     return one.open_loop.p99_ms / one.open_loop.p50_ms
-
-
-def _resident_mb(one: Round) -> float:
-    return one.memory.resident / 1e6

@@ -17,6 +17,9 @@ from benchmarks.tree import MARK, Tree
 
 _PORTS = 10
 _POLL_S = 0.05
+_SETTLE_S = 8.0
+_LOOK_S = 0.4
+_IDLE = 0.3  # cores: some servers poll
 _TAIL_BYTES = 600
 
 
@@ -79,8 +82,10 @@ def running(subject: Subject, place: Place, photo: bytes) -> Iterator[Running]:
         addresses = tuple(f"http://127.0.0.1:{port}" for port in ports)
         for address in addresses:
             _wait(subject, address, photo, processes, began + place.start_timeout_s)
+        start_s = time.monotonic() - began
         tree = Tree(mark, tuple(process.pid for process in processes))
-        yield Running(subject, addresses, tree, time.monotonic() - began)
+        _settle(tree)
+        yield Running(subject, addresses, tree, start_s)
     except ServerError as error:
         tail = " ".join(log.read_text(encoding="utf-8", errors="replace")[-_TAIL_BYTES:].split())
         raise ServerError(f"{error}; its last words: {tail or 'none'}") from error
@@ -88,6 +93,18 @@ def running(subject: Subject, place: Place, photo: bytes) -> Iterator[Running]:
         Tree(mark, tuple(process.pid for process in processes)).end(place.end_timeout_s)
         for process in processes:
             process.wait()
+
+
+def _settle(tree: Tree) -> None:
+    """Wait, for a bounded time, until it computes little: other workers may still be starting when one answers."""
+    end = time.monotonic() + _SETTLE_S
+    before = tree.cpu_s()
+    while time.monotonic() < end:
+        time.sleep(_LOOK_S)
+        now = tree.cpu_s()
+        if now - before < _IDLE * _LOOK_S:
+            return
+        before = now
 
 
 def _started(subject: Subject, place: Place, port: int, mark: str, output: int) -> subprocess.Popen[bytes]:
