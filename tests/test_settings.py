@@ -23,7 +23,7 @@ def show(**values: Any) -> None:
 
 def parsed(*arguments: str, env: dict[str, str] | None = None) -> Settings:
     """The settings of that command line in that environment."""
-    result = CliRunner().invoke(show, arguments, env=env or {})
+    result = CliRunner().invoke(show, arguments, env={"TOPFIVE_CACHE": None, **(env or {})})  # which tests have set
     assert result.exit_code == 0, result.output
     return Settings.model_validate_json(result.output)
 
