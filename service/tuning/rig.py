@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass, field
 from models.catalog import InputSpec
 from service import image, recipe
 from service.engines.base import Engine
-from service.types import ImageLimits, Sample
+from service.types import Decode, ImageLimits, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +89,13 @@ def median(rounds: list[Figures]) -> Figures:
 
 def _decode(load: Load, shared: _Shared) -> None:
     """On a thread: as many photos as there are places for."""
-    limits = ImageLimits()
+    limits, enough = ImageLimits(), recipe.enough(load.spec, Decode.AUTO)  # as the server does by itself
     try:
         while True:
             shared.places.acquire()
             if shared.over.is_set():
                 return
-            shared.samples.put(recipe.crops(load.spec, image.picture(load.photo, limits), 1)[0])
+            shared.samples.put(recipe.crops(load.spec, image.picture(load.photo, limits, enough), 1)[0])
     except Exception as error:  # raised again by `measure`
         _fail(shared, error)
 
