@@ -2,6 +2,10 @@
 
 import json
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -25,6 +29,7 @@ from service.types import ImageLimits, Precision, Runtime
 from tests.fakes import FakeEngine
 from tests.tuning_engines import open_dying, open_fake, open_hanging, open_refusing
 
+ROOT = Path(__file__).resolve().parent.parent
 ONE, TWO = Setup(Runtime.OPENVINO, Precision.F32, 1, 1), Setup(Runtime.OPENVINO, Precision.F32, 2, 1)
 
 
@@ -211,3 +216,22 @@ def test_only_what_parity_allows_is_tried(tiny: Artifact) -> None:
     assert allowed(artifact, Runtime.OPENVINO, Precision.AUTO) == [(Runtime.OPENVINO, Precision.F32)]
     with pytest.raises(EngineUnavailableError, match="may not run in bf16 on openvino"):
         allowed(artifact, Runtime.OPENVINO, Precision.BF16)
+
+
+def test_ctrl_c_ends_both_processes_in_silence(artifacts: Path) -> None:
+    """Sent to the whole group while an engine is measured, it ends the command and its process without a traceback."""
+    folders = ("--artifacts", str(artifacts), "--cache", str(artifacts.parent))
+    command = [sys.executable, "-m", "tests.tune_process", "tune", "tiny", *folders, "--cpus", "1", "--seconds", "600"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    other = int(process.stdout.readline())  # it is measuring
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "stopped; nothing was stored of tiny"
+    assert "Traceback" not in errors
+    assert not Path(f"/proc/{other}").exists()
+    assert not (artifacts / "tiny" / "1" / "tuned").exists()

@@ -39,3 +39,9 @@ def open_dying(artifact: Artifact, setup: Setup) -> Engine:
 def open_refusing(_artifact: Artifact, _setup: Setup) -> Engine:
     """It cannot be had here."""
     raise EngineUnavailableError("this CPU lacks something")
+
+
+def open_announced(artifact: Artifact, setup: Setup) -> Engine:
+    """It answers; the number of its process is printed."""
+    print(os.getpid(), flush=True)  # noqa: T201
+    return open_fake(artifact, setup)

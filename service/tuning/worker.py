@@ -5,6 +5,7 @@ import signal
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -92,6 +93,7 @@ class Worker:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, *self._work), daemon=True)
         # Ctrl-C is sent to the whole group: it is for this process to end the other, which inherits that it is blocked.
+        resource_tracker.ensure_running()  # by itself it would be started below, and unblock it again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
