@@ -227,9 +227,11 @@ def test_ctrl_c_ends_both_processes_in_silence(artifacts: Path) -> None:
     )
     assert process.stdout is not None
     other = int(process.stdout.readline())  # it is measuring
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{other}/status").read_text().splitlines())
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
 
+    assert int(status["SigBlk"], 16) & 1 << signal.SIGINT - 1, "the other process would print where it was interrupted"
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "stopped; nothing was stored of tiny"
     assert "Traceback" not in errors
