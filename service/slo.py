@@ -6,7 +6,7 @@ measured over the places that were taken when it came, and so whatever it has to
 """
 
 import math
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ _RUN = 0.99  # of those run should be in time
 _MEMORY = 0.98  # weight that one more measurement leaves to all before it
 _FAR_OFF = 1.5  # times as long as expected, or as short
 _RUNS_CHANGED, _ANSWERS_CHANGED = 12, 48  # in a row; answers of one batch are late together
-_WINDOW = 256  # measurements whose spread is remembered
+_WINDOW, _EVERY = 128, 8  # measurements whose spread counts, and after how many new ones it is found anew
 _TIGHTEN, _LOOSEN, _TIGHTEST = 0.98, 1e-4, 0.5  # per answer over and within the bound: they balance at one in 200
 _SHORTEST_RETRY_S = 0.05
 
@@ -56,15 +56,15 @@ class Forecast:
 
     def _begin(self) -> None:
         self._line = CostModel(memory=_MEMORY)
-        self._latest: deque[float] = deque()
-        self._sorted: list[float] = []
+        self._latest: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
         self._odd: list[tuple[float, float]] = []
+        self._margin = 1.0
+        self._since = 0
 
     def observe(self, n: float, took_s: float) -> None:
         """Take in one measurement."""
         if usual_s := self._line.predict(n):
-            ratio = took_s / usual_s
-            if 1 / _FAR_OFF < ratio < _FAR_OFF:
+            if 1 / _FAR_OFF < took_s / usual_s < _FAR_OFF:
                 self._odd.clear()
             else:
                 self._odd.append((n, took_s))
@@ -74,22 +74,24 @@ class Forecast:
                 for one in odd:
                     self.observe(*one)
                 return
-            self._latest.append(ratio)
-            insort(self._sorted, ratio)
-            if len(self._latest) > _WINDOW:
-                del self._sorted[bisect_right(self._sorted, self._latest.popleft()) - 1]
         self._line.observe(n, took_s)
+        self._latest.append((n, took_s))
+        self._since += 1
+        if self._since >= min(_EVERY, len(self._latest)):
+            self._since, self._margin = 0, self._spread()
 
     def at_most(self, n: float) -> float | None:
         """Seconds that are enough in that share of cases, or None before any measurement."""
         usual_s = self._line.predict(n)
         return None if usual_s is None else usual_s * self._margin
 
-    @property
-    def _margin(self) -> float:
-        if not self._sorted:
-            return 1.0
-        return max(1.0, self._sorted[math.ceil(self._share * len(self._sorted)) - 1])
+    def _spread(self) -> float:
+        """By how much the line of now must be raised for that share of the last measurements; at least 1.
+
+        By the line of now, or what it did not know at first would be held against what it has learned since.
+        """
+        ratios = sorted(took_s / max(self._line.predict(n) or 0.0, 1e-9) for n, took_s in self._latest)
+        return max(1.0, ratios[math.ceil(self._share * len(ratios)) - 1])
 
 
 class Slo:
