@@ -329,16 +329,12 @@ class Pair:
         """A device with room for all who wait has nobody who waits."""
         device = self.device
         assert device.running <= device.limit + 1e-9
-        waiting = [
-            story.limits
-            for story in self.stories
-            if not story.limits.max_hold_s
-            and story.bench.batcher.depth
-            and story.bench.run.running < story.limits.slots
-        ]
-        assert not waiting or any(
-            device.running + device.weight(limits.slots) > device.limit + 1e-9 for limits in waiting
-        )
+        if not all(device._fits(share) for share in device._waiting):
+            return  # one that needs more than is left goes first
+        for story in self.stories:
+            bench, limits = story.bench, story.limits
+            if device.running + device.weight(limits.slots) <= device.limit + 1e-9:
+                assert limits.max_hold_s or not bench.batcher.depth or bench.run.running == limits.slots
 
     async def wind_down(self) -> None:
         for _ in range(3):
