@@ -78,11 +78,11 @@ bench-models: install
 
 # This project's own rows, into build/benchmarks/report.md; benchmarks/README.md says more.
 bench: bench-models
-	$(BIN)/python -m benchmarks --artifacts $(ARTIFACTS) $(BENCH)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 # The same beside other servers, which are installed into benchmarks/.envs: writes benchmarks/report.md.
 bench-peers: bench-models
-	$(BIN)/python -m benchmarks --artifacts $(ARTIFACTS) --peers all --output benchmarks/report.md $(BENCH)
+	$(BIN)/python -m benchmarks --peers all --output benchmarks/report.md $(BENCH)
 
 # On a machine with an NVIDIA card: make bench-gpu FLAVOUR=gpu. TensorRT is measured where an engine was built before:
 # topfive export MODEL --engine tensorrt-rtx --target this

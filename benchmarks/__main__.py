@@ -141,7 +141,13 @@ _PARTS = (Part.RACE.value, Part.CURVES.value, *(module.name for module in MODULE
 
 @click.command()
 @click.option("--model", default="googlenet", show_default=True)
-@click.option("--artifacts", type=click.Path(path_type=Path, exists=True), default=Path("artifacts"), show_default=True)
+@click.option(
+    "--artifacts",
+    type=click.Path(path_type=Path, exists=True),
+    default=Path("artifacts"),
+    envvar="TOPFIVE_ARTIFACTS",
+    show_default=True,
+)
 @click.option("--peers", "peer_names", default="none", show_default=True, help="all, none, or names joined by commas")
 @click.option(
     "--environments",

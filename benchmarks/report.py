@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.behaviour import GOOD, TRIES
 from benchmarks.figures import Curve, Row, spread
@@ -34,8 +35,16 @@ def write(report: Report, path: Path) -> None:
         old.unlink()
     for curve in report.curves:
         (folder / f"{curve.name}.svg").write_text(svg(curve), encoding="utf-8")
-    _replace(folder / "results.json", json.dumps(asdict(report), indent=1, default=str) + "\n")
+    _replace(folder / "results.json", json.dumps(_kept(report), indent=1) + "\n")
     _replace(path, page(report, folder.name))
+
+
+def _kept(report: Report) -> dict[str, Any]:
+    """All figures; of a server its name and settings, without the paths of this machine."""
+    kept = asdict(report)
+    for outcome, one in zip(kept["outcomes"], report.outcomes, strict=True):
+        outcome["entry"] = {"name": one.entry.subject.name, "settings": one.entry.subject.settings}
+    return kept
 
 
 def _replace(path: Path, text: str) -> None:

@@ -120,6 +120,7 @@ def test_report(tmp_path: Path) -> None:
     assert f"]({picture.relative_to(tmp_path)})" in text
     assert picture.read_text(encoding="utf-8").count("<circle") == 2
     kept_json = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
+    assert kept_json["outcomes"][2]["entry"] == {"name": "absent", "settings": ""}
     assert [one["many"]["per_second"] for one in kept_json["outcomes"][0]["rounds"]] == [40.0, 60.0, 50.0]
 
 
