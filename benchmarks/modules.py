@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -12,9 +14,11 @@ from typing import Any
 
 from benchmarks.figures import Bound, Row, Target, missing
 from benchmarks.subjects import ROOT
+from benchmarks.tree import MARK, Tree
 
 _TIMEOUT_S = 600
 _TAIL = 400
+_END_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +84,19 @@ def _run(module: Module, model: str, artifacts: Path, timeout_s: float) -> Any:
         raise ValueError(f"there is no {name}")
     arguments = [one.format(model=model, artifacts=artifacts) for one in module.arguments]
     command = [sys.executable, "-m", name, "--json", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=timeout_s)
-    return json.loads(done.stdout)
+    mark = uuid.uuid4().hex
+    environ, pipe = {**os.environ, MARK: mark}, subprocess.PIPE
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environ, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    finally:
+        Tree(mark, (process.pid,)).end(_END_S)  # with the servers that it may have left
+        process.wait()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, out, err)
+    return json.loads(out)
 
 
 def _reason(error: Exception) -> str:
@@ -132,7 +147,7 @@ MODULES = (
     Module(
         "models",
         (_least("models=10.ratio", "ten models mixed / one after the other", 0.85),),
-        ("--artifacts", "{artifacts}"),
+        ("--artifacts", "{artifacts}", "--each", "12"),
     ),
     Module("fronts"),
 )
