@@ -29,7 +29,7 @@ from service import image, recipe
 from service.engines.base import Engine
 from service.engines.choose import EngineOptions, open_engine
 from service.hardware import cpu_quota
-from service.types import ImageLimits, Precision, Runtime, Sample
+from service.types import Decode, ImageLimits, Precision, Runtime, Sample
 
 _TRY_S = 0.5
 
@@ -84,11 +84,13 @@ def opened(limit: Limit, model: str, artifacts: Path) -> Loop:
         options = EngineOptions(Runtime.ONNXRUNTIME, Precision.F32, cpus=cpu_quota())
     engine: Engine = open_engine(artifact, options).engine
     spec, limits, photo = artifact.manifest.input, ImageLimits(), bench_photo()
+    enough = recipe.enough(spec, Decode.AUTO)
 
     def decoded() -> Sample:
         if limit is Limit.PEERS:
             return cut(Image.open(io.BytesIO(photo)))
-        return recipe.apply(spec, image.decode(photo, limits))
+        sample: Sample = recipe.crops(spec, image.picture(photo, limits, enough), 1)[0]
+        return sample
 
     def work() -> None:
         engine.run(decoded()[np.newaxis])
