@@ -86,14 +86,13 @@ def _run(module: Module, model: str, artifacts: Path, timeout_s: float) -> Any:
     command = [sys.executable, "-m", name, "--json", *arguments]
     mark = uuid.uuid4().hex
     environ, pipe = {**os.environ, MARK: mark}, subprocess.PIPE
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, cwd=ROOT, env=environ, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-    finally:
-        Tree(mark, (process.pid,)).end(_END_S)  # with the servers that it may have left
-        process.wait()
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        finally:
+            Tree(mark, (process.pid,)).end(_END_S)  # with the servers that it may have left
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, out, err)
     return json.loads(out)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,21 @@ def test_modules(tmp_path: Path) -> None:
     assert failing.rows[0].verdict is Verdict.ERROR
     assert "No such option" in failing.rows[0].note
     assert len({module.name for module in MODULES}) == len(MODULES)
+
+
+def test_module_that_is_given_up(exported: Path, tmp_path: Path) -> None:
+    """A measurement that takes too long is named, and the server that it had started is gone with it."""
+    folder = tmp_path / "its own path"
+    folder.symlink_to(exported)
+    found = measured(Module("start", (), ("--model", "tiny", "--artifacts", str(folder))), "tiny", folder, 3.0)
+    assert [row.verdict for row in found.rows] == [Verdict.ERROR]
+    assert "timed out after 3.0 seconds" in found.rows[0].note
+    commands: list[bytes] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has just ended
+            commands.append(path.read_bytes())
+    assert commands
+    assert [command for command in commands if str(folder).encode() in command] == []
 
 
 def scripted_round(rate: float, yardstick: float) -> Round:
