@@ -46,7 +46,7 @@ class Fronts:
         classifier = LocalClassifier(
             core.repository, FrontPhotos(settings.limits), clock=core.clock, metrics=core.metrics
         )
-        self._house = House(classifier, LocalDirectory(core.repository), core.metrics)
+        self._house = House(classifier, LocalDirectory(core.repository), core.metrics, core.clock)
         self._listener = listen(settings.host, settings.port)
         try:
             self._reserved = reserve(settings.host, settings.grpc_port)
@@ -217,14 +217,16 @@ class _Tended:
             self._desk = None
 
     async def _ended(self, process: asyncio.subprocess.Process, desk: Desk) -> int:
-        """Its exit status. One that has lost its link, or is to hurry, and does not end is killed."""
+        """Its exit status. One that hangs is killed; and one that has lost its link, or is to hurry, and does not end."""
         ending = asyncio.create_task(process.wait())
-        reasons = {asyncio.create_task(event.wait()) for event in (desk.ended, self._hurrying)}
+        reasons = {asyncio.create_task(event.wait()) for event in (desk.ended, desk.hangs, self._hurrying)}
         try:
             await asyncio.wait({ending, *reasons}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({ending}, timeout=_LAST_S)
+            hangs = desk.hangs.is_set()
+            if not hangs:
+                await asyncio.wait({ending}, timeout=_LAST_S)
             if not ending.done():
-                log.error("front %d does not end; killing it", self._number)
+                log.error("front %d %s; killing it", self._number, "hangs" if hangs else "does not end")
                 process.kill()
             return await ending
         finally:

@@ -5,11 +5,12 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.app import Core
 from service.classifier import LocalClassifier
+from service.clock import Clock, LoopClock
 from service.directory import LocalDirectory
 from service.front.calls import Calls
 from service.front.classifier import FrontClassifier, FrontDirectory, FrontMetrics
@@ -21,6 +22,17 @@ from service.samples import Decoder
 from service.settings import Settings
 from tests.fakes import FakeEngine, opener
 from tests.fleet import Counted
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """What either side goes by."""
+
+    desk: Clock = field(default_factory=LoopClock)
+    front: Clock = field(default_factory=LoopClock)
+
+
+_REAL = Clocks()
 
 
 @dataclass
@@ -47,19 +59,19 @@ class Pair(Counted):
 
 @asynccontextmanager
 async def front_pair(
-    artifacts: Path, engine: FakeEngine, *, region_bytes: int = REGION_BYTES, **settings: object
+    artifacts: Path, engine: FakeEngine, *, region_bytes: int = REGION_BYTES, clocks: Clocks = _REAL, **settings: object
 ) -> AsyncIterator[Pair]:
-    """Such a pair with `tiny` on `engine`, ready."""
+    """Such a pair with `tiny` on `engine`, ready; the sides of the link go by `clocks`."""
     values = Settings.model_validate({"artifacts": artifacts, "models": ("tiny",), "cpus": 2, **settings})
     core = Core(values, opener=opener(engine))
     await core.repository.start(values.models)
     classifier = LocalClassifier(core.repository, FrontPhotos(values.limits), clock=core.clock, metrics=core.metrics)
     ours, theirs = socket.socketpair()
     region = make_region(region_bytes)
-    desk = Desk(House(classifier, LocalDirectory(core.repository), core.metrics), region)
+    desk = Desk(House(classifier, LocalDirectory(core.repository), core.metrics, clocks.desk), region)
     decoder = Decoder(values.limits, threads=2, clock=core.clock)
     arena = Arena(region)
-    calls = Calls(core.clock, decoder, arena)
+    calls = Calls(clocks.front, decoder, arena)
     os.close(region)
     await calls.connect(theirs)
     await desk.connect(ours)
@@ -71,8 +83,8 @@ async def front_pair(
             arena,
             calls,
             FrontClassifier(calls),
-            FrontDirectory(calls, core.clock, values.timeout_s),
-            FrontMetrics(calls, core.clock, values.timeout_s),
+            FrontDirectory(calls, clocks.front, values.timeout_s),
+            FrontMetrics(calls, clocks.front, values.timeout_s),
         )
     finally:
         engine.gate.set()

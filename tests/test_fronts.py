@@ -211,6 +211,20 @@ async def test_a_front_is_killed(artifacts: Path, caplog: pytest.LogCaptureFixtu
     assert "ended with status -9; starting it again" in caplog.text
 
 
+async def test_a_front_hangs(artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A front that is stopped, whose connections would wait for ever, is killed, and another takes its place."""
+    async with fronted(artifacts, FakeEngine()) as many:
+        (victim, other) = fronts_of(os.getpid())
+        os.kill(victim, signal.SIGSTOP)
+        async with asyncio.timeout(60):
+            while not set(fronts_of(os.getpid())) - {victim, other}:
+                await many.http.get("/readyz")
+        await until(lambda: all(front.listening for front in many.service.fronts))
+        assert victim not in fronts_of(os.getpid())
+        assert other in fronts_of(os.getpid())
+    assert "hangs; killing it" in caplog.text
+
+
 async def ended(pids: list[int]) -> None:
     """Until none of these processes is there."""
     await until(lambda: not any(running(pid) for pid in pids))

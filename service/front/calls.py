@@ -15,6 +15,7 @@ from service.front.link import Link
 from service.front.messages import (
     Answered,
     Asked,
+    Beat,
     Counted,
     Crops,
     Freed,
@@ -29,6 +30,7 @@ from service.front.messages import (
     Wanted,
     unpacked_specs,
 )
+from service.front.pulse import BEAT_S, SILENT_BEATS, Pulse
 from service.front.region import Arena
 from service.photos import Photo
 from service.request_id import under_way
@@ -41,6 +43,7 @@ GRACE_S = 1.0
 """After its deadline a call is given up here, where the engine process has not said so: it may hang."""
 
 _GONE = "the engine process is gone; the server ends, and has to be started again"
+_HANGS = f"the engine process has said nothing for {SILENT_BEATS * BEAT_S:g} s; if it stays so, restart the server"
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +57,7 @@ class _Call:
 
 
 class Calls:
-    """Asks the engine process. `on_standing` is called when that says how it stands, `on_stop` when it says to stop.
-
-    `standing` is what it said last.
-    """
+    """Asks the engine process. `on_standing` is called when `standing` changes, `on_stop` when that says to stop."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Calls:
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         starting = NotReady("the server is starting")
-        self.standing = Standing(alive=None, ready=starting)
+        self._told = Standing(alive=None, ready=starting)
         self.ended = asyncio.Event()
         self._clock = clock
         self._decoder = decoder
@@ -79,11 +79,18 @@ class Calls:
         self._calls: dict[int, _Call] = {}
         self._numbers = itertools.count()
         self._refusing: TopfiveError | None = None
+        self._pulse = Pulse(clock, lambda: self.link.send(Beat()), self._silent)
         self.link = Link(self._received, self._lost)
+
+    @property
+    def standing(self) -> Standing:
+        """How the engine process said last that it stands; neither alive nor ready while it says nothing at all."""
+        return Standing(alive=NotReady(_HANGS), ready=NotReady(_HANGS)) if self._pulse.silent else self._told
 
     async def connect(self, end: socket.socket) -> None:
         """Begin on this end of the pair of sockets."""
         await self.link.connect(end)
+        self._pulse.start()
 
     async def ask(self, question: Question, deadline: float) -> Any:
         """The answer to a question without a photo; raises as `classify` does."""
@@ -124,6 +131,11 @@ class Calls:
                 cut.cancel()
 
     def _received(self, message: FromEngine) -> None:
+        if self._pulse.silent:
+            self._pulse.heard()
+            log.warning("the engine process is heard again")
+            self._on_standing()
+        self._pulse.heard()  # a Beat says no more
         match message:
             case Answered():
                 self._ended(message.call, message.value)
@@ -135,7 +147,7 @@ class Calls:
                 for offset in message.offsets:
                     self._arena.free(offset)
             case Standing():
-                self.standing = message
+                self._told = message
                 self._on_standing()
             case Stop():
                 self._on_stop()
@@ -167,9 +179,15 @@ class Calls:
         crops = tuple(Crops(one.samples.shape, one.preprocessing, one.took_s) for one in prepared)
         self.link.send(Made(wanted.call, wanted.cut, offset, crops, call.photo.seconds))
 
+    def _silent(self) -> None:
+        log.error(_HANGS)
+        self._on_standing()
+
     def _lost(self) -> None:
+        self._pulse.stop()
+        self._pulse.heard()
         self._fail_all(NotReady(_GONE))
-        self.standing = Standing(alive=NotReady(_GONE), ready=NotReady(_GONE))
+        self._told = Standing(alive=NotReady(_GONE), ready=NotReady(_GONE))
         self._on_standing()
         self.ended.set()
 

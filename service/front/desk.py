@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.classifier import LocalClassifier
+from service.clock import Clock
 from service.comparison import Comparison
 from service.directory import Directory
 from service.errors import Code, EngineError, NotReady, ShuttingDown, TopfiveError
@@ -16,6 +17,7 @@ from service.front.link import Link
 from service.front.messages import (
     Answered,
     Asked,
+    Beat,
     Classify,
     Compare,
     Counted,
@@ -36,6 +38,7 @@ from service.front.messages import (
     packed,
 )
 from service.front.photo import Sent
+from service.front.pulse import Pulse
 from service.front.region import Window
 from service.metrics import Metrics
 from service.request_id import under_way
@@ -45,25 +48,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """What answers: one for all fronts."""
+    """What answers: one for all fronts, with the clock that it goes by."""
 
     classifier: LocalClassifier[Sent]
     directory: Directory
     metrics: Metrics
+    clock: Clock
 
 
 class Desk:
     """Serves one front over `link`, whose samples lie in the region of that descriptor.
 
-    `listening` is true, and `on_listening` was called, once the front takes connections. `ended` is set when it is
-    gone: its calls are cancelled then, and what lies in its region is kept as long as a batch reads it.
+    `listening` is true, and `on_listening` was called, once the front takes connections. `hangs` is set when it says
+    nothing any more from then on. `ended` is set when it is gone: its calls are cancelled then, and what lies in its
+    region is kept as long as a batch reads it.
     """
 
     def __init__(self, house: House, region: int, on_listening: Callable[[], None] = lambda: None) -> None:
         self.link = Link(self._received, self._lost)
         self.listening = False
         self._on_listening = on_listening
+        self.hangs = asyncio.Event()
         self.ended = asyncio.Event()
+        self._pulse = Pulse(house.clock, lambda: self.link.send(Beat()), self._silent)
         self._house = house
         self._loop = asyncio.get_running_loop()
         self._window = Window(region, self._freed)
@@ -75,6 +82,7 @@ class Desk:
         """Begin on this end of the pair of sockets."""
         await self.link.connect(end)
         self.tell_standing()
+        self._pulse.start()
 
     @property
     def under_way(self) -> int:
@@ -91,6 +99,7 @@ class Desk:
         self.link.send(Stop())
 
     def _received(self, message: FromFront) -> None:
+        self._pulse.heard()  # a Beat says no more
         match message:
             case Asked():
                 self._tasks[message.call] = self._loop.create_task(self._answer(message))
@@ -170,7 +179,12 @@ class Desk:
                 _let_go(row.result)
         return comparison
 
+    def _silent(self) -> None:
+        if self.listening:  # before, it starts, which takes as long as it takes
+            self.hangs.set()
+
     def _lost(self) -> None:
+        self._pulse.stop()
         for task in self._tasks.values():
             task.cancel()
         self.ended.set()

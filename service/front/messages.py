@@ -182,8 +182,13 @@ class Stop:
     """From the engine process: take no new connection, answer what was accepted, end. A second one: end at once."""
 
 
-FromFront = Listening | Asked | Left | Counted | Made | NotMade
-FromEngine = Wanted | Freed | Answered | Refused | Standing | Stop
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """From both: this process's event loop turns."""
+
+
+FromFront = Listening | Asked | Left | Counted | Made | NotMade | Beat
+FromEngine = Wanted | Freed | Answered | Refused | Standing | Stop | Beat
 Message = FromFront | FromEngine
 
 Reduced = tuple[Callable[..., Any], tuple[Any, ...]]
