@@ -217,7 +217,7 @@ class _Tended:
             self._desk = None
 
     async def _ended(self, process: asyncio.subprocess.Process, desk: Desk) -> int:
-        """Its exit status. One that hangs is killed; and one that has lost its link, or is to hurry, and does not end."""
+        """Its exit status. One that hangs is killed; so is one without its link, or in a hurry, that does not end."""
         ending = asyncio.create_task(process.wait())
         reasons = {asyncio.create_task(event.wait()) for event in (desk.ended, desk.hangs, self._hurrying)}
         try:

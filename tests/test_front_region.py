@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 
 from service.errors import NotReady
 from service.front.region import Arena, Window, make_region
-from service.types import Samples
-from tests.conftest import noise
-from tests.fakes import reached, settle
+from service.types import Classification, Samples
+from tests.conftest import noise, png
+from tests.fakes import FakeEngine, reached, settle
+from tests.fleet import copy_model
+from tests.front_pair import front_pair
 
 pytestmark = pytest.mark.anyio
 
@@ -183,3 +186,22 @@ async def test_memory_is_given_back(shared: Shared) -> None:
     assert (kept == 7).all()
     del kept
     assert mapped() == 0
+
+
+async def test_calls_that_need_several_places(artifacts: Path) -> None:
+    """Comparisons that all keep a place and need another, in a region full of such, are answered, each with its own."""
+    names, spec = ["tiny", "one", "two"], {"crop": 32, "interpolation": "bilinear", "channels": "rgb"}
+    colours = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    for name, resize in (("one", 40), ("two", 50)):
+        copy_model(artifacts, name, {"input": {**spec, **colours, "resize": resize}})
+    engine = FakeEngine(max_batch=8)
+    async with front_pair(artifacts, engine, region_bytes=4 * 4096, capacity=256, models=names) as pair:
+        asked = [
+            pair.classifier.compare(png(shade), models=names, top_k=1, deadline=pair.deadline()) for shade in range(40)
+        ]
+        comparisons = await asyncio.gather(*asked)
+        await reached(lambda: pair.arena.taken == 0 and pair.desk.under_way == 0)
+    got = [[row.result for row in one.rows] for one in comparisons]
+    assert [error for row in got for error in row if isinstance(error, Exception)] == []
+    best = [[one.predictions[0].class_id for one in row if isinstance(one, Classification)] for row in got]
+    assert best == [[shade] * 3 for shade in range(40)]

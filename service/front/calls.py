@@ -35,6 +35,7 @@ from service.front.region import Arena
 from service.photos import Photo
 from service.request_id import under_way
 from service.samples import Decoder
+from service.types import Samples
 
 KEEPER = "last"
 """The asker of a photo here that stays until the engine process wants nothing more of it."""
@@ -168,7 +169,7 @@ class Calls:
         try:
             asker = KEEPER if wanted.last else ""
             prepared = await call.photo.samples(asker, unpacked_specs(wanted.recipes))
-            offset = await self._arena.place([one.samples for one in prepared])
+            where = await self._placed(wanted.cut, [one.samples for one in prepared])
         except TopfiveError as error:
             self.link.send(NotMade(wanted.call, wanted.cut, error))
             return
@@ -177,7 +178,17 @@ class Calls:
             self.link.send(NotMade(wanted.call, wanted.cut, EngineError(f"the image could not be decoded: {error}")))
             return
         crops = tuple(Crops(one.samples.shape, one.preprocessing, one.took_s) for one in prepared)
-        self.link.send(Made(wanted.call, wanted.cut, offset, crops, call.photo.seconds))
+        self.link.send(Made(wanted.call, wanted.cut, where, crops, call.photo.seconds))
+
+    async def _placed(self, cut: int, samples: list[Samples]) -> int | bytes:
+        """Where they lie, or they themselves: a call that has a place already does not wait for a second one.
+
+        It keeps the first until it has its answer; if all places were kept so, all would wait for ever.
+        """
+        if cut == 0:
+            return await self._arena.place(samples)
+        offset = await self._arena.place_at_once(samples)
+        return b"".join(one.tobytes() for one in samples) if offset is None else offset
 
     def _silent(self) -> None:
         log.error(_HANGS)

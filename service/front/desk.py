@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from service.classifier import LocalClassifier
 from service.clock import Clock
 from service.comparison import Comparison
@@ -39,9 +41,10 @@ from service.front.messages import (
 )
 from service.front.photo import Sent
 from service.front.pulse import Pulse
-from service.front.region import Window
+from service.front.region import Window, laid_out
 from service.metrics import Metrics
 from service.request_id import under_way
+from service.types import Samples
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +107,7 @@ class Desk:
             case Asked():
                 self._tasks[message.call] = self._loop.create_task(self._answer(message))
             case Made():
-                shapes = [one.shape for one in message.crops]
-                samples = self._window.samples(message.offset, shapes)  # unused ones are free at once
+                samples = self._samples(message)  # unused ones are free at once
                 if (sent := self._sent.get(message.call)) is not None:
                     sent.made(message, samples)
             case NotMade():
@@ -119,6 +121,12 @@ class Desk:
             case Listening():
                 self.listening = True
                 self._on_listening()
+
+    def _samples(self, made: Made) -> list[Samples]:
+        shapes = [one.shape for one in made.crops]
+        if isinstance(made.where, int):
+            return self._window.samples(made.where, shapes)
+        return laid_out(np.frombuffer(made.where, dtype=np.uint8), shapes)
 
     async def _answer(self, asked: Asked) -> None:
         under_way.set(asked.identity)

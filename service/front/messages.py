@@ -119,14 +119,14 @@ class Crops:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """From a front: the crops for each spec lie in its region from `offset` on, one after the other.
+    """From a front: the crops for each spec, one after the other, in its region from `where` on; or they are `where`.
 
     `spent_s` is the time of all threads for this photo so far.
     """
 
     call: int
     cut: int
-    offset: int
+    where: int | bytes
     crops: tuple[Crops, ...]
     spent_s: float
 

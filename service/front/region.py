@@ -60,8 +60,15 @@ class Arena:
                 f"the samples of one image take {size >> 20} MiB, more than the {len(self._bytes) >> 20} MiB that a "
                 f"front process shares; serve this model with --gateways 0"
             )
-        offset = await self._room(size)
-        if size < _LONG_BYTES:
+        return await self._filled(await self._room(size), samples)
+
+    async def place_at_once(self, samples: Sequence[Samples]) -> int | None:
+        """As `place`, for who must not wait; None where there is no room now."""
+        offset = self._take(_rounded(sum(one.nbytes for one in samples)))
+        return None if offset is None else await self._filled(offset, samples)
+
+    async def _filled(self, offset: int, samples: Sequence[Samples]) -> int:
+        if self._taken[offset] < _LONG_BYTES:
             self._write(offset, samples)
             return offset
         writing = asyncio.get_running_loop().run_in_executor(None, self._write, offset, samples)
@@ -139,13 +146,18 @@ class Window:
             raise ValueError(f"{sum(sizes)} bytes at {offset} of {len(self._bytes)}")
         place = _Place(self._bytes, self._address + offset, sum(sizes))
         weakref.finalize(place, self._freed, offset).atexit = False
-        flat: Samples = np.asarray(place)
-        found: list[Samples] = []
-        begin = 0
-        for shape, size in zip(shapes, sizes, strict=True):
-            found.append(flat[begin : begin + size].reshape(shape))
-            begin += size
-        return found
+        return laid_out(np.asarray(place), shapes)
+
+
+def laid_out(flat: Samples, shapes: Sequence[Shape]) -> list[Samples]:
+    """Views of bytes in which samples of these shapes lie one after the other."""
+    found: list[Samples] = []
+    begin = 0
+    for shape in shapes:
+        size = math.prod(shape)
+        found.append(flat[begin : begin + size].reshape(shape))
+        begin += size
+    return found
 
 
 class _Place:
