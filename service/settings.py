@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from service.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, Runtime
 
@@ -66,9 +66,9 @@ class Settings(BaseModel):
     decode: Annotated[
         Decode, Field(description="Large JPEGs: exact decodes every pixel, auto what answers show, fast less than that")
     ] = Decode.AUTO
-    max_upload_bytes: Annotated[int, Field(ge=1, description="Bytes of bodies in memory at once; more get 429")] = (
-        1 << 30
-    )
+    max_upload_bytes: Annotated[
+        int, Field(ge=1, validate_default=True, description="Bytes of bodies in memory at once; more get 429")
+    ] = 1 << 30
     timeout_s: Annotated[float, Field(gt=0, description="Longest time for one answer; callers may ask for less")] = 30.0
     drain_s: Annotated[float, Field(ge=0, description="Longest time for accepted work after SIGTERM or Ctrl-C")] = 20.0
     recover_s: Annotated[float, Field(gt=0, description="Time between tries of a model that fails")] = 5.0
@@ -86,6 +86,18 @@ class Settings(BaseModel):
             if made := [name for name in names if name.startswith(ENSEMBLE_PREFIX)]:
                 raise ValueError(f"{made[0]} is made of models at a request; name its members instead")
         return names
+
+    @field_validator("max_upload_bytes")
+    @classmethod
+    def _shared_out(cls, value: int, others: ValidationInfo) -> int:
+        """Refuse a share of a front without room for the largest image: that would get 429 however long it waits."""
+        gateways, largest = others.data.get("gateways", 0), others.data.get("max_image_bytes", 0)
+        if value < gateways * largest:
+            raise ValueError(
+                f"each of {gateways} gateways gets {value // gateways} of {value} bytes, and an image may have "
+                f"{largest}; ask for fewer gateways or a smaller --max-image-bytes, or give {gateways * largest}"
+            )
+        return value
 
     @property
     def cache_folder(self) -> Path:
