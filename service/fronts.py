@@ -158,7 +158,7 @@ class _Tended:
         if self._desk is not None:
             self._desk.tell_stop()
         if self._task is not None:
-            await asyncio.wait({self._task})
+            await asyncio.gather(self._task, return_exceptions=True)  # what it failed with, `first` has told
 
     def hurry(self) -> None:
         """Let its process refuse the rest; it is killed where it does not end."""
