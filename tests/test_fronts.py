@@ -226,6 +226,29 @@ async def test_a_front_hangs(artifacts: Path, caplog: pytest.LogCaptureFixture) 
     assert "hangs; killing it" in caplog.text
 
 
+def regions() -> int:
+    """How many regions of fronts this process has in its memory."""
+    return Path("/proc/self/maps").read_text().count("memfd:topfive-front")
+
+
+async def test_memory_of_a_killed_front(artifacts: Path) -> None:
+    """What a front shared is given back when it ends, not when the garbage collector comes by."""
+    async with fronted(artifacts, FakeEngine(), gateways=1) as many:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(2):
+                answer = await many.http.post("/predict", files={"image": png(5)}, headers=ALONE)
+                assert answer.status_code == 200
+                (victim,) = fronts_of(os.getpid())
+                os.kill(victim, signal.SIGKILL)
+                await until(lambda: not many.service.fronts[0].listening)
+                await until(lambda: many.service.fronts[0].listening)
+                assert regions() == 1
+        finally:
+            gc.enable()
+
+
 async def ended(pids: list[int]) -> None:
     """Until none of these processes is there."""
     await until(lambda: not any(running(pid) for pid in pids))

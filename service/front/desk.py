@@ -193,6 +193,7 @@ class Desk:
 
     def _lost(self) -> None:
         self._pulse.stop()
+        self._window.close()  # this desk is a part of cycles, and the garbage collector comes by seldom
         for task in self._tasks.values():
             task.cancel()
         self.ended.set()

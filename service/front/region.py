@@ -148,6 +148,10 @@ class Window:
         weakref.finalize(place, self._freed, offset).atexit = False
         return laid_out(np.asarray(place), shapes)
 
+    def close(self) -> None:
+        """Keep nothing of the region but what is read; its memory is gone with the last of that."""
+        self._bytes = np.empty(0, dtype=np.uint8)
+
 
 def laid_out(flat: Samples, shapes: Sequence[Shape]) -> list[Samples]:
     """Views of bytes in which samples of these shapes lie one after the other."""
