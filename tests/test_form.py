@@ -172,3 +172,11 @@ def test_not_a_form(form: bytes, words: str) -> None:
 def test_boundary(content_type: bytes, boundary: bytes | None) -> None:
     """The boundary may be quoted and stand anywhere among the parameters; an empty one is none."""
     assert boundary_of(content_type) == boundary
+
+
+def test_a_long_boundary() -> None:
+    """A boundary far longer than any is refused before anything is searched, which could cost its square."""
+    longest = b"b" * 256
+    assert read(b"--%s--" % longest, boundary=longest) == []
+    with pytest.raises(FormError, match="has 257 bytes; at most 256"):
+        FormReader(longest + b"b", "image")

@@ -116,6 +116,7 @@ async def test_chunked_body(artifacts: Path) -> None:
         ({"files": [("image", b"abc"), ("image", b"def")]}, "send one image a request"),
         ({"content": b"abc", "headers": {"content-type": "multipart/form-data"}}, "boundary"),
         ({"content": b"abc", "headers": {"content-type": "multipart/form-data; boundary=x"}}, "cannot be read"),
+        ({"content": b"", "headers": {"content-type": "multipart/form-data; boundary=" + 300 * "x"}}, "300 bytes"),
     ],
 )
 async def test_no_image(artifacts: Path, request_kwargs: dict[str, object], expected: str) -> None:

@@ -11,6 +11,8 @@ MAX_FILES = 8
 MAX_FIELDS = 16
 _MAX_HEAD_BYTES = 16 << 10
 _MAX_BLANKS = 64  # after a boundary on its line
+# By RFC 2046 at most 70. Where a chunk ends in many CR, its end is compared once for each byte of a delimiter.
+_MAX_BOUNDARY_BYTES = 256
 
 _PARAMETER = re.compile(rb';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^;"]*)', re.DOTALL)
 _ESCAPED = re.compile(rb'\\([\\"])')
@@ -41,9 +43,14 @@ class Part:
 
 
 class FormReader:
-    """Takes the chunks of a form whose boundary that is, and keeps the content of the fields called `wanted`."""
+    """Takes the chunks of a form whose boundary that is, and keeps the content of the fields called `wanted`.
+
+    Raises FormError where the boundary is too long to be one.
+    """
 
     def __init__(self, boundary: bytes, wanted: str) -> None:
+        if len(boundary) > _MAX_BOUNDARY_BYTES:
+            raise FormError(f"its boundary has {len(boundary):,} bytes; at most {_MAX_BOUNDARY_BYTES} are read")
         self.parts: list[Part] = []
         self._wanted = wanted
         self._opening = b"--" + boundary

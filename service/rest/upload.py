@@ -46,8 +46,8 @@ async def _from_form(request: Request, limits: ImageLimits, take: Callable[[int]
     _check_declared(request, limits, _ENVELOPE_BYTES)
     if (boundary := boundary_of(request.headers["content-type"].encode("latin-1"))) is None:
         raise BadRequest(f"the multipart form cannot be read (it names no boundary); {usage(request)}")
-    form = FormReader(boundary, FIELD)
     try:
+        form = FormReader(boundary, FIELD)
         await _receive(request, limits, _ENVELOPE_BYTES, take, form.feed)
         form.close()
     except FormError as error:
