@@ -1,6 +1,7 @@
 """The event loop answers everybody, so nothing may keep it: no turn takes more than two milliseconds of CPU time."""
 
 import asyncio
+import hashlib
 import json
 import shutil
 import socket
@@ -25,6 +26,7 @@ from tests.watchdog import LONGEST_S, longest
 pytestmark = pytest.mark.anyio
 
 MODELS = 35
+DEEPEST = 1000
 LARGE = png(3) + bytes(30_000_000)
 
 
@@ -51,12 +53,24 @@ def many(artifacts: Path) -> Path:
         shutil.copytree(artifacts / "tiny", folder)
         manifest = folder / "1" / "manifest.json"
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "name": folder.name}))
+    _deepen(artifacts / "copy0")
     return artifacts
+
+
+def _deepen(folder: Path) -> None:
+    """Give that exported model more layers than any of the catalog has."""
+    table = folder / "1" / "layers.json"
+    known = json.loads(table.read_text())
+    table.write_text(json.dumps({**known, "layers": known["layers"] * (DEEPEST // len(known["layers"]))}))
+    manifest = folder / "1" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    facts["files"][table.name] = hashlib.sha256(table.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(facts))
 
 
 @pytest.fixture
 async def client(many: Path) -> AsyncIterator[Client]:
-    """Of a service of many models, of which one is loaded."""
+    """Of a service of many models, of which one is loaded and one is deep."""
     async with serving(many, FakeEngine(), models=("tiny",)) as running:
         with (
             httpx.Client(base_url=running.http.base_url, timeout=30) as http,
@@ -93,6 +107,7 @@ REQUESTS: dict[str, Callable[[Client], object]] = {
     "a loaded model": lambda to: to.http.get("/models/tiny").raise_for_status(),
     "another model": lambda to: to.http.get("/models/copy20").raise_for_status(),
     "layers": lambda to: to.http.get("/models/tiny/layers").raise_for_status(),
+    "many layers": lambda to: to.http.get("/models/copy0/layers").raise_for_status(),
     "metrics": lambda to: to.http.get("/metrics").raise_for_status(),
     "health": lambda to: (to.http.get("/livez"), to.http.get("/readyz").raise_for_status()),
     "documentation": lambda to: (to.http.get("/docs"), to.http.get("/openapi.json").raise_for_status()),
@@ -102,6 +117,7 @@ REQUESTS: dict[str, Callable[[Client], object]] = {
     "gRPC, models": lambda to: to.stub.ListModels(pb.ListModelsRequest()),
     "gRPC, a model": lambda to: to.stub.GetModel(pb.GetModelRequest(name="copy20")),
     "gRPC, layers": lambda to: to.stub.GetLayers(pb.GetLayersRequest(name="tiny")),
+    "gRPC, many layers": lambda to: to.stub.GetLayers(pb.GetLayersRequest(name="copy0")),
 }
 
 

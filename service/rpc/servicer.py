@@ -114,7 +114,8 @@ class Servicer(ClassifierServicer):
     async def GetLayers(self, request: pb.GetLayersRequest, context: Context) -> pb.GetLayersReply:
         """The layers of one model."""
         try:
-            return converters.get_layers_reply(await self._directory.layers(request.name))
+            known = await self._directory.layers(request.name)
+            return await asyncio.to_thread(converters.get_layers_reply, known)  # of hundreds of layers
         except Exception as error:
             await abort(context, error, request_id(""))
 
