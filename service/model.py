@@ -18,6 +18,7 @@ from service.errors import EngineError
 from service.hanging import Hanging, Running
 from service.metrics import BatchMetrics, LatencyRecord
 from service.slots import Slots
+from service.threads import Threads
 from service.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 
 _PROBE_S = 5.0
@@ -91,7 +92,7 @@ class LoadedModel:
         self.card_lost: str | None = None
         """Why nothing on its card can run in this process any more, once an engine has said so."""
         self._on_health = on_health
-        self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix=f"engine-{artifact.manifest.name}")
+        self._threads = Threads(limits.slots, f"engine-{artifact.manifest.name}")
         self.batcher: Batcher[Sample, Probabilities] = Batcher(
             self._run, limits, clock=clock, metrics=metrics, on_health=on_health, slots=self._device_slots
         )
@@ -192,7 +193,7 @@ class LoadedModel:
     async def aclose(self, drain_s: float) -> None:
         """Finish what was accepted within `drain_s` seconds, then let the engine go; `closed` says whether it has."""
         await self.batcher.aclose(drain_s)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
         if self.batcher.in_flight:  # a thread is still inside; `app.run` ends without it
             return
         if self._closing is None:  # on a thread: it may free gigabytes or write a cache, and other models go on
@@ -240,7 +241,7 @@ class LoadedModel:
 
         timer = self._clock.call_at(batch.began_s + self._max_run_s, note)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run_batch, samples, batch)
+            return await self._threads.run(self._run_batch, samples, batch)
         finally:
             timer.cancel()
             if hanging in self._hanging:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -11,6 +10,7 @@ from service import image, recipe
 from service.clock import Clock
 from service.image import Picture
 from service.photos import Prepared
+from service.threads import Threads
 from service.together import together
 from service.types import Decode, ImageLimits, Preprocessing, Samples
 
@@ -44,7 +44,7 @@ class Decoder:
         self.decode = decode
         self.read = read
         self.cut = cut
-        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self.threads = Threads(threads, "decode")
 
     def photo(self, data: bytes, crops: int, askers: Iterable[str]) -> "Photo":
         """The image in `data`, which each of `askers` may ask for once; use it as a context manager."""
@@ -52,7 +52,7 @@ class Decoder:
 
     def close(self) -> None:
         """End the threads; no photo may follow."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
 
 
 class Photo:
@@ -115,11 +115,10 @@ class Photo:
     async def _prepared(self, spec: InputSpec) -> Prepared:
         recipe_of = recipe.geometry(spec)
         if (made := self._made.get(recipe_of)) is None:
-            loop = asyncio.get_running_loop()
             if self._first is None:
-                made = self._first = loop.run_in_executor(self._decoder.threads, self._decode_and_cut, spec)
+                made = self._first = self._decoder.threads.run(self._decode_and_cut, spec)
             else:
-                made = loop.create_task(self._cut_later(self._first, spec))
+                made = asyncio.get_running_loop().create_task(self._cut_later(self._first, spec))
             self._made[recipe_of] = made
         # a row that leaves must not take it from the others; alone, the turn of the loop that a shield takes is saved
         return await (asyncio.shield(made) if self._shared else made)
@@ -132,11 +131,9 @@ class Photo:
         enough = recipe.enough(spec, self._decoder.decode)
         if (by := decoded.picture.reduction_for(enough)) != decoded.picture.reduction:
             if by not in self._others:
-                self._others[by] = asyncio.get_running_loop().run_in_executor(
-                    self._decoder.threads, self._timed_decode, enough
-                )
+                self._others[by] = self._decoder.threads.run(self._timed_decode, enough)
             decoded = await asyncio.shield(self._others[by])
-        return await asyncio.get_running_loop().run_in_executor(self._decoder.threads, self._timed_cut, spec, decoded)
+        return await self._decoder.threads.run(self._timed_cut, spec, decoded)
 
     def _decode_and_cut(self, spec: InputSpec) -> Prepared:
         """On a thread."""

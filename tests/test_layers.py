@@ -41,6 +41,7 @@ LAYERS = {
     "service.runner": 2,
     "service.slo": 2,
     "service.slots": 2,
+    "service.threads": 2,
     "service.together": 2,
     "service.topk": 2,
     "service.waiting": 2,

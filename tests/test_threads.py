@@ -1,0 +1,118 @@
+"""Work on threads for the event loop: in its order, never more at once than there are threads, and all of it told."""
+
+import asyncio
+import threading
+import weakref
+
+import pytest
+
+from service.threads import Threads
+from tests.fakes import reached, settle
+
+pytestmark = pytest.mark.anyio
+
+
+class Gate:
+    """Work that waits on its thread; `begun` keeps what has begun, in its order."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.begun: list[int] = []
+
+    def __call__(self, number: int) -> int:
+        self.begun.append(number)
+        assert self.gate.wait(30), "a test left the gate closed"
+        return number
+
+
+async def test_in_order() -> None:
+    """Work is begun in the order in which it was given, as many pieces at once as there are threads."""
+    threads, work = Threads(2, "test"), Gate()
+    futures = [threads.run(work, number) for number in range(6)]
+    await reached(lambda: len(work.begun) == 2)
+    await settle()
+    first = sorted(work.begun)
+    work.gate.set()
+    results = await asyncio.gather(*futures)
+    threads.close()
+
+    assert first == [0, 1]
+    assert results == list(range(6))
+    assert sorted(work.begun) == list(range(6))
+
+
+async def test_one_thread_one_after_the_other() -> None:
+    """One thread keeps the order, over pauses in which it has nothing to do as well."""
+    threads, done = Threads(1, "test"), list[int]()
+    for number in range(0, 60, 3):
+        await asyncio.gather(*(threads.run(done.append, number + more) for more in range(3)))
+    threads.close()
+
+    assert done == list(range(60))
+
+
+async def test_many_givers() -> None:
+    """Thousands of pieces in bursts of any size all come back, each with its own result."""
+    threads = Threads(3, "test")
+
+    async def giver(number: int) -> list[int]:
+        return [await threads.run(lambda value: value * 2, number * 100 + step) for step in range(100)]
+
+    results = await asyncio.gather(*(giver(number) for number in range(30)))
+    threads.close()
+
+    assert results == [[2 * (number * 100 + step) for step in range(100)] for number in range(30)]
+
+
+async def test_errors() -> None:
+    """What work raises is raised to who waits for it, and the thread goes on."""
+    threads = Threads(1, "test")
+    failed, fine = threads.run(int, "x"), threads.run(int, "7")
+    with pytest.raises(ValueError, match="invalid literal"):
+        await failed
+    assert await fine == 7
+    threads.close()
+
+
+async def test_cancelled() -> None:
+    """Work that nobody waits for any more is not begun; what has begun ends without harm."""
+    threads, work = Threads(1, "test"), Gate()
+    running, waiting, last = (threads.run(work, number) for number in range(3))
+    await reached(lambda: work.begun == [0])
+    running.cancel()
+    waiting.cancel()
+    work.gate.set()
+
+    assert await last == 2
+    assert work.begun == [0, 2]
+    threads.close()
+
+
+async def test_close() -> None:
+    """At the end what waits is cancelled at once, what runs is still told, and the threads go."""
+    threads, work = Threads(1, "test-close"), Gate()
+    running, waiting = threads.run(work, 0), threads.run(work, 1)
+    await reached(lambda: work.begun == [0])
+    threads.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    work.gate.set()
+
+    assert await running == 0
+    await reached(lambda: not [one for one in threading.enumerate() if one.name.startswith("test-close")])
+    assert work.begun == [0]
+
+
+async def test_results_are_let_go() -> None:
+    """An idle thread keeps neither the work nor its result: they are photos."""
+    threads = Threads(1, "test")
+
+    class Photo:
+        pass
+
+    photo = Photo()
+    given = weakref.ref(photo)
+    made = weakref.ref(await threads.run(lambda _photo: Photo(), photo))
+    del photo
+    await reached(lambda: given() is None and made() is None)
+    threads.close()
