@@ -9,8 +9,9 @@ Here records are named, written and read; what of one is used is for the service
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.files import replace
 
@@ -18,11 +19,14 @@ TUNED = "tuned"
 MEASURING = 1
 """Of how it is measured: raised where figures cannot be compared with older ones, which then count for nothing."""
 
+MOST_BATCH = 1024
+"""Rows of a batch: more than any layout needs, and few enough for memory to be made for them."""
+
 _DIGITS = 16
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Conditions(_Record):
@@ -51,7 +55,7 @@ class Trial(_Record):
     precision: str
     slots: int = Field(ge=1)
     threads: int = Field(ge=1)
-    max_batch: int = Field(ge=1)
+    max_batch: int = Field(ge=1, le=MOST_BATCH)
     images_per_s: float
     run_ms: float
     cpu_ms: float
@@ -60,7 +64,8 @@ class Trial(_Record):
 class TuningRecord(_Record):
     """One run of `topfive tune`. `trials` are the best first under the latency bound; the first is what was chosen.
 
-    `graph_sha256` is that of the artifact's model.onnx. `date` is UTC in ISO 8601, to the second.
+    `graph_sha256` is that of the artifact's model.onnx. `date` is UTC in ISO 8601, to the second. No trial has more
+    threads in all than there are CPUs.
     """
 
     conditions: Conditions
@@ -69,6 +74,12 @@ class TuningRecord(_Record):
     seconds: float
     max_latency_ms: float
     trials: tuple[Trial, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _within_the_cpus(self) -> Self:
+        if any(trial.slots * trial.threads > self.conditions.cpus for trial in self.trials):
+            raise ValueError("a trial has more threads than there are CPUs")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from models.tuning import MOST_BATCH
 from service.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, Runtime
 
 
@@ -49,7 +50,8 @@ class Settings(BaseModel):
     ] = Precision.AUTO
     cpus: Annotated[int, Field(ge=0, description="CPUs to use; 0 takes what affinity and cgroup quota give")] = 0
     max_batch: Annotated[
-        int, Field(ge=0, le=1024, description="Largest batch; 0 takes what was tuned, or a default for the device")
+        int,
+        Field(ge=0, le=MOST_BATCH, description="Largest batch; 0 takes what was tuned, or a default for the device"),
     ] = 0
     memory_budget_mib: Annotated[
         int, Field(ge=0, description="Memory of models per device, in MiB; 0 is 90% of a card's, on a CPU no limit")

@@ -128,10 +128,13 @@ def test_damaged_record_is_said_and_not_fatal(place: Place, content: str) -> Non
     assert damage == [f"{path} cannot be read (not a record that this version reads); run topfive tune again"]
 
 
-def test_impossible_layout_is_no_record() -> None:
-    """A layout without a slot cannot come from a file."""
+@pytest.mark.parametrize(
+    "impossible", [{"slots": 0}, {"threads": 64}, {"slots": 3}, {"max_batch": 1_000_000}, {"images_per_s": "NaN"}]
+)
+def test_impossible_layout_is_no_record(impossible: dict[str, object]) -> None:
+    """Without a slot, with more threads than CPUs, or with batches that no memory holds: none comes from a file."""
     fields = json.loads(record().model_dump_json())
-    fields["trials"][0]["slots"] = 0
+    fields["trials"][0].update(impossible)
 
     with pytest.raises(ValidationError):
         TuningRecord.model_validate(fields)
@@ -220,6 +223,18 @@ def test_trials_of_another_version_do_not_count(tiny: Artifact, tmp_path: Path) 
     assert tuned.record.trials == (fresh,)
     assert tuned.notes == ("tiny was tuned with openvino 2020.1, not installed here; run: topfive tune tiny",)
     assert read_tuned(tiny, tmp_path, 3) == layout.NOT_TUNED
+
+
+def test_trials_of_an_unknown_runtime_do_not_count(tiny: Artifact, tmp_path: Path) -> None:
+    """A record that names a runtime which this version does not know is said, and the model starts by defaults."""
+    place, here = place_of(tiny, tmp_path), conditions_here(2)
+    kept = record(trial("later"), conditions=here).model_copy(update={"graph_sha256": place.graph_sha256})
+    write_tuning(place, kept)
+
+    tuned = read_tuned(tiny, tmp_path, 2)
+
+    assert tuned.record is None
+    assert tuned.notes == ("tiny was tuned with later 1, not installed here; run: topfive tune tiny",)
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,8 @@ def read_tuned(artifact: Artifact, cache: Path, cpus: int) -> Tuned:
     record, notes = read_tuning(place_of(artifact, cache), conditions_here(cpus))
     if record is None:
         return Tuned(None, tuple(notes))
-    here = {runtime: installed_version(runtime) for runtime in TUNABLE}
-    fresh = tuple(trial for trial in record.trials if here.get(Runtime(trial.runtime)) == trial.runtime_version)
+    here = {str(runtime): installed_version(runtime) for runtime in TUNABLE}
+    fresh = tuple(trial for trial in record.trials if here.get(trial.runtime) == trial.runtime_version)
     stale = {f"{one.runtime} {one.runtime_version}" for one in record.trials} - {
         f"{one.runtime} {one.runtime_version}" for one in fresh
     }
