@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from export.engine_order import PRECISIONS, Order, OrderError, ahead, on_this_card, parse_profile
 from export.screen import Bars, report_engines, say
+from models.files import at_home
 from models.plan import Flavour
 from service.cards import cards
 from service.engines.base import EngineUnavailableError
@@ -91,7 +92,7 @@ def read_order(values: dict[str, Any]) -> Order | None:
         raise click.UsageError(str(error)) from error
     except EngineUnavailableError as error:
         raise click.ClickException(str(error)) from error
-    cache = values["cache"].expanduser()
+    cache = at_home(values["cache"])
     return Order(flavour, precision, groups, cache, profile, card, values["calibration"])
 
 

@@ -1,10 +1,22 @@
-"""Files that other processes read: replaced in one step, so that nobody sees half of one."""
+"""Files that other processes read: replaced in one step, so that nobody sees half of one; and whose home `~` is."""
 
 import os
 import tempfile
 from pathlib import Path
 
 _MODE = 0o644  # a server may run as another user than the export
+
+
+def at_home(path: Path) -> Path:
+    """`path` with the home of the user in the place of `~`.
+
+    Who has none, as a bare number for a user in a container, is at home in `/`; a user who is not there is no user but
+    a name, as for a shell.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return Path("/", *path.parts[1:]) if path.parts[0] == "~" else path
 
 
 def replace(path: Path, content: bytes) -> None:

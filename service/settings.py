@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from models.files import at_home
 from models.tuning import MOST_BATCH
 from service.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, Runtime
 
@@ -104,7 +105,7 @@ class Settings(BaseModel):
     @property
     def cache_folder(self) -> Path:
         """The folder of `cache`, with the server's own home in the place of `~`."""
-        return self.cache.expanduser()
+        return at_home(self.cache)
 
     @property
     def limits(self) -> ImageLimits:

@@ -1,11 +1,13 @@
-"""Replacing a file in one step: what is there before, after, and when it fails."""
+"""Replacing a file in one step: what is there before, after, and when it fails; and the home of who has none."""
 
+import pwd
 import stat
 from pathlib import Path
 
 import pytest
 
-from models.files import replace
+from models.files import at_home, replace
+from service.settings import Settings
 
 
 def mode(path: Path) -> int:
@@ -42,3 +44,25 @@ def test_failure_leaves_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"a\.json"):
         replace(folder, b"new")
     assert [path.name for path in tmp_path.rglob("*")] == ["a.json", "kept"]
+
+
+def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the user's own; another path stays, and so does the name of a user who is not there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert at_home(Path("~/a/b")) == tmp_path / "a" / "b"
+    assert at_home(tmp_path) == tmp_path
+    assert at_home(Path("~no-such-user/a")) == Path("~no-such-user/a")
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a name and a home, as in a container, is at home in `/`: the settings have a cache folder."""
+
+    def unknown(_number: int) -> object:
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+    assert at_home(Path("~/.cache/topfive")) == Path("/.cache/topfive")
+    assert Settings().cache_folder == Path("/.cache/topfive")

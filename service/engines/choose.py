@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from models.artifact import Artifact
+from models.files import at_home
 from models.plan import Plan
 from service.cards import Card
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
@@ -77,7 +78,7 @@ class EngineOptions:
     cpus: int = 1
     max_batch: int = 0
     card: Card | None = None
-    cache: Path = field(default_factory=CACHE.expanduser)
+    cache: Path = field(default_factory=partial(at_home, CACHE))
     among: tuple[Runtime, ...] = ORDER
     layout: Layout | None = None
     compiled: Path | None = None
