@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,7 +24,8 @@ from service.engines.base import EngineUnavailableError
 from service.errors import BadImage
 from service.tuning.candidates import Candidate, Setup, allowed
 from service.tuning.photo import made_photo
-from service.tuning.rig import Load, measure
+from service.tuning.rig import Figures, Load, measure
+from service.tuning.run import Measuring
 from service.tuning.search import CandidateFailedError, CandidateHangsError
 from service.tuning.worker import Open, Worker
 from service.types import ImageLimits, Precision, Runtime
@@ -155,9 +158,59 @@ def test_command_prints_what_it_chose_and_why(artifacts: Path) -> None:
     result = tuned(artifacts, "--precision", "f32", "--runtime", "openvino")
 
     assert result.exit_code == 0, result.output
-    assert result.stdout.count(" best ") == 1
+    assert result.stdout.count(" best") == 1
     assert "chose openvino f32, 1 x 1, batches up to" in result.stdout
     assert "with batches under 100 ms" in " ".join(result.stdout.split())
+
+
+class LargeFigures(Worker):
+    """Measures nothing, and gives figures of many digits."""
+
+    def __call__(self, candidate: Candidate, seconds: float) -> tuple[str, Figures]:
+        """As many as there is room for."""
+        threading.Event().wait(seconds)  # a search goes on until its time is over
+        return "1.0", Figures(12345.6, 1234.5, 1234.5)
+
+
+def tuned_by(measuring: Measuring, artifacts: Path, cache: Path, columns: int = 80) -> Result:
+    """What the command prints on a terminal of so many columns."""
+    folders = ("--artifacts", str(artifacts), "--cache", str(cache))
+    return CliRunner().invoke(
+        main, ["tune", "tiny", *folders, "--seconds", "1"], obj=measuring, env={"COLUMNS": str(columns)}
+    )
+
+
+def test_table_fits_a_terminal_of_80_columns(artifacts: Path, tmp_path: Path) -> None:
+    """Large figures and the mark behind them are not cut."""
+    result = tuned_by(LargeFigures, artifacts, tmp_path)
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count(" best") == 1
+    assert "…" not in result.stdout
+
+
+def test_what_cannot_be_kept_is_shown(artifacts: Path, tmp_path: Path) -> None:
+    """Where no folder can be written the table is printed all the same, with what to do; the status is 1."""
+    (artifacts / "tiny" / "1" / "tuned").write_text("not a folder")
+    (tmp_path / "cache").write_text("not a folder")
+
+    result = tuned_by(LargeFigures, artifacts, tmp_path / "cache", columns=200)
+
+    assert result.exit_code == 1
+    assert result.stdout.count(" best") == 1
+    assert "tiny: not kept: " in result.stderr
+    assert "name a folder that can be written with --cache" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--seconds", "--max-latency-ms"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_time_that_does_not_end_is_refused(artifacts: Path, option: str, value: str) -> None:
+    """Infinite seconds would never end, and what is not a number makes a record that nobody can read."""
+    result = tuned(artifacts, option, value)
+
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert f"{value} is not a finite number" in result.stderr
 
 
 def test_command_where_nothing_runs_stores_nothing(artifacts: Path) -> None:
@@ -207,6 +260,29 @@ def test_interruption_stores_nothing(artifacts: Path) -> None:
     assert result.exit_code == 130
     assert "stopped; nothing was stored of tiny" in result.stderr
     assert not (artifacts / "tiny" / "1" / "tuned").exists()
+
+
+def test_interruption_loses_no_model_before_it(artifacts: Path, tmp_path: Path) -> None:
+    """What was stored before Ctrl-C is in the JSON."""
+
+    class Second(LargeFigures):
+        opened = 0
+
+        def __enter__(self) -> Worker:
+            Second.opened += 1
+            if Second.opened > 1:
+                raise KeyboardInterrupt
+            return super().__enter__()
+
+    shutil.copytree(artifacts / "tiny", artifacts / "lenet5")
+    manifest = artifacts / "lenet5" / "1" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_bytes()), "name": "lenet5"}))
+    folders = ("--artifacts", str(artifacts), "--cache", str(tmp_path))
+    result = CliRunner().invoke(main, ["tune", "tiny", "lenet5", *folders, "--seconds", "1", "--json"], obj=Second)
+
+    assert result.exit_code == 130
+    assert "stopped; nothing was stored of lenet5" in result.stderr
+    assert [Path(one["record"]).is_file() for one in json.loads(result.stdout)] == [True]
 
 
 def test_only_what_parity_allows_is_tried(tiny: Artifact) -> None:

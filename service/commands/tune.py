@@ -1,9 +1,11 @@
 """The command `topfive tune`: how models are best laid out on this machine, measured and kept for `serve`."""
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,29 @@ from service.tuning.worker import Worker
 _INTERRUPTED = 130
 
 
+def _finite(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    """A number that ends; a range of click lets `nan` and `inf` through."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
 @click.command("tune")
 @click.argument("names", nargs=-1, required=True, metavar="MODEL...")
-@option("--seconds", type=click.FloatRange(min=1), default=30.0, help="How long each model is measured, in all")
-@option("--max-latency-ms", type=click.FloatRange(min=0.1), default=100.0, help="How long a batch may run")
+@option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=30.0,
+    callback=_finite,
+    help="How long each model is measured, in all",
+)
+@option(
+    "--max-latency-ms",
+    type=click.FloatRange(min=0.1),
+    default=100.0,
+    callback=_finite,
+    help="How long a batch may run",
+)
 @option(
     "--photo",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -67,39 +88,55 @@ def tune_command(
         max_latency_ms,
         photo.read_bytes() if photo else made_photo(),
     )
-    errors, replies, failed = Console(stderr=True), [], False
+    errors, replies, status = Console(stderr=True), [], 0
     for name in dict.fromkeys(map(CATALOG.canonical, names)):
         try:
-            reply, shown = _tuned(name, settings, request, measuring or Worker, errors)
+            done = _tuned(name, settings, request, measuring or Worker, errors)
         except (ArtifactError, EngineUnavailableError, OSError) as error:
             errors.print(f"[red]{escape(name)}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
-            failed = True
+            status = 1
             continue
         except KeyboardInterrupt:
             errors.print(f"stopped; nothing was stored of {escape(name)}", highlight=False, soft_wrap=True)
-            sys.exit(_INTERRUPTED)
-        replies.append(reply)
+            status = _INTERRUPTED
+            break
+        replies.append(done.reply)
+        status = status if done.kept else 1
         if not as_json:
-            Console().print(shown)
+            Console().print(done.shown)
     if as_json:
         click.echo(json.dumps(replies, indent=2))
-    sys.exit(int(failed))
+    sys.exit(status)
 
 
-def _tuned(
-    name: str, settings: Settings, request: Request, measuring: Measuring, errors: Console
-) -> tuple[dict[str, Any], RenderableType]:
-    """One model tuned and its record written: what is printed of it as JSON, and as a table."""
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A tuned model: what is printed of it as JSON, and as a table; whether its record could be written."""
+
+    reply: dict[str, Any]
+    shown: RenderableType
+    kept: bool
+
+
+def _tuned(name: str, settings: Settings, request: Request, measuring: Measuring, errors: Console) -> _Done:
+    """One model tuned, and its record written where that is allowed."""
     artifact = load(settings.artifacts, name)
     with Status(f"tuning {name}", console=errors) as status:
         rows = tune(artifact, request, lambda one: status.update(f"tuning {name}: {one}"), measuring)
     record = record_of(artifact, request, rows, settings.cache_folder)
-    path = write_tuning(place_of(artifact, settings.cache_folder), record)
+    path: Path | None = None
+    try:
+        path = write_tuning(place_of(artifact, settings.cache_folder), record)
+        kept = Text(f"kept in {path}; `topfive serve` uses it on machines like this one\n", style="dim")
+    except OSError as error:  # what was measured is shown all the same
+        kept = Text()
+        told = f"{escape(name)}: not kept: {escape(str(error))}; name a folder that can be written with --cache"
+        errors.print(told, style="red", highlight=False, soft_wrap=True)
     why = explain(rows, request.max_latency_ms)
     reply = {
         "model": name,
         "why": why,
-        "record": str(path),
+        "record": path and str(path),
         **record.model_dump(mode="json"),
         "not_measured": [
             {"candidate": str(row.candidate), "state": str(row.state), "reason": row.reason}
@@ -107,16 +144,23 @@ def _tuned(
             if row.state is not State.MEASURED
         ],
     }
-    kept = Text(f"kept in {path}; `topfive serve` uses it on machines like this one\n", style="dim")
     table = _table(name, record, rows, request.max_latency_ms)
-    return reply, Group(table, *_not_measured(rows), Text(f"chose {why}"), kept)
+    return _Done(reply, Group(table, *_not_measured(rows), Text(f"chose {why}"), kept), path is not None)
 
 
 def _table(name: str, record: TuningRecord, rows: Sequence[Row], max_latency_ms: float) -> Table:
     """What was measured, the best first."""
     here = record.conditions
     title = Text(f"{name} on {here.cpu}, {here.cpus} CPUs")
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("engine", no_wrap=True)
     for column in ("slots", "threads", "batch", "img/s", "run ms", "CPU ms", "n"):
         table.add_column(column, justify="right", no_wrap=True)
