@@ -117,11 +117,10 @@ class Slots:
         self._offering = True
         try:
             while self._waiting and self.running < self.limit:
-                before = self.running
                 self._chosen = share = min(self._waiting, key=lambda one: one.used_s)  # the first of equals
                 del self._waiting[share]
                 share.on_turn()
-                if share in self._waiting and self.running == before:
+                if share in self._waiting and not self._fits(share):
                     return  # there is not room enough for it; were others let by, it might wait for ever
         finally:
             self._offering, self._chosen = False, None

@@ -117,6 +117,25 @@ def test_a_member_whose_work_has_gone_is_passed_over() -> None:
     assert (len(gone.ran), len(last.ran)) == (0, 1)
 
 
+def test_a_slot_given_back_in_its_own_turn_goes_on_to_the_next() -> None:
+    """Whoever finds that its work is too late by now keeps nobody waiting: the device is not left idle."""
+    device = Slots(1, ManualClock())
+    one, last = Member(device, work=1), Member(device, work=1)
+    dropped: list[Slot] = []
+
+    def drop() -> None:
+        if not dropped and (slot := late.take()):
+            dropped.append(slot)
+            slot.give_back()
+
+    late = device.join(drop)
+    one.go()
+    assert late.take() is None
+    last.go()
+    one.end()
+    assert (len(dropped), len(last.ran), device.running) == (1, 1, 1)
+
+
 def test_more_slots_begin_at_once() -> None:
     """A higher limit starts those who wait; a lower one stops nothing, and nothing begins until it is kept."""
     device = Slots(1, ManualClock())
