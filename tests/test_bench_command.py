@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import json
+import shlex
 import shutil
 import signal
 import ssl
@@ -256,6 +257,8 @@ async def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
         (("--connections", "1,x"), "'1,x' is no number and no list such as 1,4,16"),
         (("--connections", "0"), "each must be above 0"),
         (("--rate", "inf"), "each must be above 0"),
+        (("--seconds", "nan"), "nan is no number"),
+        (("--json", "/dev/null/no/x.json"), "/dev/null/no is no folder; make it first"),
         (("--api", "v2"), "--api v2 needs --model NAME"),
         (("--api", "grpc", "--path", "/x"), "--path has no use with --api grpc; it is for multipart, raw,"),
         (("--api", "raw", "--model", "x"), "--model has no use with --api raw"),
@@ -270,6 +273,25 @@ def test_what_cannot_be(words: tuple[str, ...], said: str) -> None:
 
     assert result.exit_code == 2
     assert said in result.output
+
+
+async def test_more_connections_than_files(tmp_path: Path) -> None:
+    """Connections beyond what a process may open are refused; those within are opened, though the limit was lower."""
+    program = shlex.join([sys.executable, "-c", "from service.cli import main; main()"])
+    async with scripted(lambda _number, _asked: reply()) as server:
+        command = f"ulimit -Sn 90; ulimit -Hn 400; exec {program} bench {server.url} --api raw --seconds 0.3"
+        many, some = [
+            await asyncio.create_subprocess_exec(
+                "sh", "-c", f"{command} --warm-up 0 --connections {count}", stderr=asyncio.subprocess.PIPE
+            )
+            for count in (350, 85)
+        ]
+        said = (await many.communicate())[1].decode()
+        await some.communicate()
+
+    assert (many.returncode, some.returncode) == (1, 0)
+    assert "350 connections need 414 open files, but this process may have 400: raise `ulimit -Hn`" in said
+    assert server.connections >= 85
 
 
 async def test_no_grpc_address(tmp_path: Path) -> None:

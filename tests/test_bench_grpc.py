@@ -1,5 +1,6 @@
 """The load generator over gRPC: this project's service for real, the Open Inference Protocol by messages of its own."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -189,6 +190,62 @@ async def test_no_message(message: bytes) -> None:
 async def test_numbers(value: int) -> None:
     """Numbers survive the way through bytes, negative ones as 64 bits."""
     assert list(fields(varint(8) + varint(value))) == [(1, value % 2**64)]
+
+
+class Garbled(grpc.GenericRpcHandler):
+    """Answers every call with the same bytes."""
+
+    def __init__(self, reply: bytes) -> None:
+        self._reply = reply
+
+    def service(self, _details: Any) -> Any:
+        """The one method."""
+
+        async def answer(_request: bytes, _context: Any) -> bytes:
+            return self._reply
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+async def test_an_answer_that_is_no_message() -> None:
+    """Bytes that are no ClassifyReply are an error of that request, which ends; of the first, they are said."""
+    outcomes: list[Outcome] = []
+    async with running(Garbled(b"\xff\xff")) as address:
+        target = await prepared(address, Form(Api.GRPC))
+        line = target.line(0, lambda _line, outcome: outcomes.append(outcome))
+        line.send(0, 0.0)
+        await reached(lambda: bool(outcomes))
+        with pytest.raises(LoadError, match="not that of topfive"):
+            await target.check()
+        await target.aclose()
+
+    assert [outcome.failure for outcome in outcomes] == ["bad answer"]
+
+
+async def test_an_empty_answer_is_no_first_answer() -> None:
+    """A reply without a class, which is what another service's looks like, is said and not shown as one."""
+    async with running(Garbled(b"")) as address:
+        target = await prepared(address, Form(Api.GRPC))
+        with pytest.raises(LoadError, match="not that of topfive"):
+            await target.check()
+        await target.aclose()
+
+
+async def test_a_server_that_is_gone_is_not_asked_in_a_circle() -> None:
+    """Where calls fail at once the next waits a tenth of a second: a generator at full speed would starve others."""
+    async with running(Oip("BYTES", [1])) as address:
+        target = await prepared(address, Form(Api.V2_GRPC, "net"))
+    outcomes: list[Outcome] = []
+    line = target.line(0, lambda _line, outcome: outcomes.append(outcome))
+    began = time.monotonic()
+    for count in range(1, 4):
+        line.send(0, 0.0)
+        await reached(lambda count=count: len(outcomes) == count)  # type: ignore[misc]
+    took_s = time.monotonic() - began
+    await target.aclose()
+
+    assert [outcome.failure for outcome in outcomes] == ["UNAVAILABLE"] * 3
+    assert took_s >= 0.3
 
 
 async def test_lines_end_each_request_once() -> None:

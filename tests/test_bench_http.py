@@ -1,6 +1,7 @@
 """The HTTP of the load generator against servers that answer, stall, close and break the protocol as scripted."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -215,11 +216,20 @@ async def test_addresses(url: str, authority: str, path: str) -> None:
     assert (address.authority, address.path) == (authority, path)
 
 
-@pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:port", "http://host:99999"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host", "http://", "http://host:port", "http://host:99999", "http://a..b", "http://[::1"]
+)
 async def test_no_address(url: str) -> None:
     """What is no address is refused by name."""
-    with pytest.raises(LoadError, match=url):
+    with pytest.raises(LoadError, match=re.escape(url)):
         Address.parse(url)
+
+
+async def test_a_password_is_not_left_out_unsaid() -> None:
+    """A name and a password in the address would not be sent, so they are refused, and not repeated."""
+    with pytest.raises(LoadError, match="are not sent; leave them out") as caught:
+        Address.parse("http://me:secret@host")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

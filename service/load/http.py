@@ -32,11 +32,14 @@ class Address:
     @classmethod
     def parse(cls, url: str) -> "Address":
         """The address in `http://HOST:PORT/PATH`, where http:// may be left out. Raises LoadError."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
+            (parts.hostname or "").encode("idna")
         except ValueError as error:
-            raise LoadError(f"{url}: {error}") from error
+            raise LoadError(f"{url} is no address of a server: {error}; give http://HOST:PORT") from error
+        if parts.username is not None:
+            raise LoadError("a name and a password in the address are not sent; leave them out, up to the @")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise LoadError(f"{url} is no address of a server; give http://HOST:PORT or https://HOST:PORT")
         tls = parts.scheme == "https"

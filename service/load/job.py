@@ -1,6 +1,7 @@
 """All loads of one call, one after the other, against the same servers."""
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from service.load.rpc import GrpcTarget
 from service.load.target import Target, http_target
 
 T = TypeVar("T")
+
+_OTHER_FILES = 64  # that a process has open beside its connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ async def run(job: Job, stop: asyncio.Event, watch: Watch, say: Callable[[str], 
     Raises LoadError where a server cannot be measured, or `stop` was set before one was.
     """
     points: list[Point] = []
+    _make_room(job)
     async with _target(job, stop) as target:
         try:
             for line in await _unless(stop, target.check()):
@@ -57,6 +61,22 @@ async def run(job: Job, stop: asyncio.Event, watch: Watch, say: Callable[[str], 
             if not stop.is_set():
                 points.append(await _measured(job, target, load, stop, watch))
     return tuple(points)
+
+
+def _make_room(job: Job) -> None:
+    """Let this process have as many files open as there will be connections. Raises LoadError."""
+    connections = max(job.bound if load.connections is None else load.connections for load in job.loads)
+    needed = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY in (soft, hard) or needed <= hard:
+        if soft != resource.RLIM_INFINITY and needed > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        return
+    fewer = "--connections" if any(load.connections for load in job.loads) else "--max-connections"
+    raise LoadError(
+        f"{connections} connections need {needed} open files, but this process may have {hard}: "
+        f"raise `ulimit -Hn`, or lower {fewer}"
+    )
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from proto.topfive.v1.classifier_pb2 import ClassifyReply, ClassifyRequest
 from service.load.images import Photo
@@ -18,6 +19,7 @@ from service.load.wire import infer_request, inputs_of, metadata_request, output
 _CLASSIFY = "/topfive.v1.Classifier/Classify"
 _SERVICE = "/inference.GRPCInferenceService"
 _CHANNELS = 64  # lines beyond share them
+_ASK_AGAIN_S = 0.1  # where nobody answers calls fail at once: without it they would be made in a tight circle
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -48,13 +50,17 @@ class GrpcLine(Line):
         call = self._call(payload)
         try:
             reply = await call
+            outcome = Outcome(OK, b"", self._timing(reply), len(reply))
         except asyncio.CancelledError:
             await call.code()  # until it has ended: an event of it that is left over would go to whoever runs next
             raise
         except grpc.aio.AioRpcError as error:
-            self.finish(Outcome(error.code().name, (error.details() or "").encode()))
-            return
-        self.finish(Outcome(OK, b"", self._timing(reply), len(reply)))
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                await asyncio.sleep(_ASK_AGAIN_S)
+            outcome = Outcome(error.code().name, (error.details() or "").encode())
+        except DecodeError as error:
+            outcome = Outcome("bad answer", str(error).encode())
+        self.finish(outcome)
 
     def give_up(self) -> None:
         """Cancel the call."""
@@ -152,8 +158,13 @@ class GrpcTarget:
     def _best(self, reply: bytes) -> str:
         if self._form.api is Api.V2_GRPC:
             return ", ".join(f"{name} {datatype} {shape}" for name, datatype, shape in outputs_of(reply))
-        answer = ClassifyReply.FromString(reply)
-        best = answer.predictions[0]
+        try:
+            answer = ClassifyReply.FromString(reply)
+            best = answer.predictions[0]
+        except (DecodeError, IndexError) as error:
+            raise LoadError(
+                "the answer is not that of topfive.v1.Classifier; of another server say its --api"
+            ) from error
         engine = f"{answer.engine.runtime} {answer.engine.precision}"
         return f"{best.label} {best.probability:.3f}, {answer.model.name} on {engine}"
 
