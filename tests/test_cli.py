@@ -61,6 +61,28 @@ def test_predict_json(artifacts: Path, tmp_path: Path) -> None:
     assert "No such file" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        ("predict", PHOTOS / "bee.jpeg"),
+        ("compare", PHOTOS / "bee.jpeg"),
+        ("classify", PHOTOS / "bee.jpeg", "--out", "rows.csv"),
+        ("evaluate", "list.csv", "--out", "figures"),
+    ],
+    ids=lambda question: question[0],
+)
+def test_cache(
+    question: tuple[str | Path, ...], artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that answer in their own process keep compiled graphs in --cache, where records of tuning are read."""
+    monkeypatch.chdir(tmp_path)
+    Path("list.csv").write_text(f"path,class_id\n{PHOTOS / 'bee.jpeg'},309\n", encoding="utf-8")
+    result = topfive(*question, "--model", "tiny", "--artifacts", artifacts, "--cache", "kept", "--runtime", "openvino")
+
+    assert result.exit_code == 0, result.output
+    assert len(list(Path("kept/openvino").glob("*/*/seal.json"))) == 1
+
+
 def test_predict_not_exported(tmp_path: Path) -> None:
     """predict with a model that is not exported says how to export it."""
     (tmp_path / "a.png").write_bytes(png())
@@ -154,14 +176,17 @@ COMMANDS = (
     "bench",
     "classify",
     "compare",
+    "doctor",
     "evaluate",
     "export",
+    "gateway",
     "import",
     "layers",
     "models",
     "predict",
     "serve",
     "show",
+    "tune",
 )
 
 

@@ -52,7 +52,19 @@ class Job:
 @option("--top-k", type=int, help="How many classes, best first; 5, or all if there are fewer")
 @crops_option
 @option("--overwrite", is_flag=True, help="Begin anew where --out or an unfinished run of it is there already")
-@options("artifacts", "runtime", "precision", "cpus", "max_batch", "decode", "max_image_bytes", "max_image_pixels")
+@options(
+    *(
+        "artifacts",
+        "cache",
+        "runtime",
+        "precision",
+        "cpus",
+        "max_batch",
+        "decode",
+        "max_image_bytes",
+        "max_image_pixels",
+    )
+)
 def classify_command(
     sources: Sequence[str], model: str, out: Path, top_k: int | None, crops: int, overwrite: bool, **values: Any
 ) -> None:

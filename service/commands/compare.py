@@ -30,7 +30,10 @@ from service.together import together
 @option("--top-k", type=int, help="How many classes of each are looked at for what all have in common")
 @crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
-@options("artifacts", "runtime", "precision", "cpus", "decode", "max_image_bytes", "max_image_pixels", "timeout_s")
+@options(
+    *("artifacts", "cache", "runtime", "precision", "cpus", "decode"),
+    *("max_image_bytes", "max_image_pixels", "timeout_s"),
+)
 def compare_command(
     images: Sequence[Path], models: Sequence[str], top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:

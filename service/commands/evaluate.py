@@ -70,7 +70,19 @@ class Job:
 )
 @crops_option
 @option("--overwrite", is_flag=True, help="Run every image anew")
-@options("artifacts", "runtime", "precision", "cpus", "max_batch", "decode", "max_image_bytes", "max_image_pixels")
+@options(
+    *(
+        "artifacts",
+        "cache",
+        "runtime",
+        "precision",
+        "cpus",
+        "max_batch",
+        "decode",
+        "max_image_bytes",
+        "max_image_pixels",
+    )
+)
 def evaluate_command(source: Path, names: Sequence[str], out: Path, crops: int, overwrite: bool, **values: Any) -> None:
     """Measure how often models are right on labelled images, in this process.
 

@@ -27,7 +27,10 @@ from service.settings import Settings
 @option("--top-k", type=int, help="How many classes, best first; 5, or all if there are fewer")
 @crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
-@options("artifacts", "runtime", "precision", "cpus", "decode", "max_image_bytes", "max_image_pixels", "timeout_s")
+@options(
+    *("artifacts", "cache", "runtime", "precision", "cpus", "decode"),
+    *("max_image_bytes", "max_image_pixels", "timeout_s"),
+)
 def predict_command(
     images: Sequence[Path], model: str, top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:

@@ -18,7 +18,7 @@ Pick = Callable[[], int]
 
 
 class Loop(Protocol):
-    """Keeps asking from `start` to `stop`. `begun` is a request's earliest start that is still under way."""
+    """Keeps asking from `start` to `stop`."""
 
     def start(self) -> None:
         """Begin to ask."""
