@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from models.artifact import Artifact, load
+from models.artifact import Artifact, load, write_manifest
 from models.tuning import Conditions, Place, Trial, TuningRecord, read_tuning, write_tuning
 from service.cli import main
 from service.engines import layout
@@ -278,8 +278,20 @@ def test_largest_batch_of_the_graph_bounds_what_was_tuned(tiny: Artifact, tmp_pa
     assert done.choice.layout == Layout(2, 1, 1)
 
 
+@pytest.mark.parametrize("runtime", [Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH])
+def test_layout_that_is_said_is_that_of_the_engine(tiny: Artifact, tmp_path: Path, runtime: Runtime) -> None:
+    """Whatever runs, the slots and the largest batch that are reported are its own; PyTorch has one slot."""
+    done = open_engine(tiny, EngineOptions(runtime, cpus=2, cache=tmp_path), look=lambda: NO_MACHINE)
+    done.engine.close()
+
+    assert done.choice.layout is not None
+    assert (done.choice.layout.slots, done.choice.layout.max_batch) == (done.engine.slots, done.engine.max_batch)
+    if runtime is Runtime.TORCH:
+        assert done.choice.layout == Layout(1, 2, 8)
+
+
 def test_show_says_how_it_would_be_laid_out(tiny: Artifact, tmp_path: Path) -> None:
-    """`topfive show` names defaults where nothing was tuned, then what was, and a record that cannot be read."""
+    """`topfive show` names defaults within the graph's own limit, then what was tuned, and a record it cannot read."""
     folders = ("--artifacts", str(tiny.folder.parent.parent), "--cache", str(tmp_path))
 
     def shown() -> str:
@@ -288,6 +300,9 @@ def test_show_says_how_it_would_be_laid_out(tiny: Artifact, tmp_path: Path) -> N
         return result.output
 
     assert "defaults: slots 2, threads 1, max_batch 2" in shown()
+    write_manifest(tiny.folder, tiny.manifest.model_copy(update={"max_batch": 1}))
+    assert "defaults: slots 2, threads 1, max_batch 1" in shown()
+    write_manifest(tiny.folder, tiny.manifest)
     place, here = place_of(tiny, tmp_path), conditions_here(2)
     version = installed_version(Runtime.OPENVINO)
     assert version is not None

@@ -15,7 +15,7 @@ from models.artifact import Artifact
 from models.measured import protocol
 from models.plan import read_plans
 from service.app import Core
-from service.engines.layout import Layout, default_layout, read_tuned
+from service.engines.layout import Layout, at_most, default_layout, read_tuned
 from service.engines.plans import Source, survey, this_machine
 from service.errors import TopfiveError
 from service.facts import BuiltEngine, ModelFacts, facts
@@ -72,7 +72,8 @@ def _layout(settings: Settings, entry: Entry) -> tuple[Layout | None, tuple[str,
     cpus = settings.cpus or cpu_quota()
     tuned = read_tuned(artifact, settings.cache_folder, cpus)
     _, layout = tuned.choose(Runtime.AUTO, Precision.AUTO, Precision.BF16)
-    return layout or default_layout(cpus), tuned.notes
+    layout = layout or default_layout(cpus)
+    return replace(layout, max_batch=at_most(layout.max_batch, artifact)), tuned.notes
 
 
 def _facts(known: ModelFacts) -> Table:

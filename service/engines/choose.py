@@ -29,6 +29,7 @@ from service.engines.layout import (
     TUNABLE,
     Layout,
     Tuned,
+    at_most,
     default_layout,
     read_tuned,
 )
@@ -168,7 +169,7 @@ def open_engine(
     machine = NO_MACHINE if on_cpu else look().only(options.card)
     source = source_of(artifact)
     fits, damage = ((), []) if on_cpu else survey(artifact.folder, source, machine, options.precision)
-    on_cards = replace(options, max_batch=_at_most(options.batch_on_cards, artifact))
+    on_cards = replace(options, max_batch=at_most(options.batch_on_cards, artifact))
     bench = Bench(machine, options.cache, on_cards.max_batch)
 
     def build(plan: Plan, card: Card) -> Engine:
@@ -230,17 +231,12 @@ def _open(case: _Case, runtime: Runtime) -> Opened:
         return _open_graph_on_card(case)
     allowed = choose_precision(artifact, runtime, options.precision)
     precision, layout = case.tuned.choose(runtime, options.precision, allowed)
-    layout = replace(options, layout=layout or options.layout).on_cpu
-    layout = replace(layout, max_batch=_at_most(layout.max_batch, artifact))
+    own = default_layout(options.cpus, 1) if runtime is Runtime.TORCH else None  # it runs one batch at a time
+    layout = replace(options, layout=layout or options.layout or own).on_cpu
+    layout = replace(layout, max_batch=at_most(layout.max_batch, artifact))
     options = replace(options, layout=layout, max_batch=layout.max_batch)
     engine = open_unchecked(artifact, runtime, partial(build_engine, artifact, runtime, precision, options))
     return Opened(engine, Choice(layout=layout))
-
-
-def _at_most(rows: int, artifact: Artifact) -> int:
-    """So many rows, or as many as the graph takes."""
-    most = artifact.manifest.max_batch
-    return rows if most is None else min(rows, most)
 
 
 def _open_graph_on_card(case: _Case) -> Opened:

@@ -72,15 +72,22 @@ class Tuned:
 NOT_TUNED = Tuned()
 
 
-def default_layout(cpus: int) -> Layout:
+def default_layout(cpus: int, most_slots: int = _MOST_SLOTS) -> Layout:
     """That of an engine that nobody has measured: a few slots, because small networks leave many threads idle.
 
-    Slots times threads never exceeds `cpus`. Where a slot has one thread, a batch of 2 saved GoogLeNet on two cores 8 %
-    of its CPU time in bf16 and 4 % in f32, and larger ones no more: they only run longer and take memory.
+    Slots times threads never exceeds `cpus`, nor slots `most_slots`. Where a slot has one thread, a batch of 2 saved
+    GoogLeNet on two cores 8 % of its CPU time in bf16 and 4 % in f32, and larger ones no more: they only run longer and
+    take memory.
     """
-    slots = min(_MOST_SLOTS, cpus)
+    slots = min(most_slots, cpus)
     threads = max(1, cpus // slots)
     return Layout(slots, threads, DEFAULT_MAX_BATCH if threads > 1 else _ONE_THREAD_MAX_BATCH)
+
+
+def at_most(rows: int, artifact: Artifact) -> int:
+    """So many rows, or as many as the graph of `artifact` takes."""
+    most = artifact.manifest.max_batch
+    return rows if most is None else min(rows, most)
 
 
 def conditions_here(cpus: int) -> Conditions:
