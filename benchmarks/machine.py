@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.subjects import ROOT, Peer
-from service.hardware import host
+from service.hardware import cpu_model, host
 
 _PACKAGES = ("topfive", "openvino", "onnxruntime", "numpy", "pillow", "fastapi", "uvicorn", "uvloop", "grpcio")
 
@@ -25,7 +25,7 @@ def describe() -> list[tuple[str, str]]:
     return [
         ("command", shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])),
         ("date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
-        ("processor", f"{_processor()}, {here.cpus} of {here.all_cpus} CPUs"),
+        ("processor", f"{cpu_model()}, {here.cpus} of {here.all_cpus} CPUs"),
         ("instruction sets", ", ".join(here.instruction_sets) + amx),
         ("memory", f"{memory:.0f} GiB"),
         ("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"),
@@ -42,11 +42,6 @@ def pinned(peer: Peer, environments: Path) -> str:
     said = config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
     python = [f"Python {line.split()[-1]}" for line in said if line.startswith("version")]
     return ", ".join([*(line.replace("==", " ") for line in lines), *python])
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _versions() -> Sequence[str]:
