@@ -42,11 +42,17 @@ def test_images_hold_every_package() -> None:
 
 
 def test_variables_are_settings() -> None:
-    """Every variable that a container gets is one of a setting or of the export, so that none is set in vain."""
+    """Every variable that a container gets is one of a setting or of the export, so that none is set in vain.
+
+    Those of a setting that compose passes on have its default.
+    """
     lines = re.findall(r"^ +TOPFIVE_(\w+): ", COMPOSE, re.MULTILINE)
     lines += re.findall(r"^ +TOPFIVE_(\w+)=", DOCKERFILE, re.MULTILINE)
 
     assert {"MODELS", "DRAIN_S", "CACHE", "HOST"} <= set(lines)
+    passed = dict(re.findall(r"^  TOPFIVE_(\w+): \$\{TOPFIVE_\w+:-(.+)\}$", COMPOSE, re.MULTILINE))
+    assert {"DECODE", "GATEWAYS", "SLO_MS"} <= set(passed)
+    assert Settings.model_validate({name.lower(): value for name, value in passed.items()}) == Settings()
     of_export = {str(option.envvar).removeprefix("TOPFIVE_") for option in export_command.params}
     assert "ENGINE" in of_export
     assert set(lines) <= {name.upper() for name in Settings.model_fields} | of_export
