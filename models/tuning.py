@@ -30,12 +30,17 @@ class _Record(BaseModel):
 
 
 class Conditions(_Record):
-    """What a record holds for: the processor by name and instruction sets, the CPUs to use, the way of measuring."""
+    """What a record holds for: the processor by name and instruction sets, the CPUs to use, the way of measuring.
+
+    `runtime` and `precision` are what it was confined to, `auto` for any: the best of one says nothing of the others.
+    """
 
     cpu: str
     instruction_sets: tuple[str, ...]
     cpus: int
     measuring: int = MEASURING
+    runtime: str = "auto"
+    precision: str = "auto"
 
     @property
     def key(self) -> str:

@@ -278,6 +278,43 @@ def test_largest_batch_of_the_graph_bounds_what_was_tuned(tiny: Artifact, tmp_pa
     assert done.choice.layout == Layout(2, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("confined", "asked", "counts"),
+    [
+        ("auto auto", "auto auto", True),
+        ("auto auto", "onnxruntime f32", True),
+        ("auto f32", "auto auto", False),
+        ("auto f32", "auto f32", True),
+        ("auto f32", "onnxruntime f32", True),
+        ("onnxruntime auto", "auto auto", False),
+        ("onnxruntime auto", "onnxruntime auto", True),
+        ("onnxruntime auto", "openvino auto", False),
+    ],
+)
+def test_record_of_less_than_is_asked_does_not_count(
+    tiny: Artifact, tmp_path: Path, confined: str, asked: str, counts: bool
+) -> None:
+    """What was tuned with --runtime or --precision was compared with nothing else, so it cannot decide for auto."""
+
+    def words(text: str) -> tuple[Runtime, Precision]:
+        runtime, precision = text.split()
+        return Runtime(runtime), Precision(precision)
+
+    version = installed_version(Runtime.ONNXRUNTIME)
+    assert version is not None
+    place, here = place_of(tiny, tmp_path), conditions_here(2, *words(confined))
+    kept = record(trial("onnxruntime", "f32", version=version), conditions=here)
+    write_tuning(place, kept.model_copy(update={"graph_sha256": place.graph_sha256}))
+
+    runtime, precision = words(asked)
+    done = open_engine(tiny, EngineOptions(runtime, precision, cpus=2, cache=tmp_path), look=lambda: NO_MACHINE)
+    done.engine.close()
+
+    assert done.choice.layout is not None
+    assert (done.choice.layout.origin == "tuned on 2026-11-22") is counts
+    assert (done.engine.describe().runtime == "onnxruntime") is (counts or "onnxruntime" in asked)
+
+
 @pytest.mark.parametrize("runtime", [Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH])
 def test_layout_that_is_said_is_that_of_the_engine(tiny: Artifact, tmp_path: Path, runtime: Runtime) -> None:
     """Whatever runs, the slots and the largest batch that are reported are its own; PyTorch has one slot."""

@@ -77,7 +77,8 @@ def tune_command(
     """Measure how each MODEL is best run on this machine's CPU, and keep it for `serve`.
 
     Slots, threads, batch sizes, precisions and runtimes are tried, with threads that decode photos beside them as in a
-    server. Only what answers rightly by the model's parity reports is tried.
+    server. Only what answers rightly by the model's parity reports is tried. With --runtime or --precision the
+    result counts where `serve` is asked for the same, and for nothing else.
     """
     settings = settings_from(values)
     request = Request(

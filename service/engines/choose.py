@@ -176,7 +176,8 @@ def open_engine(
         return build_plan(plan, card, artifact, on_cards)
 
     tunable = options.layout is None and options.runtime in (Runtime.AUTO, *TUNABLE)
-    tuned = read_tuned(artifact, options.cache, options.cpus) if tunable else NOT_TUNED
+    asked = options.runtime, options.precision
+    tuned = read_tuned(artifact, options.cache, options.cpus, *asked) if tunable else NOT_TUNED
     for note in tuned.notes:
         log.warning("%s", note)
     case = _Case(artifact, options, source, fits, damage, bench, build, tuned)

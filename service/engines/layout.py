@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 
 from models.artifact import GRAPH, Artifact
@@ -90,9 +91,10 @@ def at_most(rows: int, artifact: Artifact) -> int:
     return rows if most is None else min(rows, most)
 
 
-def conditions_here(cpus: int) -> Conditions:
-    """What records of this machine hold for, where so many CPUs are used."""
-    return Conditions(cpu=cpu_model(), instruction_sets=host().instruction_sets, cpus=cpus)
+def conditions_here(cpus: int, runtime: Runtime = Runtime.AUTO, precision: Precision = Precision.AUTO) -> Conditions:
+    """What records of this machine hold for, where so many CPUs are used and no other runtime and precision tried."""
+    sets = host().instruction_sets
+    return Conditions(cpu=cpu_model(), instruction_sets=sets, cpus=cpus, runtime=runtime, precision=precision)
 
 
 def place_of(artifact: Artifact, cache: Path) -> Place:
@@ -110,9 +112,23 @@ def installed_version(runtime: Runtime) -> str | None:
     return None
 
 
-def read_tuned(artifact: Artifact, cache: Path, cpus: int) -> Tuned:
-    """What was measured of `artifact` on a machine like this one, with the versions that are installed."""
-    record, notes = read_tuning(place_of(artifact, cache), conditions_here(cpus))
+def read_tuned(
+    artifact: Artifact,
+    cache: Path,
+    cpus: int,
+    runtime: Runtime = Runtime.AUTO,
+    precision: Precision = Precision.AUTO,
+) -> Tuned:
+    """What was measured of `artifact` on a machine like this one, with the versions that are installed.
+
+    Of several records that which is confined most closely to what is asked; one confined to less says nothing of it.
+    """
+    place, notes, record = place_of(artifact, cache), list[str](), None
+    for confined in product(dict.fromkeys((runtime, Runtime.AUTO)), dict.fromkeys((precision, Precision.AUTO))):
+        record, damage = read_tuning(place, conditions_here(cpus, *confined))
+        notes += damage
+        if record is not None:
+            break
     if record is None:
         return Tuned(None, tuple(notes))
     here = {str(runtime): installed_version(runtime) for runtime in TUNABLE}

@@ -62,7 +62,7 @@ def record_of(artifact: Artifact, request: Request, rows: Sequence[Row], cache: 
     """The record of what `tune` gave."""
     trials = [_trial(row) for row in rows if row.state is State.MEASURED]
     return TuningRecord(
-        conditions=conditions_here(request.cpus),
+        conditions=conditions_here(request.cpus, request.runtime, request.precision),
         graph_sha256=place_of(artifact, cache).graph_sha256,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=request.seconds,
