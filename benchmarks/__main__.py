@@ -135,7 +135,6 @@ def _how(course: Course) -> str:
     )
 
 
-_OUTPUT = Path("build/benchmarks/report.md")
 _PARTS = (Part.RACE.value, Part.CURVES.value, *(module.name for module in MODULES))
 
 
