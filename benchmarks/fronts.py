@@ -25,6 +25,7 @@ from benchmarks.overhead import raw_body, rest_load
 from export.samples import PHOTOS
 from service.hardware import cpu_quota
 
+_MOST = 64  # that --gateways takes
 _ROUNDS = 5
 _BODY_BYTES = 100_000
 
@@ -92,6 +93,12 @@ async def served(gateways: int, model: str, artifacts: Path) -> AsyncIterator[Me
         await process.wait()
 
 
+def numbers(cpus: int) -> list[int]:
+    """How many fronts are measured: none, one, two, powers of two, and one for each CPU where `serve` takes so many."""
+    most = min(cpus, _MOST)
+    return sorted({0, 1, 2, *(2**power for power in range(most.bit_length())), most})
+
+
 async def measure(
     model: str, photo: bytes, artifacts: Path, *, connections: int, requests: int
 ) -> dict[int, list[Scaling]]:
@@ -99,8 +106,8 @@ async def measure(
     padded = photo.ljust(_BODY_BYTES, b"\0")  # what follows the end of a picture is not read
     figures: dict[int, list[Scaling]] = {}
     async with AsyncExitStack() as stack:
-        numbers = sorted({0, 1, 2, *(2**power for power in range(8) if 2**power <= cpu_quota()), cpu_quota()})
-        services = [(n, await stack.enter_async_context(served(n, model, artifacts))) for n in numbers]
+        steps = numbers(cpu_quota())
+        services = [(n, await stack.enter_async_context(served(n, model, artifacts))) for n in steps]
         for _ in range(_ROUNDS):
             for gateways, service in services:
                 figures.setdefault(gateways, []).append(await service.round(padded, connections, requests))

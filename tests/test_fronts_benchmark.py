@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fronts import Scaling, children, medians, served
+from benchmarks.fronts import Scaling, children, medians, numbers, served
 from export.samples import PHOTOS
+from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -22,6 +23,12 @@ async def test_cpu_time_by_process(exported: Path) -> None:
     assert behind.engine_process_ms < behind.fronts_ms
     assert min(alone.per_second, behind.per_second) > 0
     assert behind.limit_per_second == pytest.approx(1000 / behind.engine_process_ms)
+
+
+def test_numbers_are_those_that_the_server_takes() -> None:
+    """On a machine of any size nothing is measured that the setting refuses; fronts grow up to the CPUs."""
+    assert [numbers(cpus) for cpus in (1, 2, 6)] == [[0, 1, 2], [0, 1, 2], [0, 1, 2, 4, 6]]
+    assert [Settings(gateways=one).gateways for one in numbers(192)] == [0, 1, 2, 4, 8, 16, 32, 64]
 
 
 def test_medians() -> None:
