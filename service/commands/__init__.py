@@ -1,1 +1,1 @@
-"""Subcommands of `topfive` that work in their own process, a file each."""
+"""The subcommands of `topfive`, a file each."""
