@@ -13,11 +13,13 @@ from click.testing import CliRunner, Result
 
 from models.artifact import GRAPH, load, read_manifest
 from models.plan import Flavour, write_plan
+from models.tuning import write_tuning
 from service.cards import Cards
 from service.cli import main
 from service.diagnosis import Diagnosis, Question, diagnose
 from service.engines.choose import EngineOptions, installed, open_engine
 from service.engines.gate import reference_of
+from service.engines.layout import conditions_here, installed_version, place_of
 from service.engines.plans import Machine
 from service.hardware import Host
 from service.types import Precision, Runtime
@@ -25,6 +27,8 @@ from tests.test_gate import Faithful
 from tests.test_layers import ROOT
 from tests.test_plan import CONTENT, record
 from tests.test_plans import ADA, NO_CARD, TURING, machine
+from tests.test_tuning import record as tuning_record
+from tests.test_tuning import trial
 
 HOST = Host(2, 16, ("AVX2",), 32 << 30, 4 << 30)
 
@@ -59,6 +63,21 @@ def test_machine_without_card(artifacts: Path) -> None:
     [tiny] = diagnosis.artifacts
     assert (tiny.name, tiny.version, tiny.weights) == ("tiny", 1, "untrained")
     assert (tiny.runtime, tiny.damage, tiny.engines) == (Runtime.OPENVINO, None, ())
+
+
+def test_runtime_that_was_tuned(artifacts: Path) -> None:
+    """What was measured to be the best comes first, as in `serve`; only on as many CPUs as it was measured with."""
+    artifact = load(artifacts, "tiny")
+    version = installed_version(Runtime.ONNXRUNTIME)
+    assert version is not None
+    place = place_of(artifact, artifacts / "cache")
+    kept = tuning_record(trial("onnxruntime", "f32", version=version), conditions=conditions_here(2))
+    write_tuning(place, kept.model_copy(update={"graph_sha256": place.graph_sha256}))
+
+    assert found(question(artifacts, cpus=2)).artifacts[0].runtime is Runtime.ONNXRUNTIME
+    assert found(question(artifacts, cpus=1)).artifacts[0].runtime is Runtime.OPENVINO
+    printed = json.loads(doctor("--artifacts", artifacts, "--models", "tiny", "--cpus", 2, "--json").output)
+    assert printed["artifacts"][0]["runtime"] == "onnxruntime"
 
 
 def test_card_with_its_engine(artifacts: Path) -> None:

@@ -16,6 +16,7 @@ from models.catalog import CATALOG
 from service.diagnosis import Diagnosis, Exported, Question, diagnose
 from service.engines.choose import EngineOptions
 from service.engines.plans import Machine
+from service.hardware import cpu_quota
 from service.options import option, options, settings_from
 from service.settings import Settings
 
@@ -24,7 +25,7 @@ _GOOD, _POOR, _BAD, _DIM = "green", "yellow", "red", "dim"
 
 @click.command("doctor")
 @option("--json", "as_json", is_flag=True, help="Print a JSON object")
-@options("models", "artifacts", "cache", "host", "port", "grpc_port", "runtime", "precision")
+@options("models", "artifacts", "cache", "host", "port", "grpc_port", "runtime", "precision", "cpus")
 def doctor_command(as_json: bool, **values: Any) -> None:
     """Show what serve would find on this machine, and what to do to make it better. Status 1 where it cannot serve."""
     settings = settings_from(values)
@@ -45,7 +46,9 @@ def _question(settings: Settings) -> Question:
         artifacts=settings.artifacts,
         host=settings.host,
         ports=(settings.port, settings.grpc_port),
-        options=EngineOptions(settings.runtime, settings.precision, cache=settings.cache_folder),
+        options=EngineOptions(
+            settings.runtime, settings.precision, settings.cpus or cpu_quota(), cache=settings.cache_folder
+        ),
     )
 
 

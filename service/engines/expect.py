@@ -8,6 +8,7 @@ from service.engines.base import EngineUnavailableError
 from service.engines.built import FLAVOURS, Bench, gate_of_graph, gate_of_plan, nothing_built, nothing_runs
 from service.engines.choose import ORDER, EngineOptions, check_possible, installed, source_of
 from service.engines.gate import Gate
+from service.engines.layout import read_tuned
 from service.engines.opening import check_known
 from service.engines.plans import Fit, Machine, misfits
 from service.engines.precision import choose_precision, computes, is_checked_on_the_card
@@ -33,7 +34,10 @@ def expected(artifact: Artifact, options: EngineOptions, machine: Machine, fits:
         check_possible(options.runtime, asked)
     refused: list[str] = []
     failed: list[str] = []
-    for runtime in ORDER if options.runtime is Runtime.AUTO else (options.runtime,):
+    runtimes: Sequence[Runtime] = (options.runtime,)
+    if options.runtime is Runtime.AUTO:
+        runtimes = read_tuned(artifact, options.cache, options.cpus, options.runtime, asked).order(ORDER, asked)
+    for runtime in runtimes:
         if (flavour := FLAVOURS.get(runtime)) is not None:
             mine = [fit for fit in fits if fit.plan.record.flavour is flavour]
             for fit in filter(lambda one: one.fits, mine):
