@@ -154,13 +154,15 @@ def test_command_keeps_a_record(artifacts: Path) -> None:
 
 
 def test_command_prints_what_it_chose_and_why(artifacts: Path) -> None:
-    """The table has the best row marked, and below it the reason and where the record lies."""
+    """The table has the best row marked, and below it the reason, where the record lies and for what it counts."""
     result = tuned(artifacts, "--precision", "f32", "--runtime", "openvino")
 
     assert result.exit_code == 0, result.output
     assert result.stdout.count(" best") == 1
     assert "chose openvino f32, 1 x 1, batches up to" in result.stdout
-    assert "with batches under 100 ms" in " ".join(result.stdout.split())
+    words = " ".join(result.stdout.split())
+    assert "with batches under 100 ms" in words
+    assert "`topfive serve --runtime openvino --precision f32` uses it" in words
 
 
 class LargeFigures(Worker):

@@ -29,6 +29,7 @@ from service.tuning.photo import made_photo
 from service.tuning.run import Measuring, Request, record_of, tune
 from service.tuning.search import Row, State, explain
 from service.tuning.worker import Worker
+from service.types import Precision, Runtime
 
 _INTERRUPTED = 130
 
@@ -128,7 +129,7 @@ def _tuned(name: str, settings: Settings, request: Request, measuring: Measuring
     path: Path | None = None
     try:
         path = write_tuning(place_of(artifact, settings.cache_folder), record)
-        kept = Text(f"kept in {path}; `topfive serve` uses it on machines like this one\n", style="dim")
+        kept = Text(f"kept in {path}; `{_serve(request)}` uses it on machines like this one\n", style="dim")
     except OSError as error:  # what was measured is shown all the same
         kept = Text()
         told = f"{escape(name)}: not kept: {escape(str(error))}; name a folder that can be written with --cache"
@@ -147,6 +148,12 @@ def _tuned(name: str, settings: Settings, request: Request, measuring: Measuring
     }
     table = _table(name, record, rows, request.max_latency_ms)
     return _Done(reply, Group(table, *_not_measured(rows), Text(f"chose {why}"), kept), path is not None)
+
+
+def _serve(request: Request) -> str:
+    """The command for which the record counts."""
+    asked = (("--runtime", request.runtime, Runtime.AUTO), ("--precision", request.precision, Precision.AUTO))
+    return " ".join(["topfive serve", *(f"{flag} {value}" for flag, value, whole in asked if value is not whole)])
 
 
 def _table(name: str, record: TuningRecord, rows: Sequence[Row], max_latency_ms: float) -> Table:
