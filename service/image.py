@@ -62,8 +62,8 @@ class Picture:
 
     `size` is the whole photo's width and height, `reduction` how many of its pixels along each side one pixel of
     `image` stands for. The photo begins at `origin` in `image`, in pixels of `image`: the decoder rounds a reduced size
-    up, and what it adds comes first where the orientation turned it there. Only a `reducible` photo, a JPEG, can be
-    decoded to fewer pixels.
+    up, and what it adds comes first where the orientation turned it there. Only a `reducible` photo, a JPEG that
+    is not lossless, can be decoded to fewer pixels.
     """
 
     image: Image.Image
@@ -141,11 +141,12 @@ def _reduction(size: tuple[int, int], enough: int | None) -> int:
 
 def _read(file: ImageFile, data: bytes, enough: int | None) -> Picture:
     """Decode an opened file."""
-    size, by = file.size, 1
+    size, by, reducible = file.size, 1, False
     if jpeg := isinstance(file, JpegImageFile):
+        reducible = bool(file.quantization)  # a lossless one has no such tables, and libjpeg cannot scale it
         # In one piece: for each further block Pillow would take the GIL, which other threads may hold for 5 ms.
         file.decodermaxblock = len(data)
-        if (by := _reduction(size, enough)) > 1:
+        if reducible and (by := _reduction(size, enough)) > 1:
             file.draft(None, (size[0] // by, size[1] // by))
             if file.size != (ceil(size[0] / by), ceil(size[1] / by)):
                 raise RuntimeError(f"Pillow {PIL.__version__} decodes 1/{by} of {size} as {file.size}")
@@ -154,11 +155,11 @@ def _read(file: ImageFile, data: bytes, enough: int | None) -> Picture:
         raise BadImage("the image is damaged or cut off (its last chunk is missing)")
     turn, decoder = _turn(file), _LIBJPEG if jpeg else _PILLOW
     if turn is None:
-        return Picture(_rgb(file), size, by, (0.0, 0.0), jpeg, decoder)
+        return Picture(_rgb(file), size, by, (0.0, 0.0), reducible, decoder)
     image = _rgb(file.transpose(turn.operation))
     width, height = size = size[::-1] if turn.sideways else size
     origin = turn.last_column_first * (image.width - width / by), turn.last_row_first * (image.height - height / by)
-    return Picture(image, size, by, origin, jpeg, decoder)
+    return Picture(image, size, by, origin, reducible, decoder)
 
 
 def _turn(image: Image.Image) -> _Turn | None:

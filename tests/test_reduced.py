@@ -3,6 +3,7 @@
 import asyncio
 import io
 import random
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,23 @@ def test_other_formats(format_name: str) -> None:
 
     assert (one.reduction, one.reduction_for(10), one.image.size) == (1, 1, (640, 480))
     assert one.decoder.startswith("Pillow ")
+
+
+def lossless(width: int, height: int) -> bytes:
+    """A lossless JPEG of middle grey: each pixel is as predicted, which its only Huffman code says in a bit of 0."""
+    frame = struct.pack(">BHHBBBB", 8, height, width, 1, 1, 0x11, 0)
+    codes = bytes([0, 1, *[0] * 15, 0])
+    segments = [(0xC3, frame), (0xC4, codes), (0xDA, bytes([1, 1, 0, 1, 0, 0]))]
+    head = b"".join(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body for marker, body in segments)
+    return b"\xff\xd8" + head + bytes(width * height // 8) + b"\xff\xd9"
+
+
+def test_lossless_jpeg() -> None:
+    """A lossless JPEG, which libjpeg decodes at its whole size only, is taken however few pixels are enough."""
+    one = picture(lossless(640, 480), LIMITS, 100)
+
+    assert (one.reduction, one.reduction_for(100), one.image.size) == (1, 1, (640, 480))
+    assert np.array_equal(one.pixels, np.full((480, 640, 3), 128))
 
 
 def test_limits_count_the_whole_photo() -> None:
