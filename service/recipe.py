@@ -21,6 +21,9 @@ _FILTERS = {
 # megapixels, with and without halved colour, by the trained SqueezeNet, against every pixel (mean difference in grey
 # levels, largest difference of a probability): 1/2, which leaves 4 to 5, 0.11 and 0.014; 1/4, which leaves 2 to 3, 0.26
 # and 0.038; 1/8, 0.78 and 0.058. The other order of the two passes of an exact resize alone makes 0.08 and 0.013.
+# Of 200 photos of 1 to 12 megapixels made harder (noise, sharpening, strong colours, mosaics, quality 30 to 100), 3 had
+# a probability over 0.02 away with AUTO, at most 0.040, and one another best class, at a margin of 0.007; with FAST 50,
+# at most 0.109, and 4 another best class.
 _LEFT = {Decode.AUTO: 4, Decode.FAST: 2}
 _COMMON_RESIZE = 256  # of most weights; those that ask for less share the decoded photo with them
 
