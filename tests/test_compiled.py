@@ -1,6 +1,7 @@
 """Compiled graphs in the cache: read where they are whole, made again where they are not, never read damaged."""
 
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -160,6 +161,48 @@ def test_the_oldest_leave(tmp_path: Path) -> None:
 
     assert [place.is_whole() for place in places] == [False] * 3 + [True] * 6
     assert other.is_whole()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_folder_that_others_may_write_is_not_read(
+    opening: Opening, cache: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever can write there can seal what he likes: it is compiled anew, said, and kept where only we may write."""
+    opening()
+    [blob] = blobs(cache)
+    blob.parent.chmod(mode)
+
+    assert not opening()[0]
+    assert f"{blob.parent} can be written by another user" in caplog.text
+    assert opening()[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_folder_of_another_user_is_not_read(opening: Opening, cache: Path) -> None:
+    """What another user has compiled is not trusted, whatever its permissions."""
+    opening()
+    [blob] = blobs(cache)
+    os.chown(blob.parent, 12345, -1)
+
+    assert not opening()[0]
+    assert opening()[0]
+
+
+def test_drafts_of_killed_servers_leave(tmp_path: Path) -> None:
+    """What was killed while it compiled leaves a draft: an old one is removed, one that may be under way is not."""
+    place = Compiled.of(tmp_path, "a" * 64, ("x",))
+    old, young = (place.folder.parent / f".draft-{name}" for name in ("old", "young"))
+    for path, age_s in ((old, 7200), (young, 60)):
+        path.mkdir(parents=True)
+        (path / "half.blob").write_bytes(b"half")
+        began = path.stat().st_mtime - age_s
+        os.utime(path, (began, began))
+
+    with place.making():
+        pass
+
+    assert not old.exists()
+    assert young.exists()
 
 
 def test_nothing_compiled_is_no_entry(tmp_path: Path) -> None:

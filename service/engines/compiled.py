@@ -5,16 +5,18 @@
 
 OpenVINO checks a blob's head alone: one flipped byte behind it changes the answers, and nothing is said. So nothing is
 read that does not fit its seal. A folder is made under another name and renamed when it is whole; of two servers that
-make the same one the second keeps nothing.
+make the same one the second keeps nothing. A seal is no signature: what another user could have written is not read.
 """
 
 import hashlib
 import json
 import logging
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ FOLDER = "openvino"
 _SEAL = "seal.json"
 _KEPT = 6  # for one graph: precisions, layouts and versions that somebody goes back to
 _DRAFT = ".draft-"
+_ABANDONED_S = 3600.0  # nothing is compiled for so long: its server was killed
+_ROOT = 0
 _DIGITS = 16
 
 log = logging.getLogger(__name__)
@@ -45,8 +49,13 @@ class Compiled:
         return cls(cache / FOLDER / graph_sha256[:_DIGITS] / key[:_DIGITS])
 
     def is_whole(self) -> bool:
-        """Whether every file is as it was sealed; what is damaged is removed, and said."""
+        """Whether every file is as this user or root has sealed it; what is not is removed, and said."""
         try:
+            if not _is_ours(self.folder):
+                advice = "is not read; name a folder of your own with --cache"
+                log.warning("%s can be written by another user and %s", self.folder, advice)
+                self.discard()
+                return False
             sealed = json.loads((self.folder / _SEAL).read_bytes())
             whole = bool(sealed) and all(sha256(self.folder / name) == digest for name, digest in sealed.items())
         except FileNotFoundError:
@@ -74,6 +83,7 @@ class Compiled:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=self.folder.parent))
+            _clear(draft)
         except OSError as error:
             log.info("compiled graphs are not kept: %s (%s)", self.folder.parent, error.strerror)
             yield None
@@ -92,7 +102,7 @@ class Compiled:
                 return
             for path in written:
                 path.chmod(0o644)
-            draft.chmod(0o755)  # servers of other users may share the cache
+            draft.chmod(0o755)  # other users may read what root has made
             (draft / _SEAL).write_text(json.dumps({path.name: sha256(path) for path in written}), encoding="utf-8")
             draft.rename(self.folder)
             others = [one for one in self.folder.parent.iterdir() if not one.name.startswith(_DRAFT)]
@@ -100,3 +110,18 @@ class Compiled:
                 shutil.rmtree(one, ignore_errors=True)
         except OSError as error:  # another server was first, or the disk is full
             log.debug("%s is not kept: %s", self.folder, error)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody but this user and root could have put something there."""
+    found = folder.stat()
+    return found.st_uid in (os.geteuid(), _ROOT) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _clear(draft: Path) -> None:
+    """Remove drafts that are much older than this one: who made them was killed, and nobody else will."""
+    now = draft.stat().st_mtime
+    for one in draft.parent.glob(f"{_DRAFT}*"):
+        with suppress(FileNotFoundError):  # another server was done with it
+            if now - one.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(one, ignore_errors=True)
