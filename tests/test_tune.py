@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -296,13 +297,37 @@ def test_only_what_parity_allows_is_tried(tiny: Artifact) -> None:
         allowed(artifact, Runtime.OPENVINO, Precision.BF16)
 
 
-def test_ctrl_c_ends_both_processes_in_silence(artifacts: Path) -> None:
-    """Sent to the whole group while an engine is measured, it ends the command and its process without a traceback."""
+def hanging_command(artifacts: Path) -> "subprocess.Popen[str]":
+    """The command over an engine that hangs; its first line is the number of the other process."""
     folders = ("--artifacts", str(artifacts), "--cache", str(artifacts.parent))
     command = [sys.executable, "-m", "tests.tune_process", "tune", "tiny", *folders, "--cpus", "1", "--seconds", "600"]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_hanging_engine_ends_with_the_command(artifacts: Path, number: signal.Signals) -> None:
+    """Whatever ends the command, and though its engine never returns, the other process does not outlive it."""
+    process = hanging_command(artifacts)
+    assert process.stdout is not None
+    other = os.pidfd_open(int(process.stdout.readline()))
+    try:
+        process.send_signal(number)
+        ended, _, _ = select.select([other], [], [], 30)
+        if not ended:
+            signal.pidfd_send_signal(other, signal.SIGKILL)
+        process.communicate(timeout=60)
+    finally:
+        os.close(other)
+
+    assert ended
+    assert process.returncode == -number
+
+
+def test_ctrl_c_ends_both_processes_in_silence(artifacts: Path) -> None:
+    """Sent to the whole group while an engine is measured, it ends the command and its process without a traceback."""
+    process = hanging_command(artifacts)
     assert process.stdout is not None
     other = int(process.stdout.readline())  # it is measuring
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{other}/status").read_text().splitlines())

@@ -19,6 +19,14 @@ class HangingEngine(FakeEngine):
         return super().run(rows)
 
 
+class StuckEngine(FakeEngine):
+    """Never returns from any batch."""
+
+    def run(self, rows: Rows) -> Probabilities:
+        threading.Event().wait()
+        return super().run(rows)
+
+
 def open_fake(artifact: Artifact, setup: Setup) -> Engine:
     """One of as many slots as are asked for."""
     return FakeEngine(artifact.manifest.classes, slots=setup.slots)
@@ -42,6 +50,6 @@ def open_refusing(_artifact: Artifact, _setup: Setup) -> Engine:
 
 
 def open_announced(artifact: Artifact, setup: Setup) -> Engine:
-    """It answers; the number of its process is printed."""
+    """It hangs at once; the number of its process is printed."""
     print(os.getpid(), flush=True)  # noqa: T201
-    return open_fake(artifact, setup)
+    return StuckEngine(artifact.manifest.classes, slots=setup.slots)

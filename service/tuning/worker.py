@@ -1,7 +1,9 @@
 """Measures candidates in a process of its own, so that an engine that hangs or crashes takes nothing else with it."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -132,7 +134,11 @@ class _Warm:
 
 
 def _serve(connection: Connection, artifact: Artifact, load: Load, open_engine: Open) -> None:
-    """In the other process: measure what is asked for until nobody asks any more."""
+    """In the other process: measure what is asked for until nobody asks any more.
+
+    It ends with the process that asks, however that ends and whatever an engine does meanwhile.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     engines: OrderedDict[Setup, _Warm] = OrderedDict()
     connection.send(None)  # the imports are done: from here on time counts
     while True:
@@ -146,6 +152,14 @@ def _serve(connection: Connection, artifact: Artifact, load: Load, open_engine: 
             connection.send(_Done(engine.describe().version, figures))
         except Exception as error:  # a runtime's own exceptions have no common base
             connection.send(str(error) or type(error).__name__)
+
+
+def _end_with_parent() -> None:
+    """On a thread: a hanging engine never comes back to the connection, and would keep its CPUs for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _opened(engines: OrderedDict[Setup, _Warm], artifact: Artifact, candidate: Candidate, open_engine: Open) -> Engine:
