@@ -118,13 +118,16 @@ class Slo:
             raise self._refusal(expected_s)
         return Place(now, count, position, now + self._aim_s)
 
-    def fitting(self, now: float, place: Place, most: int) -> int:
-        """The largest batch, at most `most`, that ends when its answer is due; 0 where not even it alone does."""
+    def fitting(self, now: float, place: Place, most: int, deadline: float = math.inf) -> int:
+        """The largest batch, at most `most`, that ends when its answer is due, and before its caller's `deadline`.
+
+        0 where not even it alone does. A lone one is run whatever remains.
+        """
         if math.isinf(place.due):
             return most
         if self._runs.at_most(1) is None:
             return 1
-        left_s = place.due - now
+        left_s = min(place.due, deadline) - now
         return bisect_right(range(1, most + 1), left_s, key=lambda n: self._runs.at_most(n) or 0.0)
 
     def ran(self, n: int, took_s: float) -> None:

@@ -59,11 +59,13 @@ class Waiting(Generic[T, R]):
         while self._items and len(items) < most:
             item = next(iter(self._items))
             if not item.future.done() and item.deadline > now and self._slo is not None:
-                fitting = self._slo.fitting(now, item.place, most)
+                fitting = self._slo.fitting(now, item.place, most, item.deadline)
                 if 0 < fitting <= len(items):  # with it the batch would take longer than it can wait
                     break
                 if fitting:
                     most = min(most, fitting)
+                elif item.deadline < item.place.due:  # run for nobody, it would make the next one as late
+                    item.settle(DeadlineExceeded())
                 else:
                     item.settle(self._slo.too_late(now, item.place))
             del self._items[item]

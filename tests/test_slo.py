@@ -11,6 +11,7 @@ import pytest
 from service.batcher import Batcher
 from service.errors import DeadlineExceeded, Overloaded
 from service.slo import Forecast, Place, Slo, SloUnattainable
+from service.slots import Slots
 from service.types import Attained, BatchLimits, Outcome
 from tests.fakes import Tally
 from tests.virtual_time import VirtualClock, play
@@ -42,6 +43,11 @@ def flat(n: int, _second: float, _chance: random.Random) -> float:
     return 0.005 + 0.0003 * n
 
 
+def half_the_bound(n: int, _second: float, _chance: random.Random) -> float:
+    """A run leaves time for hardly another one."""
+    return 0.004 + 0.025 * n
+
+
 def slow_for_a_while(n: int, second: float, chance: random.Random) -> float:
     """Three times as slow from the third to the fifth second."""
     return steady(n, 0, chance) * (3 if 3 <= second < 5 else 1)
@@ -54,10 +60,13 @@ class House:
     cost: Cost
     bound_s: float = BOUND_S
     max_batch: int = 8
+    patience_s: float = 30.0
     chance: random.Random = field(default_factory=lambda: random.Random(1))
     answered: list[tuple[float, float]] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    expired: int = 0
+    device: Slots | None = None
 
     def __post_init__(self) -> None:
         self.clock = VirtualClock()
@@ -65,7 +74,9 @@ class House:
         self.began = self.clock.now()
         self.decoders = asyncio.Semaphore(2)
         limits = BatchLimits(SLOTS, self.max_batch, slo_s=self.bound_s)
-        self.batcher: Batcher[int, int] = Batcher(self._run, limits, clock=self.clock, metrics=self.tally)
+        self.batcher: Batcher[int, int] = Batcher(
+            self._run, limits, clock=self.clock, metrics=self.tally, slots=self.device
+        )
 
     @property
     def second(self) -> float:
@@ -83,10 +94,12 @@ class House:
             with self.batcher.admit(crops) as place:
                 async with self.decoders:
                     await asyncio.sleep(0.001)
-                await self.batcher.submit(range(crops), deadline=self.clock.now() + 30, place=place)
+                await self.batcher.submit(range(crops), deadline=self.began + came + self.patience_s, place=place)
             self.answered.append((came, self.second - came))
         except Overloaded:
             self.refused_s.append(self.second - came)
+        except DeadlineExceeded:
+            self.expired += 1
 
     async def poisson(self, rate: float, seconds: float) -> None:
         """Requests at random moments, which wait for nobody's answer."""
@@ -255,6 +268,36 @@ def test_a_deadline_is_kept_apart_from_the_bound() -> None:
     house = play(live())
     assert house.tally.outcomes == {Outcome.EXPIRED: 1}
     assert not house.tally.slo
+
+
+def test_callers_in_more_of_a_hurry_than_the_bound_are_answered() -> None:
+    """Who would have left by then is not run: an engine that runs for those answers nobody, one run after the other."""
+
+    async def live() -> House:
+        house = House(steady, bound_s=0.1, patience_s=0.06)
+        await house.poisson(2.0 * most_in_time(steady, 8), 6.0)
+        return house
+
+    house = play(live())
+    assert len(house.within(1, 6)) / 5 >= 0.5 * most_in_time(steady, 8)
+    assert sum(house.sizes) <= 1.01 * len(house.answered)
+    assert house.tally.outcomes[Outcome.EXPIRED] == house.expired > 100
+    assert house.tally.slo[Attained.REFUSED] == len(house.refused_s)
+
+
+def test_two_models_with_long_runs_keep_the_device_at_work() -> None:
+    """Runs of half the bound make whole queues too late at once: the other model goes on all the same."""
+
+    async def live() -> tuple[House, House]:
+        device = Slots(SLOTS, VirtualClock(), 0.02)
+        one, other = (House(half_the_bound, device=device) for _ in range(2))
+        await asyncio.gather(one.poisson(100.0, 6.0), other.poisson(100.0, 6.0))
+        assert device.running == 0
+        return one, other
+
+    for house in play(live()):
+        assert len(house.within(1, 6)) >= 50
+        assert max(took for _, took in house.answered) <= 2 * BOUND_S
 
 
 # --- the parts ---
