@@ -221,10 +221,13 @@ class Batcher(Generic[T, R]):
     def _dispatch(self, slot: Slot) -> None:
         """Cut a batch from the front of the queue and run it; items that have expired are failed instead."""
         now = self._clock.now()
-        most = self._pacer.most_within(self._share.quantum_s, self.max_batch)
-        items = self._queue.cut(now, most)
+        items: list[Pending[T, R]] = []
+        try:
+            items = self._queue.cut(now, self._pacer.most_within(self._share.quantum_s, self.max_batch))
+        finally:
+            if not items:  # a bug in here is no reason to keep the other models from the slot
+                slot.give_back()
         if not items:
-            slot.give_back()
             return
         task = asyncio.get_running_loop().create_task(self._execute(items, now))
         self._running[task] = items

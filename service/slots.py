@@ -43,7 +43,7 @@ class Slots:
         self.clock = clock
         self.quantum_s = quantum_s
         self.virtual_s = 0.0
-        self._asked: tuple[Share | None, float] = None, -math.inf
+        self._asked: tuple[object, float] = None, -math.inf
         self._other_asked_at = -math.inf
         self._latest_s = 0.0
         self._waiting: dict[Share, None] = {}
@@ -87,14 +87,14 @@ class Slots:
     def asked(self, share: "Share") -> None:
         """It has work now."""
         last, at = self._asked
-        if last is not share:
+        if last is not share.name:
             self._other_asked_at = at
-        self._asked = share, self.clock.now()
+        self._asked = share.name, self.clock.now()
 
     def is_contended(self, share: "Share") -> bool:
         """Whether another queue than that one has, or had within the last seconds, work."""
         last, at = self._asked
-        at = self._other_asked_at if last is share else at
+        at = self._other_asked_at if last is share.name else at
         return self.clock.now() - at <= _LATELY_S
 
     def wait(self, share: "Share") -> None:
@@ -134,6 +134,8 @@ class Share:
     on_turn: Callable[[], None]
     own: int = 0
     used_s: float = 0.0
+    name: object = field(default_factory=object)
+    """Who it is: the device remembers this of the last one, and no queue whose model has been unloaded."""
     _last_s: float = field(default=0.0)  # how long its last batch ran: what the next one is expected to
 
     @property

@@ -1,7 +1,9 @@
 """One device, several queues: who runs next, for how much of the time, and that no slot is lost or held twice."""
 
 import asyncio
+import gc
 import random
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -9,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher
+from service.batcher import Batcher, State
+from service.errors import EngineError
 from service.slots import Share, Slot, Slots
 from service.types import BatchLimits
 from tests.fakes import ManualClock, Tally, settle
-from tests.test_batcher import HOLD_S, STEPS, Bench, Step, Story, answers, values
+from tests.test_batcher import HOLD_S, STEPS, Bench, Step, Story, answers, endings, values
 
 pytestmark = pytest.mark.anyio
 
@@ -149,6 +152,18 @@ def test_more_slots_begin_at_once() -> None:
     assert (len(member.ran), member.work) == (1, 2)
     member.end()
     assert (len(member.ran), member.work) == (1, 1)
+
+
+def test_a_device_keeps_nothing_of_a_model_that_has_gone() -> None:
+    """The last that ran there is not held by it, be the device ever so idle afterwards."""
+    device = Slots(1, ManualClock())
+    member = Member(device, work=1)
+    member.go()
+    member.end()
+    gone = weakref.ref(member)
+    del member
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -325,6 +340,25 @@ async def test_a_stuck_batch_holds_one_slot() -> None:
     assert await values(tasks) == answers(1, 2, 3)
     await stuck.run.finish()
     assert await values(hanging) == answers(0)
+
+
+async def test_a_bug_while_a_batch_is_cut_costs_the_others_no_slot() -> None:
+    """The queue with the bug is broken and says so; the slot that it had taken goes to the other model."""
+    clock = ManualClock()
+    device = Slots(1, clock, 0.02)
+    sound, faulty = (Bench(BatchLimits(1, 4), clock, device) for _ in range(2))
+    first = await sound.submit(0)
+    second = await faulty.submit(1)
+    device.quantum_s = None  # type: ignore[assignment]
+    await sound.run.finish()
+    device.quantum_s = 0.02
+    [failed] = await endings(second)
+    assert isinstance(failed, EngineError)
+    assert isinstance(failed.__cause__, TypeError)
+    assert (faulty.batcher.state, sound.batcher.state) == (State.BROKEN, State.OPEN)
+    third = await sound.submit(2)
+    await sound.run.finish()
+    assert await values([*first, *third]) == answers(0, 2)
 
 
 class Pair:
