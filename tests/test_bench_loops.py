@@ -2,6 +2,10 @@
 
 import asyncio
 import itertools
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -10,7 +14,7 @@ import pytest
 from service.load.figures import Latency, Point, Window, steady
 from service.load.line import OK, TIMEOUT, Done, Line, Outcome
 from service.load.loops import ClosedLoop, OpenLoop, at_random, in_turn, poisson
-from service.load.measure import Load, Measurement, Plan, Progress
+from service.load.measure import Load, Measurement, Plan, Progress, Spending, waited_for_processor
 from service.load.recorder import Recorder
 from service.load.v2 import Spent
 from tests.fakes import ManualClock, settle
@@ -60,6 +64,7 @@ class Bench:
         self.stop = asyncio.Event()
         self.seen: list[Progress] = []
         self.lines = 0
+        self.starved = 0.0
         self._takes = takes
 
     def line(self, _number: int, done: Done) -> Line:
@@ -90,7 +95,7 @@ class Bench:
                 clock=self.clock,
                 stop=self.stop,
                 watch=self.seen.append,
-                spent=spent,
+                spent=Spending(spent, lambda: self.clock.now() * self.starved),
             ).run()
         )
         await settle()
@@ -225,6 +230,35 @@ async def test_a_generator_that_falls_behind_says_so() -> None:
     assert "fell behind" in point.notes[0]
     assert point.latency_ms.max is not None
     assert point.latency_ms.max > 400  # it is in the latency all the same
+
+
+@pytest.mark.parametrize(("share", "noted"), [(0.4, True), (0.1, False)])
+async def test_a_generator_without_a_processor_says_so(share: float, noted: bool) -> None:
+    """Where others had the processor while the generator was ready, the point says for how much of the time."""
+    bench = Bench(lambda _now: 0.001)
+    bench.starved = share
+    point = await bench.measure(bench.closed(1), Plan(warm_up_s=1, seconds=3), Load(connections=1))
+
+    assert any("waited for a processor for 40% of the time" in note for note in point.notes) == noted
+    assert point.valid
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how long a thread was ready and did not run")
+def test_waiting_for_a_processor_is_read() -> None:
+    """The time that this process has waited never shrinks, and grows where two threads share one processor."""
+    before = waited_for_processor()
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        rival = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        end = time.monotonic() + 20
+        while waited_for_processor() < before + 0.05 and time.monotonic() < end:
+            pass
+        rival.kill()
+        rival.wait()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert waited_for_processor() >= before + 0.05
 
 
 @pytest.mark.parametrize("kind", ["closed", "open"])

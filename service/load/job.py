@@ -12,7 +12,7 @@ from service.load.figures import Point
 from service.load.images import Photo
 from service.load.line import LoadError
 from service.load.loops import ClosedLoop, Loop, OpenLoop, at_random, in_turn, poisson
-from service.load.measure import Load, Measurement, Plan, Watch
+from service.load.measure import Load, Measurement, Plan, Spending, Watch
 from service.load.recorder import Recorder
 from service.load.requests import Api, Form
 from service.load.rpc import GrpcTarget
@@ -117,5 +117,5 @@ async def _measured(job: Job, target: Target, load: Load, stop: asyncio.Event, w
     else:
         loop = ClosedLoop(target.line, load.connections or 1, pick, recorder, clock)
     return await Measurement(
-        load, loop, recorder, job.plan, clock=clock, stop=stop, watch=watch, spent=target.spent
+        load, loop, recorder, job.plan, clock=clock, stop=stop, watch=watch, spent=Spending(target.spent)
     ).run()

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from service.load.v2 import Spent
 
 _TICK_S = 0.25
 _BUSY = 0.9  # of a core: the generator is one thread
+_STARVED = 0.25  # of the time, ready but without a processor
+_SCHEDSTAT = Path("/proc/self/schedstat")
 _LATE_S = 0.002
 _LATE_SHARE = 0.1  # of the latency at the same percentile
 
@@ -62,8 +65,30 @@ class Progress:
 
 Watch = Callable[[Progress], None]
 
+Waited = Callable[[], float]
+"""Seconds that the generator has waited so far for a processor that others had."""
+
 AskSpent = Callable[[], Awaitable[Spent | None]]
 """Asks the servers for what they spent so far."""
+
+
+def waited_for_processor() -> float:
+    """Seconds that the calling process's first thread was ready to run and did not; 0 where Linux does not say.
+
+    The second number of /proc/PID/schedstat (Linux, Documentation/scheduler/sched-stats).
+    """
+    try:
+        return int(_SCHEDSTAT.read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, LookupError, ValueError):
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What the servers spent, and for how long the generator had no processor."""
+
+    servers: AskSpent
+    starved: Waited = waited_for_processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +98,7 @@ class _Volume:
     sent: int
     received: int
     cpu_s: float
+    starved_s: float
     connects: int
     lines: int
     waited: int
@@ -106,7 +132,7 @@ class Measurement:
         clock: Clock,
         stop: asyncio.Event,
         watch: Watch,
-        spent: AskSpent,
+        spent: Spending,
     ) -> None:
         self._load = load
         self._loop = loop
@@ -115,7 +141,8 @@ class Measurement:
         self._clock = clock
         self._stop = stop
         self._watch = watch
-        self._spent = spent
+        self._spent = spent.servers
+        self._starved = spent.starved
         self._start = 0.0
 
     async def run(self) -> Point:
@@ -143,7 +170,8 @@ class Measurement:
 
     def _volume(self) -> _Volume:
         recorder, loop = self._recorder, self._loop
-        return _Volume(recorder.sent, recorder.received, time.process_time(), *loop.connects, loop.waited)
+        cpu_s, starved_s = time.process_time(), self._starved()
+        return _Volume(recorder.sent, recorder.received, cpu_s, starved_s, *loop.connects, loop.waited)
 
     async def _windows(self) -> tuple[list[tuple[float, _Volume]], list[Window]]:
         """The windows, and at the beginning and after each of them the time and what had been used."""
@@ -188,11 +216,17 @@ class Measurement:
         late = recorder.late(*period)
         late_s = float(np.percentile(late, 99)) if late.size else None
         cpu = taken.used.cpu_s / whole.seconds if whole.seconds > 0 else 0.0
+        starved = taken.used.starved_s / whole.seconds if whole.seconds > 0 else 0.0
         invalid = self._doubts(late_s, latency.p99, cpu)
         if not whole.requests:
             invalid.append("there was no good answer")
         stable = steady(taken.windows, self._plan.tolerance)
         notes = list(invalid)
+        if starved > _STARVED:
+            notes.append(
+                f"the generator itself waited for a processor for {starved:.0%} of the time, which is in the latency: "
+                "leave it one, or run it on another machine"
+            )
         if not stable:
             notes.append(f"unstable: the last {STEADY} windows differ by more than {self._plan.tolerance:.0%}")
         if taken.used.waited:
