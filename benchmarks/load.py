@@ -33,8 +33,29 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Steps:
+    """Mean milliseconds of a request: for the client, in the server as it says itself, and there by its steps."""
+
+    client: float
+    server: float
+    decode: float
+    queue: float
+    inference: float
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Steps | None":
+        """Of a point of the generator's file; None where the server did not say."""
+        if not (said := row["server_ms"]):
+            return None
+        return cls(row["latency_ms"]["mean"], said["total"], said["input"], said["queue"], said["inference"])
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
-    """What came of a load: milliseconds, failed requests, and CPU milliseconds of the server for each request."""
+    """What came of a load: milliseconds, failed requests, and CPU milliseconds of the server for each request.
+
+    `note` says why the figures are rather the generator's, `steps` where the time went.
+    """
 
     per_second: float
     p50_ms: float
@@ -42,6 +63,7 @@ class Point:
     cpu_ms: float
     errors: int
     note: str = ""
+    steps: Steps | None = None
 
 
 Drive = Callable[[Running, Sequence[bytes], Load], Point]
@@ -102,4 +124,5 @@ def point_of(row: dict[str, Any], spent_s: float, checks: int) -> Point:
         cpu_ms=1000 * spent_s / (good + failed + checks),
         errors=failed,
         note="" if row["valid"] else "; ".join(row["notes"]),
+        steps=Steps.of(row),
     )

@@ -43,6 +43,17 @@ class Round:
     open_loop: Point | None
     memory: Memory
 
+    @property
+    def loads(self) -> dict[str, Point]:
+        """What it was loaded with, by name."""
+        found = {"16 connections": self.many, "1 connection": self.one}
+        return found if self.open_loop is None else {**found, "random arrivals": self.open_loop}
+
+    @property
+    def errors(self) -> int:
+        """Failed requests of all loads."""
+        return sum(point.errors for point in self.loads.values())
+
 
 @dataclass(slots=True)
 class Outcome:

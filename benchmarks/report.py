@@ -112,11 +112,50 @@ def _race(outcomes: Sequence[Outcome]) -> Iterator[str]:
     ]
     yield from table(kinds, rows)
     yield ""
+    yield from _profile(outcomes)
+    yield from _doubts(outcomes)
     yield "Every round, requests/s at 16 connections (in brackets the yardstick just before, images/s):"
     yield ""
     for one in outcomes:
         each = (f"{r.many.per_second:.1f} ({r.yardstick.per_second:.1f})" for r in one.rounds)
         yield f"- {one.entry.subject.name}: {', '.join(each) or 'none'}"
+
+
+def _profile(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Where the time of a request goes, of servers that say it: what a missed target is made of."""
+    rows = [row for one in outcomes for row in _steps(one)]
+    if not rows:
+        return
+    yield "Where the time goes: mean ms of a request, the steps by the server's own word, and ms of CPU beside those of"
+    yield "decoder and engine alone. What is neither a step nor the server's is connections and the generator."
+    yield ""
+    heads = ("server", "client", "in the server", "decode", "queue", "inference", "CPU", "CPU without a server", "load")
+    yield from table(heads, rows)
+    yield ""
+
+
+def _steps(one: Outcome) -> Iterator[list[str]]:
+    for load in one.rounds[0].loads if one.rounds else ():
+        points = [r.loads[load] for r in one.rounds]
+        steps = [point.steps for point in points if point.steps]
+        if not steps:
+            continue
+        means = [[step.client, step.server, step.decode, step.queue, step.inference] for step in steps]
+        times = [spread(column, 1) for column in zip(*means, strict=True)]
+        cpu = spread((point.cpu_ms for point in points), 1), spread((r.limit.cpu_ms for r in one.rounds), 1)
+        yield [one.entry.subject.name, *times, *cpu, load]
+
+
+def _doubts(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Points of which the generator says that they are rather its own figures."""
+    doubts = [
+        f"- {one.entry.subject.name}, round {number}, {load}: not to be relied on: {point.note}"
+        for one in outcomes
+        for number, each in enumerate(one.rounds, 1)
+        for load, point in each.loads.items()
+        if point.note
+    ]
+    yield from (*doubts, *([""] if doubts else []))
 
 
 def _raced(one: Outcome) -> list[str]:
@@ -132,7 +171,7 @@ def _raced(one: Outcome) -> list[str]:
         spread((r.one.p50_ms for r in rounds), 1),
         spread((r.one.p99_ms for r in rounds), 1),
         spread((r.one.cpu_ms for r in rounds), 1),
-        str(sum(r.many.errors + r.one.errors for r in rounds)) if rounds else "-",
+        str(sum(r.errors for r in rounds)) if rounds else "-",
         spread((r.memory.resident / 1e6 for r in rounds), 0),
         spread((r.memory.proportional / 1e6 for r in rounds), 0),
         spread((r.start_s for r in rounds), 1),

@@ -40,7 +40,7 @@ def rows(outcomes: Sequence[Outcome]) -> Iterator[Row]:
         yield _row(one, f"{name} / its limit without a server", OF_LIMIT, "", _of_limit, one.entry.limit)
         if one.entry.limit is Limit.OURS:
             yield _row(one, f"{name}: p50 at 1 connection beyond decode + inference", ADDED_MS, "ms", _added)
-            yield _row(one, f"{name}: p99 / p50 at 70 % of the maximum, random arrivals", TAIL, "", _tail)
+            yield _row(one, f"{name}: p99 / p50 at 70 % of the maximum, random arrivals", TAIL, "", _tail, _failed(one))
 
 
 def _beside(one: Outcome, best: Outcome | None, target: Target) -> Row:
@@ -63,6 +63,12 @@ def _row(one: Outcome, name: str, target: Target, unit: str, figure: Callable[[R
 
 def _engine(one: Outcome) -> str:
     return f"the limit runs {one.rounds[0].limit.engine}"
+
+
+def _failed(one: Outcome) -> str:
+    """Of random arrivals: percentiles are of those that were answered."""
+    failed = sum(each.open_loop.errors for each in one.rounds if each.open_loop is not None)
+    return f"{_engine(one)}; {failed} requests failed and are in no percentile" if failed else ""
 
 
 def _of_limit(one: Round) -> float:

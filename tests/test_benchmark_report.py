@@ -13,10 +13,10 @@ from benchmarks.curves import CONNECTIONS, MEGAPIXELS, kept, served, together, t
 from benchmarks.figures import Verdict, falling, outgrowing
 from benchmarks.install import install, is_installed
 from benchmarks.limit import Figures, Limit
-from benchmarks.load import Load, Point
+from benchmarks.load import Load, Point, Steps
 from benchmarks.modules import MODULES, Module, Wanted, flattened, measured, row_of
 from benchmarks.race import Entry, Outcome, Round
-from benchmarks.report import Report, write
+from benchmarks.report import Report, page, write
 from benchmarks.rows import TIMES_BEST, best_peer, rows
 from benchmarks.server import Running
 from benchmarks.subjects import PEERS
@@ -100,6 +100,22 @@ def scripted_round(rate: float, yardstick: float) -> Round:
     limit = Figures(yardstick, 16.0, 20.0, 2, "scripted f32")
     point = Point(rate, 20.5, 50.0, 30.0, 0)
     return Round(limit, limit, 1.5, point, point, 20.0, point, Memory(300_000_000, 200_000_000))
+
+
+def test_where_the_time_goes() -> None:
+    """The report has each load's steps, CPU time beside that without a server, doubts, and failures of any load."""
+    steps = Steps(client=40.0, server=30.0, decode=5.0, queue=7.0, inference=17.0)
+    plain = scripted_round(40.0, 50.0)
+    failing = replace(plain.many, errors=3, note="the generator fell behind", steps=None)
+    rounds = [replace(plain, many=replace(plain.many, steps=steps), open_loop=failing)]
+    ours = Outcome(Entry(scripted("ours"), SAME, Limit.OURS), rounds)
+    text = page(Report([], list(rows([ours])), [ours], [], [], [], ""), "report")
+
+    assert "| ours | 40.0 | 30.0 | 5.0 | 7.0 | 17.0 | 30.0 | 16.0 | 16 connections |" in text
+    assert "| 1 connection |" not in text  # nothing was said of its steps
+    assert "- ours, round 1, random arrivals: not to be relied on: the generator fell behind" in text
+    assert "3 requests failed and are in no percentile" in text
+    assert rounds[0].errors == 3
 
 
 def test_best_peer() -> None:

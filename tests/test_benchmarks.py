@@ -13,7 +13,7 @@ from benchmarks.agreement import SAME, Expected
 from benchmarks.asking import AnswerError, ask, bench_photo, five, pack
 from benchmarks.figures import Verdict
 from benchmarks.limit import Figures, Limit, LimitError, limits
-from benchmarks.load import Load, LoadError, Point, drive, point_of
+from benchmarks.load import Load, LoadError, Point, Steps, drive, point_of
 from benchmarks.race import Course, Entry, race
 from benchmarks.report import Report, page
 from benchmarks.rows import rows
@@ -156,11 +156,13 @@ def test_point() -> None:
         "errors": {"status 500": 2},
         "error_examples": {},
         "requests_per_second": 40.0,
-        "latency_ms": {"p50": 5.0, "p99": 9.0},
+        "latency_ms": {"mean": 6.0, "p50": 5.0, "p99": 9.0},
+        "server_ms": {"queue": 1.0, "input": 2.0, "inference": 1.5, "output": 0.0, "total": 4.8},
         "valid": True,
         "notes": [],
     }
-    assert point_of(row, 2.0, 2) == Point(40.0, 5.0, 9.0, 20.0, 2)
+    assert point_of(row, 2.0, 2) == Point(40.0, 5.0, 9.0, 20.0, 2, steps=Steps(6.0, 4.8, 2.0, 1.0, 1.5))
+    assert point_of({**row, "server_ms": None}, 2.0, 2).steps is None
     with pytest.raises(LoadError, match="status 500"):
         point_of({**row, "groups": []}, 2.0, 2)
 
