@@ -139,7 +139,7 @@ def test_plain_lines() -> None:
         for elapsed in (*range(12), *range(6)):
             watch(progress(elapsed))
 
-    said = "2 connections, measuring {} s: 50.0 answers/s, p50 20.0 p99 23.0 ms, 3 errors, 2 under way"
+    said = "2 connections, {} s: 50.0/s, p50 20.0 p99 23.0 ms, 3 errors, 2 open"
     assert file.getvalue().splitlines() == [said.format(5), said.format(10), said.format(5)]
 
 
@@ -150,10 +150,20 @@ def test_live_line() -> None:
         watch(progress(1))
         watch(progress(3))
 
-    assert "warming up 1 s" in file.getvalue()
-    assert "measuring 3 s: 50.0 answers/s" in file.getvalue()
+    assert "warm-up 1 s" in file.getvalue()
+    assert "connections, 3 s: 50.0/s" in file.getvalue()
     assert "██" in file.getvalue()
     assert file.getvalue().endswith("\x1b[1A\x1b[2K")
+
+
+def test_the_live_line_fits_a_terminal() -> None:
+    """At 80 columns errors and open requests of a busy load are to be seen, not cut off."""
+    latency = Latency(30.0, 128.8, 340.1, 350.2, 353.3, 400.0)
+    file = io.StringIO()
+    with watched(Console(file=file, width=80, force_terminal=True, color_system=None)) as watch:
+        watch(Progress(Load(connections=64), False, 12, Window(1, 2094, 2093.8, latency), 17, 64))
+
+    assert "64 connections, 12 s: 2093.8/s, p50 128.8 p99 353.3 ms, 17 errors, 64 open" in file.getvalue()
 
 
 def test_sparkline() -> None:

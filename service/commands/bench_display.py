@@ -50,13 +50,12 @@ def _plain(console: Console) -> Callable[[Progress], None]:
 
 
 def line(progress: Progress) -> str:
-    """The last second of a measurement under way."""
+    """The last second of a measurement under way; a usual one fits 80 columns."""
     latency = progress.last.latency_ms
     times = "-" if latency.p50 is None else f"p50 {latency.p50:.1f} p99 {latency.p99:.1f} ms"
     return (
-        f"{progress.load}, {'warming up' if progress.warming_up else 'measuring'} {progress.elapsed_s:.0f} s: "
-        f"{progress.last.requests_per_second:.1f} answers/s, {times}, {progress.failed} errors, "
-        f"{progress.under_way} under way"
+        f"{progress.load}, {'warm-up ' if progress.warming_up else ''}{progress.elapsed_s:.0f} s: "
+        f"{progress.last.requests_per_second:.1f}/s, {times}, {progress.failed} errors, {progress.under_way} open"
     )
 
 
