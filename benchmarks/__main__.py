@@ -139,13 +139,14 @@ _PARTS = (Part.RACE.value, Part.CURVES.value, *(module.name for module in MODULE
 
 
 @click.command()
-@click.option("--model", default="googlenet", show_default=True)
+@click.option("--model", default="googlenet", show_default=True, help="An exported model")
 @click.option(
     "--artifacts",
     type=click.Path(path_type=Path, exists=True),
     default=Path("artifacts"),
     envvar="TOPFIVE_ARTIFACTS",
     show_default=True,
+    help="Folder of exported models",
 )
 @click.option("--peers", "peer_names", default="none", show_default=True, help="all, none, or names joined by commas")
 @click.option(
@@ -153,13 +154,20 @@ _PARTS = (Part.RACE.value, Part.CURVES.value, *(module.name for module in MODULE
     type=click.Path(path_type=Path),
     default=ENVIRONMENTS,
     envvar="TOPFIVE_BENCH_ENVIRONMENTS",
+    show_default=True,
     help="Where peers are installed",
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="In each every server runs once"
+)
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=4.0, show_default=True, help="Of each measurement")
 @click.option("--only", type=click.Choice(_PARTS), multiple=True, help="Which parts; else all")
 @click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("build/benchmarks/report.md"), show_default=True
+    "--output",
+    type=click.Path(path_type=Path),
+    default=_OUTPUT,
+    show_default=True,
+    help="The report; pictures and figures go into a folder of its name beside it",
 )
 def main(
     model: str,

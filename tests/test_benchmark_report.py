@@ -7,6 +7,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import click
+
+from benchmarks.__main__ import main
 from benchmarks.agreement import SAME
 from benchmarks.batches import measure as measure_batches
 from benchmarks.curves import CONNECTIONS, MEGAPIXELS, kept, served, together, turns
@@ -116,6 +119,13 @@ def test_where_the_time_goes() -> None:
     assert "- ours, round 1, random arrivals: not to be relied on: the generator fell behind" in text
     assert "3 requests failed and are in no percentile" in text
     assert rounds[0].errors == 3
+
+
+def test_every_option_says_what_it_is() -> None:
+    """`python -m benchmarks --help` explains each option."""
+    options = [one for one in main.params if isinstance(one, click.Option)]
+    assert options
+    assert [one.name for one in options if not one.help] == []
 
 
 def test_best_peer() -> None:
