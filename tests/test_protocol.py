@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import png
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, settle
 from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
@@ -121,3 +121,36 @@ async def test_expect_continue(artifacts: Path) -> None:
 
     assert status == b"HTTP/1.1 200 OK"
     assert b'"class_id":66,' in body
+
+
+async def test_an_offer_in_two_packets(artifacts: Path) -> None:
+    """Wherever a packet ends in a head that offers to change to HTTP/2, the image after it is not lost."""
+    whole = request(png(7), b"Connection: Upgrade", b"Upgrade: h2c")
+    head_bytes = whole.index(b"\r\n\r\n") + 4
+    statuses = set()
+    async with serving(artifacts, FakeEngine()) as running:
+        reader, writer = await connected(running)
+        for cut in range(1, head_bytes + 1):
+            for piece in (whole[:cut], whole[cut:]):
+                writer.write(piece)
+                await settle()  # the server reads what there is
+            async with asyncio.timeout(10):
+                statuses.add((await answer(reader))[0])
+        writer.close()
+
+    assert statuses == {b"HTTP/1.1 200 OK"}
+
+
+async def test_a_head_byte_by_byte(artifacts: Path) -> None:
+    """A head that comes one byte at a time ends where it ends, whatever its bytes might be the start of."""
+    whole = b"\r\n" + request(png(7), b"Up: x", b"Connection: Upgrade", b"Upgrade: h2c")
+    async with serving(artifacts, FakeEngine()) as running:
+        reader, writer = await connected(running)
+        for number in range(len(whole)):
+            writer.write(whole[number : number + 1])
+            await settle()
+        async with asyncio.timeout(10):
+            status, _ = await answer(reader)
+        writer.close()
+
+    assert status == b"HTTP/1.1 200 OK"

@@ -16,6 +16,7 @@ _HIGH_WATER_BYTES = 256 << 10  # of a body, until the application takes them
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _CONTINUE = b"HTTP/1.1 100 "
 _NOT_TAKEN = b"\r\nx-offer:"
+_SOUGHT = (b"\r\nupgrade:", b"\r\n\r\n")
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     opened_s = 0.0
     _head_bytes = 0
+    _held = b""  # the end of the bytes of a head so far, which may be the start of something sought
     _in_head = True
     _begun = False  # a head, and not ended
     _progress = False
@@ -68,8 +70,13 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes of a head or a body."""
         if self._in_head:
+            data, self._held = self._held + data, b""
             end = data.find(b"\r\n\r\n")
-            end = len(data) if end < 0 else end
+            if end < 0:
+                end = len(data) - _begun_bytes(data[-len(_SOUGHT[0]) :].lower())
+                data, self._held = data[:end], data[end:]
+                if not data:
+                    return
             if _UPGRADE.search(data, 0, end):
                 data = _UPGRADE.sub(_NOT_TAKEN, data[:end]) + data[end:]
         self._progress = False
@@ -132,3 +139,9 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
         )
         self.transport.close()
+
+
+def _begun_bytes(end: bytes) -> int:
+    """How many of the last bytes are the start of something sought."""
+    starts = (start for start in range(len(end)) if any(sought.startswith(end[start:]) for sought in _SOUGHT))
+    return len(end) - next(starts, len(end))
