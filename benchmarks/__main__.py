@@ -165,7 +165,7 @@ _PARTS = (Part.RACE.value, Part.CURVES.value, *(module.name for module in MODULE
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    default=_OUTPUT,
+    default=Path("build/benchmarks/report.md"),
     show_default=True,
     help="The report; pictures and figures go into a folder of its name beside it",
 )

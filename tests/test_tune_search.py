@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from service.tuning.candidates import Candidate, Setup, candidates, layouts
+from service.engines.layout import default_layout
+from service.tuning.candidates import Candidate, Setup, candidates, layouts, untuned
 from service.tuning.rig import Figures
 from service.tuning.search import (
     FINALISTS,
@@ -39,10 +40,16 @@ class Machine:
             raise done
         return "1.0", done
 
-    def search(self, tried: list[Candidate], seconds: float = 30.0, bound_ms: float = 100.0) -> list[Row]:
+    def search(
+        self,
+        tried: list[Candidate],
+        seconds: float = 30.0,
+        bound_ms: float = 100.0,
+        default: Candidate | None = None,
+    ) -> list[Row]:
         """What a search on it gives."""
         watched: list[Candidate] = []
-        rows = Search(seconds, bound_ms, self, lambda: self.now_s, watched.append).run(tried)
+        rows = Search(seconds, bound_ms, self, lambda: self.now_s, watched.append).run(tried, default)
         assert watched == self.asked
         assert len(rows) == len(tried)
         assert {row.candidate for row in rows} == set(tried)
@@ -69,6 +76,29 @@ def test_threads_never_exceed_the_cpus(cpus: int) -> None:
     assert all(slots >= 1 and threads >= 1 and slots * threads <= cpus for slots, threads in tried)
     assert tried[0] == (min(4, cpus), cpus // min(4, cpus))
     assert len(tried) == len(set(tried)) <= 12
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 6, 8, 64])
+@pytest.mark.parametrize("largest_batch", [None, 1, 4])
+def test_what_serves_untuned_is_tried(cpus: int, largest_batch: int | None) -> None:
+    """The layout of the defaults is one of the candidates, in the runtime and precision that come first."""
+    default = untuned([BF16, F32], cpus, largest_batch)
+
+    assert default in candidates([BF16, F32], cpus, largest_batch)
+    assert (default.setup.runtime, default.setup.precision) == BF16
+    assert (default.setup.slots, default.setup.threads) == (default_layout(cpus).slots, default_layout(cpus).threads)
+
+
+def test_what_serves_untuned_is_compared_to_the_end() -> None:
+    """An unlucky first look at the defaults does not let something slower take their place."""
+    tried = candidates([BF16, F32], 8)
+    default = untuned([BF16, F32], 8)
+
+    def speed(candidate: Candidate, times: int) -> Figures:
+        return of((1 if times == 1 else 1000) if candidate == default else scaled(candidate, times).images_per_s)
+
+    assert Machine(speed).search(tried)[0].candidate != default
+    assert Machine(speed).search(tried, default=default)[0].candidate == default
 
 
 def test_batches_of_the_graph_are_kept() -> None:

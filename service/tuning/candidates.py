@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from models.artifact import Artifact
 from service.engines.base import EngineUnavailableError
 from service.engines.choose import check_possible, installed
-from service.engines.layout import TUNABLE
+from service.engines.layout import TUNABLE, default_layout
 from service.engines.precision import choose_precision, computes
 from service.types import Precision, Runtime
 
@@ -88,3 +88,13 @@ def candidates(
         for runtime, precision in engines
         for size in batches
     ]
+
+
+def untuned(engines: Sequence[tuple[Runtime, Precision]], cpus: int, largest_batch: int | None = None) -> Candidate:
+    """Which of `candidates` serves as long as nothing is tuned."""
+    runtime, precision = engines[0]
+    layout = default_layout(cpus)
+    batch = layout.max_batch if largest_batch is None else min(layout.max_batch, largest_batch)
+    tried = candidates([(runtime, precision)], cpus, largest_batch)
+    same = [one for one in tried if (one.setup.slots, one.setup.threads) == (layout.slots, layout.threads)]
+    return min(same, key=lambda one: abs(one.max_batch - batch))

@@ -11,7 +11,7 @@ from models.artifact import Artifact
 from models.tuning import Trial, TuningRecord
 from service.engines.base import EngineUnavailableError
 from service.engines.layout import conditions_here, place_of
-from service.tuning.candidates import Candidate, allowed, candidates
+from service.tuning.candidates import Candidate, allowed, candidates, untuned
 from service.tuning.rig import Load
 from service.tuning.search import Measure, Row, Search, State
 from service.tuning.worker import Worker
@@ -44,11 +44,12 @@ def tune(
     `watch` is told of each before it is measured.
     """
     engines = allowed(artifact, request.runtime, request.precision)
-    tried = candidates(engines, request.cpus, artifact.manifest.max_batch)
+    largest = artifact.manifest.max_batch
+    tried, default = candidates(engines, request.cpus, largest), untuned(engines, request.cpus, largest)
     callers = max(_FEWEST_CALLERS, _CALLERS_PER_CPU * request.cpus)
     load = Load(request.photo, artifact.manifest.input, request.cpus, callers)
     with measuring(artifact, load) as measure:
-        rows = Search(request.seconds, request.max_latency_ms, measure, monotonic, watch).run(tried)
+        rows = Search(request.seconds, request.max_latency_ms, measure, monotonic, watch).run(tried, default)
     if rows[0].state is not State.MEASURED:
         reasons = dict.fromkeys(f"{row.candidate.setup.runtime}: {row.reason}" for row in rows if row.state in _FAULTS)
         raise EngineUnavailableError("; ".join(reasons) or "nothing could be measured; give it more --seconds")

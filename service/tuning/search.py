@@ -77,8 +77,10 @@ class Search:
     now: Callable[[], float]
     watch: Callable[[Candidate], None]
 
-    def run(self, candidates: Sequence[Candidate]) -> list[Row]:
+    def run(self, candidates: Sequence[Candidate], default: Candidate | None = None) -> list[Row]:
         """Every candidate, the best first; what was not measured comes last. A hang may cost more time than is given.
+
+        `default` is what serves otherwise: it is compared to the end, so that nothing slower takes its place.
 
         Best is what does the most images per second with batches under the bound, of those that are too close to tell
         the one with the shortest batches; where none is under it, shortest batches come first.
@@ -95,6 +97,7 @@ class Search:
             else:
                 self._round(row, look_s)
         finalists = self._halved(rows, look_s, began + self.seconds * _HALVING_SHARE)
+        finalists += [row for row in rows if row.candidate == default and row.rounds and row not in finalists]
         self._finals(finalists, began + self.seconds)
         return self._result(rows, finalists)
 
