@@ -158,7 +158,7 @@ class Repository:
             return model
         if self._closing:
             raise ShuttingDown
-        if (loading := self._loading.get(name)) is None:
+        if (loading := self._loading.get(name)) is None or loading.task.done():  # what one loaded may be gone again
             loading = self._loading[name] = _Load(asyncio.get_running_loop().create_task(self._load(name)))
             loading.task.add_done_callback(lambda done: self._load_ended(name, done))
         loading.waiting.add(holds)
@@ -250,7 +250,8 @@ class Repository:
         return model
 
     def _load_ended(self, name: str, task: asyncio.Task[LoadedModel]) -> None:
-        del self._loading[name]
+        if self._loading[name].task is task:
+            del self._loading[name]
         if not task.cancelled() and task.exception() is None:
             self._changed()
 
