@@ -28,6 +28,7 @@ LAYERS = {
     "service.settings": 1,
     "service.types": 1,
     "service.admission": 2,
+    "service.bilinear": 2,
     "service.budget": 2,
     "service.histograms": 2,
     "service.hold": 2,
@@ -118,8 +119,10 @@ HOMES = {
     "prometheus_client": ("service.histograms", "service.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),
     "rich": ("export", "models.train_lenet5", "service.commands", "service.tables"),
+    "cykooz_resizer": ("service.bilinear",),
     "PIL": (
         "models.train_lenet5",
+        "service.bilinear",
         "service.image",
         "service.load.images",
         "service.load.tensors",
