@@ -1,6 +1,7 @@
 """Compiled graphs in the cache: read where they are whole, made again where they are not, never read damaged."""
 
 import json
+import locale
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -237,3 +238,14 @@ def test_options_bring_the_cache_to_the_engine(tiny: Artifact, cache: Path) -> N
     assert [from_cache(options) for _ in range(2)] == [False, False]
     assert blobs(cache) == []
     assert [from_cache(replace(options, compiled=cache)) for _ in range(2)] == [False, True]
+
+
+def test_the_locale_stays(opening: Opening) -> None:
+    """OpenVINO changes the locale of the process for a moment: many openings at once leave it as it was."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda slots: opening(slots=slots), [1, 2] * 20))
+        assert locale.setlocale(locale.LC_ALL) == before
+    finally:
+        locale.setlocale(locale.LC_ALL, before)

@@ -3,6 +3,7 @@
 import logging
 import queue
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import openvino as ov
@@ -16,6 +17,10 @@ from service.types import EngineInfo, Precision, Probabilities, Rows, Runtime
 
 _DEVICE = "CPU"
 _CACHE = "CACHE_DIR"
+
+# OpenVINO sets the locale of the process to C while it reads or writes a graph. Two threads that do so at once may
+# leave it there for good, as each puts back what it found. Then Python reads text files and pipes as ASCII.
+_ONE_AT_A_TIME = Lock()
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +61,8 @@ class OpenVinoEngine:
         }
         try:
             self._compiled: CompiledModel | None
-            self._compiled, self.from_cache = _compile(artifact, properties, cache)
+            with _ONE_AT_A_TIME:
+                self._compiled, self.from_cache = _compile(artifact, properties, cache)
         except RuntimeError as error:
             raise EngineUnavailableError(f"OpenVINO cannot run {artifact.graph}: {_reason(error)}") from error
         size = artifact.manifest.input.crop
