@@ -182,9 +182,10 @@ def explain(rows: Sequence[Row], max_latency_ms: float) -> str:
     figures = best.figures
     what = f"{best.candidate}: {figures.images_per_s:.0f} images/s, a batch runs {figures.run_ms:.1f} ms"
     among = f"of {len(measured)} measured, {sum(len(row.rounds) > 1 for row in measured)} of them again"
+    under = f"with batches under {max_latency_ms:g} ms"
     if not best.fits(max_latency_ms):
         return f"{what}; no batches {among}, are under {max_latency_ms:g} ms, and these are the shortest"
     rivals = [row for row in measured[1:FINALISTS] if row.fits(max_latency_ms)]
     if any(row.figures.images_per_s > figures.images_per_s for row in rivals):
-        return f"{what}; {among}, no more than {_TIE:.0%} behind the fastest, with shorter batches"
-    return f"{what}; the most {among}, with batches under {max_latency_ms:g} ms"
+        return f"{what}; {among}, no more than {_TIE:.0%} behind the fastest, with shorter batches; {under}"
+    return f"{what}; the most {among}, {under}"
