@@ -23,18 +23,15 @@ from rich.table import Table
 
 from models.catalog import InputSpec
 from service import image, recipe
-from service.types import Decode, ImageLimits, Pixels, Sample
+from service.made_photo import made_photo
+from service.types import Decode, ImageLimits, Sample
 
 MEGAPIXELS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0)
 """The sizes, four to three, beside the photo of 500 x 375 pixels and about 100 kB that the peers are measured with."""
 
 _ROUNDS = 9
 _ROUND_S = 0.02  # below it a round is too short for the clock
-_SMALL = (500, 375)
-_SMALL_BYTES = 100_000
-_QUALITY = 90
-_GRAIN = 4.0  # grey levels of noise in each pixel: 0.3 bytes a pixel at that quality, as photos of phones have
-_DETAIL = (61, 46)
+_QUALITY = 90  # of the larger ones
 _SPEC = InputSpec()
 
 
@@ -58,13 +55,13 @@ class Cost:
     levels: int
 
 
-def plain(data: bytes) -> Sample:
-    """The recipe as it is written down everywhere: decode, resize the whole photo, crop, to an array."""
+def plain(data: bytes, spec: InputSpec = _SPEC) -> Sample:
+    """The recipe as it is written down everywhere: decode, resize the whole photo, crop, to an array [S, S, 3]."""
     photo = plain_photo(data)
-    size = recipe.resized_size(photo.width, photo.height, _SPEC.resize)
-    left, top = (round((side - _SPEC.crop) / 2) for side in size)
-    resized = photo.resize(size, Image.Resampling.BILINEAR)
-    return np.array(resized.crop((left, top, left + _SPEC.crop, top + _SPEC.crop)))
+    size = recipe.resized_size(photo.width, photo.height, spec.resize)
+    left, top = (round((side - spec.crop) / 2) for side in size)
+    resized = photo.resize(size, Image.Resampling[spec.interpolation.name])
+    return np.array(resized.crop((left, top, left + spec.crop, top + spec.crop)))
 
 
 def plain_photo(data: bytes) -> Image.Image:
@@ -84,28 +81,10 @@ def ours(data: bytes, decode: Decode) -> tuple[Sample, int]:
     return sample, picture.reduction
 
 
-def photo_of(width: int, height: int, *, quality: int = _QUALITY) -> bytes:
-    """A JPEG of smooth shapes under fine grain, the same each time."""
-    chance = np.random.default_rng(1998)
-    shapes = Image.fromarray(chance.integers(0, 256, (_DETAIL[1], _DETAIL[0], 3), dtype=np.uint8))
-    smooth = np.asarray(shapes.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
-    grain = chance.standard_normal((height, width, 1), dtype=np.float32) * _GRAIN
-    pixels: Pixels = np.clip(smooth + grain, 0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    return file.getvalue()
-
-
-def small_photo() -> bytes:
-    """500 x 375 pixels in about 100 kB: of all qualities the one that comes nearest."""
-    photos = [photo_of(*_SMALL, quality=quality) for quality in range(80, 100)]
-    return min(photos, key=lambda photo: abs(len(photo) - _SMALL_BYTES))
-
-
 def decode_costs(megapixels: Sequence[float] = MEGAPIXELS, rounds: int = _ROUNDS) -> list[Cost]:
     """The costs of every way for the small photo and for each size, interleaved in one run."""
     sides = [math.sqrt(size * 1e6 / 12) for size in megapixels]
-    photos = [small_photo(), *(photo_of(round(4 * side), round(3 * side)) for side in sides)]
+    photos = [made_photo(), *(made_photo(round(4 * side), round(3 * side), quality=_QUALITY) for side in sides)]
     with ThreadPoolExecutor(1) as thread:
         return [cost for photo in photos for cost in thread.submit(_costs, photo, rounds).result()]
 

@@ -8,25 +8,26 @@ import numpy as np
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks.decoding import decode_costs, main, plain, small_photo
+from benchmarks.decoding import decode_costs, main, plain
 from models.catalog import InputSpec
 from service import recipe
 from service.image import decode
+from service.made_photo import made_photo
 from service.types import Decode, ImageLimits
 
 
-def test_the_small_photo() -> None:
+def test_the_made_photo() -> None:
     """It has the pixels and about the bytes of the photo that other servers are measured with, each time the same."""
-    photo = small_photo()
+    photo = made_photo()
 
     assert Image.open(io.BytesIO(photo)).size == (500, 375)
     assert abs(len(photo) - 100_000) < 5000
-    assert photo == small_photo()
+    assert photo == made_photo()
 
 
 def test_plain_is_the_same_recipe() -> None:
     """What is measured beside the server's way gives the same pixels, to one grey level."""
-    photo = small_photo()
+    photo = made_photo()
     ours = recipe.apply(InputSpec(), decode(photo, ImageLimits())).astype(int)
 
     assert np.abs(plain(photo) - ours).max() <= 1

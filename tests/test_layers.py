@@ -33,6 +33,7 @@ LAYERS = {
     "service.histograms": 2,
     "service.hold": 2,
     "service.image": 2,
+    "service.made_photo": 2,
     "service.metrics": 2,
     "service.options": 2,
     "service.pacing": 2,
@@ -126,8 +127,8 @@ HOMES = {
         "service.image",
         "service.load.images",
         "service.load.tensors",
+        "service.made_photo",
         "service.recipe",
-        "service.tuning.photo",
     ),
     "pydantic": (
         "models.artifact",
@@ -361,11 +362,13 @@ def test_classifier_knows_no_transport() -> None:
 
 
 def test_the_load_generator_knows_no_server() -> None:
-    """It measures any server, so it reaches nothing of this one but the contract of its gRPC and a clock."""
+    """It measures any server, so it reaches nothing of this one but the contract of its gRPC, a clock and a photo."""
     own = {one.target for one in imports() if inside(one.module, ["service.load"]) and inside(one.target, PACKAGES)}
 
     assert own
-    assert {name for name in own if not inside(name, ["service.load", "service.clock", "proto"])} == set()
+    assert {
+        name for name in own if not inside(name, ["service.load", "service.clock", "service.made_photo", "proto"])
+    } == set()
 
 
 def test_only_the_top_reads_settings() -> None:

@@ -19,17 +19,16 @@ from click.testing import CliRunner, Result
 
 from models.artifact import Artifact, load
 from models.tuning import TuningRecord
-from service import image
 from service.cli import main
 from service.engines.base import EngineUnavailableError
 from service.errors import BadImage
+from service.made_photo import made_photo
 from service.tuning.candidates import Candidate, Setup, allowed
-from service.tuning.photo import made_photo
 from service.tuning.rig import Figures, Load, measure
 from service.tuning.run import Measuring
 from service.tuning.search import CandidateFailedError, CandidateHangsError
 from service.tuning.worker import Open, Worker
-from service.types import ImageLimits, Precision, Runtime
+from service.types import Precision, Runtime
 from tests.fakes import FakeEngine
 from tests.tuning_engines import open_dying, open_fake, open_hanging, open_refusing
 
@@ -47,15 +46,6 @@ def tiny(artifacts: Path) -> Artifact:
 def work(tiny: Artifact) -> Load:
     """The load of a server with one decoding thread and four callers."""
     return Load(made_photo(), tiny.manifest.input, decoders=1, callers=4)
-
-
-def test_made_photo_is_an_ordinary_one() -> None:
-    """It decodes to 500 x 375 pixels, weighs about 100 kB, and is the same each time."""
-    photo = made_photo()
-
-    assert image.decode(photo, ImageLimits()).shape == (375, 500, 3)
-    assert 70_000 <= len(photo) <= 130_000
-    assert photo == made_photo()
 
 
 def test_rig_counts_what_the_engine_ran(work: Load) -> None:

@@ -23,9 +23,9 @@ from models.tuning import TuningRecord, write_tuning
 from service.engines.base import EngineUnavailableError
 from service.engines.layout import place_of
 from service.hardware import cpu_quota
+from service.made_photo import made_photo
 from service.options import option, options, settings_from
 from service.settings import Settings
-from service.tuning.photo import made_photo
 from service.tuning.run import Measuring, Request, record_of, tune
 from service.tuning.search import Row, State, explain
 from service.tuning.worker import Worker

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from service.load.line import LoadError
+from service.made_photo import made_photo
 
 MADE = "made"
 """The name of the image that is made here."""
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-_MADE_SIZE = 500, 375
 _TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
 _LIMITS_MP = (0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -47,7 +46,7 @@ def read(paths: Sequence[Path]) -> list[Photo]:
     A file that was named is taken whatever it holds, of a folder what is named as images are. Raises LoadError.
     """
     if not paths:
-        return [_photo(MADE, _made())]
+        return [_photo(MADE, made_photo())]
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -69,15 +68,3 @@ def _photo(name: str, data: bytes) -> Photo:
             return Photo(name, data, image.size, _TYPES.get(image.format or "", "application/octet-stream"))
     except (OSError, Image.DecompressionBombError):
         return Photo(name, data, None, "application/octet-stream")
-
-
-def _made() -> bytes:
-    """A JPEG of 500 x 375 pixels and about 100 kB, always the same: soft colours under noise."""
-    width, height = _MADE_SIZE
-    down, across = np.mgrid[0:height, 0:width]
-    waves = [np.sin(across / 40 + down / 60 + phase) for phase in (0.0, 2.0, 4.0)]
-    noise = np.random.default_rng(0).normal(0, 18, (height, width, 3))
-    pixels = np.clip(128 + 70 * np.stack(waves, axis=-1) + noise, 0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=91)
-    return file.getvalue()
