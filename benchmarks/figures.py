@@ -2,9 +2,15 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
 
 
 class Verdict(StrEnum):
@@ -115,3 +121,8 @@ def spread(values: Iterable[float], digits: int) -> str:
         return "-"
     middle = f"{statistics.median(known):.{digits}f}"
     return middle if len(known) == 1 else f"{middle} ({known[0]:.{digits}f} to {known[-1]:.{digits}f})"
+
+
+def medians(rounds: Sequence[R]) -> R:
+    """Each figure's median over rounds, which are dataclasses of numbers and at least one."""
+    return type(rounds[0])(*map(statistics.median, zip(*map(astuple, rounds), strict=True)))

@@ -8,7 +8,6 @@ any number of fronts can reach.
 
 import asyncio
 import json
-import statistics
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -21,6 +20,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import medians
 from benchmarks.overhead import raw_body, rest_load
 from export.samples import PHOTOS
 from service.hardware import cpu_quota
@@ -112,16 +112,6 @@ async def measure(
             for gateways, service in services:
                 figures.setdefault(gateways, []).append(await service.round(padded, connections, requests))
     return figures
-
-
-def medians(rounds: list[Scaling]) -> Scaling:
-    """Each figure's median."""
-    return Scaling(
-        per_second=statistics.median(one.per_second for one in rounds),
-        fronts_ms=statistics.median(one.fronts_ms for one in rounds),
-        engine_process_ms=statistics.median(one.engine_process_ms for one in rounds),
-        limit_per_second=statistics.median(one.limit_per_second for one in rounds),
-    )
 
 
 @click.command()

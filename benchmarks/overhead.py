@@ -7,7 +7,6 @@ is used because on a shared machine it is steadier than throughput.
 
 import asyncio
 import json
-import statistics
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -21,6 +20,7 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import medians
 from benchmarks.null_server import Decoding
 from export.samples import PHOTOS
 from proto.topfive.v1 import classifier_pb2 as pb
@@ -174,17 +174,6 @@ async def measure(model: str, photo: bytes, artifacts: Path, requests: int) -> d
                         name = f"{kind} x {connections}, {decoder}"
                         figures.setdefault(name, []).append(await server.overhead(load, connections, requests))
     return figures
-
-
-def medians(rounds: list[Overhead]) -> Overhead:
-    """Each figure's median."""
-    return Overhead(
-        cpu_ms=statistics.median(one.cpu_ms for one in rounds),
-        loop_ms=statistics.median(one.loop_ms for one in rounds),
-        decode_ms=statistics.median(one.decode_ms for one in rounds),
-        switches=statistics.median(one.switches for one in rounds),
-        per_second=statistics.median(one.per_second for one in rounds),
-    )
 
 
 @click.command()

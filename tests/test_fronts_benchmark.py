@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fronts import Scaling, children, medians, numbers, served
+from benchmarks.figures import medians
+from benchmarks.fronts import Scaling, children, numbers, served
 from export.samples import PHOTOS
 from service.settings import Settings
 

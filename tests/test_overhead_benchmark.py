@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.figures import medians
 from benchmarks.null_server import Decoding
-from benchmarks.overhead import Overhead, grpc_load, medians, multipart_body, null_server, raw_body, rest_load
+from benchmarks.overhead import Overhead, grpc_load, multipart_body, null_server, raw_body, rest_load
 from service.rest.form import FormReader, boundary_of
 
 pytestmark = pytest.mark.anyio
