@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Generic, TypeVar
 
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, TopfiveError
 from service.pending import Pending
 from service.slo import Slo
 
@@ -58,21 +58,27 @@ class Waiting(Generic[T, R]):
         items: list[Pending[T, R]] = []
         while self._items and len(items) < most:
             item = next(iter(self._items))
-            if not item.future.done() and item.deadline > now and self._slo is not None:
-                fitting = self._slo.fitting(now, item.place, most, item.deadline)
-                if 0 < fitting <= len(items):  # with it the batch would take longer than it can wait
-                    break
-                if fitting:
-                    most = min(most, fitting)
-                elif item.deadline < item.place.due:  # run for nobody, it would make the next one as late
-                    item.settle(DeadlineExceeded())
-                else:
-                    item.settle(self._slo.too_late(now, item.place))
+            fate = self._fate(item, now, most)
+            if isinstance(fate, int) and fate <= len(items):  # with it the batch would take longer than it can wait
+                break
             del self._items[item]
-            if item.future.done():
-                continue
-            if item.deadline <= now:
-                item.settle(DeadlineExceeded())
-                continue
-            items.append(item)
+            if isinstance(fate, int):
+                items.append(item)
+                most = fate
+            elif fate is not None:
+                item.settle(fate)
         return items
+
+    def _fate(self, item: Pending[T, R], now: float, most: int) -> int | TopfiveError | None:
+        """The largest batch in which it is run, at most `most`; or why it is not run, None where nobody asks for it."""
+        if item.future.done():
+            return None
+        if item.deadline <= now:
+            return DeadlineExceeded()
+        if self._slo is None:
+            return most
+        if fitting := self._slo.fitting(now, item.place, most, item.deadline):
+            return fitting
+        if item.deadline < item.place.due:  # run for nobody, it would make the next one as late
+            return DeadlineExceeded()
+        return self._slo.too_late(now, item.place)
