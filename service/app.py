@@ -51,7 +51,7 @@ class Core:
             cpus,
             settings.max_batch,
             cache=settings.cache_folder,
-            compiled=settings.cache_folder,
+            keep_compiled=True,
         )
         self.settings = settings
         self.clock = LoopClock()

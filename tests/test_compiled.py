@@ -237,7 +237,7 @@ def test_options_bring_the_cache_to_the_engine(tiny: Artifact, cache: Path) -> N
 
     assert [from_cache(options) for _ in range(2)] == [False, False]
     assert blobs(cache) == []
-    assert [from_cache(replace(options, compiled=cache)) for _ in range(2)] == [False, True]
+    assert [from_cache(replace(options, keep_compiled=True)) for _ in range(2)] == [False, True]
 
 
 def test_the_locale_stays(opening: Opening) -> None:

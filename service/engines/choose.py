@@ -70,8 +70,8 @@ class EngineOptions:
     """What the user asked for, the CPUs there are for all slots together, and the card to use; None for the first.
 
     `cache` is the folder for what this machine finds out, `among` are the runtimes that `auto` tries, best first.
-    `max_batch` 0 takes what was tuned or is the default; `layout` None likewise, and holds for the CPU alone. In the
-    folder `compiled` compiled graphs are kept; None keeps none.
+    `max_batch` 0 takes what was tuned or is the default; `layout` None likewise, and holds for the CPU alone.
+    `keep_compiled` keeps graphs that OpenVINO compiled in `cache`.
     """
 
     runtime: Runtime = Runtime.AUTO
@@ -82,7 +82,7 @@ class EngineOptions:
     cache: Path = field(default_factory=partial(at_home, CACHE))
     among: tuple[Runtime, ...] = ORDER
     layout: Layout | None = None
-    compiled: Path | None = None
+    keep_compiled: bool = False
 
     @property
     def on_cpu(self) -> Layout:
@@ -275,9 +275,8 @@ def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, opt
     if runtime is Runtime.OPENVINO:
         from service.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(
-            artifact, precision, slots=slots, threads=threads, max_batch=max_batch, cache=options.compiled
-        )
+        cache = options.cache if options.keep_compiled else None
+        return OpenVinoEngine(artifact, precision, slots=slots, threads=threads, max_batch=max_batch, cache=cache)
     if runtime is Runtime.TORCH:
         from service.engines.torch import TorchEngine
 
