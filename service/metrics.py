@@ -108,9 +108,7 @@ class Metrics:
     """All metrics of one service, in a registry of its own so that two services fit in one process."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
         self._counted = counted = CollectorRegistry()
-        self.registry.register(counted)
         self._gauges: list[_GaugeCollector] = []
         self._requests = Counter(
             "topfive_requests", "Requests answered, by error code or ok", ["model", "code"], registry=counted
@@ -165,22 +163,19 @@ class Metrics:
 
     def watch(self, gauges: Gauges, *labels: str) -> None:
         """Read `gauges` whenever the metrics are asked for; `labels` say what their names are names of: models."""
-        collector = _GaugeCollector(gauges, labels or ("model",))
-        self._gauges.append(collector)
-        self.registry.register(collector)
+        self._gauges.append(_GaugeCollector(gauges, labels or ("model",)))
 
     def for_model(self, model: str) -> "ModelMetrics":
         """The batcher's view of the metrics of one model."""
         return ModelMetrics(self, model)
 
-    def render(self) -> bytes:
-        """The text format of Prometheus."""
-        return generate_latest(self.registry)
+    def page(self) -> Collector:
+        """What a scrape shows: the gauges as they are now, what is counted as it is when it is written."""
+        return _Page(self._counted, [family for collector in self._gauges for family in collector.collect()])
 
     async def scrape(self) -> bytes:
-        """The same, for those who ask another process for it elsewhere."""
-        present = [family for collector in self._gauges for family in collector.collect()]
-        return await asyncio.to_thread(generate_latest, _Page(self._counted, present))
+        """The same in the text format of Prometheus, written on a thread."""
+        return await asyncio.to_thread(generate_latest, self.page())
 
 
 class _Page(Collector):

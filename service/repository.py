@@ -158,9 +158,9 @@ class Repository:
             return model
         if self._closing:
             raise ShuttingDown
-        if (loading := self._loading.get(name)) is None or loading.task.done():  # what one loaded may be gone again
+        if (loading := self._loading.get(name)) is None:
             loading = self._loading[name] = _Load(asyncio.get_running_loop().create_task(self._load(name)))
-            loading.task.add_done_callback(lambda done: self._load_ended(name, done))
+            loading.task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if all leave
         loading.waiting.add(holds)
         try:
             return await asyncio.shield(loading.task)  # a caller that leaves does not stop it for the others
@@ -202,6 +202,7 @@ class Repository:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._loading.clear()  # of a load that had not begun
         self._shelves.stop()
         await self._shelves.aclose(drain_s)
 
@@ -217,13 +218,17 @@ class Repository:
             raise ModelNotFound(str(UnknownModelError(name, {*self._catalog.names(), *exported})))
 
     async def _load(self, name: str) -> LoadedModel:
-        await self._shelves.settled(name)  # or it would be there twice
-        if (model := self._loaded.get(name)) is None:
-            model = await self._placed(name)
-        waiting = self._loading[name].waiting
-        while waiting:  # in this turn: nobody can unload it before they hold it, and none of them waits any more
-            if (holds := waiting.pop()) is not None:
-                holds.enter_context(model.held(holds))
+        try:
+            await self._shelves.settled(name)  # or it would be there twice
+            if (model := self._loaded.get(name)) is None:
+                model = await self._placed(name)
+            waiting = self._loading[name].waiting
+            while waiting:  # in this turn: nobody can unload it before they hold it, and none of them waits any more
+                if (holds := waiting.pop()) is not None:
+                    holds.enter_context(model.held(holds))
+        finally:
+            del self._loading[name]  # in this turn: the next one who asks must not get what was unloaded meanwhile
+        self._changed()
         return model
 
     async def _placed(self, name: str) -> LoadedModel:
@@ -248,12 +253,6 @@ class Repository:
         for warning in model.warnings:
             log.warning(warning)
         return model
-
-    def _load_ended(self, name: str, task: asyncio.Task[LoadedModel]) -> None:
-        if self._loading[name].task is task:
-            del self._loading[name]
-        if not task.cancelled() and task.exception() is None:
-            self._changed()
 
     def _entry(self, name: str) -> Entry:
         loaded = self._loaded.get(name)

@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from models.artifact import LABELS, MANIFEST, Artifact, Manifest, write_manifest
 from models.catalog import CATALOG, InputSpec
 from models.labels import Label, write_labels
@@ -25,6 +23,7 @@ from service.repository import Repository
 from service.samples import Decoder
 from service.shelves import Device
 from service.types import BatchLimits, Classification, ImageLimits, Samples
+from tests.exposition import families
 from tests.fakes import FakeEngine, ManualClock, reached
 
 
@@ -56,7 +55,7 @@ class Counted:
     def _counts(self, name: str, label: str) -> dict[tuple[str, str], float]:
         return {
             (sample.labels["model"], sample.labels[label]): sample.value
-            for family in text_string_to_metric_families(self.metrics.render().decode())
+            for family in families(self.metrics)
             for sample in family.samples
             if sample.name == name and sample.value
         }

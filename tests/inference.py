@@ -21,6 +21,7 @@ from service.remote.replicas import Replicas, parse_targets
 from service.rpc.server import SERVICE
 from service.settings import Settings
 from service.types import Classification
+from tests.exposition import value
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Step = Callable[[Context], Awaitable[None]]
@@ -105,7 +106,7 @@ class Asking:
 
     def retried(self, code: str) -> float:
         """How many calls were sent again because of that."""
-        return self.metrics.registry.get_sample_value("topfive_retries_total", {"code": code}) or 0.0
+        return value(self.metrics, "topfive_retries_total", code=code) or 0.0
 
 
 @asynccontextmanager

@@ -32,6 +32,7 @@ from service.samples import Decoder
 from service.shelves import Device
 from service.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample
 from tests.conftest import png
+from tests.exposition import exposition
 from tests.fakes import FakeEngine, ManualClock, Opener, SlowImage, reached, settle
 from tests.fleet import Counted
 
@@ -216,7 +217,7 @@ async def test_the_steps_show_in_the_metrics(exported: Path) -> None:
         await bench.classify(png(1))
         with pytest.raises(BadImage):
             await bench.classify(b"")
-        text = bench.metrics.render().decode()
+        text = exposition(bench.metrics)
         for stage in ("decode", "queue", "inference", "total"):
             assert f'topfive_stage_seconds_count{{model="tiny",stage="{stage}"}} 1.0' in text
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from service.errors import TABLE
 from tests.conftest import noise, png
+from tests.exposition import value
 from tests.fakes import FakeEngine
 from tests.inference import Inference, gateway, refusing
 from tests.serving import serving
@@ -112,13 +113,13 @@ async def test_limits_hold_before_the_call() -> None:
         inference.script = [refusing(grpc.StatusCode.INTERNAL, "broken", ("topfive-code", "internal"))]
         failed = await front.http.post("/predict", content=bytes(900), headers=headers)
         good = await front.http.post("/predict", content=bytes(900), headers=headers)
-        metrics = front.gateway.metrics.registry
+        metrics = front.gateway.metrics
 
     assert (large.status_code, failed.status_code, good.status_code) == (413, 500, 200)
     assert failed.json()["detail"] == "the server failed; its log has the cause"
     assert inference.calls == 2
     counted = {
-        (model, code): metrics.get_sample_value("topfive_requests_total", {"model": model, "code": code})
+        (model, code): value(metrics, "topfive_requests_total", model=model, code=code)
         for model, code in [("unknown", "too_large"), ("unknown", "internal"), ("tiny", "ok")]
     }
     assert set(counted.values()) == {1.0}

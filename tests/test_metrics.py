@@ -4,20 +4,19 @@ import pickle
 
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import LatencyRecord, Metrics
 from service.types import Attained, Latency, Outcome, Timing
+from tests.exposition import families
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def samples(metrics: Metrics) -> Samples:
     """Everything a scrape shows, by name and labels, as Prometheus's own parser reads it."""
-    families = text_string_to_metric_families(metrics.render().decode())
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in families
+        for family in families(metrics)
         for sample in family.samples
         if not sample.name.endswith("_created")
     }
@@ -156,8 +155,8 @@ def test_every_metric_has_a_type_and_a_meaning() -> None:
     metrics.answered("tiny", "ok", Timing(1, 1, 1, 3))
     metrics.retried("shutting_down")
     metrics.watch(lambda: [("tiny", {"places": 1.0})])
-    families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
-    kinds = {name: family.type for name, family in families.items() if not name.endswith("_created")}
+    found = {family.name: family for family in families(metrics)}
+    kinds = {name: family.type for name, family in found.items() if not name.endswith("_created")}
     assert kinds == {
         "topfive_requests": "counter",
         "topfive_retries": "counter",
@@ -170,4 +169,4 @@ def test_every_metric_has_a_type_and_a_meaning() -> None:
         "topfive_unloads": "counter",
         "topfive_places": "gauge",
     }
-    assert all(family.documentation for family in families.values())
+    assert all(family.documentation for family in found.values())

@@ -20,6 +20,7 @@ from service.model import LoadedModel
 from service.repository import Entry, ModelState, Repository
 from service.shelves import Device
 from service.types import BatchLimits
+from tests.exposition import exposition
 from tests.fakes import ManualClock, Opener, reached, settle
 from tests.test_model import sample
 
@@ -384,7 +385,7 @@ async def test_loaded_models_show_in_the_metrics(artifacts: Path) -> None:
         engine.gate.clear()
         tasks = [asyncio.create_task(bench.classify("tiny")) for _ in range(3)]
         await settle()
-        text = bench.metrics.render().decode()
+        text = exposition(bench.metrics)
         for line in ("queue_depth 2", "in_flight 1", "places 3", "max_batch 8", "healthy 1"):
             gauge, value = line.split()
             assert f'topfive_{gauge}{{model="tiny"}} {value}.0' in text

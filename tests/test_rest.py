@@ -14,6 +14,7 @@ from service.rest import protocol
 from service.rest.intake import requested_timeout
 from service.types import Outcome
 from tests.conftest import png
+from tests.exposition import value
 from tests.fakes import FakeEngine
 from tests.serving import Running, serving
 
@@ -41,7 +42,7 @@ MODEL = {
 def items(running: Running, outcome: Outcome) -> float:
     """How many images of `tiny` ended so."""
     labels = {"model": "tiny", "outcome": outcome.value}
-    return running.core.metrics.registry.get_sample_value("topfive_items_total", labels) or 0.0
+    return value(running.core.metrics, "topfive_items_total", **labels) or 0.0
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -26,6 +26,7 @@ from service.metrics import Metrics
 from service.repository import ModelState, Repository
 from service.shelves import Device
 from service.types import BatchLimits, Probabilities, Rows, Runtime
+from tests.exposition import exposition
 from tests.fakes import FakeEngine, ManualClock, reached, settle
 from tests.test_model import sample
 from tests.test_repository import copy_as
@@ -174,7 +175,7 @@ async def test_the_one_unused_for_longest_leaves(artifacts: Path) -> None:
         assert sorted(host.loaded) == ["c", "tiny"]
         assert sorted(host.alive) == ["c", "tiny"]
         assert host.repository.entry("b").state is ModelState.EXPORTED
-        text = host.metrics.render().decode()
+        text = exposition(host.metrics)
         assert 'topfive_unloads_total{model="b"} 1.0' in text
         assert 'topfive_device_models{device="cpu"} 2.0' in text
         assert f'topfive_device_bytes{{device="cpu"}} {float(2 * host.unit)}' in text
@@ -478,14 +479,14 @@ async def test_a_device_whose_slots_all_hang_is_named(artifacts: Path) -> None:
             host.repository.check_ready()
         hangs = "fake 1 in f32 on cpu, slot 0, has not returned from a batch of 1 for 61 s"
         assert refused.value.detail == f"tiny fails: {hangs}; b fails: its device is held by a batch of tiny ({hangs})"
-        text = host.metrics.render().decode()
+        text = exposition(host.metrics)
         assert 'topfive_hanging_seconds{model="tiny",precision="f32",runtime="fake",slot="0"} 61.0' in text
         assert not host.repository.alive
         assert await host.classify("c", 8) == 8
         host.engine("tiny").gate.set()
         await asyncio.gather(task, return_exceptions=True)
         await reached(lambda: host.repository.ready)
-        assert "topfive_hanging_seconds" not in host.metrics.render().decode()
+        assert "topfive_hanging_seconds" not in exposition(host.metrics)
 
 
 async def test_a_load_that_fails_does_not_unload_others_at_each_request(artifacts: Path) -> None:
@@ -647,7 +648,7 @@ class Day:
 
 def bytes_on(host: Host) -> int:
     """What the metrics say that the CPU holds."""
-    lines = host.metrics.render().decode().splitlines()
+    lines = exposition(host.metrics).splitlines()
     return next(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith("topfive_device_bytes{"))
 
 
