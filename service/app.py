@@ -74,6 +74,7 @@ class Core:
             capacity=self.settings.capacity,
             max_hold_s=self.settings.max_hold_ms / 1000,
             slo_s=self.settings.slo_ms / 1000,
+            apart=engine.device == CPU,
         )
 
     async def aclose(self, drain_s: float) -> None:

@@ -18,7 +18,7 @@ from service.clock import Clock
 from service.errors import DeadlineExceeded, EngineError, NotReady, ShuttingDown, TopfiveError
 from service.hold import Hold
 from service.metrics import BatchMetrics
-from service.pacing import Pacer
+from service.pacing import Pacer, even_part
 from service.pending import Pending
 from service.runner import Runner, as_engine_error
 from service.slo import Place, Slo, SloUnattainable
@@ -220,10 +220,10 @@ class Batcher(Generic[T, R]):
 
     def _dispatch(self, slot: Slot) -> None:
         """Cut a batch from the front of the queue and run it; items that have expired are failed instead."""
-        now = self._clock.now()
+        now, quantum_s = self._clock.now(), self._share.quantum_s
         items: list[Pending[T, R]] = []
         try:
-            items = self._queue.cut(now, self._pacer.most_within(self._share.quantum_s, self.max_batch))
+            items = self._queue.cut(now, min(self._portion(), self._pacer.most_within(quantum_s, self.max_batch)))
         finally:
             if not items:  # a bug in here is no reason to keep the other models from the slot
                 slot.give_back()
@@ -233,6 +233,11 @@ class Batcher(Generic[T, R]):
         self._running[task] = items
         task.add_done_callback(partial(self._finished, slot))
         self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
+
+    def _portion(self) -> int:
+        """How many of those who wait are for the next slot: all, or its part where slots compute apart."""
+        slots = min(self._limits.slots, len(self._running) + 1 + self._share.free)
+        return even_part(self.depth, self.in_flight, slots) if self._limits.apart else self.depth
 
     async def _execute(self, items: list[Pending[T, R]], started: float) -> None:
         """Run one batch and settle its items."""

@@ -44,6 +44,14 @@ class CostModel:
         return mean_t + slope * (n - mean_n)
 
 
+def even_part(waiting: int, running: int, slots: int) -> int:
+    """How many of those who wait the next of `slots` should take for all slots to end together.
+
+    A batch that takes all lasts while another slot stands idle. Those that run are taken for half done.
+    """
+    return math.ceil((waiting + running / 2) / slots)
+
+
 class Pacer:
     """Decides holds for one batcher. A hold never outlasts `max_hold_s` after a completion; 0 turns holds off."""
 

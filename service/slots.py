@@ -143,6 +143,12 @@ class Share:
         """How long its next batch should last at most: infinity while no other queue wants the device."""
         return self.slots.quantum_s if self.slots.is_contended(self) else math.inf
 
+    @property
+    def free(self) -> int:
+        """How many batches of it the device could start now."""
+        slots = self.slots
+        return max(0, int((slots.limit - slots.running + _ROUNDING) / slots.weight(self.own)))
+
     def take(self) -> Slot | None:
         """A slot now, or None: then `on_turn` is called once there is one, where work may have gone meanwhile."""
         slots = self.slots

@@ -86,7 +86,8 @@ class ImageLimits:
 class BatchLimits:
     """Sizes of a batcher. `capacity` counts places, each held from before the decoding to the answer.
 
-    `slo_s` bounds the time from the admission to the answer of 99 in 100 requests; 0 for no bound.
+    `slo_s` bounds the time from the admission to the answer of 99 in 100 requests; 0 for no bound. Slots that compute
+    `apart`, as threads of a CPU do and those of one card do not, divide evenly what waits.
     """
 
     slots: int
@@ -96,6 +97,7 @@ class BatchLimits:
     max_failures: int = 3
     max_run_s: float = 60.0
     slo_s: float = 0.0
+    apart: bool = False
 
 
 class Outcome(StrEnum):

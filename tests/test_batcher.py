@@ -211,6 +211,44 @@ async def test_each_slot_runs_a_batch_of_its_own() -> None:
     assert await values(tasks) == answers(*range(6))
 
 
+async def test_slots_that_compute_apart_divide_what_waits() -> None:
+    """The first that ends leaves the others their parts, with what runs taken for half done; none takes too much."""
+    bench = Bench(BatchLimits(slots=3, max_batch=4, apart=True))
+    tasks = await bench.submit(*range(11))
+    await bench.run.finish()
+    assert bench.run.calls == [[0], [1], [2], [3, 4, 5]]
+    await bench.run.finish(2)
+    assert bench.run.calls[4:] == [[6, 7, 8], [9, 10]]
+    await bench.submit(*range(11, 31))
+    await bench.run.finish()
+    assert bench.run.calls[6:] == [[11, 12, 13, 14]]
+    assert await values(tasks[:6]) == answers(*range(6))
+
+
+async def test_idle_slots_divide_what_comes_at_once() -> None:
+    """Eight at once go to two idle slots as four and most of the others where these compute apart."""
+    bench = Bench(BatchLimits(slots=2, max_batch=8, apart=True))
+    with bench.batcher.admit(8):
+        caller = asyncio.create_task(bench.batcher.submit(range(8), deadline=bench.clock.now() + 60))
+        await settle()
+        assert bench.run.calls == [[0, 1, 2, 3], [4, 5, 6]]
+        await bench.run.finish(3)
+        assert [one.value for one in await caller] == answers(*range(8))
+
+
+async def test_nothing_is_kept_for_a_slot_of_others() -> None:
+    """Where another queue holds the second slot of the device, the first takes all that waits."""
+    clock = ManualClock()
+    device = Slots(2, clock)
+    limits = BatchLimits(slots=2, max_batch=8, apart=True)
+    one, other = Bench(limits, clock, device), Bench(limits, clock, device)
+    await other.submit(0)
+    await one.submit(0)
+    await one.submit(*range(1, 7))
+    await one.run.finish()
+    assert one.run.calls == [[0], [1, 2, 3, 4, 5, 6]]
+
+
 async def test_a_queue_drains_without_further_arrivals() -> None:
     """Three full batches that wait are all run although nobody comes any more."""
     bench = bench_of(max_batch=4)

@@ -442,3 +442,14 @@ async def test_many_at_once(artifacts: Path) -> None:
     assert [answer.json()["predictions"][0]["class_id"] for answer in answers] == shades
     assert sum(engine.batches) == 200
     assert max(answer.json()["batch_size"] for answer in answers) == max(engine.batches)
+
+
+@pytest.mark.parametrize(("device", "batches"), [("cpu", [1, 4, 5]), ("cuda:0", [2, 8])])
+async def test_slots_of_a_cpu_divide_what_waits(exported: Path, device: str, batches: list[int]) -> None:
+    """Ten crops go to two idle slots of a CPU in parts; on a card, which all slots share, in the fullest batches."""
+    engine = FakeEngine(slots=2, max_batch=8, device=device)
+    async with serving(exported, engine) as running:
+        engine.batches.clear()
+        reply = await running.http.post("/predict?crops=10", content=png(7), headers={"content-type": "image/png"})
+    assert reply.status_code == 200
+    assert sorted(engine.batches) == batches

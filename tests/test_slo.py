@@ -73,7 +73,7 @@ class House:
         self.tally = Tally()
         self.began = self.clock.now()
         self.decoders = asyncio.Semaphore(2)
-        limits = BatchLimits(SLOTS, self.max_batch, slo_s=self.bound_s)
+        limits = BatchLimits(SLOTS, self.max_batch, slo_s=self.bound_s, apart=True)
         self.batcher: Batcher[int, int] = Batcher(
             self._run, limits, clock=self.clock, metrics=self.tally, slots=self.device
         )

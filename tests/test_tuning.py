@@ -239,7 +239,7 @@ def test_trials_of_an_unknown_runtime_do_not_count(tiny: Artifact, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("cpus", "expected"),
-    [(1, Layout(1, 1, 2)), (2, Layout(2, 1, 2)), (4, Layout(4, 1, 2)), (8, Layout(4, 2, 8)), (13, Layout(4, 3, 8))],
+    [(1, Layout(1, 1, 4)), (2, Layout(2, 1, 4)), (4, Layout(4, 1, 4)), (8, Layout(4, 2, 8)), (13, Layout(4, 3, 8))],
 )
 def test_defaults(cpus: int, expected: Layout) -> None:
     """Slots of one thread take small batches; where a slot has several, larger batches share them."""
@@ -262,9 +262,9 @@ def test_engine_is_laid_out_as_tuned(tiny: Artifact, tmp_path: Path) -> None:
 
     assert opened(options) == ("openvino", 1, 3, Layout(1, 2, 3, "tuned on 2026-11-22"))
     assert opened(replace(options, max_batch=5)) == ("openvino", 1, 5, Layout(1, 2, 5, "tuned on 2026-11-22"))
-    assert opened(replace(options, runtime=Runtime.ONNXRUNTIME)) == ("onnxruntime", 2, 2, Layout(2, 1, 2))
+    assert opened(replace(options, runtime=Runtime.ONNXRUNTIME)) == ("onnxruntime", 2, 4, Layout(2, 1, 4))
     assert opened(replace(options, layout=Layout(2, 1, 1))) == ("openvino", 2, 1, Layout(2, 1, 1))
-    assert opened(replace(options, cpus=1)) == ("openvino", 1, 2, Layout(1, 1, 2))
+    assert opened(replace(options, cpus=1)) == ("openvino", 1, 4, Layout(1, 1, 4))
 
 
 def test_largest_batch_of_the_graph_bounds_what_was_tuned(tiny: Artifact, tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_show_says_how_it_would_be_laid_out(tiny: Artifact, tmp_path: Path) -> N
         assert result.exit_code == 0, result.output
         return result.output
 
-    assert "defaults: slots 2, threads 1, max_batch 2" in shown()
+    assert "defaults: slots 2, threads 1, max_batch 4" in shown()
     write_manifest(tiny.folder, tiny.manifest.model_copy(update={"max_batch": 1}))
     assert "defaults: slots 2, threads 1, max_batch 1" in shown()
     write_manifest(tiny.folder, tiny.manifest)

@@ -16,7 +16,7 @@ TUNABLE = (Runtime.OPENVINO, Runtime.ONNXRUNTIME)
 """The runtimes that are laid out by a record."""
 
 _MOST_SLOTS = 4
-_ONE_THREAD_MAX_BATCH = 2
+_ONE_THREAD_MAX_BATCH = 4
 _PACKAGES = {Runtime.OPENVINO: ("openvino",), Runtime.ONNXRUNTIME: ("onnxruntime", "onnxruntime-gpu")}
 
 
@@ -76,9 +76,8 @@ NOT_TUNED = Tuned()
 def default_layout(cpus: int, most_slots: int = _MOST_SLOTS) -> Layout:
     """That of an engine that nobody has measured: a few slots, because small networks leave many threads idle.
 
-    Slots times threads never exceeds `cpus`, nor slots `most_slots`. Where a slot has one thread, a batch of 2 saved
-    GoogLeNet on two cores 8 % of its CPU time in bf16 and 4 % in f32, and larger ones no more: they only run longer and
-    take memory.
+    Slots times threads never exceeds `cpus`, nor slots `most_slots`. A slot of one thread gains little by large batches
+    (`python -m benchmarks.batches` measures it): they run longer and take memory.
     """
     slots = min(most_slots, cpus)
     threads = max(1, cpus // slots)

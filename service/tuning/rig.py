@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass, field
 from models.catalog import InputSpec
 from service import image, recipe
 from service.engines.base import Engine
+from service.pacing import even_part
 from service.types import Decode, ImageLimits, Sample
 
 
@@ -101,10 +102,11 @@ def _decode(load: Load, shared: _Shared) -> None:
 
 
 def _run(engine: Engine, max_batch: int, shared: _Shared) -> None:
-    """On a thread: batches of what waits, as the batcher makes them; after the end those that wait are dropped."""
+    """On a thread: an even part of what waits, as the batcher takes it; after the end those that wait are dropped."""
     try:
         while (first := shared.samples.get()) is not None and not shared.over.is_set():
-            batch = [first, *_waiting(shared, max_batch - 1)]
+            even = even_part(1 + shared.samples.qsize(), 0, engine.slots)
+            batch = [first, *_waiting(shared, min(max_batch, even) - 1)]
             began = time.monotonic()
             engine.run(batch)
             ended = time.monotonic()
