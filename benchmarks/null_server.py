@@ -1,13 +1,6 @@
-"""A real server over an engine that does nothing, which tells on its standard output what it has spent.
-
-Each line on its standard input is answered by one line: CPU seconds of the process, of its event loop's thread, and of
-decoding and resizing alone, and the times it gave up the processor. It ends with its standard input.
-"""
+"""A real server over an engine that does nothing; `benchmarks.spending` tells what it has spent."""
 
 import asyncio
-import json
-import resource
-import sys
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -18,6 +11,7 @@ import click
 import numpy as np
 import uvloop
 
+from benchmarks.spending import tell
 from models.artifact import Artifact
 from models.catalog import InputSpec
 from service import image, recipe
@@ -121,30 +115,12 @@ async def serve(decoding: Decoding, model: str, artifacts: Path) -> None:
     service = Service(core)
     await service.start()
     await service.load()
-    _say({"port": service.rest.port, "grpc_port": service.rpc.port})
-    over = asyncio.Event()
-
-    def asked() -> None:
-        if not sys.stdin.readline():
-            over.set()
-            return
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        figures = {"cpu_s": time.process_time(), "loop_s": time.thread_time(), "decode_s": spent.spent_s}
-        _say({**figures, "switches": float(used.ru_nvcsw + used.ru_nivcsw)})
-
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), asked)
-    await over.wait()
-    asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+    await tell({"port": service.rest.port, "grpc_port": service.rpc.port}, lambda: spent.spent_s)
     await service.stop(asyncio.Event())
 
 
 def _open(artifact: Artifact) -> Opened:
     return Opened(NullEngine(artifact.manifest.classes))
-
-
-def _say(figures: dict[str, float]) -> None:
-    sys.stdout.write(json.dumps(figures) + "\n")
-    sys.stdout.flush()
 
 
 @click.command()

@@ -11,7 +11,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,8 +51,8 @@ class Overhead:
 
 
 @dataclass(frozen=True, slots=True)
-class NullServer:
-    """A running `benchmarks.null_server`."""
+class Server:
+    """A running one, which tells what it has spent."""
 
     process: Process
     port: int
@@ -82,17 +82,27 @@ class NullServer:
         )
 
 
+def null_server(decoding: Decoding, model: str, artifacts: Path) -> AbstractAsyncContextManager[Server]:
+    """This server over an engine that does nothing."""
+    return _server("null_server", "--decoding", decoding, "--model", model, "--artifacts", str(artifacts))
+
+
+def bare_server() -> AbstractAsyncContextManager[Server]:
+    """The libraries under it alone."""
+    return _server("bare_server")
+
+
 @asynccontextmanager
-async def null_server(decoding: Decoding, model: str, artifacts: Path) -> AsyncIterator[NullServer]:
-    """A null server in a process of its own."""
-    command = ["-m", "benchmarks.null_server", "--decoding", decoding, "--model", model, "--artifacts", str(artifacts)]
+async def _server(module: str, *arguments: str) -> AsyncIterator[Server]:
+    """One of the servers of this folder, in a process of its own."""
+    command = ["-m", f"benchmarks.{module}", *arguments]
     process = await asyncio.create_subprocess_exec(sys.executable, *command, stdin=PIPE, stdout=PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     if not (ports := await process.stdout.readline()):
-        raise RuntimeError(f"the server did not start; is {model} exported to {artifacts}?")
+        raise RuntimeError(f"benchmarks.{module} did not start; is the model exported?")
     try:
-        yield NullServer(process, **json.loads(ports))
+        yield Server(process, **json.loads(ports))
     finally:
         process.stdin.close()
         await process.wait()
@@ -161,9 +171,10 @@ async def measure(model: str, photo: bytes, artifacts: Path, requests: int) -> d
     async with (
         null_server(Decoding.NULL, model, artifacts) as null,
         null_server(Decoding.REAL, model, artifacts) as real,
+        bare_server() as bare,
     ):
         for _ in range(_ROUNDS):
-            for decoder, server in (("null decoder", null), ("real decoder", real)):
+            for which, server in (("null decoder", null), ("real decoder", real), ("libraries alone", bare)):
                 loads = {
                     "raw body": rest_load(server.port, raw_body(padded)),
                     "multipart": rest_load(server.port, multipart_body(padded)),
@@ -171,7 +182,7 @@ async def measure(model: str, photo: bytes, artifacts: Path, requests: int) -> d
                 }
                 for kind, load in loads.items():
                     for connections in _CONNECTIONS:
-                        name = f"{kind} x {connections}, {decoder}"
+                        name = f"{kind} x {connections}, {which}"
                         figures.setdefault(name, []).append(await server.overhead(load, connections, requests))
     return figures
 
