@@ -16,6 +16,7 @@ import uvloop
 
 from service.errors import ShuttingDown, TopfiveError
 from service.rest.server import RestServer
+from service.threads import at_work
 
 _LAST_WORDS_S = 0.3  # of the drain limit, for the refusals at its end to reach their callers
 _JOIN_S = 0.5
@@ -105,7 +106,8 @@ def run_until_stopped(
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         ending = runner.run(_serve(make, signals))
-    stuck = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    stuck = [*others, *at_work()]
     for thread in stuck:
         thread.join(_JOIN_S / len(stuck))
     if any(thread.is_alive() for thread in stuck):

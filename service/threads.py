@@ -1,27 +1,33 @@
-"""Runs work on threads for the event loop: while they are busy, what waits for them costs an entry of a list."""
+"""Runs work on threads for the event loop, through a queue written in C: each request comes this way twice."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from threading import Lock
+from queue import Empty, SimpleQueue
+from threading import Thread, current_thread
 from typing import Any, TypeVar
 
 X = TypeVar("X")
+Y = TypeVar("Y")
 
-_Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
+_Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any], tuple[object, ...]]
+
+
+_at_work: set[Thread] = set()
+
+
+def at_work() -> list[Thread]:
+    """The threads that are in a piece of work now, of whichever `Threads`."""
+    return list(_at_work)
 
 
 class Threads:
-    """At most `count` threads, which take work in its order. Their executor is not asked while all of them are busy."""
+    """`count` threads, named after `name` and their number, which take work in its order."""
 
     def __init__(self, count: int, name: str) -> None:
         self._count = count
-        self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
-        self._jobs: deque[_Job] = deque()
-        self._busy = 0
-        self._lock = Lock()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        for number in range(count):  # as daemons: a process may end without having closed all
+            Thread(target=self._work, name=f"{name}_{number}", daemon=True).start()
 
     def run(self, work: Callable[..., X], *args: object) -> "asyncio.Future[X]":
         """What `work(*args)` gives or raises. Called on the event loop; not after `close`.
@@ -30,40 +36,50 @@ class Threads:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[X] = loop.create_future()
-        with self._lock:
-            self._jobs.append((loop, future, partial(work, *args)))
-            idle = self._busy < self._count
-            self._busy += idle
-        if idle:
-            self._executor.submit(self._work)
+        self._jobs.put((loop, future, work, args))
         return future
 
     def close(self) -> None:
-        """Take no more work, cancel what no thread has come to, and let the threads end when they are done."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            waiting = list(self._jobs)
-            self._jobs.clear()
-        for _, future, _ in waiting:
-            future.cancel()
+        """Cancel what no thread has come to, and let the threads end when they are done."""
+        while (job := self._next()) is not None:
+            job[1].cancel()
+        for _ in range(self._count):
+            self._jobs.put(None)
+
+    def _next(self) -> _Job | None:
+        try:
+            return self._jobs.get_nowait()
+        except Empty:
+            return None
 
     def _work(self) -> None:
-        """On a thread, until nothing waits."""
-        while True:
-            with self._lock:
-                if not self._jobs:
-                    self._busy -= 1
-                    return
-                loop, future, work = self._jobs.popleft()
+        """On a thread, until `close`."""
+        thread = current_thread()
+        while (job := self._jobs.get()) is not None:
+            loop, future, work, args = job
             if not future.cancelled():
+                _at_work.add(thread)
                 try:
-                    result = work()
+                    result = work(*args)
                 except BaseException as error:  # it is the caller's
-                    loop.call_soon_threadsafe(_fail, future, error)
+                    _tell(loop, _fail, future, error)
                 else:
-                    loop.call_soon_threadsafe(_settle, future, result)
+                    _tell(loop, _settle, future, result)
                     del result
-            del loop, future, work  # or the last photo would stay while its thread is idle
+                finally:
+                    _at_work.discard(thread)
+            del job, loop, future, work, args  # or the last photo would stay while its thread is idle
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop, how: Callable[["asyncio.Future[X]", Y], None], future: "asyncio.Future[X]", what: Y
+) -> None:
+    """On a thread."""
+    try:
+        loop.call_soon_threadsafe(how, future, what)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise  # else nobody waits any more
 
 
 def _settle(future: "asyncio.Future[X]", result: X) -> None:

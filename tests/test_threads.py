@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from service.threads import Threads
+from service.threads import Threads, at_work
 from tests.fakes import reached, settle
 
 pytestmark = pytest.mark.anyio
@@ -116,3 +116,24 @@ async def test_results_are_let_go() -> None:
     del photo
     await reached(lambda: given() is None and made() is None)
     threads.close()
+
+
+def test_after_the_loop() -> None:
+    """Work that ends after its loop has is no error of its thread, which says that it is at work until then."""
+    work = Gate()
+
+    async def begin() -> Threads:
+        threads = Threads(1, "test-late")
+        threads.run(work, 0)
+        await reached(lambda: work.begun == [0])
+        return threads
+
+    with asyncio.Runner() as runner:
+        threads = runner.run(begin())
+    [thread] = [one for one in at_work() if one.name == "test-late_0"]
+    threads.close()
+    work.gate.set()
+    thread.join(10)
+
+    assert not thread.is_alive()
+    assert thread not in at_work()
