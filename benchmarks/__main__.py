@@ -64,7 +64,8 @@ class Run:
     def race(self, peers: Sequence[Peer], environments: Path) -> None:
         """Two ways of ours and the peers, in turns; peers that could not be installed have their reason."""
         failed = install(peers, environments, self.tell)
-        name, options = "topfive, ONNX Runtime f32", ("--runtime", "onnxruntime", "--precision", "f32")
+        name = "topfive, ONNX Runtime f32"
+        options = ("--runtime", "onnxruntime", "--precision", "f32", "--max-batch", "8")  # as the others have it
         entries = [
             Entry(ours("topfive", self.model, self.artifacts), CLOSE, Limit.OURS),
             Entry(ours(name, self.model, self.artifacts, *options), CLOSE, Limit.OURS_F32),

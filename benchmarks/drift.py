@@ -142,12 +142,13 @@ def main(photos: tuple[Path, ...], model: str, artifacts: Path, megapixels: floa
     if as_json:
         click.echo(json.dumps([asdict(one) for one in drifts], indent=2))
         return
-    table = Table(title=f"{model} on {drifts[0].photos} photos of {megapixels:g} MP, against every pixel by Pillow")
+    console, table = Console(width=120), Table()
+    console.print(f"{model} on {drifts[0].photos} photos of {megapixels:g} MP, against every pixel by Pillow")
     for column in ("decode", "largest |dp|", f"|dp| above {FAR:g}", "another best class"):
         table.add_column(column, justify="right" if table.columns else "left")
     for one in drifts:
         table.add_row(one.way, f"{one.largest:.4f}", str(one.far), str(one.other_best))
-    Console(width=120).print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -137,6 +137,14 @@ MODULES = (
         (),
     ),
     Module(
+        "drift",
+        (
+            _most("way=auto.largest", "largest |dp| by scaled decoding, 8 MP", "", 0.02),
+            _most("way=auto.other_best", "other best classes by scaled decoding, 8 MP", "photos", 0),
+        ),
+        ("--artifacts", "{artifacts}", "--each", "1"),
+    ),
+    Module(
         "start",
         (
             _most("start_s", "start to ready, compiled before", "s", 2.0),
