@@ -19,13 +19,8 @@ _FILTERS = {
     Interpolation.BICUBIC: Image.Resampling.BICUBIC,
 }
 
-# How many pixels along the shorter side the decoder must leave for one after the resize. Twelve photos enlarged to 8
-# megapixels, with and without halved colour, by the trained SqueezeNet, against every pixel (mean difference in grey
-# levels, largest difference of a probability): 1/2, which leaves 4 to 5, 0.11 and 0.014; 1/4, which leaves 2 to 3, 0.26
-# and 0.038; 1/8, 0.78 and 0.058. The other order of the two passes of an exact resize alone makes 0.08 and 0.013.
-# Of 200 photos of 1 to 12 megapixels made harder (noise, sharpening, strong colours, mosaics, quality 30 to 100), 3 had
-# a probability over 0.02 away with AUTO, at most 0.040, and one another best class, at a margin of 0.007; with FAST 50,
-# at most 0.109, and 4 another best class.
+# How many pixels along the shorter side the decoder must leave for one after the resize: `python -m benchmarks.drift`
+# measures how far that moves answers.
 _LEFT = {Decode.AUTO: 4, Decode.FAST: 2}
 _COMMON_RESIZE = 256  # of most weights; those that ask for less share the decoded photo with them
 
@@ -36,7 +31,7 @@ _BINARY_DIGITS = 8  # after the point, beside 16 before it a 32-bit float
 _MAX_EXACT_EVERY = 64  # a span that begins and ends where floats are exact may be so many pixels longer at each end
 # From how many pixels for one after the resize. Weights have 16 bits there, in Pillow 22, so the first pass rounds some
 # pixels to another level; where sizes are nearly equal these keep most of their weight in the second, and two levels
-# come of it, in a pixel or a few: in 11 crops of 8,976 from 1, in 6 of 23,318 from 4/3, in 1 of 13,157 from 1.45.
+# come of it now and then, in a pixel or a few.
 _VECTORISED_FROM = 1.45
 _REACH = 4  # source pixels beside such a part that the filters may read when they enlarge
 
