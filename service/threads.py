@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from threading import Thread, current_thread
+from threading import Thread
+from threading import enumerate as enumerate_threads
 from typing import Any, TypeVar
 
 X = TypeVar("X")
@@ -12,12 +13,22 @@ Y = TypeVar("Y")
 _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any], tuple[object, ...]]
 
 
-_at_work: set[Thread] = set()
+class _Worker(Thread):
+    """A thread that says whether it is in a piece of work now. A daemon: a process may end without having closed all."""
+
+    def __init__(self, name: str, work: Callable[["_Worker"], None]) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        self.at_work = False
+
+    def run(self) -> None:
+        """Until there is no more."""
+        self._work(self)
 
 
 def at_work() -> list[Thread]:
     """The threads that are in a piece of work now, of whichever `Threads`."""
-    return list(_at_work)
+    return [thread for thread in enumerate_threads() if isinstance(thread, _Worker) and thread.at_work]
 
 
 class Threads:
@@ -26,8 +37,8 @@ class Threads:
     def __init__(self, count: int, name: str) -> None:
         self._count = count
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        for number in range(count):  # as daemons: a process may end without having closed all
-            Thread(target=self._work, name=f"{name}_{number}", daemon=True).start()
+        for number in range(count):
+            _Worker(f"{name}_{number}", self._work).start()
 
     def run(self, work: Callable[..., X], *args: object) -> "asyncio.Future[X]":
         """What `work(*args)` gives or raises. Called on the event loop; not after `close`.
@@ -52,13 +63,12 @@ class Threads:
         except Empty:
             return None
 
-    def _work(self) -> None:
-        """On a thread, until `close`."""
-        thread = current_thread()
+    def _work(self, thread: _Worker) -> None:
+        """On that thread, until `close`."""
         while (job := self._jobs.get()) is not None:
             loop, future, work, args = job
             if not future.cancelled():
-                _at_work.add(thread)
+                thread.at_work = True
                 try:
                     result = work(*args)
                 except BaseException as error:  # it is the caller's
@@ -67,7 +77,7 @@ class Threads:
                     _tell(loop, _settle, future, result)
                     del result
                 finally:
-                    _at_work.discard(thread)
+                    thread.at_work = False
             del job, loop, future, work, args  # or the last photo would stay while its thread is idle
 
 
