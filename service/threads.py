@@ -14,7 +14,7 @@ _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any
 
 
 class _Worker(Thread):
-    """A thread that says whether it is in a piece of work now. A daemon: a process may end without having closed all."""
+    """A thread that says whether it is in a piece of work. As a daemon: a process may end without having closed all."""
 
     def __init__(self, name: str, work: Callable[["_Worker"], None]) -> None:
         super().__init__(name=name, daemon=True)
