@@ -191,11 +191,15 @@ class Batcher(Generic[T, R]):
         elif not self._queue.refuse(item, now):
             item.timer = self._clock.call_at(item.deadline, lambda: self._expire(item))
 
-    def _pump(self) -> None:
-        """Start batches while a slot is free and items wait; a bug in here fails everything pending, openly."""
+    def _pump(self, due: int = 0) -> None:
+        """Start batches while a slot is free and items wait; a bug in here fails everything pending, openly.
+
+        `due` of them are held no longer, nor are those of a batch once it need not be: other slots take what one left.
+        """
         try:
-            while self._may_start() and not self._holding() and (slot := self._share.take()):
-                self._dispatch(slot)
+            while self._may_start() and (due > 0 or not self._holding()) and (slot := self._share.take()):
+                due = due if due > 0 else min(self.depth, self.max_batch)
+                due -= self._dispatch(slot)
         except Exception as error:
             self._break(error)
 
@@ -211,15 +215,10 @@ class Batcher(Generic[T, R]):
 
     def _end_hold(self) -> None:
         """Start what waits, however little it is."""
-        try:
-            if self._may_start() and (slot := self._share.take()):
-                self._dispatch(slot)
-        except Exception as error:
-            self._break(error)
-        self._pump()
+        self._pump(due=min(self.depth, self.max_batch))
 
-    def _dispatch(self, slot: Slot) -> None:
-        """Cut a batch from the front of the queue and run it; items that have expired are failed instead."""
+    def _dispatch(self, slot: Slot) -> int:
+        """Cut a batch from the front of the queue and run it, of so many; expired items are failed instead."""
         now, quantum_s = self._clock.now(), self._share.quantum_s
         items: list[Pending[T, R]] = []
         try:
@@ -228,11 +227,12 @@ class Batcher(Generic[T, R]):
             if not items:  # a bug in here is no reason to keep the other models from the slot
                 slot.give_back()
         if not items:
-            return
+            return 0
         task = asyncio.get_running_loop().create_task(self._execute(items, now))
         self._running[task] = items
         task.add_done_callback(partial(self._finished, slot))
         self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
+        return len(items)
 
     def _portion(self) -> int:
         """How many of those who wait are for the next slot: all, or its part where slots compute apart."""

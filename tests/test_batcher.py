@@ -722,6 +722,19 @@ async def test_a_hold_ends_as_soon_as_enough_have_arrived() -> None:
     assert await values(tasks) == answers(1, 2, 3, 4)
 
 
+async def test_no_slot_waits_for_its_part_of_a_hold_that_has_ended() -> None:
+    """Enough have come, or time has run out: every idle slot takes its part at once, and is not held again for more."""
+    for more, expected in ([8, 9], [[2, 3, 4, 5], [6, 7, 8]]), ([], [[2, 3, 4], [5, 6, 7]]):
+        bench = Bench(BatchLimits(slots=2, max_batch=8, max_hold_s=HOLD_S, apart=True))
+        await bench.submit(*range(8))
+        await bench.run.finish(2)
+        assert (bench.run.calls, bench.batcher.depth) == ([[0], [1]], 6)
+        await bench.submit(*more)
+        await bench.clock.advance(0 if more else HOLD_S)
+        assert bench.run.calls[2:] == expected
+        assert bench.run.running == 2
+
+
 async def test_a_full_batch_is_never_held() -> None:
     """Waiting for more than one batch can take is pointless, also after the maximum was lowered."""
     bench = bench_of(max_batch=3, max_hold_s=HOLD_S)
@@ -1101,6 +1114,7 @@ class Story:
         max_batch=st.integers(1, 5),
         capacity=st.integers(1, 12),
         max_hold_s=st.sampled_from([0.0, HOLD_S]),
+        apart=st.booleans(),
     ),
     before=STEPS,
     how=BREAKS,
