@@ -37,21 +37,26 @@ class Threads:
     def __init__(self, count: int, name: str) -> None:
         self._count = count
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._closed = False
         for number in range(count):
             _Worker(f"{name}_{number}", self._work).start()
 
     def run(self, work: Callable[..., X], *args: object) -> "asyncio.Future[X]":
-        """What `work(*args)` gives or raises. Called on the event loop; not after `close`.
+        """What `work(*args)` gives or raises; cancelled after `close`. Called on the event loop.
 
         Work whose future is cancelled before a thread has come to it is not done.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[X] = loop.create_future()
-        self._jobs.put((loop, future, work, args))
+        if self._closed:
+            future.cancel()  # no thread would come to it, and who waits would do so for ever
+        else:
+            self._jobs.put((loop, future, work, args))
         return future
 
     def close(self) -> None:
         """Cancel what no thread has come to, and let the threads end when they are done."""
+        self._closed = True
         while (job := self._next()) is not None:
             job[1].cancel()
         for _ in range(self._count):

@@ -17,6 +17,7 @@ from service.engines.choice import Opened
 from service.engines.openvino import OpenVinoEngine
 from service.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.model import LoadedModel, describe, warnings_of
+from service.threads import at_work
 from service.types import BatchLimits, EngineInfo, Latency, Outcome, Precision, Probabilities, Ran, Rows, Sample
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 
@@ -334,6 +335,25 @@ async def test_an_engine_with_a_thread_inside_is_not_closed(exported: Path) -> N
         await closing
         assert isinstance(tasks[0].exception(), ShuttingDown)
         assert not bench.engine.closed
+
+
+async def test_no_half_of_a_batch_is_run_after_the_end(exported: Path) -> None:
+    """A batch that runs out of memory after the drain limit ends there, rather than wait for threads that are gone."""
+    async with bench_of(exported) as bench:
+        bench.engine.gate.clear()
+        bench.engine.script = [MemoryError("2 do not fit")]
+        deadline = bench.clock.now() + 60
+        caller = asyncio.create_task(bench.model.batcher.submit([sample(1), sample(2)], deadline=deadline))
+        await reached(lambda: "engine-tiny_0" in {thread.name for thread in at_work()})
+        closing = asyncio.create_task(bench.model.aclose(2))
+        await settle()
+        await bench.clock.advance(2)
+        await closing
+        assert bench.model.batcher.in_flight == 2
+        bench.engine.gate.set()
+        await reached(lambda: bench.model.batcher.in_flight == 0)
+        assert isinstance(caller.exception(), ShuttingDown)
+        assert bench.engine.batches == [2]
 
 
 async def test_lost_card(exported: Path) -> None:

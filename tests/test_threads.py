@@ -103,6 +103,16 @@ async def test_close() -> None:
     assert work.begun == [0]
 
 
+async def test_after_close() -> None:
+    """Work that comes after the end is cancelled, not left to wait for threads that are gone."""
+    threads, work = Threads(1, "test"), Gate()
+    threads.close()
+    late = threads.run(work, 0)
+
+    assert late.cancelled()
+    assert work.begun == []
+
+
 async def test_results_are_let_go() -> None:
     """An idle thread keeps neither the work nor its result: they are photos."""
     threads = Threads(1, "test")
