@@ -27,10 +27,11 @@ from export.samples import PHOTOS
 from models.artifact import ArtifactError, WeightSource, load
 from models.catalog import InputSpec
 from service import image, recipe
-from service.engines.base import Engine
+from service.engines.base import Engine, EngineUnavailableError
 from service.engines.choose import EngineOptions, open_engine
+from service.errors import TopfiveError
 from service.hardware import cpu_quota
-from service.types import Batch, Decode, ImageLimits, Pixels, Precision, Runtime
+from service.types import Batch, Decode, ImageLimits, Pixels, Precision, Probabilities, Runtime
 
 FAR = 0.02
 """The change of a probability that faster decoding should stay below."""
@@ -81,10 +82,16 @@ def _stripes(width: int, height: int, chance: np.random.Generator) -> NDArray[np
 
 
 def made(file: Path, megapixels: float, pattern: int) -> bytes:
-    """That file enlarged, under the same pattern of that number in every run; under none with 0."""
-    chance = np.random.default_rng((zlib.crc32(file.read_bytes()), pattern))
-    with Image.open(file) as photo:
-        return enlarged(photo, megapixels, chance, striped=pattern > 0)
+    """That file enlarged, under the same pattern of that number in every run; under none with 0.
+
+    Raises ClickException where it is no image that the server takes.
+    """
+    try:
+        data = file.read_bytes()
+        photo = Image.fromarray(image.decode(data, ImageLimits()))
+    except (OSError, TopfiveError) as error:
+        raise click.ClickException(f"{file}: {error}") from error
+    return enlarged(photo, megapixels, np.random.default_rng((zlib.crc32(data), pattern)), striped=pattern > 0)
 
 
 def samples(photo: bytes, spec: InputSpec) -> Batch:
@@ -98,7 +105,7 @@ def measure(engine: Engine, spec: InputSpec, files: Sequence[Path], megapixels: 
     cases = list(product(files, range(each)))
     with ThreadPoolExecutor(cpu_quota()) as threads:
         batches = threads.map(lambda case: samples(made(case[0], megapixels, case[1]), spec), cases)
-        answers = np.stack([engine.run(batch) for batch in batches])  # [photos, ways, classes]
+        answers = np.stack([_answers(engine, batch) for batch in batches])  # [photos, ways, classes]
     expected, others = answers[:, :1], answers[:, 1:]
     moved = np.abs(others - expected).max(axis=2)
     other_best = others.argmax(axis=2) != expected.argmax(axis=2)
@@ -108,10 +115,20 @@ def measure(engine: Engine, spec: InputSpec, files: Sequence[Path], megapixels: 
     ]
 
 
+def _answers(engine: Engine, batch: Batch) -> Probabilities:
+    """Of every row, in as many batches as its graph asks for."""
+    most = engine.max_batch
+    return np.concatenate([engine.run(batch[first : first + most]) for first in range(0, len(batch), most)])
+
+
 def images_of(paths: Sequence[Path]) -> list[Path]:
-    """The files that were named, and the images in folders that were."""
-    inside = ([*sorted(path.iterdir())] if path.is_dir() else [path] for path in paths)
-    return [file for files in inside for file in files if file.suffix.lower() in _SUFFIXES]
+    """The files that were named, whatever they are, and what is named as images are in folders that were."""
+    inside = (_images_in(path) if path.is_dir() else [path] for path in paths)
+    return [file for files in inside for file in files]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
 
 
 @click.command()
@@ -132,9 +149,12 @@ def main(photos: tuple[Path, ...], model: str, artifacts: Path, megapixels: floa
             f"{model} was exported with untrained weights: whatever it sees, its answer is noise"
         )
     if not (files := images_of(photos or (PHOTOS,))):
-        raise click.ClickException(f"no image ({', '.join(_SUFFIXES)}) among the files")
+        raise click.ClickException(f"no image ({', '.join(_SUFFIXES)}) in the folders")
     options = EngineOptions(Runtime.ONNXRUNTIME, Precision.F32, cpus=cpu_quota(), max_batch=1 + len(Decode))
-    engine = open_engine(artifact, options).engine
+    try:
+        engine = open_engine(artifact, options).engine
+    except EngineUnavailableError as error:
+        raise click.ClickException(str(error)) from error
     try:
         drifts = measure(engine, artifact.manifest.input, files, megapixels, each)
     finally:

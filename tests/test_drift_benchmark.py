@@ -54,11 +54,20 @@ def test_photos() -> None:
 
 
 def test_files(tmp_path: Path) -> None:
-    """Images in the folders that are named, and files."""
-    for name in ("b.png", "a.jpg", "notes.txt"):
+    """Images in the folders that are named, and every file that is: none is left out in silence."""
+    for name in ("b.png", "a.jpg", "notes.txt", "photo"):
         (tmp_path / name).touch()
+    named = [tmp_path / "photo", FILES[0]]
 
-    assert images_of([tmp_path, FILES[0]]) == [tmp_path / "a.jpg", tmp_path / "b.png", FILES[0]]
+    assert images_of([tmp_path, *named]) == [tmp_path / "a.jpg", tmp_path / "b.png", *named]
+
+
+def test_a_graph_of_batch_one() -> None:
+    """It is given no larger batch than it takes."""
+    engine = FakeEngine(max_batch=1)
+    measure(engine, InputSpec(), FILES[:1], 0.2, 2)
+
+    assert engine.batches == [1] * 8
 
 
 def test_untrained_weights_are_refused(exported: Path) -> None:
@@ -67,6 +76,19 @@ def test_untrained_weights_are_refused(exported: Path) -> None:
 
     assert result.exit_code == 1
     assert "tiny was exported with untrained weights" in result.output
+
+
+def test_a_file_that_is_no_image_is_named(trained: Path, tmp_path: Path) -> None:
+    """One that holds something else, and one that is cut off: each is an error that says which file, not a trace."""
+    other, cut = tmp_path / "other.jpg", tmp_path / "cut.jpg"
+    other.write_text("no photo")
+    cut.write_bytes(FILES[0].read_bytes()[:5000])
+    for file in (other, cut):
+        result = CliRunner().invoke(main, ["--artifacts", str(trained), str(file)])
+
+        assert result.exit_code == 1
+        assert f"Error: {file}: " in result.output
+        assert "image" in result.output.partition(": ")[2].replace(str(file), "")
 
 
 def test_command(trained: Path) -> None:
