@@ -1,9 +1,10 @@
 """Runs work on threads for the event loop, through a queue written in C: each request comes this way twice."""
 
 import asyncio
+import atexit
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from threading import enumerate as enumerate_threads
 from typing import Any, TypeVar
 
@@ -19,7 +20,8 @@ class _Worker(Thread):
     def __init__(self, name: str, work: Callable[["_Worker"], None]) -> None:
         super().__init__(name=name, daemon=True)
         self._work = work
-        self.at_work = False
+        self.working = Lock()
+        """Held while it is in a piece of work."""
 
     def run(self) -> None:
         """Until there is no more."""
@@ -28,7 +30,18 @@ class _Worker(Thread):
 
 def at_work() -> list[Thread]:
     """The threads that are in a piece of work now, of whichever `Threads`."""
-    return [thread for thread in enumerate_threads() if isinstance(thread, _Worker) and thread.at_work]
+    return [thread for thread in _workers() if thread.working.locked()]
+
+
+def _workers() -> list[_Worker]:
+    return [thread for thread in enumerate_threads() if isinstance(thread, _Worker)]
+
+
+@atexit.register
+def _wait() -> None:
+    """Until none is in a piece of work, nor can begin one: a daemon in an engine aborts the process at its end."""
+    for worker in _workers():
+        worker.working.acquire()
 
 
 class Threads:
@@ -73,16 +86,14 @@ class Threads:
         while (job := self._jobs.get()) is not None:
             loop, future, work, args = job
             if not future.cancelled():
-                thread.at_work = True
-                try:
-                    result = work(*args)
-                except BaseException as error:  # it is the caller's
-                    _tell(loop, _fail, future, error)
-                else:
-                    _tell(loop, _settle, future, result)
-                    del result
-                finally:
-                    thread.at_work = False
+                with thread.working:
+                    try:
+                        result = work(*args)
+                    except BaseException as error:  # it is the caller's
+                        _tell(loop, _fail, future, error)
+                    else:
+                        _tell(loop, _settle, future, result)
+                        del result
             del job, loop, future, work, args  # or the last photo would stay while its thread is idle
 
 

@@ -1,6 +1,8 @@
 """Work on threads for the event loop: in its order, never more at once than there are threads, and all of it told."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -147,3 +149,31 @@ def test_after_the_loop() -> None:
 
     assert not thread.is_alive()
     assert thread not in at_work()
+
+
+AT_THE_END = """
+import asyncio, atexit, threading
+from service.threads import Threads
+
+gate, begun = threading.Event(), threading.Event()
+
+def work():
+    begun.set()
+    gate.wait()
+    sum(range(20_000_000))
+    print("done", flush=True)
+
+async def begin():
+    Threads(1, "test").run(work)
+    begun.wait()
+
+asyncio.run(begin())
+atexit.register(gate.set)
+"""
+
+
+def test_at_the_end_of_the_process() -> None:
+    """It waits for the piece of work that a thread is in: it may be in an engine."""
+    ended = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=60)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
