@@ -45,14 +45,13 @@ def _wait() -> None:
 
 
 class Threads:
-    """`count` threads, named after `name` and their number, which take work in its order."""
+    """`count` threads, named after `name` and their number, which take work in its order; none before the first."""
 
     def __init__(self, count: int, name: str) -> None:
         self._count = count
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._closed = False
-        for number in range(count):
-            _Worker(f"{name}_{number}", self._work).start()
+        self._to_start = [_Worker(f"{name}_{number}", self._work) for number in range(count)]
 
     def run(self, work: Callable[..., X], *args: object) -> "asyncio.Future[X]":
         """What `work(*args)` gives or raises; cancelled after `close`. Called on the event loop.
@@ -65,6 +64,8 @@ class Threads:
             future.cancel()  # no thread would come to it, and who waits would do so for ever
         else:
             self._jobs.put((loop, future, work, args))
+            while self._to_start:
+                self._to_start.pop(0).start()
         return future
 
     def close(self) -> None:

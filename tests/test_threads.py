@@ -105,6 +105,21 @@ async def test_close() -> None:
     assert work.begun == [0]
 
 
+async def test_no_thread_without_work() -> None:
+    """What is made only to be asked about, as by a listing of models, leaves no threads behind."""
+
+    def names() -> set[str]:
+        return {one.name for one in threading.enumerate() if one.name.startswith("test-none")}
+
+    threads = Threads(2, "test-none")
+    before = names()
+    await threads.run(int)
+
+    assert before == set()
+    assert names() == {"test-none_0", "test-none_1"}
+    threads.close()
+
+
 async def test_after_close() -> None:
     """Work that comes after the end is cancelled, not left to wait for threads that are gone."""
     threads, work = Threads(1, "test"), Gate()
