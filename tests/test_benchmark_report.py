@@ -73,6 +73,8 @@ def test_modules(tmp_path: Path) -> None:
     row = row_of(Wanted("rows.models=10 *.ratio", "ten", "", TIMES_BEST), paths, "models")
     assert (row.values, row.verdict) == ((0.9,), Verdict.MISS)
     assert row_of(Wanted("rows.models=5 *.ratio", "five", "", TIMES_BEST), paths, "models").verdict is Verdict.ERROR
+    beside = row_of(Wanted("ours", "cost", "ms", TIMES_BEST, "library"), {"ours": 0.5, "library": 0.333}, "overhead")
+    assert beside.note == "benchmarks.overhead: ours; library: 0.33"
     wanted = (Wanted("ratio", "a title", "", TIMES_BEST),)
     absent = measured(Module("no_such_module", wanted), "tiny", tmp_path)
     assert [(row.verdict, row.name, row.target) for row in absent.rows] == [(Verdict.ERROR, "a title", TIMES_BEST)]
