@@ -23,23 +23,32 @@ _PNG_END = b"IEND\xaeB`\x82"  # Pillow does without it; the other formats' reade
 _ORIENTATION = 0x0112  # EXIF tag; its values 2 to 8 and what undoes them
 
 
-class _Turn(NamedTuple):
-    """A turn, and what becomes of the sides: whether they change places, whether the last column or row comes first."""
+class Turn(NamedTuple):
+    """What turns a photo upright, and what becomes of its sides.
 
-    operation: Image.Transpose
+    `sideways` turns change their places. `from_right` says that the first column of the upright photo is the last one,
+    or row, as it is stored, `from_below` the same of the first row.
+    """
+
+    operation: Image.Transpose | None
     sideways: bool
-    last_column_first: bool
-    last_row_first: bool
+    from_right: bool
+    from_below: bool
+
+    def upright(self, image: Image.Image) -> Image.Image:
+        """What is stored so, or a part of it, as a person sees it."""
+        return image if self.operation is None else image.transpose(self.operation)
 
 
-_UPRIGHT = {
-    2: _Turn(Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
-    3: _Turn(Image.Transpose.ROTATE_180, False, True, True),
-    4: _Turn(Image.Transpose.FLIP_TOP_BOTTOM, False, False, True),
-    5: _Turn(Image.Transpose.TRANSPOSE, True, False, False),
-    6: _Turn(Image.Transpose.ROTATE_270, True, True, False),
-    7: _Turn(Image.Transpose.TRANSVERSE, True, True, True),
-    8: _Turn(Image.Transpose.ROTATE_90, True, False, True),
+AS_STORED = Turn(None, False, False, False)
+_TURNS = {
+    2: Turn(Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
+    3: Turn(Image.Transpose.ROTATE_180, False, True, True),
+    4: Turn(Image.Transpose.FLIP_TOP_BOTTOM, False, False, True),
+    5: Turn(Image.Transpose.TRANSPOSE, True, False, False),
+    6: Turn(Image.Transpose.ROTATE_270, True, True, False),
+    7: Turn(Image.Transpose.TRANSVERSE, True, True, True),
+    8: Turn(Image.Transpose.ROTATE_90, True, False, True),
 }
 
 _REDUCTIONS = (8, 4, 2)  # of libjpeg's decoder, with vector instructions; 3/8, 5/8 and so on cost more than 1/2 does
@@ -58,18 +67,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded photo, upright, in RGB: all of its pixels, or fewer that stand for them.
+    """A decoded photo in RGB: all of its pixels, or fewer that stand for them.
 
-    `size` is the whole photo's width and height, `reduction` how many of its pixels along each side one pixel of
-    `image` stands for. The photo begins at `origin` in `image`, in pixels of `image`: the decoder rounds a reduced size
-    up, and what it adds comes first where the orientation turned it there. Only a `reducible` photo, a JPEG that
-    is not lossless, can be decoded to fewer pixels.
+    `image` is as it is stored, and `turn` turns it upright: what is made of it is smaller, and so is better turned.
+    `size` is the whole upright photo's width and height, `reduction` how many of its pixels along each side one pixel
+    of `image` stands for; the decoder rounds a reduced size up. Only a `reducible` photo, a JPEG that is not lossless,
+    can be decoded to fewer pixels.
     """
 
     image: Image.Image
     size: tuple[int, int]
     reduction: int = 1
-    origin: tuple[float, float] = (0.0, 0.0)
+    turn: Turn = AS_STORED
     reducible: bool = False
     decoder: str = _PILLOW
 
@@ -85,8 +94,8 @@ class Picture:
 
     @property
     def pixels(self) -> Pixels:
-        """Those of `image`, uint8 [H, W, 3]."""
-        return np.asarray(self.image)
+        """Those of `image`, upright; uint8 [H, W, 3]."""
+        return np.asarray(self.turn.upright(self.image))
 
 
 def decode(data: bytes, limits: ImageLimits) -> Pixels:
@@ -95,7 +104,7 @@ def decode(data: bytes, limits: ImageLimits) -> Pixels:
 
 
 def picture(data: bytes, limits: ImageLimits, enough: int | None = None) -> Picture:
-    """The photo as a person sees it, upright by its EXIF orientation.
+    """The photo as a person sees it, with what turns it upright by its EXIF orientation.
 
     Where `enough` pixels along the shorter side are all that is needed (None: every pixel is), a JPEG is decoded to
     1/8, 1/4 or 1/2 of its width and height, the smallest of these that leaves so many. Of an animation or a multi-page
@@ -153,23 +162,19 @@ def _read(file: ImageFile, data: bytes, enough: int | None) -> Picture:
     file.load()
     if file.format == "PNG" and _PNG_END not in data:
         raise BadImage("the image is damaged or cut off (its last chunk is missing)")
-    turn, decoder = _turn(file), _LIBJPEG if jpeg else _PILLOW
-    if turn is None:
-        return Picture(_rgb(file), size, by, (0.0, 0.0), reducible, decoder)
-    image = _rgb(file.transpose(turn.operation))
-    width, height = size = size[::-1] if turn.sideways else size
-    origin = turn.last_column_first * (image.width - width / by), turn.last_row_first * (image.height - height / by)
-    return Picture(image, size, by, origin, reducible, decoder)
+    turn = _turn(file)
+    upright = size[::-1] if turn.sideways else size
+    return Picture(_rgb(file), upright, by, turn, reducible, _LIBJPEG if jpeg else _PILLOW)
 
 
-def _turn(image: Image.Image) -> _Turn | None:
+def _turn(image: Image.Image) -> Turn:
     """What turns it upright by its EXIF orientation; an unreadable EXIF block counts as none, as in a browser."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception as error:  # the picture itself is whole: only its side note is not
         log.debug("EXIF block ignored: %s", error)
-        return None
-    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        return AS_STORED
+    return _TURNS.get(orientation, AS_STORED) if isinstance(orientation, int) else AS_STORED
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -89,23 +89,51 @@ def described(spec: InputSpec) -> str:
 
 
 class _Resized:
-    """A photo on the grid of its pixels after the resize, of which squares are computed when they are asked for."""
+    """A photo on the grid of its pixels after the resize, of which squares are computed when they are asked for.
+
+    `size` and what is asked for are upright. All the rest is as the photo is stored, and squares are turned at the end.
+    """
 
     def __init__(self, spec: InputSpec, picture: Picture) -> None:
         self.size = resized_size(*picture.size, spec.resize)
         self._image = picture.image
-        self._origin = picture.origin
+        self._turn = picture.turn
         self._side = spec.crop
+        self._grid, whole, image_size = (self._sides(*one) for one in (self.size, picture.size, picture.image.size))
+        self._down_first = _down_first(image_size, self.size) is not self._turn.sideways
         self._resample = _FILTERS[spec.interpolation]
         # its bicubic resize was up to 31 grey levels away from Pillow's
         self._vectorised = bilinear.VECTORISED if spec.interpolation is Interpolation.BILINEAR else None
         # pixels of `image` for one of the grid, and every how many of the grid that is a number with few binary digits
-        sides = [(old, new * picture.reduction) for old, new in zip(picture.size, self.size, strict=True)]
+        sides = [(old, new * picture.reduction) for old, new in zip(whole, self._grid, strict=True)]
         self._steps = [old / new for old, new in sides]
         self._exact_every = [new // math.gcd(new, old << _BINARY_DIGITS) for old, new in sides]
 
     def crop(self, left: int, top: int) -> Image.Image:
         """The square whose first corner is there, from the part of the photo that it is made of."""
+        return self._turn.upright(self._stored(*self._place(left, top)))
+
+    def whole(self) -> Callable[[int, int], Image.Image]:
+        """As `crop`, but the whole photo is resized first, once."""
+        image = self._resize(self._edges(0), self._edges(1), self._grid)
+
+        def cut(left: int, top: int) -> Image.Image:
+            left, top = self._place(left, top)
+            return self._turn.upright(image.crop((left, top, left + self._side, top + self._side)))
+
+        return cut
+
+    def _sides(self, first: int, second: int) -> tuple[int, int]:
+        """Two numbers of the upright photo's sides as those of the stored one's, or the other way round."""
+        return (second, first) if self._turn.sideways else (first, second)
+
+    def _place(self, left: int, top: int) -> tuple[int, int]:
+        """Where a square begins in the stored photo."""
+        left = self.size[0] - self._side - left if self._turn.from_right else left
+        top = self.size[1] - self._side - top if self._turn.from_below else top
+        return self._sides(left, top)
+
+    def _stored(self, left: int, top: int) -> Image.Image:
         if self._vectorised and min(self._steps) >= _VECTORISED_FROM:
             return self._shrunk(self._vectorised, self._span(0, left), self._span(1, top))
         (x, width, left), (y, height, top) = self._part(0, left), self._part(1, top)
@@ -114,15 +142,10 @@ class _Resized:
             return resized
         return resized.crop((left, top, left + self._side, top + self._side))
 
-    def whole(self) -> Callable[[int, int], Image.Image]:
-        """As `crop`, but the whole photo is resized first, once."""
-        image = self._resize(self._edges(0), self._edges(1), self.size)
-        return lambda left, top: image.crop((left, top, left + self._side, top + self._side))
-
     def _shrunk(self, resize: bilinear.Resize, x: Span, y: Span) -> Image.Image:
         """Those spans of the photo as a square, by a resize that takes columns before rows, in the order of Pillow."""
         side = self._side
-        if _down_first(self._image.size, self.size):
+        if self._down_first:
             return resize(self._image, x, y, (side, side))
         top, bottom = self._reach(1, y)
         across = resize(self._image, x, (top, bottom), (side, bottom - top))
@@ -130,8 +153,8 @@ class _Resized:
 
     def _resize(self, x: Span, y: Span, size: tuple[int, int]) -> Image.Image:
         """Those spans of the photo as so many pixels."""
-        image, down_first = self._image, _down_first(self._image.size, self.size)
-        if down_first == _down_first(image.size, size) and (size == self.size or min(self._steps) >= 1):
+        image, down_first = self._image, self._down_first
+        if down_first == _down_first(image.size, size) and (size == self._grid or min(self._steps) >= 1):
             return image.resize(size, self._resample, box=(x[0], y[0], x[1], y[1]))
         (left, right), (top, bottom) = self._reach(0, x), self._reach(1, y)
         part = image.crop((left, top, right, bottom))
@@ -149,7 +172,7 @@ class _Resized:
         there the whole side is resized, unless it is very long, or the span begins and ends where a float is exact.
         """
         begin, end = self._edges(axis)
-        step, size = self._steps[axis], self.size[axis]
+        step, size = self._steps[axis], self._grid[axis]
         if step < 1 and size <= _MAX_CROPS * self._side:
             return (begin, end), size, first
         last = first + self._side
@@ -157,17 +180,16 @@ class _Resized:
             begins, ends = first - first % every, min(size, last + -last % every)
         else:
             begins, ends = first, last
-        return (begin + begins * step, min(end, begin + ends * step)), ends - begins, first - begins
+        return (begins * step, min(end, ends * step)), ends - begins, first - begins
 
     def _span(self, axis: int, first: int) -> Span:
         """What of the photo a square is made of that begins at `first` on the grid."""
-        begin, end = self._edges(axis)
-        return begin + first * self._steps[axis], min(end, begin + (first + self._side) * self._steps[axis])
+        _, end = self._edges(axis)
+        return first * self._steps[axis], min(end, (first + self._side) * self._steps[axis])
 
     def _edges(self, axis: int) -> Span:
         """Where the photo begins and ends in `image`."""
-        begin = self._origin[axis]
-        return begin, min(self._image.size[axis], begin + self._steps[axis] * self.size[axis])
+        return 0.0, min(self._image.size[axis], self._steps[axis] * self._grid[axis])
 
     def _reach(self, axis: int, span: Span) -> tuple[int, int]:
         """The whole pixels that the filters may read for that span."""
