@@ -3,7 +3,6 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from service.errors import BadImage, TooLarge
 from service.image import FORMATS, check_size, decode
 from service.types import ImageLimits, Pixels
 from tests.conftest import noise, png
+from tests.orientations import ORIENTATIONS, stored, tagged
 
 LIMITS = ImageLimits()
 FRACTIONS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.97)
@@ -227,31 +227,11 @@ def test_first_picture(format_name: str) -> None:
     assert difference(pixels, np.full((16, 16, 3), (255, 0, 0), dtype=np.uint8)) <= 2
 
 
-# How a camera stores the upright picture, by the definition in EXIF 2.3: which side the first row and column are
-STORED: dict[int, Callable[[Pixels], Pixels]] = {
-    1: lambda upright: upright,
-    2: lambda upright: upright[:, ::-1],
-    3: lambda upright: upright[::-1, ::-1],
-    4: lambda upright: upright[::-1],
-    5: lambda upright: upright.swapaxes(0, 1),
-    6: lambda upright: np.rot90(upright, 1),
-    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
-    8: lambda upright: np.rot90(upright, -1),
-}
-
-
-def with_orientation(stored: Pixels, orientation: int, format_name: str) -> bytes:
-    """A file of these pixels with that EXIF orientation."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return encode(Image.fromarray(np.ascontiguousarray(stored)), format_name, exif=exif)
-
-
-@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_orientation(format_name: str, orientation: int) -> None:
     """Every EXIF orientation is turned upright, in each format that carries one."""
-    pixels = decode(with_orientation(STORED[orientation](blocks()), orientation, format_name), LIMITS)
+    pixels = decode(stored(blocks(), orientation, format_name, **BEST.get(format_name, {})), LIMITS)
 
     assert difference(pixels, blocks()) <= 2
 
@@ -259,7 +239,7 @@ def test_orientation(format_name: str, orientation: int) -> None:
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_meaningless_orientation(orientation: int) -> None:
     """An orientation that EXIF does not define turns nothing."""
-    assert np.array_equal(decode(with_orientation(blocks(), orientation, "PNG"), LIMITS), blocks())
+    assert np.array_equal(decode(encode(Image.fromarray(blocks()), "PNG", exif=tagged(orientation)), LIMITS), blocks())
 
 
 @pillow_warns

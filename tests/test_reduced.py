@@ -4,7 +4,6 @@ import asyncio
 import io
 import random
 import struct
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,12 @@ from service.photos import joined
 from service.samples import Decoder
 from service.types import Decode, ImageLimits, Pixels, Runtime
 from tests.conftest import noise, png
+from tests.orientations import ORIENTATIONS, stored
 from tests.serving import serving
 
 LIMITS = ImageLimits()
 SMALL = InputSpec(resize=36, crop=32)
 SIZE = (1003, 757)  # no multiple of 2, 4 or 8
-
-STORED: dict[int, Callable[[Pixels], Pixels]] = {
-    1: lambda upright: upright,
-    2: lambda upright: upright[:, ::-1],
-    3: lambda upright: upright[::-1, ::-1],
-    4: lambda upright: upright[::-1],
-    5: lambda upright: upright.swapaxes(0, 1),
-    6: lambda upright: np.rot90(upright, 1),
-    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
-    8: lambda upright: np.rot90(upright, -1),
-}
 
 
 def ramp(width: int, height: int) -> Pixels:
@@ -70,12 +59,10 @@ def cut(data: bytes, enough: int | None) -> NDArray[np.int_]:
 
 
 @pytest.mark.parametrize("by", [2, 4, 8])
-@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_the_grid_stays(by: int, orientation: int) -> None:
     """Whatever the reduction and the orientation, a crop of an odd size shows the same place: within 0.1 pixels."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = jpeg(STORED[orientation](ramp(*SIZE)), exif=exif)
+    data = stored(ramp(*SIZE), orientation, "JPEG", quality=100, subsampling=0)
     reduced = picture(data, LIMITS, SIZE[1] // by)
     shift = (cut(data, SIZE[1] // by) - cut(data, None)).mean(axis=(0, 1))  # the ramps rise by 7 levels a crop's pixel
 
@@ -93,19 +80,15 @@ def test_the_grid_would_show(axis: int) -> None:
     assert (cut(jpeg(moved), enough) - cut(jpeg(ramp(*SIZE)), enough)).mean(axis=(0, 1))[axis] > 0.9
 
 
-@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("size", [(1003, 757), (757, 1003), (640, 480), (301, 300), (90, 61), (61, 200), (64, 64)])
 @pytest.mark.parametrize("how", Interpolation)
 @pytest.mark.parametrize("count", [1, 10])
 def test_turned_after_the_crop(orientation: int, size: tuple[int, int], how: Interpolation, count: int) -> None:
     """Crops of the photo as it is stored, turned, are those of the photo turned first, to a level in a few pixels."""
     spec = replace(SMALL, interpolation=how)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     upright = np.asarray(Image.fromarray(noise(40, 31)).resize(size, Image.Resampling.BICUBIC))
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(STORED[orientation](upright))).save(file, "PNG", exif=exif)
-    crops = recipe.crops(spec, picture(file.getvalue(), LIMITS), count).astype(int)
+    crops = recipe.crops(spec, picture(stored(upright, orientation, "PNG"), LIMITS), count).astype(int)
     off = np.abs(crops - recipe.crops(spec, Picture.of(upright), count))
 
     assert off.max() <= 1

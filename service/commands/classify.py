@@ -17,8 +17,8 @@ from service.bulk.runner import Question
 from service.bulk.sources import find
 from service.bulk.writers import Format, Results, format_of, write
 from service.commands.progress import Tally, watched
-from service.commands.session import OpenCore, Session, StoppedError, crops_option, opened, run, say
-from service.options import option, options, settings_from
+from service.commands.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
+from service.options import option, settings_from
 from service.settings import Settings
 
 
@@ -52,19 +52,7 @@ class Job:
 @option("--top-k", type=int, help="How many classes, best first; 5, or all if there are fewer")
 @crops_option
 @option("--overwrite", is_flag=True, help="Begin anew where --out or an unfinished run of it is there already")
-@options(
-    *(
-        "artifacts",
-        "cache",
-        "runtime",
-        "precision",
-        "cpus",
-        "max_batch",
-        "decode",
-        "max_image_bytes",
-        "max_image_pixels",
-    )
-)
+@core_options
 def classify_command(
     sources: Sequence[str], model: str, out: Path, top_k: int | None, crops: int, overwrite: bool, **values: Any
 ) -> None:

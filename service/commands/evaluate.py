@@ -26,10 +26,10 @@ from service.bulk.rows import BulkError, Item, Row
 from service.bulk.runner import Question
 from service.bulk.scores import TOP, score
 from service.commands.progress import Tally, watched
-from service.commands.session import OpenCore, Session, StoppedError, crops_option, opened, run, say
+from service.commands.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
 from service.ensemble import Panels, member_names
 from service.facts import exported, facts
-from service.options import option, options, settings_from
+from service.options import option, settings_from
 from service.repository import Repository
 from service.settings import Settings
 
@@ -70,19 +70,7 @@ class Job:
 )
 @crops_option
 @option("--overwrite", is_flag=True, help="Run every image anew")
-@options(
-    *(
-        "artifacts",
-        "cache",
-        "runtime",
-        "precision",
-        "cpus",
-        "max_batch",
-        "decode",
-        "max_image_bytes",
-        "max_image_pixels",
-    )
-)
+@core_options
 def evaluate_command(source: Path, names: Sequence[str], out: Path, crops: int, overwrite: bool, **values: Any) -> None:
     """Measure how often models are right on labelled images, in this process.
 

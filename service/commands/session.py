@@ -21,7 +21,7 @@ from service.ensemble import Panel, Panels, member_names
 from service.errors import TopfiveError
 from service.hardware import cpu_quota
 from service.model import LoadedModel
-from service.options import option
+from service.options import option, options
 from service.recipe import TEN_CROPS
 from service.settings import Settings
 from service.types import ModelCard
@@ -35,6 +35,12 @@ crops_option = option(
     callback=lambda _context, _option, value: int(value),
     help="10 averages over corners, centre and their mirrors",
 )
+
+core_options = options(
+    *("artifacts", "cache", "runtime", "precision", "cpus"),
+    *("max_batch", "decode", "max_image_bytes", "max_image_pixels"),
+)
+"""Those of a server that a command needs which runs models in its own process."""
 
 
 class StoppedError(Exception):
