@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -25,6 +26,13 @@ class NullReporter:
 
     def phase(self, what: str, done: int, total: int) -> None:
         """Nothing."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_counts() -> None:
+    """Programs of the tests end at Ctrl-C, even where a shell started the tests in its background, ignoring it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

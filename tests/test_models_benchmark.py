@@ -1,7 +1,8 @@
 """The benchmark of several models: what it counts, and that it runs against a real server."""
 
 import os
-import threading
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,19 +16,26 @@ from tests.test_repository import copy_as
 pytestmark = pytest.mark.anyio
 
 
+_FOUR = """
+import sys, threading
+for _ in range(3):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
 def test_threads_are_counted_with_their_states() -> None:
-    """Three more threads that wait are three more that sleep; the one that reads runs."""
-    before = states(os.getpid())
-    over = threading.Event()
-    threads = [threading.Thread(target=over.wait) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    during = states(os.getpid())
-    over.set()
-    for thread in threads:
-        thread.join()
-    assert len(during) == len(before) + 3
-    assert "R" in during
+    """Of a process with three threads that wait beside one that reads all four sleep; the one that counts runs."""
+    with subprocess.Popen([sys.executable, "-c", _FOUR], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        while len(found := states(other.pid)) < 4 or "R" in found:
+            assert other.poll() is None
+        other.communicate()
+
+    assert found == ["S"] * 4
+    assert "R" in states(os.getpid())
 
 
 def test_cpu_time_is_that_of_the_process() -> None:
