@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.agreement import CLOSE, SAME, expected
 from benchmarks.curves import batches, served, together
-from benchmarks.figures import Curve, Row, Verdict, missing, spread
+from benchmarks.figures import Curve, Row, Verdict, missing
 from benchmarks.install import install
 from benchmarks.limit import Limit, LimitError, limits
 from benchmarks.load import LoadError, drive
@@ -115,7 +115,7 @@ def show(console: Console, found: Sequence[Row]) -> None:
     colours = {Verdict.PASS: "green", Verdict.MISS: "yellow", Verdict.ERROR: "red", Verdict.SHOWN: "default"}
     for row in found:
         verdict = f"[{colours[row.verdict]}]{row.verdict.value}[/]"
-        table.add_row(row.name, f"{spread(row.values, 2)} {row.unit}", str(row.target or ""), verdict, row.note)
+        table.add_row(row.name, row.shown, str(row.target or ""), verdict, row.note)
     console.print(table)
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="DataclassInstance")
 
 
+_SMALL = 0.1
+
+
 class Verdict(StrEnum):
     """What became of a target."""
 
@@ -60,6 +63,12 @@ class Row:
     def median(self) -> float:
         """Of all rounds; there must be one."""
         return statistics.median(self.values)
+
+    @property
+    def shown(self) -> str:
+        """The figures with their unit; with more digits where two would hide on which side of the target it is."""
+        digits = 4 if self.target is not None and 0 < self.target.value < _SMALL else 2
+        return f"{spread(self.values, digits)} {self.unit if self.values else ''}".rstrip()
 
     @property
     def verdict(self) -> Verdict:

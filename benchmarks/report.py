@@ -84,7 +84,7 @@ def _targets(rows: Sequence[Row]) -> list[str]:
     cells = [
         (
             row.name,
-            f"{spread(row.values, 2)}{' ' if row.unit and row.values else ''}{row.unit if row.values else ''}",
+            row.shown,
             str(row.target or ""),
             row.verdict.value,
             row.note,

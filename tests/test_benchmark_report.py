@@ -13,7 +13,7 @@ from benchmarks.__main__ import main
 from benchmarks.agreement import SAME
 from benchmarks.batches import measure as measure_batches
 from benchmarks.curves import CONNECTIONS, MEGAPIXELS, kept, served, together, turns
-from benchmarks.figures import Verdict, falling, outgrowing
+from benchmarks.figures import Bound, Row, Target, Verdict, falling, outgrowing
 from benchmarks.install import install, is_installed
 from benchmarks.limit import Figures, Limit
 from benchmarks.load import Load, Point, Steps
@@ -79,6 +79,8 @@ def test_modules(tmp_path: Path) -> None:
     absent = measured(Module("no_such_module", wanted), "tiny", tmp_path)
     assert [(row.verdict, row.name, row.target) for row in absent.rows] == [(Verdict.ERROR, "a title", TIMES_BEST)]
     assert "there is no benchmarks.no_such_module" in absent.rows[0].note
+    small = Row("moved", (0.0155,), "of 1", Target(Bound.AT_MOST, 0.02))
+    assert (small.shown, beside.shown, absent.rows[0].shown) == ("0.0155 of 1", "0.50 ms", "-")
     failing = measured(Module("gpu", wanted, ("--no-such-option",)), "tiny", tmp_path)
     assert failing.rows[0].verdict is Verdict.ERROR
     assert "No such option" in failing.rows[0].note
