@@ -8,9 +8,8 @@ any number of fronts can reach.
 
 import asyncio
 import json
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from benchmarks.figures import medians
 from benchmarks.overhead import raw_body, rest_load
+from benchmarks.spending import started
 from export.samples import PHOTOS
 from service.hardware import cpu_quota
 
@@ -78,19 +78,9 @@ def cpu_s(pid: int) -> float:
 @asynccontextmanager
 async def served(gateways: int, model: str, artifacts: Path) -> AsyncIterator[Measured]:
     """The service behind so many fronts."""
-    command = ["-m", "benchmarks.null_fronts", "--gateways", str(gateways), "--model", model]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, "--artifacts", str(artifacts), stdin=PIPE, stdout=PIPE
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    if not (ports := await process.stdout.readline()):
-        raise RuntimeError(f"the service did not start; is {model} exported to {artifacts}?")
-    try:
-        yield Measured(process, **json.loads(ports))
-    finally:
-        process.stdin.close()
-        await process.wait()
+    options = ("--gateways", str(gateways), "--model", model, "--artifacts", str(artifacts))
+    async with started("null_fronts", *options) as (process, ports):
+        yield Measured(process, **ports)
 
 
 def numbers(cpus: int) -> list[int]:

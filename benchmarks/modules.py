@@ -25,7 +25,7 @@ _END_S = 5.0
 class Wanted:
     """A figure of a module with a target: the first whose path, as `flattened` writes it, has that pattern.
 
-    `beside` is the path of one that says what part of it is not this project's; the note shows it.
+    `beside` is the path of one to see it beside, as what the libraries alone cost; the note shows it.
     """
 
     pattern: str

@@ -1,14 +1,13 @@
 """A real service with or without front processes, over an engine that does nothing: `benchmarks.fronts` measures it."""
 
 import asyncio
-import json
-import sys
 from pathlib import Path
 
 import click
 import uvloop
 
 from benchmarks.null_server import NullEngine
+from benchmarks.spending import tell
 from models.artifact import Artifact
 from service.app import Core, Service
 from service.engines.choice import Opened
@@ -23,13 +22,7 @@ async def serve(gateways: int, model: str, artifacts: Path) -> None:
     service = Fronts(core) if gateways else Service(core)
     await service.start()
     await service.load()
-    port = service.port if isinstance(service, Fronts) else service.rest.port
-    sys.stdout.write(json.dumps({"port": port}) + "\n")
-    sys.stdout.flush()
-    over = asyncio.Event()
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), over.set)
-    await over.wait()
-    asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+    await tell({"port": service.port if isinstance(service, Fronts) else service.rest.port})
     await service.stop(asyncio.Event())
 
 

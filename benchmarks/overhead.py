@@ -1,15 +1,15 @@
 """CPU time that the server itself costs for each request: `python -m benchmarks.overhead`.
 
 The real server runs in a process of its own over an engine that does nothing, once with the real decoder, whose own
-time is taken off, and once with one that gives constant samples. Rounds are interleaved and medians printed. CPU time
-is used because on a shared machine it is steadier than throughput.
+time is taken off, and once with one that gives constant samples; beside it uvicorn and grpc.aio alone, whose handlers
+answer at once. Rounds are interleaved and medians printed. CPU time is used because on a shared machine it is steadier
+than throughput.
 """
 
 import asyncio
 import json
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import asdict, dataclass
@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.figures import medians
 from benchmarks.null_server import Decoding
+from benchmarks.spending import started
 from export.samples import PHOTOS
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
@@ -94,18 +95,8 @@ def bare_server() -> AbstractAsyncContextManager[Server]:
 
 @asynccontextmanager
 async def _server(module: str, *arguments: str) -> AsyncIterator[Server]:
-    """One of the servers of this folder, in a process of its own."""
-    command = ["-m", f"benchmarks.{module}", *arguments]
-    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdin=PIPE, stdout=PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    if not (ports := await process.stdout.readline()):
-        raise RuntimeError(f"benchmarks.{module} did not start; is the model exported?")
-    try:
-        yield Server(process, **json.loads(ports))
-    finally:
-        process.stdin.close()
-        await process.wait()
+    async with started(module, *arguments) as (process, ports):
+        yield Server(process, **ports)
 
 
 def raw_body(photo: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""A measured server's side of a benchmark: it says its ports, then what it has spent whenever it is asked.
+"""Servers of this folder that are measured: how one is started, and how it says its ports, then what it has spent.
 
 Each line on its standard input is answered by one line: CPU seconds of the process, of its event loop's thread, and of
 decoding and resizing alone, and the times it gave up the processor.
@@ -9,7 +9,25 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+
+@asynccontextmanager
+async def started(module: str, *arguments: str) -> AsyncIterator[tuple[Process, dict[str, int]]]:
+    """One of them in a process of its own, and its ports; at the end of the context it ends. Raises RuntimeError."""
+    command = ["-m", f"benchmarks.{module}", *arguments]
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdin=PIPE, stdout=PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if not (ports := await process.stdout.readline()):
+        raise RuntimeError(f"benchmarks.{module} did not start; is the model exported to that folder?")
+    try:
+        yield process, json.loads(ports)
+    finally:
+        process.stdin.close()
+        await process.wait()
 
 
 async def tell(ports: Mapping[str, int], decode_s: Callable[[], float] = lambda: 0.0) -> None:
