@@ -64,7 +64,7 @@ class Threads:
             future.cancel()  # no thread would come to it, and who waits would do so for ever
         else:
             self._jobs.put((loop, future, work, args))
-            while self._to_start:
+            if self._to_start:  # one at a time: a hundred of them would keep the event loop
                 self._to_start.pop(0).start()
         return future
 
