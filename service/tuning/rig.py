@@ -48,6 +48,8 @@ class _Shared:
 
     samples: "queue.SimpleQueue[Sample | None]"
     places: threading.Semaphore
+    running: list[int]
+    """How many images each slot has in its batch."""
     over: threading.Event = field(default_factory=threading.Event)
     ended: list[tuple[float, int, float]] = field(default_factory=list)
     """Of each batch when it ended, its size, and the seconds that it ran."""
@@ -59,10 +61,11 @@ def measure(engine: Engine, load: Load, max_batch: int, seconds: float) -> Figur
 
     It takes longer where two batches have not ended by then.
     """
-    shared = _Shared(queue.SimpleQueue(), threading.Semaphore(load.callers))
+    shared = _Shared(queue.SimpleQueue(), threading.Semaphore(load.callers), [0] * engine.slots)
     decoders = [threading.Thread(target=_decode, args=(load, shared), daemon=True) for _ in range(load.decoders)]
     runners = [
-        threading.Thread(target=_run, args=(engine, max_batch, shared), daemon=True) for _ in range(engine.slots)
+        threading.Thread(target=_run, args=(engine, slot, max_batch, shared), daemon=True)
+        for slot in range(engine.slots)
     ]
     began_s = time.process_time()
     for thread in (*decoders, *runners):
@@ -101,15 +104,17 @@ def _decode(load: Load, shared: _Shared) -> None:
         _fail(shared, error)
 
 
-def _run(engine: Engine, max_batch: int, shared: _Shared) -> None:
+def _run(engine: Engine, slot: int, max_batch: int, shared: _Shared) -> None:
     """On a thread: an even part of what waits, as the batcher takes it; after the end those that wait are dropped."""
     try:
         while (first := shared.samples.get()) is not None and not shared.over.is_set():
-            even = even_part(1 + shared.samples.qsize(), 0, engine.slots)
+            even = even_part(1 + shared.samples.qsize(), sum(shared.running), engine.slots)
             batch = [first, *_waiting(shared, min(max_batch, even) - 1)]
+            shared.running[slot] = len(batch)
             began = time.monotonic()
             engine.run(batch)
             ended = time.monotonic()
+            shared.running[slot] = 0
             shared.ended.append((ended, len(batch), ended - began))
             shared.places.release(len(batch))
     except Exception as error:  # raised again by `measure`
