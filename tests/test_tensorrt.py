@@ -50,10 +50,8 @@ def life(here: Bench) -> None:
     lost, failed = False, 0
     try:
         engine = here.open(slots=2, max_batch=3)
-    except EngineUnavailableError:
-        pass
-    except CardLostError:
-        lost = True
+    except (EngineUnavailableError, CardLostError) as error:
+        lost = isinstance(error, CardLostError)
     else:
         for count in (1, 2, 3, 3, 2, 1):
             images = pixels(count, seed=count)
