@@ -106,7 +106,7 @@ async def test_close() -> None:
 
 
 async def test_no_thread_without_work() -> None:
-    """What is made only to be asked about leaves no threads behind; each piece of work brings one, until all are there."""
+    """What is only asked about leaves no threads behind; each piece of work brings one, until all are there."""
 
     def names() -> list[str]:
         return sorted(one.name for one in threading.enumerate() if one.name.startswith("test-none"))
