@@ -1,5 +1,6 @@
 """Options of the command line made from `Settings`, and settings made from options."""
 
+import math
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -11,6 +12,16 @@ from pydantic import ValidationError
 from service.settings import Settings
 
 Command = Callable[..., Any]
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers that end: click's lets `nan` through, and infinity where nothing bounds it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 def option(flag: str, *names: str, variable: str = "", **attributes: Any) -> Callable[[Command], Command]:

@@ -1,7 +1,6 @@
 """The command `topfive bench`: measures how a server answers under load."""
 
 import asyncio
-import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from service.load.plot import as_html
 from service.load.report import Report, as_csv, as_json
 from service.load.requests import Api, Encoding, Form
 from service.load.tensors import Datatype
-from service.options import Command, option
+from service.options import Command, FiniteRange, option
 
 # Of each option that not every API has a use for, those that do
 _MEANT_FOR = {
@@ -62,16 +61,6 @@ def _bench_option(flag: str, *names: str, **attributes: Any) -> Callable[[Comman
     return option(flag, *names, variable=variable, **attributes)
 
 
-class _Positive(click.FloatRange):
-    """Above 0, and a number: of `nan` every comparison is false, so the range alone lets it through."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if math.isnan(number):
-            self.fail(f"{value} is no number", param, ctx)
-        return number
-
-
 class _Output(click.Path):
     """A file to write in a folder that is there: to find that out after the measurement would be late."""
 
@@ -82,7 +71,7 @@ class _Output(click.Path):
         return path
 
 
-_POSITIVE = _Positive(min=0, min_open=True)
+_POSITIVE = FiniteRange(min=0, min_open=True)
 _FILE = _Output(path_type=Path, dir_okay=False, writable=True)
 
 
@@ -118,7 +107,7 @@ _FILE = _Output(path_type=Path, dir_okay=False, writable=True)
 @_bench_option("--rate", callback=_numbers(float), help="Instead: random arrivals per second; 50,100,200 is a sweep")
 @_bench_option("--max-connections", default=1024, type=click.IntRange(min=1), help="The most that --rate opens")
 @_bench_option("--seconds", default=10.0, type=_POSITIVE, help="How long each load is measured")
-@_bench_option("--warm-up", default=2.0, type=_Positive(min=0), help="Seconds before that")
+@_bench_option("--warm-up", default=2.0, type=FiniteRange(min=0), help="Seconds before that")
 @_bench_option("--windows", type=_POSITIVE, help="Instead of --seconds: windows so long, until three agree")
 @_bench_option("--max-windows", default=10, type=click.IntRange(min=3), help="The most windows")
 @_bench_option("--stability", default=10.0, type=_POSITIVE, help="By how many percent windows that agree may differ")

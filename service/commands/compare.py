@@ -14,10 +14,10 @@ from rich.markup import escape
 from models.artifact import exported_names
 from service import tables
 from service.app import Core
-from service.commands.session import crops_option
+from service.commands.session import answer_options, crops_option
 from service.ensemble import member_names
 from service.errors import TopfiveError
-from service.options import option, options, settings_from
+from service.options import option, settings_from
 from service.rest.errors import row_problem
 from service.rest.schemas import CompareReply
 from service.settings import Settings
@@ -30,10 +30,7 @@ from service.together import together
 @option("--top-k", type=int, help="How many classes of each are looked at for what all have in common")
 @crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
-@options(
-    *("artifacts", "cache", "runtime", "precision", "cpus", "decode"),
-    *("max_image_bytes", "max_image_pixels", "timeout_s"),
-)
+@answer_options
 def compare_command(
     images: Sequence[Path], models: Sequence[str], top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:

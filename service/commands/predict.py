@@ -13,10 +13,10 @@ from rich.markup import escape
 
 from service import tables
 from service.app import Core
-from service.commands.session import crops_option
+from service.commands.session import answer_options, crops_option
 from service.ensemble import member_names
 from service.errors import TopfiveError
-from service.options import option, options, settings_from
+from service.options import option, settings_from
 from service.rest.schemas import PredictReply
 from service.settings import Settings
 
@@ -27,10 +27,7 @@ from service.settings import Settings
 @option("--top-k", type=int, help="How many classes, best first; 5, or all if there are fewer")
 @crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
-@options(
-    *("artifacts", "cache", "runtime", "precision", "cpus", "decode"),
-    *("max_image_bytes", "max_image_pixels", "timeout_s"),
-)
+@answer_options
 def predict_command(
     images: Sequence[Path], model: str, top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:

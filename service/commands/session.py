@@ -36,11 +36,14 @@ crops_option = option(
     help="10 averages over corners, centre and their mirrors",
 )
 
-core_options = options(
-    *("artifacts", "cache", "runtime", "precision", "cpus"),
-    *("max_batch", "decode", "max_image_bytes", "max_image_pixels"),
-)
-"""Those of a server that a command needs which runs models in its own process."""
+_MODELS = ("artifacts", "cache", "runtime", "precision", "cpus")
+_IMAGES = ("decode", "max_image_bytes", "max_image_pixels")
+
+core_options = options(*_MODELS, "max_batch", *_IMAGES)
+"""Those of a server that a command needs which runs many images through models in its own process."""
+
+answer_options = options(*_MODELS, *_IMAGES, "timeout_s")
+"""The same of a command that answers for a few, each in time."""
 
 
 class StoppedError(Exception):

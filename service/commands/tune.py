@@ -1,7 +1,6 @@
 """The command `topfive tune`: how models are best laid out on this machine, measured and kept for `serve`."""
 
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from service.engines.base import EngineUnavailableError
 from service.engines.layout import place_of
 from service.hardware import cpu_quota
 from service.made_photo import made_photo
-from service.options import option, options, settings_from
+from service.options import FiniteRange, option, options, settings_from
 from service.settings import Settings
 from service.tuning.run import Measuring, Request, record_of, tune
 from service.tuning.search import Row, State, explain
@@ -34,29 +33,10 @@ from service.types import Precision, Runtime
 _INTERRUPTED = 130
 
 
-def _finite(_context: click.Context, _option: click.Parameter, value: float) -> float:
-    """A number that ends; a range of click lets `nan` and `inf` through."""
-    if not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number.")
-    return value
-
-
 @click.command("tune")
 @click.argument("names", nargs=-1, required=True, metavar="MODEL...")
-@option(
-    "--seconds",
-    type=click.FloatRange(min=1),
-    default=30.0,
-    callback=_finite,
-    help="How long each model is measured, in all",
-)
-@option(
-    "--max-latency-ms",
-    type=click.FloatRange(min=0.1),
-    default=100.0,
-    callback=_finite,
-    help="How long a batch may run",
-)
+@option("--seconds", type=FiniteRange(min=1), default=30.0, help="How long each model is measured, in all")
+@option("--max-latency-ms", type=FiniteRange(min=0.1), default=100.0, help="How long a batch may run")
 @option(
     "--photo",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
