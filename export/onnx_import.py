@@ -21,11 +21,11 @@ from export.progress import Reporter, tool_versions
 from export.recipe_file import Output, Recipe, RecipeError, read_recipe
 from export.samples import photos, random_pixels
 from models import artifact as artifacts
+from models.analysis.cost import Cost
+from models.analysis.layer_table import write_layers
 from models.artifact import IMPORTED, Artifact, Manifest, ParityReport, WeightRecord, WeightSource
 from models.catalog import CATALOG, InputSpec
-from models.cost import Cost
 from models.labels import read_labels, write_labels
-from models.layers import write_layers
 from models.onnx_reader import LARGEST_BYTES, read_model
 from models.reference import write_reference
 from service.engines.parity import BATCH_SIZES, BOUNDS, HALF_SMALLEST, THRESHOLDS, TIES, Bounds, compare, figures

@@ -9,8 +9,8 @@ from export.onnx_signature import Signature
 from export.onnx_stages import by_map, by_path, has_paths
 from export.onnx_trail import SHAPED, UNKNOWN, Shape, Step, Trail, carried, one_image
 from export.original import met_shapes
-from models.cost import Reach
-from models.layers import Layer, LayerTable
+from models.analysis.cost import Reach
+from models.analysis.layer_table import Layer, LayerTable
 from models.onnx_reader import constants
 
 _UNCHANGED = ("DequantizeLinear", "Transpose", "Reshape")

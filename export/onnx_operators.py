@@ -9,8 +9,8 @@ from onnx import TensorProto
 
 from export.onnx_signature import Layout
 from export.onnx_trail import Step, Trail, map_size, spatial
-from models.cost import Size
-from models.layers import Kind
+from models.analysis.cost import Size
+from models.analysis.layer_table import Kind
 
 _ONE: Size = (1, 1)
 _FRACTIONS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)

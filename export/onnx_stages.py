@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from export.onnx_trail import Shape
-from models.layers import Layer
-from models.stages import Place, position_of, staged
+from models.analysis.layer_table import Layer
+from models.analysis.stages import Place, position_of, staged
 
 _LAST = "classifier"
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.onnx_signature import Layout
-from models.cost import Reach, Size
+from models.analysis.cost import Reach, Size
 
 Shape = tuple[int, ...]
 

@@ -14,14 +14,14 @@ from export.progress import Reporter, tool_versions
 from export.samples import photos, random_pixels
 from models import artifact as artifacts
 from models import weights as sources
+from models.analysis.cost import Cost
+from models.analysis.layer_table import write_layers
+from models.analysis.trace import network_layers
 from models.artifact import Artifact, Manifest, WeightRecord, WeightSource
 from models.build import Served, build
 from models.catalog import Architecture, InputSpec, WeightSet
-from models.cost import Cost
 from models.labels import named_labels, read_labels, write_labels
-from models.layers import write_layers
 from models.reference import write_reference
-from models.trace import network_layers
 
 _RANDOM_IMAGES = 6
 _CALIBRATION_SEED = 2012  # other noise than the gate's

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.analysis.layer_table import LayerTable, read_layers
 from models.artifact import (
     ArtifactError,
     FileNotInArtifactError,
@@ -12,7 +13,6 @@ from models.artifact import (
     WeightRecord,
 )
 from models.catalog import InputSpec, PublishedErrors, WeightSet
-from models.layers import LayerTable, read_layers
 from models.measured import Measurement
 from service.engines.choice import Choice
 from service.engines.layout import Layout

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models.alexnet_2012 import alexnet_2012
+from models.analysis.cost import Cost
+from models.analysis.trace import network_layers
 from models.blocks import LocalResponseNorm
 from models.catalog import InputSpec
-from models.cost import Cost
-from models.trace import network_layers
 from tests.networks import answers, layers, learned, noise, seeded
 
 # Channels, height, width after each step, as the paper's figure 2 and section 3.5 give them.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.cost import Reach, convolution_macs, convolution_weights, fully_connected_macs, output_size
+from models.analysis.cost import Reach, convolution_macs, convolution_weights, fully_connected_macs, output_size
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from export.pipeline import Exported, WeightsChoice, export
 from export.samples import photos, random_pixels
+from models.analysis.layer_table import read_layers
+from models.analysis.trace import network_layers
 from models.artifact import Artifact, ParityReport, WeightSource, load, versions
 from models.build import SEED, build
 from models.catalog import CATALOG, Architecture
 from models.labels import imagenet_labels
-from models.layers import read_layers
-from models.trace import network_layers
 from models.weights import HostUnreachableError, WeightsError
 from service import image, recipe
 from service.engines.choose import EngineOptions, build_engine, installed

@@ -10,11 +10,11 @@ from torch import nn
 
 from export.onnx_file import write_onnx
 from export.samples import random_pixels
+from models.analysis.cost import Cost, convolution_macs
+from models.analysis.trace import network_layers
 from models.build import Served
 from models.catalog import InputSpec
-from models.cost import Cost, convolution_macs
 from models.googlenet_2014 import TrainingLogits, googlenet_2014
-from models.trace import network_layers
 from tests.networks import answers, layers, learned, noise, parameters, seeded
 
 # Table 1: output size, maps of the output, then #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj, and the ops

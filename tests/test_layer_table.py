@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from models.analysis.cost import Cost
+from models.analysis.layer_table import Kind, Layer, LayerTable, Stage, read_layers, write_layers
+from models.analysis.stages import Place, Position, staged
 from models.artifact import (
     IMPORTED,
     LAYERS,
@@ -16,9 +19,6 @@ from models.artifact import (
     read_manifest,
     write_manifest,
 )
-from models.cost import Cost
-from models.layers import Kind, Layer, LayerTable, Stage, read_layers, write_layers
-from models.stages import Place, Position, staged
 from tests.test_artifact import MANIFEST_OF_NET
 
 CONV = Layer("conv", Kind.CONVOLUTION, "conv", (3, 8, 8), (4, 4, 4), 112, 1728, (3, 3), (3, 3), (2, 2), (1, 1), 1)

@@ -95,9 +95,9 @@ HOMES = {
         "models.lenet5",
         "models.onnx_agreement",
         "models.onnx_weights",
-        "models.operators",
+        "models.analysis.operators",
         "models.tiny",
-        "models.trace",
+        "models.analysis.trace",
         "models.train_lenet5",
         "models.vgg_2014",
         "models.weights",
@@ -133,7 +133,7 @@ HOMES = {
     "pydantic": (
         "models.artifact",
         "models.catalog",
-        "models.layers",
+        "models.analysis.layer_table",
         "models.measured",
         "models.plan",
         "models.tuning",
@@ -318,9 +318,9 @@ def test_homes(package: str) -> None:
         "models.catalog",
         "models.artifact",
         "models.labels",
-        "models.cost",
-        "models.layers",
-        "models.stages",
+        "models.analysis.cost",
+        "models.analysis.layer_table",
+        "models.analysis.stages",
     ],
 )
 def test_metadata_starts_without_torch(module: str) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from models.analysis.layer_table import Kind, Layer, LayerTable, write_layers
 from models.artifact import new_version, read_manifest, write_manifest
 from models.catalog import CATALOG
-from models.layers import Kind, Layer, LayerTable, write_layers
 from service.rest.schemas import LayersReply
 from tests.test_artifact import MANIFEST_OF_NET
 from tests.test_cli import topfive

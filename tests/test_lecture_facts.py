@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from models.analysis.cost import convolution_macs, convolution_weights, fully_connected_macs, output_size
+from models.analysis.layer_table import Kind, Layer
+from models.analysis.trace import network_layers
 from models.build import build
 from models.catalog import CATALOG
-from models.cost import convolution_macs, convolution_weights, fully_connected_macs, output_size
-from models.layers import Kind, Layer
-from models.trace import network_layers
 
 
 @pytest.fixture(scope="module")

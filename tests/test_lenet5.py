@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from export.onnx_file import write_onnx
 from export.samples import random_pixels
+from models.analysis.cost import Cost
 from models.build import Served
 from models.catalog import InputSpec
-from models.cost import Cost
 from models.labels import imagenet_labels, read_labels
 from models.lenet5 import LeNet5, RadialBasis, ScaledTanh, Subsampling, bitmaps, lenet5
 from tests.networks import answers, layers, noise, parameters, seeded

@@ -19,12 +19,12 @@ from export.onnx_convert import variants
 from export.onnx_import import Request, import_model
 from export.onnx_layers import graph_layers
 from export.onnx_signature import Layout, Signature
+from models.analysis.cost import Cost
+from models.analysis.layer_table import Kind, Layer, LayerTable, read_layers
+from models.analysis.trace import network_layers
 from models.artifact import read_manifest
 from models.build import build
 from models.catalog import CATALOG
-from models.cost import Cost
-from models.layers import Kind, Layer, LayerTable, read_layers
-from models.trace import network_layers
 from service.cli import main
 from tests.conftest import NullReporter
 from tests.onnx_models import classifier, model_of, recipe

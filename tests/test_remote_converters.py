@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
+from models.analysis.layer_table import Layer, LayerTable
 from models.artifact import ParityReport, Thresholds, WeightRecord, WeightSource
 from models.catalog import CATALOG, Channels, InputSpec, Interpolation, PublishedErrors, WeightSet
-from models.layers import Layer, LayerTable
 from models.measured import Measurement
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.engines.layout import Layout

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model, get_model_weights
 
+from models.analysis.cost import Cost
+from models.analysis.layer_table import Kind, Layer, LayerTable
+from models.analysis.trace import network_layers
 from models.build import build
 from models.catalog import CATALOG, Architecture, Channels, InputSpec
-from models.cost import Cost
-from models.layers import Kind, Layer, LayerTable
-from models.trace import network_layers
 
 BASE = [one for one in CATALOG if "@" not in one.name]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import pytest
 from torch import nn
 
+from models.analysis.cost import Cost
+from models.analysis.trace import network_layers
 from models.blocks import LocalResponseNorm
 from models.catalog import InputSpec
-from models.cost import Cost
-from models.trace import network_layers
 from models.vgg_2014 import vgg11_lrn, vgg16_c
 from tests.networks import layers, learned, noise, seeded
 

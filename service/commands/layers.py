@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from models.analysis.cost import Cost
+from models.analysis.layer_table import Kind, Layer, LayerTable, Stage
 from models.artifact import NotExportedError
 from models.catalog import Architecture
-from models.cost import Cost
-from models.layers import Kind, Layer, LayerTable, Stage
 from service.app import Core
 from service.errors import ModelNotFound, TopfiveError
 from service.facts import LayerFacts, layer_facts
@@ -76,8 +76,8 @@ def _facts(repository: Repository, name: str) -> LayerFacts:
 
 def _computed(architecture: Architecture) -> LayerTable:
     """The table of a network of the catalog, which needs torch."""
+    from models.analysis.trace import network_layers
     from models.build import build
-    from models.trace import network_layers
 
     return network_layers(build(architecture), architecture.input)
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from models.analysis.cost import Size
+from models.analysis.layer_table import Layer, LayerTable, Stage
 from models.artifact import ParityReport, Thresholds, WeightRecord, WeightSource
 from models.catalog import Channels, InputSpec, Interpolation, PublishedErrors, WeightSet
-from models.cost import Size
-from models.layers import Layer, LayerTable, Stage
 from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row

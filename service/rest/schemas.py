@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.analysis.cost import Size
 from models.artifact import ParityReport
 from models.catalog import InputSpec, PublishedErrors
-from models.cost import Size
 from models.measured import Measurement
 from service.classifier import DEFAULT_CROPS
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming

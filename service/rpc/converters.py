@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
+from models.analysis.layer_table import Layer, Stage
 from models.artifact import ParityReport, WeightRecord
 from models.catalog import InputSpec, WeightSet
-from models.layers import Layer, Stage
 from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.comparison import Comparison, Row

@@ -8,8 +8,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from models.cost import Size, convolution_macs
-from models.layers import Kind
+from models.analysis.cost import Size, convolution_macs
+from models.analysis.layer_table import Kind
 
 _ONE: Size = (1, 1)
 _aten = torch.ops.aten

@@ -16,11 +16,11 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from models.analysis.cost import Reach, Size
+from models.analysis.layer_table import Kind, Layer, LayerTable
+from models.analysis.operators import Call, Operation, operation_of
+from models.analysis.stages import Place, Position, position_of, staged
 from models.catalog import InputSpec
-from models.cost import Reach, Size
-from models.layers import Kind, Layer, LayerTable
-from models.operators import Call, Operation, operation_of
-from models.stages import Place, Position, position_of, staged
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from models.layers import Kind, Layer
+from models.analysis.layer_table import Kind, Layer
 
 _CONTAINER = "features"
 

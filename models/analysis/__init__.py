@@ -1,0 +1,1 @@
+"""Layers, costs and receptive fields of networks."""
