@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.alexnet_2012 import alexnet_2012
 from models.analysis.cost import Cost
 from models.analysis.trace import network_layers
-from models.blocks import LocalResponseNorm
+from models.architectures.alexnet_2012 import alexnet_2012
+from models.architectures.blocks import LocalResponseNorm
 from models.catalog import InputSpec
 from tests.networks import answers, layers, learned, noise, seeded
 

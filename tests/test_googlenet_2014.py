@@ -12,9 +12,9 @@ from export.onnx_file import write_onnx
 from export.samples import random_pixels
 from models.analysis.cost import Cost, convolution_macs
 from models.analysis.trace import network_layers
+from models.architectures.googlenet_2014 import TrainingLogits, googlenet_2014
 from models.build import Served
 from models.catalog import InputSpec
-from models.googlenet_2014 import TrainingLogits, googlenet_2014
 from tests.networks import answers, layers, learned, noise, parameters, seeded
 
 # Table 1: output size, maps of the output, then #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj, and the ops

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from export.half import halved
 from export.onnx_file import write_onnx
-from models.blocks import LocalResponseNorm
+from models.architectures.blocks import LocalResponseNorm
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture, InputSpec
 from tests.networks import noise, seeded

@@ -88,24 +88,24 @@ LAYERS = {
 HOMES = {
     "torch": (
         "export",
-        "models.alexnet_2012",
-        "models.blocks",
+        "models.architectures.alexnet_2012",
+        "models.architectures.blocks",
         "models.build",
-        "models.googlenet_2014",
-        "models.lenet5",
+        "models.architectures.googlenet_2014",
+        "models.architectures.lenet5",
         "models.onnx_agreement",
         "models.onnx_weights",
         "models.analysis.operators",
-        "models.tiny",
+        "models.architectures.tiny",
         "models.analysis.trace",
-        "models.train_lenet5",
-        "models.vgg_2014",
+        "models.architectures.train_lenet5",
+        "models.architectures.vgg_2014",
         "models.weights",
         "service.engines.torch",
     ),
     "torchvision": ("export", "models.build", "models.weights"),
-    "safetensors": ("export", "models.train_lenet5", "models.weights"),
-    "sklearn": ("models.train_lenet5",),
+    "safetensors": ("export", "models.architectures.train_lenet5", "models.weights"),
+    "sklearn": ("models.architectures.train_lenet5",),
     "onnx": ("export", "models.onnx_agreement", "models.onnx_reader", "models.onnx_weights"),
     "openvino": ("service.engines.openvino",),
     "onnxruntime": ("export.original", "export.quantise", "models.onnx_agreement", "service.engines.onnxruntime"),
@@ -119,10 +119,10 @@ HOMES = {
     "uvloop": ("service.commands.bench", "service.process"),
     "prometheus_client": ("service.histograms", "service.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),
-    "rich": ("export", "models.train_lenet5", "service.commands", "service.tables"),
+    "rich": ("export", "models.architectures.train_lenet5", "service.commands", "service.tables"),
     "cykooz_resizer": ("service.bilinear",),
     "PIL": (
-        "models.train_lenet5",
+        "models.architectures.train_lenet5",
         "service.bilinear",
         "service.image",
         "service.load.images",
@@ -290,7 +290,7 @@ def test_nobody_imports_export() -> None:
 
 def test_nobody_imports_training() -> None:
     """Training is a command of its own: nothing else needs what it needs."""
-    assert [one for one in imports() if one.target == "models.train_lenet5"] == []
+    assert [one for one in imports() if one.target == "models.architectures.train_lenet5"] == []
 
 
 def test_transports_are_apart() -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from export.onnx_file import write_onnx
 from export.samples import random_pixels
 from models.analysis.cost import Cost
+from models.architectures.lenet5 import LeNet5, RadialBasis, ScaledTanh, Subsampling, bitmaps, lenet5
 from models.build import Served
 from models.catalog import InputSpec
 from models.labels import imagenet_labels, read_labels
-from models.lenet5 import LeNet5, RadialBasis, ScaledTanh, Subsampling, bitmaps, lenet5
 from tests.networks import answers, layers, noise, parameters, seeded
 
 # Section II.B: maps and size of each layer, and its trainable parameters.

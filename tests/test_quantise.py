@@ -20,10 +20,10 @@ from export.parity import GateError
 from export.pipeline import WeightsChoice, export
 from export.quantise import quantise
 from export.samples import PHOTOS
+from models.architectures.lenet5 import lenet5
 from models.artifact import Artifact, WeightSource, load
 from models.build import Served
 from models.catalog import CATALOG, InputSpec
-from models.lenet5 import lenet5
 from service import image, recipe
 from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.types import Batch, ImageLimits, Precision, Probabilities, Runtime, Sample

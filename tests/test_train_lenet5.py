@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from models.catalog import InputSpec
-from models.lenet5 import lenet5
-from models.train_lenet5 import (
+from models.architectures.lenet5 import lenet5
+from models.architectures.train_lenet5 import (
     EPOCHS,
     SEED,
     WEIGHTS,
@@ -28,6 +27,7 @@ from models.train_lenet5 import (
     train,
     vary,
 )
+from models.catalog import InputSpec
 from service import image, recipe
 from service.types import ImageLimits
 

@@ -7,9 +7,9 @@ from torch import nn
 
 from models.analysis.cost import Cost
 from models.analysis.trace import network_layers
-from models.blocks import LocalResponseNorm
+from models.architectures.blocks import LocalResponseNorm
+from models.architectures.vgg_2014 import vgg11_lrn, vgg16_c
 from models.catalog import InputSpec
-from models.vgg_2014 import vgg11_lrn, vgg16_c
 from tests.networks import layers, learned, noise, seeded
 
 BUILDERS = {"vgg11_lrn": vgg11_lrn, "vgg16_c": vgg16_c}

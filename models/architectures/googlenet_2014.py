@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.blocks import LocalResponseNorm, initialise
+from models.architectures.blocks import LocalResponseNorm, initialise
 
 
 class Widths(NamedTuple):

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from models.blocks import LocalResponseNorm, initialise
+from models.architectures.blocks import LocalResponseNorm, initialise
 
 
 def _features() -> dict[str, nn.Module]:

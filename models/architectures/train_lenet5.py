@@ -1,4 +1,4 @@
-"""Trains LeNet-5 on the handwritten digits that scikit-learn brings along: `python -m models.train_lenet5`.
+"""Trains LeNet-5 on the handwritten digits that scikit-learn brings along: `python -m models.architectures.train_lenet5`.
 
 The same seed gives the same file on the same kind of machine. Needs the extras `train` and `export`; no part of the
 service imports it.
@@ -26,10 +26,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from models.lenet5 import LeNet5, lenet5
+from models.architectures.lenet5 import LeNet5, lenet5
 from models.share import wilson
 
-WEIGHTS = Path(__file__).parent / "data" / "lenet5.safetensors"
+WEIGHTS = Path(__file__).parent.parent / "data" / "lenet5.safetensors"
 SEED = 1998
 EPOCHS = 200
 
@@ -180,7 +180,7 @@ def save(network: LeNet5, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, write the weights and a JSON beside them that says what they are, and print the test accuracy."""
-    parser = argparse.ArgumentParser(prog="python -m models.train_lenet5", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m models.architectures.train_lenet5", description=main.__doc__)
     parser.add_argument("--seed", type=int, default=SEED, help=f"of initial values and variations; {SEED}")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"runs through all training digits; {EPOCHS}")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="a .safetensors file; the one in models/data")

@@ -6,7 +6,7 @@ from enum import Enum
 
 from torch import nn
 
-from models.blocks import LocalResponseNorm, initialise
+from models.architectures.blocks import LocalResponseNorm, initialise
 
 
 class Layer(Enum):

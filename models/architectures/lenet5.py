@@ -149,7 +149,7 @@ def _initialise(network: nn.Module) -> None:
     """Uniform weights within 2.4 / sqrt(fan-in), and zero biases.
 
     The paper divides by the fan-in itself, for inputs that are strongly correlated. Then the logits of the untrained
-    network spread by 0.004, and 30 epochs of `models.train_lenet5` leave the loss at chance, ln 10.
+    network spread by 0.004, and 30 epochs of `models.architectures.train_lenet5` leave the loss at chance, ln 10.
     """
     for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
