@@ -26,7 +26,7 @@ from benchmarks.report import Report, write
 from benchmarks.rows import rows
 from benchmarks.server import Place, ServerError
 from benchmarks.subjects import ENVIRONMENTS, PEERS, Peer, ours
-from models.artifact import ArtifactError, load
+from models.artifact.artifact import ArtifactError, load
 
 _CURVE_ROUNDS = 2
 

@@ -11,7 +11,7 @@ import click
 
 from benchmarks.throughput import per_second
 from export.samples import random_pixels
-from models.artifact import load
+from models.artifact.artifact import load
 from service.engines.choose import EngineOptions, open_engine
 from service.hardware import cpu_quota
 

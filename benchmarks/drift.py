@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.decoding import plain
 from export.samples import PHOTOS
-from models.artifact import ArtifactError, WeightSource, load
+from models.artifact.artifact import ArtifactError, WeightSource, load
 from models.catalog import InputSpec
 from service import image, recipe
 from service.engines.base import Engine, EngineUnavailableError

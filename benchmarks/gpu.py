@@ -16,8 +16,8 @@ import click
 
 from benchmarks.throughput import per_second
 from export.samples import random_pixels
-from models.artifact import Artifact, ArtifactError, load
-from models.plan import Flavour, Plan, read_plans
+from models.artifact.artifact import Artifact, ArtifactError, load
+from models.artifact.engine_plan import Flavour, Plan, read_plans
 from service.cards import Card, Cards, cards, driver_version
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.tensorrt import TensorRtEngine

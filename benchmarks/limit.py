@@ -24,7 +24,7 @@ from benchmarks.asking import bench_photo
 from benchmarks.peers.common import cut
 from benchmarks.subjects import ROOT
 from benchmarks.throughput import per_second
-from models.artifact import load
+from models.artifact.artifact import load
 from service import image, recipe
 from service.engines.base import Engine
 from service.engines.choose import EngineOptions, open_engine

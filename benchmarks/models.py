@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.throughput import started
 from export.samples import PHOTOS
-from models.artifact import exported_names
+from models.artifact.artifact import exported_names
 from service.hardware import cpu_quota
 
 _LOOK_S = 0.05

@@ -8,7 +8,7 @@ import uvloop
 
 from benchmarks.null_server import NullEngine
 from benchmarks.spending import tell
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
 from service.app import Core, Service
 from service.engines.choice import Opened
 from service.fronts import Fronts

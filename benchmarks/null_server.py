@@ -12,7 +12,7 @@ import numpy as np
 import uvloop
 
 from benchmarks.spending import tell
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
 from models.catalog import InputSpec
 from service import image, recipe
 from service.app import Core, Service

@@ -10,7 +10,7 @@ from threading import Event, Thread
 from types import ModuleType
 from typing import Any
 
-from models.plan import BatchProfile, Flavour, Target
+from models.artifact.engine_plan import BatchProfile, Flavour, Target
 from service.engines.nvidia import Words, logger
 
 Progress = Callable[[str, int, int], None]

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from export.engine_cli import build_one, engine_options, read_order
 from export.options import artifacts_option
 from export.screen import Bars, console, report, say
-from models.artifact import IMPORTED, ArtifactError, NotExportedError, WeightRecord, read_manifest
+from models.artifact.artifact import IMPORTED, ArtifactError, NotExportedError, WeightRecord, read_manifest
 from models.catalog import CATALOG, Architecture, UnknownModelError
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from export.engine_graph import EngineGraph, engine_graph
 from export.engine_order import Order
 from export.progress import Reporter, tool_versions
 from export.timing_cache import TimingCacheFile
-from models.artifact import GRAPH, Artifact, ParityReport, sha256
-from models.plan import BatchProfile, Plan, PlanError, PlanRecord, Target, read_plans, write_plan
+from models.artifact.artifact import GRAPH, Artifact, ParityReport, sha256
+from models.artifact.engine_plan import BatchProfile, Plan, PlanError, PlanRecord, Target, read_plans, write_plan
 from service.types import Precision
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from rich.markup import escape
 
 from export.engine_order import PRECISIONS, Order, OrderError, ahead, on_this_card, parse_profile
 from export.screen import Bars, report_engines, say
-from models.files import at_home
-from models.plan import Flavour
+from models.artifact.engine_plan import Flavour
+from models.artifact.files import at_home
 from service.cards import cards
 from service.engines.base import EngineUnavailableError
 from service.types import Precision
@@ -116,7 +116,7 @@ def build_one(name: str, root: Path, order: Order, missing: bool) -> bool:
     from export.engine import build_engines, present_plans, steps
     from export.onnx_model import ExportError
     from export.parity import GateError
-    from models.artifact import ArtifactError, load
+    from models.artifact.artifact import ArtifactError, load
     from models.weights import WeightsError
     from service.engines.nvidia import module
 

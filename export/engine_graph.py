@@ -8,9 +8,9 @@ from export.calibration import FEWEST, CalibrationError
 from export.onnx_model import ExportError
 from export.parity import GateError
 from export.progress import Reporter
-from models.artifact import GRAPH, IMPORTED, WEIGHTS, Artifact, ParityReport, WeightSource
+from models.artifact.artifact import GRAPH, IMPORTED, WEIGHTS, Artifact, ParityReport, WeightSource
+from models.artifact.reference import UnreadableReferenceError, read_reference
 from models.catalog import CATALOG
-from models.reference import UnreadableReferenceError, read_reference
 from service.engines.base import EngineUnavailableError
 from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.engines.parity import Bounds, compare, figures

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.plan import BatchProfile, Flavour, Target
+from models.artifact.engine_plan import BatchProfile, Flavour, Target
 from service.cards import Card, Cards
 from service.types import Precision
 

@@ -20,14 +20,14 @@ from export.parity import Enough, GateError, Rules, gate
 from export.progress import Reporter, tool_versions
 from export.recipe_file import Output, Recipe, RecipeError, read_recipe
 from export.samples import photos, random_pixels
-from models import artifact as artifacts
 from models.analysis.cost import Cost
 from models.analysis.layer_table import write_layers
-from models.artifact import IMPORTED, Artifact, Manifest, ParityReport, WeightRecord, WeightSource
+from models.artifact import artifact as artifacts
+from models.artifact.artifact import IMPORTED, Artifact, Manifest, ParityReport, WeightRecord, WeightSource
+from models.artifact.reference import write_reference
 from models.catalog import CATALOG, InputSpec
 from models.labels import read_labels, write_labels
 from models.onnx_reader import LARGEST_BYTES, read_model
-from models.reference import write_reference
 from service.engines.parity import BATCH_SIZES, BOUNDS, HALF_SMALLEST, THRESHOLDS, TIES, Bounds, compare, figures
 from service.types import Batch, Precision, Probabilities
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from models.artifact import Artifact, ParityReport
+from models.artifact.artifact import Artifact, ParityReport
 from service.engines.base import EngineUnavailableError
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.parity import BOUNDS, Bounds, compare, figures

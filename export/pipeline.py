@@ -12,16 +12,16 @@ from export.onnx_file import write_onnx
 from export.parity import gate
 from export.progress import Reporter, tool_versions
 from export.samples import photos, random_pixels
-from models import artifact as artifacts
 from models import weights as sources
 from models.analysis.cost import Cost
 from models.analysis.layer_table import write_layers
 from models.analysis.trace import network_layers
-from models.artifact import Artifact, Manifest, WeightRecord, WeightSource
+from models.artifact import artifact as artifacts
+from models.artifact.artifact import Artifact, Manifest, WeightRecord, WeightSource
+from models.artifact.reference import write_reference
 from models.build import Served, build
 from models.catalog import Architecture, InputSpec, WeightSet
 from models.labels import named_labels, read_labels, write_labels
-from models.reference import write_reference
 
 _RANDOM_IMAGES = 6
 _CALIBRATION_SEED = 2012  # other noise than the gate's

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from models.artifact import Manifest, ParityReport
-from models.plan import Plan, PlanRecord
+from models.artifact.artifact import Manifest, ParityReport
+from models.artifact.engine_plan import Plan, PlanRecord
 
 console = Console(stderr=True)
 

@@ -5,7 +5,7 @@ import logging
 import re
 from pathlib import Path
 
-from models.files import replace
+from models.artifact.files import replace
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import torch
 from torch import Tensor, nn
 
-from models.artifact import WeightRecord, WeightSource, sha256
+from models.artifact.artifact import WeightRecord, WeightSource, sha256
 from models.build import SEED
 from models.catalog import Architecture, WeightSet
 

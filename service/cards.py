@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from models.plan import Target
+from models.artifact.engine_plan import Target
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 

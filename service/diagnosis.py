@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from models.artifact import Artifact, ArtifactError, Manifest, exported_names, read_manifest
+from models.artifact.artifact import Artifact, ArtifactError, Manifest, exported_names, read_manifest
+from models.artifact.engine_plan import Flavour
 from models.catalog import CATALOG, UnknownModelError
-from models.plan import Flavour
 from service.engines.base import EngineUnavailableError
 from service.engines.built import best_flavour, nothing_built
 from service.engines.choose import EngineOptions, installed

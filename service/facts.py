@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.analysis.layer_table import LayerTable, read_layers
-from models.artifact import (
+from models.artifact.artifact import (
     ArtifactError,
     FileNotInArtifactError,
     Manifest,
@@ -12,8 +12,8 @@ from models.artifact import (
     ParityReport,
     WeightRecord,
 )
+from models.artifact.measured import Measurement
 from models.catalog import InputSpec, PublishedErrors, WeightSet
-from models.measured import Measurement
 from service.engines.choice import Choice
 from service.engines.layout import Layout
 from service.engines.plans import Fit

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from models.artifact import Artifact, Manifest
+from models.artifact.artifact import Artifact, Manifest
 from service.clock import Clock
 
 _REMEMBERED_S = 30.0

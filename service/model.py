@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from models.artifact import Artifact, Manifest, WeightSource
+from models.artifact.artifact import Artifact, Manifest, WeightSource
 from service.batcher import Batcher, State
 from service.clock import Clock
 from service.engines.base import CardLostError

@@ -9,9 +9,17 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from models.artifact import Artifact, ArtifactError, Manifest, NotExportedError, exported_names, load, read_manifest
+from models.artifact.artifact import (
+    Artifact,
+    ArtifactError,
+    Manifest,
+    NotExportedError,
+    exported_names,
+    load,
+    read_manifest,
+)
+from models.artifact.measured import read_measured
 from models.catalog import Architecture, Catalog, UnknownModelError
-from models.measured import read_measured
 from service.clock import Clock
 from service.engines.base import Engine, EngineUnavailableError, card_lost
 from service.errors import ModelNotFound, NotReady, ShuttingDown

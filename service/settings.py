@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from models.files import at_home
-from models.tuning import MOST_BATCH
+from models.artifact.files import at_home
+from models.artifact.tuning import MOST_BATCH
 from service.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, Runtime
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from models.artifact import Artifact
-from models.plan import read_plans
+from models.artifact.artifact import Artifact
+from models.artifact.engine_plan import read_plans
 from service.clock import Clock
 from service.engines.base import CPU, Engine, EngineUnavailableError, card_lost, held_bytes, out_of_memory
 from service.engines.choice import Opened, OpenEngine

@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from models.measured import Measurement, protocol
+from models.artifact.measured import Measurement, protocol
 from service.comparison import Comparison
 from service.errors import Code, TopfiveError
 from service.facts import facts

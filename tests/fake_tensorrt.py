@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from models.plan import Flavour
+from models.artifact.engine_plan import Flavour
 from service.types import Probabilities, Rows
 from tests.fake_cuda import Error, FakeCudart, Refused
 

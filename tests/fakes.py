@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
 from service.clock import Timer
 from service.engines.base import CPU, as_batch
 from service.engines.choice import Choice, Opened

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from models.artifact import LABELS, MANIFEST, Artifact, Manifest, write_manifest
+from models.artifact.artifact import LABELS, MANIFEST, Artifact, Manifest, write_manifest
 from models.catalog import CATALOG, InputSpec
 from models.labels import Label, write_labels
 from service import image, recipe

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from models.artifact import Artifact
-from models.plan import BatchProfile, Flavour, Plan, PlanRecord, Target
+from models.artifact.artifact import Artifact
+from models.artifact.engine_plan import BatchProfile, Flavour, Plan, PlanRecord, Target
 from service.cards import Card
 from service.engines.tensorrt import Nvidia, TensorRtEngine
 from service.engines.tensorrt_slot import Launch

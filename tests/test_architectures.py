@@ -8,7 +8,7 @@ import pytest
 
 from export.pipeline import WeightsChoice, export
 from export.samples import photos, random_pixels
-from models.artifact import Artifact, WeightSource, load
+from models.artifact.artifact import Artifact, WeightSource, load
 from models.catalog import CATALOG, Architecture
 from service.engines.choose import EngineOptions, open_engine
 from service.types import Batch, Precision, Probabilities, Runtime

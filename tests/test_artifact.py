@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from models.artifact import (
+from models.artifact.artifact import (
     GRAPH,
     LABELS,
     MANIFEST,

@@ -11,7 +11,7 @@ import pytest
 
 from export.builder import BuildError, Job, build_plan
 from export.timing_cache import TimingCacheFile
-from models.plan import BatchProfile, Flavour, Target
+from models.artifact.engine_plan import BatchProfile, Flavour, Target
 from tests.scripted_builder import NO_CARD, BuilderFlag, MemoryPoolType, Script, fake
 
 JOB = Job(

@@ -14,9 +14,9 @@ import pytest
 from grpc import StatusCode
 from grpc.aio import AioRpcError
 
-from models.artifact import GRAPH, Artifact, load, write_manifest
-from models.plan import BatchProfile, Flavour, Plan, write_plan
-from models.reference import read_reference, write_reference
+from models.artifact.artifact import GRAPH, Artifact, load, write_manifest
+from models.artifact.engine_plan import BatchProfile, Flavour, Plan, write_plan
+from models.artifact.reference import read_reference, write_reference
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.cards import Card
 from service.engines import choose

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from models.plan import Target
+from models.artifact.engine_plan import Target
 from service.cards import Card, Cards, cards, driver_version
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.artifact import IMPORTED, Artifact, ParityReport, Thresholds, load
+from models.artifact.artifact import IMPORTED, Artifact, ParityReport, Thresholds, load
 from service.engines import choose
 from service.engines.base import Engine, EngineUnavailableError, as_batch
 from service.engines.choose import EngineOptions, installed, open_engine

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact import GRAPH, Artifact, load
-from models.plan import BatchProfile, Flavour, Plan, PlanError, write_plan
+from models.artifact.artifact import GRAPH, Artifact, load
+from models.artifact.engine_plan import BatchProfile, Flavour, Plan, PlanError, write_plan
 from service.cards import Card, Cards
 from service.engines import choose
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact import MANIFEST
+from models.artifact.artifact import MANIFEST
 from models.catalog import CATALOG
 from service.batcher import Batcher
 from service.classifier import LocalClassifier

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from onnx import helper, numpy_helper
 
 from export.samples import PHOTOS
-from models.artifact import read_manifest, write_manifest
+from models.artifact.artifact import read_manifest, write_manifest
 from models.labels import imagenet_labels, write_labels
 from service.cli import main
 from tests.conftest import png

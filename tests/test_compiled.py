@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from export.samples import random_pixels
-from models.artifact import Artifact, load
+from models.artifact.artifact import Artifact, load
 from service.engines.choose import EngineOptions, open_engine
 from service.engines.compiled import Compiled
 from service.engines.openvino import OpenVinoEngine

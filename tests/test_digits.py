@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 import models
 from export.pipeline import WeightsChoice, export
 from models.architectures.train_lenet5 import Digits, read_digits
-from models.artifact import read_manifest
+from models.artifact.artifact import read_manifest
 from models.catalog import CATALOG
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.cli import main

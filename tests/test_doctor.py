@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from models.artifact import GRAPH, load, read_manifest
-from models.plan import Flavour, write_plan
-from models.tuning import write_tuning
+from models.artifact.artifact import GRAPH, load, read_manifest
+from models.artifact.engine_plan import Flavour, write_plan
+from models.artifact.tuning import write_tuning
 from service.cards import Cards
 from service.cli import main
 from service.diagnosis import Diagnosis, Question, diagnose

@@ -12,9 +12,9 @@ from export.calibrate import calibrate_batch_norm
 from export.half import halved
 from export.onnx_file import write_onnx
 from export.samples import photos, random_pixels
+from models.artifact.engine_plan import BatchProfile, Flavour, Target
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture
-from models.plan import BatchProfile, Flavour, Target
 from service.engines.nvidia import is_installed, module
 from tests.test_architectures import SMALL
 

@@ -22,11 +22,11 @@ from export.engine_order import Order, ahead
 from export.onnx_model import OPSET, ExportError
 from export.parity import GateError
 from export.pipeline import WeightsChoice, export
-from models.artifact import Artifact, WeightSource, load, sha256, versions
+from models.artifact.artifact import Artifact, WeightSource, load, sha256, versions
+from models.artifact.engine_plan import ENGINES, BatchProfile, Flavour, Target, read_plans
+from models.artifact.reference import REFERENCE
 from models.build import build
 from models.catalog import CATALOG
-from models.plan import ENGINES, BatchProfile, Flavour, Target, read_plans
-from models.reference import REFERENCE
 from service.cards import Card, Cards, cards
 from service.cli import main
 from service.engines.nvidia import is_installed, module

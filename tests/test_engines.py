@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from export.samples import random_pixels
-from models.artifact import GRAPH, WEIGHTS, Artifact, load
+from models.artifact.artifact import GRAPH, WEIGHTS, Artifact, load
+from models.artifact.engine_plan import Target
 from models.catalog import CATALOG
-from models.plan import Target
 from service import recipe
 from service.cards import Card
 from service.engines.base import CPU, CardLostError, Engine, EngineUnavailableError, as_batch

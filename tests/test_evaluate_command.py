@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from models.artifact import LABELS, MANIFEST, load, read_manifest, sha256
+from models.artifact.artifact import LABELS, MANIFEST, load, read_manifest, sha256
 from service.app import Core
 from service.bulk.dataset import read_dataset
 from service.bulk.rows import BulkError

@@ -18,7 +18,7 @@ from export.pipeline import Exported, WeightsChoice, export
 from export.samples import photos, random_pixels
 from models.analysis.layer_table import read_layers
 from models.analysis.trace import network_layers
-from models.artifact import Artifact, ParityReport, WeightSource, load, versions
+from models.artifact.artifact import Artifact, ParityReport, WeightSource, load, versions
 from models.build import SEED, build
 from models.catalog import CATALOG, Architecture
 from models.labels import imagenet_labels

@@ -19,7 +19,7 @@ from export.cli import export_command
 from export.parity import GateError
 from export.pipeline import Exported, WeightsChoice
 from export.progress import Reporter
-from models.artifact import ArtifactError, WeightRecord, WeightSource, load, read_manifest, versions
+from models.artifact.artifact import ArtifactError, WeightRecord, WeightSource, load, read_manifest, versions
 from models.catalog import Architecture
 from service.cli import main
 

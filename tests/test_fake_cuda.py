@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from models.plan import Flavour
+from models.artifact.engine_plan import Flavour
 from service.engines import nvidia
 from service.engines.base import EngineUnavailableError
 from service.engines.cuda import LOSSES, loss_in

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.files import at_home, replace
+from models.artifact.files import at_home, replace
 from service.settings import Settings
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.artifact import IMPORTED, Artifact, load
-from models.reference import Reference
+from models.artifact.artifact import IMPORTED, Artifact, load
+from models.artifact.reference import Reference
 from service.engines.base import EngineUnavailableError, as_batch
 from service.engines.gate import REPORTS, Gate, Subject, reference_of, thresholds
 from service.engines.parity import BOUNDS

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import Figures, Subject, measure, on_card, page, plan_subjects, subjects, table
-from models.artifact import load
-from models.plan import Flavour, Target
+from models.artifact.artifact import load
+from models.artifact.engine_plan import Flavour, Target
 from service.cards import Card, Cards
 from service.engines.base import Engine, EngineUnavailableError
 from tests.fakes import FakeEngine

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file
 
 from export.import_labels import LabelsError, labels_for
-from models.artifact import load, versions
+from models.artifact.artifact import load, versions
 from models.build import build
 from models.catalog import CATALOG
 from models.labels import Label

@@ -8,7 +8,7 @@ import pytest
 from models.analysis.cost import Cost
 from models.analysis.layer_table import Kind, Layer, LayerTable, Stage, read_layers, write_layers
 from models.analysis.stages import Place, Position, staged
-from models.artifact import (
+from models.artifact.artifact import (
     IMPORTED,
     LAYERS,
     MANIFEST,

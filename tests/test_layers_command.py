@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.analysis.layer_table import Kind, Layer, LayerTable, write_layers
-from models.artifact import new_version, read_manifest, write_manifest
+from models.artifact.artifact import new_version, read_manifest, write_manifest
 from models.catalog import CATALOG
 from service.rest.schemas import LayersReply
 from tests.test_artifact import MANIFEST_OF_NET

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from models.artifact import MANIFEST, load, read_manifest
-from models.measured import Measurement, read_measured, record
+from models.artifact.artifact import MANIFEST, load, read_manifest
+from models.artifact.measured import Measurement, read_measured, record
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.cli import main
 from tests.fakes import FakeEngine

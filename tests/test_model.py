@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from openvino import InferRequest
 
-from models.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
+from models.artifact.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
 from service.engines.base import CardLostError
 from service.engines.choice import Opened
 from service.engines.openvino import OpenVinoEngine

@@ -22,7 +22,7 @@ from export.onnx_signature import Layout, Signature
 from models.analysis.cost import Cost
 from models.analysis.layer_table import Kind, Layer, LayerTable, read_layers
 from models.analysis.trace import network_layers
-from models.artifact import read_manifest
+from models.artifact.artifact import read_manifest
 from models.build import build
 from models.catalog import CATALOG
 from service.cli import main

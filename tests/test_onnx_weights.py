@@ -14,7 +14,7 @@ from safetensors.torch import load_file as read_safetensors
 from torch import Tensor, nn
 
 from export.pipeline import WeightsChoice
-from models.artifact import WeightRecord, WeightSource, sha256
+from models.artifact.artifact import WeightRecord, WeightSource, sha256
 from models.build import build
 from models.catalog import CATALOG, InputSpec
 from models.weights import WeightsError, load_file

@@ -12,7 +12,7 @@ import pytest
 from export import parity as gates
 from export.parity import Candidate, GateError, gate
 from export.pipeline import WeightsChoice, export
-from models.artifact import Artifact, load
+from models.artifact.artifact import Artifact, load
 from models.catalog import CATALOG
 from service.engines import parity
 from service.engines.base import Engine, EngineUnavailableError, as_batch

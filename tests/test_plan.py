@@ -7,7 +7,16 @@ from threading import Barrier
 
 import pytest
 
-from models.plan import ENGINES, BatchProfile, Flavour, PlanError, PlanRecord, Target, read_plans, write_plan
+from models.artifact.engine_plan import (
+    ENGINES,
+    BatchProfile,
+    Flavour,
+    PlanError,
+    PlanRecord,
+    Target,
+    read_plans,
+    write_plan,
+)
 
 CONTENT = b"a plan"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.plan import BatchProfile, Flavour, Plan, Target, write_plan
+from models.artifact.engine_plan import BatchProfile, Flavour, Plan, Target, write_plan
 from service.cards import Card, Cards
 from service.engines.plans import Machine, Source, judge, misfits, survey, this_machine
 from service.types import Precision

@@ -21,7 +21,7 @@ from export.pipeline import WeightsChoice, export
 from export.quantise import quantise
 from export.samples import PHOTOS
 from models.architectures.lenet5 import lenet5
-from models.artifact import Artifact, WeightSource, load
+from models.artifact.artifact import Artifact, WeightSource, load
 from models.build import Served
 from models.catalog import CATALOG, InputSpec
 from service import image, recipe

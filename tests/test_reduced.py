@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.artifact import load
+from models.artifact.artifact import load
 from models.catalog import CATALOG, InputSpec, Interpolation
 from service import recipe
 from service.clock import LoopClock

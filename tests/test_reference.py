@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.artifact import load
-from models.reference import REFERENCE, UnreadableReferenceError, read_reference, write_reference
+from models.artifact.artifact import load
+from models.artifact.reference import REFERENCE, UnreadableReferenceError, read_reference, write_reference
 from service.engines.choose import EngineOptions, build_engine
 from service.engines.parity import compare
 from service.types import Precision, Runtime

@@ -8,9 +8,9 @@ import pytest
 from google.protobuf.message import Message
 
 from models.analysis.layer_table import Layer, LayerTable
-from models.artifact import ParityReport, Thresholds, WeightRecord, WeightSource
+from models.artifact.artifact import ParityReport, Thresholds, WeightRecord, WeightSource
+from models.artifact.measured import Measurement
 from models.catalog import CATALOG, Channels, InputSpec, Interpolation, PublishedErrors, WeightSet
-from models.measured import Measurement
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.engines.layout import Layout
 from service.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError, error_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact import GRAPH, MANIFEST, NotExportedError
+from models.artifact.artifact import GRAPH, MANIFEST, NotExportedError
 from models.catalog import CATALOG
 from service.batcher import State
 from service.engines.base import CPU, EngineUnavailableError

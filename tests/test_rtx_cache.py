@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.plan import Flavour
+from models.artifact.engine_plan import Flavour
 from service.engines.base import EngineUnavailableError
 from service.engines.rtx_cache import LARGEST_BYTES, RtxCacheFile
 from tests.fake_tensorrt import BROKEN, network

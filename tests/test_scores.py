@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.share import wilson
+from models.artifact.confidence import wilson
 from service.bulk.rows import Failure, Row
 from service.bulk.scores import ClassScore, Confusion, score
 from service.types import Prediction

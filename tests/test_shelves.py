@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact import GRAPH, MANIFEST, Artifact
+from models.artifact.artifact import GRAPH, MANIFEST, Artifact
+from models.artifact.engine_plan import Target
 from models.catalog import CATALOG
-from models.plan import Target
 from service.cards import Card, Cards
 from service.devices import devices
 from service.engines.base import CPU, EngineUnavailableError, held_bytes

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from models.artifact import read_manifest
-from models.measured import Measurement, record
-from models.plan import write_plan
+from models.artifact.artifact import read_manifest
+from models.artifact.engine_plan import write_plan
+from models.artifact.measured import Measurement, record
 from service.cli import main
 from tests.serving import serving
 from tests.test_plan import CONTENT

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.plan import Flavour
+from models.artifact.engine_plan import Flavour
 from service.engines.base import CardLostError, EngineUnavailableError, NoRoomError
 from service.engines.cuda import CudaError
 from service.engines.tensorrt_plan import TensorRtError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.plan import Flavour
+from models.artifact.engine_plan import Flavour
 from service.engines.nvidia import is_installed, module
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,8 +13,8 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from export.samples import PHOTOS
-from models.artifact import load
-from models.plan import Plan
+from models.artifact.artifact import load
+from models.artifact.engine_plan import Plan
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.engines.choice import Choice
 from service.engines.layout import Layout

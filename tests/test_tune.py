@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from models.artifact import Artifact, load
-from models.tuning import TuningRecord
+from models.artifact.artifact import Artifact, load
+from models.artifact.tuning import TuningRecord
 from service.cli import main
 from service.engines.base import EngineUnavailableError
 from service.errors import BadImage

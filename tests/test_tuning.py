@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from models.artifact import Artifact, load, write_manifest
-from models.tuning import Conditions, Place, Trial, TuningRecord, read_tuning, write_tuning
+from models.artifact.artifact import Artifact, load, write_manifest
+from models.artifact.tuning import Conditions, Place, Trial, TuningRecord, read_tuning, write_tuning
 from service.cli import main
 from service.engines import layout
 from service.engines.choose import EngineOptions, open_engine

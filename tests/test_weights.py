@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from export.pipeline import WeightsChoice
-from models.artifact import WeightRecord, WeightSource, sha256
+from models.artifact.artifact import WeightRecord, WeightSource, sha256
 from models.build import SEED, build
 from models.catalog import CATALOG, Architecture
 from models.weights import (

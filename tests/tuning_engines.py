@@ -3,7 +3,7 @@
 import os
 import threading
 
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
 from service.engines.base import Engine, EngineUnavailableError
 from service.tuning.candidates import Setup
 from service.types import Probabilities, Rows

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from pydantic import TypeAdapter, ValidationError
 
 from models.analysis.cost import Cost, Size
-from models.artifact import LAYERS, ArtifactError, Manifest, read_file
+from models.artifact.artifact import LAYERS, ArtifactError, Manifest, read_file
 
 
 class Kind(StrEnum):

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models.artifact.confidence import Share
+from models.artifact.measured import Measurement
 from models.labels import Label
-from models.measured import Measurement
-from models.share import Share
 from service.bulk.dataset import Dataset
 from service.bulk.rows import Row
 from service.bulk.scores import Scores

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from models.share import Share, wilson
+from models.artifact.confidence import Share, wilson
 from service.bulk.rows import Row
 
 TOP = 5

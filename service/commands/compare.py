@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from models.artifact import exported_names
+from models.artifact.artifact import exported_names
 from service import tables
 from service.app import Core
 from service.commands.session import answer_options, crops_option

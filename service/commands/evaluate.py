@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from models.artifact import LABELS, MANIFEST
+from models.artifact.artifact import LABELS, MANIFEST
+from models.artifact.confidence import Share
+from models.artifact.measured import protocol, record
 from models.labels import Label, read_labels
-from models.measured import protocol, record
-from models.share import Share
 from service.app import Core
 from service.bulk.dataset import Dataset, read_dataset
 from service.bulk.journal import Journal, discard

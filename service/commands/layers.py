@@ -16,7 +16,7 @@ from rich.table import Table
 
 from models.analysis.cost import Cost
 from models.analysis.layer_table import Kind, Layer, LayerTable, Stage
-from models.artifact import NotExportedError
+from models.artifact.artifact import NotExportedError
 from models.catalog import Architecture
 from service.app import Core
 from service.errors import ModelNotFound, TopfiveError

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from models.artifact import WeightRecord
+from models.artifact.artifact import WeightRecord
 from service.app import Core
 from service.bulk.journal import Journal
 from service.bulk.rows import BulkError, Item, Row

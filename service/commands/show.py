@@ -11,9 +11,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from models.artifact import Artifact
-from models.measured import protocol
-from models.plan import read_plans
+from models.artifact.artifact import Artifact
+from models.artifact.engine_plan import read_plans
+from models.artifact.measured import protocol
 from service.app import Core
 from service.engines.layout import Layout, at_most, default_layout, read_tuned
 from service.engines.plans import Source, survey, this_machine

@@ -16,9 +16,9 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from models.artifact import ArtifactError, load
+from models.artifact.artifact import ArtifactError, load
+from models.artifact.tuning import TuningRecord, write_tuning
 from models.catalog import CATALOG
-from models.tuning import TuningRecord, write_tuning
 from service.engines.base import EngineUnavailableError
 from service.engines.layout import place_of
 from service.hardware import cpu_quota

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from models.artifact import GRAPH, Artifact
-from models.plan import Flavour, Plan
-from models.reference import REFERENCE
+from models.artifact.artifact import GRAPH, Artifact
+from models.artifact.engine_plan import Flavour, Plan
+from models.artifact.reference import REFERENCE
 from service.cards import Card
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
 from service.engines.choice import Choice, Opened

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from models.artifact import Artifact, ParityReport
+from models.artifact.artifact import Artifact, ParityReport
 from service.engines.base import Engine
 from service.engines.layout import Layout
 from service.engines.plans import Fit

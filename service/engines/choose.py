@@ -7,9 +7,9 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from models.artifact import Artifact
-from models.files import at_home
-from models.plan import Plan
+from models.artifact.artifact import Artifact
+from models.artifact.engine_plan import Plan
+from models.artifact.files import at_home
 from service.cards import Card
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
 from service.engines.built import (

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.artifact import sha256
+from models.artifact.artifact import sha256
 
 FOLDER = "openvino"
 _SEAL = "seal.json"

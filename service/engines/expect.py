@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
 from service.engines.base import EngineUnavailableError
 from service.engines.built import FLAVOURS, Bench, gate_of_graph, gate_of_plan, nothing_built, nothing_runs
 from service.engines.choose import ORDER, EngineOptions, check_possible, installed, source_of

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models import files
-from models.artifact import IMPORTED, Artifact, ArtifactError, Manifest, ParityReport, Thresholds, read_file
-from models.reference import REFERENCE, Reference, UnreadableReferenceError, read_reference
+from models.artifact import files
+from models.artifact.artifact import IMPORTED, Artifact, ArtifactError, Manifest, ParityReport, Thresholds, read_file
+from models.artifact.reference import REFERENCE, Reference, UnreadableReferenceError, read_reference
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.parity import BOUNDS, HALF_SMALLEST, Bounds, compare, figures
 from service.types import Precision

@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 
-from models.artifact import GRAPH, Artifact
-from models.tuning import Conditions, Place, Trial, TuningRecord, read_tuning
+from models.artifact.artifact import GRAPH, Artifact
+from models.artifact.tuning import Conditions, Place, Trial, TuningRecord, read_tuning
 from service.hardware import cpu_model, host
 from service.types import Precision, Runtime
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from models.plan import Flavour
+from models.artifact.engine_plan import Flavour
 from service.engines.base import EngineUnavailableError
 
 INSTALL = {

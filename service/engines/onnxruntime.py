@@ -3,7 +3,7 @@
 import numpy as np
 import onnxruntime as ort
 
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
 from service.cards import Card
 from service.engines.base import CPU, CardLostError, EngineUnavailableError, as_batch, held_bytes, keep_for_ever
 from service.engines.cuda import loss_in

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from models.artifact import Artifact, ParityReport
-from models.plan import PlanError
-from models.reference import REFERENCE
+from models.artifact.artifact import Artifact, ParityReport
+from models.artifact.engine_plan import PlanError
+from models.artifact.reference import REFERENCE
 from service.engines.base import CardLostError, Engine, EngineUnavailableError
 from service.engines.gate import Gate, reference_of
 from service.types import Runtime

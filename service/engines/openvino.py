@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 from openvino import CompiledModel, Core, InferRequest
 
-from models.artifact import GRAPH, Artifact
+from models.artifact.artifact import GRAPH, Artifact
 from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
 from service.engines.compiled import Compiled
 from service.engines.layout import conditions_here

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.artifact import ParityReport, Thresholds
+from models.artifact.artifact import ParityReport, Thresholds
 from service.engines.base import Engine
 from service.types import Batch, Precision, Probabilities
 

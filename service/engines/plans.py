@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models.artifact import GRAPH, Manifest
-from models.plan import Flavour, Plan, PlanRecord, read_plans
+from models.artifact.artifact import GRAPH, Manifest
+from models.artifact.engine_plan import Flavour, Plan, PlanRecord, read_plans
 from service.cards import Card, Cards, cards, driver_version
 from service.engines.nvidia import INSTALL, installed_version
 from service.types import Precision

@@ -2,7 +2,7 @@
 
 import logging
 
-from models.artifact import IMPORTED, Artifact
+from models.artifact.artifact import IMPORTED, Artifact
 from service.engines.base import EngineUnavailableError
 from service.types import Precision, Runtime
 

@@ -5,7 +5,7 @@ import logging
 import re
 from pathlib import Path
 
-from models.files import replace
+from models.artifact.files import replace
 
 LARGEST_BYTES = 100 << 20
 """A larger cache takes longer to read than it saves, by NVIDIA's word."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.artifact import Artifact
-from models.plan import Flavour, Plan
+from models.artifact.artifact import Artifact
+from models.artifact.engine_plan import Flavour, Plan
 from service.cards import Card, driver_version
 from service.engines import nvidia
 from service.engines.base import CardLostError, EngineUnavailableError, NoRoomError, keep_for_ever

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from models.plan import BatchProfile, Plan, PlanError
+from models.artifact.engine_plan import BatchProfile, Plan, PlanError
 from service.engines.base import EngineUnavailableError, keep_for_ever
 from service.engines.cuda import Cuda
 from service.engines.nvidia import Words, logger

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from models.artifact import WEIGHTS, Artifact
+from models.artifact.artifact import WEIGHTS, Artifact
 from models.build import Served, build
 from models.catalog import CATALOG
 from models.weights import WeightsError, load_state, read_state_dict

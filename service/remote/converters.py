@@ -7,9 +7,9 @@ import numpy as np
 
 from models.analysis.cost import Size
 from models.analysis.layer_table import Layer, LayerTable, Stage
-from models.artifact import ParityReport, Thresholds, WeightRecord, WeightSource
+from models.artifact.artifact import ParityReport, Thresholds, WeightRecord, WeightSource
+from models.artifact.measured import Measurement
 from models.catalog import Channels, InputSpec, Interpolation, PublishedErrors, WeightSet
-from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.engines.layout import Layout

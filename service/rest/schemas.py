@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.analysis.cost import Size
-from models.artifact import ParityReport
+from models.artifact.artifact import ParityReport
+from models.artifact.measured import Measurement
 from models.catalog import InputSpec, PublishedErrors
-from models.measured import Measurement
 from service.classifier import DEFAULT_CROPS
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming
 from service.engines.layout import Layout

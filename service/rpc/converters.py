@@ -3,9 +3,9 @@
 from dataclasses import asdict
 
 from models.analysis.layer_table import Layer, Stage
-from models.artifact import ParityReport, WeightRecord
+from models.artifact.artifact import ParityReport, WeightRecord
+from models.artifact.measured import Measurement
 from models.catalog import InputSpec, WeightSet
-from models.measured import Measurement
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.comparison import Comparison, Row
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary

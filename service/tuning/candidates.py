@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
 from service.engines.base import EngineUnavailableError
 from service.engines.choose import check_possible, installed
 from service.engines.layout import TUNABLE, default_layout

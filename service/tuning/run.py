@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
-from models.artifact import Artifact
-from models.tuning import Trial, TuningRecord
+from models.artifact.artifact import Artifact
+from models.artifact.tuning import Trial, TuningRecord
 from service.engines.base import EngineUnavailableError
 from service.engines.layout import conditions_here, place_of
 from service.tuning.candidates import Candidate, allowed, candidates, untuned

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
 from service.engines.base import Engine
 from service.engines.choose import EngineOptions, build_engine
 from service.engines.layout import Layout

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from export.samples import PHOTOS
-from models.artifact import Artifact, load
-from models.plan import Flavour, Plan, Target, read_plans
+from models.artifact.artifact import Artifact, load
+from models.artifact.engine_plan import Flavour, Plan, Target, read_plans
 from service.cards import Card, Cards, cards
 from service.engines import nvidia
 from service.engines.base import Engine

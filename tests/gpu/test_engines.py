@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
 from models.catalog import CATALOG
 from service.cards import driver_version
 from service.engines.base import Engine, EngineUnavailableError

@@ -31,8 +31,8 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from cuda.bindings import driver
-from models.artifact import load
-from models.plan import read_plans
+from models.artifact.artifact import load
+from models.artifact.engine_plan import read_plans
 from service.cards import cards
 from service.engines.base import CardLostError
 from service.engines.tensorrt import TensorRtEngine

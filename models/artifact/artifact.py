@@ -7,7 +7,7 @@
         layers.json         a row per layer of the network
         weights.safetensors the trained values, for the torch engine (not in every artifact)
         reference.npz       images and the original's answers, for engines that are checked where they run
-        engines/            engines built from the graph later, each with its record; see `models.plan`
+        engines/            engines built from the graph later, each with its record; see `models.artifact.engine_plan`
 
 VERSION is a whole number; the highest is served.
 """
@@ -25,9 +25,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models.artifact.measured import Measurement
 from models.catalog import InputSpec
 from models.labels import Label, read_labels
-from models.measured import Measurement
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"

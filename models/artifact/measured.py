@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from models.files import replace
+from models.artifact.files import replace
 
 _KEY = "measured"
 

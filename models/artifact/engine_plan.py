@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.files import replace
+from models.artifact.files import replace
 
 ENGINES = "engines"
 _TARGET = re.compile(r"sm(\d{2,3})")

@@ -13,7 +13,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.files import replace
+from models.artifact.files import replace
 
 TUNED = "tuned"
 MEASURING = 1

@@ -1,0 +1,1 @@
+"""The folder of an exported model: writing, reading and verifying it."""
