@@ -91,7 +91,7 @@ def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path,
     """Export one model and say so; False where it failed, with the reason on the screen."""
     from export.onnx_model import ExportError
     from export.parity import GateError
-    from models.weights import HostUnreachableError, WeightsError
+    from models.weights.weights import HostUnreachableError, WeightsError
 
     present = _present(architecture, root) if missing else None
     if present is not None and choice.satisfied_by(present, architecture):

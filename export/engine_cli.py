@@ -117,7 +117,7 @@ def build_one(name: str, root: Path, order: Order, missing: bool) -> bool:
     from export.onnx_model import ExportError
     from export.parity import GateError
     from models.artifact.artifact import ArtifactError, load
-    from models.weights import WeightsError
+    from models.weights.weights import WeightsError
     from service.engines.nvidia import module
 
     try:

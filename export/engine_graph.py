@@ -71,7 +71,7 @@ def _write_half(artifact: Artifact, path: Path) -> None:
     from export.half import halved
     from export.onnx_file import write_onnx
     from models.build import Served, build
-    from models.weights import load_state, read_state_dict
+    from models.weights.weights import load_state, read_state_dict
 
     network = build(architecture)
     weights = artifact.folder / WEIGHTS

@@ -55,7 +55,7 @@ def _import(request: "Request", root: Path) -> bool:
     from export.onnx_model import ExportError
     from export.parity import GateError, candidates
     from export.recipe_file import RecipeError
-    from models.onnx_reader import OnnxFileError
+    from models.weights.onnx_reader import OnnxFileError
 
     try:
         with Bars(request.name, STEPS + len(candidates())) as bars:

@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from export.onnx_model import OPSET, strip_metadata
 from export.onnx_signature import Signature, opset
 from export.original import one_line
-from models.onnx_reader import constants, real_inputs, subgraphs, used_nodes
+from models.weights.onnx_reader import constants, real_inputs, subgraphs, used_nodes
 
 IR_VERSION = 10  # of opset 20 and 21; from 4 on initializers need not be inputs as well
 _BATCH = "batch"

@@ -27,7 +27,7 @@ from models.artifact.artifact import IMPORTED, Artifact, Manifest, ParityReport,
 from models.artifact.reference import write_reference
 from models.catalog import CATALOG, InputSpec
 from models.labels import read_labels, write_labels
-from models.onnx_reader import LARGEST_BYTES, read_model
+from models.weights.onnx_reader import LARGEST_BYTES, read_model
 from service.engines.parity import BATCH_SIZES, BOUNDS, HALF_SMALLEST, THRESHOLDS, TIES, Bounds, compare, figures
 from service.types import Batch, Precision, Probabilities
 

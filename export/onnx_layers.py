@@ -11,7 +11,7 @@ from export.onnx_trail import SHAPED, UNKNOWN, Shape, Step, Trail, carried, one_
 from export.original import met_shapes
 from models.analysis.cost import Reach
 from models.analysis.layer_table import Layer, LayerTable
-from models.onnx_reader import constants
+from models.weights.onnx_reader import constants
 
 _UNCHANGED = ("DequantizeLinear", "Transpose", "Reshape")
 

@@ -8,7 +8,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from export.onnx_model import ExportError
 from export.recipe_file import Recipe
 from models.catalog import Channels
-from models.onnx_reader import IMAGE_TYPES, real_inputs
+from models.weights.onnx_reader import IMAGE_TYPES, real_inputs
 
 _SCORES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _SIGMOIDS = ("Sigmoid", "HardSigmoid")

@@ -11,7 +11,7 @@ from export.onnx_convert import Variant
 from export.onnx_signature import Layout, Signature
 from export.recipe_file import Output
 from models.catalog import Channels, InputSpec
-from models.onnx_reader import subgraphs
+from models.weights.onnx_reader import subgraphs
 
 _PREFIX = "network."
 _HALF_UP = 0.5005  # luma is a whole number of thousandths: so no rounding error of its sum moves it over a half

@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper
 from export.onnx_signature import Layout, RefusedError, Signature
 from export.recipe_file import Output, Recipe
 from models.catalog import Channels
-from models.onnx_reader import IMAGE_TYPES
+from models.weights.onnx_reader import IMAGE_TYPES
 from service.engines.base import CPU, as_batch, held_bytes
 from service.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 

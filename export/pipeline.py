@@ -12,7 +12,6 @@ from export.onnx_file import write_onnx
 from export.parity import gate
 from export.progress import Reporter, tool_versions
 from export.samples import photos, random_pixels
-from models import weights as sources
 from models.analysis.cost import Cost
 from models.analysis.layer_table import write_layers
 from models.analysis.trace import network_layers
@@ -22,6 +21,7 @@ from models.artifact.reference import write_reference
 from models.build import Served, build
 from models.catalog import Architecture, InputSpec, WeightSet
 from models.labels import named_labels, read_labels, write_labels
+from models.weights import weights as sources
 
 _RANDOM_IMAGES = 6
 _CALIBRATION_SEED = 2012  # other noise than the gate's

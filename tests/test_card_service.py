@@ -30,8 +30,8 @@ from tests.conftest import png
 from tests.fake_cuda import Error, FakeCudart
 from tests.fake_tensorrt import FakeTensorRt, network, plan_bytes
 from tests.fakes import reached
+from tests.models.test_plan import record
 from tests.serving import Running, serving
-from tests.test_plan import record
 from tests.test_plans import ADA, BOTH, machine
 from tests.test_transports import assert_same, by_grpc, by_rest
 

@@ -17,8 +17,8 @@ from service.engines.choose import EngineOptions, open_engine
 from service.engines.gate import reference_of
 from service.engines.plans import Machine
 from service.types import EngineInfo, Precision, Runtime
+from tests.models.test_plan import CONTENT, record
 from tests.test_gate import Faithful
-from tests.test_plan import CONTENT, record
 from tests.test_plans import ADA, BOTH, NO_CARD, TURING, machine
 
 CPU_RUNTIMES = (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH)

@@ -23,12 +23,12 @@ from service.engines.layout import conditions_here, installed_version, place_of
 from service.engines.plans import Machine
 from service.hardware import Host
 from service.types import Precision, Runtime
+from tests.models.test_plan import CONTENT, record
+from tests.models.test_tuning import record as tuning_record
+from tests.models.test_tuning import trial
 from tests.test_gate import Faithful
 from tests.test_layers import ROOT
-from tests.test_plan import CONTENT, record
 from tests.test_plans import ADA, NO_CARD, TURING, machine
-from tests.test_tuning import record as tuning_record
-from tests.test_tuning import trial
 
 HOST = Host(2, 16, ("AVX2",), 32 << 30, 4 << 30)
 

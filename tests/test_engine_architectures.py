@@ -16,7 +16,7 @@ from models.artifact.engine_plan import BatchProfile, Flavour, Target
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture
 from service.engines.nvidia import is_installed, module
-from tests.test_architectures import SMALL
+from tests.models.test_architectures import SMALL
 
 TURING = (Target(7, 5),)
 LATER = (Target(8, 6), Target(8, 9), Target(12, 0))

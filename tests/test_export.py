@@ -22,7 +22,7 @@ from models.artifact.artifact import Artifact, ParityReport, WeightSource, load,
 from models.build import SEED, build
 from models.catalog import CATALOG, Architecture
 from models.labels import imagenet_labels
-from models.weights import HostUnreachableError, WeightsError
+from models.weights.weights import HostUnreachableError, WeightsError
 from service import image, recipe
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.openvino import has_bf16

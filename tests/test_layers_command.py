@@ -13,7 +13,7 @@ from models.analysis.layer_table import Kind, Layer, LayerTable, write_layers
 from models.artifact.artifact import new_version, read_manifest, write_manifest
 from models.catalog import CATALOG
 from service.rest.schemas import LayersReply
-from tests.test_artifact import MANIFEST_OF_NET
+from tests.models.test_artifact import MANIFEST_OF_NET
 from tests.test_cli import topfive
 
 ROOT = Path(__file__).resolve().parent.parent

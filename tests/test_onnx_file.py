@@ -18,7 +18,7 @@ from export.onnx_model import OPSET, ExportError
 from export.samples import photos, random_pixels
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture
-from models.weights import load_state
+from models.weights.weights import load_state
 from service.types import Batch, Probabilities
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from export.original import one_line
 from export.parity import Candidate, GateError
 from export.recipe_file import RecipeError
 from models.artifact.artifact import IMPORTED, WeightSource, load, sha256, versions
-from models.onnx_reader import OnnxFileError
+from models.weights.onnx_reader import OnnxFileError
 from service.engines.base import Engine
 from service.engines.choose import EngineOptions, build_engine, open_engine
 from service.engines.gate import Gate, Subject, reference_of

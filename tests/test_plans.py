@@ -10,7 +10,7 @@ from models.artifact.engine_plan import BatchProfile, Flavour, Plan, Target, wri
 from service.cards import Card, Cards
 from service.engines.plans import Machine, Source, judge, misfits, survey, this_machine
 from service.types import Precision
-from tests.test_plan import CONTENT, record
+from tests.models.test_plan import CONTENT, record
 
 TURING = Card(0, "NVIDIA GeForce RTX 2080 Ti", Target(7, 5), 11 << 30, 10 << 30)
 ADA = Card(1, "NVIDIA GeForce RTX 4090", Target(8, 9), 24 << 30, 20 << 30)

@@ -10,9 +10,9 @@ from models.artifact.artifact import read_manifest
 from models.artifact.engine_plan import write_plan
 from models.artifact.measured import Measurement, record
 from service.cli import main
+from tests.models.test_plan import CONTENT
+from tests.models.test_plan import record as plan_record
 from tests.serving import serving
-from tests.test_plan import CONTENT
-from tests.test_plan import record as plan_record
 
 
 def show(*arguments: object, columns: int = 100) -> Result:

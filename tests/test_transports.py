@@ -23,8 +23,8 @@ from service.errors import TABLE, Code
 from service.types import Precision
 from tests.conftest import png
 from tests.fakes import FakeEngine, reached
+from tests.models.test_plan import record
 from tests.serving import Clients, serving
-from tests.test_plan import record
 from tests.test_plans import ADA, TURING, machine
 
 pytestmark = pytest.mark.anyio

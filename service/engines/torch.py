@@ -7,7 +7,7 @@ import torch
 from models.artifact.artifact import WEIGHTS, Artifact
 from models.build import Served, build
 from models.catalog import CATALOG
-from models.weights import WeightsError, load_state, read_state_dict
+from models.weights.weights import WeightsError, load_state, read_state_dict
 from service.cards import Card
 from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
 from service.types import EngineInfo, Probabilities, Rows, Runtime

@@ -19,7 +19,7 @@ from models.artifact.artifact import WeightRecord, WeightSource, sha256
 from models.build import SEED
 from models.catalog import Architecture, WeightSet
 
-_BUNDLED = Path(__file__).parent / "data"
+_BUNDLED = Path(__file__).parent.parent / "data"
 _TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 18
 
@@ -60,9 +60,9 @@ def load_file(network: nn.Module, architecture: Architecture, path: Path) -> Wei
 
 def _load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> None:
     try:
-        from models.onnx_agreement import DisagreementError
-        from models.onnx_reader import OnnxFileError
-        from models.onnx_weights import MismatchError, load_onnx
+        from models.weights.from_onnx import MismatchError, load_onnx
+        from models.weights.onnx_check import DisagreementError
+        from models.weights.onnx_reader import OnnxFileError
     except ImportError as error:
         raise WeightsError(f"{error.name} is not installed; .onnx files need: pip install '.[cpu,export]'") from error
     try:

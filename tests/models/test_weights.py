@@ -21,7 +21,7 @@ from export.pipeline import WeightsChoice
 from models.artifact.artifact import WeightRecord, WeightSource, sha256
 from models.build import SEED, build
 from models.catalog import CATALOG, Architecture
-from models.weights import (
+from models.weights.weights import (
     HostUnreachableError,
     WeightsError,
     download,

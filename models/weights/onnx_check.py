@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto
 from torch import nn
 
 from models.catalog import Architecture, InputSpec
-from models.onnx_reader import IMAGE_TYPES, real_inputs
+from models.weights.onnx_reader import IMAGE_TYPES, real_inputs
 
 _IMAGES = 2
 _SEED = 1998

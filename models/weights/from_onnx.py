@@ -13,8 +13,8 @@ from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from models.catalog import Architecture
-from models.onnx_agreement import check_agreement
-from models.onnx_reader import constants, read_model, used_nodes
+from models.weights.onnx_check import check_agreement
+from models.weights.onnx_reader import constants, read_model, used_nodes
 
 _KINDS: dict[str, type[nn.Module]] = {"conv": nn.Conv2d, "linear": nn.Linear, "norm": nn.BatchNorm2d}
 

@@ -15,8 +15,8 @@ from torchvision.models import Inception3, get_model
 from export.onnx_file import write_onnx
 from models.build import Served, build
 from models.catalog import CATALOG, Channels, InputSpec
-from models.weights import WeightsError, load_file
-from tests.test_onnx_weights import TINY, answers, changed, exported, trained
+from models.weights.weights import WeightsError, load_file
+from tests.models.test_onnx_weights import TINY, answers, changed, exported, trained
 
 BGR = InputSpec(resize=32, crop=32, channels=Channels.BGR)
 

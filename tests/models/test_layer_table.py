@@ -19,7 +19,7 @@ from models.artifact.artifact import (
     read_manifest,
     write_manifest,
 )
-from tests.test_artifact import MANIFEST_OF_NET
+from tests.models.test_artifact import MANIFEST_OF_NET
 
 CONV = Layer("conv", Kind.CONVOLUTION, "conv", (3, 8, 8), (4, 4, 4), 112, 1728, (3, 3), (3, 3), (2, 2), (1, 1), 1)
 POOL = Layer("pool", Kind.MAX_POOLING, "conv", (4, 4, 4), (4, 2, 2), 0, 0, (5, 7), (2, 3), (2, 2), (0, 0))

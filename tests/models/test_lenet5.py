@@ -166,7 +166,7 @@ def test_untrained_logits_neither_vanish_nor_explode(network: nn.Module) -> None
 
 def test_labels_are_the_digits() -> None:
     """The labels are the digits 0 to 9, which have no WordNet id."""
-    labels = read_labels(Path(__file__).resolve().parent.parent / "models" / "data" / "digits.csv")
+    labels = read_labels(Path(__file__).resolve().parents[2] / "models" / "data" / "digits.csv")
 
     assert [(label.label, label.wnid) for label in labels] == [(str(digit), "") for digit in range(10)]
     assert len(imagenet_labels()) == 1000
