@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.asking import AnswerError, bench_photo
 from benchmarks.peers.common import cut
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from models.artifact.artifact import load
 from service.engines.choose import EngineOptions, open_engine
 from service.types import Precision, Runtime

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from PIL import Image, ImageOps
 
 from benchmarks.subjects import Body, Subject
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 
 _BOUNDARY = "topfive-benchmark-5b0c1f"
 _WIDTH, _HEIGHT = 500, 375

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from benchmarks.throughput import per_second
-from export.samples import random_pixels
+from export.gate_images import random_pixels
 from models.artifact.artifact import load
 from service.engines.choose import EngineOptions, open_engine
 from service.hardware import cpu_quota

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.decoding import plain
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from models.artifact.artifact import ArtifactError, WeightSource, load
 from models.catalog import InputSpec
 from service import image, recipe

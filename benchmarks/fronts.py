@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.figures import medians
 from benchmarks.overhead import raw_body, rest_load
 from benchmarks.spending import started
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from service.hardware import cpu_quota
 
 _MOST = 32  # for which the default of --max-upload-bytes has room

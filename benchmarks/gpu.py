@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from benchmarks.throughput import per_second
-from export.samples import random_pixels
+from export.gate_images import random_pixels
 from models.artifact.artifact import Artifact, ArtifactError, load
 from models.artifact.engine_plan import Flavour, Plan, read_plans
 from service.cards import Card, Cards, cards, driver_version

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.throughput import started
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from models.artifact.artifact import exported_names
 from service.hardware import cpu_quota
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.figures import medians
 from benchmarks.null_server import Decoding
 from benchmarks.spending import started
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 

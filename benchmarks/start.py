@@ -22,7 +22,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 
 _CONNECTIONS = 16
 _POLL_S = 0.01

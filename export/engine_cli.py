@@ -9,7 +9,7 @@ import click
 from rich.markup import escape
 
 from export.engine_order import PRECISIONS, Order, OrderError, ahead, on_this_card, parse_profile
-from export.screen import Bars, report_engines, say
+from export.terminal import Bars, report_engines, say
 from models.artifact.engine_plan import Flavour
 from models.artifact.files import at_home
 from service.cards import cards
@@ -114,8 +114,8 @@ def build_one(name: str, root: Path, order: Order, missing: bool) -> bool:
     from export.builder import BuildError
     from export.calibration import CalibrationError
     from export.engine import build_engines, present_plans, steps
-    from export.onnx_model import ExportError
-    from export.parity import GateError
+    from export.onnx_common import ExportError
+    from export.parity_gate import GateError
     from models.artifact.artifact import ArtifactError, load
     from models.weights.weights import WeightsError
     from service.engines.nvidia import module

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.calibration import FEWEST, CalibrationError
-from export.onnx_model import ExportError
-from export.parity import GateError
+from export.onnx_common import ExportError
+from export.parity_gate import GateError
 from export.progress import Reporter
 from models.artifact.artifact import GRAPH, IMPORTED, WEIGHTS, Artifact, ParityReport, WeightSource
 from models.artifact.reference import UnreadableReferenceError, read_reference
@@ -69,7 +69,7 @@ def _write_half(artifact: Artifact, path: Path) -> None:
             "or use --precision f32"
         )
     from export.half import halved
-    from export.onnx_file import write_onnx
+    from export.onnx_writer import write_onnx
     from models.build import Served, build
     from models.weights.weights import load_state, read_state_dict
 

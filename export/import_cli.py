@@ -9,7 +9,7 @@ import click
 from rich.markup import escape
 
 from export.options import artifacts_option
-from export.screen import Bars, report, say
+from export.terminal import Bars, report, say
 
 if TYPE_CHECKING:
     from export.onnx_import import Request
@@ -51,9 +51,9 @@ def import_command(file: Path, name: str, recipe: Path, labels: Path | None, art
 def _import(request: "Request", root: Path) -> bool:
     """Import and say so; False where it failed, with the reason on the screen."""
     from export.import_labels import LabelsError
+    from export.onnx_common import ExportError
     from export.onnx_import import STEPS, UnfitNameError, import_model
-    from export.onnx_model import ExportError
-    from export.parity import GateError, candidates
+    from export.parity_gate import GateError, candidates
     from export.recipe_file import RecipeError
     from models.weights.onnx_reader import OnnxFileError
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
-from export.onnx_model import OPSET, strip_metadata
+from export.onnx_common import OPSET, strip_metadata
 from export.onnx_signature import Signature, opset
 from export.original import one_line
 from models.weights.onnx_reader import constants, real_inputs, subgraphs, used_nodes

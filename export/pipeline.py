@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from export.calibrate import calibrate_batch_norm
-from export.onnx_file import write_onnx
-from export.parity import gate
+from export.batch_norm import calibrate_batch_norm
+from export.gate_images import photos, random_pixels
+from export.onnx_writer import write_onnx
+from export.parity_gate import gate
 from export.progress import Reporter, tool_versions
-from export.samples import photos, random_pixels
 from models.analysis.cost import Cost
 from models.analysis.layer_table import write_layers
 from models.analysis.trace import network_layers

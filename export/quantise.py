@@ -18,7 +18,7 @@ from onnxruntime.quantization import (
 )
 
 from export.calibration import CalibrationError, Photos
-from export.onnx_model import ExportError, strip_metadata
+from export.onnx_common import ExportError, strip_metadata
 
 _QUANTISED = ["Conv", "Gemm"]
 # What TensorRT asks for: zero points of 0, no quantised biases, and no pair where a layer gives its result to a fused

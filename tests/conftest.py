@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 

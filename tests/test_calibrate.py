@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.calibrate import calibrate_batch_norm
-from export.samples import photos
+from export.batch_norm import calibrate_batch_norm
+from export.gate_images import photos
 from models.build import Served, build
 from models.catalog import CATALOG
 from service.types import Batch

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import helper, numpy_helper
 
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from models.artifact.artifact import read_manifest, write_manifest
 from models.labels import imagenet_labels, write_labels
 from service.cli import main

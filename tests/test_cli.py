@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from models.catalog import CATALOG
 from service.cli import main
 from service.settings import Settings

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from google.protobuf.json_format import MessageToDict
 
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.cli import main
 from service.errors import Code

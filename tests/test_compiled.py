@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.samples import random_pixels
+from export.gate_images import random_pixels
 from models.artifact.artifact import Artifact, load
 from service.engines.choose import EngineOptions, open_engine
 from service.engines.compiled import Compiled

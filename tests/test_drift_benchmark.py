@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.drift import images_of, made, main, measure
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from models.catalog import InputSpec
 from service.types import Probabilities, Rows
 from tests.fakes import FakeEngine

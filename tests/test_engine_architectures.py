@@ -7,11 +7,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from export.batch_norm import calibrate_batch_norm
 from export.builder import Job, build_plan
-from export.calibrate import calibrate_batch_norm
+from export.gate_images import photos, random_pixels
 from export.half import halved
-from export.onnx_file import write_onnx
-from export.samples import photos, random_pixels
+from export.onnx_writer import write_onnx
 from models.artifact.engine_plan import BatchProfile, Flavour, Target
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture

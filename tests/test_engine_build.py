@@ -19,8 +19,8 @@ from onnx import TensorProto, helper
 from export.builder import BuildError, Job, build_plan, known_targets
 from export.engine import build_engines, present_plans
 from export.engine_order import Order, ahead
-from export.onnx_model import OPSET, ExportError
-from export.parity import GateError
+from export.onnx_common import OPSET, ExportError
+from export.parity_gate import GateError
 from export.pipeline import WeightsChoice, export
 from models.artifact.artifact import Artifact, WeightSource, load, sha256, versions
 from models.artifact.engine_plan import ENGINES, BatchProfile, Flavour, Target, read_plans

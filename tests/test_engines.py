@@ -15,7 +15,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from export.samples import random_pixels
+from export.gate_images import random_pixels
 from models.artifact.artifact import GRAPH, WEIGHTS, Artifact, load
 from models.artifact.engine_plan import Target
 from models.catalog import CATALOG

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from export.gate_images import photos, random_pixels
 from export.pipeline import Exported, WeightsChoice, export
-from export.samples import photos, random_pixels
 from models.analysis.layer_table import read_layers
 from models.analysis.trace import network_layers
 from models.artifact.artifact import Artifact, ParityReport, WeightSource, load, versions

@@ -15,8 +15,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from export.cli import export_command
-from export.parity import GateError
+from export.command import export_command
+from export.parity_gate import GateError
 from export.pipeline import Exported, WeightsChoice
 from export.progress import Reporter
 from models.artifact.artifact import ArtifactError, WeightRecord, WeightSource, load, read_manifest, versions

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.figures import medians
 from benchmarks.fronts import Scaling, children, numbers, served
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from export.half import halved
-from export.onnx_file import write_onnx
+from export.onnx_writer import write_onnx
 from models.architectures.blocks import LocalResponseNorm
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture, InputSpec

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export.cli import export_command
+from export.command import export_command
 from export.engine_cli import read_order
 from models.catalog import CATALOG
 from service.settings import Settings

@@ -249,7 +249,7 @@ def test_the_parser_sees() -> None:
     assert Import("service.topk", "models.labels", When.START) in imports()
     assert Import("service.classifier", "service.recipe", When.START) in imports()
     assert Import("models.build", "torchvision", When.CALL) in imports()
-    assert Import("export.cli", "export.pipeline", When.TYPING) in imports()
+    assert Import("export.command", "export.pipeline", When.TYPING) in imports()
     assert Import("service.engines.choose", "service.engines.torch", When.CALL) in imports()
     assert {"torch", "models.catalog", "numpy"} <= started_by("service.engines.torch")
 
@@ -422,7 +422,7 @@ def test_probe_imports_little() -> None:
 
 def test_export_command_starts_without_torch() -> None:
     """`topfive export --help` and `topfive import --help` need not wait for torch, nor have it."""
-    assert not imported_by("import export.cli, export.import_cli") & {"torch", "torchvision", "onnx", "safetensors"}
+    assert not imported_by("import export.command, export.import_cli") & {"torch", "torchvision", "onnx", "safetensors"}
 
 
 def test_import_needs_no_torch() -> None:

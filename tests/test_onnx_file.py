@@ -12,10 +12,10 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export.calibrate import calibrate_batch_norm
-from export.onnx_file import check, write_onnx
-from export.onnx_model import OPSET, ExportError
-from export.samples import photos, random_pixels
+from export.batch_norm import calibrate_batch_norm
+from export.gate_images import photos, random_pixels
+from export.onnx_common import OPSET, ExportError
+from export.onnx_writer import check, write_onnx
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture
 from models.weights.weights import load_state

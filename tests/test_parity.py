@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import parity as gates
-from export.parity import Candidate, GateError, gate
+from export import parity_gate as gates
+from export.parity_gate import Candidate, GateError, gate
 from export.pipeline import WeightsChoice, export
 from models.artifact.artifact import Artifact, load
 from models.catalog import CATALOG

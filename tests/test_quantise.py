@@ -14,12 +14,12 @@ from onnx import TensorProto, numpy_helper
 
 from export.calibration import CalibrationError, Photos
 from export.engine_graph import EngineGraph, engine_graph
+from export.gate_images import PHOTOS
 from export.half import halved
-from export.onnx_file import check, write_onnx
-from export.parity import GateError
+from export.onnx_writer import check, write_onnx
+from export.parity_gate import GateError
 from export.pipeline import WeightsChoice, export
 from export.quantise import quantise
-from export.samples import PHOTOS
 from models.architectures.lenet5 import lenet5
 from models.artifact.artifact import Artifact, WeightSource, load
 from models.build import Served

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from service.rest import protocol
 from service.rest.intake import requested_timeout
 from service.types import Outcome

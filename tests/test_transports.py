@@ -12,7 +12,7 @@ import grpc
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from models.artifact.artifact import load
 from models.artifact.engine_plan import Plan
 from proto.topfive.v1 import classifier_pb2 as pb

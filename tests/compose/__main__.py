@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import httpx
 
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from tests.compose.docker import ROOT, Compose, Missing, compose_command, free_port, inspect, run, waited

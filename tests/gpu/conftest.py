@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from export.samples import PHOTOS
+from export.gate_images import PHOTOS
 from models.artifact.artifact import Artifact, load
 from models.artifact.engine_plan import Flavour, Plan, Target, read_plans
 from service.cards import Card, Cards, cards

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.gate_images import photos, random_pixels
 from export.pipeline import WeightsChoice, export
-from export.samples import photos, random_pixels
 from models.artifact.artifact import Artifact, WeightSource, load
 from models.catalog import CATALOG, Architecture
 from service.engines.choose import EngineOptions, open_engine

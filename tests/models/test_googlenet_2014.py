@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from export.onnx_file import write_onnx
-from export.samples import random_pixels
+from export.gate_images import random_pixels
+from export.onnx_writer import write_onnx
 from models.analysis.cost import Cost, convolution_macs
 from models.analysis.trace import network_layers
 from models.architectures.googlenet_2014 import TrainingLogits, googlenet_2014

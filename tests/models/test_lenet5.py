@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.onnx_file import write_onnx
-from export.samples import random_pixels
+from export.gate_images import random_pixels
+from export.onnx_writer import write_onnx
 from models.analysis.cost import Cost
 from models.architectures.lenet5 import LeNet5, RadialBasis, ScaledTanh, Subsampling, bitmaps, lenet5
 from models.build import Served

@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 from torchvision.models import Inception3, get_model
 
-from export.onnx_file import write_onnx
+from export.onnx_writer import write_onnx
 from models.build import Served, build
 from models.catalog import CATALOG, Channels, InputSpec
 from models.weights.weights import WeightsError, load_file

@@ -11,7 +11,7 @@ from rich.panel import Panel
 
 from export.engine_cli import build_one, engine_options, read_order
 from export.options import artifacts_option
-from export.screen import Bars, console, report, say
+from export.terminal import Bars, console, report, say
 from models.artifact.artifact import IMPORTED, ArtifactError, NotExportedError, WeightRecord, read_manifest
 from models.catalog import CATALOG, Architecture, UnknownModelError
 
@@ -89,8 +89,8 @@ def export_command(
 
 def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path, missing: bool) -> bool:
     """Export one model and say so; False where it failed, with the reason on the screen."""
-    from export.onnx_model import ExportError
-    from export.parity import GateError
+    from export.onnx_common import ExportError
+    from export.parity_gate import GateError
     from models.weights.weights import HostUnreachableError, WeightsError
 
     present = _present(architecture, root) if missing else None
@@ -151,7 +151,7 @@ def _warn_untrained(architecture: Architecture, reason: str) -> None:
 
 
 def _with_progress(architecture: Architecture, choice: "WeightsChoice", root: Path) -> "Exported":
-    from export.parity import candidates
+    from export.parity_gate import candidates
     from export.pipeline import STEPS, export
 
     with Bars(architecture.name, STEPS + len(candidates())) as bars:

@@ -6,7 +6,7 @@ import onnx
 import torch
 from onnx import TensorProto
 
-from export.onnx_model import OPSET, ExportError, strip_metadata
+from export.onnx_common import OPSET, ExportError, strip_metadata
 from models.build import Served
 from models.catalog import InputSpec
 
