@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
-from export.import_labels import LabelsError, labels_for
+from export.importing.labels import LabelsError, labels_for
 from models.artifact.artifact import load, versions
 from models.build import build
 from models.catalog import CATALOG

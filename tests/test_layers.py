@@ -108,7 +108,12 @@ HOMES = {
     "sklearn": ("models.architectures.train_lenet5",),
     "onnx": ("export", "models.weights.onnx_check", "models.weights.onnx_reader", "models.weights.from_onnx"),
     "openvino": ("service.engines.openvino",),
-    "onnxruntime": ("export.original", "export.quantise", "models.weights.onnx_check", "service.engines.onnxruntime"),
+    "onnxruntime": (
+        "export.importing.reference_run",
+        "export.quantise",
+        "models.weights.onnx_check",
+        "service.engines.onnxruntime",
+    ),
     "grpc": (GENERATED, "service.load.rpc", "service.probe", "service.remote", "service.rpc"),
     "grpc_health": ("service.probe", "service.remote", "service.rpc"),
     "grpc_reflection": ("service.rpc",),
@@ -422,12 +427,17 @@ def test_probe_imports_little() -> None:
 
 def test_export_command_starts_without_torch() -> None:
     """`topfive export --help` and `topfive import --help` need not wait for torch, nor have it."""
-    assert not imported_by("import export.command, export.import_cli") & {"torch", "torchvision", "onnx", "safetensors"}
+    assert not imported_by("import export.command, export.importing.command") & {
+        "torch",
+        "torchvision",
+        "onnx",
+        "safetensors",
+    }
 
 
 def test_import_needs_no_torch() -> None:
     """An import loads ONNX and its runtime, and neither torch nor the networks of the catalog."""
-    loaded = imported_by("import export.onnx_import")
+    loaded = imported_by("import export.importing.pipeline")
 
     assert {"onnx", "onnxruntime"} <= loaded
     assert not loaded & {"torch", "torchvision", "safetensors"}

@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from export.importing.pipeline import Imported, Request, UnfitNameError, import_model
+from export.importing.recipe import RecipeError
+from export.importing.reference_run import one_line
+from export.importing.signature import RefusedError
 from export.onnx_common import ExportError
-from export.onnx_import import Imported, Request, UnfitNameError, import_model
-from export.onnx_signature import RefusedError
-from export.original import one_line
 from export.parity_gate import Candidate, GateError
-from export.recipe_file import RecipeError
 from models.artifact.artifact import IMPORTED, WeightSource, load, sha256, versions
 from models.weights.onnx_reader import OnnxFileError
 from service.engines.base import Engine

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 from onnx.numpy_helper import from_array
 
-from export.onnx_convert import variants
-from export.onnx_import import Request, import_model
-from export.onnx_layers import graph_layers
-from export.onnx_signature import Layout, Signature
+from export.importing.conversion import variants
+from export.importing.layer_table import graph_layers
+from export.importing.pipeline import Request, import_model
+from export.importing.signature import Layout, Signature
 from models.analysis.cost import Cost
 from models.analysis.layer_table import Kind, Layer, LayerTable, read_layers
 from models.analysis.trace import network_layers

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.recipe_file import Output, Recipe, RecipeError, read_recipe
+from export.importing.recipe import Output, Recipe, RecipeError, read_recipe
 from models.catalog import Channels, InputSpec, Interpolation
 
 

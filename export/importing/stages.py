@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from export.onnx_trail import Shape
+from export.importing.shape_tracing import Shape
 from models.analysis.layer_table import Layer
 from models.analysis.stages import Place, position_of, staged
 

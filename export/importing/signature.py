@@ -5,8 +5,8 @@ from enum import StrEnum
 
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from export.importing.recipe import Recipe
 from export.onnx_common import ExportError
-from export.recipe_file import Recipe
 from models.catalog import Channels
 from models.weights.onnx_reader import IMAGE_TYPES, real_inputs
 

@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 from onnx import TensorProto
 
-from export.onnx_signature import Layout
-from export.onnx_trail import Step, Trail, map_size, spatial
+from export.importing.shape_tracing import Step, Trail, map_size, spatial
+from export.importing.signature import Layout
 from models.analysis.cost import Size
 from models.analysis.layer_table import Kind
 

@@ -12,7 +12,7 @@ from export.options import artifacts_option
 from export.terminal import Bars, report, say
 
 if TYPE_CHECKING:
-    from export.onnx_import import Request
+    from export.importing.pipeline import Request
 
 
 @click.command("import")
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def import_command(file: Path, name: str, recipe: Path, labels: Path | None, artifacts: Path) -> None:
     """Make FILE.onnx, a classifier of any origin, a model for serving, checked against the file itself."""
     try:
-        from export.onnx_import import Request
+        from export.importing.pipeline import Request
     except ImportError as error:
         raise click.ClickException(
             f"{error.name} is not installed; importing needs: pip install '.[cpu,export]'"
@@ -50,11 +50,11 @@ def import_command(file: Path, name: str, recipe: Path, labels: Path | None, art
 
 def _import(request: "Request", root: Path) -> bool:
     """Import and say so; False where it failed, with the reason on the screen."""
-    from export.import_labels import LabelsError
+    from export.importing.labels import LabelsError
+    from export.importing.pipeline import STEPS, UnfitNameError, import_model
+    from export.importing.recipe import RecipeError
     from export.onnx_common import ExportError
-    from export.onnx_import import STEPS, UnfitNameError, import_model
     from export.parity_gate import GateError, candidates
-    from export.recipe_file import RecipeError
     from models.weights.onnx_reader import OnnxFileError
 
     try:

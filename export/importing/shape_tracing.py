@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from export.onnx_signature import Layout
+from export.importing.signature import Layout
 from models.analysis.cost import Reach, Size
 
 Shape = tuple[int, ...]

@@ -7,9 +7,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export.onnx_convert import Variant
-from export.onnx_signature import Layout, Signature
-from export.recipe_file import Output
+from export.importing.conversion import Variant
+from export.importing.recipe import Output
+from export.importing.signature import Layout, Signature
 from models.catalog import Channels, InputSpec
 from models.weights.onnx_reader import subgraphs
 

@@ -11,15 +11,15 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from export.gate_images import photos, random_pixels
-from export.import_labels import Labels, labels_for
-from export.onnx_convert import Variant, has_half, has_quantised, variants
-from export.onnx_layers import graph_layers
-from export.onnx_signature import RefusedError, Signature, check_opset, signature
-from export.onnx_wrap import wrap
-from export.original import Original, Trial, probabilities
+from export.importing.conversion import Variant, has_half, has_quantised, variants
+from export.importing.graph_contract import wrap
+from export.importing.labels import Labels, labels_for
+from export.importing.layer_table import graph_layers
+from export.importing.recipe import Output, Recipe, RecipeError, read_recipe
+from export.importing.reference_run import Original, Trial, probabilities
+from export.importing.signature import RefusedError, Signature, check_opset, signature
 from export.parity_gate import Enough, GateError, Rules, gate
 from export.progress import Reporter, tool_versions
-from export.recipe_file import Output, Recipe, RecipeError, read_recipe
 from models.analysis.cost import Cost
 from models.analysis.layer_table import write_layers
 from models.artifact import artifact as artifacts

@@ -9,8 +9,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
-from export.onnx_signature import Layout, RefusedError, Signature
-from export.recipe_file import Output, Recipe
+from export.importing.recipe import Output, Recipe
+from export.importing.signature import Layout, RefusedError, Signature
 from models.catalog import Channels
 from models.weights.onnx_reader import IMAGE_TYPES
 from service.engines.base import CPU, as_batch, held_bytes

@@ -4,11 +4,11 @@ from math import prod
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from export.onnx_operators import OPERATORS, Operator, learned_values
-from export.onnx_signature import Signature
-from export.onnx_stages import by_map, by_path, has_paths
-from export.onnx_trail import SHAPED, UNKNOWN, Shape, Step, Trail, carried, one_image
-from export.original import met_shapes
+from export.importing.operators import OPERATORS, Operator, learned_values
+from export.importing.reference_run import met_shapes
+from export.importing.shape_tracing import SHAPED, UNKNOWN, Shape, Step, Trail, carried, one_image
+from export.importing.signature import Signature
+from export.importing.stages import by_map, by_path, has_paths
 from models.analysis.cost import Reach
 from models.analysis.layer_table import Layer, LayerTable
 from models.weights.onnx_reader import constants

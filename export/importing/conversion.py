@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
+from export.importing.reference_run import one_line
+from export.importing.signature import Signature, opset
 from export.onnx_common import OPSET, strip_metadata
-from export.onnx_signature import Signature, opset
-from export.original import one_line
 from models.weights.onnx_reader import constants, real_inputs, subgraphs, used_nodes
 
 IR_VERSION = 10  # of opset 20 and 21; from 4 on initializers need not be inputs as well
