@@ -9,8 +9,8 @@ import click
 from rich.markup import escape
 from rich.panel import Panel
 
-from export.engine_cli import build_one, engine_options, read_order
 from export.options import artifacts_option
+from export.tensorrt.command import build_one, engine_options, read_order
 from export.terminal import Bars, console, report, say
 from models.artifact.artifact import IMPORTED, ArtifactError, NotExportedError, WeightRecord, read_manifest
 from models.catalog import CATALOG, Architecture, UnknownModelError

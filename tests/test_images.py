@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export.command import export_command
-from export.engine_cli import read_order
+from export.tensorrt.command import read_order
 from models.catalog import CATALOG
 from service.settings import Settings
 

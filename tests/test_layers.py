@@ -110,7 +110,7 @@ HOMES = {
     "openvino": ("service.engines.openvino",),
     "onnxruntime": (
         "export.importing.reference_run",
-        "export.quantise",
+        "export.tensorrt.int8",
         "models.weights.onnx_check",
         "service.engines.onnxruntime",
     ),

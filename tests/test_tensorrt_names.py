@@ -18,7 +18,7 @@ MODULE = "the module"
 
 # Which variable holds what of TensorRT, by file. `trt` and `_trt` are the module everywhere.
 HOLDS = {
-    "export/builder.py": {
+    "export/tensorrt/builder.py": {
         "builder": "Builder",
         "network": "INetworkDefinition",
         "config": "IBuilderConfig",
@@ -42,7 +42,7 @@ HOLDS = {
 }
 # Variables of unknown type, or made of TensorRT's, that hold something else.
 OTHERS = {
-    "export/builder.py": {"job", "words", "monitor", "cancelled", "name", "text", "errors", "lines", "log"},
+    "export/tensorrt/builder.py": {"job", "words", "monitor", "cancelled", "name", "text", "errors", "lines", "log"},
     "service/engines/tensorrt_plan.py": {"found", "names", "name", "kind", "made", "tensors", "profiles"},
     "service/engines/tensorrt.py": {"self._on", "cudart"},
     "service/engines/tensorrt_slot.py": {"graph", "self._graphs"},
@@ -142,11 +142,11 @@ def test_the_code_is_seen() -> None:
     seen = {(use.place.partition(":")[0], use.holder, use.name) for use in ALL_USES}
 
     assert {
-        ("export/builder.py", MODULE, "OnnxParser"),
-        ("export/builder.py", "ParserError", "node_operator"),
-        ("export/builder.py", "BuilderFlag", "TF32"),
-        ("export/builder.py", "IProgressMonitor", "step_complete"),
-        ("export/builder.py", "ITimingCache", "serialize"),
+        ("export/tensorrt/builder.py", MODULE, "OnnxParser"),
+        ("export/tensorrt/builder.py", "ParserError", "node_operator"),
+        ("export/tensorrt/builder.py", "BuilderFlag", "TF32"),
+        ("export/tensorrt/builder.py", "IProgressMonitor", "step_complete"),
+        ("export/tensorrt/builder.py", "ITimingCache", "serialize"),
         ("service/engines/nvidia.py", "ILogger", "log"),
         ("service/engines/tensorrt_plan.py", "Runtime", "deserialize_cuda_engine"),
         ("service/engines/tensorrt_plan.py", "ICudaEngine", "get_tensor_profile_shape"),
@@ -209,17 +209,17 @@ def test_rtx_has_them_all() -> None:
 @pytest.mark.parametrize(
     ("code", "found"),
     [
-        ("config.set_flagg(1)", Use("IBuilderConfig", "set_flagg", "export/builder.py:1")),
-        ("trt.BuilderFlag.FP16", Use("BuilderFlag", "FP16", "export/builder.py:1")),
-        ("trt.IInt8Calibrator", Use(MODULE, "IInt8Calibrator", "export/builder.py:1")),
-        ("self._trt.Buildr(log)", Use(MODULE, "Buildr", "export/builder.py:1")),
-        ("config.get_timing_cache().save()", Use("ITimingCache", "save", "export/builder.py:1")),
-        ("class A(trt.ILogger):\n    def logg(self): pass", Use("ILogger", "logg", "export/builder.py:2")),
+        ("config.set_flagg(1)", Use("IBuilderConfig", "set_flagg", "export/tensorrt/builder.py:1")),
+        ("trt.BuilderFlag.FP16", Use("BuilderFlag", "FP16", "export/tensorrt/builder.py:1")),
+        ("trt.IInt8Calibrator", Use(MODULE, "IInt8Calibrator", "export/tensorrt/builder.py:1")),
+        ("self._trt.Buildr(log)", Use(MODULE, "Buildr", "export/tensorrt/builder.py:1")),
+        ("config.get_timing_cache().save()", Use("ITimingCache", "save", "export/tensorrt/builder.py:1")),
+        ("class A(trt.ILogger):\n    def logg(self): pass", Use("ILogger", "logg", "export/tensorrt/builder.py:2")),
     ],
 )
 def test_a_wrong_name_would_be_found(code: str, found: Use) -> None:
     """A name that there is not, or that TensorRT 11 removed, is seen where it is asked for and is not in the API."""
-    seen = list(uses("export/builder.py", ast.parse(code)))
+    seen = list(uses("export/tensorrt/builder.py", ast.parse(code)))
 
     assert found in seen
     assert not in_11_4(found)
@@ -229,4 +229,4 @@ def test_a_strange_variable_would_be_found() -> None:
     """What TensorRT returned, under a name that is not in the tables, is listed."""
     code = "def f(b: Any, config):\n    other = config.create_timing_cache(b'')\n    self._x: Any = None"
 
-    assert {name for name, _ in untyped("export/builder.py", ast.parse(code))} == {"b", "other", "self._x"}
+    assert {name for name, _ in untyped("export/tensorrt/builder.py", ast.parse(code))} == {"b", "other", "self._x"}

@@ -16,12 +16,12 @@ import torch
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
-from export.builder import BuildError, Job, build_plan, known_targets
-from export.engine import build_engines, present_plans
-from export.engine_order import Order, ahead
 from export.onnx_common import OPSET, ExportError
 from export.parity_gate import GateError
 from export.pipeline import WeightsChoice, export
+from export.tensorrt.build import build_engines, present_plans
+from export.tensorrt.builder import BuildError, Job, build_plan, known_targets
+from export.tensorrt.targets import Order, ahead
 from models.artifact.artifact import Artifact, WeightSource, load, sha256, versions
 from models.artifact.engine_plan import ENGINES, BatchProfile, Flavour, Target, read_plans
 from models.artifact.reference import REFERENCE

@@ -17,8 +17,8 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from export.calibration import CalibrationError, Photos
 from export.onnx_common import ExportError, strip_metadata
+from export.tensorrt.calibration import CalibrationError, Photos
 
 _QUANTISED = ["Conv", "Gemm"]
 # What TensorRT asks for: zero points of 0, no quantised biases, and no pair where a layer gives its result to a fused

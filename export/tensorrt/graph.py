@@ -4,10 +4,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.calibration import FEWEST, CalibrationError
 from export.onnx_common import ExportError
 from export.parity_gate import GateError
 from export.progress import Reporter
+from export.tensorrt.calibration import FEWEST, CalibrationError
 from models.artifact.artifact import GRAPH, IMPORTED, WEIGHTS, Artifact, ParityReport, WeightSource
 from models.artifact.reference import UnreadableReferenceError, read_reference
 from models.catalog import CATALOG
@@ -68,8 +68,8 @@ def _write_half(artifact: Artifact, path: Path) -> None:
             f"{artifact.folder} holds no {WEIGHTS}, from which the graph in fp16 is made; {_again(artifact)}, "
             "or use --precision f32"
         )
-    from export.half import halved
     from export.onnx_writer import write_onnx
+    from export.tensorrt.fp16 import halved
     from models.build import Served, build
     from models.weights.weights import load_state, read_state_dict
 
@@ -82,8 +82,8 @@ def _write_half(artifact: Artifact, path: Path) -> None:
 def _quantised(
     artifact: Artifact, half: Path, calibration: Path | None, folder: Path, reporter: Reporter
 ) -> EngineGraph:
-    from export.calibration import ENOUGH, Photos
-    from export.quantise import quantise
+    from export.tensorrt.calibration import ENOUGH, Photos
+    from export.tensorrt.int8 import quantise
 
     assert calibration is not None
     photos = Photos(calibration, artifact.manifest.input)

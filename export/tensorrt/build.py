@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from export.builder import BuildError, Job, build_plan
-from export.engine_graph import EngineGraph, engine_graph
-from export.engine_order import Order
 from export.progress import Reporter, tool_versions
-from export.timing_cache import TimingCacheFile
+from export.tensorrt.builder import BuildError, Job, build_plan
+from export.tensorrt.graph import EngineGraph, engine_graph
+from export.tensorrt.targets import Order
+from export.tensorrt.timing_cache import TimingCacheFile
 from models.artifact.artifact import GRAPH, Artifact, ParityReport, sha256
 from models.artifact.engine_plan import BatchProfile, Plan, PlanError, PlanRecord, Target, read_plans, write_plan
 from service.types import Precision

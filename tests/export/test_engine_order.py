@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from export.engine_order import DEFAULT_PROFILE, Order, OrderError, ahead, on_this_card, parse_profile
+from export.tensorrt.targets import DEFAULT_PROFILE, Order, OrderError, ahead, on_this_card, parse_profile
 from models.artifact.engine_plan import BatchProfile, Flavour, Target
 from service.cards import Card, Cards
 from service.types import Precision

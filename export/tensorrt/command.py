@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from export.engine_order import PRECISIONS, Order, OrderError, ahead, on_this_card, parse_profile
+from export.tensorrt.targets import PRECISIONS, Order, OrderError, ahead, on_this_card, parse_profile
 from export.terminal import Bars, report_engines, say
 from models.artifact.engine_plan import Flavour
 from models.artifact.files import at_home
@@ -97,7 +97,7 @@ def read_order(values: dict[str, Any]) -> Order | None:
 
 
 def _targets(flavour: Flavour, precision: Precision, text: str | None) -> Any:
-    from export.builder import known_targets
+    from export.tensorrt.builder import known_targets
     from service.engines.nvidia import module
 
     trt, found = module(flavour), cards()
@@ -111,11 +111,11 @@ def build_one(name: str, root: Path, order: Order, missing: bool) -> bool:
 
     With `missing`, a plan that is there already, built by the same version from the same graph, is kept.
     """
-    from export.builder import BuildError
-    from export.calibration import CalibrationError
-    from export.engine import build_engines, present_plans, steps
     from export.onnx_common import ExportError
     from export.parity_gate import GateError
+    from export.tensorrt.build import build_engines, present_plans, steps
+    from export.tensorrt.builder import BuildError
+    from export.tensorrt.calibration import CalibrationError
     from models.artifact.artifact import ArtifactError, load
     from models.weights.weights import WeightsError
     from service.engines.nvidia import module

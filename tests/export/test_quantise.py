@@ -12,14 +12,14 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from export.calibration import CalibrationError, Photos
-from export.engine_graph import EngineGraph, engine_graph
 from export.gate_images import PHOTOS
-from export.half import halved
 from export.onnx_writer import check, write_onnx
 from export.parity_gate import GateError
 from export.pipeline import WeightsChoice, export
-from export.quantise import quantise
+from export.tensorrt.calibration import CalibrationError, Photos
+from export.tensorrt.fp16 import halved
+from export.tensorrt.graph import EngineGraph, engine_graph
+from export.tensorrt.int8 import quantise
 from models.architectures.lenet5 import lenet5
 from models.artifact.artifact import Artifact, WeightSource, load
 from models.build import Served

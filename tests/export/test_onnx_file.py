@@ -21,7 +21,7 @@ from models.catalog import CATALOG, Architecture
 from models.weights.weights import load_state
 from service.types import Batch, Probabilities
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = CATALOG["tiny"]
 GOOGLENET = CATALOG["googlenet"]
 

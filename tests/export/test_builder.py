@@ -9,8 +9,8 @@ from threading import Event
 
 import pytest
 
-from export.builder import BuildError, Job, build_plan
-from export.timing_cache import TimingCacheFile
+from export.tensorrt.builder import BuildError, Job, build_plan
+from export.tensorrt.timing_cache import TimingCacheFile
 from models.artifact.engine_plan import BatchProfile, Flavour, Target
 from tests.scripted_builder import NO_CARD, BuilderFlag, MemoryPoolType, Script, fake
 

@@ -9,8 +9,8 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from export.half import halved
 from export.onnx_writer import write_onnx
+from export.tensorrt.fp16 import halved
 from models.architectures.blocks import LocalResponseNorm
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture, InputSpec

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from export.batch_norm import calibrate_batch_norm
-from export.builder import Job, build_plan
 from export.gate_images import photos, random_pixels
-from export.half import halved
 from export.onnx_writer import write_onnx
+from export.tensorrt.builder import Job, build_plan
+from export.tensorrt.fp16 import halved
 from models.artifact.engine_plan import BatchProfile, Flavour, Target
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture

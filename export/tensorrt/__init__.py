@@ -1,0 +1,1 @@
+"""TensorRT engines from an exported ONNX file."""
