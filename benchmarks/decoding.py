@@ -23,8 +23,8 @@ from rich.table import Table
 
 from models.catalog import InputSpec
 from service import image, recipe
-from service.made_photo import made_photo
-from service.types import Decode, ImageLimits, Sample
+from service.common.sample_photo import made_photo
+from service.common.types import Decode, ImageLimits, Sample
 
 MEGAPIXELS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0)
 """The sizes, four to three, beside the photo of 500 x 375 pixels and about 100 kB that the peers are measured with."""

@@ -27,11 +27,11 @@ from export.gate_images import PHOTOS
 from models.artifact.artifact import ArtifactError, WeightSource, load
 from models.catalog import InputSpec
 from service import image, recipe
+from service.common.cpus import cpu_quota
+from service.common.errors import TopfiveError
+from service.common.types import Batch, Decode, ImageLimits, Pixels, Precision, Probabilities, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.choose import EngineOptions, open_engine
-from service.errors import TopfiveError
-from service.hardware import cpu_quota
-from service.types import Batch, Decode, ImageLimits, Pixels, Precision, Probabilities, Runtime
 
 FAR = 0.02
 """The change of a probability that faster decoding should stay below."""

@@ -23,7 +23,7 @@ from benchmarks.figures import medians
 from benchmarks.overhead import raw_body, rest_load
 from benchmarks.spending import started
 from export.gate_images import PHOTOS
-from service.hardware import cpu_quota
+from service.common.cpus import cpu_quota
 
 _MOST = 32  # for which the default of --max-upload-bytes has room
 _ROUNDS = 5

@@ -18,12 +18,12 @@ from benchmarks.throughput import per_second
 from export.gate_images import random_pixels
 from models.artifact.artifact import Artifact, ArtifactError, load
 from models.artifact.engine_plan import Flavour, Plan, read_plans
-from service.cards import Card, Cards, cards, driver_version
+from service.common.gpus import Card, Cards, cards, driver_version
+from service.common.settings import Settings
+from service.common.types import Batch, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.tensorrt import TensorRtEngine
 from service.engines.tensorrt_slot import Launch
-from service.settings import Settings
-from service.types import Batch, Probabilities, Rows, Runtime
 
 _ROUNDS = 5
 _PACKAGES = (

@@ -26,10 +26,10 @@ from benchmarks.subjects import ROOT
 from benchmarks.throughput import per_second
 from models.artifact.artifact import load
 from service import image, recipe
+from service.common.cpus import cpu_quota
+from service.common.types import Decode, ImageLimits, Precision, Runtime, Sample
 from service.engines.base import Engine
 from service.engines.choose import EngineOptions, open_engine
-from service.hardware import cpu_quota
-from service.types import Decode, ImageLimits, Precision, Runtime, Sample
 
 _TRY_S = 0.5
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.subjects import ROOT, Peer
-from service.hardware import cpu_model, host
+from service.common.cpus import cpu_model, host
 
 _PACKAGES = ("topfive", "openvino", "onnxruntime", "numpy", "pillow", "fastapi", "uvicorn", "uvloop", "grpcio")
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.throughput import started
 from export.gate_images import PHOTOS
 from models.artifact.artifact import exported_names
-from service.hardware import cpu_quota
+from service.common.cpus import cpu_quota
 
 _LOOK_S = 0.05
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")

@@ -10,9 +10,9 @@ from benchmarks.null_server import NullEngine
 from benchmarks.spending import tell
 from models.artifact.artifact import Artifact
 from service.app import Core, Service
+from service.common.settings import Settings
 from service.engines.choice import Opened
 from service.fronts import Fronts
-from service.settings import Settings
 
 
 async def serve(gateways: int, model: str, artifacts: Path) -> None:

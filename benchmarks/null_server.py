@@ -17,12 +17,12 @@ from models.catalog import InputSpec
 from service import image, recipe
 from service.app import Core, Service
 from service.classifier import LocalClassifier
+from service.common.settings import Settings
+from service.common.types import EngineInfo, ImageLimits, Probabilities, Rows, Samples
 from service.engines.base import CPU
 from service.engines.choice import Opened
 from service.image import Picture
 from service.samples import Decoder
-from service.settings import Settings
-from service.types import EngineInfo, ImageLimits, Probabilities, Rows, Samples
 
 X = TypeVar("X")
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.build import Served
-from service.types import Batch
+from service.common.types import Batch
 
 
 def calibrate_batch_norm(served: Served, images: Batch) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from models.catalog import InputSpec
 from service import image, recipe
-from service.types import Batch, ImageLimits
+from service.common.types import Batch, ImageLimits
 
 PHOTOS = Path(__file__).parent / "photos"
 

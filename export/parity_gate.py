@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from models.artifact.artifact import Artifact, ParityReport
+from service.common.cpus import cpu_quota
+from service.common.types import Batch, Precision, Probabilities, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.parity import BOUNDS, Bounds, compare, figures
-from service.hardware import cpu_quota
-from service.types import Batch, Precision, Probabilities, Runtime
 
 log = logging.getLogger(__name__)
 

@@ -5,17 +5,19 @@ import logging
 from functools import partial
 
 from models.catalog import CATALOG, Catalog
-from service.budget import UploadBudget
-from service.cards import cards
 from service.classifier import LocalClassifier
-from service.clock import LoopClock
+from service.common.clock import LoopClock
+from service.common.cpus import cpu_quota
+from service.common.gpus import cards
+from service.common.metrics import UNKNOWN, Metrics
+from service.common.settings import Settings
+from service.common.types import BatchLimits
+from service.common.upload_budget import UploadBudget
 from service.devices import devices
 from service.directory import LocalDirectory
 from service.engines.base import CPU, Engine
 from service.engines.choice import OpenEngine
 from service.engines.choose import EngineOptions
-from service.hardware import cpu_quota
-from service.metrics import UNKNOWN, Metrics
 from service.process import DrainLimit, Fatal, drain, run_until_stopped
 from service.recovery import Recovery
 from service.repository import Repository
@@ -27,9 +29,7 @@ from service.rest.server import RestServer
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
 from service.samples import Decoder
-from service.settings import Settings
 from service.shelves import Device
-from service.types import BatchLimits
 
 log = logging.getLogger(__name__)
 

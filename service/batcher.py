@@ -14,16 +14,16 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from service.admission import Admission
-from service.clock import Clock
-from service.errors import DeadlineExceeded, EngineError, NotReady, ShuttingDown, TopfiveError
+from service.common.clock import Clock
+from service.common.errors import DeadlineExceeded, EngineError, NotReady, ShuttingDown, TopfiveError
+from service.common.metrics import BatchMetrics
+from service.common.types import BatchLimits, Outcome, Ran
 from service.hold import Hold
-from service.metrics import BatchMetrics
 from service.pacing import Pacer, even_part
 from service.pending import Pending
 from service.runner import Runner, as_engine_error
 from service.slo import Place, Slo, SloUnattainable
 from service.slots import Slot, Slots
-from service.types import BatchLimits, Outcome, Ran
 from service.waiting import Waiting
 
 T = TypeVar("T")

@@ -6,17 +6,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from service.clock import Clock
+from service.common.clock import Clock
+from service.common.errors import BadImage, BadRequest, DeadlineExceeded, NotReady, TooLarge, TopfiveError
+from service.common.metrics import UNKNOWN, Metrics
+from service.common.tasks import together
+from service.common.types import ENSEMBLE, Classification, Timing
 from service.comparison import Comparison, ComparisonTiming, Row, compared
 from service.ensemble import Panel, Panels, is_ensemble, mean, spelt
-from service.errors import BadImage, BadRequest, DeadlineExceeded, NotReady, TooLarge, TopfiveError
-from service.metrics import UNKNOWN, Metrics
 from service.photos import Photo, Photos, joined
 from service.recipe import TEN_CROPS
 from service.repository import Repository
-from service.together import together
 from service.topk import top_k as best
-from service.types import ENSEMBLE, Classification, Timing
 
 DEFAULT_CROPS = 1
 MAX_ROWS = 64
@@ -92,7 +92,7 @@ class LocalClassifier(Generic[D]):
         """The `top_k` best classes of the image in `data`, by `model` (or an ensemble) or the default one.
 
         With ten `crops` the probabilities are averaged over those of `recipe.ten_crops`. Raises a TopfiveError of
-        `service.errors`; every one is counted here, once.
+        `service.common.errors`; every one is counted here, once.
         """
         asker = model or ""
         with self._decoder.photo(data, crops, [asker]) as photo:

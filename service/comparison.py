@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from service.types import Classification, Prediction
+from service.common.types import Classification, Prediction
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from service.cards import Card, Cards
+from service.common.gpus import Card, Cards
+from service.common.types import Runtime
 from service.engines.base import CPU
 from service.engines.choose import ORDER, EngineOptions, open_engine
 from service.placement import budget_bytes
 from service.shelves import Device
-from service.types import Runtime
 
 log = logging.getLogger(__name__)
 

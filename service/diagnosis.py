@@ -13,6 +13,8 @@ from pathlib import Path
 from models.artifact.artifact import Artifact, ArtifactError, Manifest, exported_names, read_manifest
 from models.artifact.engine_plan import Flavour
 from models.catalog import CATALOG, UnknownModelError
+from service.common.cpus import Host, host
+from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.built import best_flavour, nothing_built
 from service.engines.choose import EngineOptions, installed
@@ -20,8 +22,6 @@ from service.engines.expect import expected
 from service.engines.nvidia import INSTALL
 from service.engines.plans import Machine, Source, survey, this_machine
 from service.facts import BuiltEngine
-from service.hardware import Host, host
-from service.types import Precision, Runtime
 
 _PACKAGES = {
     "ONNX Runtime": (("onnxruntime-gpu", "onnxruntime"), "pip install '.[cpu]' or, for cards, '.[gpu]'"),

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.errors import NotReady
+from service.common.errors import NotReady
 from service.facts import LayerFacts, ModelFacts, ModelSummary, facts, layer_facts
 from service.repository import Repository
 

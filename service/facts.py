@@ -14,13 +14,13 @@ from models.artifact.artifact import (
 )
 from models.artifact.measured import Measurement
 from models.catalog import InputSpec, PublishedErrors, WeightSet
+from service.common.errors import ModelNotFound, NotReady
+from service.common.types import EngineInfo, Latency
 from service.engines.choice import Choice
 from service.engines.layout import Layout
 from service.engines.plans import Fit
-from service.errors import ModelNotFound, NotReady
 from service.model import warnings_of
 from service.repository import Entry, ModelState
-from service.types import EngineInfo, Latency
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from models.artifact.artifact import Artifact, Manifest
-from service.clock import Clock
+from service.common.clock import Clock
 
 _REMEMBERED_S = 30.0
 

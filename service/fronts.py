@@ -12,8 +12,9 @@ from typing import Any
 
 from service.app import Core
 from service.classifier import LocalClassifier
+from service.common.errors import NotReady
+from service.common.settings import Settings
 from service.directory import LocalDirectory
-from service.errors import NotReady
 from service.front.desk import Desk, House
 from service.front.photo import FrontPhotos
 from service.front.region import make_region
@@ -21,7 +22,6 @@ from service.front.server import Inherited
 from service.process import DrainLimit, Fatal, run_until_stopped
 from service.recovery import Recovery
 from service.rest.door import Counts, deafen, listen
-from service.settings import Settings
 
 _PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0

@@ -5,10 +5,11 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from service.budget import UploadBudget
-from service.clock import LoopClock
-from service.errors import ShuttingDown
-from service.metrics import UNKNOWN, Metrics
+from service.common.clock import LoopClock
+from service.common.errors import ShuttingDown
+from service.common.metrics import UNKNOWN, Metrics
+from service.common.settings import Settings
+from service.common.upload_budget import UploadBudget
 from service.process import DrainLimit, drain, run_until_stopped
 from service.remote.calls import Calls
 from service.remote.classifier import RemoteClassifier
@@ -19,7 +20,6 @@ from service.rest.app import create_app
 from service.rest.door import OwnDoor, listen
 from service.rest.intake import Intake
 from service.rest.server import RestServer
-from service.settings import Settings
 
 _LOOK_S = 1.0
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.types import EngineInfo
+from service.common.types import EngineInfo
 
 LABELS = ("model", "runtime", "precision", "slot")
 """What a hanging batch is told by, in metrics."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from service.clock import Clock, Timer
+from service.common.clock import Clock, Timer
 from service.pacing import Pacer
 
 

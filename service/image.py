@@ -13,8 +13,8 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from service.errors import BadImage, TooLarge
-from service.types import ImageLimits, Pixels
+from service.common.errors import BadImage, TooLarge
+from service.common.types import ImageLimits, Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 

@@ -11,15 +11,15 @@ import numpy as np
 
 from models.artifact.artifact import Artifact, Manifest, WeightSource
 from service.batcher import Batcher, State
-from service.clock import Clock
+from service.common.clock import Clock
+from service.common.errors import EngineError
+from service.common.metrics import BatchMetrics, LatencyRecord
+from service.common.thread_pool import Threads
+from service.common.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 from service.engines.base import CardLostError
 from service.engines.choice import Opened
-from service.errors import EngineError
 from service.hanging import Hanging, Running
-from service.metrics import BatchMetrics, LatencyRecord
 from service.slots import Slots
-from service.threads import Threads
-from service.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 
 _PROBE_S = 5.0
 

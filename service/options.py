@@ -9,7 +9,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from service.settings import Settings
+from service.common.settings import Settings
 
 Command = Callable[..., Any]
 

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Protocol, TypeVar
 
 from models.catalog import InputSpec
-from service.types import Preprocessing, Samples
+from service.common.types import Preprocessing, Samples
 
 D_contra = TypeVar("D_contra", contravariant=True)
 

@@ -14,9 +14,9 @@ from typing import Protocol
 
 import uvloop
 
-from service.errors import ShuttingDown, TopfiveError
+from service.common.errors import ShuttingDown, TopfiveError
+from service.common.thread_pool import at_work
 from service.rest.server import RestServer
-from service.threads import at_work
 
 _LAST_WORDS_S = 0.3  # of the drain limit, for the refusals at its end to reach their callers
 _JOIN_S = 0.5

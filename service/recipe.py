@@ -9,8 +9,8 @@ from PIL import Image
 from models.catalog import InputSpec, Interpolation
 from service import bilinear
 from service.bilinear import Span
+from service.common.types import Decode, Pixels, Sample, Samples
 from service.image import Picture
-from service.types import Decode, Pixels, Sample, Samples
 
 TEN_CROPS = 10
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from service.clock import Clock, Timer
+from service.common.clock import Clock, Timer
 from service.repository import Repository
 
 log = logging.getLogger(__name__)

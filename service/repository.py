@@ -20,14 +20,14 @@ from models.artifact.artifact import (
 )
 from models.artifact.measured import read_measured
 from models.catalog import Architecture, Catalog, UnknownModelError
-from service.clock import Clock
+from service.common.clock import Clock
+from service.common.errors import ModelNotFound, NotReady, ShuttingDown
+from service.common.metrics import Metrics
+from service.common.types import ENSEMBLE_PREFIX, BatchLimits
 from service.engines.base import Engine, EngineUnavailableError, card_lost
-from service.errors import ModelNotFound, NotReady, ShuttingDown
-from service.metrics import Metrics
 from service.model import LoadedModel
 from service.placement import OverBudgetError
 from service.shelves import Device, Shelves
-from service.types import ENSEMBLE_PREFIX, BatchLimits
 
 log = logging.getLogger(__name__)
 

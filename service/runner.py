@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from service.errors import EngineError
+from service.common.errors import EngineError
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -7,12 +7,12 @@ from types import TracebackType
 
 from models.catalog import InputSpec
 from service import image, recipe
-from service.clock import Clock
+from service.common.clock import Clock
+from service.common.tasks import together
+from service.common.thread_pool import Threads
+from service.common.types import Decode, ImageLimits, Preprocessing, Samples
 from service.image import Picture
 from service.photos import Prepared
-from service.threads import Threads
-from service.together import together
-from service.types import Decode, ImageLimits, Preprocessing, Samples
 
 Read = Callable[[bytes, ImageLimits, int | None], Picture]
 Cut = Callable[[InputSpec, Picture, int], Samples]

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import Container
 
-from service.clock import Clock
+from service.common.clock import Clock
 from service.engines.base import CPU
 from service.model import LoadedModel
 from service.placement import Held, Room, Tie

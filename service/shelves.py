@@ -11,16 +11,16 @@ from typing import TypeVar
 
 from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import read_plans
-from service.clock import Clock
+from service.common.clock import Clock
+from service.common.metrics import Metrics
+from service.common.types import BatchLimits
 from service.engines.base import CPU, Engine, EngineUnavailableError, card_lost, held_bytes, out_of_memory
 from service.engines.choice import Opened, OpenEngine
 from service.failures import Failures
 from service.hanging import LABELS
-from service.metrics import Metrics
 from service.model import LoadedModel
 from service.placement import OverBudgetError, Room, by_room, expected_bytes, next_to_unload, oldest
 from service.shelf import Shelf
-from service.types import BatchLimits
 
 _LEAVE_S = 5.0  # for requests that hold a model which is to leave; a batch of its own may take longer
 _CLOSE_S = 60.0

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 
-from service.errors import Overloaded
+from service.common.errors import Overloaded
 from service.pacing import CostModel
 
 _LET_IN = 0.95  # of those let in should be in time; the others are refused before they are run

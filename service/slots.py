@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from service.clock import Clock
+from service.common.clock import Clock
 
 _ROUNDING = 1e-9
 _LATELY_S = 5.0  # since another queue had work: one that has some again and again should find no long batch each time

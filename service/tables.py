@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from models.artifact.measured import Measurement, protocol
+from service.common.errors import Code, TopfiveError
+from service.common.types import Classification
 from service.comparison import Comparison
-from service.errors import Code, TopfiveError
 from service.facts import facts
 from service.repository import Entry
-from service.types import Classification
 
 _BAR_WIDTH = 24
 _WIDTH_FOR_BAR = 70

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.labels import Label
-from service.types import Prediction, Probabilities
+from service.common.types import Prediction, Probabilities
 
 DEFAULT_TOP_K = 5
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Generic, TypeVar
 
-from service.errors import DeadlineExceeded, TopfiveError
+from service.common.errors import DeadlineExceeded, TopfiveError
 from service.pending import Pending
 from service.slo import Slo
 

@@ -14,8 +14,8 @@ from service.app import Core
 from service.bulk.sources import find
 from service.commands.classify import Job, classify
 from service.commands.session import run
-from service.settings import Settings
-from service.types import Probabilities, Rows
+from service.common.settings import Settings
+from service.common.types import Probabilities, Rows
 from tests.fakes import FakeEngine, opener
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import Metrics
+from service.common.metrics import Metrics
 
 
 def exposition(metrics: Metrics) -> str:

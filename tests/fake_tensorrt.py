@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from models.artifact.engine_plan import Flavour
-from service.types import Probabilities, Rows
+from service.common.types import Probabilities, Rows
 from tests.fake_cuda import Error, FakeCudart, Refused
 
 OUT_OF_MEMORY = Refused("Error Code 2: OutOfMemory (Requested size was 4096 bytes.)")

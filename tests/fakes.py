@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from models.artifact.artifact import Artifact
-from service.clock import Timer
+from service.common.clock import Timer
+from service.common.types import Attained, EngineInfo, Outcome, Probabilities, Rows
 from service.engines.base import CPU, as_batch
 from service.engines.choice import Choice, Opened
-from service.types import Attained, EngineInfo, Outcome, Probabilities, Rows
 
 
 class _ManualTimer:

@@ -14,15 +14,15 @@ from models.catalog import CATALOG, InputSpec
 from models.labels import Label, write_labels
 from service import image, recipe
 from service.classifier import LocalClassifier
+from service.common.metrics import Metrics
+from service.common.types import BatchLimits, Classification, ImageLimits, Samples
 from service.comparison import Comparison
 from service.engines.base import CPU
 from service.engines.choice import Opened
 from service.image import Picture
-from service.metrics import Metrics
 from service.repository import Repository
 from service.samples import Decoder
 from service.shelves import Device
-from service.types import BatchLimits, Classification, ImageLimits, Samples
 from tests.exposition import families
 from tests.fakes import FakeEngine, ManualClock, reached
 

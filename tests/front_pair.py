@@ -10,16 +10,16 @@ from pathlib import Path
 
 from service.app import Core
 from service.classifier import LocalClassifier
-from service.clock import Clock, LoopClock
+from service.common.clock import Clock, LoopClock
+from service.common.metrics import Metrics
+from service.common.settings import Settings
 from service.directory import LocalDirectory
 from service.front.calls import Calls
 from service.front.classifier import FrontClassifier, FrontDirectory, FrontMetrics
 from service.front.desk import Desk, House
 from service.front.photo import FrontPhotos
 from service.front.region import REGION_BYTES, Arena, make_region
-from service.metrics import Metrics
 from service.samples import Decoder
-from service.settings import Settings
 from tests.fakes import FakeEngine, opener
 from tests.fleet import Counted
 

@@ -12,15 +12,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
-from service.clock import LoopClock
+from service.common.clock import LoopClock
+from service.common.metrics import Metrics
+from service.common.settings import Settings
+from service.common.types import Classification
 from service.gateway import Gateway
-from service.metrics import Metrics
 from service.remote.calls import Calls
 from service.remote.classifier import RemoteClassifier
 from service.remote.replicas import Replicas, parse_targets
 from service.rpc.server import SERVICE
-from service.settings import Settings
-from service.types import Classification
 from tests.exposition import value
 
 Context = grpc.aio.ServicerContext[Any, Any]

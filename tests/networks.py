@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import service.engines  # noqa: F401 - it turns the statistics of openvino off, so it comes before openvino
-from service.types import Batch, Probabilities
+from service.common.types import Batch, Probabilities
 
 
 def seeded(builder: Callable[[], nn.Module]) -> nn.Module:

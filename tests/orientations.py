@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from service.types import Pixels
+from service.common.types import Pixels
 
 _STORED: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda upright: upright,

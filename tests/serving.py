@@ -12,8 +12,8 @@ import httpx
 
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from service.app import Core, Service
+from service.common.settings import Settings
 from service.engines.choice import Choice, OpenEngine
-from service.settings import Settings
 from tests.fakes import FakeEngine, opener
 
 

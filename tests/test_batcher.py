@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batcher, State
-from service.errors import BadRequest, DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
+from service.common.errors import BadRequest, DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
+from service.common.types import BatchLimits, Outcome, Ran
 from service.slots import Slots
-from service.types import BatchLimits, Outcome, Ran
 from tests.fakes import ManualClock, ScriptedRun, Tally, settle
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,8 @@ from types import FrameType
 import pytest
 
 from service.batcher import Batcher
+from service.common.types import BatchLimits
 from service.slots import Slots
-from service.types import BatchLimits
 from tests.fakes import ManualClock, ScriptedRun, Tally, settle
 
 pytestmark = pytest.mark.anyio

@@ -17,7 +17,7 @@ from service.bulk.rows import BulkError, Failure, Item, Row
 from service.bulk.runner import complete, rows, window
 from service.bulk.sources import find
 from service.bulk.writers import Format, Results, format_of, write
-from service.types import Prediction
+from service.common.types import Prediction
 from tests.conftest import png
 from tests.fakes import settle
 

@@ -18,14 +18,14 @@ from models.artifact.artifact import GRAPH, Artifact, load, write_manifest
 from models.artifact.engine_plan import BatchProfile, Flavour, Plan, write_plan
 from models.artifact.reference import read_reference, write_reference
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.cards import Card
+from service.common.errors import NotReady
+from service.common.gpus import Card
+from service.common.types import Precision, Runtime
 from service.engines import choose
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.choice import Opened
 from service.engines.choose import EngineOptions, open_engine
 from service.engines.tensorrt import Nvidia, TensorRtEngine
-from service.errors import NotReady
-from service.types import Precision, Runtime
 from tests.conftest import png
 from tests.fake_cuda import Error, FakeCudart
 from tests.fake_tensorrt import FakeTensorRt, network, plan_bytes

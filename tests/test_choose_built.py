@@ -9,14 +9,14 @@ import pytest
 
 from models.artifact.artifact import GRAPH, Artifact, load
 from models.artifact.engine_plan import BatchProfile, Flavour, Plan, PlanError, write_plan
-from service.cards import Card, Cards
+from service.common.gpus import Card, Cards
+from service.common.types import EngineInfo, Precision, Runtime
 from service.engines import choose
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
 from service.engines.choice import Opened
 from service.engines.choose import EngineOptions, open_engine
 from service.engines.gate import reference_of
 from service.engines.plans import Machine
-from service.types import EngineInfo, Precision, Runtime
 from tests.models.test_plan import CONTENT, record
 from tests.test_gate import Faithful
 from tests.test_plans import ADA, BOTH, NO_CARD, TURING, machine

@@ -12,9 +12,8 @@ from models.artifact.artifact import MANIFEST
 from models.catalog import CATALOG
 from service.batcher import Batcher
 from service.classifier import LocalClassifier
-from service.clock import Clock, LoopClock
-from service.engines.base import CPU
-from service.errors import (
+from service.common.clock import Clock, LoopClock
+from service.common.errors import (
     BadImage,
     BadRequest,
     Code,
@@ -26,11 +25,12 @@ from service.errors import (
     ShuttingDown,
     TooLarge,
 )
-from service.metrics import Metrics
+from service.common.metrics import Metrics
+from service.common.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample
+from service.engines.base import CPU
 from service.repository import Repository
 from service.samples import Decoder
 from service.shelves import Device
-from service.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample
 from tests.conftest import png
 from tests.exposition import exposition
 from tests.fakes import FakeEngine, ManualClock, Opener, SlowImage, reached, settle

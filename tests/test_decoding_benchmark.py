@@ -11,9 +11,9 @@ from PIL import Image
 from benchmarks.decoding import decode_costs, main, plain
 from models.catalog import InputSpec
 from service import recipe
+from service.common.sample_photo import made_photo
+from service.common.types import Decode, ImageLimits
 from service.image import decode
-from service.made_photo import made_photo
-from service.types import Decode, ImageLimits
 
 
 def test_the_made_photo() -> None:

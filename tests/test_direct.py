@@ -6,7 +6,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from service.budget import UploadBudget
+from service.common.upload_budget import UploadBudget
 from service.rest import endpoints
 from service.rest.app import create_app
 from service.rest.intake import Intake

@@ -14,15 +14,15 @@ from click.testing import CliRunner, Result
 from models.artifact.artifact import GRAPH, load, read_manifest
 from models.artifact.engine_plan import Flavour, write_plan
 from models.artifact.tuning import write_tuning
-from service.cards import Cards
 from service.cli import main
+from service.common.cpus import Host
+from service.common.gpus import Cards
+from service.common.types import Precision, Runtime
 from service.diagnosis import Diagnosis, Question, diagnose
 from service.engines.choose import EngineOptions, installed, open_engine
 from service.engines.gate import reference_of
 from service.engines.layout import conditions_here, installed_version, place_of
 from service.engines.plans import Machine
-from service.hardware import Host
-from service.types import Precision, Runtime
 from tests.models.test_plan import CONTENT, record
 from tests.models.test_tuning import record as tuning_record
 from tests.models.test_tuning import trial

@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks.drift import images_of, made, main, measure
 from export.gate_images import PHOTOS
 from models.catalog import InputSpec
-from service.types import Probabilities, Rows
+from service.common.types import Probabilities, Rows
 from tests.fakes import FakeEngine
 
 FILES = sorted(PHOTOS.glob("*.jpeg"))[:2]

@@ -20,14 +20,14 @@ from models.artifact.artifact import GRAPH, WEIGHTS, Artifact, load
 from models.artifact.engine_plan import Target
 from models.catalog import CATALOG
 from service import recipe
-from service.cards import Card
+from service.common.cpus import cpu_quota
+from service.common.gpus import Card
+from service.common.types import Batch, Precision, Runtime
 from service.engines.base import CPU, CardLostError, Engine, EngineUnavailableError, as_batch
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
 from service.engines.openvino import OpenVinoEngine, has_bf16
 from service.engines.torch import TorchEngine
-from service.hardware import cpu_quota
-from service.types import Batch, Precision, Runtime
 
 RUNTIMES = (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH)
 THREADS = 4

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import image, recipe
+from service.common.errors import BadRequest, EngineError, ModelNotFound, Overloaded
+from service.common.types import Classification, ImageLimits, Prediction
 from service.ensemble import mean
-from service.errors import BadRequest, EngineError, ModelNotFound, Overloaded
-from service.types import Classification, ImageLimits, Prediction
 from tests.conftest import png
 from tests.fakes import FakeEngine, reached, settle
 from tests.fleet import copy_model, fleet_of
@@ -244,7 +244,7 @@ async def test_latency_of_few_ensembles_is_kept(artifacts: Path) -> None:
 async def test_trained_ten_crops(trained: Path, shared_data: Path, tmp_path: Path) -> None:
     """With trained weights ten crops name every labelled photo rightly."""
     from service.app import Core
-    from service.settings import Settings
+    from service.common.settings import Settings
 
     core = Core(Settings(artifacts=trained, cache=tmp_path, models=("squeezenet1_1",), cpus=2))
     rows = [line.split(",") for line in (shared_data / "photos" / "labels.csv").read_text().splitlines()[1:]]

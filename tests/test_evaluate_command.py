@@ -19,7 +19,7 @@ from service.bulk.rows import BulkError
 from service.cli import main
 from service.commands.evaluate import Job, evaluate
 from service.commands.session import StoppedError
-from service.settings import Settings
+from service.common.settings import Settings
 from tests.conftest import png
 from tests.fakes import FakeEngine, opener, reached
 from tests.fleet import copy_model

@@ -18,8 +18,7 @@ from PIL import Image
 from models.catalog import InputSpec
 from service import image, recipe
 from service.classifier import Classifier
-from service.comparison import Row
-from service.errors import (
+from service.common.errors import (
     BadImage,
     BadRequest,
     DeadlineExceeded,
@@ -29,9 +28,10 @@ from service.errors import (
     ShuttingDown,
     TopfiveError,
 )
+from service.common.types import ImageLimits, Probabilities, Rows
+from service.comparison import Row
 from service.front.calls import GRACE_S
 from service.front.messages import Answered, Asked, Classify, Refused, Unframed, framed
-from service.types import ImageLimits, Probabilities, Rows
 from tests.conftest import noise, png
 from tests.fakes import FakeEngine, SlowImage, reached, settle
 from tests.fleet import copy_model

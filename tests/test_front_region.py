@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import NotReady
+from service.common.errors import NotReady
+from service.common.types import Classification, Samples
 from service.front.region import Arena, Window, make_region
-from service.types import Classification, Samples
 from tests.conftest import noise, png
 from tests.fakes import FakeEngine, reached, settle
 from tests.fleet import copy_model

@@ -18,8 +18,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.errors import NotReady
-from service.settings import Settings
+from service.common.errors import NotReady
+from service.common.settings import Settings
 from tests.conftest import png
 from tests.fakes import FakeEngine
 from tests.fronts import Fronted, fronted

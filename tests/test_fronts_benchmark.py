@@ -7,7 +7,7 @@ import pytest
 from benchmarks.figures import medians
 from benchmarks.fronts import Scaling, children, numbers, served
 from export.gate_images import PHOTOS
-from service.settings import Settings
+from service.common.settings import Settings
 
 pytestmark = pytest.mark.anyio
 

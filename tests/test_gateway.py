@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.errors import TABLE
+from service.common.errors import TABLE
 from tests.conftest import noise, png
 from tests.exposition import value
 from tests.fakes import FakeEngine

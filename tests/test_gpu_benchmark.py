@@ -8,7 +8,7 @@ import pytest
 from benchmarks.gpu import Figures, Subject, measure, on_card, page, plan_subjects, subjects, table
 from models.artifact.artifact import load
 from models.artifact.engine_plan import Flavour, Target
-from service.cards import Card, Cards
+from service.common.gpus import Card, Cards
 from service.engines.base import Engine, EngineUnavailableError
 from tests.fakes import FakeEngine
 from tests.tensorrt_bench import CARD, Bench, pixels

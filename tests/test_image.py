@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.errors import BadImage, TooLarge
+from service.common.errors import BadImage, TooLarge
+from service.common.types import ImageLimits, Pixels
 from service.image import FORMATS, check_size, decode
-from service.types import ImageLimits, Pixels
 from tests.conftest import noise, png
 from tests.orientations import ORIENTATIONS, stored, tagged
 

@@ -9,7 +9,7 @@ import pytest
 from export.command import export_command
 from export.tensorrt.command import read_order
 from models.catalog import CATALOG
-from service.settings import Settings
+from service.common.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")

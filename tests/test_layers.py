@@ -20,21 +20,21 @@ GENERATED = "proto.topfive.v1"
 LAYERS = {
     "models": 0,
     "proto": 0,
-    "service.cards": 1,
-    "service.clock": 1,
-    "service.errors": 1,
-    "service.hardware": 1,
-    "service.request_id": 1,
-    "service.settings": 1,
-    "service.types": 1,
+    "service.common.gpus": 1,
+    "service.common.clock": 1,
+    "service.common.errors": 1,
+    "service.common.cpus": 1,
+    "service.common.request_id": 1,
+    "service.common.settings": 1,
+    "service.common.types": 1,
     "service.admission": 2,
     "service.bilinear": 2,
-    "service.budget": 2,
-    "service.histograms": 2,
+    "service.common.upload_budget": 2,
+    "service.common.histograms": 2,
     "service.hold": 2,
     "service.image": 2,
-    "service.made_photo": 2,
-    "service.metrics": 2,
+    "service.common.sample_photo": 2,
+    "service.common.metrics": 2,
     "service.options": 2,
     "service.pacing": 2,
     "service.pending": 2,
@@ -43,8 +43,8 @@ LAYERS = {
     "service.runner": 2,
     "service.slo": 2,
     "service.slots": 2,
-    "service.threads": 2,
-    "service.together": 2,
+    "service.common.thread_pool": 2,
+    "service.common.tasks": 2,
     "service.topk": 2,
     "service.waiting": 2,
     "service.batcher": 3,
@@ -122,7 +122,7 @@ HOMES = {
     "starlette": ("service.rest",),
     "uvicorn": ("service.rest.protocol", "service.rest.server"),
     "uvloop": ("service.commands.bench", "service.process"),
-    "prometheus_client": ("service.histograms", "service.metrics"),
+    "prometheus_client": ("service.common.histograms", "service.common.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),
     "rich": ("export", "models.architectures.train_lenet5", "service.commands", "service.tables"),
     "cykooz_resizer": ("service.bilinear",),
@@ -132,7 +132,7 @@ HOMES = {
         "service.image",
         "service.load.images",
         "service.load.tensors",
-        "service.made_photo",
+        "service.common.sample_photo",
         "service.recipe",
     ),
     "pydantic": (
@@ -146,7 +146,7 @@ HOMES = {
         "service.options",
         "service.rest.direct",
         "service.rest.schemas",
-        "service.settings",
+        "service.common.settings",
     ),
     "pyarrow": ("service.bulk.writers",),
     "httptools": ("service.load.ask", "service.load.http"),
@@ -372,13 +372,15 @@ def test_the_load_generator_knows_no_server() -> None:
 
     assert own
     assert {
-        name for name in own if not inside(name, ["service.load", "service.clock", "service.made_photo", "proto"])
+        name
+        for name in own
+        if not inside(name, ["service.load", "service.common.clock", "service.common.sample_photo", "proto"])
     } == set()
 
 
 def test_only_the_top_reads_settings() -> None:
     """Everything below gets what it needs as arguments, not the settings."""
-    users = {one.module for one in imports() if one.target == "service.settings"}
+    users = {one.module for one in imports() if one.target == "service.common.settings"}
 
     tops = ["service.app", "service.cli", "service.commands", "service.front.server", "service.fronts"]
     tops += ["service.gateway", "service.options"]

@@ -12,13 +12,13 @@ import pytest
 from openvino import InferRequest
 
 from models.artifact.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
+from service.common.errors import DeadlineExceeded, EngineError, ShuttingDown
+from service.common.thread_pool import at_work
+from service.common.types import BatchLimits, EngineInfo, Latency, Outcome, Precision, Probabilities, Ran, Rows, Sample
 from service.engines.base import CardLostError
 from service.engines.choice import Opened
 from service.engines.openvino import OpenVinoEngine
-from service.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.model import LoadedModel, describe, warnings_of
-from service.threads import at_work
-from service.types import BatchLimits, EngineInfo, Latency, Outcome, Precision, Probabilities, Ran, Rows, Sample
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 
 pytestmark = pytest.mark.anyio

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import NotReady
+from service.common.errors import NotReady
 from service.front.messages import Listening
 from service.front.pulse import BEAT_S, SILENT_BEATS, Pulse
 from tests.fakes import FakeEngine, ManualClock, reached

@@ -17,8 +17,8 @@ from torchvision.transforms import functional as transforms
 from models.build import Served
 from models.catalog import CATALOG, Channels, InputSpec, Interpolation, WeightSet
 from service import recipe
+from service.common.types import ImageLimits, Pixels, Sample
 from service.image import Picture, decode
-from service.types import ImageLimits, Pixels, Sample
 from tests.conftest import noise
 
 PUBLISHED = [

@@ -16,13 +16,13 @@ from PIL import Image
 from models.artifact.artifact import load
 from models.catalog import CATALOG, InputSpec, Interpolation
 from service import recipe
-from service.clock import LoopClock
+from service.common.clock import LoopClock
+from service.common.errors import BadImage, TooLarge
+from service.common.types import Decode, ImageLimits, Pixels, Runtime
 from service.engines.onnxruntime import OnnxRuntimeEngine
-from service.errors import BadImage, TooLarge
 from service.image import Picture, decode, picture
 from service.photos import joined
 from service.samples import Decoder
-from service.types import Decode, ImageLimits, Pixels, Runtime
 from tests.conftest import noise, png
 from tests.orientations import ORIENTATIONS, stored
 from tests.serving import serving

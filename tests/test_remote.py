@@ -6,7 +6,7 @@ from collections import Counter
 import grpc
 import pytest
 
-from service.errors import (
+from service.common.errors import (
     BadImage,
     BadRequest,
     DeadlineExceeded,

@@ -11,14 +11,14 @@ from models.analysis.layer_table import Layer, LayerTable
 from models.artifact.artifact import ParityReport, Thresholds, WeightRecord, WeightSource
 from models.artifact.measured import Measurement
 from models.catalog import CATALOG, Channels, InputSpec, Interpolation, PublishedErrors, WeightSet
+from service.common.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError, error_of
+from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.engines.layout import Layout
-from service.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError, error_of
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.remote import converters as back
 from service.repository import ModelState
 from service.rpc import converters as there
-from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 
 BARE_CARD = ModelCard("m", 0, "f", 1, 2, 3, "untrained", None, None, None, Latency(0, None, None, None))
 CARD = ModelCard("resnet50", 4, "resnet", 25_557_032, 4_089_184_256, 224, "pretrained", 80.858, 95.434, "ImageNet",

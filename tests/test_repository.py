@@ -12,14 +12,14 @@ import pytest
 from models.artifact.artifact import GRAPH, MANIFEST, NotExportedError
 from models.catalog import CATALOG
 from service.batcher import State
+from service.common.errors import ModelNotFound, NotReady, ShuttingDown, TopfiveError
+from service.common.metrics import Metrics, ModelMetrics
+from service.common.types import BatchLimits
 from service.engines.base import CPU, EngineUnavailableError
-from service.errors import ModelNotFound, NotReady, ShuttingDown, TopfiveError
 from service.facts import facts, layer_facts
-from service.metrics import Metrics, ModelMetrics
 from service.model import LoadedModel
 from service.repository import Entry, ModelState, Repository
 from service.shelves import Device
-from service.types import BatchLimits
 from tests.exposition import exposition
 from tests.fakes import ManualClock, Opener, reached, settle
 from tests.test_model import sample

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from export.gate_images import PHOTOS
+from service.common.types import Outcome
 from service.rest import protocol
 from service.rest.intake import requested_timeout
-from service.types import Outcome
 from tests.conftest import png
 from tests.exposition import value
 from tests.fakes import FakeEngine

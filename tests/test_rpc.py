@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.app import Core, Service
-from service.errors import TABLE
+from service.common.errors import TABLE
 from tests.conftest import png
 from tests.fakes import FakeEngine
 from tests.serving import serving

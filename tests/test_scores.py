@@ -5,7 +5,7 @@ import pytest
 from models.artifact.confidence import wilson
 from service.bulk.rows import Failure, Row
 from service.bulk.scores import ClassScore, Confusion, score
-from service.types import Prediction
+from service.common.types import Prediction
 
 
 @pytest.mark.parametrize(

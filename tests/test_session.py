@@ -18,9 +18,9 @@ from service.bulk.rows import BulkError, Failure, Item, Row
 from service.bulk.runner import Bulk, Question, rows, window
 from service.commands.progress import Tally, watched
 from service.commands.session import StoppedError, opened
+from service.common.errors import BadRequest, NotReady
+from service.common.settings import Settings
 from service.ensemble import Panels
-from service.errors import BadRequest, NotReady
-from service.settings import Settings
 from tests.conftest import png
 from tests.fakes import FakeEngine, ManualClock, Opener, opener, reached
 

@@ -15,17 +15,17 @@ import pytest
 from models.artifact.artifact import GRAPH, MANIFEST, Artifact
 from models.artifact.engine_plan import Target
 from models.catalog import CATALOG
-from service.cards import Card, Cards
+from service.common.errors import Code, NotReady, ShuttingDown, TopfiveError
+from service.common.gpus import Card, Cards
+from service.common.metrics import Metrics
+from service.common.types import BatchLimits, Probabilities, Rows, Runtime
 from service.devices import devices
 from service.engines.base import CPU, EngineUnavailableError, held_bytes
 from service.engines.choice import Opened, OpenEngine
 from service.engines.choose import ORDER, EngineOptions
 from service.ensemble import Panels
-from service.errors import Code, NotReady, ShuttingDown, TopfiveError
-from service.metrics import Metrics
 from service.repository import ModelState, Repository
 from service.shelves import Device
-from service.types import BatchLimits, Probabilities, Rows, Runtime
 from tests.exposition import exposition
 from tests.fakes import FakeEngine, ManualClock, reached, settle
 from tests.test_model import sample

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from service.batcher import Batcher
-from service.errors import DeadlineExceeded, Overloaded
+from service.common.errors import DeadlineExceeded, Overloaded
+from service.common.types import Attained, BatchLimits, Outcome
 from service.slo import Forecast, Place, Slo, SloUnattainable
 from service.slots import Slots
-from service.types import Attained, BatchLimits, Outcome
 from tests.fakes import Tally
 from tests.virtual_time import VirtualClock, play
 

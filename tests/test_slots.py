@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batcher, State
-from service.errors import EngineError
+from service.common.errors import EngineError
+from service.common.types import BatchLimits
 from service.slots import Share, Slot, Slots
-from service.types import BatchLimits
 from tests.fakes import ManualClock, Tally, settle
 from tests.test_batcher import HOLD_S, STEPS, Bench, Step, Story, answers, endings, values
 

@@ -20,15 +20,15 @@ from click.testing import CliRunner, Result
 from models.artifact.artifact import Artifact, load
 from models.artifact.tuning import TuningRecord
 from service.cli import main
+from service.common.errors import BadImage
+from service.common.sample_photo import made_photo
+from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
-from service.errors import BadImage
-from service.made_photo import made_photo
 from service.tuning.candidates import Candidate, Setup, allowed
 from service.tuning.rig import Figures, Load, measure
 from service.tuning.run import Measuring
 from service.tuning.search import CandidateFailedError, CandidateHangsError
 from service.tuning.worker import Open, Worker
-from service.types import Precision, Runtime
 from tests.fakes import FakeEngine
 from tests.tuning_engines import open_dying, open_fake, open_hanging, open_refusing
 

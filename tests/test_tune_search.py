@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from service.common.types import Precision, Runtime
 from service.engines.layout import default_layout
 from service.tuning.candidates import Candidate, Setup, candidates, layouts, untuned
 from service.tuning.rig import Figures
@@ -16,7 +17,6 @@ from service.tuning.search import (
     State,
     explain,
 )
-from service.types import Precision, Runtime
 
 BF16, F32 = (Runtime.OPENVINO, Precision.BF16), (Runtime.OPENVINO, Precision.F32)
 Speed = Callable[[Candidate, int], Figures | Exception]

@@ -4,9 +4,9 @@ import os
 import threading
 
 from models.artifact.artifact import Artifact
+from service.common.types import Probabilities, Rows
 from service.engines.base import Engine, EngineUnavailableError
 from service.tuning.candidates import Setup
-from service.types import Probabilities, Rows
 from tests.fakes import FakeEngine
 
 

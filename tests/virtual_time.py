@@ -5,7 +5,7 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from service.clock import Timer
+from service.common.clock import Timer
 
 X = TypeVar("X")
 

@@ -13,8 +13,8 @@ from export.importing.recipe import Output, Recipe
 from export.importing.signature import Layout, RefusedError, Signature
 from models.catalog import Channels
 from models.weights.onnx_reader import IMAGE_TYPES
+from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 from service.engines.base import CPU, as_batch, held_bytes
-from service.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 
 _REPEATED_ERROR = 1e-3  # what the order of threads may change at most
 _SOURCE = re.compile(r"/\S*onnxruntime\S*/\S+:\d+ .*?\) (?=[A-Z])")  # where in ONNX Runtime it was noticed

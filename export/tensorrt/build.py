@@ -16,7 +16,7 @@ from export.tensorrt.targets import Order
 from export.tensorrt.timing_cache import TimingCacheFile
 from models.artifact.artifact import GRAPH, Artifact, ParityReport, sha256
 from models.artifact.engine_plan import BatchProfile, Plan, PlanError, PlanRecord, Target, read_plans, write_plan
-from service.types import Precision
+from service.common.types import Precision
 
 log = logging.getLogger(__name__)
 

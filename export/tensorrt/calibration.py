@@ -7,8 +7,8 @@ from pathlib import Path
 
 from models.catalog import InputSpec
 from service import image, recipe
-from service.errors import TopfiveError
-from service.types import ImageLimits, Sample
+from service.common.errors import TopfiveError
+from service.common.types import ImageLimits, Sample
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from export.tensorrt.targets import PRECISIONS, Order, OrderError, ahead, on_thi
 from export.terminal import Bars, report_engines, say
 from models.artifact.engine_plan import Flavour
 from models.artifact.files import at_home
-from service.cards import cards
+from service.common.gpus import cards
+from service.common.types import Precision
 from service.engines.base import EngineUnavailableError
-from service.types import Precision
 
 Command = Callable[..., Any]
 

@@ -11,11 +11,11 @@ from export.tensorrt.calibration import FEWEST, CalibrationError
 from models.artifact.artifact import GRAPH, IMPORTED, WEIGHTS, Artifact, ParityReport, WeightSource
 from models.artifact.reference import UnreadableReferenceError, read_reference
 from models.catalog import CATALOG
+from service.common.cpus import cpu_quota
+from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.engines.parity import Bounds, compare, figures
-from service.hardware import cpu_quota
-from service.types import Precision, Runtime
 
 log = logging.getLogger(__name__)
 

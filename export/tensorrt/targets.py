@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.artifact.engine_plan import BatchProfile, Flavour, Target
-from service.cards import Card, Cards
-from service.types import Precision
+from service.common.gpus import Card, Cards
+from service.common.types import Precision
 
 TURING = Target(7, 5)
 THIS = "this"

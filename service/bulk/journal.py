@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from service.bulk.rows import BulkError, Row
-from service.errors import Code
+from service.common.errors import Code
 
 _BEGINNING = b'{"settings": {'
 _AGAIN = (Code.INTERNAL,)  # what may well be answered when it is run again

@@ -13,8 +13,8 @@ from service.bulk.dataset import Dataset
 from service.bulk.rows import Row
 from service.bulk.scores import Scores
 from service.bulk.writers import replacing, write_table
+from service.common.types import Decode, EngineInfo
 from service.facts import ModelFacts
-from service.types import Decode, EngineInfo
 
 
 @dataclass(frozen=True, slots=True)

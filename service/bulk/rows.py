@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from service.types import Prediction
+from service.common.types import Prediction
 
 
 class BulkError(Exception):
@@ -22,7 +22,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no answer: a code of `service.errors`, or `unreadable` where the file itself could not be read."""
+    """Why there is no answer: a code of `service.common.errors`, or `unreadable` where the file itself could not be read."""
 
     code: str
     detail: str

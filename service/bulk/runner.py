@@ -14,10 +14,10 @@ from service import image
 from service.bulk.journal import Journal
 from service.bulk.rows import Failure, Item, Row
 from service.classifier import Classifier
-from service.clock import Clock
+from service.common.clock import Clock
+from service.common.errors import BadImage, EngineError, NotReady, TooLarge
+from service.common.types import ImageLimits
 from service.ensemble import Panel
-from service.errors import BadImage, EngineError, NotReady, TooLarge
-from service.types import ImageLimits
 
 _UNREADABLE = "unreadable"
 _PATIENCE_S = 86_400.0  # nobody waits for a single answer here

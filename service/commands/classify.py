@@ -18,8 +18,8 @@ from service.bulk.sources import find
 from service.bulk.writers import Format, Results, format_of, write
 from service.commands.progress import Tally, watched
 from service.commands.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
+from service.common.settings import Settings
 from service.options import option, settings_from
-from service.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from models.artifact.artifact import exported_names
 from service import tables
 from service.app import Core
 from service.commands.session import answer_options, crops_option
+from service.common.errors import TopfiveError
+from service.common.settings import Settings
+from service.common.tasks import together
 from service.ensemble import member_names
-from service.errors import TopfiveError
 from service.options import option, settings_from
 from service.rest.errors import row_problem
 from service.rest.schemas import CompareReply
-from service.settings import Settings
-from service.together import together
 
 
 @click.command("compare")

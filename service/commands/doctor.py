@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from models.catalog import CATALOG
+from service.common.cpus import cpu_quota
+from service.common.settings import Settings
 from service.diagnosis import Diagnosis, Exported, Question, diagnose
 from service.engines.choose import EngineOptions
 from service.engines.plans import Machine
-from service.hardware import cpu_quota
 from service.options import option, options, settings_from
-from service.settings import Settings
 
 _GOOD, _POOR, _BAD, _DIM = "green", "yellow", "red", "dim"
 

@@ -27,11 +27,11 @@ from service.bulk.runner import Question
 from service.bulk.scores import TOP, score
 from service.commands.progress import Tally, watched
 from service.commands.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
+from service.common.settings import Settings
 from service.ensemble import Panels, member_names
 from service.facts import exported, facts
 from service.options import option, settings_from
 from service.repository import Repository
-from service.settings import Settings
 
 _LISTED = 20  # images without an answer that are named on the screen; report.json names all
 

@@ -19,7 +19,7 @@ from models.analysis.layer_table import Kind, Layer, LayerTable, Stage
 from models.artifact.artifact import NotExportedError
 from models.catalog import Architecture
 from service.app import Core
-from service.errors import ModelNotFound, TopfiveError
+from service.common.errors import ModelNotFound, TopfiveError
 from service.facts import LayerFacts, layer_facts
 from service.options import option, options, settings_from
 from service.repository import Repository

@@ -14,11 +14,11 @@ from rich.markup import escape
 from service import tables
 from service.app import Core
 from service.commands.session import answer_options, crops_option
+from service.common.errors import TopfiveError
+from service.common.settings import Settings
 from service.ensemble import member_names
-from service.errors import TopfiveError
 from service.options import option, settings_from
 from service.rest.schemas import PredictReply
-from service.settings import Settings
 
 
 @click.command("predict")

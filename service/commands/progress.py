@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from service.bulk.rows import Row
-from service.clock import Clock
+from service.common.clock import Clock
 
 _EVERY_S = 5.0
 

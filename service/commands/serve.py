@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from service.app import run
+from service.common.settings import Settings
 from service.options import options, settings_from
-from service.settings import Settings
 
 
 @click.command("serve")

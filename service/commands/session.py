@@ -17,14 +17,14 @@ from service.bulk.journal import Journal
 from service.bulk.rows import BulkError, Item, Row
 from service.bulk.runner import Bulk, Question, complete, window
 from service.classifier import DEFAULT_CROPS
+from service.common.cpus import cpu_quota
+from service.common.errors import TopfiveError
+from service.common.settings import Settings
+from service.common.types import ModelCard
 from service.ensemble import Panel, Panels, member_names
-from service.errors import TopfiveError
-from service.hardware import cpu_quota
 from service.model import LoadedModel
 from service.options import option, options
 from service.recipe import TEN_CROPS
-from service.settings import Settings
-from service.types import ModelCard
 
 OpenCore = Callable[[Settings], Core]
 

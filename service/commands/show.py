@@ -15,16 +15,16 @@ from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import read_plans
 from models.artifact.measured import protocol
 from service.app import Core
+from service.common.cpus import cpu_quota
+from service.common.errors import TopfiveError
+from service.common.settings import Settings
+from service.common.types import Precision, Runtime
 from service.engines.layout import Layout, at_most, default_layout, read_tuned
 from service.engines.plans import Source, survey, this_machine
-from service.errors import TopfiveError
 from service.facts import BuiltEngine, ModelFacts, facts
-from service.hardware import cpu_quota
 from service.options import option, options, settings_from
 from service.repository import Entry
 from service.rest.schemas import ModelDetailReply
-from service.settings import Settings
-from service.types import Precision, Runtime
 
 
 @click.command("show")

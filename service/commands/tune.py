@@ -19,16 +19,16 @@ from rich.text import Text
 from models.artifact.artifact import ArtifactError, load
 from models.artifact.tuning import TuningRecord, write_tuning
 from models.catalog import CATALOG
+from service.common.cpus import cpu_quota
+from service.common.sample_photo import made_photo
+from service.common.settings import Settings
+from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.layout import place_of
-from service.hardware import cpu_quota
-from service.made_photo import made_photo
 from service.options import FiniteRange, option, options, settings_from
-from service.settings import Settings
 from service.tuning.run import Measuring, Request, record_of, tune
 from service.tuning.search import Row, State, explain
 from service.tuning.worker import Worker
-from service.types import Precision, Runtime
 
 _INTERRUPTED = 130
 

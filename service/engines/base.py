@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from service.types import Batch, EngineInfo, Probabilities, Rows
+from service.common.types import Batch, EngineInfo, Probabilities, Rows
 
 CPU = "cpu"
 """The device of every engine that runs on the processor; a card is `cuda:0`, `cuda:1` and so on."""

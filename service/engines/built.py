@@ -8,14 +8,14 @@ from pathlib import Path
 from models.artifact.artifact import GRAPH, Artifact
 from models.artifact.engine_plan import Flavour, Plan
 from models.artifact.reference import REFERENCE
-from service.cards import Card
+from service.common.gpus import Card
+from service.common.types import Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
 from service.engines.choice import Choice, Opened
 from service.engines.gate import Gate, Subject
 from service.engines.nvidia import INSTALL
 from service.engines.opening import open_checked
 from service.engines.plans import Fit, Machine, Source, misfits
-from service.types import Precision, Runtime
 
 FLAVOURS = {Runtime.TENSORRT: Flavour.TENSORRT, Runtime.TENSORRT_RTX: Flavour.TENSORRT_RTX}
 """The runtimes that run plans."""

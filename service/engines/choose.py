@@ -10,7 +10,8 @@ from pathlib import Path
 from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import Plan
 from models.artifact.files import at_home
-from service.cards import Card
+from service.common.gpus import Card
+from service.common.types import CACHE, Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
 from service.engines.built import (
     FLAVOURS,
@@ -37,7 +38,6 @@ from service.engines.nvidia import is_installed
 from service.engines.opening import open_checked, open_unchecked
 from service.engines.plans import NO_MACHINE, Fit, Machine, Source, survey, this_machine
 from service.engines.precision import check_computes, choose_precision, computes, is_checked_on_the_card
-from service.types import CACHE, Precision, Runtime
 
 ORDER = (
     Runtime.TENSORRT,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.artifact.artifact import Artifact
+from service.common.types import Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.built import FLAVOURS, Bench, gate_of_graph, gate_of_plan, nothing_built, nothing_runs
 from service.engines.choose import ORDER, EngineOptions, check_possible, installed, source_of
@@ -12,7 +13,6 @@ from service.engines.layout import read_tuned
 from service.engines.opening import check_known
 from service.engines.plans import Fit, Machine, misfits
 from service.engines.precision import choose_precision, computes, is_checked_on_the_card
-from service.types import Runtime
 
 
 @dataclass(frozen=True, slots=True)

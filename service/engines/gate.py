@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from models.artifact import files
 from models.artifact.artifact import IMPORTED, Artifact, ArtifactError, Manifest, ParityReport, Thresholds, read_file
 from models.artifact.reference import REFERENCE, Reference, UnreadableReferenceError, read_reference
+from service.common.types import Precision
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.parity import BOUNDS, HALF_SMALLEST, Bounds, compare, figures
-from service.types import Precision
 
 REPORTS = "gate"
 """The folder of reports in the cache folder."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from models.artifact.artifact import GRAPH, Artifact
 from models.artifact.tuning import Conditions, Place, Trial, TuningRecord, read_tuning
-from service.hardware import cpu_model, host
-from service.types import Precision, Runtime
+from service.common.cpus import cpu_model, host
+from service.common.types import Precision, Runtime
 
 DEFAULT_MAX_BATCH = 8
 TUNABLE = (Runtime.OPENVINO, Runtime.ONNXRUNTIME)

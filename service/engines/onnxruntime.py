@@ -4,10 +4,10 @@ import numpy as np
 import onnxruntime as ort
 
 from models.artifact.artifact import Artifact
-from service.cards import Card
+from service.common.gpus import Card
+from service.common.types import EngineInfo, Probabilities, Rows, Runtime
 from service.engines.base import CPU, CardLostError, EngineUnavailableError, as_batch, held_bytes, keep_for_ever
 from service.engines.cuda import loss_in
-from service.types import EngineInfo, Probabilities, Rows, Runtime
 
 _PROVIDERS = {Runtime.ONNXRUNTIME: "CPUExecutionProvider", Runtime.ONNXRUNTIME_CUDA: "CUDAExecutionProvider"}
 _CUDA_OPTIONS = {

@@ -7,9 +7,9 @@ import numpy as np
 from models.artifact.artifact import Artifact, ParityReport
 from models.artifact.engine_plan import PlanError
 from models.artifact.reference import REFERENCE
+from service.common.types import Runtime
 from service.engines.base import CardLostError, Engine, EngineUnavailableError
 from service.engines.gate import Gate, reference_of
-from service.types import Runtime
 
 Build = Callable[[], Engine]
 

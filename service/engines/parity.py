@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from models.artifact.artifact import ParityReport, Thresholds
+from service.common.types import Batch, Precision, Probabilities
 from service.engines.base import Engine
-from service.types import Batch, Precision, Probabilities
 
 BATCH_SIZES = (1, 3, 8)
 THRESHOLDS = {

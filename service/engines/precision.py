@@ -3,8 +3,8 @@
 import logging
 
 from models.artifact.artifact import IMPORTED, Artifact
+from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
-from service.types import Precision, Runtime
 
 _PLANS = (Precision.FP16, Precision.F32, Precision.INT8)
 COMPUTES = {

@@ -9,14 +9,14 @@ from typing import Any
 
 from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import Flavour, Plan
-from service.cards import Card, driver_version
+from service.common.gpus import Card, driver_version
+from service.common.types import EngineInfo, Probabilities, Rows, Runtime
 from service.engines import nvidia
 from service.engines.base import CardLostError, EngineUnavailableError, NoRoomError, keep_for_ever
 from service.engines.cuda import Cuda, CudaError, bindings
 from service.engines.rtx_cache import RtxCacheFile
 from service.engines.tensorrt_plan import Contract, LoadedPlan, TensorRtError
 from service.engines.tensorrt_slot import Launch, Slot, buckets
-from service.types import EngineInfo, Probabilities, Rows, Runtime
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from models.artifact.artifact import WEIGHTS, Artifact
 from models.build import Served, build
 from models.catalog import CATALOG
 from models.weights.weights import WeightsError, load_state, read_state_dict
-from service.cards import Card
+from service.common.gpus import Card
+from service.common.types import EngineInfo, Probabilities, Rows, Runtime
 from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
-from service.types import EngineInfo, Probabilities, Rows, Runtime
 
 
 class TorchEngine:

@@ -9,8 +9,10 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.clock import Clock
-from service.errors import DeadlineExceeded, EngineError, NotReady, ShuttingDown, TopfiveError
+from service.common.clock import Clock
+from service.common.errors import DeadlineExceeded, EngineError, NotReady, ShuttingDown, TopfiveError
+from service.common.request_id import under_way
+from service.common.types import Samples
 from service.front.link import Link
 from service.front.messages import (
     Answered,
@@ -33,9 +35,7 @@ from service.front.messages import (
 from service.front.pulse import BEAT_S, SILENT_BEATS, Pulse
 from service.front.region import Arena
 from service.photos import Photo
-from service.request_id import under_way
 from service.samples import Decoder
-from service.types import Samples
 
 KEEPER = "last"
 """The asker of a photo here that stays until the engine process wants nothing more of it."""

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.classifier import DEFAULT_CROPS
-from service.clock import Clock
+from service.common.clock import Clock
+from service.common.types import Classification
 from service.comparison import Comparison
 from service.directory import ModelList
 from service.facts import LayerFacts, ModelFacts
@@ -20,7 +21,6 @@ from service.front.messages import (
     Question,
     unpacked,
 )
-from service.types import Classification
 
 
 class FrontClassifier:
@@ -100,7 +100,7 @@ class FrontDirectory:
 
 
 class FrontMetrics:
-    """`service.metrics.RequestMetrics`: all counts are kept in the engine process, so that every front shows all."""
+    """`service.common.metrics.RequestMetrics`: all counts are kept in the engine process, so that every front shows all."""
 
     def __init__(self, calls: Calls, clock: Clock, timeout_s: float) -> None:
         self._calls = calls

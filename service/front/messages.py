@@ -13,8 +13,8 @@ from operator import attrgetter
 from typing import Any
 
 from models.catalog import InputSpec
-from service.errors import EngineError, Overloaded, TopfiveError, error_of
-from service.types import Preprocessing
+from service.common.errors import EngineError, Overloaded, TopfiveError, error_of
+from service.common.types import Preprocessing
 
 
 @dataclass(frozen=True, slots=True)

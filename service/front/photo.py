@@ -6,10 +6,10 @@ from types import TracebackType
 
 from models.catalog import InputSpec
 from service import image, recipe
+from service.common.types import ImageLimits, Samples
 from service.front.link import Link
 from service.front.messages import Made, NotMade, Wanted, packed_specs
 from service.photos import Prepared
-from service.types import ImageLimits, Samples
 
 
 class Sent:

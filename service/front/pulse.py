@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from service.clock import Clock, Timer
+from service.common.clock import Clock, Timer
 
 BEAT_S = 1.0
 """Each process says that often that its event loop turns."""

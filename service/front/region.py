@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from service.errors import NotReady
-from service.types import Samples
+from service.common.errors import NotReady
+from service.common.types import Samples
 
 REGION_BYTES = 256 << 20
 """Of one front. Memory is taken only for what has been written to, and the lowest free places are written first."""

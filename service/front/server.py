@@ -8,15 +8,16 @@ import socket
 from dataclasses import dataclass
 from functools import partial
 
-from service.budget import UploadBudget
-from service.clock import LoopClock
-from service.errors import NotReady, ShuttingDown
+from service.common.clock import LoopClock
+from service.common.cpus import cpu_quota
+from service.common.errors import NotReady, ShuttingDown
+from service.common.metrics import UNKNOWN
+from service.common.settings import Settings
+from service.common.upload_budget import UploadBudget
 from service.front.calls import Calls
 from service.front.classifier import FrontClassifier, FrontDirectory, FrontMetrics
 from service.front.messages import Listening
 from service.front.region import Arena
-from service.hardware import cpu_quota
-from service.metrics import UNKNOWN
 from service.process import STOPS, DrainLimit, drain, run_until_stopped
 from service.rest import endpoints
 from service.rest.app import create_app
@@ -26,7 +27,6 @@ from service.rest.server import RestServer
 from service.rpc.server import PortUse, RpcServer
 from service.rpc.servicer import Servicer
 from service.samples import Decoder
-from service.settings import Settings
 
 _STOP = signal.SIGUSR1
 """What a front takes for the order to stop. SIGTERM and Ctrl-C reach whole groups: the engine process alone heeds them,

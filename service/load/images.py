@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from service.common.sample_photo import made_photo
 from service.load.line import LoadError
-from service.made_photo import made_photo
 
 MADE = "made"
 """The name of the image that is made here."""

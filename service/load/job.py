@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from service.clock import LoopClock
+from service.common.clock import LoopClock
 from service.load.figures import Point
 from service.load.images import Photo
 from service.load.line import LoadError

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from service.clock import Clock, Timer
+from service.common.clock import Clock, Timer
 from service.load.line import TIMEOUT, Line, MakeLine, Outcome
 from service.load.recorder import Recorder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.clock import Clock
+from service.common.clock import Clock
 from service.load.figures import STEADY, Point, Server, Window, steady
 from service.load.loops import Loop
 from service.load.recorder import Recorder

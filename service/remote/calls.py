@@ -5,13 +5,13 @@ from typing import TypeVar
 
 import grpc
 
-from service.clock import Clock
-from service.errors import DeadlineExceeded, ModelNotFound, NotReady, Overloaded, ShuttingDown, TopfiveError
-from service.metrics import Metrics
+from service.common.clock import Clock
+from service.common.errors import DeadlineExceeded, ModelNotFound, NotReady, Overloaded, ShuttingDown, TopfiveError
+from service.common.metrics import Metrics
+from service.common.request_id import under_way
 from service.remote.errors import Disconnected, translated
 from service.remote.replica import Replica, Send, Serving
 from service.remote.replicas import Replicas
-from service.request_id import under_way
 
 M = TypeVar("M")
 

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.classifier import DEFAULT_CROPS
+from service.common.errors import BadRequest, TopfiveError
+from service.common.metrics import UNKNOWN, Metrics
+from service.common.request_id import under_way
+from service.common.types import ENSEMBLE, ENSEMBLE_PREFIX, Classification
 from service.comparison import Comparison
-from service.errors import BadRequest, TopfiveError
-from service.metrics import UNKNOWN, Metrics
 from service.recipe import TEN_CROPS
 from service.remote import converters
 from service.remote.calls import Calls
-from service.request_id import under_way
-from service.types import ENSEMBLE, ENSEMBLE_PREFIX, Classification
 
 _OF_CLASSES = "1 or more, at most the number of the model's classes"
 _OF_CROPS = f"{DEFAULT_CROPS} or {TEN_CROPS}"

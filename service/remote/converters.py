@@ -11,12 +11,12 @@ from models.artifact.artifact import ParityReport, Thresholds, WeightRecord, Wei
 from models.artifact.measured import Measurement
 from models.catalog import Channels, InputSpec, Interpolation, PublishedErrors, WeightSet
 from proto.topfive.v1 import classifier_pb2 as pb
+from service.common.errors import error_of
+from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.engines.layout import Layout
-from service.errors import error_of
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.repository import ModelState
-from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 
 
 def classification(reply: pb.ClassifyReply) -> Classification:

@@ -1,9 +1,9 @@
 """What inference servers know of their models, and whether any of them is ready."""
 
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.clock import Clock
+from service.common.clock import Clock
+from service.common.errors import NotReady, ShuttingDown
 from service.directory import ModelList
-from service.errors import NotReady, ShuttingDown
 from service.facts import LayerFacts, ModelFacts
 from service.remote import converters
 from service.remote.calls import ASK_SERVER, Calls

@@ -2,7 +2,7 @@
 
 import grpc
 
-from service.errors import DeadlineExceeded, EngineError, NotReady, TooLarge, TopfiveError, error_of
+from service.common.errors import DeadlineExceeded, EngineError, NotReady, TooLarge, TopfiveError, error_of
 
 _RETRY_S = 1.0
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import TopfiveError
+from service.common.errors import TopfiveError
 from service.rest.errors import RequestContext, respond, unreadable
 from service.rest.intake import Parameters
 

@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.classifier import Classifier
+from service.common.metrics import RequestMetrics
+from service.common.types import Timing
 from service.comparison import ComparisonTiming
 from service.directory import Directory
-from service.metrics import RequestMetrics
 from service.rest.direct import ImageRouter, Way
 from service.rest.errors import row_problem
 from service.rest.intake import BODY, Intake, Parameters, unless_disconnected
@@ -28,7 +29,6 @@ from service.rest.schemas import (
     Problem,
     Reply,
 )
-from service.types import Timing
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description}

@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import TABLE, BadRequest, Code, NotReady, Overloaded, ShuttingDown, TopfiveError
-from service.request_id import request_id, under_way
+from service.common.errors import TABLE, BadRequest, Code, NotReady, Overloaded, ShuttingDown, TopfiveError
+from service.common.request_id import request_id, under_way
 from service.rest.schemas import Problem, RowProblem
 
 log = logging.getLogger(__name__)

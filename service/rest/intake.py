@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 
-from service.budget import UploadBudget
-from service.clock import Clock
-from service.errors import BadRequest, DeadlineExceeded, TopfiveError
+from service.common.clock import Clock
+from service.common.errors import BadRequest, DeadlineExceeded, TopfiveError
+from service.common.metrics import UNKNOWN, RequestMetrics
+from service.common.types import ImageLimits
+from service.common.upload_budget import UploadBudget
 from service.image import FORMATS
-from service.metrics import UNKNOWN, RequestMetrics
 from service.rest.upload import FIELD, LONGEST_NAME, read_image
-from service.types import ImageLimits
 
 X = TypeVar("X")
 

@@ -11,12 +11,12 @@ from models.artifact.artifact import ParityReport
 from models.artifact.measured import Measurement
 from models.catalog import InputSpec, PublishedErrors
 from service.classifier import DEFAULT_CROPS
+from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming
 from service.engines.layout import Layout
 from service.facts import BuiltEngine, LayerFacts
 from service.repository import ModelState
 from service.topk import DEFAULT_TOP_K
-from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 
 _Crops = Annotated[int, Field(description="1, or 10: the average over corners, centre and their mirrors")]
 _TopK = Annotated[

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import BadRequest
+from service.common.errors import BadRequest
+from service.common.types import ImageLimits
 from service.image import check_size
 from service.rest.form import FormError, FormReader, Part, boundary_of
-from service.types import ImageLimits
 
 FIELD = "image"
 LONGEST_NAME = 60  # of a name that a client made up, in what it is told

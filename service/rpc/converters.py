@@ -7,10 +7,10 @@ from models.artifact.artifact import ParityReport, WeightRecord
 from models.artifact.measured import Measurement
 from models.catalog import InputSpec, WeightSet
 from proto.topfive.v1 import classifier_pb2 as pb
+from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.comparison import Comparison, Row
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.rpc.errors import describe
-from service.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 
 
 def classify_reply(request_id: str, answer: Classification) -> pb.ClassifyReply:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import grpc
 
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.errors import TABLE, Code, Overloaded, TopfiveError
+from service.common.errors import TABLE, Code, Overloaded, TopfiveError
 
 log = logging.getLogger(__name__)
 

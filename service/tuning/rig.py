@@ -11,9 +11,9 @@ from dataclasses import astuple, dataclass, field
 
 from models.catalog import InputSpec
 from service import image, recipe
+from service.common.types import Decode, ImageLimits, Sample
 from service.engines.base import Engine
 from service.pacing import even_part
-from service.types import Decode, ImageLimits, Sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from time import monotonic
 
 from models.artifact.artifact import Artifact
 from models.artifact.tuning import Trial, TuningRecord
+from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.layout import conditions_here, place_of
 from service.tuning.candidates import Candidate, allowed, candidates, untuned
 from service.tuning.rig import Load
 from service.tuning.search import Measure, Row, Search, State
 from service.tuning.worker import Worker
-from service.types import Precision, Runtime
 
 _FEWEST_CALLERS = 16
 _CALLERS_PER_CPU = 4

@@ -9,7 +9,7 @@ from export.batch_norm import calibrate_batch_norm
 from export.gate_images import photos
 from models.build import Served, build
 from models.catalog import CATALOG
-from service.types import Batch
+from service.common.types import Batch
 
 
 def served(name: str) -> Served:

@@ -27,10 +27,10 @@ from models.artifact.engine_plan import ENGINES, BatchProfile, Flavour, Target, 
 from models.artifact.reference import REFERENCE
 from models.build import build
 from models.catalog import CATALOG
-from service.cards import Card, Cards, cards
 from service.cli import main
+from service.common.gpus import Card, Cards, cards
+from service.common.types import Precision
 from service.engines.nvidia import is_installed, module
-from service.types import Precision
 from tests.conftest import NullReporter
 from tests.scripted_builder import Script, fake
 

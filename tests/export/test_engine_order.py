@@ -6,8 +6,8 @@ import pytest
 
 from export.tensorrt.targets import DEFAULT_PROFILE, Order, OrderError, ahead, on_this_card, parse_profile
 from models.artifact.engine_plan import BatchProfile, Flavour, Target
-from service.cards import Card, Cards
-from service.types import Precision
+from service.common.gpus import Card, Cards
+from service.common.types import Precision
 
 SM75, SM86, SM89, SM90, SM120 = (Target(7, 5), Target(8, 6), Target(8, 9), Target(9, 0), Target(12, 0))
 KNOWN = (SM75, Target(8, 0), SM86, SM89, SM120, Target(12, 1))

@@ -24,9 +24,9 @@ from models.catalog import CATALOG, Architecture
 from models.labels import imagenet_labels
 from models.weights.weights import HostUnreachableError, WeightsError
 from service import image, recipe
+from service.common.types import Batch, ImageLimits, Precision, Probabilities, Runtime
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.openvino import has_bf16
-from service.types import Batch, ImageLimits, Precision, Probabilities, Runtime
 from tests.conftest import NullReporter
 
 TINY = CATALOG["tiny"]

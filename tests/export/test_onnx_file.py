@@ -19,7 +19,7 @@ from export.onnx_writer import check, write_onnx
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture
 from models.weights.weights import load_state
-from service.types import Batch, Probabilities
+from service.common.types import Batch, Probabilities
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = CATALOG["tiny"]

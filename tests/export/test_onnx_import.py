@@ -19,11 +19,11 @@ from export.onnx_common import ExportError
 from export.parity_gate import Candidate, GateError
 from models.artifact.artifact import IMPORTED, WeightSource, load, sha256, versions
 from models.weights.onnx_reader import OnnxFileError
+from service.common.types import Precision, Rows, Runtime
 from service.engines.base import Engine
 from service.engines.choose import EngineOptions, build_engine, open_engine
 from service.engines.gate import Gate, Subject, reference_of
 from service.engines.parity import figures
-from service.types import Precision, Rows, Runtime
 from tests.conftest import NullReporter
 from tests.onnx_models import SIZE, WEIGHT, classifier, model_of, recipe, saved, softmax
 

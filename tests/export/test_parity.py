@@ -14,12 +14,12 @@ from export.parity_gate import Candidate, GateError, gate
 from export.pipeline import WeightsChoice, export
 from models.artifact.artifact import Artifact, load
 from models.catalog import CATALOG
+from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 from service.engines import parity
 from service.engines.base import Engine, EngineUnavailableError, as_batch
 from service.engines.choose import EngineOptions, build_engine
 from service.engines.parity import BATCH_SIZES, compare, figures
 from service.engines.precision import choose_precision
-from service.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 from tests.conftest import NullReporter
 
 Change = Callable[[Probabilities], Probabilities]

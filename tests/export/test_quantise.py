@@ -25,8 +25,8 @@ from models.artifact.artifact import Artifact, WeightSource, load
 from models.build import Served
 from models.catalog import CATALOG, InputSpec
 from service import image, recipe
+from service.common.types import Batch, ImageLimits, Precision, Probabilities, Runtime, Sample
 from service.engines.onnxruntime import OnnxRuntimeEngine
-from service.types import Batch, ImageLimits, Precision, Probabilities, Runtime, Sample
 from tests.conftest import NullReporter, png
 from tests.networks import seeded
 

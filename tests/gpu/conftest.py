@@ -14,14 +14,14 @@ import pytest
 from export.gate_images import PHOTOS
 from models.artifact.artifact import Artifact, load
 from models.artifact.engine_plan import Flavour, Plan, Target, read_plans
-from service.cards import Card, Cards, cards
+from service.common.gpus import Card, Cards, cards
+from service.common.types import Precision, Runtime
 from service.engines import nvidia
 from service.engines.base import Engine
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
 from service.engines.tensorrt import TensorRtEngine
 from service.engines.tensorrt_slot import Launch
 from service.engines.torch import TorchEngine
-from service.types import Precision, Runtime
 
 MAX_BATCH = 32
 MODELS = ("tiny", "squeezenet1_1", "googlenet", "resnet50")

@@ -12,14 +12,14 @@ import pytest
 
 from models.artifact.artifact import Artifact
 from models.catalog import CATALOG
-from service.cards import driver_version
+from service.common.gpus import driver_version
+from service.common.types import Batch, Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.gate import Gate, Subject, reference_of
 from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.engines.parity import compare, figures
 from service.engines.tensorrt import TensorRtEngine
 from service.engines.tensorrt_slot import Launch
-from service.types import Batch, Precision, Runtime
 from tests.gpu.conftest import KINDS, MAX_BATCH, MODELS, PLANS, TRAINED, Kind, Workshop
 
 EVERY = pytest.mark.parametrize("kind", KINDS, ids=str)

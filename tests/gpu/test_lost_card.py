@@ -33,7 +33,7 @@ import numpy as np
 from cuda.bindings import driver
 from models.artifact.artifact import load
 from models.artifact.engine_plan import read_plans
-from service.cards import cards
+from service.common.gpus import cards
 from service.engines.base import CardLostError
 from service.engines.tensorrt import TensorRtEngine
 

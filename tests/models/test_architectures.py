@@ -10,8 +10,8 @@ from export.gate_images import photos, random_pixels
 from export.pipeline import WeightsChoice, export
 from models.artifact.artifact import Artifact, WeightSource, load
 from models.catalog import CATALOG, Architecture
+from service.common.types import Batch, Precision, Probabilities, Runtime
 from service.engines.choose import EngineOptions, open_engine
-from service.types import Batch, Precision, Probabilities, Runtime
 from tests.conftest import NullReporter
 
 CPU_RUNTIMES = (Runtime.TORCH, Runtime.OPENVINO, Runtime.ONNXRUNTIME)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.artifact.files import at_home, replace
-from service.settings import Settings
+from service.common.settings import Settings
 
 
 def mode(path: Path) -> int:

@@ -29,7 +29,7 @@ from models.architectures.train_lenet5 import (
 )
 from models.catalog import InputSpec
 from service import image, recipe
-from service.types import ImageLimits
+from service.common.types import ImageLimits
 
 RECORD = json.loads(WEIGHTS.with_suffix(".json").read_text(encoding="utf-8"))
 

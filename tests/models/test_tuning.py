@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from models.artifact.artifact import Artifact, load, write_manifest
 from models.artifact.tuning import Conditions, Place, Trial, TuningRecord, read_tuning, write_tuning
 from service.cli import main
+from service.common.types import Precision, Runtime
 from service.engines import layout
 from service.engines.choose import EngineOptions, open_engine
 from service.engines.layout import (
@@ -24,7 +25,6 @@ from service.engines.layout import (
     read_tuned,
 )
 from service.engines.plans import NO_MACHINE
-from service.types import Precision, Runtime
 
 HERE = Conditions(cpu="Xeon", instruction_sets=("AVX2",), cpus=2)
 

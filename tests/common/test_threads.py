@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from service.threads import Threads, at_work
+from service.common.thread_pool import Threads, at_work
 from tests.fakes import reached, settle
 
 pytestmark = pytest.mark.anyio
@@ -169,7 +169,7 @@ def test_after_the_loop() -> None:
 
 AT_THE_END = """
 import asyncio, atexit, threading
-from service.threads import Threads
+from service.common.thread_pool import Threads
 
 gate, begun = threading.Event(), threading.Event()
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from models.artifact.files import at_home
 from models.artifact.tuning import MOST_BATCH
-from service.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, Runtime
+from service.common.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, Runtime
 
 
 class LogLevel(StrEnum):

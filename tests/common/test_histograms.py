@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from service.histograms import Histograms
+from service.common.histograms import Histograms
 
 BOUNDS = (0.001, 0.5, 1, 10.0)
 

@@ -5,7 +5,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from service.types import Pixels
+from service.common.types import Pixels
 
 _SHAPES = (61, 46)
 _GRAIN = 4.0  # grey levels of noise in each pixel

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from models.artifact.engine_plan import Target
-from service.cards import Card, Cards, cards, driver_version
+from service.common.gpus import Card, Cards, cards, driver_version
 
 
 def cuda(count: int, *, error: int = 0) -> Any:

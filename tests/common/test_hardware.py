@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.hardware import cpu_model, cpu_quota, host, memory_limit
+from service.common.cpus import cpu_model, cpu_quota, host, memory_limit
 
 
 @pytest.fixture(autouse=True)

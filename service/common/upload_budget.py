@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from service.errors import Overloaded
+from service.common.errors import Overloaded
 
 _RETRY_S = 1.0
 

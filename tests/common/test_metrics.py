@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from service.metrics import LatencyRecord, Metrics
-from service.types import Attained, Latency, Outcome, Timing
+from service.common.metrics import LatencyRecord, Metrics
+from service.common.types import Attained, Latency, Outcome, Timing
 from tests.exposition import families
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
