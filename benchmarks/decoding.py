@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from models.catalog import InputSpec
-from service import image, recipe
 from service.common.sample_photo import made_photo
 from service.common.types import Decode, ImageLimits, Sample
+from service.preprocessing import decode, transforms
 
 MEGAPIXELS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0)
 """The sizes, four to three, beside the photo of 500 x 375 pixels and about 100 kB that the peers are measured with."""
@@ -58,7 +58,7 @@ class Cost:
 def plain(data: bytes, spec: InputSpec = _SPEC) -> Sample:
     """The recipe as it is written down everywhere: decode, resize the whole photo, crop, to an array [S, S, 3]."""
     photo = plain_photo(data)
-    size = recipe.resized_size(photo.width, photo.height, spec.resize)
+    size = transforms.resized_size(photo.width, photo.height, spec.resize)
     left, top = (round((side - spec.crop) / 2) for side in size)
     resized = photo.resize(size, Image.Resampling[spec.interpolation.name])
     return np.array(resized.crop((left, top, left + spec.crop, top + spec.crop)))
@@ -69,15 +69,15 @@ def plain_photo(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def our_photo(data: bytes, decode: Decode) -> image.Picture:
+def our_photo(data: bytes, decode: Decode) -> decode.Picture:
     """The first step of `ours`."""
-    return image.picture(data, ImageLimits(), recipe.enough(_SPEC, decode))
+    return decode.picture(data, ImageLimits(), transforms.enough(_SPEC, decode))
 
 
 def ours(data: bytes, decode: Decode) -> tuple[Sample, int]:
     """The way of the server, and by how much the photo was reduced."""
     picture = our_photo(data, decode)
-    sample: Sample = recipe.crops(_SPEC, picture, 1)[0]
+    sample: Sample = transforms.crops(_SPEC, picture, 1)[0]
     return sample, picture.reduction
 
 

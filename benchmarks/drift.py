@@ -26,12 +26,12 @@ from benchmarks.decoding import plain
 from export.gate_images import PHOTOS
 from models.artifact.artifact import ArtifactError, WeightSource, load
 from models.catalog import InputSpec
-from service import image, recipe
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.types import Batch, Decode, ImageLimits, Pixels, Precision, Probabilities, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.choose import EngineOptions, open_engine
+from service.preprocessing import decode, transforms
 
 FAR = 0.02
 """The change of a probability that faster decoding should stay below."""
@@ -88,7 +88,7 @@ def made(file: Path, megapixels: float, pattern: int) -> bytes:
     """
     try:
         data = file.read_bytes()
-        photo = Image.fromarray(image.decode(data, ImageLimits()))
+        photo = Image.fromarray(decode.decode(data, ImageLimits()))
     except (OSError, TopfiveError) as error:
         raise click.ClickException(f"{file}: {error}") from error
     return enlarged(photo, megapixels, np.random.default_rng((zlib.crc32(data), pattern)), striped=pattern > 0)
@@ -96,8 +96,8 @@ def made(file: Path, megapixels: float, pattern: int) -> bytes:
 
 def samples(photo: bytes, spec: InputSpec) -> Batch:
     """What a network is given: by `plain`, then by each way of the server."""
-    pictures = [image.picture(photo, ImageLimits(), recipe.enough(spec, decode)) for decode in Decode]
-    return np.stack([plain(photo, spec), *(recipe.crops(spec, picture, 1)[0] for picture in pictures)])
+    pictures = [decode.picture(photo, ImageLimits(), transforms.enough(spec, decode)) for decode in Decode]
+    return np.stack([plain(photo, spec), *(transforms.crops(spec, picture, 1)[0] for picture in pictures)])
 
 
 def measure(engine: Engine, spec: InputSpec, files: Sequence[Path], megapixels: float, each: int) -> list[Drift]:

@@ -25,11 +25,11 @@ from benchmarks.peers.common import cut
 from benchmarks.subjects import ROOT
 from benchmarks.throughput import per_second
 from models.artifact.artifact import load
-from service import image, recipe
 from service.common.cpus import cpu_quota
 from service.common.types import Decode, ImageLimits, Precision, Runtime, Sample
 from service.engines.base import Engine
 from service.engines.choose import EngineOptions, open_engine
+from service.preprocessing import decode, transforms
 
 _TRY_S = 0.5
 
@@ -84,12 +84,12 @@ def opened(limit: Limit, model: str, artifacts: Path) -> Loop:
         options = EngineOptions(Runtime.ONNXRUNTIME, Precision.F32, cpus=cpu_quota())
     engine: Engine = open_engine(artifact, options).engine
     spec, limits, photo = artifact.manifest.input, ImageLimits(), bench_photo()
-    enough = recipe.enough(spec, Decode.AUTO)
+    enough = transforms.enough(spec, Decode.AUTO)
 
     def decoded() -> Sample:
         if limit is Limit.PEERS:
             return cut(Image.open(io.BytesIO(photo)))
-        sample: Sample = recipe.crops(spec, image.picture(photo, limits, enough), 1)[0]
+        sample: Sample = transforms.crops(spec, decode.picture(photo, limits, enough), 1)[0]
         return sample
 
     def work() -> None:

@@ -14,15 +14,15 @@ import uvloop
 from benchmarks.spending import tell
 from models.artifact.artifact import Artifact
 from models.catalog import InputSpec
-from service import image, recipe
 from service.app import Core, Service
 from service.classifier import LocalClassifier
 from service.common.settings import Settings
 from service.common.types import EngineInfo, ImageLimits, Probabilities, Rows, Samples
 from service.engines.base import CPU
 from service.engines.choice import Opened
-from service.image import Picture
-from service.samples import Decoder
+from service.preprocessing import decode, transforms
+from service.preprocessing.decode import Picture
+from service.preprocessing.preprocessor import Decoder
 
 X = TypeVar("X")
 
@@ -66,11 +66,11 @@ class TimedDecoding:
 
     def read(self, data: bytes, limits: ImageLimits, enough: int | None) -> Picture:
         """The photo."""
-        return self._timed(lambda: image.picture(data, limits, enough))
+        return self._timed(lambda: decode.picture(data, limits, enough))
 
     def cut(self, spec: InputSpec, picture: Picture, count: int) -> Samples:
         """Its crops."""
-        return self._timed(lambda: recipe.crops(spec, picture, count))
+        return self._timed(lambda: transforms.crops(spec, picture, count))
 
     def _timed(self, work: Callable[[], X]) -> X:
         began = time.thread_time()

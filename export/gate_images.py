@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from models.catalog import InputSpec
-from service import image, recipe
 from service.common.types import Batch, ImageLimits
+from service.preprocessing import decode, transforms
 
 PHOTOS = Path(__file__).parent / "photos"
 
@@ -14,7 +14,7 @@ PHOTOS = Path(__file__).parent / "photos"
 def photos(spec: InputSpec, folder: Path = PHOTOS) -> Batch:
     """Every photo of `folder` through the intake that serves, [N, crop, crop, 3]."""
     files = sorted(file for file in folder.iterdir() if file.suffix in (".jpeg", ".jpg", ".png"))
-    return np.stack([recipe.apply(spec, image.decode(file.read_bytes(), ImageLimits())) for file in files])
+    return np.stack([transforms.apply(spec, decode.decode(file.read_bytes(), ImageLimits())) for file in files])
 
 
 def random_pixels(spec: InputSpec, count: int, seed: int = 1998) -> Batch:

@@ -18,6 +18,7 @@ from service.directory import LocalDirectory
 from service.engines.base import CPU, Engine
 from service.engines.choice import OpenEngine
 from service.engines.choose import EngineOptions
+from service.preprocessing.preprocessor import Decoder
 from service.process import DrainLimit, Fatal, drain, run_until_stopped
 from service.recovery import Recovery
 from service.repository import Repository
@@ -28,7 +29,6 @@ from service.rest.intake import Intake
 from service.rest.server import RestServer
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
-from service.samples import Decoder
 from service.shelves import Device
 
 log = logging.getLogger(__name__)

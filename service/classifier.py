@@ -13,8 +13,8 @@ from service.common.tasks import together
 from service.common.types import ENSEMBLE, Classification, Timing
 from service.comparison import Comparison, ComparisonTiming, Row, compared
 from service.ensemble import Panel, Panels, is_ensemble, mean, spelt
-from service.photos import Photo, Photos, joined
-from service.recipe import TEN_CROPS
+from service.preprocessing.interface import Photo, Photos, joined
+from service.preprocessing.transforms import TEN_CROPS
 from service.repository import Repository
 from service.topk import top_k as best
 

@@ -12,16 +12,16 @@ from typing import Any
 from models.artifact.artifact import LABELS, MANIFEST, Artifact, Manifest, write_manifest
 from models.catalog import CATALOG, InputSpec
 from models.labels import Label, write_labels
-from service import image, recipe
 from service.classifier import LocalClassifier
 from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Classification, ImageLimits, Samples
 from service.comparison import Comparison
 from service.engines.base import CPU
 from service.engines.choice import Opened
-from service.image import Picture
+from service.preprocessing import decode, transforms
+from service.preprocessing.decode import Picture
+from service.preprocessing.preprocessor import Decoder
 from service.repository import Repository
-from service.samples import Decoder
 from service.shelves import Device
 from tests.exposition import families
 from tests.fakes import FakeEngine, ManualClock, reached
@@ -85,11 +85,11 @@ class Fleet(Counted):
 
     def _read(self, data: bytes, limits: ImageLimits, enough: int | None) -> Picture:
         self.did["decoded"] += 1
-        return image.picture(data, limits, enough)
+        return decode.picture(data, limits, enough)
 
     def _cut(self, spec: InputSpec, picture: Picture, count: int) -> Samples:
         self.did["resized"] += 1
-        return recipe.crops(spec, picture, count)
+        return transforms.crops(spec, picture, count)
 
     async def classify(self, data: bytes, model: str, *, top_k: int = 5, crops: int = 1) -> Classification:
         """One model or ensemble."""

@@ -19,7 +19,7 @@ from service.front.classifier import FrontClassifier, FrontDirectory, FrontMetri
 from service.front.desk import Desk, House
 from service.front.photo import FrontPhotos
 from service.front.region import REGION_BYTES, Arena, make_region
-from service.samples import Decoder
+from service.preprocessing.preprocessor import Decoder
 from tests.fakes import FakeEngine, opener
 from tests.fleet import Counted
 

@@ -28,8 +28,8 @@ from service.common.errors import (
 from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample
 from service.engines.base import CPU
+from service.preprocessing.preprocessor import Decoder
 from service.repository import Repository
-from service.samples import Decoder
 from service.shelves import Device
 from tests.conftest import png
 from tests.exposition import exposition

@@ -19,7 +19,6 @@ from export.gate_images import random_pixels
 from models.artifact.artifact import GRAPH, WEIGHTS, Artifact, load
 from models.artifact.engine_plan import Target
 from models.catalog import CATALOG
-from service import recipe
 from service.common.cpus import cpu_quota
 from service.common.gpus import Card
 from service.common.types import Batch, Precision, Runtime
@@ -28,6 +27,7 @@ from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
 from service.engines.openvino import OpenVinoEngine, has_bf16
 from service.engines.torch import TorchEngine
+from service.preprocessing import transforms
 
 RUNTIMES = (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH)
 THREADS = 4
@@ -110,7 +110,7 @@ def test_answers_outlive_the_next_run(engines: dict[Runtime, Engine], runtime: R
 
 def test_a_single_sample_is_not_copied(tiny: Artifact) -> None:
     """What the recipe made of one photo is the very memory that the runtime reads."""
-    samples = recipe.apply(tiny.manifest.input, random_pixels(tiny.manifest.input, 1)[0])[np.newaxis]
+    samples = transforms.apply(tiny.manifest.input, random_pixels(tiny.manifest.input, 1)[0])[np.newaxis]
     rows = list(samples)
     engine = OpenVinoEngine(tiny, Precision.F32, slots=1, threads=1, max_batch=8)
     engine.run(rows)

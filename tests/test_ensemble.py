@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import image, recipe
 from service.common.errors import BadRequest, EngineError, ModelNotFound, Overloaded
 from service.common.types import Classification, ImageLimits, Prediction
 from service.ensemble import mean
+from service.preprocessing import decode, transforms
 from tests.conftest import png
 from tests.fakes import FakeEngine, reached, settle
 from tests.fleet import copy_model, fleet_of
@@ -51,7 +51,7 @@ async def test_ten_crops_are_the_mean_of_ten_runs(exported: Path, photo: bytes) 
     async with fleet_of(exported, "tiny") as fleet:
         answer = await fleet.classify(photo, "tiny", top_k=1000, crops=10)
         manifest = (await fleet.repository.get("tiny")).artifact.manifest
-        crops = recipe.ten_crops(manifest.input, image.decode(photo, ImageLimits()))
+        crops = transforms.ten_crops(manifest.input, decode.decode(photo, ImageLimits()))
         expected = np.mean([FakeEngine().run(crop[np.newaxis])[0] for crop in crops], axis=0, dtype=np.float64)
 
         assert np.abs(probabilities(answer) - expected).max() < 1e-7

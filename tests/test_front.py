@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from models.catalog import InputSpec
-from service import image, recipe
 from service.classifier import Classifier
 from service.common.errors import (
     BadImage,
@@ -32,6 +31,7 @@ from service.common.types import ImageLimits, Probabilities, Rows
 from service.comparison import Row
 from service.front.calls import GRACE_S
 from service.front.messages import Answered, Asked, Classify, Refused, Unframed, framed
+from service.preprocessing import decode, transforms
 from tests.conftest import noise, png
 from tests.fakes import FakeEngine, SlowImage, reached, settle
 from tests.fleet import copy_model
@@ -66,7 +66,7 @@ def noisy(seed: int) -> bytes:
 
 def expected(data: bytes) -> int:
     """The class that `Checksums` gives to that image."""
-    return zlib.crc32(recipe.apply(TINY, image.decode(data, ImageLimits())).tobytes()) % 1000
+    return zlib.crc32(transforms.apply(TINY, decode.decode(data, ImageLimits())).tobytes()) % 1000
 
 
 async def classify(pair: Pair, data: bytes, within_s: float = 30.0) -> int:

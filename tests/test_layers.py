@@ -28,18 +28,18 @@ LAYERS = {
     "service.common.settings": 1,
     "service.common.types": 1,
     "service.admission": 2,
-    "service.bilinear": 2,
+    "service.preprocessing.simd_resize": 2,
     "service.common.upload_budget": 2,
     "service.common.histograms": 2,
     "service.hold": 2,
-    "service.image": 2,
+    "service.preprocessing.decode": 2,
     "service.common.sample_photo": 2,
     "service.common.metrics": 2,
     "service.options": 2,
     "service.pacing": 2,
     "service.pending": 2,
     "service.placement": 2,
-    "service.recipe": 2,
+    "service.preprocessing.transforms": 2,
     "service.runner": 2,
     "service.slo": 2,
     "service.slots": 2,
@@ -59,10 +59,10 @@ LAYERS = {
     "service.failures": 2,
     "service.hanging": 4,
     "service.model": 4,
-    "service.photos": 4,
+    "service.preprocessing.interface": 4,
     "service.recovery": 4,
     "service.repository": 4,
-    "service.samples": 4,
+    "service.preprocessing.preprocessor": 4,
     "service.shelf": 4,
     "service.shelves": 4,
     "service.tuning": 4,
@@ -125,15 +125,15 @@ HOMES = {
     "prometheus_client": ("service.common.histograms", "service.common.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),
     "rich": ("export", "models.architectures.train_lenet5", "service.commands", "service.tables"),
-    "cykooz_resizer": ("service.bilinear",),
+    "cykooz_resizer": ("service.preprocessing.simd_resize",),
     "PIL": (
         "models.architectures.train_lenet5",
-        "service.bilinear",
-        "service.image",
+        "service.preprocessing.simd_resize",
+        "service.preprocessing.decode",
         "service.load.images",
         "service.load.tensors",
         "service.common.sample_photo",
-        "service.recipe",
+        "service.preprocessing.transforms",
     ),
     "pydantic": (
         "models.artifact.artifact",
@@ -252,7 +252,7 @@ def imported_by(statement: str) -> set[str]:
 def test_the_parser_sees() -> None:
     """The imports that these tests reason about are found: at the top, in functions, and for type checkers only."""
     assert Import("service.topk", "models.labels", When.START) in imports()
-    assert Import("service.classifier", "service.recipe", When.START) in imports()
+    assert Import("service.classifier", "service.preprocessing.transforms", When.START) in imports()
     assert Import("models.build", "torchvision", When.CALL) in imports()
     assert Import("export.command", "export.pipeline", When.TYPING) in imports()
     assert Import("service.engines.choose", "service.engines.torch", When.CALL) in imports()

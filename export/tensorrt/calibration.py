@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from models.catalog import InputSpec
-from service import image, recipe
 from service.common.errors import TopfiveError
 from service.common.types import ImageLimits, Sample
+from service.preprocessing import decode, transforms
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Photos:
     def _read(self, file: Path) -> Sample:
         if not file.is_file():  # a pipe would be waited for
             raise OSError("it is no file")
-        return recipe.apply(self._spec, image.decode(file.read_bytes(), ImageLimits()))
+        return transforms.apply(self._spec, decode.decode(file.read_bytes(), ImageLimits()))
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -66,4 +66,4 @@ def _below(folder: Path) -> Iterator[Path]:
         raise CalibrationError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     for parent, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in image.SUFFIXES)
+        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in decode.SUFFIXES)

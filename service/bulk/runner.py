@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from service import image
 from service.bulk.journal import Journal
 from service.bulk.rows import Failure, Item, Row
 from service.classifier import Classifier
@@ -18,6 +17,7 @@ from service.common.clock import Clock
 from service.common.errors import BadImage, EngineError, NotReady, TooLarge
 from service.common.types import ImageLimits
 from service.ensemble import Panel
+from service.preprocessing import decode
 
 _UNREADABLE = "unreadable"
 _PATIENCE_S = 86_400.0  # nobody waits for a single answer here
@@ -147,5 +147,5 @@ def _read(path: Path, limits: ImageLimits) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a plain file")
-        image.check_size(status.st_size, limits)
+        decode.check_size(status.st_size, limits)
         return file.read()

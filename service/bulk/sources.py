@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from service.bulk.rows import BulkError, Item
-from service.image import SUFFIXES
+from service.preprocessing.decode import SUFFIXES
 
 _LISTS = (".txt", ".csv")
 _COLUMN = "path"

@@ -24,7 +24,7 @@ from service.common.types import ModelCard
 from service.ensemble import Panel, Panels, member_names
 from service.model import LoadedModel
 from service.options import option, options
-from service.recipe import TEN_CROPS
+from service.preprocessing.transforms import TEN_CROPS
 
 OpenCore = Callable[[Settings], Core]
 

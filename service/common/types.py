@@ -64,7 +64,7 @@ class Precision(StrEnum):
 
 
 class Decode(StrEnum):
-    """The values of `--decode`: how much of a large JPEG may be left out while it is decoded; see `service.recipe`.
+    """The values of `--decode`: how much of a large JPEG may be left out while it is decoded; see `service.preprocessing.transforms`.
 
     EXACT decodes every pixel. AUTO leaves out what the answers hardly show, FAST more than that.
     """

@@ -34,8 +34,8 @@ from service.front.messages import (
 )
 from service.front.pulse import BEAT_S, SILENT_BEATS, Pulse
 from service.front.region import Arena
-from service.photos import Photo
-from service.samples import Decoder
+from service.preprocessing.interface import Photo
+from service.preprocessing.preprocessor import Decoder
 
 KEEPER = "last"
 """The asker of a photo here that stays until the engine process wants nothing more of it."""

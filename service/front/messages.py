@@ -110,7 +110,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """`service.photos.Prepared` without the samples themselves."""
+    """`service.preprocessing.interface.Prepared` without the samples themselves."""
 
     shape: tuple[int, ...]
     preprocessing: Preprocessing

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from models.catalog import InputSpec
-from service import image, recipe
 from service.common.types import ImageLimits, Samples
 from service.front.link import Link
 from service.front.messages import Made, NotMade, Wanted, packed_specs
-from service.photos import Prepared
+from service.preprocessing import decode, transforms
+from service.preprocessing.interface import Prepared
 
 
 class Sent:
@@ -66,7 +66,7 @@ class FrontPhotos:
 
 
 class FrontPhoto:
-    """`service.photos.Photo` of an image in a front."""
+    """`service.preprocessing.interface.Photo` of an image in a front."""
 
     def __init__(self, sent: Sent, askers: Iterable[str], limits: ImageLimits) -> None:
         self._sent = sent
@@ -91,7 +91,7 @@ class FrontPhoto:
 
     def check_size(self) -> None:
         """Raise TooLarge where it has more bytes than the limit."""
-        image.check_size(self._sent.size_bytes, self._limits)
+        decode.check_size(self._sent.size_bytes, self._limits)
 
     async def samples(self, asker: str, specs: Sequence[InputSpec]) -> list[Prepared]:
         """The crops for each spec; raises BadImage or TooLarge."""
@@ -106,12 +106,12 @@ class FrontPhoto:
         self._askers.discard(asker)
 
     def _want(self, specs: Sequence[InputSpec], *, last: bool) -> None:
-        new = {recipe.geometry(spec): spec for spec in specs if recipe.geometry(spec) not in self._made}
+        new = {transforms.geometry(spec): spec for spec in specs if transforms.geometry(spec) not in self._made}
         if new:
             crops = self._sent.want(tuple(new.values()), last=last)
             self._made.update({geometry: (crops, place) for place, geometry in enumerate(new)})
 
     async def _crops(self, spec: InputSpec) -> Prepared:
-        crops, place = self._made[recipe.geometry(spec)]
+        crops, place = self._made[transforms.geometry(spec)]
         # a row that leaves must not take them from the others
         return (await (asyncio.shield(crops) if self._shared else crops))[place]

@@ -18,6 +18,7 @@ from service.front.calls import Calls
 from service.front.classifier import FrontClassifier, FrontDirectory, FrontMetrics
 from service.front.messages import Listening
 from service.front.region import Arena
+from service.preprocessing.preprocessor import Decoder
 from service.process import STOPS, DrainLimit, drain, run_until_stopped
 from service.rest import endpoints
 from service.rest.app import create_app
@@ -26,7 +27,6 @@ from service.rest.intake import Intake
 from service.rest.server import RestServer
 from service.rpc.server import PortUse, RpcServer
 from service.rpc.servicer import Servicer
-from service.samples import Decoder
 
 _STOP = signal.SIGUSR1
 """What a front takes for the order to stop. SIGTERM and Ctrl-C reach whole groups: the engine process alone heeds them,

@@ -11,7 +11,7 @@ from service.common.metrics import UNKNOWN, Metrics
 from service.common.request_id import under_way
 from service.common.types import ENSEMBLE, ENSEMBLE_PREFIX, Classification
 from service.comparison import Comparison
-from service.recipe import TEN_CROPS
+from service.preprocessing.transforms import TEN_CROPS
 from service.remote import converters
 from service.remote.calls import Calls
 

@@ -15,7 +15,7 @@ from service.common.errors import BadRequest, DeadlineExceeded, TopfiveError
 from service.common.metrics import UNKNOWN, RequestMetrics
 from service.common.types import ImageLimits
 from service.common.upload_budget import UploadBudget
-from service.image import FORMATS
+from service.preprocessing.decode import FORMATS
 from service.rest.upload import FIELD, LONGEST_NAME, read_image
 
 X = TypeVar("X")

@@ -7,7 +7,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.common.errors import BadRequest
 from service.common.types import ImageLimits
-from service.image import check_size
+from service.preprocessing.decode import check_size
 from service.rest.form import FormError, FormReader, Part, boundary_of
 
 FIELD = "image"

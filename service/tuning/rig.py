@@ -10,10 +10,10 @@ import time
 from dataclasses import astuple, dataclass, field
 
 from models.catalog import InputSpec
-from service import image, recipe
 from service.common.types import Decode, ImageLimits, Sample
 from service.engines.base import Engine
 from service.pacing import even_part
+from service.preprocessing import decode, transforms
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +93,13 @@ def median(rounds: list[Figures]) -> Figures:
 
 def _decode(load: Load, shared: _Shared) -> None:
     """On a thread: as many photos as there are places for."""
-    limits, enough = ImageLimits(), recipe.enough(load.spec, Decode.AUTO)  # as the server does by itself
+    limits, enough = ImageLimits(), transforms.enough(load.spec, Decode.AUTO)  # as the server does by itself
     try:
         while True:
             shared.places.acquire()
             if shared.over.is_set():
                 return
-            shared.samples.put(recipe.crops(load.spec, image.picture(load.photo, limits, enough), 1)[0])
+            shared.samples.put(transforms.crops(load.spec, decode.picture(load.photo, limits, enough), 1)[0])
     except Exception as error:  # raised again by `measure`
         _fail(shared, error)
 

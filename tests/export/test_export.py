@@ -23,10 +23,10 @@ from models.build import SEED, build
 from models.catalog import CATALOG, Architecture
 from models.labels import imagenet_labels
 from models.weights.weights import HostUnreachableError, WeightsError
-from service import image, recipe
 from service.common.types import Batch, ImageLimits, Precision, Probabilities, Runtime
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.openvino import has_bf16
+from service.preprocessing import decode, transforms
 from tests.conftest import NullReporter
 
 TINY = CATALOG["tiny"]
@@ -360,7 +360,9 @@ def labelled(shared_data: Path) -> Labelled:
     limits = ImageLimits()
     samples = np.stack(
         [
-            recipe.apply(SQUEEZENET.input, image.decode((shared_data / "photos" / row["file"]).read_bytes(), limits))
+            transforms.apply(
+                SQUEEZENET.input, decode.decode((shared_data / "photos" / row["file"]).read_bytes(), limits)
+            )
             for row in rows
         ]
     )

@@ -24,9 +24,9 @@ from models.architectures.lenet5 import lenet5
 from models.artifact.artifact import Artifact, WeightSource, load
 from models.build import Served
 from models.catalog import CATALOG, InputSpec
-from service import image, recipe
 from service.common.types import Batch, ImageLimits, Precision, Probabilities, Runtime, Sample
 from service.engines.onnxruntime import OnnxRuntimeEngine
+from service.preprocessing import decode, transforms
 from tests.conftest import NullReporter, png
 from tests.networks import seeded
 
@@ -63,7 +63,7 @@ def answers(artifact: Artifact, graph: Path, images: Batch) -> Probabilities:
 
 def photo(file: Path, spec: InputSpec) -> Sample:
     """A photo as the network gets it."""
-    return recipe.apply(spec, image.decode(file.read_bytes(), ImageLimits()))
+    return transforms.apply(spec, decode.decode(file.read_bytes(), ImageLimits()))
 
 
 def test_photos_come_through_the_intake(folder: Path) -> None:

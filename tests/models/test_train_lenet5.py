@@ -28,8 +28,8 @@ from models.architectures.train_lenet5 import (
     vary,
 )
 from models.catalog import InputSpec
-from service import image, recipe
 from service.common.types import ImageLimits
+from service.preprocessing import decode, transforms
 
 RECORD = json.loads(WEIGHTS.with_suffix(".json").read_text(encoding="utf-8"))
 
@@ -112,7 +112,7 @@ def test_digit_is_presented_as_the_service_would_see_it(data: tuple[Digits, Digi
     file = io.BytesIO()
     Image.fromarray(sent).save(file, "PNG")
 
-    sample = recipe.apply(InputSpec(resize=32, crop=32), image.decode(file.getvalue(), ImageLimits()))
+    sample = transforms.apply(InputSpec(resize=32, crop=32), decode.decode(file.getvalue(), ImageLimits()))
 
     assert (sample == present(digit, inverted)[:, :, None]).all()
 

@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from models.catalog import InputSpec, Interpolation
-from service import bilinear
-from service.bilinear import Span
 from service.common.types import Decode, Pixels, Sample, Samples
-from service.image import Picture
+from service.preprocessing import simd_resize
+from service.preprocessing.decode import Picture
+from service.preprocessing.simd_resize import Span
 
 TEN_CROPS = 10
 
@@ -103,7 +103,7 @@ class _Resized:
         self._down_first = _down_first(image_size, self.size) is not self._turn.sideways
         self._resample = _FILTERS[spec.interpolation]
         # its bicubic resize was up to 31 grey levels away from Pillow's
-        self._vectorised = bilinear.VECTORISED if spec.interpolation is Interpolation.BILINEAR else None
+        self._vectorised = simd_resize.VECTORISED if spec.interpolation is Interpolation.BILINEAR else None
         # pixels of `image` for one of the grid, and every how many of the grid that is a number with few binary digits
         sides = [(old, new * picture.reduction) for old, new in zip(whole, self._grid, strict=True)]
         self._steps = [old / new for old, new in sides]
@@ -142,7 +142,7 @@ class _Resized:
             return resized
         return resized.crop((left, top, left + self._side, top + self._side))
 
-    def _shrunk(self, resize: bilinear.Resize, x: Span, y: Span) -> Image.Image:
+    def _shrunk(self, resize: simd_resize.Resize, x: Span, y: Span) -> Image.Image:
         """Those spans of the photo as a square, by a resize that takes columns before rows, in the order of Pillow."""
         side = self._side
         if self._down_first:

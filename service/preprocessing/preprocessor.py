@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from models.catalog import InputSpec
-from service import image, recipe
 from service.common.clock import Clock
 from service.common.tasks import together
 from service.common.thread_pool import Threads
 from service.common.types import Decode, ImageLimits, Preprocessing, Samples
-from service.image import Picture
-from service.photos import Prepared
+from service.preprocessing import decode, transforms
+from service.preprocessing.decode import Picture
+from service.preprocessing.interface import Prepared
 
 Read = Callable[[bytes, ImageLimits, int | None], Picture]
 Cut = Callable[[InputSpec, Picture, int], Samples]
@@ -36,8 +36,8 @@ class Decoder:
         threads: int,
         clock: Clock,
         decode: Decode = Decode.AUTO,
-        read: Read = image.picture,
-        cut: Cut = recipe.crops,
+        read: Read = decode.picture,
+        cut: Cut = transforms.crops,
     ) -> None:
         self.limits = limits
         self.clock = clock
@@ -93,7 +93,7 @@ class Photo:
 
     def check_size(self) -> None:
         """Raise TooLarge where it has more bytes than the limit."""
-        image.check_size(len(self._data), self._decoder.limits)
+        decode.check_size(len(self._data), self._decoder.limits)
 
     async def samples(self, asker: str, specs: Sequence[InputSpec]) -> list[Prepared]:
         """The crops for each spec; raises BadImage or TooLarge."""
@@ -113,7 +113,7 @@ class Photo:
         self._others.clear()
 
     async def _prepared(self, spec: InputSpec) -> Prepared:
-        recipe_of = recipe.geometry(spec)
+        recipe_of = transforms.geometry(spec)
         if (made := self._made.get(recipe_of)) is None:
             if self._first is None:
                 made = self._first = self._decoder.threads.run(self._decode_and_cut, spec)
@@ -128,7 +128,7 @@ class Photo:
         await asyncio.shield(first)
         decoded = self._opened
         assert decoded is not None, "an asker that waits has not left"
-        enough = recipe.enough(spec, self._decoder.decode)
+        enough = transforms.enough(spec, self._decoder.decode)
         if (by := decoded.picture.reduction_for(enough)) != decoded.picture.reduction:
             if by not in self._others:
                 self._others[by] = self._decoder.threads.run(self._timed_decode, enough)
@@ -137,7 +137,7 @@ class Photo:
 
     def _decode_and_cut(self, spec: InputSpec) -> Prepared:
         """On a thread."""
-        self._opened = opened = self._timed_decode(recipe.enough(spec, self._decoder.decode))
+        self._opened = opened = self._timed_decode(transforms.enough(spec, self._decoder.decode))
         return self._timed_cut(spec, opened)
 
     def _timed_decode(self, enough: int | None) -> Decoded:
@@ -155,5 +155,5 @@ class Photo:
         samples = self._decoder.cut(spec, picture, self._crops)
         cut_s = self._decoder.clock.now() - began
         self._spent_s.append(cut_s)
-        done = Preprocessing(picture.decoder, f"1/{picture.reduction}", recipe.described(spec))
+        done = Preprocessing(picture.decoder, f"1/{picture.reduction}", transforms.described(spec))
         return Prepared(samples, done, decoded.decode_s + cut_s)

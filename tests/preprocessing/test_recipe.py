@@ -16,9 +16,9 @@ from torchvision.transforms import functional as transforms
 
 from models.build import Served
 from models.catalog import CATALOG, Channels, InputSpec, Interpolation, WeightSet
-from service import recipe
 from service.common.types import ImageLimits, Pixels, Sample
-from service.image import Picture, decode
+from service.preprocessing import transforms
+from service.preprocessing.decode import Picture, decode
 from tests.conftest import noise
 
 PUBLISHED = [
@@ -52,7 +52,7 @@ def torchvision_sample(pixels: Pixels, spec: InputSpec) -> Sample:
 
 def worst(pixels: Pixels, spec: InputSpec) -> int:
     """Grey levels between the recipe and torchvision, at the worst pixel."""
-    sample, expected = recipe.apply(spec, pixels), torchvision_sample(pixels, spec)
+    sample, expected = transforms.apply(spec, pixels), torchvision_sample(pixels, spec)
     assert sample.dtype == np.uint8
     assert sample.shape == expected.shape == (spec.crop, spec.crop, 3)
     return int(np.abs(sample.astype(int) - expected.astype(int)).max())
@@ -105,7 +105,7 @@ def test_endless_strip(size: tuple[int, int]) -> None:
     width, height = size
     pixels = np.full((height, width, 3), (10, 20, 30), dtype=np.uint8)
 
-    assert (recipe.apply(InputSpec(), pixels) == (10, 20, 30)).all()
+    assert (transforms.apply(InputSpec(), pixels) == (10, 20, 30)).all()
 
 
 def torchvision_ten(pixels: Pixels, spec: InputSpec) -> Sample:
@@ -121,11 +121,11 @@ def torchvision_ten(pixels: Pixels, spec: InputSpec) -> Sample:
 def test_ten_crops(size: tuple[int, int], interpolation: Interpolation) -> None:
     """The ten crops are torchvision's, in its order; one is the centre that a single crop takes, to one grey level."""
     pixels, spec = noise(*size), InputSpec(resize=256, crop=224, interpolation=interpolation)
-    crops = recipe.ten_crops(spec, pixels)
+    crops = transforms.ten_crops(spec, pixels)
 
     assert crops.shape == (10, 224, 224, 3)
     assert np.array_equal(crops, torchvision_ten(pixels, spec))
-    assert np.abs(crops[4].astype(int) - recipe.apply(spec, pixels)).max() <= 1
+    assert np.abs(crops[4].astype(int) - transforms.apply(spec, pixels)).max() <= 1
     assert np.array_equal(crops[5:9], crops[[1, 0, 3, 2], :, ::-1])
 
 
@@ -134,7 +134,7 @@ def test_ten_crops(size: tuple[int, int], interpolation: Interpolation) -> None:
 def test_ten_crops_of_strips(size: tuple[int, int], interpolation: Interpolation) -> None:
     """Of a strip only the ends and the middle are resized; they differ from the whole by at most one grey level."""
     pixels, spec = noise(*size), replace(SMALL, interpolation=interpolation)
-    difference = recipe.ten_crops(spec, pixels).astype(int) - torchvision_ten(pixels, spec)
+    difference = transforms.ten_crops(spec, pixels).astype(int) - torchvision_ten(pixels, spec)
 
     assert np.abs(difference).max() <= 1
 
@@ -143,16 +143,16 @@ def test_ten_crops_of_an_endless_strip() -> None:
     """Neither do ten crops resize the whole of it."""
     pixels = np.full((5_000_000, 1, 3), (10, 20, 30), dtype=np.uint8)
 
-    assert (recipe.ten_crops(InputSpec(), pixels) == (10, 20, 30)).all()
+    assert (transforms.ten_crops(InputSpec(), pixels) == (10, 20, 30)).all()
 
 
 @pytest.mark.parametrize("count", [1, 10])
 def test_crops(count: int) -> None:
     """One crop is the centre, ten are the ten, stacked alike."""
     pixels = noise(50, 40)
-    expected = recipe.ten_crops(SMALL, pixels) if count == 10 else recipe.apply(SMALL, pixels)[np.newaxis]
+    expected = transforms.ten_crops(SMALL, pixels) if count == 10 else transforms.apply(SMALL, pixels)[np.newaxis]
 
-    assert np.array_equal(recipe.crops(SMALL, Picture.of(pixels), count), expected)
+    assert np.array_equal(transforms.crops(SMALL, Picture.of(pixels), count), expected)
 
 
 def test_geometry() -> None:
@@ -161,23 +161,23 @@ def test_geometry() -> None:
     same = replace(spec, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0), channels=Channels.BGR)
     others = [replace(spec, resize=255), replace(spec, crop=223), replace(spec, interpolation=Interpolation.BICUBIC)]
 
-    assert recipe.geometry(same) == recipe.geometry(spec)
-    assert len({recipe.geometry(one) for one in [spec, *others]}) == 4
+    assert transforms.geometry(same) == transforms.geometry(spec)
+    assert len({transforms.geometry(one) for one in [spec, *others]}) == 4
 
 
 def test_resized_size() -> None:
     """The longer side is truncated, never rounded, and may be of any length."""
-    assert recipe.resized_size(640, 480, 256) == (341, 256)
-    assert recipe.resized_size(480, 640, 256) == (256, 341)
-    assert recipe.resized_size(100, 100, 232) == (232, 232)
-    assert recipe.resized_size(1, 5_000_000, 256) == (256, 1_280_000_000)
+    assert transforms.resized_size(640, 480, 256) == (341, 256)
+    assert transforms.resized_size(480, 640, 256) == (256, 341)
+    assert transforms.resized_size(100, 100, 232) == (232, 232)
+    assert transforms.resized_size(1, 5_000_000, 256) == (256, 1_280_000_000)
 
 
 def test_read_only_pixels(photo: bytes) -> None:
     """What the intake gives is taken as it is, and left as it was."""
     pixels = decode(photo, ImageLimits())
     before = pixels.copy()
-    recipe.apply(InputSpec(), pixels)
+    transforms.apply(InputSpec(), pixels)
 
     assert np.array_equal(pixels, before)
 
@@ -187,7 +187,7 @@ def test_photo(name: str, weights: WeightSet, photo: bytes) -> None:
     """A photo through the recipe and the catalog's normalisation is what the weights' own transform gives."""
     pixels = decode(photo, ImageLimits())
     preset = preset_of(name, weights)
-    sample = recipe.apply(weights.input, pixels)
+    sample = transforms.apply(weights.input, pixels)
     expected = preset(Image.fromarray(pixels))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std))
     as_preset = (torch.from_numpy(sample.copy()).permute(2, 0, 1) / 255 - mean) / std

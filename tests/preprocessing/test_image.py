@@ -14,7 +14,7 @@ from PIL import Image
 
 from service.common.errors import BadImage, TooLarge
 from service.common.types import ImageLimits, Pixels
-from service.image import FORMATS, check_size, decode
+from service.preprocessing.decode import FORMATS, check_size, decode
 from tests.conftest import noise, png
 from tests.orientations import ORIENTATIONS, stored, tagged
 

@@ -15,14 +15,14 @@ from PIL import Image
 
 from models.artifact.artifact import load
 from models.catalog import CATALOG, InputSpec, Interpolation
-from service import recipe
 from service.common.clock import LoopClock
 from service.common.errors import BadImage, TooLarge
 from service.common.types import Decode, ImageLimits, Pixels, Runtime
 from service.engines.onnxruntime import OnnxRuntimeEngine
-from service.image import Picture, decode, picture
-from service.photos import joined
-from service.samples import Decoder
+from service.preprocessing import transforms
+from service.preprocessing.decode import Picture, decode, picture
+from service.preprocessing.interface import joined
+from service.preprocessing.preprocessor import Decoder
 from tests.conftest import noise, png
 from tests.orientations import ORIENTATIONS, stored
 from tests.serving import serving
@@ -54,7 +54,7 @@ def photo(width: int, height: int, **options: Any) -> bytes:
 
 def cut(data: bytes, enough: int | None) -> NDArray[np.int_]:
     """The centre crop, in numbers that may be subtracted."""
-    sample: Pixels = recipe.crops(SMALL, picture(data, LIMITS, enough), 1)[0]
+    sample: Pixels = transforms.crops(SMALL, picture(data, LIMITS, enough), 1)[0]
     return sample.astype(int)
 
 
@@ -88,8 +88,8 @@ def test_turned_after_the_crop(orientation: int, size: tuple[int, int], how: Int
     """Crops of the photo as it is stored, turned, are those of the photo turned first, to a level in a few pixels."""
     spec = replace(SMALL, interpolation=how)
     upright = np.asarray(Image.fromarray(noise(40, 31)).resize(size, Image.Resampling.BICUBIC))
-    crops = recipe.crops(spec, picture(stored(upright, orientation, "PNG"), LIMITS), count).astype(int)
-    off = np.abs(crops - recipe.crops(spec, Picture.of(upright), count))
+    crops = transforms.crops(spec, picture(stored(upright, orientation, "PNG"), LIMITS), count).astype(int)
+    off = np.abs(crops - transforms.crops(spec, Picture.of(upright), count))
 
     assert off.max() <= 1
     assert (off > 0).mean() < 0.005
@@ -121,7 +121,7 @@ def test_as_much_as_is_enough(size: tuple[int, int], enough: int | None, by: int
 @pytest.mark.parametrize("decode_mode", Decode)
 def test_how_much_is_enough(decode_mode: Decode) -> None:
     """Every pixel; four or two for one of the resize; as much for 32 pixels as for 256, so that models share."""
-    asked = [recipe.enough(InputSpec(resize=resize, crop=32), decode_mode) for resize in (32, 256, 342)]
+    asked = [transforms.enough(InputSpec(resize=resize, crop=32), decode_mode) for resize in (32, 256, 342)]
 
     assert (
         asked
@@ -225,7 +225,7 @@ def test_pillow_goes_the_way_that_is_assumed() -> None:
         if old[0] == new[0] or old[1] == new[1]:
             continue
         image = Image.fromarray((noise(*old) > 127).astype(np.uint8) * 255)
-        down_first = recipe._down_first(old, new)
+        down_first = transforms._down_first(old, new)
         between = (old[0], new[1]) if down_first else (new[0], old[1])
         steps = image.resize(between, Image.Resampling.BICUBIC).resize(new, Image.Resampling.BICUBIC)
         assert image.resize(new, Image.Resampling.BICUBIC) == steps
@@ -299,7 +299,7 @@ async def test_the_reply_names_it(artifacts: Path) -> None:
             reply = (await running.http.post("/predict", files={"image": data})).json()
         named[decode_mode.value] = reply["preprocessing"]["scale"]
     assert reply["preprocessing"]["decoder"].startswith(("libjpeg-turbo ", "Pillow "))
-    assert reply["preprocessing"]["recipe"] == recipe.described(load(artifacts, "tiny").manifest.input)
+    assert reply["preprocessing"]["recipe"] == transforms.described(load(artifacts, "tiny").manifest.input)
     assert named == {"auto": "1/2", "fast": "1/4", "exact": "1/1"}
 
 
@@ -316,8 +316,8 @@ def test_answers_of_large_photos(trained: Path, shared_data: Path, size: tuple[i
     for name in ("peacock.jpeg", "gorilla.jpeg", "dog.jpg", "kitten.jpg"):
         large = Image.open(shared_data / "photos" / name).convert("RGB").resize(size, Image.Resampling.LANCZOS)
         data = jpeg(np.asarray(large), quality=90, subsampling=2)
-        whole, reduced = (picture(data, LIMITS, recipe.enough(spec, one)) for one in (Decode.EXACT, Decode.AUTO))
-        expected, found = (engine.run(recipe.crops(spec, one, 1))[0] for one in (whole, reduced))
+        whole, reduced = (picture(data, LIMITS, transforms.enough(spec, one)) for one in (Decode.EXACT, Decode.AUTO))
+        expected, found = (engine.run(transforms.crops(spec, one, 1))[0] for one in (whole, reduced))
         assert (whole.reduction, reduced.reduction) == (1, 2)
         assert np.abs(found - expected).max() <= 0.02
         assert found.argmax() == expected.argmax()
