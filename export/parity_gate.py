@@ -57,7 +57,7 @@ def candidates() -> list[Candidate]:
         if installed(runtime)
     ]
     if installed(Runtime.OPENVINO):
-        from service.engines.openvino import has_bf16
+        from service.engines.openvino.engine import has_bf16
 
         if has_bf16():
             found.append(Candidate(Runtime.OPENVINO, Precision.BF16))

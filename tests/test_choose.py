@@ -67,7 +67,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Built]:
         monkeypatch.setattr(choose, "find_spec", lambda name: object() if name in modules else None)
         monkeypatch.setattr(choose, "build_engine", build)
         monkeypatch.setattr("service.engines.onnxruntime.has_cuda", lambda: cuda)
-        monkeypatch.setattr("service.engines.openvino.has_bf16", lambda: bf16)
+        monkeypatch.setattr("service.engines.openvino.engine.has_bf16", lambda: bf16)
         return built
 
     return describe

@@ -15,8 +15,8 @@ from export.gate_images import random_pixels
 from models.artifact.artifact import Artifact, load
 from service.common.types import Precision, Probabilities, Runtime
 from service.engines.choose import EngineOptions, open_engine
-from service.engines.compiled import Compiled
-from service.engines.openvino import OpenVinoEngine
+from service.engines.openvino.cache import Compiled
+from service.engines.openvino.engine import OpenVinoEngine
 from service.engines.plans import NO_MACHINE
 
 Opening = Callable[..., tuple[bool, Probabilities]]

@@ -25,7 +25,7 @@ from service.common.types import Batch, Precision, Runtime
 from service.engines.base import CPU, CardLostError, Engine, EngineUnavailableError, as_batch
 from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
-from service.engines.openvino import OpenVinoEngine, has_bf16
+from service.engines.openvino.engine import OpenVinoEngine, has_bf16
 from service.engines.torch import TorchEngine
 from service.preprocessing import transforms
 
@@ -174,7 +174,7 @@ def test_bf16_computes_in_bf16_and_says_so(tiny: Artifact, engines: dict[Runtime
 
 def test_bf16_needs_the_instructions(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU without them bf16 is refused, not emulated and not replaced by f32."""
-    monkeypatch.setattr("service.engines.openvino.has_bf16", lambda: False)
+    monkeypatch.setattr("service.engines.openvino.engine.has_bf16", lambda: False)
 
     with pytest.raises(EngineUnavailableError, match="no bf16 instructions"):
         OpenVinoEngine(tiny, Precision.BF16, slots=1, threads=1, max_batch=8)
@@ -195,7 +195,7 @@ class _OtherPrecision:
 
 def test_another_precision_than_asked_for_is_refused(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where OpenVINO says that it computes in something else, there is no engine."""
-    monkeypatch.setattr("service.engines.openvino.Core", _OtherPrecision)
+    monkeypatch.setattr("service.engines.openvino.engine.Core", _OtherPrecision)
 
     with pytest.raises(EngineUnavailableError, match="asked for f32 and chose f16"):
         OpenVinoEngine(tiny, Precision.F32, slots=1, threads=1, max_batch=8)
@@ -419,7 +419,7 @@ import atexit, os, sys
 forks = []
 os.register_at_fork(before=lambda: forks.append(1))
 atexit.register(lambda: print(len(forks)))  # after the threads, which may fork too, have ended
-from service.engines.openvino import has_bf16
+from service.engines.openvino.engine import has_bf16
 has_bf16()
 assert not [name for name in sys.modules if name.startswith("openvino_telemetry.")]
 """

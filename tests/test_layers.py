@@ -107,7 +107,7 @@ HOMES = {
     "safetensors": ("export", "models.architectures.train_lenet5", "models.weights.weights"),
     "sklearn": ("models.architectures.train_lenet5",),
     "onnx": ("export", "models.weights.onnx_check", "models.weights.onnx_reader", "models.weights.from_onnx"),
-    "openvino": ("service.engines.openvino",),
+    "openvino": ("service.engines.openvino.engine",),
     "onnxruntime": (
         "export.importing.reference_run",
         "export.tensorrt.int8",

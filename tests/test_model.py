@@ -17,7 +17,7 @@ from service.common.thread_pool import at_work
 from service.common.types import BatchLimits, EngineInfo, Latency, Outcome, Precision, Probabilities, Ran, Rows, Sample
 from service.engines.base import CardLostError
 from service.engines.choice import Opened
-from service.engines.openvino import OpenVinoEngine
+from service.engines.openvino.engine import OpenVinoEngine
 from service.model import LoadedModel, describe, warnings_of
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 

@@ -25,7 +25,7 @@ from models.labels import imagenet_labels
 from models.weights.weights import HostUnreachableError, WeightsError
 from service.common.types import Batch, ImageLimits, Precision, Probabilities, Runtime
 from service.engines.choose import EngineOptions, build_engine, installed
-from service.engines.openvino import has_bf16
+from service.engines.openvino.engine import has_bf16
 from service.preprocessing import decode, transforms
 from tests.conftest import NullReporter
 

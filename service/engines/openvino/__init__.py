@@ -1,0 +1,1 @@
+"""OpenVINO, the default runtime on a CPU."""
