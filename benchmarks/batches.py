@@ -13,7 +13,7 @@ from benchmarks.throughput import per_second
 from export.gate_images import random_pixels
 from models.artifact.artifact import load
 from service.common.cpus import cpu_quota
-from service.engines.choose import EngineOptions, open_engine
+from service.engines.selection.select import EngineOptions, open_engine
 
 
 def measure(model: str, artifacts: Path, sizes: Sequence[int], rounds: int, seconds: float) -> dict[int, float]:

@@ -11,7 +11,7 @@ from benchmarks.spending import tell
 from models.artifact.artifact import Artifact
 from service.app import Core, Service
 from service.common.settings import Settings
-from service.engines.choice import Opened
+from service.engines.selection.result import Opened
 from service.fronts import Fronts
 
 

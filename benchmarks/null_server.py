@@ -19,7 +19,7 @@ from service.classifier import LocalClassifier
 from service.common.settings import Settings
 from service.common.types import EngineInfo, ImageLimits, Probabilities, Rows, Samples
 from service.engines.base import CPU
-from service.engines.choice import Opened
+from service.engines.selection.result import Opened
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
 from service.preprocessing.preprocessor import Decoder

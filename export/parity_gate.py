@@ -1,6 +1,6 @@
 """The gate: the file in the engines that will serve it, against what it was made from, image by image.
 
-What is compared and how strictly is in `service.engines.parity`; here is what follows from it.
+What is compared and how strictly is in `service.engines.selection.parity`; here is what follows from it.
 """
 
 import logging
@@ -12,8 +12,8 @@ from models.artifact.artifact import Artifact, ParityReport
 from service.common.cpus import cpu_quota
 from service.common.types import Batch, Precision, Probabilities, Runtime
 from service.engines.base import EngineUnavailableError
-from service.engines.choose import EngineOptions, build_engine, installed
-from service.engines.parity import BOUNDS, Bounds, compare, figures
+from service.engines.selection.parity import BOUNDS, Bounds, compare, figures
+from service.engines.selection.select import EngineOptions, build_engine, installed
 
 log = logging.getLogger(__name__)
 

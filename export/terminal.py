@@ -42,7 +42,7 @@ def report_engines(plans: Sequence[Plan], parity: ParityReport | None) -> None:
 
 
 def _judged(parity: ParityReport, otherwise: str = "not passed") -> str:
-    from service.engines.parity import figures
+    from service.engines.selection.parity import figures
 
     return f"  {'[green]passed[/]' if parity.passed else f'[yellow]{otherwise}[/]'} {figures(parity)}"
 

@@ -16,8 +16,8 @@ from service.common.upload_budget import UploadBudget
 from service.devices import devices
 from service.directory import LocalDirectory
 from service.engines.base import CPU, Engine
-from service.engines.choice import OpenEngine
-from service.engines.choose import EngineOptions
+from service.engines.selection.result import OpenEngine
+from service.engines.selection.select import EngineOptions
 from service.preprocessing.preprocessor import Decoder
 from service.process import DrainLimit, Fatal, drain, run_until_stopped
 from service.recovery import Recovery

@@ -8,7 +8,7 @@ from functools import partial
 from service.common.gpus import Card, Cards
 from service.common.types import Runtime
 from service.engines.base import CPU
-from service.engines.choose import ORDER, EngineOptions, open_engine
+from service.engines.selection.select import ORDER, EngineOptions, open_engine
 from service.placement import budget_bytes
 from service.shelves import Device
 

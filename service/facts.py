@@ -16,9 +16,9 @@ from models.artifact.measured import Measurement
 from models.catalog import InputSpec, PublishedErrors, WeightSet
 from service.common.errors import ModelNotFound, NotReady
 from service.common.types import EngineInfo, Latency
-from service.engines.choice import Choice
-from service.engines.layout import Layout
-from service.engines.plans import Fit
+from service.engines.selection.compatibility import Fit
+from service.engines.selection.cpu_layout import Layout
+from service.engines.selection.result import Choice
 from service.model import warnings_of
 from service.repository import Entry, ModelState
 

@@ -17,7 +17,7 @@ from service.common.metrics import BatchMetrics, LatencyRecord
 from service.common.thread_pool import Threads
 from service.common.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 from service.engines.base import CardLostError
-from service.engines.choice import Opened
+from service.engines.selection.result import Opened
 from service.hanging import Hanging, Running
 from service.slots import Slots
 

@@ -13,7 +13,7 @@ from models.artifact.artifact import Artifact
 from service.common.clock import Timer
 from service.common.types import Attained, EngineInfo, Outcome, Probabilities, Rows
 from service.engines.base import CPU, as_batch
-from service.engines.choice import Choice, Opened
+from service.engines.selection.result import Choice, Opened
 
 
 class _ManualTimer:

@@ -17,7 +17,7 @@ from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Classification, ImageLimits, Samples
 from service.comparison import Comparison
 from service.engines.base import CPU
-from service.engines.choice import Opened
+from service.engines.selection.result import Opened
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
 from service.preprocessing.preprocessor import Decoder

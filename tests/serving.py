@@ -13,7 +13,7 @@ import httpx
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from service.app import Core, Service
 from service.common.settings import Settings
-from service.engines.choice import Choice, OpenEngine
+from service.engines.selection.result import Choice, OpenEngine
 from tests.fakes import FakeEngine, opener
 
 

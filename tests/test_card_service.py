@@ -21,10 +21,9 @@ from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import NotReady
 from service.common.gpus import Card
 from service.common.types import Precision, Runtime
-from service.engines import choose
 from service.engines.base import Engine, EngineUnavailableError
-from service.engines.choice import Opened
-from service.engines.choose import EngineOptions, open_engine
+from service.engines.selection.result import Opened
+from service.engines.selection.select import EngineOptions, open_engine
 from service.engines.tensorrt import Nvidia, TensorRtEngine
 from tests.conftest import png
 from tests.fake_cuda import Error, FakeCudart

@@ -10,11 +10,10 @@ import pytest
 
 from models.artifact.artifact import IMPORTED, Artifact, ParityReport, Thresholds, load
 from service.common.types import Batch, Precision, Probabilities, Rows, Runtime
-from service.engines import choose
 from service.engines.base import Engine, EngineUnavailableError, as_batch
-from service.engines.choose import EngineOptions, installed, open_engine
-from service.engines.opening import warm_up
-from service.engines.precision import choose_precision
+from service.engines.selection.opening import warm_up
+from service.engines.selection.precision import choose_precision
+from service.engines.selection.select import EngineOptions, installed, open_engine
 from tests.fakes import FakeEngine
 
 Built = list[tuple[Runtime, Precision]]

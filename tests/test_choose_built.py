@@ -11,12 +11,12 @@ from models.artifact.artifact import GRAPH, Artifact, load
 from models.artifact.engine_plan import BatchProfile, Flavour, Plan, PlanError, write_plan
 from service.common.gpus import Card, Cards
 from service.common.types import EngineInfo, Precision, Runtime
-from service.engines import choose
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
-from service.engines.choice import Opened
-from service.engines.choose import EngineOptions, open_engine
-from service.engines.gate import reference_of
-from service.engines.plans import Machine
+from service.engines.selection import select
+from service.engines.selection.compatibility import Machine
+from service.engines.selection.parity_gate import reference_of
+from service.engines.selection.result import Opened
+from service.engines.selection.select import EngineOptions, open_engine
 from tests.models.test_plan import CONTENT, record
 from tests.test_gate import Faithful
 from tests.test_plans import ADA, BOTH, NO_CARD, TURING, machine
@@ -387,7 +387,7 @@ def on_cuda(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Fa
 
     def prepare(error: float) -> Faithful:
         engine = Faithful(reference_of(shop.artifact), error)
-        real = choose.build_engine
+        real = select.build_engine
 
         def build(artifact: Artifact, runtime: Runtime, precision: Precision, options: EngineOptions) -> Engine:
             if runtime is Runtime.ONNXRUNTIME_CUDA:

@@ -14,10 +14,10 @@ import pytest
 from export.gate_images import random_pixels
 from models.artifact.artifact import Artifact, load
 from service.common.types import Precision, Probabilities, Runtime
-from service.engines.choose import EngineOptions, open_engine
 from service.engines.openvino.cache import Compiled
 from service.engines.openvino.engine import OpenVinoEngine
-from service.engines.plans import NO_MACHINE
+from service.engines.selection.compatibility import NO_MACHINE
+from service.engines.selection.select import EngineOptions, open_engine
 
 Opening = Callable[..., tuple[bool, Probabilities]]
 

@@ -19,10 +19,10 @@ from service.common.cpus import Host
 from service.common.gpus import Cards
 from service.common.types import Precision, Runtime
 from service.diagnosis import Diagnosis, Question, diagnose
-from service.engines.choose import EngineOptions, installed, open_engine
-from service.engines.gate import reference_of
-from service.engines.layout import conditions_here, installed_version, place_of
-from service.engines.plans import Machine
+from service.engines.selection.compatibility import Machine
+from service.engines.selection.cpu_layout import conditions_here, installed_version, place_of
+from service.engines.selection.parity_gate import reference_of
+from service.engines.selection.select import EngineOptions, installed, open_engine
 from tests.models.test_plan import CONTENT, record
 from tests.models.test_tuning import record as tuning_record
 from tests.models.test_tuning import trial

@@ -13,8 +13,8 @@ from models.artifact.artifact import IMPORTED, Artifact, load
 from models.artifact.reference import Reference
 from service.common.types import EngineInfo, Precision, Probabilities, Rows
 from service.engines.base import EngineUnavailableError, as_batch
-from service.engines.gate import REPORTS, Gate, Subject, reference_of, thresholds
-from service.engines.parity import BOUNDS
+from service.engines.selection.parity import BOUNDS
+from service.engines.selection.parity_gate import REPORTS, Gate, Subject, reference_of, thresholds
 from tests.fakes import FakeEngine
 
 SUBJECT = Subject("plan", "reference", "tensorrt", "11.4", Precision.FP16, "NVIDIA GeForce RTX 2080 Ti", "580.82.07")

@@ -142,7 +142,7 @@ HOMES = {
         "models.artifact.measured",
         "models.artifact.engine_plan",
         "models.artifact.tuning",
-        "service.engines.gate",
+        "service.engines.selection.parity_gate",
         "service.options",
         "service.rest.direct",
         "service.rest.schemas",
@@ -255,7 +255,7 @@ def test_the_parser_sees() -> None:
     assert Import("service.classifier", "service.preprocessing.transforms", When.START) in imports()
     assert Import("models.build", "torchvision", When.CALL) in imports()
     assert Import("export.command", "export.pipeline", When.TYPING) in imports()
-    assert Import("service.engines.choose", "service.engines.torch", When.CALL) in imports()
+    assert Import("service.engines.selection.select", "service.engines.torch", When.CALL) in imports()
     assert {"torch", "models.catalog", "numpy"} <= started_by("service.engines.torch")
 
 

@@ -16,8 +16,8 @@ from service.common.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.common.thread_pool import at_work
 from service.common.types import BatchLimits, EngineInfo, Latency, Outcome, Precision, Probabilities, Ran, Rows, Sample
 from service.engines.base import CardLostError
-from service.engines.choice import Opened
 from service.engines.openvino.engine import OpenVinoEngine
+from service.engines.selection.result import Opened
 from service.model import LoadedModel, describe, warnings_of
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 

@@ -9,7 +9,7 @@ import pytest
 from models.artifact.engine_plan import BatchProfile, Flavour, Plan, Target, write_plan
 from service.common.gpus import Card, Cards
 from service.common.types import Precision
-from service.engines.plans import Machine, Source, judge, misfits, survey, this_machine
+from service.engines.selection.compatibility import Machine, Source, judge, misfits, survey, this_machine
 from tests.models.test_plan import CONTENT, record
 
 TURING = Card(0, "NVIDIA GeForce RTX 2080 Ti", Target(7, 5), 11 << 30, 10 << 30)

@@ -14,7 +14,7 @@ from models.catalog import CATALOG, Channels, InputSpec, Interpolation, Publishe
 from service.common.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError, error_of
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
-from service.engines.layout import Layout
+from service.engines.selection.cpu_layout import Layout
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.remote import converters as back
 from service.repository import ModelState

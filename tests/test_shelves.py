@@ -21,8 +21,8 @@ from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Probabilities, Rows, Runtime
 from service.devices import devices
 from service.engines.base import CPU, EngineUnavailableError, held_bytes
-from service.engines.choice import Opened, OpenEngine
-from service.engines.choose import ORDER, EngineOptions
+from service.engines.selection.result import Opened, OpenEngine
+from service.engines.selection.select import ORDER, EngineOptions
 from service.ensemble import Panels
 from service.repository import ModelState, Repository
 from service.shelves import Device

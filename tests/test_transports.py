@@ -18,9 +18,9 @@ from models.artifact.engine_plan import Plan
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import TABLE, Code
 from service.common.types import Precision
-from service.engines.choice import Choice
-from service.engines.layout import Layout
-from service.engines.plans import Source, judge
+from service.engines.selection.compatibility import Source, judge
+from service.engines.selection.cpu_layout import Layout
+from service.engines.selection.result import Choice
 from tests.conftest import png
 from tests.fakes import FakeEngine, reached
 from tests.models.test_plan import record

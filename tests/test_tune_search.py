@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from service.common.types import Precision, Runtime
-from service.engines.layout import default_layout
+from service.engines.selection.cpu_layout import default_layout
 from service.tuning.candidates import Candidate, Setup, candidates, layouts, untuned
 from service.tuning.rig import Figures
 from service.tuning.search import (

@@ -29,7 +29,16 @@ from models.catalog import CATALOG, InputSpec
 from models.labels import read_labels, write_labels
 from models.weights.onnx_reader import LARGEST_BYTES, read_model
 from service.common.types import Batch, Precision, Probabilities
-from service.engines.parity import BATCH_SIZES, BOUNDS, HALF_SMALLEST, THRESHOLDS, TIES, Bounds, compare, figures
+from service.engines.selection.parity import (
+    BATCH_SIZES,
+    BOUNDS,
+    HALF_SMALLEST,
+    THRESHOLDS,
+    TIES,
+    Bounds,
+    compare,
+    figures,
+)
 
 STEPS = 4  # file, its answers, graph, artifact; the gate adds one for each engine
 

@@ -15,7 +15,7 @@ from service.common.cpus import cpu_quota
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.onnxruntime import OnnxRuntimeEngine
-from service.engines.parity import Bounds, compare, figures
+from service.engines.selection.parity import Bounds, compare, figures
 
 log = logging.getLogger(__name__)
 

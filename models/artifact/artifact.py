@@ -84,7 +84,7 @@ class WeightRecord(_Record):
 
 
 class Thresholds(_Record):
-    """What an engine must reach against the reference, per image; `service.engines.parity` says how."""
+    """What an engine must reach against the reference, per image; `service.engines.selection.parity` says how."""
 
     max_abs_diff: float
     logit_cosine: float

@@ -16,8 +16,8 @@ from models.catalog import CATALOG
 from service.common.cpus import cpu_quota
 from service.common.settings import Settings
 from service.diagnosis import Diagnosis, Exported, Question, diagnose
-from service.engines.choose import EngineOptions
-from service.engines.plans import Machine
+from service.engines.selection.compatibility import Machine
+from service.engines.selection.select import EngineOptions
 from service.options import option, options, settings_from
 
 _GOOD, _POOR, _BAD, _DIM = "green", "yellow", "red", "dim"

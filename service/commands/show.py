@@ -19,8 +19,8 @@ from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.common.types import Precision, Runtime
-from service.engines.layout import Layout, at_most, default_layout, read_tuned
-from service.engines.plans import Source, survey, this_machine
+from service.engines.selection.compatibility import Source, survey, this_machine
+from service.engines.selection.cpu_layout import Layout, at_most, default_layout, read_tuned
 from service.facts import BuiltEngine, ModelFacts, facts
 from service.options import option, options, settings_from
 from service.repository import Entry

@@ -24,7 +24,7 @@ from service.common.sample_photo import made_photo
 from service.common.settings import Settings
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
-from service.engines.layout import place_of
+from service.engines.selection.cpu_layout import place_of
 from service.options import FiniteRange, option, options, settings_from
 from service.tuning.run import Measuring, Request, record_of, tune
 from service.tuning.search import Row, State, explain

@@ -14,7 +14,7 @@ from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import error_of
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
-from service.engines.layout import Layout
+from service.engines.selection.cpu_layout import Layout
 from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.repository import ModelState
 

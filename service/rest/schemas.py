@@ -13,7 +13,7 @@ from models.catalog import InputSpec, PublishedErrors
 from service.classifier import DEFAULT_CROPS
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming
-from service.engines.layout import Layout
+from service.engines.selection.cpu_layout import Layout
 from service.facts import BuiltEngine, LayerFacts
 from service.repository import ModelState
 from service.topk import DEFAULT_TOP_K

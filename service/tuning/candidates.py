@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from models.artifact.artifact import Artifact
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
-from service.engines.choose import check_possible, installed
-from service.engines.layout import TUNABLE, default_layout
-from service.engines.precision import choose_precision, computes
+from service.engines.selection.cpu_layout import TUNABLE, default_layout
+from service.engines.selection.precision import choose_precision, computes
+from service.engines.selection.select import check_possible, installed
 
 _BATCHES = (1, 2, 8)
 _MOST_SLOTS = 16

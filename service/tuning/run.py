@@ -11,7 +11,7 @@ from models.artifact.artifact import Artifact
 from models.artifact.tuning import Trial, TuningRecord
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
-from service.engines.layout import conditions_here, place_of
+from service.engines.selection.cpu_layout import conditions_here, place_of
 from service.tuning.candidates import Candidate, allowed, candidates, untuned
 from service.tuning.rig import Load
 from service.tuning.search import Measure, Row, Search, State

@@ -16,8 +16,8 @@ import numpy as np
 
 from models.artifact.artifact import Artifact
 from service.engines.base import Engine
-from service.engines.choose import EngineOptions, build_engine
-from service.engines.layout import Layout
+from service.engines.selection.cpu_layout import Layout
+from service.engines.selection.select import EngineOptions, build_engine
 from service.tuning.candidates import Candidate, Setup
 from service.tuning.rig import Figures, Load, measure
 from service.tuning.search import FINALISTS, CandidateFailedError, CandidateHangsError

@@ -24,8 +24,8 @@ from models.catalog import CATALOG, Architecture
 from models.labels import imagenet_labels
 from models.weights.weights import HostUnreachableError, WeightsError
 from service.common.types import Batch, ImageLimits, Precision, Probabilities, Runtime
-from service.engines.choose import EngineOptions, build_engine, installed
 from service.engines.openvino.engine import has_bf16
+from service.engines.selection.select import EngineOptions, build_engine, installed
 from service.preprocessing import decode, transforms
 from tests.conftest import NullReporter
 

@@ -21,9 +21,9 @@ from models.artifact.artifact import IMPORTED, WeightSource, load, sha256, versi
 from models.weights.onnx_reader import OnnxFileError
 from service.common.types import Precision, Rows, Runtime
 from service.engines.base import Engine
-from service.engines.choose import EngineOptions, build_engine, open_engine
-from service.engines.gate import Gate, Subject, reference_of
-from service.engines.parity import figures
+from service.engines.selection.parity import figures
+from service.engines.selection.parity_gate import Gate, Subject, reference_of
+from service.engines.selection.select import EngineOptions, build_engine, open_engine
 from tests.conftest import NullReporter
 from tests.onnx_models import SIZE, WEIGHT, classifier, model_of, recipe, saved, softmax
 

@@ -15,11 +15,11 @@ from export.pipeline import WeightsChoice, export
 from models.artifact.artifact import Artifact, load
 from models.catalog import CATALOG
 from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
-from service.engines import parity
 from service.engines.base import Engine, EngineUnavailableError, as_batch
-from service.engines.choose import EngineOptions, build_engine
-from service.engines.parity import BATCH_SIZES, compare, figures
-from service.engines.precision import choose_precision
+from service.engines.selection import parity
+from service.engines.selection.parity import BATCH_SIZES, compare, figures
+from service.engines.selection.precision import choose_precision
+from service.engines.selection.select import EngineOptions, build_engine
 from tests.conftest import NullReporter
 
 Change = Callable[[Probabilities], Probabilities]

@@ -15,9 +15,9 @@ from models.catalog import CATALOG
 from service.common.gpus import driver_version
 from service.common.types import Batch, Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError
-from service.engines.gate import Gate, Subject, reference_of
 from service.engines.onnxruntime import OnnxRuntimeEngine
-from service.engines.parity import compare, figures
+from service.engines.selection.parity import compare, figures
+from service.engines.selection.parity_gate import Gate, Subject, reference_of
 from service.engines.tensorrt import TensorRtEngine
 from service.engines.tensorrt_slot import Launch
 from tests.gpu.conftest import KINDS, MAX_BATCH, MODELS, PLANS, TRAINED, Kind, Workshop

@@ -13,9 +13,9 @@ from models.artifact.artifact import Artifact, load, write_manifest
 from models.artifact.tuning import Conditions, Place, Trial, TuningRecord, read_tuning, write_tuning
 from service.cli import main
 from service.common.types import Precision, Runtime
-from service.engines import layout
-from service.engines.choose import EngineOptions, open_engine
-from service.engines.layout import (
+from service.engines.selection import cpu_layout
+from service.engines.selection.compatibility import NO_MACHINE
+from service.engines.selection.cpu_layout import (
     Layout,
     Tuned,
     conditions_here,
@@ -24,7 +24,7 @@ from service.engines.layout import (
     place_of,
     read_tuned,
 )
-from service.engines.plans import NO_MACHINE
+from service.engines.selection.select import EngineOptions, open_engine
 
 HERE = Conditions(cpu="Xeon", instruction_sets=("AVX2",), cpus=2)
 
@@ -222,7 +222,7 @@ def test_trials_of_another_version_do_not_count(tiny: Artifact, tmp_path: Path) 
     assert tuned.record is not None
     assert tuned.record.trials == (fresh,)
     assert tuned.notes == ("tiny was tuned with openvino 2020.1, not installed here; run: topfive tune tiny",)
-    assert read_tuned(tiny, tmp_path, 3) == layout.NOT_TUNED
+    assert read_tuned(tiny, tmp_path, 3) == cpu_layout.NOT_TUNED
 
 
 def test_trials_of_an_unknown_runtime_do_not_count(tiny: Artifact, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from openvino import CompiledModel, Core, InferRequest
 from models.artifact.artifact import GRAPH, Artifact
 from service.common.types import EngineInfo, Precision, Probabilities, Rows, Runtime
 from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
-from service.engines.layout import conditions_here
 from service.engines.openvino.cache import Compiled
+from service.engines.selection.cpu_layout import conditions_here
 
 _DEVICE = "CPU"
 _CACHE = "CACHE_DIR"

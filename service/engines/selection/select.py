@@ -13,18 +13,9 @@ from models.artifact.files import at_home
 from service.common.gpus import Card
 from service.common.types import CACHE, Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
-from service.engines.built import (
-    FLAVOURS,
-    Bench,
-    BuildOn,
-    best_flavour,
-    gate_of_graph,
-    nothing_built,
-    nothing_runs,
-    open_built,
-)
-from service.engines.choice import Choice, Opened
-from service.engines.layout import (
+from service.engines.nvidia import is_installed
+from service.engines.selection.compatibility import NO_MACHINE, Fit, Machine, Source, survey, this_machine
+from service.engines.selection.cpu_layout import (
     DEFAULT_MAX_BATCH,
     NOT_TUNED,
     TUNABLE,
@@ -34,10 +25,19 @@ from service.engines.layout import (
     default_layout,
     read_tuned,
 )
-from service.engines.nvidia import is_installed
-from service.engines.opening import open_checked, open_unchecked
-from service.engines.plans import NO_MACHINE, Fit, Machine, Source, survey, this_machine
-from service.engines.precision import check_computes, choose_precision, computes, is_checked_on_the_card
+from service.engines.selection.opening import open_checked, open_unchecked
+from service.engines.selection.prebuilt import (
+    FLAVOURS,
+    Bench,
+    BuildOn,
+    best_flavour,
+    gate_of_graph,
+    nothing_built,
+    nothing_runs,
+    open_built,
+)
+from service.engines.selection.precision import check_computes, choose_precision, computes, is_checked_on_the_card
+from service.engines.selection.result import Choice, Opened
 
 ORDER = (
     Runtime.TENSORRT,

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from models.artifact.artifact import Artifact
 from service.common.types import Runtime
 from service.engines.base import EngineUnavailableError
-from service.engines.built import FLAVOURS, Bench, gate_of_graph, gate_of_plan, nothing_built, nothing_runs
-from service.engines.choose import ORDER, EngineOptions, check_possible, installed, source_of
-from service.engines.gate import Gate
-from service.engines.layout import read_tuned
-from service.engines.opening import check_known
-from service.engines.plans import Fit, Machine, misfits
-from service.engines.precision import choose_precision, computes, is_checked_on_the_card
+from service.engines.selection.compatibility import Fit, Machine, misfits
+from service.engines.selection.cpu_layout import read_tuned
+from service.engines.selection.opening import check_known
+from service.engines.selection.parity_gate import Gate
+from service.engines.selection.prebuilt import FLAVOURS, Bench, gate_of_graph, gate_of_plan, nothing_built, nothing_runs
+from service.engines.selection.precision import choose_precision, computes, is_checked_on_the_card
+from service.engines.selection.select import ORDER, EngineOptions, check_possible, installed, source_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from models.artifact.artifact import IMPORTED, Artifact, ArtifactError, Manifest
 from models.artifact.reference import REFERENCE, Reference, UnreadableReferenceError, read_reference
 from service.common.types import Precision
 from service.engines.base import Engine, EngineUnavailableError
-from service.engines.parity import BOUNDS, HALF_SMALLEST, Bounds, compare, figures
+from service.engines.selection.parity import BOUNDS, HALF_SMALLEST, Bounds, compare, figures
 
 REPORTS = "gate"
 """The folder of reports in the cache folder."""

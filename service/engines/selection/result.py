@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from models.artifact.artifact import Artifact, ParityReport
 from service.engines.base import Engine
-from service.engines.layout import Layout
-from service.engines.plans import Fit
+from service.engines.selection.compatibility import Fit
+from service.engines.selection.cpu_layout import Layout
 
 
 @dataclass(frozen=True, slots=True)

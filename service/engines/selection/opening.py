@@ -9,7 +9,7 @@ from models.artifact.engine_plan import PlanError
 from models.artifact.reference import REFERENCE
 from service.common.types import Runtime
 from service.engines.base import CardLostError, Engine, EngineUnavailableError
-from service.engines.gate import Gate, reference_of
+from service.engines.selection.parity_gate import Gate, reference_of
 
 Build = Callable[[], Engine]
 
