@@ -22,8 +22,8 @@ from service.common.gpus import Card, Cards, cards, driver_version
 from service.common.settings import Settings
 from service.common.types import Batch, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError
-from service.engines.tensorrt import TensorRtEngine
-from service.engines.tensorrt_slot import Launch
+from service.engines.tensorrt.engine import TensorRtEngine
+from service.engines.tensorrt.slot import Launch
 
 _ROUNDS = 5
 _PACKAGES = (

@@ -16,11 +16,11 @@ from models.catalog import CATALOG, UnknownModelError
 from service.common.cpus import Host, host
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
-from service.engines.nvidia import INSTALL
 from service.engines.selection.compatibility import Machine, Source, survey, this_machine
 from service.engines.selection.dry_run import expected
 from service.engines.selection.prebuilt import best_flavour, nothing_built
 from service.engines.selection.select import EngineOptions, installed
+from service.engines.tensorrt.packages import INSTALL
 from service.facts import BuiltEngine
 
 _PACKAGES = {

@@ -12,8 +12,8 @@ from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import BatchProfile, Flavour, Plan, PlanRecord, Target
 from service.common.gpus import Card
 from service.common.types import Batch
-from service.engines.tensorrt import Nvidia, TensorRtEngine
-from service.engines.tensorrt_slot import Launch
+from service.engines.tensorrt.engine import Nvidia, TensorRtEngine
+from service.engines.tensorrt.slot import Launch
 from tests.fake_cuda import FakeCudart, Script
 from tests.fake_tensorrt import FakeTensorRt, plan_bytes
 

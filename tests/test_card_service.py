@@ -24,14 +24,14 @@ from service.common.types import Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.selection.result import Opened
 from service.engines.selection.select import EngineOptions, open_engine
-from service.engines.tensorrt import Nvidia, TensorRtEngine
+from service.engines.tensorrt.engine import Nvidia, TensorRtEngine
 from tests.conftest import png
+from tests.engines.test_plans import ADA, BOTH, machine
 from tests.fake_cuda import Error, FakeCudart
 from tests.fake_tensorrt import FakeTensorRt, network, plan_bytes
 from tests.fakes import reached
 from tests.models.test_plan import record
 from tests.serving import Running, serving
-from tests.test_plans import ADA, BOTH, machine
 from tests.test_transports import assert_same, by_grpc, by_rest
 
 pytestmark = pytest.mark.anyio

@@ -23,12 +23,12 @@ from service.engines.selection.compatibility import Machine
 from service.engines.selection.cpu_layout import conditions_here, installed_version, place_of
 from service.engines.selection.parity_gate import reference_of
 from service.engines.selection.select import EngineOptions, installed, open_engine
+from tests.engines.test_gate import Faithful
+from tests.engines.test_plans import ADA, NO_CARD, TURING, machine
 from tests.models.test_plan import CONTENT, record
 from tests.models.test_tuning import record as tuning_record
 from tests.models.test_tuning import trial
-from tests.test_gate import Faithful
 from tests.test_layers import ROOT
-from tests.test_plans import ADA, NO_CARD, TURING, machine
 
 HOST = Host(2, 16, ("AVX2",), 32 << 30, 4 << 30)
 

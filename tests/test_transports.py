@@ -22,10 +22,10 @@ from service.engines.selection.compatibility import Source, judge
 from service.engines.selection.cpu_layout import Layout
 from service.engines.selection.result import Choice
 from tests.conftest import png
+from tests.engines.test_plans import ADA, TURING, machine
 from tests.fakes import FakeEngine, reached
 from tests.models.test_plan import record
 from tests.serving import Clients, serving
-from tests.test_plans import ADA, TURING, machine
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from models.artifact.engine_plan import BatchProfile, Flavour, Target
-from service.engines.nvidia import Words, logger
+from service.engines.tensorrt.packages import Words, logger
 
 Progress = Callable[[str, int, int], None]
 """Called with the builder's name for what it does, the steps done, and the steps in all; from any thread."""

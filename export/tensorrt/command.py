@@ -98,7 +98,7 @@ def read_order(values: dict[str, Any]) -> Order | None:
 
 def _targets(flavour: Flavour, precision: Precision, text: str | None) -> Any:
     from export.tensorrt.builder import known_targets
-    from service.engines.nvidia import module
+    from service.engines.tensorrt.packages import module
 
     trt, found = module(flavour), cards()
     if flavour is Flavour.TENSORRT:
@@ -118,7 +118,7 @@ def build_one(name: str, root: Path, order: Order, missing: bool) -> bool:
     from export.tensorrt.calibration import CalibrationError
     from models.artifact.artifact import ArtifactError, load
     from models.weights.weights import WeightsError
-    from service.engines.nvidia import module
+    from service.engines.tensorrt.packages import module
 
     try:
         trt, artifact = module(order.flavour), load(root, name)

@@ -7,7 +7,7 @@ from models.artifact.artifact import Artifact
 from service.common.gpus import Card
 from service.common.types import EngineInfo, Probabilities, Rows, Runtime
 from service.engines.base import CPU, CardLostError, EngineUnavailableError, as_batch, held_bytes, keep_for_ever
-from service.engines.cuda import loss_in
+from service.engines.tensorrt.cuda import loss_in
 
 _PROVIDERS = {Runtime.ONNXRUNTIME: "CPUExecutionProvider", Runtime.ONNXRUNTIME_CUDA: "CUDAExecutionProvider"}
 _CUDA_OPTIONS = {

@@ -15,7 +15,7 @@ from export.tensorrt.fp16 import halved
 from models.artifact.engine_plan import BatchProfile, Flavour, Target
 from models.build import Served, build
 from models.catalog import CATALOG, Architecture
-from service.engines.nvidia import is_installed, module
+from service.engines.tensorrt.packages import is_installed, module
 from tests.models.test_architectures import SMALL
 
 TURING = (Target(7, 5),)

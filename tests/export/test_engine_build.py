@@ -30,7 +30,7 @@ from models.catalog import CATALOG
 from service.cli import main
 from service.common.gpus import Card, Cards, cards
 from service.common.types import Precision
-from service.engines.nvidia import is_installed, module
+from service.engines.tensorrt.packages import is_installed, module
 from tests.conftest import NullReporter
 from tests.scripted_builder import Script, fake
 

@@ -16,11 +16,11 @@ from models.artifact.artifact import Artifact, load
 from models.artifact.engine_plan import Flavour, Plan, Target, read_plans
 from service.common.gpus import Card, Cards, cards
 from service.common.types import Precision, Runtime
-from service.engines import nvidia
 from service.engines.base import Engine
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
-from service.engines.tensorrt import TensorRtEngine
-from service.engines.tensorrt_slot import Launch
+from service.engines.tensorrt import packages
+from service.engines.tensorrt.engine import TensorRtEngine
+from service.engines.tensorrt.slot import Launch
 from service.engines.torch import TorchEngine
 
 MAX_BATCH = 32
@@ -88,10 +88,10 @@ class Workshop:
     def plan(self, model: str, kind: Kind) -> Plan:
         """The engine for this card; skips what is not installed and what TensorRT for RTX has for no such card."""
         flavour, artifact = Flavour(kind.runtime.value), self.artifact(model)
-        if not nvidia.is_installed(flavour):
+        if not packages.is_installed(flavour):
             pytest.skip(f"{flavour} is not installed")
         if flavour is Flavour.TENSORRT_RTX:
-            known = nvidia.module(flavour).ComputeCapability.__members__
+            known = packages.module(flavour).ComputeCapability.__members__
             if str(self.card.target).upper() not in known:
                 pytest.skip(f"TensorRT for RTX builds nothing for {self.card.name} ({self.card.target})")
             if self.card.target == Target(7, 5) and kind.precision is Precision.F32:

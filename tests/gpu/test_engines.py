@@ -18,8 +18,8 @@ from service.engines.base import Engine, EngineUnavailableError
 from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.engines.selection.parity import compare, figures
 from service.engines.selection.parity_gate import Gate, Subject, reference_of
-from service.engines.tensorrt import TensorRtEngine
-from service.engines.tensorrt_slot import Launch
+from service.engines.tensorrt.engine import TensorRtEngine
+from service.engines.tensorrt.slot import Launch
 from tests.gpu.conftest import KINDS, MAX_BATCH, MODELS, PLANS, TRAINED, Kind, Workshop
 
 EVERY = pytest.mark.parametrize("kind", KINDS, ids=str)

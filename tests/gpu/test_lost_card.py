@@ -35,7 +35,7 @@ from models.artifact.artifact import load
 from models.artifact.engine_plan import read_plans
 from service.common.gpus import cards
 from service.engines.base import CardLostError
-from service.engines.tensorrt import TensorRtEngine
+from service.engines.tensorrt.engine import TensorRtEngine
 
 root, stem, kernel = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 artifact = load(root, "tiny")

@@ -11,7 +11,7 @@ from models.artifact.artifact import GRAPH, Manifest
 from models.artifact.engine_plan import Flavour, Plan, PlanRecord, read_plans
 from service.common.gpus import Card, Cards, cards, driver_version
 from service.common.types import Precision
-from service.engines.nvidia import INSTALL, installed_version
+from service.engines.tensorrt.packages import INSTALL, installed_version
 
 PREFERRED = (Precision.FP16, Precision.F32)
 """What `auto` takes of the plans that fit, best first. int8 gives up accuracy: it must be asked for."""

@@ -11,11 +11,11 @@ from models.artifact.reference import REFERENCE
 from service.common.gpus import Card
 from service.common.types import Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
-from service.engines.nvidia import INSTALL
 from service.engines.selection.compatibility import Fit, Machine, Source, misfits
 from service.engines.selection.opening import open_checked
 from service.engines.selection.parity_gate import Gate, Subject
 from service.engines.selection.result import Choice, Opened
+from service.engines.tensorrt.packages import INSTALL
 
 FLAVOURS = {Runtime.TENSORRT: Flavour.TENSORRT, Runtime.TENSORRT_RTX: Flavour.TENSORRT_RTX}
 """The runtimes that run plans."""

@@ -13,7 +13,6 @@ from models.artifact.files import at_home
 from service.common.gpus import Card
 from service.common.types import CACHE, Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
-from service.engines.nvidia import is_installed
 from service.engines.selection.compatibility import NO_MACHINE, Fit, Machine, Source, survey, this_machine
 from service.engines.selection.cpu_layout import (
     DEFAULT_MAX_BATCH,
@@ -38,6 +37,7 @@ from service.engines.selection.prebuilt import (
 )
 from service.engines.selection.precision import check_computes, choose_precision, computes, is_checked_on_the_card
 from service.engines.selection.result import Choice, Opened
+from service.engines.tensorrt.packages import is_installed
 
 ORDER = (
     Runtime.TENSORRT,
@@ -111,7 +111,7 @@ def installed(runtime: Runtime) -> bool:
 
 def build_plan_engine(plan: Plan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
     """The engine of a plan on `card`, with nothing chosen and nothing warmed up."""
-    from service.engines.tensorrt import TensorRtEngine
+    from service.engines.tensorrt.engine import TensorRtEngine
 
     return TensorRtEngine(
         plan, artifact, card=card, slots=_CARD_SLOTS, max_batch=options.batch_on_cards, cache=options.cache

@@ -5,9 +5,9 @@ from typing import Any
 
 from models.artifact.engine_plan import BatchProfile, Plan, PlanError
 from service.engines.base import EngineUnavailableError, keep_for_ever
-from service.engines.cuda import Cuda
-from service.engines.nvidia import Words, logger
-from service.engines.rtx_cache import RtxCacheFile
+from service.engines.tensorrt.cuda import Cuda
+from service.engines.tensorrt.packages import Words, logger
+from service.engines.tensorrt.rtx_cache import RtxCacheFile
 
 IMAGE, PROBABILITIES = "image", "probabilities"
 _MEMORY = ("outofmemory", "out of memory", "cudaerrormemoryallocation")

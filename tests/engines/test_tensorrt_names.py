@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from models.artifact.engine_plan import Flavour
-from service.engines.nvidia import is_installed, module
+from service.engines.tensorrt.packages import is_installed, module
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 API = json.loads((Path(__file__).parent / "data" / "tensorrt_11_4.json").read_text())
 MODULE = "the module"
 
@@ -30,22 +30,22 @@ HOLDS = {
         "config.get_timing_cache()": "ITimingCache",
         "plan": "IHostMemory",
     },
-    "service/engines/nvidia.py": {"severity": "ILogger"},
-    "service/engines/tensorrt_plan.py": {
+    "service/engines/tensorrt/packages.py": {"severity": "ILogger"},
+    "service/engines/tensorrt/plan.py": {
         "self._runtime": "Runtime",
         "self._engine": "ICudaEngine",
         "engine": "ICudaEngine",
         "self._config": "IRuntimeConfig",
         "self._cache": "IRuntimeCache",
     },
-    "service/engines/tensorrt_slot.py": {"self._context": "IExecutionContext"},
+    "service/engines/tensorrt/slot.py": {"self._context": "IExecutionContext"},
 }
 # Variables of unknown type, or made of TensorRT's, that hold something else.
 OTHERS = {
     "export/tensorrt/builder.py": {"job", "words", "monitor", "cancelled", "name", "text", "errors", "lines", "log"},
-    "service/engines/tensorrt_plan.py": {"found", "names", "name", "kind", "made", "tensors", "profiles"},
-    "service/engines/tensorrt.py": {"self._on", "cudart"},
-    "service/engines/tensorrt_slot.py": {"graph", "self._graphs"},
+    "service/engines/tensorrt/plan.py": {"found", "names", "name", "kind", "made", "tensors", "profiles"},
+    "service/engines/tensorrt/engine.py": {"self._on", "cudart"},
+    "service/engines/tensorrt/slot.py": {"graph", "self._graphs"},
 }
 # What TensorRT for RTX has and TensorRT has not; asked of the real module alone.
 RTX_ONLY = {
@@ -147,11 +147,11 @@ def test_the_code_is_seen() -> None:
         ("export/tensorrt/builder.py", "BuilderFlag", "TF32"),
         ("export/tensorrt/builder.py", "IProgressMonitor", "step_complete"),
         ("export/tensorrt/builder.py", "ITimingCache", "serialize"),
-        ("service/engines/nvidia.py", "ILogger", "log"),
-        ("service/engines/tensorrt_plan.py", "Runtime", "deserialize_cuda_engine"),
-        ("service/engines/tensorrt_plan.py", "ICudaEngine", "get_tensor_profile_shape"),
-        ("service/engines/tensorrt_plan.py", "DataType", "UINT8"),
-        ("service/engines/tensorrt_slot.py", "IExecutionContext", "execute_async_v3"),
+        ("service/engines/tensorrt/packages.py", "ILogger", "log"),
+        ("service/engines/tensorrt/plan.py", "Runtime", "deserialize_cuda_engine"),
+        ("service/engines/tensorrt/plan.py", "ICudaEngine", "get_tensor_profile_shape"),
+        ("service/engines/tensorrt/plan.py", "DataType", "UINT8"),
+        ("service/engines/tensorrt/slot.py", "IExecutionContext", "execute_async_v3"),
     } <= seen
     for path, holds in HOLDS.items():  # no entry is kept for a variable that is gone
         text = (ROOT / path).read_text(encoding="utf-8")

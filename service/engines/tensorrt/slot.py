@@ -11,8 +11,8 @@ import numpy as np
 
 from service.common.types import Probabilities, Rows
 from service.engines.base import CardLostError, keep_for_ever
-from service.engines.cuda import Cuda, CudaError
-from service.engines.tensorrt_plan import IMAGE, PROBABILITIES, Contract, LoadedPlan, TensorRtError
+from service.engines.tensorrt.cuda import Cuda, CudaError
+from service.engines.tensorrt.plan import IMAGE, PROBABILITIES, Contract, LoadedPlan, TensorRtError
 
 _BYTES_PER_PROBABILITY = 4
 

@@ -11,12 +11,12 @@ from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import Flavour, Plan
 from service.common.gpus import Card, driver_version
 from service.common.types import EngineInfo, Probabilities, Rows, Runtime
-from service.engines import nvidia
 from service.engines.base import CardLostError, EngineUnavailableError, NoRoomError, keep_for_ever
-from service.engines.cuda import Cuda, CudaError, bindings
-from service.engines.rtx_cache import RtxCacheFile
-from service.engines.tensorrt_plan import Contract, LoadedPlan, TensorRtError
-from service.engines.tensorrt_slot import Launch, Slot, buckets
+from service.engines.tensorrt import packages
+from service.engines.tensorrt.cuda import Cuda, CudaError, bindings
+from service.engines.tensorrt.plan import Contract, LoadedPlan, TensorRtError
+from service.engines.tensorrt.rtx_cache import RtxCacheFile
+from service.engines.tensorrt.slot import Launch, Slot, buckets
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Nvidia:
 
 def installed_for(flavour: Flavour) -> Nvidia:
     """What this machine has of it. Raises EngineUnavailableError where something is not installed."""
-    return Nvidia(nvidia.module(flavour), bindings(), driver_version() or "unknown")
+    return Nvidia(packages.module(flavour), bindings(), driver_version() or "unknown")
 
 
 class TensorRtEngine:

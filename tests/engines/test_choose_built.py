@@ -17,9 +17,9 @@ from service.engines.selection.compatibility import Machine
 from service.engines.selection.parity_gate import reference_of
 from service.engines.selection.result import Opened
 from service.engines.selection.select import EngineOptions, open_engine
+from tests.engines.test_gate import Faithful
+from tests.engines.test_plans import ADA, BOTH, NO_CARD, TURING, machine
 from tests.models.test_plan import CONTENT, record
-from tests.test_gate import Faithful
-from tests.test_plans import ADA, BOTH, NO_CARD, TURING, machine
 
 CPU_RUNTIMES = (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH)
 

@@ -13,9 +13,9 @@ import pytest
 
 from models.artifact.engine_plan import Flavour
 from service.engines.base import CardLostError, EngineUnavailableError, NoRoomError
-from service.engines.cuda import CudaError
-from service.engines.tensorrt_plan import TensorRtError
-from service.engines.tensorrt_slot import Launch, buckets
+from service.engines.tensorrt.cuda import CudaError
+from service.engines.tensorrt.plan import TensorRtError
+from service.engines.tensorrt.slot import Launch, buckets
 from tests.fake_cuda import Error, Fault, Script
 from tests.fake_tensorrt import ACTIVATIONS_BYTES, BROKEN, OUT_OF_MEMORY, WEIGHTS_BYTES, network
 from tests.tensorrt_bench import CLASSES, SIZE, Bench, pixels

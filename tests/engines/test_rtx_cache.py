@@ -10,7 +10,7 @@ import pytest
 
 from models.artifact.engine_plan import Flavour
 from service.engines.base import EngineUnavailableError
-from service.engines.rtx_cache import LARGEST_BYTES, RtxCacheFile
+from service.engines.tensorrt.rtx_cache import LARGEST_BYTES, RtxCacheFile
 from tests.fake_tensorrt import BROKEN, network
 from tests.tensorrt_bench import CLASSES, Bench, pixels
 

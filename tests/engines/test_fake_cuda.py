@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from models.artifact.engine_plan import Flavour
-from service.engines import nvidia
 from service.engines.base import EngineUnavailableError
-from service.engines.cuda import LOSSES, loss_in
+from service.engines.tensorrt import packages
+from service.engines.tensorrt.cuda import LOSSES, loss_in
 from tests import fake_tensorrt
 from tests.fake_cuda import CaptureMode, CopyKind, Error, FakeCudart
 
@@ -71,7 +71,7 @@ def test_lost_by_another_library() -> None:
 def test_tensorrt() -> None:
     """Each class of the fake's, each of its methods with its parameters, and each constant is RTX's own."""
     try:
-        trt = nvidia.module(Flavour.TENSORRT_RTX)
+        trt = packages.module(Flavour.TENSORRT_RTX)
     except EngineUnavailableError as error:
         pytest.skip(str(error))
     pairs = {
