@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from models.artifact.artifact import Artifact, Manifest, WeightSource
-from service.batcher import Batcher, State
+from service.batching.batcher import Batcher, State
+from service.batching.fair_scheduler import Slots
 from service.common.clock import Clock
 from service.common.errors import EngineError
 from service.common.metrics import BatchMetrics, LatencyRecord
@@ -19,7 +20,6 @@ from service.common.types import BatchLimits, EngineInfo, Latency, ModelCard, Pr
 from service.engines.base import CardLostError
 from service.engines.selection.result import Opened
 from service.hanging import Hanging, Running
-from service.slots import Slots
 
 _PROBE_S = 5.0
 

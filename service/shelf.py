@@ -4,11 +4,11 @@ import asyncio
 import math
 from collections.abc import Container
 
+from service.batching.fair_scheduler import Slots
 from service.common.clock import Clock
 from service.engines.base import CPU
 from service.model import LoadedModel
 from service.placement import Held, Room, Tie
-from service.slots import Slots
 
 _QUANTUM_S = 0.02  # of a batch on a CPU, where others wait for it and a larger one is hardly faster for each image
 

@@ -10,7 +10,7 @@ import pytest
 
 from models.artifact.artifact import MANIFEST
 from models.catalog import CATALOG
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 from service.classifier import LocalClassifier
 from service.common.clock import Clock, LoopClock
 from service.common.errors import (

@@ -27,27 +27,27 @@ LAYERS = {
     "service.common.request_id": 1,
     "service.common.settings": 1,
     "service.common.types": 1,
-    "service.admission": 2,
+    "service.batching.admission": 2,
     "service.preprocessing.simd_resize": 2,
     "service.common.upload_budget": 2,
     "service.common.histograms": 2,
-    "service.hold": 2,
+    "service.batching.hold": 2,
     "service.preprocessing.decode": 2,
     "service.common.sample_photo": 2,
     "service.common.metrics": 2,
     "service.options": 2,
-    "service.pacing": 2,
-    "service.pending": 2,
+    "service.batching.cost_model": 2,
+    "service.batching.pending": 2,
     "service.placement": 2,
     "service.preprocessing.transforms": 2,
-    "service.runner": 2,
-    "service.slo": 2,
-    "service.slots": 2,
+    "service.batching.execution": 2,
+    "service.batching.slo": 2,
+    "service.batching.fair_scheduler": 2,
     "service.common.thread_pool": 2,
     "service.common.tasks": 2,
     "service.topk": 2,
-    "service.waiting": 2,
-    "service.batcher": 3,
+    "service.batching.queue": 2,
+    "service.batching.batcher": 3,
     "service.engines": 3,
     "service.classifier": 4,
     "service.comparison": 4,
@@ -338,7 +338,7 @@ def test_metadata_starts_without_torch(module: str) -> None:
 
 def test_batcher_knows_no_engine() -> None:
     """The batcher is given a function: it reaches no engine, no model and no image, only modules below it."""
-    own = {name for name in started_by("service.batcher") if inside(name, PACKAGES)}
+    own = {name for name in started_by("service.batching.batcher") if inside(name, PACKAGES)}
     below = (
         "admission",
         "clock",
@@ -355,7 +355,7 @@ def test_batcher_knows_no_engine() -> None:
         "waiting",
     )
 
-    assert own == {"service", "service.batcher", *(f"service.{name}" for name in below)}
+    assert own == {"service", "service.batching.batcher", *(f"service.{name}" for name in below)}
 
 
 def test_classifier_knows_no_transport() -> None:

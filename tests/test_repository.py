@@ -11,7 +11,7 @@ import pytest
 
 from models.artifact.artifact import GRAPH, MANIFEST, NotExportedError
 from models.catalog import CATALOG
-from service.batcher import State
+from service.batching.batcher import State
 from service.common.errors import ModelNotFound, NotReady, ShuttingDown, TopfiveError
 from service.common.metrics import Metrics, ModelMetrics
 from service.common.types import BatchLimits

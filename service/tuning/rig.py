@@ -10,9 +10,9 @@ import time
 from dataclasses import astuple, dataclass, field
 
 from models.catalog import InputSpec
+from service.batching.cost_model import even_part
 from service.common.types import Decode, ImageLimits, Sample
 from service.engines.base import Engine
-from service.pacing import even_part
 from service.preprocessing import decode, transforms
 
 

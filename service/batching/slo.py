@@ -10,8 +10,8 @@ from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 
+from service.batching.cost_model import CostModel
 from service.common.errors import Overloaded
-from service.pacing import CostModel
 
 _LET_IN = 0.95  # of those let in should be in time; the others are refused before they are run
 _RUN = 0.99  # of those run should be in time

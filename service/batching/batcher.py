@@ -13,18 +13,18 @@ from enum import StrEnum
 from functools import partial
 from typing import Generic, TypeVar
 
-from service.admission import Admission
+from service.batching.admission import Admission
+from service.batching.cost_model import Pacer, even_part
+from service.batching.execution import Runner, as_engine_error
+from service.batching.fair_scheduler import Slot, Slots
+from service.batching.hold import Hold
+from service.batching.pending import Pending
+from service.batching.queue import Waiting
+from service.batching.slo import Place, Slo, SloUnattainable
 from service.common.clock import Clock
 from service.common.errors import DeadlineExceeded, EngineError, NotReady, ShuttingDown, TopfiveError
 from service.common.metrics import BatchMetrics
 from service.common.types import BatchLimits, Outcome, Ran
-from service.hold import Hold
-from service.pacing import Pacer, even_part
-from service.pending import Pending
-from service.runner import Runner, as_engine_error
-from service.slo import Place, Slo, SloUnattainable
-from service.slots import Slot, Slots
-from service.waiting import Waiting
 
 T = TypeVar("T")
 R = TypeVar("R")

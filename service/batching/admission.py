@@ -1,11 +1,11 @@
 """The places of one model: who is let in before anything is decoded, and what became of the bound on their time."""
 
+from service.batching.cost_model import Pacer
+from service.batching.slo import Place, Slo, SloUnattainable
 from service.common.clock import Clock
 from service.common.errors import BadRequest, Overloaded
 from service.common.metrics import BatchMetrics
 from service.common.types import Attained, BatchLimits, Outcome
-from service.pacing import Pacer
-from service.slo import Place, Slo, SloUnattainable
 
 
 class Admission:

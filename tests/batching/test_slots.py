@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher, State
+from service.batching.batcher import Batcher, State
+from service.batching.fair_scheduler import Share, Slot, Slots
 from service.common.errors import EngineError
 from service.common.types import BatchLimits
-from service.slots import Share, Slot, Slots
+from tests.batching.test_batcher import HOLD_S, STEPS, Bench, Step, Story, answers, endings, values
 from tests.fakes import ManualClock, Tally, settle
-from tests.test_batcher import HOLD_S, STEPS, Bench, Step, Story, answers, endings, values
 
 pytestmark = pytest.mark.anyio
 

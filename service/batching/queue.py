@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Generic, TypeVar
 
+from service.batching.pending import Pending
+from service.batching.slo import Slo
 from service.common.errors import DeadlineExceeded, TopfiveError
-from service.pending import Pending
-from service.slo import Slo
 
 T = TypeVar("T")
 R = TypeVar("R")

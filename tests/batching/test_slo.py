@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
+from service.batching.fair_scheduler import Slots
+from service.batching.slo import Forecast, Place, Slo, SloUnattainable
 from service.common.errors import DeadlineExceeded, Overloaded
 from service.common.types import Attained, BatchLimits, Outcome
-from service.slo import Forecast, Place, Slo, SloUnattainable
-from service.slots import Slots
 from tests.fakes import Tally
 from tests.virtual_time import VirtualClock, play
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.pacing import CostModel, Pacer
+from service.batching.cost_model import CostModel, Pacer
 
 BATCHES = st.lists(st.tuples(st.integers(1, 128), st.floats(0, 100, allow_nan=False)), min_size=1, max_size=60)
 

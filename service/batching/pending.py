@@ -4,10 +4,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from service.batching.slo import Place
 from service.common.clock import Timer
 from service.common.errors import DeadlineExceeded, Overloaded
 from service.common.types import Outcome, Ran
-from service.slo import Place
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from service.batching.cost_model import Pacer
 from service.common.clock import Clock, Timer
-from service.pacing import Pacer
 
 
 class Hold:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher, State
+from service.batching.batcher import Batcher, State
+from service.batching.fair_scheduler import Slots
 from service.common.errors import BadRequest, DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
 from service.common.types import BatchLimits, Outcome, Ran
-from service.slots import Slots
 from tests.fakes import ManualClock, ScriptedRun, Tally, settle
 
 pytestmark = pytest.mark.anyio

@@ -6,9 +6,9 @@ from types import FrameType
 
 import pytest
 
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
+from service.batching.fair_scheduler import Slots
 from service.common.types import BatchLimits
-from service.slots import Slots
 from tests.fakes import ManualClock, ScriptedRun, Tally, settle
 
 pytestmark = pytest.mark.anyio

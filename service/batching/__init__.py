@@ -1,0 +1,1 @@
+"""Dynamic batching: admission, queue, batches on engine slots, the latency bound."""
