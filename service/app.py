@@ -13,15 +13,16 @@ from service.common.metrics import UNKNOWN, Metrics
 from service.common.settings import Settings
 from service.common.types import BatchLimits
 from service.common.upload_budget import UploadBudget
-from service.devices import devices
 from service.directory import LocalDirectory
 from service.engines.base import CPU, Engine
 from service.engines.selection.result import OpenEngine
 from service.engines.selection.select import EngineOptions
 from service.preprocessing.preprocessor import Decoder
 from service.process import DrainLimit, Fatal, drain, run_until_stopped
-from service.recovery import Recovery
-from service.repository import Repository
+from service.repository.device_discovery import devices
+from service.repository.loader import Device
+from service.repository.recovery import Recovery
+from service.repository.repository import Repository
 from service.rest import endpoints
 from service.rest.app import create_app
 from service.rest.door import OwnDoor, listen
@@ -29,7 +30,6 @@ from service.rest.intake import Intake
 from service.rest.server import RestServer
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
-from service.shelves import Device
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from service.comparison import Comparison, ComparisonTiming, Row, compared
 from service.ensemble import Panel, Panels, is_ensemble, mean, spelt
 from service.preprocessing.interface import Photo, Photos, joined
 from service.preprocessing.transforms import TEN_CROPS
-from service.repository import Repository
+from service.repository.repository import Repository
 from service.topk import top_k as best
 
 DEFAULT_CROPS = 1

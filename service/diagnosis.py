@@ -21,7 +21,7 @@ from service.engines.selection.dry_run import expected
 from service.engines.selection.prebuilt import best_flavour, nothing_built
 from service.engines.selection.select import EngineOptions, installed
 from service.engines.tensorrt.packages import INSTALL
-from service.facts import BuiltEngine
+from service.repository.model_info import BuiltEngine
 
 _PACKAGES = {
     "ONNX Runtime": (("onnxruntime-gpu", "onnxruntime"), "pip install '.[cpu]' or, for cards, '.[gpu]'"),

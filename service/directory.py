@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from service.common.errors import NotReady
-from service.facts import LayerFacts, ModelFacts, ModelSummary, facts, layer_facts
-from service.repository import Repository
+from service.repository.model_info import LayerFacts, ModelFacts, ModelSummary, facts, layer_facts
+from service.repository.repository import Repository
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from service.front.photo import FrontPhotos
 from service.front.region import make_region
 from service.front.server import Inherited
 from service.process import DrainLimit, Fatal, run_until_stopped
-from service.recovery import Recovery
+from service.repository.recovery import Recovery
 from service.rest.door import Counts, deafen, listen
 
 _PAUSE_S = 0.1

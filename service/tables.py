@@ -12,8 +12,8 @@ from models.artifact.measured import Measurement, protocol
 from service.common.errors import Code, TopfiveError
 from service.common.types import Classification
 from service.comparison import Comparison
-from service.facts import facts
-from service.repository import Entry
+from service.repository.model_info import facts
+from service.repository.repository import Entry
 
 _BAR_WIDTH = 24
 _WIDTH_FOR_BAR = 70

@@ -21,8 +21,8 @@ from service.engines.selection.result import Opened
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
 from service.preprocessing.preprocessor import Decoder
-from service.repository import Repository
-from service.shelves import Device
+from service.repository.loader import Device
+from service.repository.repository import Repository
 from tests.exposition import families
 from tests.fakes import FakeEngine, ManualClock, reached
 

@@ -29,8 +29,8 @@ from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample
 from service.engines.base import CPU
 from service.preprocessing.preprocessor import Decoder
-from service.repository import Repository
-from service.shelves import Device
+from service.repository.loader import Device
+from service.repository.repository import Repository
 from tests.conftest import png
 from tests.exposition import exposition
 from tests.fakes import FakeEngine, ManualClock, Opener, SlowImage, reached, settle

@@ -255,7 +255,7 @@ async def ended(pids: list[int]) -> None:
 
 
 STUCK = """
-import sys, threading, service.fronts as fronts, service.devices as devices
+import sys, threading, service.fronts as fronts, service.repository.device_discovery as devices
 from tests.fakes import FakeEngine, opener
 class Stuck(FakeEngine):
     def run(self, batch): threading.Event().wait()

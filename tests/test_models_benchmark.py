@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from benchmarks.models import Figures, cpu_s, main, measure, states
 from tests.conftest import png
-from tests.test_repository import copy_as
+from tests.repository.test_repository import copy_as
 
 pytestmark = pytest.mark.anyio
 

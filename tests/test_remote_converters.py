@@ -15,9 +15,9 @@ from service.common.errors import TABLE, BadImage, Code, EngineError, NotReady, 
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.engines.selection.cpu_layout import Layout
-from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.remote import converters as back
-from service.repository import ModelState
+from service.repository.model_info import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
+from service.repository.repository import ModelState
 from service.rpc import converters as there
 
 BARE_CARD = ModelCard("m", 0, "f", 1, 2, 3, "untrained", None, None, None, Latency(0, None, None, None))

@@ -14,7 +14,7 @@ from service.bulk.rows import Row
 from service.bulk.scores import Scores
 from service.bulk.writers import replacing, write_table
 from service.common.types import Decode, EngineInfo
-from service.facts import ModelFacts
+from service.repository.model_info import ModelFacts
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,9 @@ from service.commands.progress import Tally, watched
 from service.commands.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
 from service.common.settings import Settings
 from service.ensemble import Panels, member_names
-from service.facts import exported, facts
 from service.options import option, settings_from
-from service.repository import Repository
+from service.repository.model_info import exported, facts
+from service.repository.repository import Repository
 
 _LISTED = 20  # images without an answer that are named on the screen; report.json names all
 

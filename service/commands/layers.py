@@ -20,9 +20,9 @@ from models.artifact.artifact import NotExportedError
 from models.catalog import Architecture
 from service.app import Core
 from service.common.errors import ModelNotFound, TopfiveError
-from service.facts import LayerFacts, layer_facts
 from service.options import option, options, settings_from
-from service.repository import Repository
+from service.repository.model_info import LayerFacts, layer_facts
+from service.repository.repository import Repository
 from service.rest.schemas import LayerReply, LayersReply, StageReply
 
 _WIDTH_FOR_DIGITS = 120

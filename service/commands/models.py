@@ -9,8 +9,8 @@ from rich.console import Console
 from models.catalog import CATALOG
 from service import tables
 from service.app import Core
-from service.facts import facts
 from service.options import option, options, settings_from
+from service.repository.model_info import facts
 from service.rest.schemas import ModelReply
 
 

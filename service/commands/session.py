@@ -22,9 +22,9 @@ from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.common.types import ModelCard
 from service.ensemble import Panel, Panels, member_names
-from service.model import LoadedModel
 from service.options import option, options
 from service.preprocessing.transforms import TEN_CROPS
+from service.repository.loaded_model import LoadedModel
 
 OpenCore = Callable[[Settings], Core]
 

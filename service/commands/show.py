@@ -21,9 +21,9 @@ from service.common.settings import Settings
 from service.common.types import Precision, Runtime
 from service.engines.selection.compatibility import Source, survey, this_machine
 from service.engines.selection.cpu_layout import Layout, at_most, default_layout, read_tuned
-from service.facts import BuiltEngine, ModelFacts, facts
 from service.options import option, options, settings_from
-from service.repository import Entry
+from service.repository.model_info import BuiltEngine, ModelFacts, facts
+from service.repository.repository import Entry
 from service.rest.schemas import ModelDetailReply
 
 

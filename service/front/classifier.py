@@ -9,7 +9,6 @@ from service.common.clock import Clock
 from service.common.types import Classification
 from service.comparison import Comparison
 from service.directory import ModelList
-from service.facts import LayerFacts, ModelFacts
 from service.front.calls import Calls
 from service.front.messages import (
     Classify,
@@ -21,6 +20,7 @@ from service.front.messages import (
     Question,
     unpacked,
 )
+from service.repository.model_info import LayerFacts, ModelFacts
 
 
 class FrontClassifier:

@@ -15,8 +15,8 @@ from service.common.errors import error_of
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.engines.selection.cpu_layout import Layout
-from service.facts import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
-from service.repository import ModelState
+from service.repository.model_info import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
+from service.repository.repository import ModelState
 
 
 def classification(reply: pb.ClassifyReply) -> Classification:

@@ -4,11 +4,11 @@ from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.clock import Clock
 from service.common.errors import NotReady, ShuttingDown
 from service.directory import ModelList
-from service.facts import LayerFacts, ModelFacts
 from service.remote import converters
 from service.remote.calls import ASK_SERVER, Calls
 from service.remote.replica import M, Send
 from service.remote.replicas import Replicas
+from service.repository.model_info import LayerFacts, ModelFacts
 
 
 class RemoteDirectory:

@@ -14,8 +14,8 @@ from service.classifier import DEFAULT_CROPS
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming
 from service.engines.selection.cpu_layout import Layout
-from service.facts import BuiltEngine, LayerFacts
-from service.repository import ModelState
+from service.repository.model_info import BuiltEngine, LayerFacts
+from service.repository.repository import ModelState
 from service.topk import DEFAULT_TOP_K
 
 _Crops = Annotated[int, Field(description="1, or 10: the average over corners, centre and their mirrors")]
@@ -138,7 +138,7 @@ class WeightSetReply(Reply):
 
 
 class ModelReply(Reply):
-    """A model the server knows, from `service.facts`; what only an exported model has is null before the export."""
+    """A model the server knows, from `service.repository.model_info`; what only an exported model has is null before the export."""
 
     name: str
     state: ModelState

@@ -18,7 +18,7 @@ from service.common.types import BatchLimits, EngineInfo, Latency, Outcome, Prec
 from service.engines.base import CardLostError
 from service.engines.openvino.engine import OpenVinoEngine
 from service.engines.selection.result import Opened
-from service.model import LoadedModel, describe, warnings_of
+from service.repository.loaded_model import LoadedModel, describe, warnings_of
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 
 pytestmark = pytest.mark.anyio

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from service.common.clock import Clock, Timer
-from service.repository import Repository
+from service.repository.repository import Repository
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from service.common.metrics import Metrics
 from service.common.types import BatchLimits
 from service.engines.base import CPU, Engine, EngineUnavailableError, card_lost, held_bytes, out_of_memory
 from service.engines.selection.result import Opened, OpenEngine
-from service.failures import Failures
-from service.hanging import LABELS
-from service.model import LoadedModel
-from service.placement import OverBudgetError, Room, by_room, expected_bytes, next_to_unload, oldest
-from service.shelf import Shelf
+from service.repository.device_memory import OverBudgetError, Room, by_room, expected_bytes, next_to_unload, oldest
+from service.repository.load_failures import Failures
+from service.repository.loaded_model import LoadedModel
+from service.repository.shelf import Shelf
+from service.repository.stuck_batches import LABELS
 
 _LEAVE_S = 5.0  # for requests that hold a model which is to leave; a batch of its own may take longer
 _CLOSE_S = 60.0

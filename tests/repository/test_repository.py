@@ -16,13 +16,13 @@ from service.common.errors import ModelNotFound, NotReady, ShuttingDown, Topfive
 from service.common.metrics import Metrics, ModelMetrics
 from service.common.types import BatchLimits
 from service.engines.base import CPU, EngineUnavailableError
-from service.facts import facts, layer_facts
-from service.model import LoadedModel
-from service.repository import Entry, ModelState, Repository
-from service.shelves import Device
+from service.repository.loaded_model import LoadedModel
+from service.repository.loader import Device
+from service.repository.model_info import facts, layer_facts
+from service.repository.repository import Entry, ModelState, Repository
 from tests.exposition import exposition
 from tests.fakes import ManualClock, Opener, reached, settle
-from tests.test_model import sample
+from tests.repository.test_model import sample
 
 pytestmark = pytest.mark.anyio
 

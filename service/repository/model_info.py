@@ -19,8 +19,8 @@ from service.common.types import EngineInfo, Latency
 from service.engines.selection.compatibility import Fit
 from service.engines.selection.cpu_layout import Layout
 from service.engines.selection.result import Choice
-from service.model import warnings_of
-from service.repository import Entry, ModelState
+from service.repository.loaded_model import warnings_of
+from service.repository.repository import Entry, ModelState
 
 
 @dataclass(frozen=True, slots=True)

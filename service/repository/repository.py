@@ -25,9 +25,9 @@ from service.common.errors import ModelNotFound, NotReady, ShuttingDown
 from service.common.metrics import Metrics
 from service.common.types import ENSEMBLE_PREFIX, BatchLimits
 from service.engines.base import Engine, EngineUnavailableError, card_lost
-from service.model import LoadedModel
-from service.placement import OverBudgetError
-from service.shelves import Device, Shelves
+from service.repository.device_memory import OverBudgetError
+from service.repository.loaded_model import LoadedModel
+from service.repository.loader import Device, Shelves
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from service.placement import (
+from service.repository.device_memory import (
     Held,
     OverBudgetError,
     Room,

@@ -19,7 +19,7 @@ from service.common.thread_pool import Threads
 from service.common.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 from service.engines.base import CardLostError
 from service.engines.selection.result import Opened
-from service.hanging import Hanging, Running
+from service.repository.stuck_batches import Hanging, Running
 
 _PROBE_S = 5.0
 

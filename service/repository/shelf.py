@@ -7,8 +7,8 @@ from collections.abc import Container
 from service.batching.fair_scheduler import Slots
 from service.common.clock import Clock
 from service.engines.base import CPU
-from service.model import LoadedModel
-from service.placement import Held, Room, Tie
+from service.repository.device_memory import Held, Room, Tie
+from service.repository.loaded_model import LoadedModel
 
 _QUANTUM_S = 0.02  # of a batch on a CPU, where others wait for it and a larger one is hardly faster for each image
 

@@ -19,17 +19,17 @@ from service.common.errors import Code, NotReady, ShuttingDown, TopfiveError
 from service.common.gpus import Card, Cards
 from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Probabilities, Rows, Runtime
-from service.devices import devices
 from service.engines.base import CPU, EngineUnavailableError, held_bytes
 from service.engines.selection.result import Opened, OpenEngine
 from service.engines.selection.select import ORDER, EngineOptions
 from service.ensemble import Panels
-from service.repository import ModelState, Repository
-from service.shelves import Device
+from service.repository.device_discovery import devices
+from service.repository.loader import Device
+from service.repository.repository import ModelState, Repository
 from tests.exposition import exposition
 from tests.fakes import FakeEngine, ManualClock, reached, settle
-from tests.test_model import sample
-from tests.test_repository import copy_as
+from tests.repository.test_model import sample
+from tests.repository.test_repository import copy_as
 
 pytestmark = pytest.mark.anyio
 

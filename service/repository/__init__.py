@@ -1,0 +1,1 @@
+"""Which models there are, loading and unloading them, and what is known of each."""
