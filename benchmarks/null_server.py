@@ -15,11 +15,11 @@ from benchmarks.spending import tell
 from models.artifact.artifact import Artifact
 from models.catalog import InputSpec
 from service.app import Core, Service
-from service.classifier import LocalClassifier
 from service.common.settings import Settings
 from service.common.types import EngineInfo, ImageLimits, Probabilities, Rows, Samples
 from service.engines.base import CPU
 from service.engines.selection.result import Opened
+from service.inference.classifier import LocalClassifier
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
 from service.preprocessing.preprocessor import Decoder

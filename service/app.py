@@ -5,7 +5,6 @@ import logging
 from functools import partial
 
 from models.catalog import CATALOG, Catalog
-from service.classifier import LocalClassifier
 from service.common.clock import LoopClock
 from service.common.cpus import cpu_quota
 from service.common.gpus import cards
@@ -13,10 +12,11 @@ from service.common.metrics import UNKNOWN, Metrics
 from service.common.settings import Settings
 from service.common.types import BatchLimits
 from service.common.upload_budget import UploadBudget
-from service.directory import LocalDirectory
 from service.engines.base import CPU, Engine
 from service.engines.selection.result import OpenEngine
 from service.engines.selection.select import EngineOptions
+from service.inference.classifier import LocalClassifier
+from service.inference.model_directory import LocalDirectory
 from service.preprocessing.preprocessor import Decoder
 from service.process import DrainLimit, Fatal, drain, run_until_stopped
 from service.repository.device_discovery import devices

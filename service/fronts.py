@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from service.app import Core
-from service.classifier import LocalClassifier
 from service.common.errors import NotReady
 from service.common.settings import Settings
-from service.directory import LocalDirectory
 from service.front.desk import Desk, House
 from service.front.photo import FrontPhotos
 from service.front.region import make_region
 from service.front.server import Inherited
+from service.inference.classifier import LocalClassifier
+from service.inference.model_directory import LocalDirectory
 from service.process import DrainLimit, Fatal, run_until_stopped
 from service.repository.recovery import Recovery
 from service.rest.door import Counts, deafen, listen

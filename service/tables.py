@@ -11,7 +11,7 @@ from rich.text import Text
 from models.artifact.measured import Measurement, protocol
 from service.common.errors import Code, TopfiveError
 from service.common.types import Classification
-from service.comparison import Comparison
+from service.inference.comparison import Comparison
 from service.repository.model_info import facts
 from service.repository.repository import Entry
 

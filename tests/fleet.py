@@ -12,12 +12,12 @@ from typing import Any
 from models.artifact.artifact import LABELS, MANIFEST, Artifact, Manifest, write_manifest
 from models.catalog import CATALOG, InputSpec
 from models.labels import Label, write_labels
-from service.classifier import LocalClassifier
 from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Classification, ImageLimits, Samples
-from service.comparison import Comparison
 from service.engines.base import CPU
 from service.engines.selection.result import Opened
+from service.inference.classifier import LocalClassifier
+from service.inference.comparison import Comparison
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
 from service.preprocessing.preprocessor import Decoder

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.app import Core
-from service.classifier import LocalClassifier
 from service.common.clock import Clock, LoopClock
 from service.common.metrics import Metrics
 from service.common.settings import Settings
-from service.directory import LocalDirectory
 from service.front.calls import Calls
 from service.front.classifier import FrontClassifier, FrontDirectory, FrontMetrics
 from service.front.desk import Desk, House
 from service.front.photo import FrontPhotos
 from service.front.region import REGION_BYTES, Arena, make_region
+from service.inference.classifier import LocalClassifier
+from service.inference.model_directory import LocalDirectory
 from service.preprocessing.preprocessor import Decoder
 from tests.fakes import FakeEngine, opener
 from tests.fleet import Counted

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from models.catalog import InputSpec
-from service.classifier import Classifier
 from service.common.errors import (
     BadImage,
     BadRequest,
@@ -28,9 +27,10 @@ from service.common.errors import (
     TopfiveError,
 )
 from service.common.types import ImageLimits, Probabilities, Rows
-from service.comparison import Row
 from service.front.calls import GRACE_S
 from service.front.messages import Answered, Asked, Classify, Refused, Unframed, framed
+from service.inference.classifier import Classifier
+from service.inference.comparison import Row
 from service.preprocessing import decode, transforms
 from tests.conftest import noise, png
 from tests.fakes import FakeEngine, SlowImage, reached, settle

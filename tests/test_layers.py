@@ -45,16 +45,16 @@ LAYERS = {
     "service.batching.fair_scheduler": 2,
     "service.common.thread_pool": 2,
     "service.common.tasks": 2,
-    "service.topk": 2,
+    "service.inference.topk": 2,
     "service.batching.queue": 2,
     "service.batching.batcher": 3,
     "service.engines": 3,
-    "service.classifier": 4,
-    "service.comparison": 4,
+    "service.inference.classifier": 4,
+    "service.inference.comparison": 4,
     "service.repository.device_discovery": 4,
     "service.diagnosis": 4,
-    "service.directory": 4,
-    "service.ensemble": 4,
+    "service.inference.model_directory": 4,
+    "service.inference.ensemble": 4,
     "service.repository.model_info": 4,
     "service.repository.load_failures": 2,
     "service.repository.stuck_batches": 4,
@@ -251,8 +251,8 @@ def imported_by(statement: str) -> set[str]:
 
 def test_the_parser_sees() -> None:
     """The imports that these tests reason about are found: at the top, in functions, and for type checkers only."""
-    assert Import("service.topk", "models.labels", When.START) in imports()
-    assert Import("service.classifier", "service.preprocessing.transforms", When.START) in imports()
+    assert Import("service.inference.topk", "models.labels", When.START) in imports()
+    assert Import("service.inference.classifier", "service.preprocessing.transforms", When.START) in imports()
     assert Import("models.build", "torchvision", When.CALL) in imports()
     assert Import("export.command", "export.pipeline", When.TYPING) in imports()
     assert Import("service.engines.selection.select", "service.engines.torch", When.CALL) in imports()
@@ -360,7 +360,7 @@ def test_batcher_knows_no_engine() -> None:
 
 def test_classifier_knows_no_transport() -> None:
     """The flow reaches neither FastAPI nor protobuf."""
-    started = started_by("service.classifier")
+    started = started_by("service.inference.classifier")
 
     assert not [name for name in started if inside(name, ["service.rest", "service.rpc", "proto"])]
     assert not started & {"fastapi", "starlette", "grpc", "google"}

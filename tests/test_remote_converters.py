@@ -13,8 +13,8 @@ from models.artifact.measured import Measurement
 from models.catalog import CATALOG, Channels, InputSpec, Interpolation, PublishedErrors, WeightSet
 from service.common.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError, error_of
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
-from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.engines.selection.cpu_layout import Layout
+from service.inference.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.remote import converters as back
 from service.repository.model_info import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.repository.repository import ModelState

@@ -20,7 +20,7 @@ from service.commands.progress import Tally, watched
 from service.commands.session import StoppedError, opened
 from service.common.errors import BadRequest, NotReady
 from service.common.settings import Settings
-from service.ensemble import Panels
+from service.inference.ensemble import Panels
 from tests.conftest import png
 from tests.fakes import FakeEngine, ManualClock, Opener, opener, reached
 

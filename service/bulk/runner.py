@@ -12,11 +12,11 @@ from pathlib import Path
 
 from service.bulk.journal import Journal
 from service.bulk.rows import Failure, Item, Row
-from service.classifier import Classifier
 from service.common.clock import Clock
 from service.common.errors import BadImage, EngineError, NotReady, TooLarge
 from service.common.types import ImageLimits
-from service.ensemble import Panel
+from service.inference.classifier import Classifier
+from service.inference.ensemble import Panel
 from service.preprocessing import decode
 
 _UNREADABLE = "unreadable"

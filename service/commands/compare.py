@@ -18,7 +18,7 @@ from service.commands.session import answer_options, crops_option
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.common.tasks import together
-from service.ensemble import member_names
+from service.inference.ensemble import member_names
 from service.options import option, settings_from
 from service.rest.errors import row_problem
 from service.rest.schemas import CompareReply

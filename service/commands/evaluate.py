@@ -28,7 +28,7 @@ from service.bulk.scores import TOP, score
 from service.commands.progress import Tally, watched
 from service.commands.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
 from service.common.settings import Settings
-from service.ensemble import Panels, member_names
+from service.inference.ensemble import Panels, member_names
 from service.options import option, settings_from
 from service.repository.model_info import exported, facts
 from service.repository.repository import Repository

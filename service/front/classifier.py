@@ -4,11 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from service.classifier import DEFAULT_CROPS
 from service.common.clock import Clock
 from service.common.types import Classification
-from service.comparison import Comparison
-from service.directory import ModelList
 from service.front.calls import Calls
 from service.front.messages import (
     Classify,
@@ -20,11 +17,14 @@ from service.front.messages import (
     Question,
     unpacked,
 )
+from service.inference.classifier import DEFAULT_CROPS
+from service.inference.comparison import Comparison
+from service.inference.model_directory import ModelList
 from service.repository.model_info import LayerFacts, ModelFacts
 
 
 class FrontClassifier:
-    """`service.classifier.Classifier`: the image is decoded here, once the engine process has a place for it.
+    """`service.inference.classifier.Classifier`: the image is decoded here, once the engine process has a place for it.
 
     Cancelled, it frees that place. The engine process counts every answer.
     """
@@ -62,7 +62,7 @@ class FrontClassifier:
 
 
 class FrontDirectory:
-    """`service.directory.Directory` of the engine process; `timeout_s` bounds each question."""
+    """`service.inference.model_directory.Directory` of the engine process; `timeout_s` bounds each question."""
 
     def __init__(self, calls: Calls, clock: Clock, timeout_s: float) -> None:
         self._calls = calls

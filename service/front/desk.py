@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from service.classifier import LocalClassifier
 from service.common.clock import Clock
 from service.common.errors import Code, EngineError, NotReady, ShuttingDown, TopfiveError
 from service.common.metrics import Metrics
 from service.common.request_id import under_way
 from service.common.types import Samples
-from service.comparison import Comparison
-from service.directory import Directory
 from service.front.link import Link
 from service.front.messages import (
     Answered,
@@ -45,6 +42,9 @@ from service.front.messages import (
 from service.front.photo import Sent
 from service.front.pulse import Pulse
 from service.front.region import Window, laid_out
+from service.inference.classifier import LocalClassifier
+from service.inference.comparison import Comparison
+from service.inference.model_directory import Directory
 
 log = logging.getLogger(__name__)
 

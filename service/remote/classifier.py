@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.classifier import DEFAULT_CROPS
 from service.common.errors import BadRequest, TopfiveError
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.request_id import under_way
 from service.common.types import ENSEMBLE, ENSEMBLE_PREFIX, Classification
-from service.comparison import Comparison
+from service.inference.classifier import DEFAULT_CROPS
+from service.inference.comparison import Comparison
 from service.preprocessing.transforms import TEN_CROPS
 from service.remote import converters
 from service.remote.calls import Calls
@@ -20,7 +20,7 @@ _OF_CROPS = f"{DEFAULT_CROPS} or {TEN_CROPS}"
 
 
 class RemoteClassifier:
-    """`service.classifier.Classifier` by way of `Calls`. Cancelled, it cancels the call.
+    """`service.inference.classifier.Classifier` by way of `Calls`. Cancelled, it cancels the call.
 
     A call carries the id of the request it is made for, so that the log of the inference server has the same one.
     """

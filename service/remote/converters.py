@@ -13,8 +13,8 @@ from models.catalog import Channels, InputSpec, Interpolation, PublishedErrors, 
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import error_of
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
-from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.engines.selection.cpu_layout import Layout
+from service.inference.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
 from service.repository.model_info import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.repository.repository import ModelState
 

@@ -3,7 +3,7 @@
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.clock import Clock
 from service.common.errors import NotReady, ShuttingDown
-from service.directory import ModelList
+from service.inference.model_directory import ModelList
 from service.remote import converters
 from service.remote.calls import ASK_SERVER, Calls
 from service.remote.replica import M, Send
@@ -12,7 +12,7 @@ from service.repository.model_info import LayerFacts, ModelFacts
 
 
 class RemoteDirectory:
-    """`service.directory.Directory` of whichever server is asked; `timeout_s` bounds each question."""
+    """`service.inference.model_directory.Directory` of whichever server is asked; `timeout_s` bounds each question."""
 
     def __init__(self, calls: Calls, replicas: Replicas, clock: Clock, timeout_s: float) -> None:
         self._calls = calls

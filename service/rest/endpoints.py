@@ -9,11 +9,11 @@ from fastapi import APIRouter, Header, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.classifier import Classifier
 from service.common.metrics import RequestMetrics
 from service.common.types import Timing
-from service.comparison import ComparisonTiming
-from service.directory import Directory
+from service.inference.classifier import Classifier
+from service.inference.comparison import ComparisonTiming
+from service.inference.model_directory import Directory
 from service.rest.direct import ImageRouter, Way
 from service.rest.errors import row_problem
 from service.rest.intake import BODY, Intake, Parameters, unless_disconnected

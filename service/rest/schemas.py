@@ -10,13 +10,13 @@ from models.analysis.cost import Size
 from models.artifact.artifact import ParityReport
 from models.artifact.measured import Measurement
 from models.catalog import InputSpec, PublishedErrors
-from service.classifier import DEFAULT_CROPS
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
-from service.comparison import Agreement, ClassName, Comparison, ComparisonTiming
 from service.engines.selection.cpu_layout import Layout
+from service.inference.classifier import DEFAULT_CROPS
+from service.inference.comparison import Agreement, ClassName, Comparison, ComparisonTiming
+from service.inference.topk import DEFAULT_TOP_K
 from service.repository.model_info import BuiltEngine, LayerFacts
 from service.repository.repository import ModelState
-from service.topk import DEFAULT_TOP_K
 
 _Crops = Annotated[int, Field(description="1, or 10: the average over corners, centre and their mirrors")]
 _TopK = Annotated[

@@ -8,7 +8,7 @@ from models.artifact.measured import Measurement
 from models.catalog import InputSpec, WeightSet
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
-from service.comparison import Comparison, Row
+from service.inference.comparison import Comparison, Row
 from service.repository.model_info import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.rpc.errors import describe
 

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
-from service.classifier import DEFAULT_CROPS, Classifier
 from service.common.clock import Clock
 from service.common.errors import ShuttingDown
 from service.common.request_id import request_id
 from service.common.upload_budget import UploadBudget
-from service.directory import Directory
+from service.inference.classifier import DEFAULT_CROPS, Classifier
+from service.inference.model_directory import Directory
 from service.rpc import converters
 from service.rpc.errors import Context, abort, describe
 

@@ -22,7 +22,7 @@ from service.common.types import BatchLimits, Probabilities, Rows, Runtime
 from service.engines.base import CPU, EngineUnavailableError, held_bytes
 from service.engines.selection.result import Opened, OpenEngine
 from service.engines.selection.select import ORDER, EngineOptions
-from service.ensemble import Panels
+from service.inference.ensemble import Panels
 from service.repository.device_discovery import devices
 from service.repository.loader import Device
 from service.repository.repository import ModelState, Repository

@@ -11,12 +11,12 @@ from service.common.errors import BadImage, BadRequest, DeadlineExceeded, NotRea
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.tasks import together
 from service.common.types import ENSEMBLE, Classification, Timing
-from service.comparison import Comparison, ComparisonTiming, Row, compared
-from service.ensemble import Panel, Panels, is_ensemble, mean, spelt
+from service.inference.comparison import Comparison, ComparisonTiming, Row, compared
+from service.inference.ensemble import Panel, Panels, is_ensemble, mean, spelt
+from service.inference.topk import top_k as best
 from service.preprocessing.interface import Photo, Photos, joined
 from service.preprocessing.transforms import TEN_CROPS
 from service.repository.repository import Repository
-from service.topk import top_k as best
 
 DEFAULT_CROPS = 1
 MAX_ROWS = 64

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from models.labels import Label
 from service.common.types import Prediction
-from service.topk import top_k
+from service.inference.topk import top_k
 
 LABELS = tuple(Label(number, f"n{number:08}", f"class {number}") for number in range(10))
 

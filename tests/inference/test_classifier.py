@@ -11,7 +11,6 @@ import pytest
 from models.artifact.artifact import MANIFEST
 from models.catalog import CATALOG
 from service.batching.batcher import Batcher
-from service.classifier import LocalClassifier
 from service.common.clock import Clock, LoopClock
 from service.common.errors import (
     BadImage,
@@ -28,6 +27,7 @@ from service.common.errors import (
 from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample
 from service.engines.base import CPU
+from service.inference.classifier import LocalClassifier
 from service.preprocessing.preprocessor import Decoder
 from service.repository.loader import Device
 from service.repository.repository import Repository

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.common.errors import BadRequest, EngineError, ModelNotFound, Overloaded
 from service.common.types import Classification, ImageLimits, Prediction
-from service.ensemble import mean
+from service.inference.ensemble import mean
 from service.preprocessing import decode, transforms
 from tests.conftest import png
 from tests.fakes import FakeEngine, reached, settle

@@ -13,9 +13,9 @@ from service.common.errors import BadRequest
 from service.common.metrics import LatencyRecord
 from service.common.tasks import together
 from service.common.types import ENSEMBLE, ENSEMBLE_PREFIX, MAX_MEMBERS, EngineInfo, ModelCard, Probabilities
+from service.inference.topk import DEFAULT_TOP_K
 from service.repository.loaded_model import LoadedModel
 from service.repository.repository import Repository
-from service.topk import DEFAULT_TOP_K
 
 _MOST_KEPT = 64  # ensembles whose latency is remembered: clients choose the names, so there could be any number
 

@@ -7,7 +7,7 @@ import pytest
 
 from service.common.errors import BadImage, BadRequest, Code, NotReady, TopfiveError
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
-from service.comparison import Comparison, ComparisonTiming, Row, compared
+from service.inference.comparison import Comparison, ComparisonTiming, Row, compared
 from tests.conftest import png
 from tests.fakes import reached, settle
 from tests.fleet import copy_model, fleet_of
