@@ -25,8 +25,8 @@ from service.repository.recovery import Recovery
 from service.repository.repository import Repository
 from service.rest import endpoints
 from service.rest.app import create_app
-from service.rest.door import OwnDoor, listen
-from service.rest.intake import Intake
+from service.rest.image_request import Intake
+from service.rest.listener import OwnDoor, listen
 from service.rest.server import RestServer
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer

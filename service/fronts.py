@@ -21,7 +21,7 @@ from service.inference.classifier import LocalClassifier
 from service.inference.model_directory import LocalDirectory
 from service.process import DrainLimit, Fatal, run_until_stopped
 from service.repository.recovery import Recovery
-from service.rest.door import Counts, deafen, listen
+from service.rest.listener import Counts, deafen, listen
 
 _PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0

@@ -17,8 +17,8 @@ from service.remote.directory import RemoteDirectory
 from service.remote.replicas import Replicas, Target
 from service.rest import endpoints
 from service.rest.app import create_app
-from service.rest.door import OwnDoor, listen
-from service.rest.intake import Intake
+from service.rest.image_request import Intake
+from service.rest.listener import OwnDoor, listen
 from service.rest.server import RestServer
 
 _LOOK_S = 1.0

@@ -23,9 +23,9 @@ from service.common.settings import Settings
 from tests.conftest import png
 from tests.fakes import FakeEngine
 from tests.fronts import Fronted, fronted
+from tests.rest.test_rest import until
 from tests.serving import serving
 from tests.test_front import Checksums, expected, noisy
-from tests.test_rest import until
 from tests.test_serve import LOST_CARD, run, server, started
 from tests.test_transports import BAD, GOOD, by_grpc, by_rest, comparable
 

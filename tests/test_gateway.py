@@ -16,8 +16,8 @@ from tests.conftest import noise, png
 from tests.exposition import value
 from tests.fakes import FakeEngine
 from tests.inference import Inference, gateway, refusing
+from tests.rest.test_rest import until
 from tests.serving import serving
-from tests.test_rest import until
 from tests.test_serve import TOPFIVE, Server, run, server, started
 from tests.test_transports import BAD, GOOD, comparable
 

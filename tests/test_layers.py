@@ -120,7 +120,7 @@ HOMES = {
     "fastapi": ("service.rest",),
     "fastapi_offline": ("service.rest",),
     "starlette": ("service.rest",),
-    "uvicorn": ("service.rest.protocol", "service.rest.server"),
+    "uvicorn": ("service.rest.http_protocol", "service.rest.server"),
     "uvloop": ("service.commands.bench", "service.process"),
     "prometheus_client": ("service.common.histograms", "service.common.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),

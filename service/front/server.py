@@ -22,8 +22,8 @@ from service.preprocessing.preprocessor import Decoder
 from service.process import STOPS, DrainLimit, drain, run_until_stopped
 from service.rest import endpoints
 from service.rest.app import create_app
-from service.rest.door import Counts, SharedDoor
-from service.rest.intake import Intake
+from service.rest.image_request import Intake
+from service.rest.listener import Counts, SharedDoor
 from service.rest.server import RestServer
 from service.rpc.server import PortUse, RpcServer
 from service.rpc.servicer import Servicer

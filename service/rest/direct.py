@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.common.errors import TopfiveError
 from service.rest.errors import RequestContext, respond, unreadable
-from service.rest.intake import Parameters
+from service.rest.image_request import Parameters
 
 Q = TypeVar("Q", bound=BaseModel)
 

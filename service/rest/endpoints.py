@@ -16,7 +16,7 @@ from service.inference.comparison import ComparisonTiming
 from service.inference.model_directory import Directory
 from service.rest.direct import ImageRouter, Way
 from service.rest.errors import row_problem
-from service.rest.intake import BODY, Intake, Parameters, unless_disconnected
+from service.rest.image_request import BODY, Intake, Parameters, unless_disconnected
 from service.rest.schemas import (
     CompareQuery,
     CompareReply,

@@ -9,8 +9,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from service.rest.door import Door
-from service.rest.protocol import BoundedHeadProtocol
+from service.rest.http_protocol import BoundedHeadProtocol
+from service.rest.listener import Door
 
 _CLOSE = (b"connection", b"close")
 

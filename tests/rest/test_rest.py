@@ -11,8 +11,7 @@ import pytest
 
 from export.gate_images import PHOTOS
 from service.common.types import Outcome
-from service.rest import protocol
-from service.rest.intake import requested_timeout
+from service.rest.image_request import requested_timeout
 from tests.conftest import png
 from tests.exposition import value
 from tests.fakes import FakeEngine

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from service.rest.door import Counts, SharedDoor, listen
+from service.rest.listener import Counts, SharedDoor, listen
 from tests.fakes import reached
 
 pytestmark = pytest.mark.anyio

@@ -15,8 +15,8 @@ from service.app import Core, Service
 from service.common.errors import TABLE
 from tests.conftest import png
 from tests.fakes import FakeEngine
+from tests.rest.test_rest import until
 from tests.serving import serving
-from tests.test_rest import until
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 from service.common.upload_budget import UploadBudget
 from service.rest import endpoints
 from service.rest.app import create_app
-from service.rest.intake import Intake
+from service.rest.image_request import Intake
 from tests.conftest import png
 from tests.fakes import FakeEngine
 from tests.serving import Running, serving

@@ -16,7 +16,7 @@ from service.common.metrics import UNKNOWN, RequestMetrics
 from service.common.types import ImageLimits
 from service.common.upload_budget import UploadBudget
 from service.preprocessing.decode import FORMATS
-from service.rest.upload import FIELD, LONGEST_NAME, read_image
+from service.rest.body import FIELD, LONGEST_NAME, read_image
 
 X = TypeVar("X")
 
