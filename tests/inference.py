@@ -16,10 +16,10 @@ from service.common.clock import LoopClock
 from service.common.metrics import Metrics
 from service.common.settings import Settings
 from service.common.types import Classification
-from service.gateway import Gateway
-from service.remote.calls import Calls
-from service.remote.classifier import RemoteClassifier
-from service.remote.replicas import Replicas, parse_targets
+from service.gateway.classifier import RemoteClassifier
+from service.gateway.load_balancer import Replicas, parse_targets
+from service.gateway.retries import Calls
+from service.gateway.server import Gateway
 from service.rpc.server import SERVICE
 from tests.exposition import value
 

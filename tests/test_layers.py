@@ -69,7 +69,7 @@ LAYERS = {
     "service.bulk": 5,
     "service.front": 5,
     "service.load": 5,
-    "service.remote": 5,
+    "service.gateway": 5,
     "service.rest": 5,
     "service.rpc": 5,
     "service.tables": 5,
@@ -79,7 +79,7 @@ LAYERS = {
     "service.front.__main__": 6,
     "service.front.server": 6,
     "service.fronts": 6,
-    "service.gateway": 6,
+    "service.gateway.server": 6,
     "service.probe": 6,
     "service.process": 6,
 }
@@ -114,8 +114,8 @@ HOMES = {
         "models.weights.onnx_check",
         "service.engines.onnxruntime",
     ),
-    "grpc": (GENERATED, "service.load.rpc", "service.probe", "service.remote", "service.rpc"),
-    "grpc_health": ("service.probe", "service.remote", "service.rpc"),
+    "grpc": (GENERATED, "service.load.rpc", "service.probe", "service.gateway", "service.rpc"),
+    "grpc_health": ("service.probe", "service.gateway", "service.rpc"),
     "grpc_reflection": ("service.rpc",),
     "fastapi": ("service.rest",),
     "fastapi_offline": ("service.rest",),
@@ -302,11 +302,11 @@ def test_transports_are_apart() -> None:
     """REST knows nothing of gRPC, nor gRPC of REST, and only gRPC, as server and as client, knows its contract."""
     for one in imports():
         if inside(one.module, ["service.rest"]):
-            assert not inside(one.target, ["service.remote", "service.rpc"]), one
-        if inside(one.module, ["service.remote", "service.rpc"]):
+            assert not inside(one.target, ["service.gateway", "service.rpc"]), one
+        if inside(one.module, ["service.gateway", "service.rpc"]):
             assert not inside(one.target, ["service.rest"]), one
         if inside(one.target, ["proto"]):
-            assert inside(one.module, ["service.load.rpc", "service.remote", "service.rpc", "proto"]), one
+            assert inside(one.module, ["service.load.rpc", "service.gateway", "service.rpc", "proto"]), one
 
 
 @pytest.mark.parametrize("package", HOMES)
@@ -383,7 +383,7 @@ def test_only_the_top_reads_settings() -> None:
     users = {one.module for one in imports() if one.target == "service.common.settings"}
 
     tops = ["service.app", "service.cli", "service.commands", "service.front.server", "service.fronts"]
-    tops += ["service.gateway", "service.options"]
+    tops += ["service.gateway.server", "service.options"]
     assert [user for user in users if not inside(user, tops)] == []
 
 
@@ -413,7 +413,7 @@ def test_server_starts_without_other_commands() -> None:
 
 def test_gateway_starts_without_engines() -> None:
     """A gateway has no runtime of any engine, and no network."""
-    loaded = imported_by("import service.gateway, service.remote.classifier, service.remote.directory")
+    loaded = imported_by("import service.gateway.server, service.gateway.classifier, service.gateway.models_api")
 
     assert {"service", "fastapi", "grpc"} <= loaded
     assert not loaded & {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "torch", "onnx", "export"}

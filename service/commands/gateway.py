@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from service.gateway import run_gateway
+from service.gateway.load_balancer import parse_targets
+from service.gateway.server import run_gateway
 from service.options import option, options, settings_from
-from service.remote.replicas import parse_targets
 
 
 @click.command("gateway")

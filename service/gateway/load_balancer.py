@@ -6,7 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from service.remote.replica import Replica, Serving
+from service.gateway.backend import Replica, Serving
 
 RESOLVE_EVERY_S = 2.0
 """How soon a server is found that joins a name."""

@@ -9,9 +9,9 @@ from service.common.clock import Clock
 from service.common.errors import DeadlineExceeded, ModelNotFound, NotReady, Overloaded, ShuttingDown, TopfiveError
 from service.common.metrics import Metrics
 from service.common.request_id import under_way
-from service.remote.errors import Disconnected, translated
-from service.remote.replica import Replica, Send, Serving
-from service.remote.replicas import Replicas
+from service.gateway.backend import Replica, Send, Serving
+from service.gateway.errors import Disconnected, translated
+from service.gateway.load_balancer import Replicas
 
 M = TypeVar("M")
 

@@ -14,8 +14,8 @@ from models.catalog import CATALOG, Channels, InputSpec, Interpolation, Publishe
 from service.common.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError, error_of
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.engines.selection.cpu_layout import Layout
+from service.gateway import converters as back
 from service.inference.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
-from service.remote import converters as back
 from service.repository.model_info import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.repository.repository import ModelState
 from service.rpc import converters as there

@@ -17,8 +17,8 @@ from service.common.errors import (
     TooLarge,
     TopfiveError,
 )
-from service.remote.calls import MAX_BROKEN
-from service.remote.replicas import Replicas, Target, parse_targets
+from service.gateway.load_balancer import Replicas, Target, parse_targets
+from service.gateway.retries import MAX_BROKEN
 from tests.inference import Context, Inference, asked, asking, refusing
 
 pytestmark = pytest.mark.anyio

@@ -20,7 +20,7 @@ Send = Callable[[ClassifierStub, float], grpc.aio.UnaryUnaryCall[Any, M]]
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.enable_retries", 0),  # `service.remote.calls` retries: gRPC would not, beyond 256 KiB, and only here
+    ("grpc.enable_retries", 0),  # `service.gateway.retries` retries: gRPC would not, beyond 256 KiB, and only here
     ("grpc.enable_http_proxy", 0),  # http_proxy is meant for the way out, and gRPC would go through it to a neighbour
     ("grpc.use_local_subchannel_pool", 1),  # a new channel to an old address must not inherit its back-off
     ("grpc.initial_reconnect_backoff_ms", 100),

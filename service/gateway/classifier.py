@@ -9,11 +9,11 @@ from service.common.errors import BadRequest, TopfiveError
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.request_id import under_way
 from service.common.types import ENSEMBLE, ENSEMBLE_PREFIX, Classification
+from service.gateway import converters
+from service.gateway.retries import Calls
 from service.inference.classifier import DEFAULT_CROPS
 from service.inference.comparison import Comparison
 from service.preprocessing.transforms import TEN_CROPS
-from service.remote import converters
-from service.remote.calls import Calls
 
 _OF_CLASSES = "1 or more, at most the number of the model's classes"
 _OF_CROPS = f"{DEFAULT_CROPS} or {TEN_CROPS}"

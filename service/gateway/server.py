@@ -10,11 +10,11 @@ from service.common.errors import ShuttingDown
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.settings import Settings
 from service.common.upload_budget import UploadBudget
+from service.gateway.classifier import RemoteClassifier
+from service.gateway.load_balancer import Replicas, Target
+from service.gateway.models_api import RemoteDirectory
+from service.gateway.retries import Calls
 from service.process import DrainLimit, drain, run_until_stopped
-from service.remote.calls import Calls
-from service.remote.classifier import RemoteClassifier
-from service.remote.directory import RemoteDirectory
-from service.remote.replicas import Replicas, Target
 from service.rest import endpoints
 from service.rest.app import create_app
 from service.rest.image_request import Intake

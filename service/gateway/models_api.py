@@ -3,11 +3,11 @@
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.clock import Clock
 from service.common.errors import NotReady, ShuttingDown
+from service.gateway import converters
+from service.gateway.backend import M, Send
+from service.gateway.load_balancer import Replicas
+from service.gateway.retries import ASK_SERVER, Calls
 from service.inference.model_directory import ModelList
-from service.remote import converters
-from service.remote.calls import ASK_SERVER, Calls
-from service.remote.replica import M, Send
-from service.remote.replicas import Replicas
 from service.repository.model_info import LayerFacts, ModelFacts
 
 
