@@ -12,7 +12,7 @@ from models.artifact.artifact import Artifact
 from service.app import Core, Service
 from service.common.settings import Settings
 from service.engines.selection.result import Opened
-from service.fronts import Fronts
+from service.front.fronts import Fronts
 
 
 async def serve(gateways: int, model: str, artifacts: Path) -> None:

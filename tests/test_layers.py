@@ -78,7 +78,7 @@ LAYERS = {
     "service.commands": 6,
     "service.front.__main__": 6,
     "service.front.server": 6,
-    "service.fronts": 6,
+    "service.front.fronts": 6,
     "service.gateway.server": 6,
     "service.probe": 6,
     "service.process": 6,
@@ -382,7 +382,7 @@ def test_only_the_top_reads_settings() -> None:
     """Everything below gets what it needs as arguments, not the settings."""
     users = {one.module for one in imports() if one.target == "service.common.settings"}
 
-    tops = ["service.app", "service.cli", "service.commands", "service.front.server", "service.fronts"]
+    tops = ["service.app", "service.cli", "service.commands", "service.front.server", "service.front.fronts"]
     tops += ["service.gateway.server", "service.options"]
     assert [user for user in users if not inside(user, tops)] == []
 

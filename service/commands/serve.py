@@ -17,6 +17,6 @@ def serve_command(**values: Any) -> None:
     settings = settings_from(values)
     if not settings.gateways:
         sys.exit(run(settings))
-    from service.fronts import run_fronted
+    from service.front.fronts import run_fronted
 
     sys.exit(run_fronted(settings))

@@ -1,4 +1,4 @@
-"""Starts a front process; `service.fronts` calls it, nobody else can."""
+"""Starts a front process; `service.front.fronts` calls it, nobody else can."""
 
 import sys
 

@@ -22,10 +22,10 @@ from service.common.errors import NotReady
 from service.common.settings import Settings
 from tests.conftest import png
 from tests.fakes import FakeEngine
+from tests.front.test_front import Checksums, expected, noisy
 from tests.fronts import Fronted, fronted
 from tests.rest.test_rest import until
 from tests.serving import serving
-from tests.test_front import Checksums, expected, noisy
 from tests.test_serve import LOST_CARD, run, server, started
 from tests.test_transports import BAD, GOOD, by_grpc, by_rest, comparable
 
@@ -255,7 +255,7 @@ async def ended(pids: list[int]) -> None:
 
 
 STUCK = """
-import sys, threading, service.fronts as fronts, service.repository.device_discovery as devices
+import sys, threading, service.front.fronts as fronts, service.repository.device_discovery as devices
 from tests.fakes import FakeEngine, opener
 class Stuck(FakeEngine):
     def run(self, batch): threading.Event().wait()
@@ -319,7 +319,9 @@ async def test_stops_at_the_limit(artifacts: Path, drain_s: float, again: bool) 
 
 async def test_lost_card(artifacts: Path) -> None:
     """A card that is lost ends all processes with status 1 and its reason in the log; who waits is told so in time."""
-    script = LOST_CARD.replace("service.app as app,", "service.fronts as app,").replace("app.run(", "app.run_fronted(")
+    script = LOST_CARD.replace("service.app as app,", "service.front.fronts as app,").replace(
+        "app.run(", "app.run_fronted("
+    )
     values = {"models": ["tiny"], "artifacts": str(artifacts), "port": 0, "grpc_port": 0, "gateways": 1}
     async with started(sys.executable, "-c", script, json.dumps(values)) as service:
         pids = fronts_of(service.process.pid)
