@@ -9,10 +9,10 @@ import uvloop
 from benchmarks.null_server import NullEngine
 from benchmarks.spending import tell
 from models.artifact.artifact import Artifact
-from service.app import Core, Service
 from service.common.settings import Settings
 from service.engines.selection.result import Opened
 from service.front.fronts import Fronts
+from service.server.app import Core, Service
 
 
 async def serve(gateways: int, model: str, artifacts: Path) -> None:

@@ -14,7 +14,6 @@ import uvloop
 from benchmarks.spending import tell
 from models.artifact.artifact import Artifact
 from models.catalog import InputSpec
-from service.app import Core, Service
 from service.common.settings import Settings
 from service.common.types import EngineInfo, ImageLimits, Probabilities, Rows, Samples
 from service.engines.base import CPU
@@ -23,6 +22,7 @@ from service.inference.classifier import LocalClassifier
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
 from service.preprocessing.preprocessor import Decoder
+from service.server.app import Core, Service
 
 X = TypeVar("X")
 

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.app import Core
 from service.common.clock import Clock, LoopClock
 from service.common.metrics import Metrics
 from service.common.settings import Settings
@@ -20,6 +19,7 @@ from service.front.region import REGION_BYTES, Arena, make_region
 from service.inference.classifier import LocalClassifier
 from service.inference.model_directory import LocalDirectory
 from service.preprocessing.preprocessor import Decoder
+from service.server.app import Core
 from tests.fakes import FakeEngine, opener
 from tests.fleet import Counted
 

@@ -10,10 +10,10 @@ import grpc
 import httpx
 
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
-from service.app import Core
 from service.common.metrics import Metrics
 from service.common.settings import Settings
 from service.front.fronts import Fronts
+from service.server.app import Core
 from tests.fakes import FakeEngine, opener
 from tests.fleet import Counted
 

@@ -11,9 +11,9 @@ import grpc
 import httpx
 
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
-from service.app import Core, Service
 from service.common.settings import Settings
 from service.engines.selection.result import Choice, OpenEngine
+from service.server.app import Core, Service
 from tests.fakes import FakeEngine, opener
 
 

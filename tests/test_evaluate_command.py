@@ -13,13 +13,13 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from models.artifact.artifact import LABELS, MANIFEST, load, read_manifest, sha256
-from service.app import Core
 from service.bulk.dataset import read_dataset
 from service.bulk.rows import BulkError
 from service.cli import main
 from service.commands.evaluate import Job, evaluate
 from service.commands.session import StoppedError
 from service.common.settings import Settings
+from service.server.app import Core
 from tests.conftest import png
 from tests.fakes import FakeEngine, opener, reached
 from tests.fleet import copy_model

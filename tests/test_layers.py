@@ -73,15 +73,15 @@ LAYERS = {
     "service.rest": 5,
     "service.rpc": 5,
     "service.tables": 5,
-    "service.app": 6,
+    "service.server.app": 6,
     "service.cli": 6,
     "service.commands": 6,
     "service.front.__main__": 6,
     "service.front.server": 6,
     "service.front.fronts": 6,
     "service.gateway.server": 6,
-    "service.probe": 6,
-    "service.process": 6,
+    "service.server.health_probe": 6,
+    "service.server.process": 6,
 }
 
 # Who may import a package of others, anywhere in the file
@@ -114,14 +114,14 @@ HOMES = {
         "models.weights.onnx_check",
         "service.engines.onnxruntime",
     ),
-    "grpc": (GENERATED, "service.load.rpc", "service.probe", "service.gateway", "service.rpc"),
-    "grpc_health": ("service.probe", "service.gateway", "service.rpc"),
+    "grpc": (GENERATED, "service.load.rpc", "service.server.health_probe", "service.gateway", "service.rpc"),
+    "grpc_health": ("service.server.health_probe", "service.gateway", "service.rpc"),
     "grpc_reflection": ("service.rpc",),
     "fastapi": ("service.rest",),
     "fastapi_offline": ("service.rest",),
     "starlette": ("service.rest",),
     "uvicorn": ("service.rest.http_protocol", "service.rest.server"),
-    "uvloop": ("service.commands.bench", "service.process"),
+    "uvloop": ("service.commands.bench", "service.server.process"),
     "prometheus_client": ("service.common.histograms", "service.common.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),
     "rich": ("export", "models.architectures.train_lenet5", "service.commands", "service.tables"),
@@ -382,7 +382,7 @@ def test_only_the_top_reads_settings() -> None:
     """Everything below gets what it needs as arguments, not the settings."""
     users = {one.module for one in imports() if one.target == "service.common.settings"}
 
-    tops = ["service.app", "service.cli", "service.commands", "service.front.server", "service.front.fronts"]
+    tops = ["service.server.app", "service.cli", "service.commands", "service.front.server", "service.front.fronts"]
     tops += ["service.gateway.server", "service.options"]
     assert [user for user in users if not inside(user, tops)] == []
 
@@ -397,7 +397,7 @@ def test_no_cycle() -> None:
 
 def test_serving_starts_without_torch() -> None:
     """A process that has imported the whole service, both transports and the command line has no torch and no ONNX."""
-    loaded = imported_by("import service.app, service.commands.serve")
+    loaded = imported_by("import service.server.app, service.commands.serve")
 
     assert {"service", "models", "proto", "fastapi", "grpc"} <= loaded
     assert not loaded & {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export"}
@@ -421,7 +421,7 @@ def test_gateway_starts_without_engines() -> None:
 
 def test_probe_imports_little() -> None:
     """A health check by HTTP loads nothing but the standard library; it runs every few seconds."""
-    loaded = imported_by("import service.probe")
+    loaded = imported_by("import service.server.health_probe")
 
     assert "service" in loaded
     assert not loaded & {"grpc", "google", "numpy", "pydantic", "fastapi", "click", "models", "proto"}

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from service.app import Core
 from service.bulk.journal import Journal
 from service.bulk.rows import BulkError, Failure, Item, Row
 from service.bulk.runner import Bulk, Question, rows, window
@@ -21,6 +20,7 @@ from service.commands.session import StoppedError, opened
 from service.common.errors import BadRequest, NotReady
 from service.common.settings import Settings
 from service.inference.ensemble import Panels
+from service.server.app import Core
 from tests.conftest import png
 from tests.fakes import FakeEngine, ManualClock, Opener, opener, reached
 

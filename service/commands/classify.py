@@ -10,7 +10,6 @@ from typing import Any
 import click
 from rich.console import Console
 
-from service.app import Core
 from service.bulk.journal import Journal, discard
 from service.bulk.rows import BulkError, Item, Row
 from service.bulk.runner import Question
@@ -20,6 +19,7 @@ from service.commands.progress import Tally, watched
 from service.commands.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
 from service.common.settings import Settings
 from service.options import option, settings_from
+from service.server.app import Core
 
 
 @dataclass(frozen=True, slots=True)

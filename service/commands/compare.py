@@ -13,7 +13,6 @@ from rich.markup import escape
 
 from models.artifact.artifact import exported_names
 from service import tables
-from service.app import Core
 from service.commands.session import answer_options, crops_option
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
@@ -22,6 +21,7 @@ from service.inference.ensemble import member_names
 from service.options import option, settings_from
 from service.rest.errors import row_problem
 from service.rest.schemas import CompareReply
+from service.server.app import Core
 
 
 @click.command("compare")

@@ -18,7 +18,6 @@ from models.artifact.artifact import LABELS, MANIFEST
 from models.artifact.confidence import Share
 from models.artifact.measured import protocol, record
 from models.labels import Label, read_labels
-from service.app import Core
 from service.bulk.dataset import Dataset, read_dataset
 from service.bulk.journal import Journal, discard
 from service.bulk.report import Evaluation, write_report, write_tables
@@ -32,6 +31,7 @@ from service.inference.ensemble import Panels, member_names
 from service.options import option, settings_from
 from service.repository.model_info import exported, facts
 from service.repository.repository import Repository
+from service.server.app import Core
 
 _LISTED = 20  # images without an answer that are named on the screen; report.json names all
 

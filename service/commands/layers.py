@@ -18,12 +18,12 @@ from models.analysis.cost import Cost
 from models.analysis.layer_table import Kind, Layer, LayerTable, Stage
 from models.artifact.artifact import NotExportedError
 from models.catalog import Architecture
-from service.app import Core
 from service.common.errors import ModelNotFound, TopfiveError
 from service.options import option, options, settings_from
 from service.repository.model_info import LayerFacts, layer_facts
 from service.repository.repository import Repository
 from service.rest.schemas import LayerReply, LayersReply, StageReply
+from service.server.app import Core
 
 _WIDTH_FOR_DIGITS = 120
 _LONGEST_WORD = len("convolution")

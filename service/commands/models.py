@@ -8,10 +8,10 @@ from rich.console import Console
 
 from models.catalog import CATALOG
 from service import tables
-from service.app import Core
 from service.options import option, options, settings_from
 from service.repository.model_info import facts
 from service.rest.schemas import ModelReply
+from service.server.app import Core
 
 
 @click.command("models")

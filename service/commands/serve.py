@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from service.app import run
 from service.common.settings import Settings
 from service.options import options, settings_from
+from service.server.app import run
 
 
 @click.command("serve")

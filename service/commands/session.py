@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.text import Text
 
 from models.artifact.artifact import WeightRecord
-from service.app import Core
 from service.bulk.journal import Journal
 from service.bulk.rows import BulkError, Item, Row
 from service.bulk.runner import Bulk, Question, complete, window
@@ -25,6 +24,7 @@ from service.inference.ensemble import Panel, Panels, member_names
 from service.options import option, options
 from service.preprocessing.transforms import TEN_CROPS
 from service.repository.loaded_model import LoadedModel
+from service.server.app import Core
 
 OpenCore = Callable[[Settings], Core]
 

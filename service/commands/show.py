@@ -14,7 +14,6 @@ from rich.text import Text
 from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import read_plans
 from models.artifact.measured import protocol
-from service.app import Core
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
@@ -25,6 +24,7 @@ from service.options import option, options, settings_from
 from service.repository.model_info import BuiltEngine, ModelFacts, facts
 from service.repository.repository import Entry
 from service.rest.schemas import ModelDetailReply
+from service.server.app import Core
 
 
 @click.command("show")

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from service.app import Core
 from service.common.errors import NotReady
 from service.common.settings import Settings
 from service.front.desk import Desk, House
@@ -19,9 +18,10 @@ from service.front.region import make_region
 from service.front.server import Inherited
 from service.inference.classifier import LocalClassifier
 from service.inference.model_directory import LocalDirectory
-from service.process import DrainLimit, Fatal, run_until_stopped
 from service.repository.recovery import Recovery
 from service.rest.listener import Counts, deafen, listen
+from service.server.app import Core
+from service.server.process import DrainLimit, Fatal, run_until_stopped
 
 _PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0

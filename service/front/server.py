@@ -19,7 +19,6 @@ from service.front.classifier import FrontClassifier, FrontDirectory, FrontMetri
 from service.front.messages import Listening
 from service.front.region import Arena
 from service.preprocessing.preprocessor import Decoder
-from service.process import STOPS, DrainLimit, drain, run_until_stopped
 from service.rest import endpoints
 from service.rest.app import create_app
 from service.rest.image_request import Intake
@@ -27,6 +26,7 @@ from service.rest.listener import Counts, SharedDoor
 from service.rest.server import RestServer
 from service.rpc.server import PortUse, RpcServer
 from service.rpc.servicer import Servicer
+from service.server.process import STOPS, DrainLimit, drain, run_until_stopped
 
 _STOP = signal.SIGUSR1
 """What a front takes for the order to stop. SIGTERM and Ctrl-C reach whole groups: the engine process alone heeds them,

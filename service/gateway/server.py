@@ -14,12 +14,12 @@ from service.gateway.classifier import RemoteClassifier
 from service.gateway.load_balancer import Replicas, Target
 from service.gateway.models_api import RemoteDirectory
 from service.gateway.retries import Calls
-from service.process import DrainLimit, drain, run_until_stopped
 from service.rest import endpoints
 from service.rest.app import create_app
 from service.rest.image_request import Intake
 from service.rest.listener import OwnDoor, listen
 from service.rest.server import RestServer
+from service.server.process import DrainLimit, drain, run_until_stopped
 
 _LOOK_S = 1.0
 

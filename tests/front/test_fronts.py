@@ -25,9 +25,9 @@ from tests.fakes import FakeEngine
 from tests.front.test_front import Checksums, expected, noisy
 from tests.fronts import Fronted, fronted
 from tests.rest.test_rest import until
+from tests.server.test_serve import LOST_CARD, run, server, started
+from tests.server.test_transports import BAD, GOOD, by_grpc, by_rest, comparable
 from tests.serving import serving
-from tests.test_serve import LOST_CARD, run, server, started
-from tests.test_transports import BAD, GOOD, by_grpc, by_rest, comparable
 
 pytestmark = pytest.mark.anyio
 
@@ -281,11 +281,11 @@ async def test_the_engine_process_is_killed(artifacts: Path) -> None:
     """Its fronts answer what they have accepted with 503, then end: no process, no port and no memory is left."""
     shared = set(os.listdir("/dev/shm"))  # noqa: PTH208
     async with started(*stuck(artifacts)) as service:
-        pids = fronts_of(service.process.pid)
+        pids = fronts_of(service.server.process.pid)
         async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
             requests = [asyncio.create_task(client.post("/predict", files={"image": png()})) for _ in range(6)]
             await in_flight(client, 6)
-            service.process.kill()
+            service.server.process.kill()
             answers = await asyncio.gather(*requests)
         await service.ended()
         await ended(pids)
@@ -301,15 +301,15 @@ async def test_the_engine_process_is_killed(artifacts: Path) -> None:
 async def test_stops_at_the_limit(artifacts: Path, drain_s: float, again: bool) -> None:
     """What cannot be answered is refused at the drain limit, or at once when told to stop a second time; status 0."""
     async with started(*stuck(artifacts, drain_s=drain_s)) as service:
-        pids = fronts_of(service.process.pid)
+        pids = fronts_of(service.server.process.pid)
         async with httpx.AsyncClient(base_url=service.url, timeout=90) as client:
             requests = [asyncio.create_task(client.post("/predict", files={"image": png()})) for _ in range(4)]
             await in_flight(client, 4)
             began = time.monotonic()
-            service.process.send_signal(signal.SIGINT)
+            service.server.process.send_signal(signal.SIGINT)
             if again:
                 await until(lambda: sum("front" in line and "stopping" in line for line in service.log) == 2)
-                service.process.send_signal(signal.SIGINT)
+                service.server.process.send_signal(signal.SIGINT)
             answers = await asyncio.gather(*requests)
         assert await service.ended() == 0
         assert time.monotonic() - began < 15
@@ -319,12 +319,12 @@ async def test_stops_at_the_limit(artifacts: Path, drain_s: float, again: bool) 
 
 async def test_lost_card(artifacts: Path) -> None:
     """A card that is lost ends all processes with status 1 and its reason in the log; who waits is told so in time."""
-    script = LOST_CARD.replace("service.app as app,", "service.front.fronts as app,").replace(
+    script = LOST_CARD.replace("service.server.app as app,", "service.front.fronts as app,").replace(
         "app.run(", "app.run_fronted("
     )
     values = {"models": ["tiny"], "artifacts": str(artifacts), "port": 0, "grpc_port": 0, "gateways": 1}
     async with started(sys.executable, "-c", script, json.dumps(values)) as service:
-        pids = fronts_of(service.process.pid)
+        pids = fronts_of(service.server.process.pid)
         async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
             good = await client.post("/predict", files={"image": png(5)})
             lost = await client.post("/predict", files={"image": png(7)})
@@ -339,8 +339,8 @@ async def test_lost_card(artifacts: Path) -> None:
 async def test_a_signal_to_the_whole_group(artifacts: Path) -> None:
     """SIGTERM to every process at once, as some supervisors send it, ends all of them in order."""
     async with server(artifacts, "--gateways", "2") as service:
-        pids = fronts_of(service.process.pid)
-        for pid in (*pids, service.process.pid):
+        pids = fronts_of(service.server.process.pid)
+        for pid in (*pids, service.server.process.pid):
             os.kill(pid, signal.SIGTERM)
         assert await service.ended() == 0
         await ended(pids)
@@ -360,7 +360,7 @@ async def test_answers_what_was_accepted(artifacts: Path) -> None:
             while sum(task.done() for task in requests) < 20:
                 await asyncio.wait(requests, timeout=0.002, return_when=asyncio.FIRST_COMPLETED)
             before = sum(task.done() for task in requests)
-            service.process.send_signal(signal.SIGTERM)
+            service.server.process.send_signal(signal.SIGTERM)
             answers = await asyncio.gather(*requests, return_exceptions=True)
         assert await service.ended() == 0
     answered = [answer for answer in answers if isinstance(answer, httpx.Response)]

@@ -17,9 +17,9 @@ from tests.exposition import value
 from tests.fakes import FakeEngine
 from tests.inference import Inference, gateway, refusing
 from tests.rest.test_rest import until
+from tests.server.test_serve import TOPFIVE, Server, run, server, started
+from tests.server.test_transports import BAD, GOOD, comparable
 from tests.serving import serving
-from tests.test_serve import TOPFIVE, Server, run, server, started
-from tests.test_transports import BAD, GOOD, comparable
 
 pytestmark = pytest.mark.anyio
 

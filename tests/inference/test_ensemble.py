@@ -243,8 +243,8 @@ async def test_latency_of_few_ensembles_is_kept(artifacts: Path) -> None:
 
 async def test_trained_ten_crops(trained: Path, shared_data: Path, tmp_path: Path) -> None:
     """With trained weights ten crops name every labelled photo rightly."""
-    from service.app import Core
     from service.common.settings import Settings
+    from service.server.app import Core
 
     core = Core(Settings(artifacts=trained, cache=tmp_path, models=("squeezenet1_1",), cpus=2))
     rows = [line.split(",") for line in (shared_data / "photos" / "labels.csv").read_text().splitlines()[1:]]

@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.app import Core, Service
 from service.common.errors import TABLE
+from service.server.app import Core, Service
 from tests.conftest import png
 from tests.fakes import FakeEngine
 from tests.rest.test_rest import until

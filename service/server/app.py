@@ -18,7 +18,6 @@ from service.engines.selection.select import EngineOptions
 from service.inference.classifier import LocalClassifier
 from service.inference.model_directory import LocalDirectory
 from service.preprocessing.preprocessor import Decoder
-from service.process import DrainLimit, Fatal, drain, run_until_stopped
 from service.repository.device_discovery import devices
 from service.repository.loader import Device
 from service.repository.recovery import Recovery
@@ -30,6 +29,7 @@ from service.rest.listener import OwnDoor, listen
 from service.rest.server import RestServer
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
+from service.server.process import DrainLimit, Fatal, drain, run_until_stopped
 
 log = logging.getLogger(__name__)
 

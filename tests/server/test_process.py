@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
 import asyncio, gc, json, os, signal
-from service.process import run_until_stopped
+from service.server.process import run_until_stopped
 
 class Server:
     async def start(self):

@@ -29,7 +29,7 @@ from tests.fakes import reached
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOPFIVE = Path(sys.executable).with_name("topfive")
 
 
@@ -141,7 +141,7 @@ async def test_idle_connections_do_not_delay_the_stop(artifacts: Path) -> None:
 async def test_stuck_engine(artifacts: Path) -> None:
     """An engine that never returns does not keep the process: its request gets 503 at the drain limit, status 0."""
     script = (
-        "import sys, threading, service.app as app, service.repository.device_discovery as devices\n"
+        "import sys, threading, service.server.app as app, service.repository.device_discovery as devices\n"
         "from tests.fakes import FakeEngine, opener\n"
         "class Stuck(FakeEngine):\n"
         "    def run(self, batch): threading.Event().wait()\n"
@@ -162,7 +162,7 @@ async def test_stuck_engine(artifacts: Path) -> None:
 
 
 LOST_CARD = """
-import sys, service.app as app, service.repository.device_discovery as devices
+import sys, service.server.app as app, service.repository.device_discovery as devices
 from service.engines.base import CardLostError, EngineUnavailableError
 from tests.fakes import FakeEngine, opener
 
@@ -251,7 +251,7 @@ async def test_stalled_upload_ends_at_the_limit(artifacts: Path) -> None:
 async def test_stop_while_loading(artifacts: Path) -> None:
     """A load that never ends does not keep the process."""
     script = (
-        "import sys, threading, service.app as app, service.repository.device_discovery as devices\n"
+        "import sys, threading, service.server.app as app, service.repository.device_discovery as devices\n"
         "devices.open_engine = lambda _artifact, options: threading.Event().wait()\n"
         "print(': ready', file=sys.stderr, flush=True)\n"
         "sys.exit(app.run(app.Settings.model_validate_json(sys.argv[1])))\n"

@@ -31,8 +31,8 @@ from tests.fake_cuda import Error, FakeCudart
 from tests.fake_tensorrt import FakeTensorRt, network, plan_bytes
 from tests.fakes import reached
 from tests.models.test_plan import record
+from tests.server.test_transports import assert_same, by_grpc, by_rest
 from tests.serving import Running, serving
-from tests.test_transports import assert_same, by_grpc, by_rest
 
 pytestmark = pytest.mark.anyio
 

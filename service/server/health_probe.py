@@ -1,4 +1,4 @@
-"""Asks a server whether it is ready, for the health checks of containers: `python -m service.probe URL`.
+"""Asks a server whether it is ready, for the health checks of containers: `python -m service.server.health_probe URL`.
 
 It imports only what it needs, so that a check costs little.
 """
@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _TIMEOUT_S = 4.0
-_USAGE = "usage: python -m service.probe http://127.0.0.1:8000/readyz or grpc://127.0.0.1:8001"
+_USAGE = "usage: python -m service.server.health_probe http://127.0.0.1:8000/readyz or grpc://127.0.0.1:8001"
 
 
 def probe(url: str, timeout_s: float = _TIMEOUT_S) -> str | None:

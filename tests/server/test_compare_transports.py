@@ -16,8 +16,8 @@ from service.common.errors import Code
 from tests.conftest import png
 from tests.fakes import FakeEngine
 from tests.fleet import copy_model
+from tests.server.test_transports import comparable
 from tests.serving import Running, serving
-from tests.test_transports import comparable
 
 pytestmark = pytest.mark.anyio
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from service.probe import main, probe
+from service.server.health_probe import main, probe
 from tests.serving import serving
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 async def test_ready_or_not(artifacts: Path) -> None:
@@ -63,7 +63,7 @@ async def test_exit_status(artifacts: Path) -> None:
     """As a process it ends with 0 or 1 and one line."""
 
     def asked(url: str) -> tuple[int, list[str]]:
-        command = [sys.executable, "-m", "service.probe", url]
+        command = [sys.executable, "-m", "service.server.health_probe", url]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=30)
         return done.returncode, done.stdout.splitlines()
 

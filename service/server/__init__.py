@@ -1,0 +1,1 @@
+"""Builds the server from the settings, starts it and stops it."""
