@@ -68,7 +68,7 @@ LAYERS = {
     "service.tuning": 4,
     "service.bulk": 5,
     "service.front": 5,
-    "service.load": 5,
+    "loadgen": 5,
     "service.gateway": 5,
     "service.rest": 5,
     "service.rpc": 5,
@@ -114,14 +114,14 @@ HOMES = {
         "models.weights.onnx_check",
         "service.engines.onnxruntime",
     ),
-    "grpc": (GENERATED, "service.load.rpc", "service.server.health_probe", "service.gateway", "service.rpc"),
+    "grpc": (GENERATED, "loadgen.grpc_connection", "service.server.health_probe", "service.gateway", "service.rpc"),
     "grpc_health": ("service.server.health_probe", "service.gateway", "service.rpc"),
     "grpc_reflection": ("service.rpc",),
     "fastapi": ("service.rest",),
     "fastapi_offline": ("service.rest",),
     "starlette": ("service.rest",),
     "uvicorn": ("service.rest.http_protocol", "service.rest.server"),
-    "uvloop": ("service.commands.bench", "service.server.process"),
+    "uvloop": ("loadgen.command", "service.server.process"),
     "prometheus_client": ("service.common.histograms", "service.common.metrics"),
     "click": ("export", "service.cli", "service.commands", "service.options"),
     "rich": ("export", "models.architectures.train_lenet5", "service.commands", "service.tables"),
@@ -130,8 +130,8 @@ HOMES = {
         "models.architectures.train_lenet5",
         "service.preprocessing.simd_resize",
         "service.preprocessing.decode",
-        "service.load.images",
-        "service.load.tensors",
+        "loadgen.images",
+        "loadgen.tensors",
         "service.common.sample_photo",
         "service.preprocessing.transforms",
     ),
@@ -149,7 +149,7 @@ HOMES = {
         "service.common.settings",
     ),
     "pyarrow": ("service.bulk.writers",),
-    "httptools": ("service.load.ask", "service.load.http"),
+    "httptools": ("loadgen.http_client", "loadgen.http_connection"),
 }
 
 
@@ -306,7 +306,7 @@ def test_transports_are_apart() -> None:
         if inside(one.module, ["service.gateway", "service.rpc"]):
             assert not inside(one.target, ["service.rest"]), one
         if inside(one.target, ["proto"]):
-            assert inside(one.module, ["service.load.rpc", "service.gateway", "service.rpc", "proto"]), one
+            assert inside(one.module, ["loadgen.grpc_connection", "service.gateway", "service.rpc", "proto"]), one
 
 
 @pytest.mark.parametrize("package", HOMES)
@@ -368,13 +368,13 @@ def test_classifier_knows_no_transport() -> None:
 
 def test_the_load_generator_knows_no_server() -> None:
     """It measures any server, so it reaches nothing of this one but the contract of its gRPC, a clock and a photo."""
-    own = {one.target for one in imports() if inside(one.module, ["service.load"]) and inside(one.target, PACKAGES)}
+    own = {one.target for one in imports() if inside(one.module, ["loadgen"]) and inside(one.target, PACKAGES)}
 
     assert own
     assert {
         name
         for name in own
-        if not inside(name, ["service.load", "service.common.clock", "service.common.sample_photo", "proto"])
+        if not inside(name, ["loadgen", "service.common.clock", "service.common.sample_photo", "proto"])
     } == set()
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import httptools
 
-from service.load.http import Address
-from service.load.line import LoadError
+from loadgen.connection import LoadError
+from loadgen.http_connection import Address
 
 _START = "is the server running there?"
 _CHUNK_BYTES = 1 << 16

@@ -7,14 +7,14 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from loadgen.connection import OK, TIMEOUT, Done, Line, LoadError, Outcome, Payloads
+from loadgen.images import Photo
+from loadgen.open_inference import Spent
+from loadgen.requests import Api, Form
+from loadgen.target import CHECK_S
+from loadgen.tensors import only_input, tensor_of
+from loadgen.wire import infer_request, inputs_of, metadata_request, outputs_of, statistics_of
 from proto.topfive.v1.classifier_pb2 import ClassifyReply, ClassifyRequest
-from service.load.images import Photo
-from service.load.line import OK, TIMEOUT, Done, Line, LoadError, Outcome, Payloads
-from service.load.requests import Api, Form
-from service.load.target import CHECK_S
-from service.load.tensors import only_input, tensor_of
-from service.load.v2 import Spent
-from service.load.wire import infer_request, inputs_of, metadata_request, outputs_of, statistics_of
 
 _CLASSIFY = "/topfive.v1.Classifier/Classify"
 _SERVICE = "/inference.GRPCInferenceService"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from loadgen.connection import LoadError
 from service.common.sample_photo import made_photo
-from service.load.line import LoadError
 
 MADE = "made"
 """The name of the image that is made here."""

@@ -6,8 +6,8 @@ Inference Protocol, `open_inference_grpc.proto`.
 
 from collections.abc import Iterator, Sequence
 
-from service.load.line import LoadError
-from service.load.tensors import Datatype, Tensor
+from loadgen.connection import LoadError
+from loadgen.tensors import Datatype, Tensor
 
 _VARINT, _FIXED64, _SIZED, _FIXED32 = 0, 1, 2, 5
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.load.ask import Answer, ask
-from service.load.http import Address, HttpLine
-from service.load.images import Photo
-from service.load.line import Done, Line, LoadError, Outcome, Payloads
-from service.load.requests import Api, Form, image_request
-from service.load.tensors import tensor_of
-from service.load.v2 import Model, Spent, ask_model
+from loadgen.connection import Done, Line, LoadError, Outcome, Payloads
+from loadgen.http_client import Answer, ask
+from loadgen.http_connection import Address, HttpLine
+from loadgen.images import Photo
+from loadgen.open_inference import Model, Spent, ask_model
+from loadgen.requests import Api, Form, image_request
+from loadgen.tensors import tensor_of
 
 CHECK_S = 60.0
 """How long a first request may take: it may wait for a model to load."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from loadgen.loops import Loop
+from loadgen.open_inference import Spent
+from loadgen.recorder import Recorder
+from loadgen.results import STEADY, Point, Server, Window, steady
 from service.common.clock import Clock
-from service.load.figures import STEADY, Point, Server, Window, steady
-from service.load.loops import Loop
-from service.load.recorder import Recorder
-from service.load.v2 import Spent
 
 _TICK_S = 0.25
 _BUSY = 0.9  # of a core: the generator is one thread

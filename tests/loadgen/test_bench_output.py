@@ -8,12 +8,12 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from service.commands.bench_display import show, sparkline, watched
-from service.load.figures import Group, Latency, Point, Window
-from service.load.images import read
-from service.load.measure import Load, Progress
-from service.load.plot import as_html
-from service.load.report import Report
+from loadgen.display import show, sparkline, watched
+from loadgen.images import read
+from loadgen.measurement import Load, Progress
+from loadgen.plot import as_html
+from loadgen.report import Report
+from loadgen.results import Group, Latency, Point, Window
 
 GOOD = Point(
     connections=1,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from service.load.figures import Point
-from service.load.measure import Load
-from service.load.report import Report
+from loadgen.measurement import Load
+from loadgen.report import Report
+from loadgen.results import Point
 
 _WIDTH, _HEIGHT = 860, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 70, 24, 56

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from service.load.figures import Point
-from service.load.measure import Progress
+from loadgen.measurement import Progress
+from loadgen.results import Point
 
 _BARS = "▁▂▃▄▅▆▇█"
 _REMEMBERED = 40

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from service.load.line import OK, TIMEOUT, Done, Line, LoadError, Outcome, Payloads
+from loadgen.connection import OK, TIMEOUT, Done, Line, LoadError, Outcome, Payloads
 
 _CONNECT_AGAIN_S = 0.1  # after a refusal: without it a server that is gone would be asked in a tight circle
 _BODY_BYTES = 64 << 10  # that are kept of an error

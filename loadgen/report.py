@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from service.load.figures import Point
-from service.load.images import Photo
+from loadgen.images import Photo
+from loadgen.results import Point
 
 # The columns of Triton's perf_analyzer, as its documentation prints them; in microseconds.
 _COLUMNS = (

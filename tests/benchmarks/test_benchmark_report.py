@@ -24,7 +24,7 @@ from benchmarks.rows import TIMES_BEST, best_peer, rows
 from benchmarks.server import Running
 from benchmarks.subjects import PEERS
 from benchmarks.tree import Memory
-from tests.test_benchmarks import course, scripted
+from tests.benchmarks.test_benchmarks import course, scripted
 
 
 def test_batches(exported: Path) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.load.images import Photo, read
-from service.load.line import LoadError
-from service.load.requests import Api, Encoding, Form
-from service.load.target import HttpTarget, http_target
-from service.load.tensors import Datatype, Input, tensor_of
+from loadgen.connection import LoadError
+from loadgen.images import Photo, read
+from loadgen.requests import Api, Encoding, Form
+from loadgen.target import HttpTarget, http_target
+from loadgen.tensors import Datatype, Input, tensor_of
 from tests.conftest import png
 from tests.load_server import Asked, Say, reply, scripted
 

@@ -5,9 +5,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from loadgen.connection import TIMEOUT, Line, MakeLine, Outcome
+from loadgen.recorder import Recorder
 from service.common.clock import Clock, Timer
-from service.load.line import TIMEOUT, Line, MakeLine, Outcome
-from service.load.recorder import Recorder
 
 _EARLY_S = 0.0005  # timers of event loops keep to the millisecond: to wait for the rest would burn the processor
 

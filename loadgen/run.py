@@ -7,16 +7,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from loadgen.connection import LoadError
+from loadgen.grpc_connection import GrpcTarget
+from loadgen.images import Photo
+from loadgen.loops import ClosedLoop, Loop, OpenLoop, at_random, in_turn, poisson
+from loadgen.measurement import Load, Measurement, Plan, Spending, Watch
+from loadgen.recorder import Recorder
+from loadgen.requests import Api, Form
+from loadgen.results import Point
+from loadgen.target import Target, http_target
 from service.common.clock import LoopClock
-from service.load.figures import Point
-from service.load.images import Photo
-from service.load.line import LoadError
-from service.load.loops import ClosedLoop, Loop, OpenLoop, at_random, in_turn, poisson
-from service.load.measure import Load, Measurement, Plan, Spending, Watch
-from service.load.recorder import Recorder
-from service.load.requests import Api, Form
-from service.load.rpc import GrpcTarget
-from service.load.target import Target, http_target
 
 T = TypeVar("T")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from service.load.ask import get
-from service.load.http import Address, HttpLine
-from service.load.images import Photo, read
-from service.load.line import OK, TIMEOUT, Line, LoadError, Outcome
-from service.load.requests import Api, Form, image_request
+from loadgen.connection import OK, TIMEOUT, Line, LoadError, Outcome
+from loadgen.http_client import get
+from loadgen.http_connection import Address, HttpLine
+from loadgen.images import Photo, read
+from loadgen.requests import Api, Form, image_request
 from tests.fakes import reached
 from tests.load_server import HANG_UP, SILENCE, Asked, Say, Script, reply, scripted
 

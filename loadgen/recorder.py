@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.load.figures import Group, Latency, Server, Times, Window
-from service.load.line import OK, Outcome
+from loadgen.connection import OK, Outcome
+from loadgen.results import Group, Latency, Server, Times, Window
 
 _STEPS = {"queue": "queue", "input": "decode", "inference": "inference", "total": "total"}
 """What Server-Timing of this project's API calls them."""

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from service.load.figures import Latency, Point, Window, steady
-from service.load.line import OK, TIMEOUT, Done, Line, Outcome
-from service.load.loops import ClosedLoop, OpenLoop, at_random, in_turn, poisson
-from service.load.measure import Load, Measurement, Plan, Progress, Spending, waited_for_processor
-from service.load.recorder import Recorder
-from service.load.v2 import Spent
+from loadgen.connection import OK, TIMEOUT, Done, Line, Outcome
+from loadgen.loops import ClosedLoop, OpenLoop, at_random, in_turn, poisson
+from loadgen.measurement import Load, Measurement, Plan, Progress, Spending, waited_for_processor
+from loadgen.open_inference import Spent
+from loadgen.recorder import Recorder
+from loadgen.results import Latency, Point, Window, steady
 from tests.fakes import ManualClock, settle
 
 pytestmark = pytest.mark.anyio

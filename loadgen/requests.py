@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import quote
 
-from service.load.http import Address
-from service.load.images import Photo
-from service.load.tensors import Datatype
+from loadgen.http_connection import Address
+from loadgen.images import Photo
+from loadgen.tensors import Datatype
 
 _AS_THEY_ARE = "/?&=%:+,;@!$'()*~"  # in a path with its query
 _BOUNDARY = b"topfive-bench-9c3f5b1e7a24"

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.load.images import Photo
-from service.load.line import LoadError
+from loadgen.connection import LoadError
+from loadgen.images import Photo
 
 _SIDE = 224  # where the model takes any
 _SHORTER = 256 / 224

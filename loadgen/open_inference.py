@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from service.load.ask import Answer, get
-from service.load.figures import Server
-from service.load.http import Address
-from service.load.line import LoadError, Outcome
-from service.load.requests import Encoding, post
-from service.load.tensors import Datatype, Input, Tensor, only_input
+from loadgen.connection import LoadError, Outcome
+from loadgen.http_client import Answer, get
+from loadgen.http_connection import Address
+from loadgen.requests import Encoding, post
+from loadgen.results import Server
+from loadgen.tensors import Datatype, Input, Tensor, only_input
 
 _EXTENSION = "binary_tensor_data"
 _HEADER = "Inference-Header-Content-Length"

@@ -14,16 +14,16 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.text import Text
 
-from service.commands.bench_display import show, watched
-from service.load import images
-from service.load.figures import Point
-from service.load.job import Job, run
-from service.load.line import LoadError
-from service.load.measure import Load, Plan
-from service.load.plot import as_html
-from service.load.report import Report, as_csv, as_json
-from service.load.requests import Api, Encoding, Form
-from service.load.tensors import Datatype
+from loadgen import images
+from loadgen.connection import LoadError
+from loadgen.display import show, watched
+from loadgen.measurement import Load, Plan
+from loadgen.plot import as_html
+from loadgen.report import Report, as_csv, as_json
+from loadgen.requests import Api, Encoding, Form
+from loadgen.results import Point
+from loadgen.run import Job, run
+from loadgen.tensors import Datatype
 from service.options import Command, FiniteRange, option
 
 # Of each option that not every API has a use for, those that do

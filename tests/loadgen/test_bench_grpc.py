@@ -11,15 +11,15 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from service.load.images import Photo, read
-from service.load.line import OK, TIMEOUT, Line, LoadError, Outcome
-from service.load.requests import Api, Form
-from service.load.rpc import GrpcTarget
-from service.load.wire import fields, varint
+from loadgen.connection import OK, TIMEOUT, Line, LoadError, Outcome
+from loadgen.grpc_connection import GrpcTarget
+from loadgen.images import Photo, read
+from loadgen.requests import Api, Form
+from loadgen.wire import fields, varint
 from tests.conftest import png
 from tests.fakes import reached
+from tests.loadgen.test_bench_command import QUICK, bench
 from tests.serving import serving
-from tests.test_bench_command import QUICK, bench
 
 pytestmark = pytest.mark.anyio
 
