@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from service.bulk.sources import find
-from service.commands.classify import Job, classify
-from service.commands.session import run
 from service.common.settings import Settings
 from service.common.types import Probabilities, Rows
+from service.offline.classify_command import Job, classify
+from service.offline.session import run
+from service.offline.sources import find
 from service.server.app import Core
 from tests.fakes import FakeEngine, opener
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from service.bulk.journal import Journal, discard
-from service.bulk.rows import BulkError, Failure, Item, Row
-from service.bulk.runner import complete, rows, window
-from service.bulk.sources import find
-from service.bulk.writers import Format, Results, format_of, write
 from service.common.types import Prediction
+from service.offline.journal import Journal, discard
+from service.offline.rows import BulkError, Failure, Item, Row
+from service.offline.runner import complete, rows, window
+from service.offline.sources import find
+from service.offline.writers import Format, Results, format_of, write
 from tests.conftest import png
 from tests.fakes import settle
 

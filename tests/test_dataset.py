@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from models.labels import Label, imagenet_labels, named_labels
-from service.bulk.dataset import read_dataset
-from service.bulk.rows import BulkError
+from service.offline.dataset import read_dataset
+from service.offline.rows import BulkError
 from tests.conftest import png
 
 

@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from models.artifact.artifact import LABELS, MANIFEST, load, read_manifest, sha256
-from service.bulk.dataset import read_dataset
-from service.bulk.rows import BulkError
 from service.cli import main
-from service.commands.evaluate import Job, evaluate
-from service.commands.session import StoppedError
 from service.common.settings import Settings
+from service.offline.dataset import read_dataset
+from service.offline.evaluate_command import Job, evaluate
+from service.offline.rows import BulkError
+from service.offline.session import StoppedError
 from service.server.app import Core
 from tests.conftest import png
 from tests.fakes import FakeEngine, opener, reached

@@ -66,7 +66,7 @@ LAYERS = {
     "service.repository.shelf": 4,
     "service.repository.loader": 4,
     "service.tuning": 4,
-    "service.bulk": 5,
+    "service.offline": 5,
     "service.front": 5,
     "loadgen": 5,
     "service.gateway": 5,
@@ -148,7 +148,7 @@ HOMES = {
         "service.rest.schemas",
         "service.common.settings",
     ),
-    "pyarrow": ("service.bulk.writers",),
+    "pyarrow": ("service.offline.writers",),
     "httptools": ("loadgen.http_client", "loadgen.http_connection"),
 }
 

@@ -3,9 +3,9 @@
 import pytest
 
 from models.artifact.confidence import wilson
-from service.bulk.rows import Failure, Row
-from service.bulk.scores import ClassScore, Confusion, score
 from service.common.types import Prediction
+from service.offline.rows import Failure, Row
+from service.offline.scores import ClassScore, Confusion, score
 
 
 @pytest.mark.parametrize(

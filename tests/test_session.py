@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from service.bulk.journal import Journal
-from service.bulk.rows import BulkError, Failure, Item, Row
-from service.bulk.runner import Bulk, Question, rows, window
-from service.commands.progress import Tally, watched
-from service.commands.session import StoppedError, opened
 from service.common.errors import BadRequest, NotReady
 from service.common.settings import Settings
 from service.inference.ensemble import Panels
+from service.offline.journal import Journal
+from service.offline.progress import Tally, watched
+from service.offline.rows import BulkError, Failure, Item, Row
+from service.offline.runner import Bulk, Question, rows, window
+from service.offline.session import StoppedError, opened
 from service.server.app import Core
 from tests.conftest import png
 from tests.fakes import FakeEngine, ManualClock, Opener, opener, reached
@@ -79,7 +79,7 @@ ENDS = (
 def test_exit_status(work: Callable[[asyncio.Event], Awaitable[None]], status: int, text: str) -> None:
     """128 and the signal that stopped it, 1 after an error, 0 when all is done; the text is printed as it is."""
     script = (
-        "import sys; from rich.console import Console; from service.commands.session import run; "
+        "import sys; from rich.console import Console; from service.offline.session import run; "
         f"from tests.test_session import {work.__name__} as work; sys.exit(run(work, Console(stderr=True)))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from service import tables
-from service.commands.session import answer_options, crops_option
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.inference.ensemble import member_names
+from service.offline.session import answer_options, crops_option
 from service.options import option, settings_from
 from service.rest.schemas import PredictReply
 from service.server.app import Core

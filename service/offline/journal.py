@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from service.bulk.rows import BulkError, Row
 from service.common.errors import Code
+from service.offline.rows import BulkError, Row
 
 _BEGINNING = b'{"settings": {'
 _AGAIN = (Code.INTERNAL,)  # what may well be answered when it is run again

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from service.bulk.rows import BulkError, Row
-from service.bulk.sources import printable
+from service.offline.rows import BulkError, Row
+from service.offline.sources import printable
 
 _ROW_GROUP = 10_000
 _FACTS = ("class_id", "wnid", "label", "probability")  # of each of the best classes

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from service.bulk.rows import BulkError, Item
+from service.offline.rows import BulkError, Item
 from service.preprocessing.decode import SUFFIXES
 
 _LISTS = (".txt", ".csv")

@@ -18,16 +18,16 @@ from models.artifact.artifact import LABELS, MANIFEST
 from models.artifact.confidence import Share
 from models.artifact.measured import protocol, record
 from models.labels import Label, read_labels
-from service.bulk.dataset import Dataset, read_dataset
-from service.bulk.journal import Journal, discard
-from service.bulk.report import Evaluation, write_report, write_tables
-from service.bulk.rows import BulkError, Item, Row
-from service.bulk.runner import Question
-from service.bulk.scores import TOP, score
-from service.commands.progress import Tally, watched
-from service.commands.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
 from service.common.settings import Settings
 from service.inference.ensemble import Panels, member_names
+from service.offline.dataset import Dataset, read_dataset
+from service.offline.journal import Journal, discard
+from service.offline.progress import Tally, watched
+from service.offline.report import Evaluation, write_report, write_tables
+from service.offline.rows import BulkError, Item, Row
+from service.offline.runner import Question
+from service.offline.scores import TOP, score
+from service.offline.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
 from service.options import option, settings_from
 from service.repository.model_info import exported, facts
 from service.repository.repository import Repository

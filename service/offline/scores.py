@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from models.artifact.confidence import Share, wilson
-from service.bulk.rows import Row
+from service.offline.rows import Row
 
 TOP = 5
 

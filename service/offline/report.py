@@ -9,11 +9,11 @@ from typing import Any
 from models.artifact.confidence import Share
 from models.artifact.measured import Measurement
 from models.labels import Label
-from service.bulk.dataset import Dataset
-from service.bulk.rows import Row
-from service.bulk.scores import Scores
-from service.bulk.writers import replacing, write_table
 from service.common.types import Decode, EngineInfo
+from service.offline.dataset import Dataset
+from service.offline.rows import Row
+from service.offline.scores import Scores
+from service.offline.writers import replacing, write_table
 from service.repository.model_info import ModelFacts
 
 

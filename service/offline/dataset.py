@@ -9,8 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from models.labels import Label
-from service.bulk.rows import BulkError, Item
-from service.bulk.sources import below, is_image, located, printable, read_table
+from service.offline.rows import BulkError, Item
+from service.offline.sources import below, is_image, located, printable, read_table
 
 _PATHS = ("path", "file")
 _SHOWN = 5  # unknown labels named in one error

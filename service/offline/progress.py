@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from service.bulk.rows import Row
 from service.common.clock import Clock
+from service.offline.rows import Row
 
 _EVERY_S = 5.0
 

@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.text import Text
 
 from models.artifact.artifact import WeightRecord
-from service.bulk.journal import Journal
-from service.bulk.rows import BulkError, Item, Row
-from service.bulk.runner import Bulk, Question, complete, window
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.common.types import ModelCard
 from service.inference.classifier import DEFAULT_CROPS
 from service.inference.ensemble import Panel, Panels, member_names
+from service.offline.journal import Journal
+from service.offline.rows import BulkError, Item, Row
+from service.offline.runner import Bulk, Question, complete, window
 from service.options import option, options
 from service.preprocessing.transforms import TEN_CROPS
 from service.repository.loaded_model import LoadedModel

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from service.bulk.journal import Journal
-from service.bulk.rows import Failure, Item, Row
 from service.common.clock import Clock
 from service.common.errors import BadImage, EngineError, NotReady, TooLarge
 from service.common.types import ImageLimits
 from service.inference.classifier import Classifier
 from service.inference.ensemble import Panel
+from service.offline.journal import Journal
+from service.offline.rows import Failure, Item, Row
 from service.preprocessing import decode
 
 _UNREADABLE = "unreadable"

@@ -10,14 +10,14 @@ from typing import Any
 import click
 from rich.console import Console
 
-from service.bulk.journal import Journal, discard
-from service.bulk.rows import BulkError, Item, Row
-from service.bulk.runner import Question
-from service.bulk.sources import find
-from service.bulk.writers import Format, Results, format_of, write
-from service.commands.progress import Tally, watched
-from service.commands.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
 from service.common.settings import Settings
+from service.offline.journal import Journal, discard
+from service.offline.progress import Tally, watched
+from service.offline.rows import BulkError, Item, Row
+from service.offline.runner import Question
+from service.offline.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
+from service.offline.sources import find
+from service.offline.writers import Format, Results, format_of, write
 from service.options import option, settings_from
 from service.server.app import Core
 
