@@ -65,7 +65,7 @@ LAYERS = {
     "service.preprocessing.preprocessor": 4,
     "service.repository.shelf": 4,
     "service.repository.loader": 4,
-    "service.tuning": 4,
+    "service.offline.tuning": 4,
     "service.offline": 5,
     "service.front": 5,
     "loadgen": 5,

@@ -3,7 +3,7 @@
 from functools import partial
 
 from service.cli import main
-from service.tuning.worker import Worker
+from service.offline.tuning.worker import Worker
 from tests.tuning_engines import open_announced
 
 if __name__ == "__main__":

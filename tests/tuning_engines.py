@@ -6,7 +6,7 @@ import threading
 from models.artifact.artifact import Artifact
 from service.common.types import Probabilities, Rows
 from service.engines.base import Engine, EngineUnavailableError
-from service.tuning.candidates import Setup
+from service.offline.tuning.candidates import Setup
 from tests.fakes import FakeEngine
 
 

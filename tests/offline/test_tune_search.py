@@ -6,9 +6,9 @@ import pytest
 
 from service.common.types import Precision, Runtime
 from service.engines.selection.cpu_layout import default_layout
-from service.tuning.candidates import Candidate, Setup, candidates, layouts, untuned
-from service.tuning.rig import Figures
-from service.tuning.search import (
+from service.offline.tuning.candidates import Candidate, Setup, candidates, layouts, untuned
+from service.offline.tuning.rig import Figures
+from service.offline.tuning.search import (
     FINALISTS,
     CandidateFailedError,
     CandidateHangsError,

@@ -26,7 +26,7 @@ from tests.fakes import FakeEngine, ManualClock, Opener, opener, reached
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def screen() -> tuple[Console, io.StringIO]:
@@ -80,7 +80,7 @@ def test_exit_status(work: Callable[[asyncio.Event], Awaitable[None]], status: i
     """128 and the signal that stopped it, 1 after an error, 0 when all is done; the text is printed as it is."""
     script = (
         "import sys; from rich.console import Console; from service.offline.session import run; "
-        f"from tests.test_session import {work.__name__} as work; sys.exit(run(work, Console(stderr=True)))"
+        f"from tests.offline.test_session import {work.__name__} as work; sys.exit(run(work, Console(stderr=True)))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
 

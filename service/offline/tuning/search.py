@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from service.tuning.candidates import Candidate
-from service.tuning.rig import Figures, median
+from service.offline.tuning.candidates import Candidate
+from service.offline.tuning.rig import Figures, median
 
 FINALISTS = 3
 _LOOK_SHARE = 0.5  # of the time, for the first look at all

@@ -12,10 +12,10 @@ from models.artifact.tuning import Trial, TuningRecord
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.selection.cpu_layout import conditions_here, place_of
-from service.tuning.candidates import Candidate, allowed, candidates, untuned
-from service.tuning.rig import Load
-from service.tuning.search import Measure, Row, Search, State
-from service.tuning.worker import Worker
+from service.offline.tuning.candidates import Candidate, allowed, candidates, untuned
+from service.offline.tuning.rig import Load
+from service.offline.tuning.search import Measure, Row, Search, State
+from service.offline.tuning.worker import Worker
 
 _FEWEST_CALLERS = 16
 _CALLERS_PER_CPU = 4

@@ -24,7 +24,7 @@ from tests.conftest import png
 from tests.fakes import FakeEngine, opener, reached
 from tests.fleet import copy_model
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.anyio
 

@@ -18,9 +18,9 @@ from models.artifact.artifact import Artifact
 from service.engines.base import Engine
 from service.engines.selection.cpu_layout import Layout
 from service.engines.selection.select import EngineOptions, build_engine
-from service.tuning.candidates import Candidate, Setup
-from service.tuning.rig import Figures, Load, measure
-from service.tuning.search import FINALISTS, CandidateFailedError, CandidateHangsError
+from service.offline.tuning.candidates import Candidate, Setup
+from service.offline.tuning.rig import Figures, Load, measure
+from service.offline.tuning.search import FINALISTS, CandidateFailedError, CandidateHangsError
 
 HANG_S = 20.0  # an engine of VGG-19 opens in three; what takes longer is of no use to a server either
 _START_S = 60.0

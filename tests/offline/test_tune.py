@@ -24,15 +24,15 @@ from service.common.errors import BadImage
 from service.common.sample_photo import made_photo
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
-from service.tuning.candidates import Candidate, Setup, allowed
-from service.tuning.rig import Figures, Load, measure
-from service.tuning.run import Measuring
-from service.tuning.search import CandidateFailedError, CandidateHangsError
-from service.tuning.worker import Open, Worker
+from service.offline.tuning.candidates import Candidate, Setup, allowed
+from service.offline.tuning.rig import Figures, Load, measure
+from service.offline.tuning.run import Measuring
+from service.offline.tuning.search import CandidateFailedError, CandidateHangsError
+from service.offline.tuning.worker import Open, Worker
 from tests.fakes import FakeEngine
 from tests.tuning_engines import open_dying, open_fake, open_hanging, open_refusing
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ONE, TWO = Setup(Runtime.OPENVINO, Precision.F32, 1, 1), Setup(Runtime.OPENVINO, Precision.F32, 2, 1)
 
 

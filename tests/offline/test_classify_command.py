@@ -21,7 +21,7 @@ from service.cli import main
 from tests.conftest import png
 from tests.fleet import copy_model
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def classify(*words: str | Path) -> Result:

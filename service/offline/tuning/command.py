@@ -25,10 +25,10 @@ from service.common.settings import Settings
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.selection.cpu_layout import place_of
+from service.offline.tuning.run import Measuring, Request, record_of, tune
+from service.offline.tuning.search import Row, State, explain
+from service.offline.tuning.worker import Worker
 from service.options import FiniteRange, option, options, settings_from
-from service.tuning.run import Measuring, Request, record_of, tune
-from service.tuning.search import Row, State, explain
-from service.tuning.worker import Worker
 
 _INTERRUPTED = 130
 
