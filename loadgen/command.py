@@ -24,7 +24,7 @@ from loadgen.requests import Api, Encoding, Form
 from loadgen.results import Point
 from loadgen.run import Job, run
 from loadgen.tensors import Datatype
-from service.options import Command, FiniteRange, option
+from service.cli.options import Command, FiniteRange, option
 
 # Of each option that not every API has a use for, those that do
 _MEANT_FOR = {

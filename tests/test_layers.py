@@ -35,7 +35,7 @@ LAYERS = {
     "service.preprocessing.decode": 2,
     "service.common.sample_photo": 2,
     "service.common.metrics": 2,
-    "service.options": 2,
+    "service.cli.options": 2,
     "service.batching.cost_model": 2,
     "service.batching.pending": 2,
     "service.repository.device_memory": 2,
@@ -52,7 +52,7 @@ LAYERS = {
     "service.inference.classifier": 4,
     "service.inference.comparison": 4,
     "service.repository.device_discovery": 4,
-    "service.diagnosis": 4,
+    "service.cli.diagnosis": 4,
     "service.inference.model_directory": 4,
     "service.inference.ensemble": 4,
     "service.repository.model_info": 4,
@@ -72,10 +72,10 @@ LAYERS = {
     "service.gateway": 5,
     "service.rest": 5,
     "service.rpc": 5,
-    "service.tables": 5,
+    "service.cli.tables": 5,
     "service.server.app": 6,
+    "service.cli.main": 6,
     "service.cli": 6,
-    "service.commands": 6,
     "service.front.__main__": 6,
     "service.front.server": 6,
     "service.front.fronts": 6,
@@ -123,8 +123,8 @@ HOMES = {
     "uvicorn": ("service.rest.http_protocol", "service.rest.server"),
     "uvloop": ("loadgen.command", "service.server.process"),
     "prometheus_client": ("service.common.histograms", "service.common.metrics"),
-    "click": ("export", "service.cli", "service.commands", "service.options"),
-    "rich": ("export", "models.architectures.train_lenet5", "service.commands", "service.tables"),
+    "click": ("export", "service.cli.main", "service.cli", "service.cli.options"),
+    "rich": ("export", "models.architectures.train_lenet5", "service.cli", "service.cli.tables"),
     "cykooz_resizer": ("service.preprocessing.simd_resize",),
     "PIL": (
         "models.architectures.train_lenet5",
@@ -143,7 +143,7 @@ HOMES = {
         "models.artifact.engine_plan",
         "models.artifact.tuning",
         "service.engines.selection.parity_gate",
-        "service.options",
+        "service.cli.options",
         "service.rest.direct",
         "service.rest.schemas",
         "service.common.settings",
@@ -382,8 +382,8 @@ def test_only_the_top_reads_settings() -> None:
     """Everything below gets what it needs as arguments, not the settings."""
     users = {one.module for one in imports() if one.target == "service.common.settings"}
 
-    tops = ["service.server.app", "service.cli", "service.commands", "service.front.server", "service.front.fronts"]
-    tops += ["service.gateway.server", "service.options"]
+    tops = ["service.server.app", "service.cli.main", "service.cli", "service.front.server", "service.front.fronts"]
+    tops += ["service.gateway.server", "service.cli.options"]
     assert [user for user in users if not inside(user, tops)] == []
 
 
@@ -397,7 +397,7 @@ def test_no_cycle() -> None:
 
 def test_serving_starts_without_torch() -> None:
     """A process that has imported the whole service, both transports and the command line has no torch and no ONNX."""
-    loaded = imported_by("import service.server.app, service.commands.serve")
+    loaded = imported_by("import service.server.app, service.cli.serve")
 
     assert {"service", "models", "proto", "fastapi", "grpc"} <= loaded
     assert not loaded & {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export"}
@@ -405,7 +405,7 @@ def test_serving_starts_without_torch() -> None:
 
 def test_server_starts_without_other_commands() -> None:
     """`topfive serve` loads nothing that only tables and progress bars need, nor any runtime before a model asks."""
-    loaded = imported_by("import service.cli; assert service.cli.main.get_command(None, 'serve')")
+    loaded = imported_by("import service.cli.main; assert service.cli.main.main.get_command(None, 'serve')")
 
     assert {"service", "fastapi", "grpc"} <= loaded
     assert not loaded & {"rich", "onnxruntime", "openvino", "cuda", "pyarrow"}

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from service.cli import main
+from service.cli.main import main
 from service.offline.tuning.worker import Worker
 from tests.tuning_engines import open_announced
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from service.cli.options import option, settings_from
 from service.common.settings import Settings
 from service.offline.journal import Journal, discard
 from service.offline.progress import Tally, watched
@@ -18,7 +19,6 @@ from service.offline.runner import Question
 from service.offline.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
 from service.offline.sources import find
 from service.offline.writers import Format, Results, format_of, write
-from service.options import option, settings_from
 from service.server.app import Core
 
 

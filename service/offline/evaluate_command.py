@@ -18,6 +18,7 @@ from models.artifact.artifact import LABELS, MANIFEST
 from models.artifact.confidence import Share
 from models.artifact.measured import protocol, record
 from models.labels import Label, read_labels
+from service.cli.options import option, settings_from
 from service.common.settings import Settings
 from service.inference.ensemble import Panels, member_names
 from service.offline.dataset import Dataset, read_dataset
@@ -28,7 +29,6 @@ from service.offline.rows import BulkError, Item, Row
 from service.offline.runner import Question
 from service.offline.scores import TOP, score
 from service.offline.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
-from service.options import option, settings_from
 from service.repository.model_info import exported, facts
 from service.repository.repository import Repository
 from service.server.app import Core

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from models.artifact.artifact import WeightRecord
+from service.cli.options import option, options
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
@@ -21,7 +22,6 @@ from service.inference.ensemble import Panel, Panels, member_names
 from service.offline.journal import Journal
 from service.offline.rows import BulkError, Item, Row
 from service.offline.runner import Bulk, Question, complete, window
-from service.options import option, options
 from service.preprocessing.transforms import TEN_CROPS
 from service.repository.loaded_model import LoadedModel
 from service.server.app import Core

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
+from service.cli.options import options, settings_from
 from service.common.settings import Settings
 from service.common.types import ImageLimits
-from service.options import options, settings_from
 
 
 @click.command()

@@ -27,7 +27,7 @@ from models.artifact.engine_plan import ENGINES, BatchProfile, Flavour, Target, 
 from models.artifact.reference import REFERENCE
 from models.build import build
 from models.catalog import CATALOG
-from service.cli import main
+from service.cli.main import main
 from service.common.gpus import Card, Cards, cards
 from service.common.types import Precision
 from service.engines.tensorrt.packages import is_installed, module

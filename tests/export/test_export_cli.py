@@ -21,7 +21,7 @@ from export.pipeline import Exported, WeightsChoice
 from export.progress import Reporter
 from models.artifact.artifact import ArtifactError, WeightRecord, WeightSource, load, read_manifest, versions
 from models.catalog import Architecture
-from service.cli import main
+from service.cli.main import main
 
 Run = Callable[..., Result]
 

@@ -21,7 +21,7 @@ from models.build import build
 from models.catalog import CATALOG
 from models.labels import Label
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.cli import main
+from service.cli.main import main
 from service.common.types import Precision, Runtime
 from service.engines.selection.select import EngineOptions, build_engine
 from tests.conftest import png

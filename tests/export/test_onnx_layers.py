@@ -25,7 +25,7 @@ from models.analysis.trace import network_layers
 from models.artifact.artifact import read_manifest
 from models.build import build
 from models.catalog import CATALOG
-from service.cli import main
+from service.cli.main import main
 from tests.conftest import NullReporter
 from tests.onnx_models import classifier, model_of, recipe
 from tests.serving import serving

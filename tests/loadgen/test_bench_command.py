@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from service.cli import main
+from service.cli.main import main
 from tests.fakes import reached
 from tests.load_server import SILENCE, Script, Scripted, reply, scripted
 from tests.serving import serving
@@ -48,7 +48,7 @@ async def bench(folder: Path, *words: str) -> Done:
     """Run the command; its report where it wrote one."""
     file = folder / "report.json"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from service.cli import main; main()", "bench", *words, "--json", str(file)),
+        *(sys.executable, "-c", "from service.cli.main import main; main()", "bench", *words, "--json", str(file)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -162,7 +162,7 @@ async def test_stopped_while_it_asks(tmp_path: Path) -> None:
     """Ctrl-C while the first answer is awaited ends it at once."""
     async with scripted(lambda _number, _asked: SILENCE) as server:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", "from service.cli import main; main()", "bench", server.url),
+            *(sys.executable, "-c", "from service.cli.main import main; main()", "bench", server.url),
             stderr=asyncio.subprocess.PIPE,
         )
         await reached(lambda: len(server.asked) == 1)
@@ -236,7 +236,7 @@ async def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
     async with scripted(lambda _number, _asked: reply()) as server:
         file = tmp_path / "report.json"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", "from service.cli import main; main()", "bench", server.url, "--api", "raw"),
+            *(sys.executable, "-c", "from service.cli.main import main; main()", "bench", server.url, "--api", "raw"),
             *("--seconds", "600", "--warm-up", "0", "--json", str(file)),
             stderr=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
@@ -278,7 +278,7 @@ def test_what_cannot_be(words: tuple[str, ...], said: str) -> None:
 
 async def test_more_connections_than_files(tmp_path: Path) -> None:
     """Connections beyond what a process may open are refused; those within are opened, though the limit was lower."""
-    program = shlex.join([sys.executable, "-c", "from service.cli import main; main()"])
+    program = shlex.join([sys.executable, "-c", "from service.cli.main import main; main()"])
     async with scripted(lambda _number, _asked: reply()) as server:
         command = f"ulimit -Sn 90; ulimit -Hn 400; exec {program} bench {server.url} --api raw --seconds 0.3"
         many, some = [

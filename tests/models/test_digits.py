@@ -17,7 +17,7 @@ from models.architectures.train_lenet5 import Digits, read_digits
 from models.artifact.artifact import read_manifest
 from models.catalog import CATALOG
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.cli import main
+from service.cli.main import main
 from tests.conftest import NullReporter
 from tests.serving import serving
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from models.artifact.artifact import MANIFEST, load, read_manifest
 from models.artifact.measured import Measurement, read_measured, record
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.cli import main
+from service.cli.main import main
 from tests.fakes import FakeEngine
 from tests.serving import serving
 

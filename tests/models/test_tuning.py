@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from models.artifact.artifact import Artifact, load, write_manifest
 from models.artifact.tuning import Conditions, Place, Trial, TuningRecord, read_tuning, write_tuning
-from service.cli import main
+from service.cli.main import main
 from service.common.types import Precision, Runtime
 from service.engines.selection import cpu_layout
 from service.engines.selection.compatibility import NO_MACHINE

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from export.gate_images import PHOTOS
 from models.artifact.artifact import read_manifest, write_manifest
 from models.labels import imagenet_labels, write_labels
-from service.cli import main
+from service.cli.main import main
 from tests.conftest import png
 from tests.fleet import copy_model
 

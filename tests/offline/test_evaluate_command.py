@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from models.artifact.artifact import LABELS, MANIFEST, load, read_manifest, sha256
-from service.cli import main
+from service.cli.main import main
 from service.common.settings import Settings
 from service.offline.dataset import read_dataset
 from service.offline.evaluate_command import Job, evaluate
@@ -294,7 +294,7 @@ async def test_unwritable_manifest(runs: Runs, monkeypatch: pytest.MonkeyPatch) 
 
 def test_nobody_reads(artifacts: Path, shades: Path, tmp_path: Path) -> None:
     """With standard output closed the files and the manifest are written all the same, and nothing is traced."""
-    program = "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1); from service.cli import main; main()"
+    program = "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1); from service.cli.main import main; main()"
     words = ("evaluate", shades, "--model", "tiny", "--artifacts", artifacts, "--out", tmp_path / "out")
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=120

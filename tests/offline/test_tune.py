@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from models.artifact.artifact import Artifact, load
 from models.artifact.tuning import TuningRecord
-from service.cli import main
+from service.cli.main import main
 from service.common.errors import BadImage
 from service.common.sample_photo import made_photo
 from service.common.types import Precision, Runtime

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from export.gate_images import PHOTOS
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.cli import main
+from service.cli.main import main
 from service.common.errors import Code
 from tests.conftest import png
 from tests.fakes import FakeEngine

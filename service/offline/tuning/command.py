@@ -19,6 +19,7 @@ from rich.text import Text
 from models.artifact.artifact import ArtifactError, load
 from models.artifact.tuning import TuningRecord, write_tuning
 from models.catalog import CATALOG
+from service.cli.options import FiniteRange, option, options, settings_from
 from service.common.cpus import cpu_quota
 from service.common.sample_photo import made_photo
 from service.common.settings import Settings
@@ -28,7 +29,6 @@ from service.engines.selection.cpu_layout import place_of
 from service.offline.tuning.run import Measuring, Request, record_of, tune
 from service.offline.tuning.search import Row, State, explain
 from service.offline.tuning.worker import Worker
-from service.options import FiniteRange, option, options, settings_from
 
 _INTERRUPTED = 130
 

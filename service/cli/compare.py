@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from models.artifact.artifact import exported_names
-from service import tables
+from service.cli import tables
+from service.cli.options import option, settings_from
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.common.tasks import together
 from service.inference.ensemble import member_names
 from service.offline.session import answer_options, crops_option
-from service.options import option, settings_from
 from service.rest.errors import row_problem
 from service.rest.schemas import CompareReply
 from service.server.app import Core

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from export.gate_images import PHOTOS
 from models.catalog import CATALOG
-from service.cli import main
+from service.cli.main import main
 from service.common.settings import Settings
 from tests.conftest import png
 from tests.fleet import copy_model

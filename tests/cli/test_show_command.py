@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from models.artifact.artifact import read_manifest
 from models.artifact.engine_plan import write_plan
 from models.artifact.measured import Measurement, record
-from service.cli import main
+from service.cli.main import main
 from tests.models.test_plan import CONTENT
 from tests.models.test_plan import record as plan_record
 from tests.serving import serving

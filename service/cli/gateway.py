@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
+from service.cli.options import option, options, settings_from
 from service.gateway.load_balancer import parse_targets
 from service.gateway.server import run_gateway
-from service.options import option, options, settings_from
 
 
 @click.command("gateway")

@@ -11,12 +11,12 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from service import tables
+from service.cli import tables
+from service.cli.options import option, settings_from
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.inference.ensemble import member_names
 from service.offline.session import answer_options, crops_option
-from service.options import option, settings_from
 from service.rest.schemas import PredictReply
 from service.server.app import Core
 

@@ -18,8 +18,8 @@ from models.analysis.cost import Cost
 from models.analysis.layer_table import Kind, Layer, LayerTable, Stage
 from models.artifact.artifact import NotExportedError
 from models.catalog import Architecture
+from service.cli.options import option, options, settings_from
 from service.common.errors import ModelNotFound, TopfiveError
-from service.options import option, options, settings_from
 from service.repository.model_info import LayerFacts, layer_facts
 from service.repository.repository import Repository
 from service.rest.schemas import LayerReply, LayersReply, StageReply

@@ -13,10 +13,10 @@ from models.analysis.layer_table import Kind, Layer, LayerTable, write_layers
 from models.artifact.artifact import new_version, read_manifest, write_manifest
 from models.catalog import CATALOG
 from service.rest.schemas import LayersReply
+from tests.cli.test_cli import topfive
 from tests.models.test_artifact import MANIFEST_OF_NET
-from tests.test_cli import topfive
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def cells(output: str) -> dict[str, list[str]]:
@@ -131,7 +131,7 @@ def test_unknown_model(artifacts: Path) -> None:
 @pytest.mark.parametrize(("name", "status"), [("alexnet", 1), ("tiny", 0)])
 def test_without_torch(artifacts: Path, name: str, status: int) -> None:
     """Without PyTorch the layers of an exported model are there, and those of another say what to do."""
-    script = "import sys; sys.modules['torch'] = None; from service.cli import main; main()"
+    script = "import sys; sys.modules['torch'] = None; from service.cli.main import main; main()"
     command = [sys.executable, "-c", script, "layers", name, "--artifacts", str(artifacts)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
+from service.cli.options import options, settings_from
 from service.common.settings import Settings
-from service.options import options, settings_from
 from service.server.app import run
 
 

@@ -14,13 +14,13 @@ from rich.text import Text
 from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import read_plans
 from models.artifact.measured import protocol
+from service.cli.options import option, options, settings_from
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.common.types import Precision, Runtime
 from service.engines.selection.compatibility import Source, survey, this_machine
 from service.engines.selection.cpu_layout import Layout, at_most, default_layout, read_tuned
-from service.options import option, options, settings_from
 from service.repository.model_info import BuiltEngine, ModelFacts, facts
 from service.repository.repository import Entry
 from service.rest.schemas import ModelDetailReply

@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 from models.artifact.artifact import GRAPH, load, read_manifest
 from models.artifact.engine_plan import Flavour, write_plan
 from models.artifact.tuning import write_tuning
-from service.cli import main
+from service.cli.diagnosis import Diagnosis, Question, diagnose
+from service.cli.main import main
 from service.common.cpus import Host
 from service.common.gpus import Cards
 from service.common.types import Precision, Runtime
-from service.diagnosis import Diagnosis, Question, diagnose
 from service.engines.selection.compatibility import Machine
 from service.engines.selection.cpu_layout import conditions_here, installed_version, place_of
 from service.engines.selection.parity_gate import reference_of
@@ -300,7 +300,7 @@ def test_json(artifacts: Path) -> None:
 def test_imports_no_torch(artifacts: Path) -> None:
     """Looking at a machine loads neither torch nor a library of TensorRT."""
     script = (
-        "import sys; from click.testing import CliRunner; from service.cli import main\n"
+        "import sys; from click.testing import CliRunner; from service.cli.main import main\n"
         "CliRunner().invoke(main, ['doctor', '--artifacts', sys.argv[1]])\n"
         "print({'torch', 'tensorrt', 'tensorrt_rtx', 'tensorrt_rtx_bindings'} & sys.modules.keys())"
     )

@@ -7,8 +7,8 @@ import click
 from rich.console import Console
 
 from models.catalog import CATALOG
-from service import tables
-from service.options import option, options, settings_from
+from service.cli import tables
+from service.cli.options import option, options, settings_from
 from service.repository.model_info import facts
 from service.rest.schemas import ModelReply
 from service.server.app import Core

@@ -26,7 +26,7 @@ _FOREIGN = "topfive.commands"
 
 
 class _Group(click.Group):
-    """Finds its own commands in `service.commands`, those of other packages by their entry points."""
+    """Finds its own commands in `service.cli`, those of other packages by their entry points."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, sorted."""
@@ -35,7 +35,7 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, imported when it is asked for."""
         if cmd_name in _OWN:
-            command = getattr(import_module(f"service.commands.{cmd_name}"), f"{cmd_name}_command")
+            command = getattr(import_module(f"service.cli.{cmd_name}"), f"{cmd_name}_command")
             assert isinstance(command, click.Command)
             return command
         for point in entry_points(group=_FOREIGN, name=cmd_name):

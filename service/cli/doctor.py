@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from models.catalog import CATALOG
+from service.cli.diagnosis import Diagnosis, Exported, Question, diagnose
+from service.cli.options import option, options, settings_from
 from service.common.cpus import cpu_quota
 from service.common.settings import Settings
-from service.diagnosis import Diagnosis, Exported, Question, diagnose
 from service.engines.selection.compatibility import Machine
 from service.engines.selection.select import EngineOptions
-from service.options import option, options, settings_from
 
 _GOOD, _POOR, _BAD, _DIM = "green", "yellow", "red", "dim"
 
