@@ -69,9 +69,9 @@ def plain_photo(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def our_photo(data: bytes, decode: Decode) -> decode.Picture:
+def our_photo(data: bytes, mode: Decode) -> decode.Picture:
     """The first step of `ours`."""
-    return decode.picture(data, ImageLimits(), transforms.enough(_SPEC, decode))
+    return decode.picture(data, ImageLimits(), transforms.enough(_SPEC, mode))
 
 
 def ours(data: bytes, decode: Decode) -> tuple[Sample, int]:
@@ -91,9 +91,9 @@ def decode_costs(megapixels: Sequence[float] = MEGAPIXELS, rounds: int = _ROUNDS
 
 def _costs(photo: bytes, rounds: int) -> list[Cost]:
     works: dict[str, Callable[[], object]] = {"plain": lambda: plain(photo), "plain photo": lambda: plain_photo(photo)}
-    for decode in Decode:
-        works[decode.value] = lambda decode=decode: ours(photo, decode)  # type: ignore[misc]
-        works[f"{decode} photo"] = lambda decode=decode: our_photo(photo, decode)  # type: ignore[misc]
+    for mode in Decode:
+        works[mode.value] = lambda mode=mode: ours(photo, mode)  # type: ignore[misc]
+        works[f"{mode} photo"] = lambda mode=mode: our_photo(photo, mode)  # type: ignore[misc]
     times: dict[str, list[float]] = {name: [] for name in works}
     times_over = max(1, math.ceil(_ROUND_S / max(_cpu_s(works["plain"], 1), 1e-6)))
     for _ in range(rounds):

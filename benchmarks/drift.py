@@ -96,7 +96,7 @@ def made(file: Path, megapixels: float, pattern: int) -> bytes:
 
 def samples(photo: bytes, spec: InputSpec) -> Batch:
     """What a network is given: by `plain`, then by each way of the server."""
-    pictures = [decode.picture(photo, ImageLimits(), transforms.enough(spec, decode)) for decode in Decode]
+    pictures = [decode.picture(photo, ImageLimits(), transforms.enough(spec, mode)) for mode in Decode]
     return np.stack([plain(photo, spec), *(transforms.crops(spec, picture, 1)[0] for picture in pictures)])
 
 

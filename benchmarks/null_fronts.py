@@ -21,7 +21,7 @@ async def serve(gateways: int, model: str, artifacts: Path) -> None:
     core = Core(settings, opener=_open)
     service = Fronts(core) if gateways else Service(core)
     await service.start()
-    await loadgen()
+    await service.load()
     await tell({"port": service.port if isinstance(service, Fronts) else service.rest.port})
     await service.stop(asyncio.Event())
 

@@ -114,7 +114,7 @@ async def serve(decoding: Decoding, model: str, artifacts: Path) -> None:
     core.classifier = LocalClassifier(core.repository, decoder, clock=core.clock, metrics=core.metrics)
     service = Service(core)
     await service.start()
-    await loadgen()
+    await service.load()
     await tell({"port": service.rest.port, "grpc_port": service.rpc.port}, lambda: spent.spent_s)
     await service.stop(asyncio.Event())
 

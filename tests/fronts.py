@@ -49,7 +49,7 @@ async def fronted(artifacts: Path, engine: FakeEngine, gateways: int = 2, **sett
     await service.start()
     try:
         async with asyncio.timeout(60):
-            await loadgen()
+            await service.load()
         options = (("grpc.max_send_message_length", 1 << 30), ("grpc.use_local_subchannel_pool", 1))
         async with (
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", timeout=30) as http,

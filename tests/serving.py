@@ -63,7 +63,7 @@ async def serving(
     await service.start()
     try:
         if load:
-            await loadgen()
+            await service.load()
         async with (
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.rest.port}", timeout=30) as http,
             grpc.aio.insecure_channel(

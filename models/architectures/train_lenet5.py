@@ -1,4 +1,4 @@
-"""Trains LeNet-5 on the handwritten digits that scikit-learn brings along: `python -m models.architectures.train_lenet5`.
+"""Trains LeNet-5 on digits of scikit-learn: `python -m models.architectures.train_lenet5`.
 
 The same seed gives the same file on the same kind of machine. Needs the extras `train` and `export`; no part of the
 service imports it.

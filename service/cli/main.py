@@ -8,25 +8,24 @@ from importlib.metadata import entry_points
 
 import click
 
-_OWN = (
-    "bench",
-    "classify",
-    "compare",
-    "doctor",
-    "evaluate",
-    "gateway",
-    "layers",
-    "models",
-    "predict",
-    "serve",
-    "show",
-    "tune",
-)
+_OWN = {
+    "classify": "service.offline.classify_command",
+    "compare": "service.cli.compare",
+    "doctor": "service.cli.doctor",
+    "evaluate": "service.offline.evaluate_command",
+    "gateway": "service.cli.gateway",
+    "layers": "service.cli.layers",
+    "models": "service.cli.models",
+    "predict": "service.cli.predict",
+    "serve": "service.cli.serve",
+    "show": "service.cli.show",
+    "tune": "service.offline.tuning.command",
+}
 _FOREIGN = "topfive.commands"
 
 
 class _Group(click.Group):
-    """Finds its own commands in `service.cli`, those of other packages by their entry points."""
+    """Finds the commands of the service in its modules, those of other packages by their entry points."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, sorted."""
@@ -35,7 +34,7 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, imported when it is asked for."""
         if cmd_name in _OWN:
-            command = getattr(import_module(f"service.cli.{cmd_name}"), f"{cmd_name}_command")
+            command = getattr(import_module(_OWN[cmd_name]), f"{cmd_name}_command")
             assert isinstance(command, click.Command)
             return command
         for point in entry_points(group=_FOREIGN, name=cmd_name):

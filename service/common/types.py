@@ -64,7 +64,7 @@ class Precision(StrEnum):
 
 
 class Decode(StrEnum):
-    """The values of `--decode`: how much of a large JPEG may be left out while it is decoded; see `service.preprocessing.transforms`.
+    """The values of `--decode`: how much of a large JPEG may be left out while it is decoded.
 
     EXACT decodes every pixel. AUTO leaves out what the answers hardly show, FAST more than that.
     """

@@ -100,7 +100,7 @@ class FrontDirectory:
 
 
 class FrontMetrics:
-    """`service.common.metrics.RequestMetrics`: all counts are kept in the engine process, so that every front shows all."""
+    """`RequestMetrics`: all counts are kept in the engine process, so that every front shows all."""
 
     def __init__(self, calls: Calls, clock: Clock, timeout_s: float) -> None:
         self._calls = calls

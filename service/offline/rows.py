@@ -22,7 +22,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no answer: a code of `service.common.errors`, or `unreadable` where the file itself could not be read."""
+    """Why there is no answer: an error code, or `unreadable` where the file itself could not be read."""
 
     code: str
     detail: str

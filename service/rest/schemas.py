@@ -138,7 +138,7 @@ class WeightSetReply(Reply):
 
 
 class ModelReply(Reply):
-    """A model the server knows, from `service.repository.model_info`; what only an exported model has is null before the export."""
+    """A model the server knows, what only an exported model has is null before the export."""
 
     name: str
     state: ModelState

@@ -11,6 +11,7 @@ import pytest
 from models.artifact.artifact import IMPORTED, Artifact, ParityReport, Thresholds, load
 from service.common.types import Batch, Precision, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError, as_batch
+from service.engines.selection import select
 from service.engines.selection.opening import warm_up
 from service.engines.selection.precision import choose_precision
 from service.engines.selection.select import EngineOptions, installed, open_engine
@@ -63,8 +64,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Built]:
             built.append((runtime, precision))
             return FakeEngine(max_batch=options.max_batch)
 
-        monkeypatch.setattr(choose, "find_spec", lambda name: object() if name in modules else None)
-        monkeypatch.setattr(choose, "build_engine", build)
+        monkeypatch.setattr(select, "find_spec", lambda name: object() if name in modules else None)
+        monkeypatch.setattr(select, "build_engine", build)
         monkeypatch.setattr("service.engines.onnxruntime.has_cuda", lambda: cuda)
         monkeypatch.setattr("service.engines.openvino.engine.has_bf16", lambda: bf16)
         return built
@@ -309,8 +310,8 @@ def test_engine_that_fails_to_warm_up_is_closed(tiny: Artifact, monkeypatch: pyt
     broken, sound = FakeEngine(), FakeEngine()
     broken.script = [RuntimeError("cuDNN is missing")]
     queue = [broken, sound]
-    monkeypatch.setattr(choose, "installed", lambda _runtime: True)
-    monkeypatch.setattr(choose, "build_engine", lambda *_arguments: queue.pop(0))
+    monkeypatch.setattr(select, "installed", lambda _runtime: True)
+    monkeypatch.setattr(select, "build_engine", lambda *_arguments: queue.pop(0))
 
     assert open_engine(tiny, EngineOptions(precision=Precision.F32)).engine is sound
 
@@ -322,7 +323,7 @@ def test_asked_for_engine_that_fails_to_warm_up_is_an_error(tiny: Artifact, monk
     """The same runtime asked for by name is an error with the engine's words."""
     broken = FakeEngine()
     broken.script = [MemoryError("no 2 GB left")]
-    monkeypatch.setattr(choose, "build_engine", lambda *_arguments: broken)
+    monkeypatch.setattr(select, "build_engine", lambda *_arguments: broken)
 
     with pytest.raises(EngineUnavailableError, match="openvino fails on its first batches: no 2 GB left"):
         open_engine(tiny, EngineOptions(runtime=Runtime.OPENVINO, precision=Precision.F32))

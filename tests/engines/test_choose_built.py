@@ -67,7 +67,7 @@ class Shop:
 @pytest.fixture
 def shop(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A shop with `tiny`, both flavours of TensorRT installed and an RTX 4090."""
-    monkeypatch.setattr(choose, "is_installed", lambda _flavour: True)
+    monkeypatch.setattr(select, "is_installed", lambda _flavour: True)
     return Shop(load(artifacts, "tiny"), tmp_path / "cache")
 
 
@@ -213,7 +213,7 @@ def test_strict_without_plans(shop: Shop, runtime: Runtime) -> None:
 
 def test_strict_and_not_installed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the packages are missing the error has the pip command."""
-    monkeypatch.setattr(choose, "is_installed", lambda _flavour: False)
+    monkeypatch.setattr(select, "is_installed", lambda _flavour: False)
     with pytest.raises(EngineUnavailableError, match=r"tensorrt is not installed; run: pip install '\.\[tensorrt\]'"):
         shop.open(Runtime.TENSORRT)
 
@@ -302,7 +302,7 @@ def test_precisions_of_cards_are_refused_elsewhere(
     shop: Shop, runtime: Runtime, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A runtime that has neither fp16 nor int8 refuses them, rather than compute in f32."""
-    monkeypatch.setattr(choose, "installed", lambda _runtime: True)
+    monkeypatch.setattr(select, "installed", lambda _runtime: True)
     with pytest.raises(EngineUnavailableError, match=rf"{runtime} computes in f32.* --runtime tensorrt"):
         shop.open(runtime, precision)
 
@@ -394,7 +394,7 @@ def on_cuda(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Fa
                 return engine
             return real(artifact, runtime, precision, options)
 
-        monkeypatch.setattr(choose, "build_engine", build)
+        monkeypatch.setattr(select, "build_engine", build)
         monkeypatch.setattr("service.engines.onnxruntime.has_cuda", lambda: True)
         return engine
 

@@ -13,7 +13,7 @@ from models.artifact.engine_plan import Flavour
 from service.engines.tensorrt.packages import is_installed, module
 
 ROOT = Path(__file__).resolve().parents[2]
-API = json.loads((Path(__file__).parent / "data" / "tensorrt_11_4.json").read_text())
+API = json.loads((Path(__file__).parents[1] / "data" / "tensorrt_11_4.json").read_text())
 MODULE = "the module"
 
 # Which variable holds what of TensorRT, by file. `trt` and `_trt` are the module everywhere.
@@ -78,7 +78,7 @@ class Use:
 def files() -> Iterator[tuple[str, ast.Module]]:
     """Every file that may use TensorRT, by its path."""
     for folder in ("export", "service/engines"):
-        for path in sorted((ROOT / folder).glob("*.py")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
             yield str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
 
 

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from export import parity_gate
 from export.importing.pipeline import Imported, Request, UnfitNameError, import_model
 from export.importing.recipe import RecipeError
 from export.importing.reference_run import one_line
@@ -439,8 +440,8 @@ def _distort(monkeypatch: pytest.MonkeyPatch, runtimes: set[Runtime]) -> None:
         return Wrong(engine) if runtime in runtimes else engine
 
     found = [Candidate(runtime, Precision.F32) for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME)]
-    monkeypatch.setattr(parity, "candidates", lambda: found)
-    monkeypatch.setattr(parity, "build_engine", build)
+    monkeypatch.setattr(parity_gate, "candidates", lambda: found)
+    monkeypatch.setattr(parity_gate, "build_engine", build)
 
 
 def _with(**changes: Any) -> ModelProto:

@@ -281,7 +281,7 @@ async def test_the_engine_process_is_killed(artifacts: Path) -> None:
     """Its fronts answer what they have accepted with 503, then end: no process, no port and no memory is left."""
     shared = set(os.listdir("/dev/shm"))  # noqa: PTH208
     async with started(*stuck(artifacts)) as service:
-        pids = fronts_of(service.server.process.pid)
+        pids = fronts_of(service.process.pid)
         async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
             requests = [asyncio.create_task(client.post("/predict", files={"image": png()})) for _ in range(6)]
             await in_flight(client, 6)
@@ -301,7 +301,7 @@ async def test_the_engine_process_is_killed(artifacts: Path) -> None:
 async def test_stops_at_the_limit(artifacts: Path, drain_s: float, again: bool) -> None:
     """What cannot be answered is refused at the drain limit, or at once when told to stop a second time; status 0."""
     async with started(*stuck(artifacts, drain_s=drain_s)) as service:
-        pids = fronts_of(service.server.process.pid)
+        pids = fronts_of(service.process.pid)
         async with httpx.AsyncClient(base_url=service.url, timeout=90) as client:
             requests = [asyncio.create_task(client.post("/predict", files={"image": png()})) for _ in range(4)]
             await in_flight(client, 4)
@@ -324,7 +324,7 @@ async def test_lost_card(artifacts: Path) -> None:
     )
     values = {"models": ["tiny"], "artifacts": str(artifacts), "port": 0, "grpc_port": 0, "gateways": 1}
     async with started(sys.executable, "-c", script, json.dumps(values)) as service:
-        pids = fronts_of(service.server.process.pid)
+        pids = fronts_of(service.process.pid)
         async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
             good = await client.post("/predict", files={"image": png(5)})
             lost = await client.post("/predict", files={"image": png(7)})
@@ -339,8 +339,8 @@ async def test_lost_card(artifacts: Path) -> None:
 async def test_a_signal_to_the_whole_group(artifacts: Path) -> None:
     """SIGTERM to every process at once, as some supervisors send it, ends all of them in order."""
     async with server(artifacts, "--gateways", "2") as service:
-        pids = fronts_of(service.server.process.pid)
-        for pid in (*pids, service.server.process.pid):
+        pids = fronts_of(service.process.pid)
+        for pid in (*pids, service.process.pid):
             os.kill(pid, signal.SIGTERM)
         assert await service.ended() == 0
         await ended(pids)

@@ -15,7 +15,7 @@ from service.common.errors import TABLE
 from tests.conftest import noise, png
 from tests.exposition import value
 from tests.fakes import FakeEngine
-from tests.inference import Inference, gateway, refusing
+from tests.inference_servers import Inference, gateway, refusing
 from tests.rest.test_rest import until
 from tests.server.test_serve import TOPFIVE, Server, run, server, started
 from tests.server.test_transports import BAD, GOOD, comparable

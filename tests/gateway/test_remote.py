@@ -19,7 +19,7 @@ from service.common.errors import (
 )
 from service.gateway.load_balancer import Replicas, Target, parse_targets
 from service.gateway.retries import MAX_BROKEN
-from tests.inference import Context, Inference, asked, asking, refusing
+from tests.inference_servers import Context, Inference, asked, asking, refusing
 
 pytestmark = pytest.mark.anyio
 

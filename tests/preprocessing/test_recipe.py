@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.models import GoogLeNet, get_model_weights
 from torchvision.transforms import InterpolationMode, TenCrop
-from torchvision.transforms import functional as transforms
+from torchvision.transforms import functional as functional
 
 from models.build import Served
 from models.catalog import CATALOG, Channels, InputSpec, Interpolation, WeightSet
@@ -44,10 +44,10 @@ def preset_of(name: str, weights: WeightSet) -> Any:
 
 def torchvision_sample(pixels: Pixels, spec: InputSpec) -> Sample:
     """The uint8 stage of that preset, by torchvision's own functions."""
-    resized = transforms.resize(
+    resized = functional.resize(
         Image.fromarray(pixels), [spec.resize], InterpolationMode(spec.interpolation.value), antialias=True
     )
-    return np.asarray(transforms.center_crop(resized, [spec.crop]))
+    return np.asarray(functional.center_crop(resized, [spec.crop]))
 
 
 def worst(pixels: Pixels, spec: InputSpec) -> int:
@@ -110,7 +110,7 @@ def test_endless_strip(size: tuple[int, int]) -> None:
 
 def torchvision_ten(pixels: Pixels, spec: InputSpec) -> Sample:
     """torchvision's resize and `TenCrop`, stacked."""
-    resized = transforms.resize(
+    resized = functional.resize(
         Image.fromarray(pixels), [spec.resize], InterpolationMode(spec.interpolation.value), antialias=True
     )
     return np.stack([np.asarray(crop) for crop in TenCrop(spec.crop)(resized)])
@@ -212,7 +212,7 @@ def test_catalog_normalisation(name: str, weights: WeightSet) -> None:
     """The graph normalises as the preset does, and for GoogLeNet as preset and `transform_input` do together."""
     preset = preset_of(name, weights)
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).repeat(1, 1, 1, 3)
-    expected = transforms.normalize(levels.permute(0, 3, 1, 2) / 255, preset.mean, preset.std)
+    expected = functional.normalize(levels.permute(0, 3, 1, 2) / 255, preset.mean, preset.std)
     if name in ("googlenet", "inception_v3"):
         rescaling = GoogLeNet(aux_logits=False, transform_input=True, init_weights=False)
         expected = rescaling._transform_input(expected)

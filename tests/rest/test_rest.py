@@ -11,6 +11,7 @@ import pytest
 
 from export.gate_images import PHOTOS
 from service.common.types import Outcome
+from service.rest import http_protocol
 from service.rest.image_request import requested_timeout
 from tests.conftest import png
 from tests.exposition import value
@@ -403,7 +404,7 @@ async def test_endless_head(artifacts: Path) -> None:
 
 async def test_silent_connection(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that sends no whole head in time is closed, in the first request and in a half one."""
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
     async with serving(artifacts, FakeEngine()) as running:
         for start in (b"", b"GET /livez HTTP/1.1\r\nHos"):
             reader, writer = await asyncio.open_connection("127.0.0.1", running.service.rest.port)

@@ -22,6 +22,7 @@ from service.common.errors import NotReady
 from service.common.gpus import Card
 from service.common.types import Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError
+from service.engines.selection import select
 from service.engines.selection.result import Opened
 from service.engines.selection.select import EngineOptions, open_engine
 from service.engines.tensorrt.engine import Nvidia, TensorRtEngine
@@ -127,7 +128,7 @@ class Station:
 @pytest.fixture
 def station(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Station:
     """A station with a plan."""
-    monkeypatch.setattr(choose, "is_installed", lambda _flavour: True)
+    monkeypatch.setattr(select, "is_installed", lambda _flavour: True)
     made = Station(artifacts, tmp_path / "cache")
     made.teach()
     made.build()
