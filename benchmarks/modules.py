@@ -171,6 +171,5 @@ MODULES = (
         (_least("models=10.ratio", "ten models mixed / one after the other", 0.85),),
         ("--artifacts", "{artifacts}", "--each", "12"),
     ),
-    Module("fronts"),
 )
 """All of them, in the order of the report."""

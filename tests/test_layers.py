@@ -26,7 +26,6 @@ LAYERS = {
     "service.preprocessing": 3,
     "service.inference": 5,
     "service.repository": 5,
-    "service.front": 6,
     "service.gateway": 6,
     "service.offline": 6,
     "service.rest": 6,
@@ -334,7 +333,7 @@ def test_only_the_top_reads_settings() -> None:
     """Everything below gets what it needs as arguments, not the settings."""
     users = {one.module for one in imports() if one.target == "service.common.settings"}
 
-    tops = ["service.server.app", "service.cli.main", "service.cli", "service.front.server", "service.front.fronts"]
+    tops = ["service.server.app", "service.cli.main", "service.cli"]
     tops += ["service.gateway.server", "service.cli.options"]
     assert [user for user in users if not inside(user, tops)] == []
 

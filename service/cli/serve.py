@@ -14,9 +14,4 @@ from service.server.app import run
 @options(*Settings.model_fields)
 def serve_command(**values: Any) -> None:
     """Serve exported models over REST and gRPC until SIGTERM or Ctrl-C."""
-    settings = settings_from(values)
-    if not settings.gateways:
-        sys.exit(run(settings))
-    from service.front.fronts import run_fronted
-
-    sys.exit(run_fronted(settings))
+    sys.exit(run(settings_from(values)))

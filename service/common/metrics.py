@@ -38,16 +38,6 @@ class BatchMetrics(Protocol):
         """A batch took so many seconds."""
 
 
-class RequestMetrics(Protocol):
-    """What the transports report and show; `Metrics` keeps it."""
-
-    def answered(self, model: str, code: str) -> None:
-        """A request ended with that code before any classifier saw it."""
-
-    async def scrape(self) -> bytes:
-        """All metrics of the service in the text format of Prometheus."""
-
-
 class LatencyRecord:
     """Percentiles over everything recorded, in constant memory: counts in buckets that grow by 2 per cent.
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models.artifact.files import at_home
 from models.artifact.tuning import MOST_BATCH
@@ -36,15 +36,6 @@ class Settings(BaseModel):
     host: Annotated[str, Field(description="Address to listen on; 0.0.0.0 for all")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port of REST; 0 takes a free one")] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535, description="Port of gRPC; 0 takes a free one")] = 8001
-    gateways: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=64,
-            description="Processes that take requests and decode images in front of the one with the models; "
-            "0 does all in one. Each gets an equal share of --max-upload-bytes and --cpus",
-        ),
-    ] = 0
     runtime: Annotated[Runtime, Field(description="Runtime; auto takes the best that fits this machine")] = Runtime.AUTO
     precision: Annotated[
         Precision, Field(description="Precision; auto lowers it only where measured parity allows it")
@@ -69,9 +60,9 @@ class Settings(BaseModel):
     decode: Annotated[
         Decode, Field(description="Large JPEGs: exact decodes every pixel, auto what answers show, fast less than that")
     ] = Decode.AUTO
-    max_upload_bytes: Annotated[
-        int, Field(ge=1, validate_default=True, description="Bytes of bodies in memory at once; more get 429")
-    ] = 1 << 30
+    max_upload_bytes: Annotated[int, Field(ge=1, description="Bytes of bodies in memory at once; more get 429")] = (
+        1 << 30
+    )
     timeout_s: Annotated[float, Field(gt=0, description="Longest time for one answer; callers may ask for less")] = 30.0
     drain_s: Annotated[float, Field(ge=0, description="Longest time for accepted work after SIGTERM or Ctrl-C")] = 20.0
     recover_s: Annotated[float, Field(gt=0, description="Time between tries of a model that fails")] = 5.0
@@ -89,18 +80,6 @@ class Settings(BaseModel):
             if made := [name for name in names if name.startswith(ENSEMBLE_PREFIX)]:
                 raise ValueError(f"{made[0]} is made of models at a request; name its members instead")
         return names
-
-    @field_validator("max_upload_bytes")
-    @classmethod
-    def _shared_out(cls, value: int, others: ValidationInfo) -> int:
-        """Refuse a share of a front without room for the largest image: that would get 429 however long it waits."""
-        gateways, largest = others.data.get("gateways", 0), others.data.get("max_image_bytes", 0)
-        if value < gateways * largest:
-            raise ValueError(
-                f"each of {gateways} gateways gets {value // gateways} of {value} bytes, and an image may have "
-                f"{largest}; ask for fewer gateways or a smaller --max-image-bytes, or give {gateways * largest}"
-            )
-        return value
 
     @property
     def cache_folder(self) -> Path:

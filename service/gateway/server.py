@@ -17,8 +17,7 @@ from service.gateway.retries import Calls
 from service.rest import endpoints
 from service.rest.app import create_app
 from service.rest.image_request import Intake
-from service.rest.listener import OwnDoor, listen
-from service.rest.server import RestServer
+from service.rest.server import RestServer, listen
 from service.server.process import DrainLimit, drain, run_until_stopped
 
 _LOOK_S = 1.0
@@ -44,7 +43,7 @@ class Gateway:
             endpoints.health(self._directory, self.metrics),
             refused=partial(self.metrics.answered, UNKNOWN),
         )
-        self.rest = RestServer(app, OwnDoor(listen(settings.host, settings.port)))
+        self.rest = RestServer(app, listen(settings.host, settings.port))
 
     async def start(self) -> None:
         """Listen, and look for inference servers."""

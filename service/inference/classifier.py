@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from service.common.clock import Clock
 from service.common.errors import BadImage, BadRequest, DeadlineExceeded, NotReady, TooLarge, TopfiveError
@@ -14,14 +14,13 @@ from service.common.types import ENSEMBLE, Classification, Timing
 from service.inference.comparison import Comparison, ComparisonTiming, Row, compared
 from service.inference.ensemble import Panel, Panels, is_ensemble, mean, spelt
 from service.inference.topk import top_k as best
-from service.preprocessing.interface import Photo, Photos, joined
+from service.preprocessing.preprocessor import Decoder, Photo, joined
 from service.preprocessing.transforms import TEN_CROPS
 from service.repository.repository import Repository
 
 DEFAULT_CROPS = 1
 MAX_ROWS = 64
 
-D = TypeVar("D")
 X = TypeVar("X")
 
 
@@ -70,10 +69,10 @@ class _Question:
             raise BadRequest(f"top_k is {self.top_k}; send 1 or more")
 
 
-class LocalClassifier(Generic[D]):
-    """Classifies with the models of a repository what `decoder` makes photos of: bytes, in the house of one process."""
+class LocalClassifier:
+    """Classifies images with the models of a repository in this process."""
 
-    def __init__(self, repository: Repository, decoder: Photos[D], *, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, repository: Repository, decoder: Decoder, *, clock: Clock, metrics: Metrics) -> None:
         self._repository = repository
         self._decoder = decoder
         self._clock = clock
@@ -82,7 +81,7 @@ class LocalClassifier(Generic[D]):
 
     async def classify(
         self,
-        data: D,
+        data: bytes,
         *,
         model: str | None,
         top_k: int | None = None,
@@ -100,7 +99,7 @@ class LocalClassifier(Generic[D]):
 
     async def compare(
         self,
-        data: D,
+        data: bytes,
         *,
         models: Sequence[str],
         top_k: int | None = None,

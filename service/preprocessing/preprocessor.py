@@ -12,10 +12,28 @@ from service.common.thread_pool import Threads
 from service.common.types import Decode, ImageLimits, Preprocessing, Samples
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
-from service.preprocessing.interface import Prepared
 
 Read = Callable[[bytes, ImageLimits, int | None], Picture]
 Cut = Callable[[InputSpec, Picture, int], Samples]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The crops for one recipe, and what was done for them in how many seconds of a thread."""
+
+    samples: Samples
+    preprocessing: Preprocessing
+    took_s: float
+
+
+def joined(prepared: Sequence[Prepared]) -> Preprocessing:
+    """What was done for several models: each part once, joined by `+` where they differ."""
+    parts = [one.preprocessing for one in prepared]
+    return Preprocessing(
+        decoder="+".join(dict.fromkeys(part.decoder for part in parts)),
+        scale="+".join(dict.fromkeys(part.scale for part in parts)),
+        recipe="+".join(dict.fromkeys(part.recipe for part in parts)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

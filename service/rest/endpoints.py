@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.common.metrics import RequestMetrics
+from service.common.metrics import Metrics
 from service.common.types import Timing
 from service.inference.classifier import Classifier
 from service.inference.comparison import ComparisonTiming
@@ -114,7 +114,7 @@ def models(directory: Directory) -> APIRouter:
     return router
 
 
-def health(directory: Directory, metrics: RequestMetrics) -> APIRouter:
+def health(directory: Directory, metrics: Metrics) -> APIRouter:
     """`GET /livez`, `GET /readyz` and `GET /metrics`."""
     router = APIRouter(tags=["health"])
 

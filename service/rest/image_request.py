@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.common.clock import Clock
 from service.common.errors import BadRequest, DeadlineExceeded, TopfiveError
-from service.common.metrics import UNKNOWN, RequestMetrics
+from service.common.metrics import UNKNOWN, Metrics
 from service.common.types import ImageLimits
 from service.common.upload_budget import UploadBudget
 from service.preprocessing.decode import FORMATS
@@ -65,7 +65,7 @@ class Intake:
     budget: UploadBudget
     timeout_s: float
     clock: Clock
-    metrics: RequestMetrics
+    metrics: Metrics
 
     @asynccontextmanager
     async def image(

@@ -1,8 +1,10 @@
 """The HTTP server under REST: uvicorn, with signals left to the service and a shutdown that loses nothing."""
 
 import asyncio
+import ctypes
 import socket
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -10,11 +12,20 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service.rest.http_protocol import BoundedHeadProtocol
-from service.rest.listener import Door
 
 _CLOSE = (b"connection", b"close")
 
+_BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than the idle time of common load balancers, so that they close first
+
+_SO_ATTACH_FILTER = 26  # of Linux; Python's socket module does not name it
+# A packet filter in the kernel's instructions: code, jump if true, jump if false, operand.
+_NO_SYN = (
+    (0x30, 0, 0, 13),  # load the flags of the TCP header
+    (0x45, 0, 1, 0x02),  # is SYN among them?
+    (0x06, 0, 0, 0),  # then drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # else keep it
+)
 
 # When it stops: how long open connections may still send, and how old those may be that never have.
 _SETTLE_S = 0.1
@@ -22,12 +33,24 @@ _FIRST_REQUEST_S = 5.0
 _TELL_S = 0.05
 
 
-class RestServer:
-    """A uvicorn server of the connections that come through `door`. `port` is the real one."""
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes a free one. Raises OSError that says which option to change."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise OSError(
+            f"REST cannot listen on {host}:{port} ({error.strerror}); choose another --host or --port"
+        ) from error
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
-        self._door = door
-        self.port: int = door.listener.getsockname()[1]
+
+class RestServer:
+    """A uvicorn server of the connections that come to `listener`. `port` is the real one."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        self._listener = listener
+        self.port: int = listener.getsockname()[1]
         config = uvicorn.Config(
             app,
             http=BoundedHeadProtocol,
@@ -38,25 +61,23 @@ class RestServer:
             timeout_keep_alive=_KEEP_ALIVE_S,
         )
         self._server = _Server(config)
-        self._server.server_state.connections = _Counted(door.count)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Accept connections."""
-        self._task = asyncio.create_task(self._server.serve(self._door.sockets()))
+        self._task = asyncio.create_task(self._server.serve([self._listener]))
         while not self._server.started:
             if self._task.done():
                 self._task.result()
             await asyncio.sleep(0.005)
-        self._door.open(self._server.take)
 
     async def settle(self, over: asyncio.Task[None]) -> None:
         """Accept no new connection, and let those accepted send what they came with, until `over` at the latest."""
         self._server.say_close()
         with suppress(OSError):  # not every system has such filters
-            self._door.deafen()
+            deafen(self._listener)
         await asyncio.wait({over}, timeout=_SETTLE_S)  # those that have begun to connect come to their end
-        await self._server.stop_listening(self._door)
+        await self._server.stop_listening(self._listener)
         await asyncio.wait({over}, timeout=_SETTLE_S)
         while self._server.expects_requests() and not over.done():
             await asyncio.wait({over}, timeout=0.02)
@@ -69,7 +90,7 @@ class RestServer:
 
     def close(self) -> None:
         """Give the port back without ever having started."""
-        self._door.listener.close()
+        self._listener.close()
 
     async def cut_off(self) -> None:
         """End the requests that are still open: 503 for those that can be told."""
@@ -80,52 +101,22 @@ class RestServer:
         self._server.force_exit = True
 
 
-class _Counted(set[Any]):
-    """Open connections, as uvicorn keeps them; `changed` is told how many there are."""
-
-    def __init__(self, changed: Callable[[int], None]) -> None:
-        super().__init__()
-        self._changed = changed
-
-    def add(self, connection: Any) -> None:
-        """One more."""
-        super().add(connection)
-        self._changed(len(self))
-
-    def discard(self, connection: Any) -> None:
-        """One less."""
-        super().discard(connection)
-        self._changed(len(self))
-
-
 class _Server(uvicorn.Server):
     """Uvicorn's server, which would otherwise take the signals and end the process by raising them again."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._beginning: set[asyncio.Task[None]] = set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone."""
         yield
 
-    def take(self, connection: socket.socket) -> asyncio.Task[None]:
-        """Serve one that was accepted; the task ends when that has begun."""
-        connection.setblocking(False)
-        task = asyncio.get_running_loop().create_task(self._begin(connection))
-        self._beginning.add(task)
-        task.add_done_callback(self._beginning.discard)
-        return task
-
-    async def stop_listening(self, door: Door) -> None:
+    async def stop_listening(self, listener: socket.socket) -> None:
         """Accept the connections that the kernel holds in its queue, which closing would reset, and no later ones."""
         waiting: list[socket.socket] = []
         with suppress(OSError):  # until none waits; or no descriptor is left for another
             while True:
-                waiting.append(door.listener.accept()[0])
+                waiting.append(listener.accept()[0])
         with suppress(OSError):  # not every system lets a listener be shut down before it is closed
-            door.shut()
+            listener.shutdown(socket.SHUT_RDWR)
         for server in self.servers:
             server.close()
         for connection in waiting:
@@ -155,3 +146,15 @@ class _Server(uvicorn.Server):
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return made
+
+
+def deafen(listener: socket.socket) -> None:
+    """Let the kernel drop what would begin one more connection; those that have begun go on.
+
+    One that came between the last `accept` and the close would be reset, and its client could not tell whether it was
+    served; so it asks again a second later and is refused. Raises OSError where the system cannot.
+    """
+    instructions = b"".join(struct.pack("HBBI", *instruction) for instruction in _NO_SYN)
+    program = ctypes.create_string_buffer(instructions, len(instructions))
+    address = ctypes.addressof(program)
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_NO_SYN), address))

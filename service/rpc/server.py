@@ -1,7 +1,6 @@
 """The gRPC server: the servicer, `grpc.health.v1` with Watch, and reflection."""
 
 import asyncio
-from enum import Enum
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -16,6 +15,7 @@ SERVICE: str = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 
 _FLUSH_S = 0.1  # for the last replies to leave
 _OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port fails
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 1024),  # of one connection; later calls wait at the client, not in memory here
@@ -23,19 +23,12 @@ _OPTIONS = (
 )
 
 
-class PortUse(Enum):
-    """Whether a port is one server's own, so that a second one fails there, or shared with others of one service."""
-
-    OWN = 0
-    SHARED = 1
-
-
 class RpcServer:
     """A grpc.aio server, bound when it is made. `port` is the real one. Raises OSError where it cannot be bound."""
 
-    def __init__(self, servicer: Servicer, host: str, port: int, use: PortUse = PortUse.OWN) -> None:
+    def __init__(self, servicer: Servicer, host: str, port: int) -> None:
         self._servicer = servicer
-        self._server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", use.value)))
+        self._server = grpc.aio.server(options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         classifier_pb2_grpc.add_ClassifierServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

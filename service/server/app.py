@@ -25,8 +25,7 @@ from service.repository.repository import Repository
 from service.rest import endpoints
 from service.rest.app import create_app
 from service.rest.image_request import Intake
-from service.rest.listener import OwnDoor, listen
-from service.rest.server import RestServer
+from service.rest.server import RestServer, listen
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
 from service.server.process import DrainLimit, Fatal, drain, run_until_stopped
@@ -103,7 +102,7 @@ class Service:
             refused=partial(core.metrics.answered, UNKNOWN),
         )
         servicer = Servicer(core.classifier, directory, budget=budget, timeout_s=settings.timeout_s, clock=core.clock)
-        self.rest = RestServer(app, OwnDoor(listen(settings.host, settings.port)))
+        self.rest = RestServer(app, listen(settings.host, settings.port))
         try:
             self.rpc = RpcServer(servicer, settings.host, settings.grpc_port)
         except OSError:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -21,8 +21,7 @@ from service.rest.server import RestServer
 _LAST_WORDS_S = 0.3  # of the drain limit, for the refusals at its end to reach their callers
 _JOIN_S = 0.5
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
-"""The signals that end a server."""
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 log = logging.getLogger(__name__)
 
@@ -93,19 +92,16 @@ async def drain(
     over.cancel()
 
 
-def run_until_stopped(
-    make: Callable[[Fatal], Server], log_level: str, *, signals: Sequence[int] = STOPS, name: str = ""
-) -> int:
-    """Start what `make` gives, on the event loop, and end it at any of `signals`: SIGTERM and Ctrl-C.
+def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
+    """Start what `make` gives, on the event loop, and end it at SIGTERM or Ctrl-C.
 
-    `name` stands in each line of the log. The exit status: 0 after a clean stop, 1 where it could not start or had a
-    reason that was fatal.
+    The exit status: 0 after a clean stop, 1 where it could not start or had a reason that was fatal.
     """
-    form = f"%(asctime)s %(levelname)s {name and name + ' '}%(name)s: %(message)s"
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=log_level.upper(), format=form, force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        ending = runner.run(_serve(make, signals))
+        ending = runner.run(_serve(make))
     others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
     stuck = [*others, *at_work()]
     for thread in stuck:
@@ -124,7 +120,7 @@ def _exit(status: int) -> None:
     os._exit(status)
 
 
-async def _serve(make: Callable[[Fatal], Server], signals: Sequence[int]) -> Ending:
+async def _serve(make: Callable[[Fatal], Server]) -> Ending:
     stop, hurry, fatal = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -142,7 +138,7 @@ async def _serve(make: Callable[[Fatal], Server], signals: Sequence[int]) -> End
             event.set()
 
     loop = asyncio.get_running_loop()
-    for number in signals:
+    for number in _STOPS:
         loop.add_signal_handler(number, on_signal)
     try:
         server = make(on_fatal)

@@ -53,14 +53,6 @@ def test_models(text: str, models: tuple[str, ...]) -> None:
     assert Settings(models=models).models == models
 
 
-def test_shares_of_fronts() -> None:
-    """What is left of the bytes of bodies for one front has room for the largest image."""
-    assert parsed("--gateways", "32").gateways == 32
-    assert parsed("--gateways", "64", "--max-image-bytes", "1000000").gateways == 64
-    assert parsed("--gateways", "2", "--max-upload-bytes", str(64 << 20)).max_upload_bytes == 64 << 20
-    assert parsed("--max-upload-bytes", "1000").max_upload_bytes == 1000
-
-
 def test_option_wins() -> None:
     """An option on the command line goes before the variable."""
     assert parsed("--port", "1", env={"TOPFIVE_PORT": "2", "TOPFIVE_GRPC_PORT": "3"}).port == 1
@@ -140,14 +132,6 @@ def test_refused(name: str, value: object) -> None:
         (
             ["--max-batch", "-1", "--timeout-s", "0"],
             "--max-batch: Input should be greater than or equal to 0; --timeout",
-        ),
-        (
-            ["--gateways", "64"],
-            "--max-upload-bytes: Value error, each of 64 gateways gets 16777216 of 1073741824 bytes",
-        ),
-        (
-            ["--gateways", "2", "--max-upload-bytes", "67108863"],
-            "ask for fewer gateways or a smaller --max-image-bytes, or give 67108864",
         ),
     ],
 )

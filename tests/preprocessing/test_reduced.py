@@ -21,8 +21,7 @@ from service.common.types import Decode, ImageLimits, Pixels, Runtime
 from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.preprocessing import transforms
 from service.preprocessing.decode import Picture, decode, picture
-from service.preprocessing.interface import joined
-from service.preprocessing.preprocessor import Decoder
+from service.preprocessing.preprocessor import Decoder, joined
 from tests.conftest import noise, png
 from tests.orientations import ORIENTATIONS, stored
 from tests.serving import serving

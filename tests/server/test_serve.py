@@ -23,7 +23,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.rest.listener import deafen
+from service.rest.server import deafen
 from tests.conftest import png
 from tests.fakes import reached
 

@@ -1,1 +1,0 @@
-"""Front processes: REST and gRPC apart from the engines, in as many processes as there are cores to feed."""
