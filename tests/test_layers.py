@@ -15,92 +15,63 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "proto", "service", "loadgen", "export")
 GENERATED = "proto.topfive.v1"
 
-# The layer of each module, by its name or by that of a package around it; the longest name counts. Within a layer
-# modules may import each other, but not in a circle. `export` stands apart: what it may import is a test of its own.
+# The layer of each package. Within a layer packages know nothing of each other. `export` and `loadgen` stand apart:
+# what they may import is a test of its own.
 LAYERS = {
+    "service.cli": 9,
+    "service.server": 8,
+    "service.gateway": 7,
+    "service.offline": 7,
+    "service.rest": 7,
+    "service.rpc": 7,
+    "service.inference": 6,
+    "service.repository": 5,
+    "service.batching": 4,
+    "service.preprocessing": 3,
+    "service.engines": 2,
+    "service.common": 1,
     "models": 0,
     "proto": 0,
-    "service.common": 1,
-    "service.batching": 3,
-    "service.engines": 3,
-    "service.preprocessing": 3,
-    "service.inference": 5,
-    "service.repository": 5,
-    "service.gateway": 6,
-    "service.offline": 6,
-    "service.rest": 6,
-    "service.rpc": 6,
-    "service.cli": 7,
-    "service.server": 7,
-    "loadgen": 8,
 }
 
 # Who may import a package of others, anywhere in the file
 HOMES = {
     "torch": (
         "export",
-        "models.architectures.alexnet_2012",
-        "models.architectures.blocks",
+        "models.analysis",
+        "models.architectures",
         "models.build",
-        "models.architectures.googlenet_2014",
-        "models.architectures.lenet5",
-        "models.weights.onnx_check",
-        "models.weights.from_onnx",
-        "models.analysis.operators",
-        "models.architectures.tiny",
-        "models.analysis.trace",
-        "models.architectures.train_lenet5",
-        "models.architectures.vgg_2014",
-        "models.weights.weights",
+        "models.weights",
         "service.engines.torch",
     ),
-    "torchvision": ("export", "models.build", "models.weights.weights"),
-    "safetensors": ("export", "models.architectures.train_lenet5", "models.weights.weights"),
+    "torchvision": ("export", "models.build", "models.weights"),
+    "safetensors": ("export", "models.architectures.train_lenet5", "models.weights"),
     "sklearn": ("models.architectures.train_lenet5",),
-    "onnx": ("export", "models.weights.onnx_check", "models.weights.onnx_reader", "models.weights.from_onnx"),
-    "openvino": ("service.engines.openvino.engine",),
-    "onnxruntime": (
-        "export.importing.reference_run",
-        "export.tensorrt.int8",
-        "models.weights.onnx_check",
-        "service.engines.onnxruntime",
-    ),
-    "grpc": (GENERATED, "loadgen.grpc_connection", "service.server.health_probe", "service.gateway", "service.rpc"),
-    "grpc_health": ("service.server.health_probe", "service.gateway", "service.rpc"),
+    "onnx": ("export", "models.weights"),
+    "openvino": ("service.engines.openvino",),
+    "onnxruntime": ("export", "models.weights", "service.engines.onnxruntime"),
+    "grpc": (GENERATED, "loadgen", "service.gateway", "service.rpc", "service.server.health_probe"),
+    "grpc_health": ("service.gateway", "service.rpc", "service.server.health_probe"),
     "grpc_reflection": ("service.rpc",),
     "fastapi": ("service.rest",),
     "fastapi_offline": ("service.rest",),
     "starlette": ("service.rest",),
-    "uvicorn": ("service.rest.http_protocol", "service.rest.server"),
-    "uvloop": ("loadgen.command", "service.server.process"),
-    "prometheus_client": ("service.common.histograms", "service.common.metrics"),
-    "click": ("export", "service.cli.main", "service.cli", "service.cli.options"),
-    "rich": ("export", "models.architectures.train_lenet5", "service.cli", "service.cli.tables"),
+    "uvicorn": ("service.rest",),
+    "uvloop": ("loadgen", "service.server.process"),
+    "prometheus_client": ("service.common.metrics", "service.common.histograms"),
+    "click": ("export", "loadgen", "service.cli", "service.offline"),
+    "rich": ("export", "loadgen", "models.architectures.train_lenet5", "service.cli", "service.offline"),
     "cykooz_resizer": ("service.preprocessing.simd_resize",),
-    "PIL": (
-        "models.architectures.train_lenet5",
-        "service.preprocessing.simd_resize",
-        "service.preprocessing.decode",
-        "loadgen.images",
-        "loadgen.tensors",
-        "service.common.sample_photo",
-        "service.preprocessing.transforms",
-    ),
+    "PIL": ("loadgen", "models.architectures.train_lenet5", "service.preprocessing", "service.common.sample_photo"),
     "pydantic": (
-        "models.artifact.artifact",
-        "models.catalog",
-        "models.analysis.layer_table",
-        "models.artifact.measured",
-        "models.artifact.engine_plan",
-        "models.artifact.tuning",
-        "service.engines.selection.parity_gate",
+        "models",
         "service.cli.options",
-        "service.rest.direct",
-        "service.rest.schemas",
         "service.common.settings",
+        "service.engines.selection",
+        "service.rest",
     ),
-    "pyarrow": ("service.offline.writers",),
-    "httptools": ("loadgen.http_client", "loadgen.http_connection"),
+    "pyarrow": ("service.offline",),
+    "httptools": ("loadgen",),
 }
 
 
@@ -225,7 +196,7 @@ def test_imports_go_down() -> None:
 def test_every_module_has_a_layer() -> None:
     """A new module of the service finds its layer, and no layer is kept for a module that is gone."""
     for module in modules():
-        if module != "service" and not inside(module, ["export"]):
+        if module != "service" and not inside(module, ["export", "loadgen"]):
             assert layer(module) >= 0
     assert [name for name in LAYERS if name not in modules()] == []
     assert ast.parse(modules()["service"].read_text()).body[1:] == []
@@ -288,25 +259,10 @@ def test_metadata_starts_without_torch(module: str) -> None:
 
 
 def test_batcher_knows_no_engine() -> None:
-    """The batcher is given a function: it reaches no engine, no model and no image, only modules below it."""
+    """The batcher is given a function: it reaches no engine, no model and no image."""
     own = {name for name in started_by("service.batching.batcher") if inside(name, PACKAGES)}
-    below = (
-        "admission",
-        "clock",
-        "errors",
-        "histograms",
-        "hold",
-        "metrics",
-        "pacing",
-        "pending",
-        "runner",
-        "slo",
-        "slots",
-        "types",
-        "waiting",
-    )
 
-    assert own == {"service", "service.batching.batcher", *(f"service.{name}" for name in below)}
+    assert {name for name in own if not inside(name, ["service.batching", "service.common"])} == {"service"}
 
 
 def test_classifier_knows_no_transport() -> None:
@@ -322,19 +278,14 @@ def test_the_load_generator_knows_no_server() -> None:
     own = {one.target for one in imports() if inside(one.module, ["loadgen"]) and inside(one.target, PACKAGES)}
 
     assert own
-    assert {
-        name
-        for name in own
-        if not inside(name, ["loadgen", "service.common.clock", "service.common.sample_photo", "proto"])
-    } == set()
+    assert {name for name in own if not inside(name, ["loadgen", "service.common", "proto"])} == set()
 
 
 def test_only_the_top_reads_settings() -> None:
     """Everything below gets what it needs as arguments, not the settings."""
     users = {one.module for one in imports() if one.target == "service.common.settings"}
 
-    tops = ["service.server.app", "service.cli.main", "service.cli"]
-    tops += ["service.gateway.server", "service.cli.options"]
+    tops = ["service.cli", "service.server"]
     assert [user for user in users if not inside(user, tops)] == []
 
 
@@ -408,8 +359,8 @@ def written() -> Iterator[object]:
 
 @pytest.mark.parametrize("path", list(written()))
 def test_file_length(path: Path) -> None:
-    """A file has at most 300 lines."""
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+    """A file has at most 350 lines."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
