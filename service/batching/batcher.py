@@ -1,7 +1,7 @@
 """Dynamic batching: a batch starts as soon as a slot is free, and grows only while every slot is busy.
 
-Everything happens on the event loop. One synchronous method, `_pump`, decides; it is called after an item is queued,
-when a batch has finished and when a hold ends. There is no lock, no thread and no background task that could die.
+Everything happens on the event loop. One synchronous method, `_pump`, decides; it is called after an item is queued and
+when a batch has finished. There is no timer, no lock, no thread and no background task that could die.
 The batcher knows no engine: it is given a function that runs a batch.
 """
 
@@ -17,7 +17,6 @@ from service.batching.admission import Admission
 from service.batching.cost_model import Pacer, even_part
 from service.batching.execution import Runner, as_engine_error
 from service.batching.fair_scheduler import Slot, Slots
-from service.batching.hold import Hold
 from service.batching.pending import Pending
 from service.batching.queue import Waiting
 from service.batching.slo import Place, Slo, SloUnattainable
@@ -64,14 +63,13 @@ class Batcher(Generic[T, R]):
         self._clock = clock
         self._metrics = metrics
         self._on_health = on_health
-        self._pacer = Pacer(limits.max_hold_s)
+        self._pacer = Pacer()
         self._slo = Slo(limits.slo_s, limits.slots) if limits.slo_s else None
         self._queue: Waiting[T, R] = Waiting(self._slo)
         self._running: dict[asyncio.Task[None], list[Pending[T, R]]] = {}
         self._admission = Admission(limits, self._slo, pacer=self._pacer, clock=clock, metrics=metrics)
         self._failures = 0
         self._share = (slots or Slots(limits.slots, clock)).join(self._pump, limits.slots)
-        self._hold = Hold(self._pacer, clock, self._end_hold)
         self._drained: asyncio.Event | None = None
         self._cause: BaseException | None = None
         self.state = State.OPEN
@@ -126,7 +124,6 @@ class Batcher(Generic[T, R]):
         items = [self._enqueued(value, deadline, place) for value in values]
         left = False  # its results may be there already, in the very turn of the loop in which the caller leaves
         try:
-            self._pacer.outstanding(self.depth + self.in_flight)
             self._pump()
             results = [await item.future for item in items]
             if place is not None:
@@ -191,15 +188,11 @@ class Batcher(Generic[T, R]):
         elif not self._queue.refuse(item, now):
             item.timer = self._clock.call_at(item.deadline, lambda: self._expire(item))
 
-    def _pump(self, due: int = 0) -> None:
-        """Start batches while a slot is free and items wait; a bug in here fails everything pending, openly.
-
-        `due` of them are held no longer, nor are those of a batch once it need not be: other slots take what one left.
-        """
+    def _pump(self) -> None:
+        """Start batches while a slot is free and items wait; a bug in here fails everything pending, openly."""
         try:
-            while self._may_start() and (due > 0 or not self._holding()) and (slot := self._share.take()):
-                due = due if due > 0 else min(self.depth, self.max_batch)
-                due -= self._dispatch(slot)
+            while self._may_start() and (slot := self._share.take()):
+                self._dispatch(slot)
         except Exception as error:
             self._break(error)
 
@@ -207,18 +200,8 @@ class Batcher(Generic[T, R]):
         """Whether something waits and this engine, if not the device, is free for it."""
         return len(self._queue) > 0 and len(self._running) < self._limits.slots
 
-    def _holding(self) -> bool:
-        """Whether the waiting items should wait on for more of them."""
-        if self.state is not State.OPEN or self._limits.max_hold_s <= 0:
-            return False
-        return self._hold.goes_on(self.depth, self.max_batch, self._queue.earliest(self.max_batch))
-
-    def _end_hold(self) -> None:
-        """Start what waits, however little it is."""
-        self._pump(due=min(self.depth, self.max_batch))
-
-    def _dispatch(self, slot: Slot) -> int:
-        """Cut a batch from the front of the queue and run it, of so many; expired items are failed instead."""
+    def _dispatch(self, slot: Slot) -> None:
+        """Cut a batch from the front of the queue and run it; expired items are failed instead."""
         now, quantum_s = self._clock.now(), self._share.quantum_s
         items: list[Pending[T, R]] = []
         try:
@@ -227,12 +210,11 @@ class Batcher(Generic[T, R]):
             if not items:  # a bug in here is no reason to keep the other models from the slot
                 slot.give_back()
         if not items:
-            return 0
+            return
         task = asyncio.get_running_loop().create_task(self._execute(items, now))
         self._running[task] = items
         task.add_done_callback(partial(self._finished, slot))
         self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
-        return len(items)
 
     def _portion(self) -> int:
         """How many of those who wait are for the next slot: all, or its part where slots compute apart."""
@@ -251,7 +233,7 @@ class Batcher(Generic[T, R]):
         now = self._clock.now()
         took = now - started
         self._metrics.ran(took)
-        self._pacer.finished(now, size, took)
+        self._pacer.finished(size, took)
         if self._slo is not None:
             self._slo.ran(size, took)
         self._note_health(failed=all(isinstance(result, Exception) for result in results))
@@ -292,7 +274,6 @@ class Batcher(Generic[T, R]):
         self._on_health()
 
     def _fail_all(self, error: Exception) -> None:
-        self._hold.cancel()
         for item in [*self._queue, *(item for items in self._running.values() for item in items)]:
             item.settle(error)
         self._queue.clear()

@@ -1,4 +1,4 @@
-"""When to wait a moment for a fuller batch, and how long a queue will take. Pure: given times, it returns times."""
+"""How long batches and a queue will take, by what was measured. Pure: given times, it returns times."""
 
 import math
 from bisect import bisect_right
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 _MEMORY = 0.95  # weight that one more batch leaves to all before it
 _LATELY_S, _FEWEST, _MOST = 10.0, 8, 64  # places given back that tell how fast the house drains, decoding included
 _FIRST_RETRY_S = 1.0  # what to tell a refused caller before any batch has been measured
-_PROBE_EVERY = 32  # one hold in so many is tried although holds have not been paying
 
 
 @dataclass(slots=True)
@@ -53,26 +52,15 @@ def even_part(waiting: int, running: int, slots: int) -> int:
 
 
 class Pacer:
-    """Decides holds for one batcher. A hold never outlasts `max_hold_s` after a completion; 0 turns holds off."""
+    """Predicts the run of a batch, and how long a refused caller should wait, for one batcher."""
 
-    def __init__(self, max_hold_s: float) -> None:
-        self._max_hold_s = max_hold_s
+    def __init__(self) -> None:
         self._cost = CostModel()
-        self._completed_at = float("-inf")
-        self._peak = 0.0
-        self._score = 1.0
-        self._asked = 0
         self._released: deque[float] = deque(maxlen=_MOST)
 
-    def outstanding(self, count: int) -> None:
-        """Note how many items wait or run now; the peak of it fades with each batch."""
-        self._peak = max(self._peak, float(count))
-
-    def finished(self, now: float, n: int, took_s: float) -> None:
-        """Note that a batch of `n` finished at `now`."""
+    def finished(self, n: int, took_s: float) -> None:
+        """Note that a batch of `n` took so long."""
         self._cost.observe(n, took_s)
-        self._completed_at = now
-        self._peak *= _MEMORY
 
     def most_within(self, quantum_s: float, max_batch: int) -> int:
         """The largest batch, at most `max_batch`, that should run no longer than `quantum_s`; at least 1.
@@ -86,26 +74,6 @@ class Pacer:
     def _run_s(self, n: int) -> float:
         seconds = self._cost.predict(n)
         return math.inf if seconds is None else seconds
-
-    def hold_until(self, now: float, waiting: int, max_batch: int, earliest_deadline: float) -> float | None:
-        """Until when `waiting` items should wait for more, at most `max_batch`, or None to dispatch them now.
-
-        Only just after a completion, and only while fewer wait than were lately outstanding at once: callers that
-        answer each other's answers are about to come back. A first arrival at an idle engine is never held.
-        """
-        if self._max_hold_s <= 0 or waiting >= min(round(self._peak), max_batch):
-            return None
-        until = min(self._completed_at + self._max_hold_s, earliest_deadline - (self._cost.predict(waiting) or 0.0))
-        return until if until > now else None
-
-    def may_hold(self) -> bool:
-        """Whether holds have been reaching their number often enough to begin another."""
-        self._asked += 1
-        return self._score >= 0.5 or self._asked % _PROBE_EVERY == 0
-
-    def held(self, reached: bool) -> None:
-        """Note whether a hold ended because enough items came (or else because time ran out)."""
-        self._score = 0.9 * self._score + 0.1 * float(reached)
 
     def retry_after_s(self, queued: int, max_batch: int, slots: int) -> float:
         """Seconds until `queued` items should have drained through `slots` executors, `max_batch` at a time."""

@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import islice
 from typing import Generic, TypeVar
 
 from service.batching.pending import Pending
@@ -48,10 +47,6 @@ class Waiting(Generic[T, R]):
     def clear(self) -> None:
         """Nobody waits any more."""
         self._items.clear()
-
-    def earliest(self, count: int) -> float:
-        """The time by which the first of the next `count` items must be answered; infinity where nobody waits."""
-        return min((min(one.deadline, one.place.due) for one in islice(self._items, count)), default=float("inf"))
 
     def cut(self, now: float, most: int) -> list[Pending[T, R]]:
         """At most `most` items from the front, to be run now; those for which it is too late are settled instead."""

@@ -49,9 +49,6 @@ class Settings(BaseModel):
         int, Field(ge=0, description="Memory of models per device, in MiB; 0 is 90% of a card's, on a CPU no limit")
     ] = 0
     capacity: Annotated[int, Field(ge=1, description="Images per model in the house at once; more get 429")] = 256
-    max_hold_ms: Annotated[float, Field(ge=0, le=10, description="Longest wait for a fuller batch; 0 never waits")] = (
-        0.0
-    )
     slo_ms: Annotated[
         float, Field(ge=0, description="Bound of 99 in 100 answers; what cannot meet it gets 429; 0 for none")
     ] = 0.0

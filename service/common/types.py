@@ -93,7 +93,6 @@ class BatchLimits:
     slots: int
     max_batch: int
     capacity: int = 256
-    max_hold_s: float = 0.0
     max_failures: int = 3
     max_run_s: float = 60.0
     slo_s: float = 0.0

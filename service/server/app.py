@@ -71,7 +71,6 @@ class Core:
             slots=engine.slots,
             max_batch=engine.max_batch,
             capacity=self.settings.capacity,
-            max_hold_s=self.settings.max_hold_ms / 1000,
             slo_s=self.settings.slo_ms / 1000,
             apart=engine.device == CPU,
         )

@@ -16,8 +16,6 @@ from tests.fakes import ManualClock, ScriptedRun, Tally, settle
 
 pytestmark = pytest.mark.anyio
 
-HOLD_S = 0.001
-
 
 class FaultyTally(Tally):
     """Metrics with a bug that can be switched on."""
@@ -84,11 +82,9 @@ class Bench:
         return ending.value if isinstance(ending, Ran) else ending
 
 
-def bench_of(
-    *, slots: int = 1, max_batch: int = 4, capacity: int = 64, max_hold_s: float = 0.0, max_failures: int = 3
-) -> Bench:
+def bench_of(*, slots: int = 1, max_batch: int = 4, capacity: int = 64, max_failures: int = 3) -> Bench:
     """A bench with small limits."""
-    return Bench(BatchLimits(slots, max_batch, capacity, max_hold_s, max_failures))
+    return Bench(BatchLimits(slots, max_batch, capacity, max_failures))
 
 
 async def endings(tasks: Sequence[asyncio.Task[Ran[str]]]) -> list[Ran[str] | BaseException]:
@@ -262,12 +258,11 @@ async def test_a_queue_drains_without_further_arrivals() -> None:
 async def test_an_idle_batcher_has_no_timer_and_no_task() -> None:
     """Before and after work nothing is left on the clock or on the loop."""
     before = asyncio.all_tasks()
-    bench = bench_of(max_hold_s=HOLD_S)
+    bench = bench_of()
     assert bench.clock.pending == 0
     tasks = await bench.submit(*range(6))
     bench.run.busy = False
     await bench.run.finish()
-    await bench.clock.advance(HOLD_S)
     await values(tasks)
     assert bench.clock.pending == 0
     assert asyncio.all_tasks() == before
@@ -491,18 +486,6 @@ async def test_a_bug_after_a_run_fails_everything_pending_openly() -> None:
     assert bench.batcher.in_flight == 0
 
 
-async def test_a_bug_when_a_hold_ends_fails_everything_pending_openly() -> None:
-    """The timer's callback is guarded as the pump is."""
-    bench = bench_of(max_hold_s=HOLD_S)
-    tasks = await bench.submit(0, 1, 2)
-    await bench.run.finish()
-    bench.tally.bug_in = "dispatched"
-    await bench.clock.advance(HOLD_S)
-    for error in (await endings(tasks))[1:]:
-        assert isinstance(error, EngineError)
-        assert isinstance(error.__cause__, ZeroDivisionError)
-
-
 # --- deadlines ---
 
 
@@ -673,168 +656,6 @@ async def test_retry_after_knows_what_is_not_the_engine() -> None:
     assert refused.value.retry_after_s == pytest.approx(4.0)
 
 
-# --- holds ---
-
-
-async def held(bench: Bench, *, outstanding: int = 4, took_s: float = 0.0) -> list[asyncio.Task[Ran[str]]]:
-    """Callers 1, 2, ... that wait in a hold, one fewer than were outstanding at once, after a run that took so long."""
-    tasks = await bench.submit(*range(outstanding))
-    await bench.clock.advance(took_s)
-    await bench.run.finish()
-    await tasks[0]
-    assert (bench.run.running, bench.batcher.depth) == (0, outstanding - 1)
-    return tasks[1:]
-
-
-async def test_no_hold_by_default() -> None:
-    """Without a measured reason to wait, a completion starts what waits at once."""
-    assert BatchLimits(slots=1, max_batch=1).max_hold_s == 0
-    bench = bench_of()
-    await bench.submit(0, 1, 2)
-    await bench.run.finish()
-    assert bench.tally.sizes == [1, 2]
-    assert bench.clock.pending == 2  # the deadlines of the two, and no hold
-    await bench.run.finish()
-
-
-async def test_a_hold_lasts_no_longer_than_its_limit() -> None:
-    """Fewer wait after a completion than were outstanding: they are held for the limit, then run as they are."""
-    bench = bench_of(max_batch=8, max_hold_s=HOLD_S)
-    tasks = await held(bench)
-    await bench.clock.advance(HOLD_S * 0.99)
-    assert bench.tally.sizes == [1]
-    await bench.clock.advance(HOLD_S * 0.01)
-    assert bench.tally.sizes == [1, 3]
-    await bench.run.finish()
-    assert await values(tasks) == answers(1, 2, 3)
-    assert bench.clock.pending == 0
-
-
-async def test_a_hold_ends_as_soon_as_enough_have_arrived() -> None:
-    """The answered caller comes back within the hold: the batch starts in that turn, and its timer is gone."""
-    bench = bench_of(max_batch=8, max_hold_s=HOLD_S)
-    tasks = await held(bench)
-    await bench.clock.advance(HOLD_S / 2)
-    tasks += await bench.submit(4)
-    assert bench.tally.sizes == [1, 4]
-    assert bench.clock.pending == 4  # deadlines
-    await bench.run.finish()
-    assert await values(tasks) == answers(1, 2, 3, 4)
-
-
-async def test_no_slot_waits_for_its_part_of_a_hold_that_has_ended() -> None:
-    """Enough have come, or time has run out: every idle slot takes its part at once, and is not held again for more."""
-    for more, expected in ([8, 9], [[2, 3, 4, 5], [6, 7, 8]]), ([], [[2, 3, 4], [5, 6, 7]]):
-        bench = Bench(BatchLimits(slots=2, max_batch=8, max_hold_s=HOLD_S, apart=True))
-        await bench.submit(*range(8))
-        await bench.run.finish(2)
-        assert (bench.run.calls, bench.batcher.depth) == ([[0], [1]], 6)
-        await bench.submit(*more)
-        await bench.clock.advance(0 if more else HOLD_S)
-        assert bench.run.calls[2:] == expected
-        assert bench.run.running == 2
-
-
-async def test_a_full_batch_is_never_held() -> None:
-    """Waiting for more than one batch can take is pointless, also after the maximum was lowered."""
-    bench = bench_of(max_batch=3, max_hold_s=HOLD_S)
-    await bench.submit(*range(8))
-    await bench.run.finish()
-    assert bench.tally.sizes == [1, 3]
-    bench.run.script = [MemoryError()]
-    await bench.run.finish()
-    lowered = bench_of(max_batch=4, max_hold_s=HOLD_S)
-    lowered.run.script = [None, MemoryError()]
-    await lowered.submit(*range(7))
-    await lowered.run.finish(4)
-    assert lowered.batcher.max_batch == 2
-    assert lowered.run.calls == [[0], [1, 2, 3, 4], [1, 2], [3, 4], [5, 6]]
-
-
-async def test_a_first_arrival_at_an_idle_engine_is_never_held() -> None:
-    """Once the time of a hold has passed since the last completion, a lone arrival starts at once."""
-    bench = bench_of(max_batch=8, max_hold_s=HOLD_S)
-    await held(bench)
-    await bench.clock.advance(HOLD_S)
-    await bench.run.finish()
-    await bench.clock.advance(HOLD_S)
-    sizes = len(bench.tally.sizes)
-    await bench.submit(9)
-    assert bench.tally.sizes[sizes:] == [1]
-
-
-async def test_one_caller_in_a_row_is_never_held() -> None:
-    """A client that sends the next image when it has the last answer waits for nobody."""
-    bench = bench_of(max_batch=8, max_hold_s=HOLD_S)
-    for item in range(20):
-        assert await bench.run_alone(item) == ScriptedRun.answer(item)
-    assert bench.clock.pending == 0
-
-
-async def test_a_hold_leaves_time_to_run_before_the_earliest_deadline() -> None:
-    """With a deadline 0.8 ms away and three items that take 0.3 ms, the hold ends after 0.5 ms."""
-    bench = bench_of(max_batch=8, max_hold_s=HOLD_S)
-    first = await bench.submit(0)
-    await bench.submit(1, 2, within_s=0.0009)
-    await bench.submit(3)
-    await bench.clock.advance(0.0001)
-    await bench.run.finish()
-    await values(first)
-    await bench.clock.advance(0.00049)
-    assert bench.tally.sizes == [1]
-    await bench.clock.advance(0.00002)
-    assert bench.tally.sizes == [1, 3]
-
-
-async def test_a_hold_is_shortened_by_an_arrival_in_a_hurry() -> None:
-    """A deadline that arrives during a hold, and ends before it, ends the hold in time to be met."""
-    bench = bench_of(max_batch=8, max_hold_s=HOLD_S)
-    tasks = await held(bench, outstanding=8, took_s=HOLD_S / 100)
-    tasks[0].cancel()
-    tasks += await bench.submit(9, within_s=HOLD_S / 2)
-    bench.run.busy = False
-    await bench.clock.advance(HOLD_S)
-    assert await values(tasks[1:]) == answers(2, 3, 4, 5, 6, 7, 9)
-
-
-async def test_a_hold_whose_items_have_left_ends_quietly() -> None:
-    """When every held caller leaves, no batch starts and no timer stays."""
-    bench = bench_of(max_batch=8, max_hold_s=HOLD_S)
-    for task in await held(bench):
-        task.cancel()
-    await bench.clock.advance(HOLD_S)
-    assert bench.tally.sizes == [1]
-    assert bench.clock.pending == 0
-
-
-async def test_holds_that_never_pay_are_given_up() -> None:
-    """Callers that do not come back when they are answered: after some vain holds the rest starts at once."""
-    bench = bench_of(max_batch=8, max_hold_s=HOLD_S)
-    waits = []
-    for _ in range(12):
-        tasks = await bench.submit(*range(4))
-        await bench.run.finish()
-        waits.append(bench.run.running == 0)
-        await bench.clock.advance(HOLD_S)
-        await bench.run.finish()
-        await bench.clock.advance(HOLD_S)
-        assert await values(tasks) == answers(0, 1, 2, 3)
-    assert waits[0]
-    assert not any(waits[8:])
-
-
-async def test_a_bug_during_a_hold_leaves_no_timer() -> None:
-    """What breaks in another slot ends the hold with everything else."""
-    bench = bench_of(slots=2, max_batch=8, max_hold_s=HOLD_S)
-    tasks = await bench.submit(*range(6))
-    await bench.run.finish()
-    assert (bench.run.running, bench.batcher.depth) == (1, 4)
-    bench.tally.bug_in = "ran"
-    await bench.run.finish()
-    assert all(isinstance(end, EngineError) for end in (await endings(tasks))[1:])
-    assert bench.clock.pending == 0
-
-
 # --- closing ---
 
 
@@ -904,17 +725,6 @@ async def test_closing_an_idle_batcher_takes_no_time() -> None:
     bench = bench_of()
     assert (await bench.close()).done()
     assert bench.batcher.state is State.CLOSED
-
-
-async def test_closing_ends_a_hold() -> None:
-    """Nobody new can come, so what is held starts at once."""
-    bench = bench_of(max_batch=8, max_hold_s=HOLD_S)
-    tasks = await held(bench)
-    closing = await bench.close()
-    assert bench.tally.sizes == [1, 3]
-    await bench.run.finish()
-    assert closing.done()
-    assert await values(tasks) == answers(1, 2, 3)
 
 
 async def test_after_the_drain_limit_the_rest_is_failed() -> None:
@@ -1036,7 +846,7 @@ class Story:
             batcher, run = self.bench.batcher, self.bench.run
             assert run.running <= self.limits.slots
             assert batcher.places <= self.limits.capacity
-            if name == "advance" and not self.limits.max_hold_s:
+            if name == "advance":
                 assert run.running == self.limits.slots or batcher.depth == 0, "an idle slot while items wait"
 
     async def step(self, name: str, number: float) -> None:
@@ -1068,7 +878,7 @@ class Story:
             self.bench.tally.bug_in = how
 
     async def wind_down(self) -> None:
-        """Let every run end and every hold and drain limit pass, but no long deadline."""
+        """Let every run end and every drain limit pass, but no long deadline."""
         for _ in range(3):
             await self.bench.clock.advance(0.010)
             while self.bench.run.running:
@@ -1113,7 +923,6 @@ class Story:
         slots=st.integers(1, 3),
         max_batch=st.integers(1, 5),
         capacity=st.integers(1, 12),
-        max_hold_s=st.sampled_from([0.0, HOLD_S]),
         apart=st.booleans(),
     ),
     before=STEPS,

@@ -1,4 +1,4 @@
-"""The cost model and the decisions about holds, as pure functions of given times."""
+"""The cost model and what it says to refused callers, as pure functions of given times."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,6 @@ from hypothesis import strategies as st
 from service.batching.cost_model import CostModel, Pacer
 
 BATCHES = st.lists(st.tuples(st.integers(1, 128), st.floats(0, 100, allow_nan=False)), min_size=1, max_size=60)
-
-
-def pacer_after(peak: int, now: float = 100.0, took_s: float = 0.0, max_hold_s: float = 0.001) -> Pacer:
-    """One that has just seen a batch finish while `peak` items were outstanding."""
-    pacer = Pacer(max_hold_s)
-    pacer.outstanding(peak)
-    pacer.finished(now, 1, took_s)
-    return pacer
 
 
 def test_the_fit_recovers_a_line() -> None:
@@ -74,14 +66,14 @@ def test_a_prediction_is_never_negative_and_never_falls(batches: list[tuple[int,
 
 def test_retry_after_before_any_batch_is_a_second() -> None:
     """Without a measurement the advice is a round figure, whatever waits."""
-    assert Pacer(0).retry_after_s(500, max_batch=8, slots=1) == 1.0
+    assert Pacer().retry_after_s(500, max_batch=8, slots=1) == 1.0
 
 
 def test_retry_after_is_the_time_that_the_queue_takes() -> None:
     """Eight batches of 8 at 0.5 s each: 4 s through one slot, 2 s through two; never less than one batch."""
-    pacer = Pacer(0)
+    pacer = Pacer()
     for _ in range(10):
-        pacer.finished(0.0, 8, 0.5)
+        pacer.finished(8, 0.5)
     assert pacer.retry_after_s(64, max_batch=8, slots=1) == pytest.approx(4.0)
     assert pacer.retry_after_s(64, max_batch=8, slots=2) == pytest.approx(2.0)
     assert pacer.retry_after_s(8, max_batch=8, slots=4) == pytest.approx(0.5)
@@ -90,66 +82,9 @@ def test_retry_after_is_the_time_that_the_queue_takes() -> None:
 @given(batches=BATCHES, queued=st.integers(0, 10_000), max_batch=st.integers(1, 128), slots=st.integers(1, 16))
 def test_retry_after_is_a_time(batches: list[tuple[int, float]], queued: int, max_batch: int, slots: int) -> None:
     """It is finite and not negative, and more waiting never makes it shorter."""
-    pacer = Pacer(0)
+    pacer = Pacer()
     for n, took_s in batches:
-        pacer.finished(0.0, n, took_s)
+        pacer.finished(n, took_s)
     seconds = pacer.retry_after_s(queued, max_batch, slots)
     assert 0 <= seconds < float("inf")
     assert pacer.retry_after_s(queued + 1, max_batch, slots) >= seconds
-
-
-def test_a_hold_follows_a_completion() -> None:
-    """While fewer wait than were outstanding, wait until the limit after the completion; then no more."""
-    pacer = pacer_after(peak=8, now=100.0)
-    assert pacer.hold_until(100.0, 3, 32, 200.0) == pytest.approx(100.001)
-    assert pacer.hold_until(100.0009, 3, 32, 200.0) == pytest.approx(100.001)
-    assert pacer.hold_until(100.001, 3, 32, 200.0) is None
-
-
-@pytest.mark.parametrize(("waiting", "max_batch"), [(8, 32), (9, 32), (4, 4), (5, 4)])
-def test_enough_is_not_held(waiting: int, max_batch: int) -> None:
-    """As many as were outstanding, or a full batch, goes at once."""
-    assert pacer_after(peak=8, now=100.0).hold_until(100.0, waiting, max_batch, 200.0) is None
-
-
-def test_zero_turns_holds_off() -> None:
-    """The default of the settings: no hold, whatever the pattern."""
-    assert pacer_after(peak=8, now=100.0, max_hold_s=0.0).hold_until(100.0, 1, 32, 200.0) is None
-
-
-def test_nothing_is_held_before_the_first_completion() -> None:
-    """The first batch of a process starts at once."""
-    pacer = Pacer(0.001)
-    pacer.outstanding(8)
-    assert pacer.hold_until(0.0, 1, 32, 200.0) is None
-
-
-def test_a_hold_leaves_time_for_the_run() -> None:
-    """It ends early enough for the earliest deadline, and does not begin where that is impossible."""
-    pacer = pacer_after(peak=8, now=100.0, took_s=0.0002)  # predicts 0.0002 per item
-    assert pacer.hold_until(100.0, 2, 32, 100.0009) == pytest.approx(100.0005)
-    assert pacer.hold_until(100.0, 2, 32, 100.0003) is None
-
-
-def test_the_peak_fades() -> None:
-    """After the crowd has gone, a few callers are not kept waiting for it for long."""
-    pacer = pacer_after(peak=8)
-    for now in range(60):
-        pacer.outstanding(2)
-        pacer.finished(float(now), 2, 0.0)
-    assert pacer.hold_until(59.0, 2, 32, 200.0) is None
-    assert pacer.hold_until(59.0, 1, 32, 200.0) is not None
-
-
-def test_holds_that_do_not_pay_stop_but_for_a_probe() -> None:
-    """After some that ended by time no more are begun, except one in 32; once they pay again, all are."""
-    pacer = Pacer(0.001)
-    begun = 0
-    while pacer.may_hold():
-        begun += 1
-        pacer.held(reached=False)
-    assert begun < 10
-    assert sum(pacer.may_hold() for _ in range(320)) == 10
-    for _ in range(10):
-        pacer.held(reached=True)
-    assert all(pacer.may_hold() for _ in range(32))

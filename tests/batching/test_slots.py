@@ -15,7 +15,7 @@ from service.batching.batcher import Batcher, State
 from service.batching.fair_scheduler import Share, Slot, Slots
 from service.common.errors import EngineError
 from service.common.types import BatchLimits
-from tests.batching.test_batcher import HOLD_S, STEPS, Bench, Step, Story, answers, endings, values
+from tests.batching.test_batcher import STEPS, Bench, Step, Story, answers, endings, values
 from tests.fakes import ManualClock, Tally, settle
 
 pytestmark = pytest.mark.anyio
@@ -387,7 +387,7 @@ class Pair:
         for story in self.stories:
             bench, limits = story.bench, story.limits
             if device.running + device.weight(limits.slots) <= device.limit + 1e-9:
-                assert limits.max_hold_s or not bench.batcher.depth or bench.run.running == limits.slots
+                assert not bench.batcher.depth or bench.run.running == limits.slots
 
     async def wind_down(self) -> None:
         for _ in range(3):
@@ -403,7 +403,6 @@ LIMITS = st.builds(
     slots=st.integers(1, 3),
     max_batch=st.integers(1, 5),
     capacity=st.integers(1, 12),
-    max_hold_s=st.sampled_from([0.0, HOLD_S]),
 )
 MIXED = st.lists(st.integers(0, 1), min_size=25, max_size=25)
 

@@ -105,7 +105,6 @@ def test_every_setting(name: str) -> None:
         ("cpus", -1),
         ("max_batch", -1),
         ("capacity", 0),
-        ("max_hold_ms", 11),
         ("max_image_bytes", 0),
         ("max_image_bytes", (64 << 20) + 1),
         ("max_image_pixels", 0),
