@@ -1,18 +1,22 @@
-"""Loads a running server by `topfive bench`, which runs as a process of its own, and reads what the server's cost."""
+"""Loads a running server with the generator of `topfive bench`, and reads what the server's cost."""
 
-import json
-import subprocess
-import tempfile
+import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.asking import pack
-from benchmarks.server import Running
-from benchmarks.subjects import Body, topfive
+import uvloop
 
-_PATIENCE_S = 60
+from benchmarks.asking import headers, pack
+from benchmarks.server import Running
+from loadgen import connection, measurement
+from loadgen.http_connection import Address
+from loadgen.images import Photo
+from loadgen.requests import post
+from loadgen.run import Job, run
+from loadgen.target import HttpTarget
+
+_MOST_CONNECTIONS = 1024  # that a rate opens
 
 
 class LoadError(Exception):
@@ -71,42 +75,32 @@ Drive = Callable[[Running, Sequence[bytes], Load], Point]
 
 
 def drive(server: Running, photos: Sequence[bytes], load: Load) -> Point:
-    """The load by `topfive bench`. Raises LoadError with its words where it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder, "result.json")
-        command = [topfive(), "bench", *server.addresses, "--warm-up", "0", "--seconds", str(load.seconds)]
-        command += ["--allow-errors", "--json", str(result), *_bodies(server, photos, Path(folder))]
-        if load.rate is None:
-            command += ["--connections", str(load.connections)]
-        else:
-            command += ["--rate", str(load.rate)]
-        before = server.tree.cpu_s()
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=load.seconds + _PATIENCE_S, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise LoadError(f"topfive bench did not end within {_PATIENCE_S} s after its time") from error
-        spent_s = server.tree.cpu_s() - before
-        if not result.exists():
-            words = " ".join((done.stderr or done.stdout)[-400:].split())
-            raise LoadError(f"topfive bench ended with status {done.returncode}: {words}")
-        return point_of(json.loads(result.read_text(encoding="utf-8"))["points"][0], spent_s, len(server.addresses))
-
-
-def _bodies(server: Running, photos: Sequence[bytes], folder: Path) -> list[str]:
-    """Options for the bodies, which are packed here, so that every check and every load sends the same."""
+    """The load by the generator of `topfive bench`. Raises LoadError with its words where it fails."""
     subject = server.subject
-    options: list[str] = []
-    for number, photo in enumerate(photos):
-        packed = pack(subject, photo)
-        path = folder / f"{number}.jpeg"
-        path.write_bytes(photo if subject.body is Body.V2_BINARY else packed.data)
-        options += ["--image", str(path)]
-        kind = packed.content_type
-    if subject.body is Body.V2_BINARY:
-        return [*options, "--api", "v2", "--model", "model"]
-    return [*options, "--api", "raw", "--path", subject.path, "--content-type", kind]
+
+    def request(address: Address, photo: Photo) -> bytes:
+        packed = pack(subject, photo.data)
+        return post(address, subject.path, headers(packed), packed.data)
+
+    named = tuple(Photo(f"{number}.jpeg", photo, None, "image/jpeg") for number, photo in enumerate(photos))
+    connections = load.connections if load.rate is None else None
+    job = Job(
+        target=HttpTarget.asked(server.addresses, request, named),
+        photos=named,
+        loads=(measurement.Load(connections, load.rate),),
+        plan=measurement.Plan(warm_up_s=0, seconds=load.seconds),
+        seed=0,
+        shuffled=False,
+        bound=_MOST_CONNECTIONS,
+        allow_errors=True,
+    )
+    before = server.tree.cpu_s()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            (point,) = runner.run(run(job, asyncio.Event(), lambda _: None, lambda _: None))
+    except connection.LoadError as error:
+        raise LoadError(str(error)) from error
+    return point_of(asdict(point), server.tree.cpu_s() - before, len(server.addresses))
 
 
 def point_of(row: dict[str, Any], spent_s: float, checks: int) -> Point:

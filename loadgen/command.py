@@ -17,23 +17,22 @@ from rich.text import Text
 from loadgen import images
 from loadgen.connection import LoadError
 from loadgen.display import show, watched
+from loadgen.grpc_connection import GrpcTarget
 from loadgen.measurement import Load, Plan
 from loadgen.plot import as_html
 from loadgen.report import Report, as_csv, as_json
-from loadgen.requests import Api, Encoding, Form
+from loadgen.requests import Api, Form
 from loadgen.results import Point
 from loadgen.run import Job, run
-from loadgen.tensors import Datatype
+from loadgen.target import HttpTarget, Target
 from service.cli.options import Command, FiniteRange, option
 
 # Of each option that not every API has a use for, those that do
 _MEANT_FOR = {
     "model": set(Api) - {Api.RAW},
-    "path": set(Api) - {Api.GRPC, Api.V2_GRPC},
+    "path": set(Api) - {Api.GRPC},
     "field": {Api.MULTIPART},
-    "content_type": {Api.TOPFIVE, Api.MULTIPART, Api.RAW, Api.TORCHSERVE},
-    "datatype": {Api.V2, Api.V2_GRPC},
-    "encoding": {Api.V2},
+    "content_type": set(Api) - {Api.GRPC},
 }
 # Options of which only one can hold
 _EXCLUDE = (("rate", "connections"), ("windows", "seconds"))
@@ -83,17 +82,6 @@ _FILE = _Output(path_type=Path, dir_okay=False, writable=True)
 @_bench_option("--field", default="image", help="Name of the multipart field")
 @_bench_option("--content-type", default="", help="Of the image; else what its file is")
 @_bench_option(
-    "--datatype",
-    type=click.Choice([kind.value for kind in Datatype]),
-    help="Of the tensor for v2, BYTES for the file; else what the model's metadata says",
-)
-@_bench_option(
-    "--encoding",
-    type=click.Choice([kind.value for kind in Encoding]),
-    default=Encoding.AUTO.value,
-    help="Of the tensor for v2",
-)
-@_bench_option(
     "--image",
     "paths",
     multiple=True,
@@ -128,8 +116,7 @@ def bench_command(
     """Measure throughput and latency of the server at URL.
 
     With several URLs connections are spread evenly over them. APIs: topfive (the raw image to /predict), multipart
-    and raw (to any path), torchserve (to /predictions/MODEL), v2 (Open Inference Protocol), and over gRPC with
-    HOST:PORT for URL: grpc (topfive's own) and v2-grpc.
+    and raw (to any path), and grpc (topfive's own, with HOST:PORT for URL).
 
     The status is 1 where any request failed, or none was answered.
     """
@@ -140,7 +127,7 @@ def bench_command(
         job = _job(urls, paths, values)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             points, stopped_by = runner.run(_measured(job, errors))
-        report = Report(version("topfive"), job.form.api, job.urls, job.form.model, job.photos, job.seed, points)
+        report = Report(version("topfive"), values["api"], tuple(urls), values["model"], job.photos, job.seed, points)
         show(Console(), report.points)
         _write(report, {json_file: as_json, csv_file: lambda one: as_csv(one.points), plot_file: as_html})
     except LoadError as error:
@@ -178,11 +165,10 @@ def _job(urls: Sequence[str], paths: Sequence[Path], values: dict[str, Any]) -> 
         path=values["path"],
         field=values["field"],
         content_type=values["content_type"],
-        encoding=Encoding(values["encoding"]),
-        datatype=Datatype(values["datatype"]) if values["datatype"] else None,
     )
-    if form.api in (Api.TORCHSERVE, Api.V2, Api.V2_GRPC) and not form.model:
-        raise click.UsageError(f"--api {form.api} needs --model NAME")
+    photos = tuple(images.read(paths))
+    grpc = form.api is Api.GRPC
+    target: Target = GrpcTarget(urls, form.model, photos) if grpc else HttpTarget.of(urls, form, photos)
     rates = tuple(Load(rate=rate) for rate in values["rate"])
     plan = Plan(
         warm_up_s=values["warm_up"],
@@ -193,9 +179,8 @@ def _job(urls: Sequence[str], paths: Sequence[Path], values: dict[str, Any]) -> 
         timeout_s=values["timeout"],
     )
     return Job(
-        urls=tuple(urls),
-        form=form,
-        photos=tuple(images.read(paths)),
+        target=target,
+        photos=photos,
         loads=rates or tuple(Load(connections=int(count)) for count in values["connections"]),
         plan=plan,
         seed=values["seed"],

@@ -9,15 +9,10 @@ from google.protobuf.message import DecodeError
 
 from loadgen.connection import OK, TIMEOUT, Done, Line, LoadError, Outcome, Payloads
 from loadgen.images import Photo
-from loadgen.open_inference import Spent
-from loadgen.requests import Api, Form
 from loadgen.target import CHECK_S
-from loadgen.tensors import only_input, tensor_of
-from loadgen.wire import infer_request, inputs_of, metadata_request, outputs_of, statistics_of
 from proto.topfive.v1.classifier_pb2 import ClassifyReply, ClassifyRequest
 
 _CLASSIFY = "/topfive.v1.Classifier/Classify"
-_SERVICE = "/inference.GRPCInferenceService"
 _CHANNELS = 64  # lines beyond share them
 _ASK_AGAIN_S = 0.1  # where nobody answers calls fail at once: without it they would be made in a tight circle
 _OPTIONS = (
@@ -29,16 +24,14 @@ _OPTIONS = (
 )
 
 Call = Callable[..., Any]
-Timing = Callable[[bytes], bytes]
 
 
 class GrpcLine(Line):
     """One call at a time on a channel, which connects again by itself: `connects` does not count that."""
 
-    def __init__(self, call: Call, timing: Timing, payloads: Payloads, done: Done) -> None:
+    def __init__(self, call: Call, payloads: Payloads, done: Done) -> None:
         super().__init__(payloads, done)
         self._call = call
-        self._timing = timing
         self._task: asyncio.Task[None] | None = None
         self._ending: list[asyncio.Task[None]] = []
 
@@ -50,7 +43,7 @@ class GrpcLine(Line):
         call = self._call(payload)
         try:
             reply = await call
-            outcome = Outcome(OK, b"", self._timing(reply), len(reply))
+            outcome = Outcome(OK, b"", _timing(reply), len(reply))
         except asyncio.CancelledError:
             await call.code()  # until it has ended: an event of it that is left over would go to whoever runs next
             raise
@@ -79,62 +72,30 @@ class GrpcLine(Line):
 
 
 class GrpcTarget:
-    """Servers of `topfive.v1.Classifier` or of the Open Inference Protocol, `HOST:PORT` or `grpc://HOST:PORT` each."""
+    """Servers of `topfive.v1.Classifier`, each `HOST:PORT` or `grpc://HOST:PORT`; other addresses raise LoadError."""
 
-    def __init__(self, addresses: Sequence[str], form: Form) -> None:
-        self.payloads: list[Payloads] = []
-        self._addresses = [_authority(address) for address in addresses]
-        self._form = form
+    def __init__(self, urls: Sequence[str], model: str, photos: Sequence[Photo]) -> None:
+        messages = [ClassifyRequest(image=photo.data, model=model).SerializeToString() for photo in photos]
+        self.payloads: list[Payloads] = [messages] * len(urls)
+        self._addresses = [_authority(url) for url in urls]
         self._channels: dict[int, grpc.aio.Channel] = {}
-
-    async def prepare(self, photos: Sequence[Photo]) -> None:
-        """Make all requests; a server of the Open Inference Protocol is asked for its model. Raises LoadError."""
-        model = self._form.model
-        for place in range(len(self._addresses)):
-            if self._form.api is Api.GRPC:
-                messages = [ClassifyRequest(image=photo.data, model=model) for photo in photos]
-                self.payloads.append([message.SerializeToString() for message in messages])
-            else:
-                metadata = await self._asked(place, f"{_SERVICE}/ModelMetadata", metadata_request(model))
-                wanted = only_input(model, inputs_of(metadata), self._form.datatype)
-                self.payloads.append([infer_request(model, tensor_of(photo, wanted)) for photo in photos])
 
     def line(self, number: int, done: Done) -> Line:
         """A new line, on a channel of its own as long as there are few."""
-        place = number % len(self._addresses)
-        timing = _timing if self._form.api is Api.GRPC else _no_timing
-        return GrpcLine(self._channel(number).unary_unary(self._method), timing, self.payloads[place], done)
+        return GrpcLine(self._channel(number).unary_unary(_CLASSIFY), self.payloads[0], done)
 
     async def check(self) -> list[str]:
         """Ask each server once; what it said. Raises LoadError."""
         said = []
         for place, address in enumerate(self._addresses):
-            reply = await self._asked(place, self._method, self.payloads[place][0])
-            said.append(f"{address}: {len(reply):,} bytes, {self._best(reply)}")
+            reply = await self._asked(place, self.payloads[place][0])
+            said.append(f"{address}: {len(reply):,} bytes, {_best(reply)}")
         return said
-
-    async def spent(self) -> Spent | None:
-        """What the servers spent on the model so far, together; this project's say it with each reply."""
-        if self._form.api is Api.GRPC:
-            return None
-        request = metadata_request(self._form.model)  # the fields are the same
-        try:
-            replies = [
-                await self._asked(place, f"{_SERVICE}/ModelStatistics", request)
-                for place in range(len(self._addresses))
-            ]
-            return Spent.parse([{"inference_stats": row} for reply in replies for row in statistics_of(reply)])
-        except LoadError:
-            return None
 
     async def aclose(self) -> None:
         """Close the channels."""
         for channel in self._channels.values():
             await channel.close()
-
-    @property
-    def _method(self) -> str:
-        return _CLASSIFY if self._form.api is Api.GRPC else f"{_SERVICE}/ModelInfer"
 
     def _channel(self, number: int) -> grpc.aio.Channel:
         servers = len(self._addresses)
@@ -143,9 +104,9 @@ class GrpcTarget:
             self._channels[key] = grpc.aio.insecure_channel(self._addresses[key % servers], options=_OPTIONS)
         return self._channels[key]
 
-    async def _asked(self, place: int, method: str, request: bytes) -> bytes:
+    async def _asked(self, place: int, request: bytes) -> bytes:
         try:
-            call: Call = self._channel(place).unary_unary(method)
+            call: Call = self._channel(place).unary_unary(_CLASSIFY)
             reply = await call(request, timeout=CHECK_S)
         except grpc.aio.AioRpcError as error:
             where = self._addresses[place]
@@ -155,18 +116,15 @@ class GrpcTarget:
         assert isinstance(reply, bytes)
         return reply
 
-    def _best(self, reply: bytes) -> str:
-        if self._form.api is Api.V2_GRPC:
-            return ", ".join(f"{name} {datatype} {shape}" for name, datatype, shape in outputs_of(reply))
-        try:
-            answer = ClassifyReply.FromString(reply)
-            best = answer.predictions[0]
-        except (DecodeError, IndexError) as error:
-            raise LoadError(
-                "the answer is not that of topfive.v1.Classifier; of another server say its --api"
-            ) from error
-        engine = f"{answer.engine.runtime} {answer.engine.precision}"
-        return f"{best.label} {best.probability:.3f}, {answer.model.name} on {engine}"
+
+def _best(reply: bytes) -> str:
+    try:
+        answer = ClassifyReply.FromString(reply)
+        best = answer.predictions[0]
+    except (DecodeError, IndexError) as error:
+        raise LoadError("the answer is not that of topfive.v1.Classifier; of another server say its --api") from error
+    engine = f"{answer.engine.runtime} {answer.engine.precision}"
+    return f"{best.label} {best.probability:.3f}, {answer.model.name} on {engine}"
 
 
 def _timing(reply: bytes) -> bytes:
@@ -175,10 +133,6 @@ def _timing(reply: bytes) -> bytes:
     return (
         f"decode;dur={steps.decode}, queue;dur={steps.queue}, inference;dur={steps.inference}, total;dur={steps.total}"
     ).encode()
-
-
-def _no_timing(_reply: bytes) -> bytes:
-    return b""
 
 
 def _authority(address: str) -> str:

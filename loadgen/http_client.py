@@ -1,4 +1,4 @@
-"""One request outside a measurement: what a server says of itself, and whether it answers at all."""
+"""One request outside a measurement: whether a server answers at all, and what."""
 
 import asyncio
 import ssl
@@ -34,11 +34,6 @@ async def ask(address: Address, payload: bytes, timeout_s: float) -> Answer:
         raise LoadError(f"{where} did not answer within {timeout_s:g} s") from error
     except (OSError, httptools.HttpParserError) as error:
         raise LoadError(f"{where} gives no answer: {error or type(error).__name__}; {_START}") from error
-
-
-async def get(address: Address, path: str, timeout_s: float) -> Answer:
-    """The answer to GET `path`. Raises LoadError."""
-    return await ask(address, f"GET {path} HTTP/1.1\r\nHost: {address.authority}\r\n\r\n".encode(), timeout_s)
 
 
 async def _asked(address: Address, payload: bytes) -> Answer:

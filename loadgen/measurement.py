@@ -2,16 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from loadgen.loops import Loop
-from loadgen.open_inference import Spent
 from loadgen.recorder import Recorder
-from loadgen.results import STEADY, Point, Server, Window, steady
+from loadgen.results import STEADY, Point, Window, steady
 from service.common.clock import Clock
 
 _TICK_S = 0.25
@@ -68,9 +67,6 @@ Watch = Callable[[Progress], None]
 Waited = Callable[[], float]
 """Seconds that the generator has waited so far for a processor that others had."""
 
-AskSpent = Callable[[], Awaitable[Spent | None]]
-"""Asks the servers for what they spent so far."""
-
 
 def waited_for_processor() -> float:
     """Seconds that the calling process's first thread was ready to run and did not; 0 where Linux does not say.
@@ -81,14 +77,6 @@ def waited_for_processor() -> float:
         return int(_SCHEDSTAT.read_text(encoding="ascii").split()[1]) / 1e9
     except (OSError, LookupError, ValueError):
         return 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Spending:
-    """What the servers spent, and for how long the generator had no processor."""
-
-    servers: AskSpent
-    starved: Waited = waited_for_processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +103,6 @@ class _Taken:
     end: float
     windows: tuple[Window, ...]
     used: _Volume
-    server: Server | None
     unanswered: int
 
 
@@ -132,7 +119,7 @@ class Measurement:
         clock: Clock,
         stop: asyncio.Event,
         watch: Watch,
-        spent: Spending,
+        starved: Waited = waited_for_processor,
     ) -> None:
         self._load = load
         self._loop = loop
@@ -141,8 +128,7 @@ class Measurement:
         self._clock = clock
         self._stop = stop
         self._watch = watch
-        self._spent = spent.servers
-        self._starved = spent.starved
+        self._starved = starved
         self._start = 0.0
 
     async def run(self) -> Point:
@@ -152,12 +138,10 @@ class Measurement:
         self._loop.start()
         try:
             await self._until(self._start + plan.warm_up_s)
-            spent = await self._spent()
             marks, windows = await self._windows()
             first = 0 if plan.window_s is None else max(0, len(windows) - STEADY)
             (begin, before), (end, after) = marks[first], marks[-1]
             self._loop.stop()
-            spent_then = await self._spent()
             give_up = end + plan.timeout_s + 2 * _TICK_S
             while self._loop.under_way and not self._stop.is_set() and clock.now() < give_up:
                 await self._until(min(clock.now() + _TICK_S, give_up))
@@ -165,8 +149,7 @@ class Measurement:
         finally:
             self._loop.stop()
             await self._loop.aclose()
-        server = spent_then.since(spent) if spent and spent_then else self._recorder.server(begin, end)
-        return self._point(_Taken(begin, end, tuple(windows), after.since(before), server, unanswered))
+        return self._point(_Taken(begin, end, tuple(windows), after.since(before), unanswered))
 
     def _volume(self) -> _Volume:
         recorder, loop = self._recorder, self._loop
@@ -250,7 +233,7 @@ class Measurement:
             notes=tuple(notes),
             windows=taken.windows,
             groups=recorder.grouped(*period),
-            server_ms=taken.server,
+            server_ms=recorder.server(*period),
             bytes_sent=taken.used.sent,
             bytes_received=taken.used.received,
             reconnects=taken.used.connects - taken.used.lines,

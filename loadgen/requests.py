@@ -6,7 +6,6 @@ from urllib.parse import quote
 
 from loadgen.http_connection import Address
 from loadgen.images import Photo
-from loadgen.tensors import Datatype
 
 _AS_THEY_ARE = "/?&=%:+,;@!$'()*~"  # in a path with its query
 _BOUNDARY = b"topfive-bench-9c3f5b1e7a24"
@@ -18,34 +17,18 @@ class Api(StrEnum):
     TOPFIVE = "topfive"  # POST /predict with the raw image
     MULTIPART = "multipart"
     RAW = "raw"
-    V2 = "v2"
-    TORCHSERVE = "torchserve"  # POST /predictions/NAME with the raw image
     GRPC = "grpc"
-    V2_GRPC = "v2-grpc"
-
-
-class Encoding(StrEnum):
-    """How tensors are sent: raw after the JSON, or within it; AUTO sends them raw where the server says it can."""
-
-    AUTO = "auto"
-    BINARY = "binary"
-    JSON = "json"
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a request looks like around the image; `path` and `content_type` are empty where nothing was said.
-
-    `encoding` and `datatype` are for the Open Inference Protocol; None is what the model's metadata says.
-    """
+    """What a request looks like around the image; `path` and `content_type` are empty where nothing was said."""
 
     api: Api
     model: str = ""
     path: str = ""
     field: str = "image"
     content_type: str = ""
-    encoding: Encoding = Encoding.AUTO
-    datatype: Datatype | None = None
 
 
 def path_of(form: Form, address: Address) -> str:
@@ -54,8 +37,6 @@ def path_of(form: Form, address: Address) -> str:
     Of `topfive` and `multipart` the model is a parameter of it.
     """
     path = form.path or (address.path if address.path != "/" else "")
-    if form.api is Api.TORCHSERVE:
-        return path or f"/predictions/{quote(form.model)}"
     if form.api is Api.RAW:
         return path or "/"
     path = path or "/predict"

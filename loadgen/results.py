@@ -75,7 +75,7 @@ class Point:
     generator's own, or where nothing was answered; `notes` says why. `cpu_s` is the CPU time of the generator itself.
     `reconnects` counts connections that were made anew, `late_ms` by how much the generator sent later than was due at
     the 99th percentile. Bytes are those of HTTP, or of gRPC's messages. `server_ms` is of the same requests as the
-    latency where answers say it, and of the whole measurement where the server's statistics were asked (/v2).
+    latency, None where answers do not say it.
     """
 
     connections: int | None

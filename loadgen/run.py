@@ -2,20 +2,17 @@
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from loadgen.connection import LoadError
-from loadgen.grpc_connection import GrpcTarget
 from loadgen.images import Photo
 from loadgen.loops import ClosedLoop, Loop, OpenLoop, at_random, in_turn, poisson
-from loadgen.measurement import Load, Measurement, Plan, Spending, Watch
+from loadgen.measurement import Load, Measurement, Plan, Watch
 from loadgen.recorder import Recorder
-from loadgen.requests import Api, Form
 from loadgen.results import Point
-from loadgen.target import Target, http_target
+from loadgen.target import Target
 from service.common.clock import LoopClock
 
 T = TypeVar("T")
@@ -31,8 +28,7 @@ class Job:
     `allow_errors` measures also where the first request fails.
     """
 
-    urls: tuple[str, ...]
-    form: Form
+    target: Target
     photos: tuple[Photo, ...]
     loads: tuple[Load, ...]
     plan: Plan
@@ -49,9 +45,9 @@ async def run(job: Job, stop: asyncio.Event, watch: Watch, say: Callable[[str], 
     """
     points: list[Point] = []
     _make_room(job)
-    async with _target(job, stop) as target:
+    try:
         try:
-            for line in await _unless(stop, target.check()):
+            for line in await _unless(stop, job.target.check()):
                 say(line)
         except LoadError as error:
             if not job.allow_errors or stop.is_set():
@@ -59,7 +55,9 @@ async def run(job: Job, stop: asyncio.Event, watch: Watch, say: Callable[[str], 
             say(str(error))
         for load in job.loads:
             if not stop.is_set():
-                points.append(await _measured(job, target, load, stop, watch))
+                points.append(await _measured(job, load, stop, watch))
+    finally:
+        await job.target.aclose()
     return tuple(points)
 
 
@@ -79,20 +77,6 @@ def _make_room(job: Job) -> None:
     )
 
 
-@asynccontextmanager
-async def _target(job: Job, stop: asyncio.Event) -> AsyncIterator[Target]:
-    """The servers with all requests made. Raises LoadError."""
-    if job.form.api not in (Api.GRPC, Api.V2_GRPC):
-        yield await _unless(stop, http_target(job.urls, job.form, job.photos))
-        return
-    target = GrpcTarget(job.urls, job.form)
-    try:
-        await _unless(stop, target.prepare(job.photos))
-        yield target
-    finally:
-        await target.aclose()
-
-
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
     """What `work` gives, or LoadError as soon as `stop` is set."""
     working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
@@ -107,8 +91,8 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, stopped, return_exceptions=True)
 
 
-async def _measured(job: Job, target: Target, load: Load, stop: asyncio.Event, watch: Watch) -> Point:
-    clock, count = LoopClock(), len(job.photos)
+async def _measured(job: Job, load: Load, stop: asyncio.Event, watch: Watch) -> Point:
+    clock, count, target = LoopClock(), len(job.photos), job.target
     recorder = Recorder([len(payload) for payload in target.payloads[0]], [photo.group for photo in job.photos])
     pick = at_random(count, job.seed) if job.shuffled else in_turn(count)
     if load.rate is not None:
@@ -116,6 +100,4 @@ async def _measured(job: Job, target: Target, load: Load, stop: asyncio.Event, w
         loop: Loop = OpenLoop(target.line, gaps, pick, recorder, clock, job.bound)
     else:
         loop = ClosedLoop(target.line, load.connections or 1, pick, recorder, clock)
-    return await Measurement(
-        load, loop, recorder, job.plan, clock=clock, stop=stop, watch=watch, spent=Spending(target.spent)
-    ).run()
+    return await Measurement(load, loop, recorder, job.plan, clock=clock, stop=stop, watch=watch).run()

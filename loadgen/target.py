@@ -1,8 +1,7 @@
 """The servers that are measured: the requests for each, lines to them, and whether they answer at all."""
 
-import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,12 +9,13 @@ from loadgen.connection import Done, Line, LoadError, Outcome, Payloads
 from loadgen.http_client import Answer, ask
 from loadgen.http_connection import Address, HttpLine
 from loadgen.images import Photo
-from loadgen.open_inference import Model, Spent, ask_model
 from loadgen.requests import Api, Form, image_request
-from loadgen.tensors import tensor_of
 
 CHECK_S = 60.0
 """How long a first request may take: it may wait for a model to load."""
+
+MakeRequest = Callable[[Address, Photo], bytes]
+"""Makes the whole HTTP request that sends an image to a server."""
 
 
 class Target(Protocol):
@@ -31,18 +31,31 @@ class Target(Protocol):
     async def check(self) -> list[str]:
         """Ask each server once; what it said. Raises LoadError where one does not answer, or answers an error."""
 
-    async def spent(self) -> Spent | None:
-        """What the servers spent on the model so far, None where they do not say."""
+    async def aclose(self) -> None:
+        """Close what the lines share."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpTarget:
-    """Servers that speak HTTP; `models` is what they told of the model, by server, empty where they were not asked."""
+    """Servers that speak HTTP."""
 
     addresses: tuple[Address, ...]
     payloads: tuple[Payloads, ...]
     api: Api
-    models: tuple[Model, ...] = ()
+
+    @classmethod
+    def of(cls, urls: Sequence[str], form: Form, photos: Sequence[Photo]) -> "HttpTarget":
+        """All requests of that form, ready to be sent. Raises LoadError of what is no address."""
+        return cls.asked(urls, lambda address, photo: image_request(form, address, photo), photos, form.api)
+
+    @classmethod
+    def asked(
+        cls, urls: Sequence[str], make_request: MakeRequest, photos: Sequence[Photo], api: Api = Api.RAW
+    ) -> "HttpTarget":
+        """Servers of any protocol over HTTP whose requests the caller makes. Raises LoadError of what is no address."""
+        addresses = tuple(Address.parse(url) for url in urls)
+        payloads = tuple([make_request(address, photo) for photo in photos] for address in addresses)
+        return cls(addresses, payloads, api)
 
     def line(self, number: int, done: Done) -> Line:
         """A new line, not yet connected."""
@@ -56,26 +69,8 @@ class HttpTarget:
             for address, payloads in zip(self.addresses, self.payloads, strict=True)
         ]
 
-    async def spent(self) -> Spent | None:
-        """What the servers spent on the model so far, together."""
-        found = await asyncio.gather(*(model.spent(CHECK_S) for model in self.models))
-        told = [one for one in found if one is not None]
-        return sum(told[1:], told[0]) if told and len(told) == len(found) else None
-
-
-async def http_target(urls: Sequence[str], form: Form, photos: Sequence[Photo]) -> HttpTarget:
-    """All requests, ready to be sent; a server of /v2 is asked for its model first. Raises LoadError."""
-    addresses = tuple(Address.parse(url) for url in urls)
-    if form.api is not Api.V2:
-        payloads = tuple([image_request(form, address, photo) for photo in photos] for address in addresses)
-        return HttpTarget(addresses, payloads, form.api)
-    models = [await ask_model(address, form.model, form.encoding, form.datatype, CHECK_S) for address in addresses]
-    return HttpTarget(
-        addresses,
-        tuple([model.request(tensor_of(photo, model.input), form.path) for photo in photos] for model in models),
-        form.api,
-        tuple(models),
-    )
+    async def aclose(self) -> None:
+        """Nothing is shared."""
 
 
 def _judged(api: Api, address: Address, answer: Answer) -> str:
@@ -85,8 +80,8 @@ def _judged(api: Api, address: Address, answer: Answer) -> str:
     if not 200 <= answer.status < 300:
         said = Outcome("", answer.body).said
         raise LoadError(f"{address.authority} answers {answer.status}: {said or 'nothing'}; --allow-errors measures it")
-    best = _best(answer)
-    if not best and api in (Api.TOPFIVE, Api.V2):
+    best = _best(answer.body)
+    if not best and api is Api.TOPFIVE:
         said = Outcome("", answer.body).said
         raise LoadError(
             f"{address.authority} answers {answer.status}, but not as --api {api} would: {said or 'nothing'}; "
@@ -95,14 +90,10 @@ def _judged(api: Api, address: Address, answer: Answer) -> str:
     return f"{address.authority}: {answer.status}, {len(answer.body):,} bytes{best}"
 
 
-def _best(answer: Answer) -> str:
-    """The best class in a reply of this project's API, the outputs in one of /v2, nothing of others'."""
-    size = answer.headers.get("inference-header-content-length", "")
+def _best(body: bytes) -> str:
+    """The best class in a reply of this project's API, nothing of others'."""
     try:
-        reply = json.loads(answer.body[: int(size)] if size else answer.body)
-        if "outputs" in reply:
-            shown = [f"{one['name']} {one['datatype']} {one['shape']}" for one in reply["outputs"]]
-            return f", {reply['model_name']}: {', '.join(shown)}"
+        reply = json.loads(body)
         best, engine = reply["predictions"][0], reply["engine"]
         return (
             f", {best['label']} {best['probability']:.3f}, {reply['model']['name']} on "

@@ -260,7 +260,7 @@ async def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
         (("--seconds", "nan"), "nan is not a finite number"),
         (("--seconds", "inf"), "inf is not a finite number"),
         (("--json", "/dev/null/no/x.json"), "/dev/null/no is no folder; make it first"),
-        (("--api", "v2"), "--api v2 needs --model NAME"),
+        (("--api", "v2"), "'v2' is not one of 'topfive', 'multipart', 'raw', 'grpc'"),
         (("--api", "grpc", "--path", "/x"), "--path has no use with --api grpc; it is for multipart, raw,"),
         (("--api", "raw", "--model", "x"), "--model has no use with --api raw"),
         (("--field", "x"), "--field has no use with --api topfive; it is for multipart"),

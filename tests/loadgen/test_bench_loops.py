@@ -13,8 +13,7 @@ import pytest
 
 from loadgen.connection import OK, TIMEOUT, Done, Line, Outcome
 from loadgen.loops import ClosedLoop, OpenLoop, at_random, in_turn, poisson
-from loadgen.measurement import Load, Measurement, Plan, Progress, Spending, waited_for_processor
-from loadgen.open_inference import Spent
+from loadgen.measurement import Load, Measurement, Plan, Progress, waited_for_processor
 from loadgen.recorder import Recorder
 from loadgen.results import Latency, Point, Window, steady
 from tests.fakes import ManualClock, settle
@@ -83,9 +82,6 @@ class Bench:
     async def measure(self, loop: ClosedLoop | OpenLoop, plan: Plan, load: Load) -> Point:
         """The point, with time turned on until it is there."""
 
-        async def spent() -> Spent | None:
-            return None
-
         running = asyncio.ensure_future(
             Measurement(
                 load,
@@ -95,7 +91,7 @@ class Bench:
                 clock=self.clock,
                 stop=self.stop,
                 watch=self.seen.append,
-                spent=Spending(spent, lambda: self.clock.now() * self.starved),
+                starved=lambda: self.clock.now() * self.starved,
             ).run()
         )
         await settle()
