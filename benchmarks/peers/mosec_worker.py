@@ -1,4 +1,4 @@
-"""mosec: a front in Rust, raw bodies, two processes that batch."""
+"""mosec: an HTTP server in Rust, raw bodies, two processes that batch."""
 
 import sys
 

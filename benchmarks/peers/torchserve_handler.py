@@ -1,4 +1,4 @@
-"""TorchServe: a front in Java, two processes that batch. As a program it packs this handler and starts the server."""
+"""TorchServe: an HTTP server in Java, two processes that batch. As a program it packs this handler and starts it."""
 
 import json
 import os
