@@ -81,10 +81,12 @@ def test_engines_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_time_to_stop() -> None:
     """A container is given longer to stop than its server takes at most for what it has accepted."""
     (grace_s,) = map(float, re.findall(r"stop_grace_period: (\d+)s", COMPOSE))
-    drains_s = list(map(float, re.findall(r'TOPFIVE_DRAIN_S: "(\d+)"', COMPOSE)))
+    pre_stops_s, drains_s = (
+        list(map(float, re.findall(rf'TOPFIVE_{name}_S: "(\d+)"', COMPOSE))) for name in ("PRE_STOP", "DRAIN")
+    )
 
-    assert len(drains_s) == 2
-    assert max(drains_s) + 5 <= grace_s
+    assert len(pre_stops_s) == len(drains_s) == 2
+    assert max(pre_stops_s) + max(drains_s) + 5 <= grace_s
 
 
 def test_time_to_get_ready() -> None:

@@ -14,7 +14,7 @@ from service.gateway.server import run_gateway
 @option(
     "--inference", required=True, metavar="HOST:PORT", help="Inference servers: all that a name gives, or several names"
 )
-@options("host", "port", "max_image_bytes", "max_upload_bytes", "timeout_s", "drain_s", "log_level")
+@options("host", "port", "max_image_bytes", "max_upload_bytes", "timeout_s", "pre_stop_s", "drain_s", "log_level")
 def gateway_command(inference: str, **values: Any) -> None:
     """Serve REST in front of inference servers, which hold the models, until SIGTERM or Ctrl-C."""
     try:

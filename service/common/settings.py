@@ -61,6 +61,14 @@ class Settings(BaseModel):
         1 << 30
     )
     timeout_s: Annotated[float, Field(gt=0, description="Longest time for one answer; callers may ask for less")] = 30.0
+    pre_stop_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Time after SIGTERM in which readiness is off and requests are still taken, "
+            "so that load balancers notice",
+        ),
+    ] = 0.0
     drain_s: Annotated[float, Field(ge=0, description="Longest time for accepted work after SIGTERM or Ctrl-C")] = 20.0
     recover_s: Annotated[float, Field(gt=0, description="Time between tries of a model that fails")] = 5.0
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log")] = LogLevel.INFO

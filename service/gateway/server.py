@@ -18,7 +18,7 @@ from service.rest import endpoints
 from service.rest.app import create_app
 from service.rest.image_request import Intake
 from service.rest.server import RestServer, listen
-from service.server.process import DrainLimit, drain, run_until_stopped
+from service.server.process import DrainLimit, drain, pre_stop, run_until_stopped
 
 _LOOK_S = 1.0
 
@@ -60,8 +60,12 @@ class Gateway:
         log.info("ready")
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """Not ready, no new connections, answer what was accepted; at the drain limit or `hurry` refuse the rest."""
+        """Turn readiness off, wait `pre_stop_s`, close the listener, and answer what was accepted.
+
+        At the drain limit or `hurry` the rest is refused.
+        """
         self._directory.stop()
+        await pre_stop(self._settings.pre_stop_s, hurry)
         await drain(self.rest, self._answered, self._refuse, DrainLimit(self._settings.drain_s, hurry))
         await self.replicas.aclose()
 

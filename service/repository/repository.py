@@ -83,6 +83,7 @@ class Repository:
         self._shelves.waiting = lambda: [holds for load in self._loading.values() for holds in load.waiting]
         self._loaded = self._shelves.loaded
         self._loading: dict[str, _Load] = {}
+        self._unready = False
         self._closing = False
         self._card_lost: str | None = None
         self._listeners: list[Callable[[], None]] = []
@@ -114,7 +115,7 @@ class Repository:
     @property
     def ready(self) -> bool:
         """Whether `check_ready` finds nothing."""
-        return bool(self._configured) and not (self._closing or self._absent or self.failing or self.card_lost)
+        return bool(self._configured) and not (self._unready or self._absent or self.failing or self.card_lost)
 
     @property
     def card_lost(self) -> str | None:
@@ -132,7 +133,7 @@ class Repository:
 
     def check_ready(self) -> None:
         """Raise NotReady or ShuttingDown unless every configured model is loaded, warm and answering."""
-        if self._closing:
+        if self._unready:
             raise ShuttingDown
         if not self.ready:
             reasons = [f"{name} is being loaded" for name in self._absent] + [self._failure(n) for n in self.failing]
@@ -198,10 +199,15 @@ class Repository:
             raise NotReady(entry.damage or f"{name} was removed meanwhile")
         return entry
 
-    def stop(self) -> None:
-        """Be not ready from now on; what was accepted is still answered."""
-        self._closing = True
+    def turn_unready(self) -> None:
+        """Be not ready from now on; requests are still answered, and models still loaded for them."""
+        self._unready = True
         self._changed()
+
+    def stop(self) -> None:
+        """Be not ready, and load no further model; what was accepted is still answered."""
+        self._closing = True
+        self.turn_unready()
 
     async def aclose(self, drain_s: float) -> None:
         """Drain and close every model; a load that goes on is given up, and its engine closed once it is there."""

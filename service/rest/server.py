@@ -1,9 +1,7 @@
 """The HTTP server under REST: uvicorn, with signals left to the service and a shutdown that loses nothing."""
 
 import asyncio
-import ctypes
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -17,15 +15,6 @@ _CLOSE = (b"connection", b"close")
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than the idle time of common load balancers, so that they close first
-
-_SO_ATTACH_FILTER = 26  # of Linux; Python's socket module does not name it
-# A packet filter in the kernel's instructions: code, jump if true, jump if false, operand.
-_NO_SYN = (
-    (0x30, 0, 0, 13),  # load the flags of the TCP header
-    (0x45, 0, 1, 0x02),  # is SYN among them?
-    (0x06, 0, 0, 0),  # then drop the packet
-    (0x06, 0, 0, 0xFFFFFFFF),  # else keep it
-)
 
 # When it stops: how long open connections may still send, and how old those may be that never have.
 _SETTLE_S = 0.1
@@ -74,9 +63,6 @@ class RestServer:
     async def settle(self, over: asyncio.Task[None]) -> None:
         """Accept no new connection, and let those accepted send what they came with, until `over` at the latest."""
         self._server.say_close()
-        with suppress(OSError):  # not every system has such filters
-            deafen(self._listener)
-        await asyncio.wait({over}, timeout=_SETTLE_S)  # those that have begun to connect come to their end
         await self._server.stop_listening(self._listener)
         await asyncio.wait({over}, timeout=_SETTLE_S)
         while self._server.expects_requests() and not over.done():
@@ -146,15 +132,3 @@ class _Server(uvicorn.Server):
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return made
-
-
-def deafen(listener: socket.socket) -> None:
-    """Let the kernel drop what would begin one more connection; those that have begun go on.
-
-    One that came between the last `accept` and the close would be reset, and its client could not tell whether it was
-    served; so it asks again a second later and is refused. Raises OSError where the system cannot.
-    """
-    instructions = b"".join(struct.pack("HBBI", *instruction) for instruction in _NO_SYN)
-    program = ctypes.create_string_buffer(instructions, len(instructions))
-    address = ctypes.addressof(program)
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_NO_SYN), address))

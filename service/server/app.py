@@ -28,7 +28,7 @@ from service.rest.image_request import Intake
 from service.rest.server import RestServer, listen
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
-from service.server.process import DrainLimit, Fatal, drain, run_until_stopped
+from service.server.process import DrainLimit, Fatal, drain, pre_stop, run_until_stopped
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,12 @@ class Service:
         log.info("ready")
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """Not ready, no new connections, answer what was accepted; at the drain limit or `hurry` refuse the rest."""
+        """Turn readiness off, wait `pre_stop_s`, close the listeners, and answer what was accepted.
+
+        At the drain limit or `hurry` the rest is refused.
+        """
+        self._core.repository.turn_unready()
+        await pre_stop(self._core.settings.pre_stop_s, hurry)
         self._core.repository.stop()
         limit = DrainLimit(self._core.settings.drain_s, hurry)
         await drain(self.rest, self._answered, partial(self._core.repository.aclose, 0), limit)

@@ -70,6 +70,13 @@ class DrainLimit:
                 await self.hurry.wait()
 
 
+async def pre_stop(seconds: float, hurry: asyncio.Event) -> None:
+    """Wait for so long, or until `hurry`: load balancers that see readiness off send their requests elsewhere."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await hurry.wait()
+
+
 async def drain(
     rest: RestServer,
     answered: Callable[[asyncio.Task[None]], Awaitable[None]],

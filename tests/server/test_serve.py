@@ -1,14 +1,11 @@
 """`topfive serve` as a process: start, signals, drain, exit status."""
 
 import asyncio
-import errno
 import json
 import os
 import re
-import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +20,6 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.rest.server import deafen
 from tests.conftest import png
 from tests.fakes import reached
 
@@ -126,6 +122,21 @@ async def test_answers_what_was_accepted(artifacts: Path) -> None:
     assert {answer.status_code for answer in answered} == {200}
     assert len(answered) > before
     assert lost == []
+
+
+async def test_pre_stop(artifacts: Path) -> None:
+    """After SIGTERM readiness is off while new connections are still served; a second signal ends that time."""
+    async with server(artifacts, "--pre-stop-s", "60") as running:
+        running.process.send_signal(signal.SIGTERM)
+        await reached(lambda: any("stopping" in line for line in running.log))
+        async with httpx.AsyncClient(base_url=running.url) as client:
+            ready, alive = await client.get("/readyz"), await client.get("/livez")
+            answer = await client.post("/predict", files={"image": png()})
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.ended() == 0
+    assert ready.status_code == 503
+    assert ready.json()["code"] == "shutting_down"
+    assert alive.status_code == answer.status_code == 200
 
 
 async def test_idle_connections_do_not_delay_the_stop(artifacts: Path) -> None:
@@ -292,28 +303,6 @@ async def test_environment(artifacts: Path) -> None:
     done = await asyncio.to_thread(run, "serve", env={"TOPFIVE_RUNTIME": "abacus"})
     assert done.returncode == 2
     assert "--runtime" in done.stderr
-
-
-async def test_no_connection_between_the_last_and_the_end() -> None:
-    """A listener that stops takes every connection that was there, and the kernel opens none after the last of them."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    address = listener.getsockname()
-    before = socket.create_connection(address)
-    deafen(listener)
-    late = socket.socket()
-    late.setblocking(False)
-    assert late.connect_ex(address) == errno.EINPROGRESS
-    _, writable, _ = select.select([], [late], [], 0)  # on the loopback a handshake ends at once
-    accepted, _ = listener.accept()
-    listener.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        listener.accept()
-    before.sendall(b"heard")
-    heard = await asyncio.to_thread(accepted.recv, 5)
-    for one in (before, accepted, late, listener):
-        one.close()
-    assert writable == []
-    assert heard == b"heard"
 
 
 async def test_says_that_it_closes(artifacts: Path) -> None:
