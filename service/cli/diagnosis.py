@@ -14,6 +14,7 @@ from models.artifact.artifact import Artifact, ArtifactError, Manifest, exported
 from models.artifact.engine_plan import Flavour
 from models.catalog import CATALOG, UnknownModelError
 from service.common.cpus import Host, host
+from service.common.model_info import BuiltEngine
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.selection.compatibility import Machine, Source, survey, this_machine
@@ -21,7 +22,7 @@ from service.engines.selection.dry_run import expected
 from service.engines.selection.prebuilt import best_flavour, nothing_built
 from service.engines.selection.select import EngineOptions, installed
 from service.engines.tensorrt.packages import INSTALL
-from service.repository.model_info import BuiltEngine
+from service.repository.model_info import built_engine
 
 _PACKAGES = {
     "ONNX Runtime": (("onnxruntime-gpu", "onnxruntime"), "pip install '.[cpu]' or, for cards, '.[gpu]'"),
@@ -129,9 +130,7 @@ def _exported(name: str, question: Question, machine: Machine) -> Exported:
     missing = [file for file in manifest.files if not (folder / file).is_file()]
     damage = f"{folder} lacks {', '.join(missing)}; export it again" if missing else None
     fits, wrong = survey(folder, Source.of(root, manifest), machine, options.precision)
-    known = Exported(
-        name, number, _weights(manifest), tuple(map(BuiltEngine.of, fits)), None, None, damage, tuple(wrong)
-    )
+    known = Exported(name, number, _weights(manifest), tuple(map(built_engine, fits)), None, None, damage, tuple(wrong))
     try:
         found = expected(Artifact(folder, number, manifest, ()), options, machine, fits)
     except EngineUnavailableError as error:

@@ -20,7 +20,8 @@ from models.artifact.artifact import NotExportedError
 from models.catalog import Architecture
 from service.cli.options import option, options, settings_from
 from service.common.errors import ModelNotFound, TopfiveError
-from service.repository.model_info import LayerFacts, layer_facts
+from service.common.model_info import ModelLayers
+from service.repository.model_info import model_layers
 from service.repository.repository import Repository
 from service.rest.schemas import LayerReply, LayersReply, StageReply
 from service.server.app import Core
@@ -60,13 +61,13 @@ def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **
         console.print(_stage_table(facts, console.width) if only_stages else _layer_table(facts, console.width))
 
 
-def _facts(repository: Repository, name: str) -> LayerFacts:
+def _facts(repository: Repository, name: str) -> ModelLayers:
     """From the artifact, or where there is none from the network itself. Raises TopfiveError."""
     entry = repository.entry(name)
     if entry.exported is not None or entry.damage is not None or entry.architecture is None:
-        return layer_facts(entry, repository.root)
+        return model_layers(entry, repository.root)
     try:
-        return LayerFacts(entry.name, None, _computed(entry.architecture))
+        return ModelLayers(entry.name, None, _computed(entry.architecture))
     except ModuleNotFoundError as error:
         if error.name not in _TORCH:
             raise
@@ -91,7 +92,7 @@ def _write_csv(rows: Sequence[LayerReply] | Sequence[StageReply]) -> None:
         writer.writerow("x".join(map(str, value)) if isinstance(value, tuple) else value for value in fields.values())
 
 
-def _layer_table(facts: LayerFacts, width: int) -> Table:
+def _layer_table(facts: ModelLayers, width: int) -> Table:
     """A row per layer, and a line of totals after each stage and at the end; names within a stage are short where
     there is little room, `.conv` in the stage `conv1` for `conv1.conv`.
     """
@@ -112,7 +113,7 @@ def _layer_table(facts: LayerFacts, width: int) -> Table:
     return table
 
 
-def _stage_table(facts: LayerFacts, width: int) -> Table:
+def _stage_table(facts: ModelLayers, width: int) -> Table:
     """A row per stage, and the total."""
     table = _empty(facts, ("stage", "layers", "output"), width)
     for stage in facts.table.stages:
@@ -122,7 +123,7 @@ def _stage_table(facts: LayerFacts, width: int) -> Table:
     return table
 
 
-def _empty(facts: LayerFacts, columns: Sequence[str], width: int) -> Table:
+def _empty(facts: ModelLayers, columns: Sequence[str], width: int) -> Table:
     """The head of a table with those columns before the numbers."""
     version = "computed, not exported" if facts.version is None else f"version {facts.version}"
     table = Table(

@@ -9,7 +9,7 @@ from rich.console import Console
 from models.catalog import CATALOG
 from service.cli import tables
 from service.cli.options import option, options, settings_from
-from service.repository.model_info import facts
+from service.repository.model_info import model_detail
 from service.rest.schemas import ModelReply
 from service.server.app import Core
 
@@ -22,7 +22,7 @@ def models_command(as_json: bool, **values: Any) -> None:
     settings = settings_from(values)
     entries = Core(settings).repository.entries()
     if as_json:
-        rows = [ModelReply.model_validate(facts(entry)).model_dump(mode="json") for entry in entries]
+        rows = [ModelReply.model_validate(model_detail(entry)).model_dump(mode="json") for entry in entries]
         click.echo(json.dumps(rows, indent=2))
     else:
         order = {name: place for place, name in enumerate(CATALOG.names())}

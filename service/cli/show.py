@@ -17,11 +17,12 @@ from models.artifact.measured import protocol
 from service.cli.options import option, options, settings_from
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
+from service.common.model_info import BuiltEngine, ModelDetail
 from service.common.settings import Settings
-from service.common.types import Precision, Runtime
+from service.common.types import Layout, Precision, Runtime
 from service.engines.selection.compatibility import Source, survey, this_machine
-from service.engines.selection.cpu_layout import Layout, at_most, default_layout, read_tuned
-from service.repository.model_info import BuiltEngine, ModelFacts, facts
+from service.engines.selection.cpu_layout import at_most, default_layout, read_tuned
+from service.repository.model_info import built_engine, model_detail
 from service.repository.repository import Entry
 from service.rest.schemas import ModelDetailReply
 from service.server.app import Core
@@ -36,7 +37,7 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
     try:
         settings = settings_from(values)
         entry = Core(settings).repository.entry(name)
-        known, (engines, unreadable) = facts(entry), _engines(settings.artifacts, entry)
+        known, (engines, unreadable) = model_detail(entry), _engines(settings.artifacts, entry)
         layout, notes = _layout(settings, entry)
         known = replace(known, engines=engines, warnings=(*known.warnings, *unreadable, *notes), layout=layout)
     except TopfiveError as error:
@@ -57,7 +58,7 @@ def _engines(root: Path, entry: Entry) -> tuple[tuple[BuiltEngine, ...], list[st
     if not plans:
         return (), unreadable
     fits, unreadable = survey(folder, Source.of(root, manifest), this_machine(), Precision.AUTO)
-    return tuple(map(BuiltEngine.of, fits)), unreadable
+    return tuple(map(built_engine, fits)), unreadable
 
 
 def _layout(settings: Settings, entry: Entry) -> tuple[Layout | None, tuple[str, ...]]:
@@ -76,7 +77,7 @@ def _layout(settings: Settings, entry: Entry) -> tuple[Layout | None, tuple[str,
     return replace(layout, max_batch=at_most(layout.max_batch, artifact)), tuned.notes
 
 
-def _facts(known: ModelFacts) -> Table:
+def _facts(known: ModelDetail) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -107,7 +108,7 @@ def _facts(known: ModelFacts) -> Table:
     return table
 
 
-def _accuracy(known: ModelFacts) -> Table | str:
+def _accuracy(known: ModelDetail) -> Table | str:
     """Error rates in percent: the paper's, the published weights', the user's own measurements."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("errors in %")
@@ -131,7 +132,7 @@ def _accuracy(known: ModelFacts) -> Table | str:
     return table if table.row_count else ""
 
 
-def _parity(known: ModelFacts) -> Table | str:
+def _parity(known: ModelDetail) -> Table | str:
     """How each engine compared with PyTorch, or an imported model's with its own file."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for column in ("engine", "precision", "max |dp|", "cosine", "top-1 agrees", "used"):
@@ -148,7 +149,7 @@ def _parity(known: ModelFacts) -> Table | str:
     return table if table.row_count else ""
 
 
-def _built(known: ModelFacts) -> Table | str:
+def _built(known: ModelDetail) -> Table | str:
     """The engines that were built for NVIDIA cards, and why they are not used here."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("built", overflow="fold")

@@ -12,7 +12,7 @@ from models.artifact.measured import Measurement, protocol
 from service.common.errors import Code, TopfiveError
 from service.common.types import Classification
 from service.inference.comparison import Comparison
-from service.repository.model_info import facts
+from service.repository.model_info import model_detail
 from service.repository.repository import Entry
 
 _BAR_WIDTH = 24
@@ -115,7 +115,7 @@ def models(entries: Sequence[Entry], width: int) -> RenderableType:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("exported", no_wrap=True)
     for entry in entries:
-        row = facts(entry)
+        row = model_detail(entry)
         table.add_row(
             Text(row.name),
             *(("-" if row.year is None else str(row.year), Text(row.family)) if wide else ()),

@@ -128,6 +128,19 @@ class Ran(Generic[R]):
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """Batches that run at once, threads of each, and the largest batch. `origin` says where it comes from."""
+
+    slots: int
+    threads: int
+    max_batch: int
+    origin: str = "defaults"
+
+    def __str__(self) -> str:
+        return f"{self.origin}: slots {self.slots}, threads {self.threads}, max_batch {self.max_batch}"
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """On what a model runs: runtime and its version, device, and the precision it computes in."""
 

@@ -12,11 +12,18 @@ from models.artifact.measured import Measurement
 from models.catalog import Channels, InputSpec, Interpolation, PublishedErrors, WeightSet
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import error_of
-from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
-from service.engines.selection.cpu_layout import Layout
+from service.common.model_info import BuiltEngine, ModelDetail, ModelLayers, ModelState, ModelSummary
+from service.common.types import (
+    Classification,
+    EngineInfo,
+    Latency,
+    Layout,
+    ModelCard,
+    Prediction,
+    Preprocessing,
+    Timing,
+)
 from service.inference.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
-from service.repository.model_info import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
-from service.repository.repository import ModelState
 
 
 def classification(reply: pb.ClassifyReply) -> Classification:
@@ -48,14 +55,14 @@ def comparison(reply: pb.CompareReply) -> Comparison:
     )
 
 
-def summary(info: pb.ModelInfo) -> ModelSummary:
+def model_summary(info: pb.ModelInfo) -> ModelSummary:
     """The row of the model list."""
     return ModelSummary(**_summary_fields(info))
 
 
-def facts(reply: pb.GetModelReply) -> ModelFacts:
+def model_detail(reply: pb.GetModelReply) -> ModelDetail:
     """The page of one model. No reply has the seed of its weights or the files of published ones."""
-    return ModelFacts(
+    return ModelDetail(
         **_summary_fields(reply.info),
         input=_input(reply.input),
         record=_record(reply.weights) if reply.HasField("weights") else None,
@@ -76,12 +83,12 @@ def facts(reply: pb.GetModelReply) -> ModelFacts:
     )
 
 
-def layer_facts(reply: pb.GetLayersReply) -> LayerFacts:
+def model_layers(reply: pb.GetLayersReply) -> ModelLayers:
     """The layers of one model; shares and totals follow from the rows."""
     channels, height, width = reply.input_shape
     layers = tuple(_layer(layer) for layer in reply.layers)
     stages = tuple(_stage(stage) for stage in reply.stages)
-    return LayerFacts(reply.model, reply.version or None, LayerTable((channels, height, width), layers, stages))
+    return ModelLayers(reply.model, reply.version or None, LayerTable((channels, height, width), layers, stages))
 
 
 def _optional(message: Any, field: str) -> Any:

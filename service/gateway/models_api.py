@@ -3,12 +3,11 @@
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.clock import Clock
 from service.common.errors import NotReady, ShuttingDown
+from service.common.model_info import ModelDetail, ModelLayers, ModelList
 from service.gateway import converters
 from service.gateway.backend import M, Send
 from service.gateway.load_balancer import Replicas
 from service.gateway.retries import ASK_SERVER, Calls
-from service.inference.model_directory import ModelList
-from service.repository.model_info import LayerFacts, ModelFacts
 
 
 class RemoteDirectory:
@@ -25,17 +24,17 @@ class RemoteDirectory:
         """All models of one server; their latencies are those that it measured."""
         request = pb.ListModelsRequest()
         reply = await self._ask(lambda stub, left_s: stub.ListModels(request, timeout=left_s))
-        return ModelList(reply.default_model, tuple(converters.summary(info) for info in reply.models))
+        return ModelList(reply.default_model, tuple(converters.model_summary(info) for info in reply.models))
 
-    async def model(self, name: str) -> ModelFacts:
+    async def model(self, name: str) -> ModelDetail:
         """One of them."""
         request = pb.GetModelRequest(name=name)
-        return converters.facts(await self._ask(lambda stub, left_s: stub.GetModel(request, timeout=left_s)))
+        return converters.model_detail(await self._ask(lambda stub, left_s: stub.GetModel(request, timeout=left_s)))
 
-    async def layers(self, name: str) -> LayerFacts:
+    async def layers(self, name: str) -> ModelLayers:
         """Its layers."""
         request = pb.GetLayersRequest(name=name)
-        return converters.layer_facts(await self._ask(lambda stub, left_s: stub.GetLayers(request, timeout=left_s)))
+        return converters.model_layers(await self._ask(lambda stub, left_s: stub.GetLayers(request, timeout=left_s)))
 
     def check_alive(self) -> None:
         """Nothing here can fail for good."""

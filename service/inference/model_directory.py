@@ -1,20 +1,12 @@
 """What a transport may ask about models and the server's state, wherever the models are."""
 
 import asyncio
-from dataclasses import dataclass
 from typing import Protocol
 
 from service.common.errors import NotReady
-from service.repository.model_info import LayerFacts, ModelFacts, ModelSummary, facts, layer_facts
+from service.common.model_info import ModelDetail, ModelLayers, ModelList, ModelSummary
+from service.repository.model_info import model_detail, model_layers
 from service.repository.repository import Repository
-
-
-@dataclass(frozen=True, slots=True)
-class ModelList:
-    """Every model that is known, and the name of the one that a request without a name means."""
-
-    default: str
-    models: tuple[ModelSummary, ...]
 
 
 class Directory(Protocol):
@@ -23,10 +15,10 @@ class Directory(Protocol):
     async def models(self) -> ModelList:
         """All of them: loaded, exported, or waiting to be exported. Raises NotReady before a default is known."""
 
-    async def model(self, name: str) -> ModelFacts:
+    async def model(self, name: str) -> ModelDetail:
         """One of them. Raises ModelNotFound, or NotReady where it is damaged."""
 
-    async def layers(self, name: str) -> LayerFacts:
+    async def layers(self, name: str) -> ModelLayers:
         """The layers of an exported one, loaded or not. Raises as `model` does."""
 
     def check_alive(self) -> None:
@@ -47,16 +39,16 @@ class LocalDirectory:
         default = self._repository.default
         return ModelList(default, await asyncio.to_thread(self._rows))
 
-    async def model(self, name: str) -> ModelFacts:
+    async def model(self, name: str) -> ModelDetail:
         """One of them."""
-        return await asyncio.to_thread(lambda: facts(self._repository.entry(name)))
+        return await asyncio.to_thread(lambda: model_detail(self._repository.entry(name)))
 
-    async def layers(self, name: str) -> LayerFacts:
+    async def layers(self, name: str) -> ModelLayers:
         """Its layers, read on a thread."""
-        return await asyncio.to_thread(lambda: layer_facts(self._repository.entry(name), self._repository.root))
+        return await asyncio.to_thread(lambda: model_layers(self._repository.entry(name), self._repository.root))
 
     def _rows(self) -> tuple[ModelSummary, ...]:
-        return tuple(facts(entry) for entry in self._repository.entries())
+        return tuple(model_detail(entry) for entry in self._repository.entries())
 
     def check_alive(self) -> None:
         """Raise NotReady where a queue is broken or an engine stuck beyond recovery."""

@@ -29,7 +29,7 @@ from service.offline.rows import BulkError, Item, Row
 from service.offline.runner import Question
 from service.offline.scores import TOP, score
 from service.offline.session import OpenCore, Session, StoppedError, core_options, crops_option, opened, run, say
-from service.repository.model_info import exported, facts
+from service.repository.model_info import exported, model_detail
 from service.repository.repository import Repository
 from service.server.app import Core
 
@@ -202,7 +202,7 @@ def _counted(session: Session, job: Job, journal: Journal, items: list[Item], ta
         raise BulkError(f"none of the {len(items):,} images has an answer; {first.path}: {_reason(first)}")
     return Evaluation(
         name=session.panel.name,
-        members=tuple(facts(session.core.repository.entry(card.name)) for card in session.cards),
+        members=tuple(model_detail(session.core.repository.entry(card.name)) for card in session.cards),
         engine=session.panel.engine,
         crops=job.crops,
         decode=session.core.settings.decode,

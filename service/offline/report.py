@@ -9,12 +9,12 @@ from typing import Any
 from models.artifact.confidence import Share
 from models.artifact.measured import Measurement
 from models.labels import Label
+from service.common.model_info import ModelDetail
 from service.common.types import Decode, EngineInfo
 from service.offline.dataset import Dataset
 from service.offline.rows import Row
 from service.offline.scores import Scores
 from service.offline.writers import replacing, write_table
-from service.repository.model_info import ModelFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Evaluation:
     """
 
     name: str
-    members: tuple[ModelFacts, ...]
+    members: tuple[ModelDetail, ...]
     engine: EngineInfo
     crops: int
     decode: Decode
@@ -162,12 +162,12 @@ def write_report(path: Path, dataset: Dataset, evaluations: Sequence[Evaluation]
         draft.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
 
 
-def _identity(facts: ModelFacts) -> dict[str, Any]:
+def _identity(facts: ModelDetail) -> dict[str, Any]:
     weights = facts.record and facts.record.model_dump(mode="json")
     return {"model": facts.name, "version": facts.version, "weights": weights}
 
 
-def _published(facts: ModelFacts) -> Iterator[Published]:
+def _published(facts: ModelDetail) -> Iterator[Published]:
     """The weights' own figures (before any for those inside, the default published ones), then the paper's."""
     if facts.acc1 is not None:
         name = facts.record.name if facts.record else "inside"

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from models.catalog import Architecture, Catalog, UnknownModelError
 from service.common.clock import Clock
 from service.common.errors import ModelNotFound, NotReady, ShuttingDown
 from service.common.metrics import Metrics
+from service.common.model_info import ModelState
 from service.common.types import ENSEMBLE_PREFIX, BatchLimits
 from service.engines.base import Engine, EngineUnavailableError, card_lost
 from service.repository.device_memory import OverBudgetError
@@ -30,16 +30,6 @@ from service.repository.loaded_model import LoadedModel
 from service.repository.loader import Device, Shelves
 
 log = logging.getLogger(__name__)
-
-
-class ModelState(StrEnum):
-    """Where a model is on its way: known, exported, loading, ready, or failing its last real runs."""
-
-    NOT_EXPORTED = "not_exported"
-    EXPORTED = "exported"
-    LOADING = "loading"
-    READY = "ready"
-    FAILING = "failing"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,20 @@ from models.analysis.cost import Size
 from models.artifact.artifact import ParityReport
 from models.artifact.measured import Measurement
 from models.catalog import InputSpec, PublishedErrors
-from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
-from service.engines.selection.cpu_layout import Layout
+from service.common.model_info import BuiltEngine, ModelLayers, ModelState
+from service.common.types import (
+    Classification,
+    EngineInfo,
+    Latency,
+    Layout,
+    ModelCard,
+    Prediction,
+    Preprocessing,
+    Timing,
+)
 from service.inference.classifier import DEFAULT_CROPS
 from service.inference.comparison import Agreement, ClassName, Comparison, ComparisonTiming
 from service.inference.topk import DEFAULT_TOP_K
-from service.repository.model_info import BuiltEngine, LayerFacts
-from service.repository.repository import ModelState
 
 _Crops = Annotated[int, Field(description="1, or 10: the average over corners, centre and their mirrors")]
 _TopK = Annotated[
@@ -236,7 +243,7 @@ class LayersReply(Reply):
     macs: int
 
     @classmethod
-    def of(cls, facts: LayerFacts) -> "LayersReply":
+    def of(cls, facts: ModelLayers) -> "LayersReply":
         """The reply for what is known of the model."""
         table = facts.table
         return cls(

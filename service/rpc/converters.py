@@ -7,9 +7,9 @@ from models.artifact.artifact import ParityReport, WeightRecord
 from models.artifact.measured import Measurement
 from models.catalog import InputSpec, WeightSet
 from proto.topfive.v1 import classifier_pb2 as pb
+from service.common.model_info import BuiltEngine, ModelDetail, ModelLayers, ModelSummary
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
 from service.inference.comparison import Comparison, Row
-from service.repository.model_info import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
 from service.rpc.errors import describe
 
 
@@ -69,7 +69,7 @@ def model_info(facts: ModelSummary) -> pb.ModelInfo:
     )
 
 
-def get_model_reply(facts: ModelFacts) -> pb.GetModelReply:
+def get_model_reply(facts: ModelDetail) -> pb.GetModelReply:
     """The page of one model."""
     return pb.GetModelReply(
         info=model_info(facts),
@@ -90,7 +90,7 @@ def get_model_reply(facts: ModelFacts) -> pb.GetModelReply:
     )
 
 
-def get_layers_reply(facts: LayerFacts) -> pb.GetLayersReply:
+def get_layers_reply(facts: ModelLayers) -> pb.GetLayersReply:
     """The layers of one model."""
     table = facts.table
     return pb.GetLayersReply(

@@ -12,12 +12,19 @@ from models.artifact.artifact import ParityReport, Thresholds, WeightRecord, Wei
 from models.artifact.measured import Measurement
 from models.catalog import CATALOG, Channels, InputSpec, Interpolation, PublishedErrors, WeightSet
 from service.common.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError, error_of
-from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
-from service.engines.selection.cpu_layout import Layout
+from service.common.model_info import BuiltEngine, ModelDetail, ModelLayers, ModelState, ModelSummary
+from service.common.types import (
+    Classification,
+    EngineInfo,
+    Latency,
+    Layout,
+    ModelCard,
+    Prediction,
+    Preprocessing,
+    Timing,
+)
 from service.gateway import converters as back
 from service.inference.comparison import Agreement, ClassName, Comparison, ComparisonTiming, Row
-from service.repository.model_info import BuiltEngine, LayerFacts, ModelFacts, ModelSummary
-from service.repository.repository import ModelState
 from service.rpc import converters as there
 
 BARE_CARD = ModelCard("m", 0, "f", 1, 2, 3, "untrained", None, None, None, Latency(0, None, None, None))
@@ -39,7 +46,7 @@ MEASUREMENT = Measurement(
     acc5_low=80.25, acc5_high=95.75, crops=10, runtime="openvino", precision="f32", date="2026-11-22", decode="fast",
 )  # fmt: skip
 INPUT = InputSpec(236, 224, Interpolation.BICUBIC, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), Channels.BGR)
-FACTS = ModelFacts(
+FACTS = ModelDetail(
     name="resnet50", state=ModelState.READY, family="resnet", year=2015, paper="Deep", parameters=3,
     parameters_train=4, macs=5, input_size=224, classes=1000, acc1=80.858, acc5=95.434, acc_dataset="ImageNet",
     measured=(MEASUREMENT, MEASUREMENT.model_copy(update={"acc5": None, "acc5_low": None, "acc5_high": None})),
@@ -79,7 +86,7 @@ TABLE_OF_LAYERS = LayerTable.of(
         Layer("fc", "fully connected", "head", (64,), (10,), 650, 640, None),
     ],
 )  # fmt: skip
-LAYERS = LayerFacts("resnet50", 3, TABLE_OF_LAYERS)
+LAYERS = ModelLayers("resnet50", 3, TABLE_OF_LAYERS)
 
 
 def sent(message: Any) -> Any:
@@ -140,10 +147,10 @@ def test_a_comparison() -> None:
 
 
 @pytest.mark.parametrize("facts", [FACTS, BARE_FACTS], ids=["exported", "not exported"])
-def test_facts(facts: ModelFacts) -> None:
+def test_facts(facts: ModelDetail) -> None:
     """The page of a model arrives, exported or not, and so does its row in the list."""
-    arrived = back.facts(sent(there.get_model_reply(facts)))
-    row = back.summary(sent(there.model_info(facts)))
+    arrived = back.model_detail(sent(there.get_model_reply(facts)))
+    row = back.model_summary(sent(there.model_info(facts)))
 
     assert arrived == facts
     assert type(row) is ModelSummary
@@ -163,15 +170,15 @@ def test_layers() -> None:
     """The layer table arrives, with what a layer does not have."""
     message = there.get_layers_reply(LAYERS)
 
-    assert back.layer_facts(sent(message)) == LAYERS
+    assert back.model_layers(sent(message)) == LAYERS
     assert sorted(unset(message)) == []
-    assert back.layer_facts(sent(there.get_layers_reply(replace(LAYERS, version=None)))).version is None
+    assert back.model_layers(sent(there.get_layers_reply(replace(LAYERS, version=None)))).version is None
 
 
 def test_input_of_every_model() -> None:
     """Means and deviations of the whole catalog arrive as they were written, although 32 bits carry them."""
     specs = [CATALOG[name].input for name in CATALOG.names()]
-    arrived = [back.facts(sent(there.get_model_reply(replace(FACTS, input=spec)))).input for spec in specs]
+    arrived = [back.model_detail(sent(there.get_model_reply(replace(FACTS, input=spec)))).input for spec in specs]
 
     assert arrived == specs
     assert len({spec.mean for spec in specs}) > 2

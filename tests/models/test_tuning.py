@@ -12,11 +12,10 @@ from pydantic import ValidationError
 from models.artifact.artifact import Artifact, load, write_manifest
 from models.artifact.tuning import Conditions, Place, Trial, TuningRecord, read_tuning, write_tuning
 from service.cli.main import main
-from service.common.types import Precision, Runtime
+from service.common.types import Layout, Precision, Runtime
 from service.engines.selection import cpu_layout
 from service.engines.selection.compatibility import NO_MACHINE
 from service.engines.selection.cpu_layout import (
-    Layout,
     Tuned,
     conditions_here,
     default_layout,

@@ -14,12 +14,13 @@ from models.catalog import CATALOG
 from service.batching.batcher import State
 from service.common.errors import ModelNotFound, NotReady, ShuttingDown, TopfiveError
 from service.common.metrics import Metrics, ModelMetrics
+from service.common.model_info import ModelState
 from service.common.types import BatchLimits
 from service.engines.base import CPU, EngineUnavailableError
 from service.repository.loaded_model import LoadedModel
 from service.repository.loader import Device
-from service.repository.model_info import facts, layer_facts
-from service.repository.repository import Entry, ModelState, Repository
+from service.repository.model_info import model_detail, model_layers
+from service.repository.repository import Entry, Repository
 from tests.exposition import exposition
 from tests.fakes import ManualClock, Opener, reached, settle
 from tests.repository.test_model import sample
@@ -472,9 +473,9 @@ async def test_damage_is_told_and_not_passed_off_as_absence(artifacts: Path) -> 
         assert (damaged.state, absent.state) == (ModelState.NOT_EXPORTED, ModelState.NOT_EXPORTED)
         assert damaged.damage is not None
         assert "run: topfive export tiny" in damaged.damage
-        assert facts(damaged).warnings == (damaged.damage,)
-        assert (absent.damage, facts(absent).warnings) == (None, ())
+        assert model_detail(damaged).warnings == (damaged.damage,)
+        assert (absent.damage, model_detail(absent).warnings) == (None, ())
         with pytest.raises(NotReady, match="topfive export tiny"):
-            layer_facts(damaged, artifacts)
+            model_layers(damaged, artifacts)
         with pytest.raises(ModelNotFound, match="vgg16 is not exported yet"):
-            layer_facts(absent, artifacts)
+            model_layers(absent, artifacts)

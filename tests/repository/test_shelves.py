@@ -18,6 +18,7 @@ from models.catalog import CATALOG
 from service.common.errors import Code, NotReady, ShuttingDown, TopfiveError
 from service.common.gpus import Card, Cards
 from service.common.metrics import Metrics
+from service.common.model_info import ModelState
 from service.common.types import BatchLimits, Probabilities, Rows, Runtime
 from service.engines.base import CPU, EngineUnavailableError, held_bytes
 from service.engines.selection.result import Opened, OpenEngine
@@ -25,7 +26,7 @@ from service.engines.selection.select import ORDER, EngineOptions
 from service.inference.ensemble import Panels
 from service.repository.device_discovery import devices
 from service.repository.loader import Device
-from service.repository.repository import ModelState, Repository
+from service.repository.repository import Repository
 from tests.exposition import exposition
 from tests.fakes import FakeEngine, ManualClock, reached, settle
 from tests.repository.test_model import sample

@@ -17,9 +17,8 @@ from models.artifact.artifact import load
 from models.artifact.engine_plan import Plan
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import TABLE, Code
-from service.common.types import Precision
+from service.common.types import Layout, Precision
 from service.engines.selection.compatibility import Source, judge
-from service.engines.selection.cpu_layout import Layout
 from service.engines.selection.result import Choice
 from tests.conftest import png
 from tests.engines.test_plans import ADA, TURING, machine

@@ -9,7 +9,7 @@ from pathlib import Path
 from models.artifact.artifact import GRAPH, Artifact
 from models.artifact.tuning import Conditions, Place, Trial, TuningRecord, read_tuning
 from service.common.cpus import cpu_model, host
-from service.common.types import Precision, Runtime
+from service.common.types import Layout, Precision, Runtime
 
 DEFAULT_MAX_BATCH = 8
 TUNABLE = (Runtime.OPENVINO, Runtime.ONNXRUNTIME)
@@ -18,19 +18,6 @@ TUNABLE = (Runtime.OPENVINO, Runtime.ONNXRUNTIME)
 _MOST_SLOTS = 4
 _ONE_THREAD_MAX_BATCH = 4
 _PACKAGES = {Runtime.OPENVINO: ("openvino",), Runtime.ONNXRUNTIME: ("onnxruntime", "onnxruntime-gpu")}
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Batches that run at once, threads of each, and the largest batch. `origin` says where it comes from."""
-
-    slots: int
-    threads: int
-    max_batch: int
-    origin: str = "defaults"
-
-    def __str__(self) -> str:
-        return f"{self.origin}: slots {self.slots}, threads {self.threads}, max_batch {self.max_batch}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from models.artifact.artifact import Artifact, ParityReport
+from service.common.types import Layout
 from service.engines.base import Engine
 from service.engines.selection.compatibility import Fit
-from service.engines.selection.cpu_layout import Layout
 
 
 @dataclass(frozen=True, slots=True)

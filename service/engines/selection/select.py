@@ -11,14 +11,13 @@ from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import Plan
 from models.artifact.files import at_home
 from service.common.gpus import Card
-from service.common.types import CACHE, Precision, Runtime
+from service.common.types import CACHE, Layout, Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
 from service.engines.selection.compatibility import NO_MACHINE, Fit, Machine, Source, survey, this_machine
 from service.engines.selection.cpu_layout import (
     DEFAULT_MAX_BATCH,
     NOT_TUNED,
     TUNABLE,
-    Layout,
     Tuned,
     at_most,
     default_layout,

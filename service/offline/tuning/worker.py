@@ -15,8 +15,8 @@ from types import TracebackType
 import numpy as np
 
 from models.artifact.artifact import Artifact
+from service.common.types import Layout
 from service.engines.base import Engine
-from service.engines.selection.cpu_layout import Layout
 from service.engines.selection.select import EngineOptions, build_engine
 from service.offline.tuning.candidates import Candidate, Setup
 from service.offline.tuning.rig import Figures, Load, measure
