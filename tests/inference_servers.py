@@ -19,8 +19,8 @@ from service.common.types import Classification
 from service.gateway.classifier import RemoteClassifier
 from service.gateway.load_balancer import Replicas, parse_targets
 from service.gateway.retries import Calls
-from service.gateway.server import Gateway
 from service.rpc.server import SERVICE
+from service.server.gateway import Gateway
 from tests.exposition import value
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -315,7 +315,7 @@ def test_server_starts_without_other_commands() -> None:
 
 def test_gateway_starts_without_engines() -> None:
     """A gateway has no runtime of any engine, and no network."""
-    loaded = imported_by("import service.gateway.server, service.gateway.classifier, service.gateway.models_api")
+    loaded = imported_by("import service.server.gateway, service.gateway.classifier, service.gateway.models_api")
 
     assert {"service", "fastapi", "grpc"} <= loaded
     assert not loaded & {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "torch", "onnx", "export"}

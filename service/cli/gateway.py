@@ -7,7 +7,7 @@ import click
 
 from service.cli.options import option, options, settings_from
 from service.gateway.load_balancer import parse_targets
-from service.gateway.server import run_gateway
+from service.server.gateway import run_gateway
 
 
 @click.command("gateway")
