@@ -17,7 +17,7 @@ import click
 from benchmarks.throughput import per_second
 from export.gate_images import random_pixels
 from models.artifact.artifact import Artifact, ArtifactError, load
-from models.artifact.engine_plan import Flavour, Plan, read_plans
+from models.artifact.engine_plan import EnginePlan, Flavour, read_plans
 from service.common.gpus import Card, Cards, cards, driver_version
 from service.common.settings import Settings
 from service.common.types import Batch, Probabilities, Rows, Runtime
@@ -54,7 +54,7 @@ class Figures:
     reason: str = ""
 
 
-def plan_subjects(artifact: Artifact, plan: Plan, card: Card, max_batch: int, cache: Path) -> list[Subject]:
+def plan_subjects(artifact: Artifact, plan: EnginePlan, card: Card, max_batch: int, cache: Path) -> list[Subject]:
     """A plan with CUDA graphs, with two batches at once, and, where they are not RTX's own, without graphs."""
     record = plan.record
 

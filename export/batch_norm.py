@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.build import Served
+from models.build import ServedNetwork
 from service.common.types import Batch
 
 
-def calibrate_batch_norm(served: Served, images: Batch) -> int:
+def calibrate_batch_norm(served: ServedNetwork, images: Batch) -> int:
     """Set mean and variance of each batch norm from one pass over `images` and their mirrors; how many there are.
 
     Every layer sees inputs of about zero mean and unit variance then, as in a trained network.

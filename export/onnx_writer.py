@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto
 
 from export.onnx_common import OPSET, ExportError, strip_metadata
-from models.build import Served
+from models.build import ServedNetwork
 from models.catalog import InputSpec
 
 _LARGEST_BYTES = 2 << 30  # a protobuf holds no more
@@ -16,7 +16,7 @@ _LARGEST_BYTES = 2 << 30  # a protobuf holds no more
 _UNWANTED = {"Range", "Gather", "Shape", "NonZero", "Loop", "If", "Scan"}
 
 
-def write_onnx(served: Served, spec: InputSpec, classes: int, path: Path) -> None:
+def write_onnx(served: ServedNetwork, spec: InputSpec, classes: int, path: Path) -> None:
     """Export `served` to `path` with a dynamic batch. Raises ExportError where the file is not as it must be."""
     example = torch.zeros(2, spec.crop, spec.crop, 3, dtype=torch.uint8)
     try:

@@ -18,7 +18,7 @@ from models.analysis.trace import network_layers
 from models.artifact import artifact as artifacts
 from models.artifact.artifact import Artifact, Manifest, WeightRecord, WeightSource
 from models.artifact.reference import write_reference
-from models.build import Served, build
+from models.build import ServedNetwork, build
 from models.catalog import Architecture, InputSpec, WeightSet
 from models.labels import named_labels, read_labels, write_labels
 from models.weights import weights as sources
@@ -76,7 +76,7 @@ def export(architecture: Architecture, choice: WeightsChoice, root: Path, report
     network = build(architecture)
     record, unreachable = _fill(network, architecture, choice, reporter)
     spec = _input(architecture, record)
-    served = Served(network, spec).eval()
+    served = ServedNetwork(network, spec).eval()
     pictures = photos(spec)
     if record.source is WeightSource.UNTRAINED:
         # With photos alone, noise grows from layer to layer until rounding decides the answer.

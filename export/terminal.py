@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from models.artifact.artifact import Manifest, ParityReport
-from models.artifact.engine_plan import Plan, PlanRecord
+from models.artifact.engine_plan import EnginePlan, PlanRecord
 
 console = Console(stderr=True)
 
@@ -30,7 +30,7 @@ def report(manifest: Manifest, version: int, root: Path) -> None:
         say(_judged(parity, "not used"))
 
 
-def report_engines(plans: Sequence[Plan], parity: ParityReport | None) -> None:
+def report_engines(plans: Sequence[EnginePlan], parity: ParityReport | None) -> None:
     """Where engines are, for which cards and batches, and how their graph compared with PyTorch on the CPU."""
     for plan in plans:
         say(f"  {escape(str(plan.path))}")

@@ -32,7 +32,7 @@ def build(architecture: Architecture) -> nn.Module:
     return network.eval()
 
 
-class Served(nn.Module):
+class ServedNetwork(nn.Module):
     """The graph contract: `image`, uint8 [N, S, S, 3] RGB, to `probabilities`, float32 [N, C].
 
     The network gets the channels that `spec` says, [N, 3, S, S] or for grey [N, 1, S, S], each normalised.

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from models.artifact.artifact import Artifact
-from models.artifact.engine_plan import BatchProfile, Flavour, Plan, PlanRecord, Target
+from models.artifact.engine_plan import BatchProfile, ComputeCapability, EnginePlan, Flavour, PlanRecord
 from service.common.gpus import Card
 from service.common.types import Batch
 from service.engines.tensorrt.engine import Nvidia, TensorRtEngine
@@ -19,7 +19,7 @@ from tests.fake_tensorrt import FakeTensorRt, plan_bytes
 
 SIZE, CLASSES = 4, 10
 PROFILE = (1, 8, 32)
-CARD = Card(0, "NVIDIA GeForce RTX 2080 Ti", Target(7, 5), 11 << 30, 10 << 30)
+CARD = Card(0, "NVIDIA GeForce RTX 2080 Ti", ComputeCapability(7, 5), 11 << 30, 10 << 30)
 
 
 def pixels(count: int, seed: int = 0) -> Batch:
@@ -42,7 +42,7 @@ class Bench:
         self.cudart = FakeCudart(self.script, capacity=self.capacity)
         self.trt = FakeTensorRt(self.cudart, self.flavour)
 
-    def plan(self) -> Plan:
+    def plan(self) -> EnginePlan:
         """A plan on disk."""
         content = plan_bytes(SIZE, CLASSES, self.profile, **self.changes)
         smallest, best, largest = self.profile
@@ -61,7 +61,7 @@ class Bench:
         )
         path = self.folder / "engine.plan"
         path.write_bytes(content)
-        return Plan(path, record)
+        return EnginePlan(path, record)
 
     def open(self, *, slots: int = 1, max_batch: int = 8, launch: Launch = Launch.GRAPH) -> TensorRtEngine:
         """An engine."""

@@ -9,7 +9,7 @@ from export.importing.reference_run import met_shapes
 from export.importing.shape_tracing import SHAPED, UNKNOWN, Shape, Step, Trail, carried, one_image
 from export.importing.signature import Signature
 from export.importing.stages import by_map, by_path, has_paths
-from models.analysis.cost import Reach
+from models.analysis.cost import ReceptiveField
 from models.analysis.layer_table import Layer, LayerTable
 from models.weights.onnx_reader import constants
 
@@ -26,7 +26,7 @@ class _Walk:
         self._stored = _through_dequantisation(graph)
         self._batch = batch
         self._counted: set[str] = set()
-        start = Trail(Reach(), (signature.size, signature.size), signature.layout)
+        start = Trail(ReceptiveField(), (signature.size, signature.size), signature.layout)
         self._trails = {signature.input: start}
 
     def see(self, node: NodeProto) -> None:
@@ -58,7 +58,7 @@ class _Walk:
             output=one_image(step.output, after.layout),
             parameters=parameters,
             macs=operator.macs,
-            receptive_field=after.reach.field if after.reach else None,
+            receptive_field=after.reach.size if after.reach else None,
             kernel=operator.kernel,
             stride=operator.stride,
             padding=operator.padding,

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.importing.signature import Layout
-from models.analysis.cost import Reach, Size
+from models.analysis.cost import ReceptiveField, Size
 
 Shape = tuple[int, ...]
 
@@ -35,7 +35,7 @@ class Trail:
     where it is flattened by now; `layout` of the last map, None where it is not known.
     """
 
-    reach: Reach | None
+    reach: ReceptiveField | None
     extent: Size
     layout: Layout | None
 

@@ -15,7 +15,15 @@ from export.tensorrt.graph import EngineGraph, engine_graph
 from export.tensorrt.targets import Order
 from export.tensorrt.timing_cache import TimingCacheFile
 from models.artifact.artifact import GRAPH, Artifact, ParityReport, sha256
-from models.artifact.engine_plan import BatchProfile, Plan, PlanError, PlanRecord, Target, read_plans, write_plan
+from models.artifact.engine_plan import (
+    BatchProfile,
+    ComputeCapability,
+    EnginePlan,
+    PlanError,
+    PlanRecord,
+    read_plans,
+    write_plan,
+)
 from service.common.types import Precision
 
 log = logging.getLogger(__name__)
@@ -28,7 +36,7 @@ class Engines:
     `failure` is what kept the next of them from being built.
     """
 
-    plans: tuple[Plan, ...]
+    plans: tuple[EnginePlan, ...]
     parity: ParityReport | None
     failure: BuildError | OSError | None = None
 
@@ -38,7 +46,7 @@ def steps(order: Order) -> int:
     return {Precision.FP16: 2, Precision.INT8: 3}.get(order.precision, 0) + len(order.groups)
 
 
-def present_plans(artifact: Artifact, order: Order, version: str) -> list[Plan]:
+def present_plans(artifact: Artifact, order: Order, version: str) -> list[EnginePlan]:
     """The plans of `order` that are in the artifact already, whole and built by `version` from its graph."""
     profile = order.profile_for(artifact.manifest.max_batch)
     plans, _ = read_plans(artifact.folder)
@@ -67,7 +75,7 @@ def build_engines(artifact: Artifact, order: Order, trt: ModuleType, reporter: R
     # Beside the artifact's files, not in /tmp: that of a container holds no VGG in fp16.
     with tempfile.TemporaryDirectory(prefix=".engine-", dir=artifact.folder) as folder:
         graph = engine_graph(artifact, order.precision, order.calibration, Path(folder), reporter)
-        plans: list[Plan] = []
+        plans: list[EnginePlan] = []
         for group in order.groups:
             try:
                 plans.append(_plan(artifact, order, profile, group, graph, trt, reporter))
@@ -82,11 +90,11 @@ def _plan(
     artifact: Artifact,
     order: Order,
     profile: BatchProfile,
-    group: tuple[Target, ...],
+    group: tuple[ComputeCapability, ...],
     graph: EngineGraph,
     trt: ModuleType,
     reporter: Reporter,
-) -> Plan:
+) -> EnginePlan:
     reporter.step(f"engine for {', '.join(map(str, group))}")
     job = Job(order.flavour, graph.path, artifact.manifest.input.crop, profile, group)
     if order.card is not None:
@@ -114,7 +122,7 @@ def _plan(
     return write_plan(artifact.folder, written.content, record)
 
 
-def _whole(plan: Plan) -> bool:
+def _whole(plan: EnginePlan) -> bool:
     try:
         plan.content()
     except PlanError as error:

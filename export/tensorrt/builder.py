@@ -10,7 +10,7 @@ from threading import Event, Thread
 from types import ModuleType
 from typing import Any
 
-from models.artifact.engine_plan import BatchProfile, Flavour, Target
+from models.artifact.engine_plan import BatchProfile, ComputeCapability, Flavour
 from service.engines.tensorrt.packages import Words, logger
 
 Progress = Callable[[str, int, int], None]
@@ -38,7 +38,7 @@ class Job:
     graph: Path
     size: int
     profile: BatchProfile
-    targets: tuple[Target, ...]
+    targets: tuple[ComputeCapability, ...]
     timings: bytes = b""
 
 
@@ -52,10 +52,10 @@ class Written:
     timings: bytes = b""
 
 
-def known_targets(trt: ModuleType) -> tuple[Target, ...]:
+def known_targets(trt: ModuleType) -> tuple[ComputeCapability, ...]:
     """The compute capabilities that this TensorRT for RTX builds for."""
     named = (name for name in trt.ComputeCapability.__members__ if name.startswith("SM"))
-    return tuple(sorted(Target.parse(name.lower()) for name in named))
+    return tuple(sorted(ComputeCapability.parse(name.lower()) for name in named))
 
 
 def build_plan(trt: ModuleType, job: Job, progress: Progress) -> Written:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from export.tensorrt.targets import PRECISIONS, Order, OrderError, ahead, on_this_card, parse_profile
 from export.terminal import Bars, report_engines, say
 from models.artifact.engine_plan import Flavour
-from models.artifact.files import at_home
+from models.artifact.files import expand_home
 from service.common.gpus import cards
 from service.common.types import Precision
 from service.engines.base import EngineUnavailableError
@@ -92,7 +92,7 @@ def read_order(values: dict[str, Any]) -> Order | None:
         raise click.UsageError(str(error)) from error
     except EngineUnavailableError as error:
         raise click.ClickException(str(error)) from error
-    cache = at_home(values["cache"])
+    cache = expand_home(values["cache"])
     return Order(flavour, precision, groups, cache, profile, card, values["calibration"])
 
 

@@ -70,13 +70,15 @@ def _write_half(artifact: Artifact, path: Path) -> None:
         )
     from export.onnx_writer import write_onnx
     from export.tensorrt.fp16 import halved
-    from models.build import Served, build
+    from models.build import ServedNetwork, build
     from models.weights.weights import load_state, read_state_dict
 
     network = build(architecture)
     weights = artifact.folder / WEIGHTS
     load_state(network, architecture, read_state_dict(weights), what=str(weights))
-    write_onnx(Served(halved(network, manifest.input), manifest.input).eval(), manifest.input, manifest.classes, path)
+    write_onnx(
+        ServedNetwork(halved(network, manifest.input), manifest.input).eval(), manifest.input, manifest.classes, path
+    )
 
 
 def _quantised(

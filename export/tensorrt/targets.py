@@ -4,15 +4,20 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.artifact.engine_plan import BatchProfile, Flavour, Target
+from models.artifact.engine_plan import BatchProfile, ComputeCapability, Flavour
 from service.common.gpus import Card, Cards
 from service.common.types import Precision
 
-TURING = Target(7, 5)
+TURING = ComputeCapability(7, 5)
 THIS = "this"
 PRECISIONS = (Precision.FP16, Precision.F32, Precision.INT8)
 DEFAULT_PROFILE = BatchProfile(smallest=1, best=8, largest=32)
-_AHEAD = (TURING, Target(8, 6), Target(8, 9), Target(12, 0))  # the RTX cards of the last four generations
+_AHEAD = (
+    TURING,
+    ComputeCapability(8, 6),
+    ComputeCapability(8, 9),
+    ComputeCapability(12, 0),
+)  # the RTX cards of the last four generations
 _LARGEST_BATCH = 1024  # as of the service's own --max-batch
 
 
@@ -30,7 +35,7 @@ class Order:
 
     flavour: Flavour
     precision: Precision
-    groups: tuple[tuple[Target, ...], ...]
+    groups: tuple[tuple[ComputeCapability, ...], ...]
     cache: Path
     profile: BatchProfile | None = None
     card: Card | None = None
@@ -59,7 +64,7 @@ def parse_profile(text: str) -> BatchProfile:
     return BatchProfile(smallest=smallest, best=best, largest=largest)
 
 
-def on_this_card(text: str | None, cards: Cards) -> tuple[tuple[tuple[Target, ...], ...], Card]:
+def on_this_card(text: str | None, cards: Cards) -> tuple[tuple[tuple[ComputeCapability, ...], ...], Card]:
     """Targets for TensorRT, which builds on the card that runs the engine, and that card. Raises OrderError."""
     if not cards.found:
         raise OrderError(
@@ -76,8 +81,8 @@ def on_this_card(text: str | None, cards: Cards) -> tuple[tuple[tuple[Target, ..
 
 
 def ahead(
-    text: str | None, precision: Precision, known: Collection[Target], cards: Cards
-) -> tuple[tuple[Target, ...], ...]:
+    text: str | None, precision: Precision, known: Collection[ComputeCapability], cards: Cards
+) -> tuple[tuple[ComputeCapability, ...], ...]:
     """Targets for TensorRT for RTX, in groups that share a plan: Turing apart, as NVIDIA advises, and all others.
 
     Where nothing is asked for, they are the card at hand, and without one every RTX card that runs `precision`. Raises
@@ -100,13 +105,13 @@ def ahead(
     return tuple(group for group in groups if group)
 
 
-def _targets(text: str, cards: Cards) -> set[Target]:
+def _targets(text: str, cards: Cards) -> set[ComputeCapability]:
     """From `sm75,sm86` or `this`."""
     found = set()
     for part in (part.strip() for part in text.split(",")):
         if part != THIS:
             try:
-                found.add(Target.parse(part))
+                found.add(ComputeCapability.parse(part))
             except ValueError as error:
                 raise OrderError(f"--target {text}: {error}, or {THIS}") from None
         elif cards.found:
@@ -116,5 +121,5 @@ def _targets(text: str, cards: Cards) -> set[Target]:
     return found
 
 
-def _words(targets: Collection[Target]) -> str:
+def _words(targets: Collection[ComputeCapability]) -> str:
     return ", ".join(map(str, sorted(targets)))

@@ -5,7 +5,7 @@ import logging
 import re
 from pathlib import Path
 
-from models.artifact.files import replace
+from models.artifact.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,6 @@ class TimingCacheFile:
         """Replace it in one step; where the folder cannot be written that is logged, and the build stands."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace(self.path, hashlib.sha256(body).digest() + body)
+            write_atomically(self.path, hashlib.sha256(body).digest() + body)
         except OSError as error:
             log.warning("the timing cache %s cannot be written: %s", self.path, error.strerror)

@@ -42,7 +42,7 @@ class Layer:
     height, width), or (values,) after a flatten. `kernel`, `stride` and `padding` are (height, width), None where
     there is none; `padding` is None as well where its two sides differ. A layer that runs twice is two rows, the
     second without parameters. `receptive_field` is (height, width) in pixels of the input, not clipped at its edges,
-    by the formula of `cost.Reach`; a global pooling and a fully connected layer after a flatten count as a
+    by the formula of `cost.ReceptiveField`; a global pooling and a fully connected layer after a flatten count as a
     kernel of the whole map; None where it is not known.
     """
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.analysis.cost import Reach, Size
+from models.analysis.cost import ReceptiveField, Size
 from models.analysis.layer_table import Kind, Layer, LayerTable
 from models.analysis.operators import Call, Operation, operation_of
 from models.analysis.stages import Place, Position, position_of, staged
@@ -27,7 +27,7 @@ from models.catalog import InputSpec
 class _Trail:
     """What is known of a tensor: what one of its values sees, and the map (height, width) that all of them span."""
 
-    reach: Reach
+    reach: ReceptiveField
     extent: Size
 
 
@@ -63,7 +63,7 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def begin(self, image: Tensor) -> None:
         """This tensor is the input: each value sees itself."""
-        self._follow(image, _Trail(Reach(), (image.shape[-2], image.shape[-1])))
+        self._follow(image, _Trail(ReceptiveField(), (image.shape[-2], image.shape[-1])))
 
     def enter(self, name: str, module: nn.Module, source: Tensor) -> None:
         """A module begins to run on `source`."""
@@ -132,7 +132,7 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 output=tuple(output.shape[1:]),
                 parameters=frame.parameters,
                 macs=macs,
-                receptive_field=trail.reach.field if trail else None,
+                receptive_field=trail.reach.size if trail else None,
                 kernel=operation.kernel if operation else None,
                 stride=operation.stride if operation else None,
                 padding=operation.padding if operation else None,

@@ -27,7 +27,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from models.architectures.lenet5 import LeNet5, lenet5
-from models.artifact.confidence import wilson
+from models.artifact.measured import wilson
 
 WEIGHTS = Path(__file__).parent.parent / "data" / "lenet5.safetensors"
 SEED = 1998

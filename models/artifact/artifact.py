@@ -25,7 +25,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.artifact.measured import Measurement
+from models.artifact.measured import MeasuredAccuracy
 from models.catalog import InputSpec
 from models.labels import Label, read_labels
 
@@ -136,7 +136,7 @@ class Manifest(_Record):
     weights: WeightRecord
     max_batch: int | None = None
     parity: tuple[ParityReport, ...] = ()
-    measured: tuple[Measurement, ...] = ()
+    measured: tuple[MeasuredAccuracy, ...] = ()
     tools: dict[str, str] = {}
     files: dict[str, str] = {}
 

@@ -7,9 +7,7 @@
 Here they are named, written and read; whether one fits a machine is for the service to say.
 """
 
-import fcntl
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.artifact.files import replace
+from models.artifact.files import locked, write_atomically
 
 ENGINES = "engines"
 _TARGET = re.compile(r"sm(\d{2,3})")
@@ -35,14 +33,14 @@ class PlanError(Exception):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Target:
+class ComputeCapability:
     """A compute capability, written sm75 for 7.5."""
 
     major: int
     minor: int
 
     @classmethod
-    def parse(cls, text: str) -> "Target":
+    def parse(cls, text: str) -> "ComputeCapability":
         """From `sm75`; raises ValueError."""
         if (match := _TARGET.fullmatch(text)) is None:
             raise ValueError(f"{text!r} is no compute capability; write sm75, sm86, sm89 or sm120")
@@ -94,7 +92,7 @@ class PlanRecord(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EnginePlan:
     """A plan that lies in an artifact."""
 
     path: Path
@@ -111,8 +109,8 @@ class Plan:
         return content
 
 
-def read_plans(artifact: Path) -> tuple[list[Plan], list[str]]:
-    """The plans in that artifact's folder, by name, and what is wrong with records that cannot be read."""
+def read_plans(artifact: Path) -> tuple[list[EnginePlan], list[str]]:
+    """The plans in that artifact folder in the order of their names, and a message for each record that is damaged."""
     plans, damage = [], []
     for path in sorted((artifact / ENGINES).glob("*.json")):
         try:
@@ -121,24 +119,20 @@ def read_plans(artifact: Path) -> tuple[list[Plan], list[str]]:
             reason = error.strerror if isinstance(error, OSError) else "not a record that this version reads"
             damage.append(f"{path} cannot be read ({reason}); build that engine again")
             continue
-        plans.append(Plan(path.with_suffix(".plan"), record))
+        plans.append(EnginePlan(path.with_suffix(".plan"), record))
     return plans, damage
 
 
-def write_plan(artifact: Path, content: bytes, record: PlanRecord) -> Plan:
-    """Put both files into that artifact's folder in the place of older ones of the same name, the record last.
+def write_plan(artifact: Path, content: bytes, record: PlanRecord) -> EnginePlan:
+    """Write a plan, then its record, into that artifact folder; older files of the same name are replaced.
 
-    Of two processes that write the same name at once, both files are those of the later one.
+    Of two processes that write the same name at once, both files are from the later one.
     """
     folder = artifact / ENGINES
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)  # the server may run as another user than the export
     plan = folder / f"{record.stem}.plan"
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        replace(plan, content)
-        replace(plan.with_suffix(".json"), record.model_dump_json(indent=2).encode() + b"\n")
-    finally:
-        os.close(lock)
-    return Plan(plan, record)
+    with locked(folder):
+        write_atomically(plan, content)
+        write_atomically(plan.with_suffix(".json"), record.model_dump_json(indent=2).encode() + b"\n")
+    return EnginePlan(plan, record)

@@ -1,17 +1,19 @@
-"""Files that other processes read: replaced in one step, so that nobody sees half of one; and whose home `~` is."""
+"""Files that other processes read: written in one step, and locked where several processes write."""
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _MODE = 0o644  # a server may run as another user than the export
 
 
-def at_home(path: Path) -> Path:
-    """`path` with the home of the user in the place of `~`.
+def expand_home(path: Path) -> Path:
+    """`path` with the user's home folder in place of `~`.
 
-    Who has none, as a bare number for a user in a container, is at home in `/`; a user who is not there is no user but
-    a name, as for a shell.
+    A user without a home, such as a bare number in a container, has `/`. The name of an unknown user stays as it is.
     """
     try:
         return path.expanduser()
@@ -19,10 +21,10 @@ def at_home(path: Path) -> Path:
         return Path("/", *path.parts[1:]) if path.parts[0] == "~" else path
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Put `content` in the place of `path`, which keeps its mode; a new file is readable by all.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` in one step; an interruption leaves the old file and nothing beside it.
 
-    An interruption leaves what was there, and nothing beside it. Raises OSError where the folder cannot be written.
+    An old file keeps its mode; a new file is readable by all. Raises OSError where the folder cannot be written.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     draft = Path(name)
@@ -35,3 +37,14 @@ def replace(path: Path, content: bytes) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds an exclusive lock on `folder`: other processes that lock it wait until the block ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

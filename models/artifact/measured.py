@@ -1,24 +1,52 @@
 """Accuracy measured on a user's own images, kept in the manifest of the artifact version that was measured."""
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from models.artifact.files import replace
+from models.artifact.files import locked, write_atomically
 
 _KEY = "measured"
+_Z95 = 1.959963984540054  # of the standard normal distribution, two-sided 95 %
 
 
-class Measurement(BaseModel):
-    """One evaluation: accuracy in percent with its 95 % interval, on what, and in which engine.
+@dataclass(frozen=True, slots=True)
+class Proportion:
+    """A proportion in percent, with its 95 % confidence interval."""
 
-    `dataset_sha256` is the fingerprint of the images and their labels, `dataset` only what its folder was called.
-    Figures of the five best are None where the model has fewer than five classes. `date` is UTC, YYYY-MM-DD.
+    percent: float
+    low: float
+    high: float
+
+    @property
+    def complement(self) -> "Proportion":
+        """The proportion of the others: the error rate of an accuracy."""
+        return Proportion(100 - self.percent, 100 - self.high, 100 - self.low)
+
+
+def wilson(count: int, total: int) -> Proportion:
+    """The proportion of `count` in `total` with the score interval of Wilson (1927, J. Am. Stat. Assoc. 22, 209).
+
+    Raises ValueError unless 0 <= count <= total and total > 0.
+    """
+    if not 0 <= count <= total or not total:
+        raise ValueError(f"{count} of {total} is no share")
+    share, shrink = count / total, _Z95**2 / total
+    middle = (share + shrink / 2) / (1 + shrink)
+    half = _Z95 / (1 + shrink) * sqrt(share * (1 - share) / total + shrink / (4 * total))
+    low = 0.0 if count == 0 else middle - half  # exact, where rounding would miss it
+    high = 1.0 if count == total else middle + half
+    return Proportion(100 * share, 100 * low, 100 * high)
+
+
+class MeasuredAccuracy(BaseModel):
+    """The result of one evaluation: accuracy in percent with its 95 % interval, on which images and in which engine.
+
+    `dataset` is the name of the folder of images, `dataset_sha256` the fingerprint of the images and their labels. The
+    top-5 figures are None where the model has fewer than five classes. `date` is UTC, YYYY-MM-DD.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -36,58 +64,44 @@ class Measurement(BaseModel):
     runtime: str
     precision: str
     date: str
-    decode: str = "exact"  # before it could be chosen
+    decode: str = "exact"  # older records do not have it
 
-    def replaces(self, other: "Measurement") -> bool:
-        """Whether both measured the same thing, so that only the newer one is of interest."""
-        return self._what() == other._what()
+    def replaces(self, other: "MeasuredAccuracy") -> bool:
+        """Whether both measured the same thing, so that only the newer one counts."""
+        fields = ("dataset_sha256", "crops", "runtime", "precision", "decode")
+        return all(getattr(self, field) == getattr(other, field) for field in fields)
 
-    def agrees(self, other: "Measurement") -> bool:
-        """Whether both say the same, on whatever day."""
+    def agrees(self, other: "MeasuredAccuracy") -> bool:
+        """Whether both are equal except for their dates."""
         return self.model_copy(update={"date": other.date}) == other
-
-    def _what(self) -> tuple[str, int, str, str, str]:
-        return self.dataset_sha256, self.crops, self.runtime, self.precision, self.decode
 
 
 def protocol(crops: int) -> str:
-    """How an image was looked at, as papers put it; published figures of another protocol are another measurement."""
+    """The test protocol in the words of papers, such as `10 crops`."""
     return "single crop" if crops == 1 else f"{crops} crops"
 
 
-_MEASURED = TypeAdapter(tuple[Measurement, ...])
+_MEASURED = TypeAdapter(tuple[MeasuredAccuracy, ...])
 
 
-def record(manifest: Path, measurement: Measurement) -> None:
-    """Add `measurement` to that manifest.json in the place of an older one of the same; all else in it stays.
+def record_accuracy(manifest: Path, accuracy: MeasuredAccuracy) -> None:
+    """Add `accuracy` to that manifest.json, in place of an older one of the same thing; nothing else changes.
 
-    The file is replaced in one step, so that a reader sees the old one or the new one. Raises OSError where the folder
-    cannot be written.
+    The file is replaced in one step. Raises OSError where the folder cannot be written.
     """
-    with _locked(manifest.parent):
+    with locked(manifest.parent):
         content = json.loads(manifest.read_bytes())
         present = _MEASURED.validate_python(content.get(_KEY, ()))
-        if any(measurement.agrees(one) for one in present):
+        if any(accuracy.agrees(one) for one in present):
             return
-        kept = [one for one in present if not measurement.replaces(one)]
-        content[_KEY] = [one.model_dump(mode="json") for one in (*kept, measurement)]
-        replace(manifest, json.dumps(content, indent=2).encode() + b"\n")
+        kept = [one for one in present if not accuracy.replaces(one)]
+        content[_KEY] = [one.model_dump(mode="json") for one in (*kept, accuracy)]
+        write_atomically(manifest, json.dumps(content, indent=2).encode() + b"\n")
 
 
-def read_measured(manifest: Path) -> tuple[Measurement, ...] | None:
-    """What that manifest.json holds now, oldest first; None where it cannot be read."""
+def read_measured(manifest: Path) -> tuple[MeasuredAccuracy, ...] | None:
+    """The measurements in that manifest.json, oldest first; None where the file cannot be read."""
     try:
         return _MEASURED.validate_python(json.loads(manifest.read_bytes()).get(_KEY, ()))
     except (OSError, ValueError, AttributeError, ValidationError):
         return None
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Alone among the processes that record into that folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

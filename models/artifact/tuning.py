@@ -13,13 +13,13 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.artifact.files import replace
+from models.artifact.files import write_atomically
 
 TUNED = "tuned"
 MEASURING = 1
 """Of how it is measured: raised where figures cannot be compared with older ones, which then count for nothing."""
 
-MOST_BATCH = 1024
+MAX_BATCH = 1024
 """Rows of a batch: more than any layout needs, and few enough for memory to be made for them."""
 
 _DIGITS = 16
@@ -60,7 +60,7 @@ class Trial(_Record):
     precision: str
     slots: int = Field(ge=1)
     threads: int = Field(ge=1)
-    max_batch: int = Field(ge=1, le=MOST_BATCH)
+    max_batch: int = Field(ge=1, le=MAX_BATCH)
     images_per_s: float
     run_ms: float
     cpu_ms: float
@@ -88,7 +88,7 @@ class TuningRecord(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TuningFiles:
     """Where records of one artifact lie: its own folder, and the cache folder for where that cannot be written."""
 
     artifact: Path
@@ -101,7 +101,7 @@ class Place:
         return own, self.cache / TUNED / f"{self.graph_sha256[:_DIGITS]}-{conditions.key}.json"
 
 
-def write_tuning(place: Place, record: TuningRecord) -> Path:
+def write_tuning(place: TuningFiles, record: TuningRecord) -> Path:
     """Keep it in the place of an older one for the same conditions; the file that it is in.
 
     An interruption leaves what was there. Raises OSError where neither folder can be written.
@@ -112,15 +112,15 @@ def write_tuning(place: Place, record: TuningRecord) -> Path:
         if not own.parent.exists():
             own.parent.mkdir(exist_ok=True)
             own.parent.chmod(0o755)  # the server may run as another user than who tunes
-        replace(own, content)
+        write_atomically(own, content)
     except OSError:
         spare.parent.mkdir(parents=True, exist_ok=True)
-        replace(spare, content)
+        write_atomically(spare, content)
         return spare
     return own
 
 
-def read_tuning(place: Place, conditions: Conditions) -> tuple[TuningRecord | None, list[str]]:
+def read_tuning(place: TuningFiles, conditions: Conditions) -> tuple[TuningRecord | None, list[str]]:
     """The record that holds for these conditions and this graph, the newer of both; and what cannot be read."""
     found: list[TuningRecord] = []
     damage: list[str] = []

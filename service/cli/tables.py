@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from models.artifact.measured import Measurement, protocol
+from models.artifact.measured import MeasuredAccuracy, protocol
 from service.common.errors import Code, TopfiveError
 from service.common.types import Classification
 from service.inference.comparison import Comparison
@@ -145,7 +145,7 @@ def _prefixed(count: int) -> str:
     return f"{value:.{decimals}f} {prefix}".rstrip()
 
 
-def _measured(one: Measurement) -> str:
+def _measured(one: MeasuredAccuracy) -> str:
     five = "" if one.acc5 is None else f", top-5 {one.acc5:.1f} % [{one.acc5_low:.1f}, {one.acc5_high:.1f}]"
     return (
         f"top-1 {one.acc1:.1f} % [{one.acc1_low:.1f}, {one.acc1_high:.1f}]{five} "

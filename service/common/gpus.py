@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from models.artifact.engine_plan import Target
+from models.artifact.engine_plan import ComputeCapability
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -18,7 +18,7 @@ class Card:
 
     index: int
     name: str
-    target: Target
+    target: ComputeCapability
     memory_bytes: int
     free_bytes: int
 
@@ -69,7 +69,9 @@ def _card(cudart: ModuleType, index: int) -> Card:
     _checked(cudart, cudart.cudaSetDevice(index))
     free, total = _checked(cudart, cudart.cudaMemGetInfo())
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
-    return Card(index, name.rstrip("\0"), Target(int(properties.major), int(properties.minor)), int(total), int(free))
+    return Card(
+        index, name.rstrip("\0"), ComputeCapability(int(properties.major), int(properties.minor)), int(total), int(free)
+    )
 
 
 def _checked(cudart: ModuleType, result: tuple[Any, ...]) -> Any:

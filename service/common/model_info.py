@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from models.analysis.layer_table import LayerTable
 from models.artifact.artifact import ParityReport, WeightRecord
-from models.artifact.measured import Measurement
+from models.artifact.measured import MeasuredAccuracy
 from models.catalog import InputSpec, PublishedErrors, WeightSet
 from service.common.types import EngineInfo, Latency, Layout
 
@@ -42,7 +42,7 @@ class ModelSummary:
     acc1: float | None
     acc5: float | None
     acc_dataset: str | None
-    measured: tuple[Measurement, ...]
+    measured: tuple[MeasuredAccuracy, ...]
     version: int | None
     weights: str | None
     engine: EngineInfo | None

@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from models.artifact.files import at_home
-from models.artifact.tuning import MOST_BATCH
+from models.artifact.files import expand_home
+from models.artifact.tuning import MAX_BATCH
 from service.common.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, Runtime
 
 
@@ -43,7 +43,7 @@ class Settings(BaseModel):
     cpus: Annotated[int, Field(ge=0, description="CPUs to use; 0 takes what affinity and cgroup quota give")] = 0
     max_batch: Annotated[
         int,
-        Field(ge=0, le=MOST_BATCH, description="Largest batch; 0 takes what was tuned, or a default for the device"),
+        Field(ge=0, le=MAX_BATCH, description="Largest batch; 0 takes what was tuned, or a default for the device"),
     ] = 0
     memory_budget_mib: Annotated[
         int, Field(ge=0, description="Memory of models per device, in MiB; 0 is 90% of a card's, on a CPU no limit")
@@ -89,7 +89,7 @@ class Settings(BaseModel):
     @property
     def cache_folder(self) -> Path:
         """The folder of `cache`, with the server's own home in the place of `~`."""
-        return at_home(self.cache)
+        return expand_home(self.cache)
 
     @property
     def limits(self) -> ImageLimits:

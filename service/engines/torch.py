@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from models.artifact.artifact import WEIGHTS, Artifact
-from models.build import Served, build
+from models.build import ServedNetwork, build
 from models.catalog import CATALOG
 from models.weights.weights import WeightsError, load_state, read_state_dict
 from service.common.gpus import Card
@@ -31,7 +31,7 @@ class TorchEngine:
             raise EngineUnavailableError(str(error)) from error
         self.memory_bytes = held_bytes(weights.stat().st_size, max_batch, artifact.manifest.input.crop)
         torch.set_num_threads(threads)
-        self._served = Served(network, artifact.manifest.input).eval().to(self.device)
+        self._served = ServedNetwork(network, artifact.manifest.input).eval().to(self.device)
 
     def run(self, rows: Rows) -> Probabilities:
         """Probabilities [N, C] of N samples."""

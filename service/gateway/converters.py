@@ -8,7 +8,7 @@ import numpy as np
 from models.analysis.cost import Size
 from models.analysis.layer_table import Layer, LayerTable, Stage
 from models.artifact.artifact import ParityReport, Thresholds, WeightRecord, WeightSource
-from models.artifact.measured import Measurement
+from models.artifact.measured import MeasuredAccuracy
 from models.catalog import Channels, InputSpec, Interpolation, PublishedErrors, WeightSet
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import error_of
@@ -166,8 +166,8 @@ def _built(engine: pb.BuiltEngine) -> BuiltEngine:
     )
 
 
-def _measurement(one: pb.Measurement) -> Measurement:
-    return Measurement(
+def _measurement(one: pb.Measurement) -> MeasuredAccuracy:
+    return MeasuredAccuracy(
         **{
             field.name: getattr(one, field.name)
             if not field.has_presence or one.HasField(field.name)  # type: ignore[arg-type]

@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.artifact.artifact import LABELS, MANIFEST
-from models.artifact.confidence import Share
-from models.artifact.measured import protocol, record
+from models.artifact.measured import Proportion, protocol, record_accuracy
 from models.labels import Label, read_labels
 from service.cli.options import option, settings_from
 from service.common.settings import Settings
@@ -129,7 +128,7 @@ def _recorded(evaluation: Evaluation, folders: Sequence[Path]) -> str | None:
         return f"{evaluation.name} has no manifest: its accuracy is in report.json, and /models will not show it"
     manifest = folders[0] / MANIFEST
     try:
-        record(manifest, evaluation.measurement(datetime.now(UTC).date().isoformat()))
+        record_accuracy(manifest, evaluation.measurement(datetime.now(UTC).date().isoformat()))
     except (OSError, ValueError) as error:  # ValueError: measurements of a newer release
         return f"warning: /models will not show this accuracy: {manifest}: {error}"
     return None
@@ -248,7 +247,7 @@ def _reason(row: Row) -> str:
     return "" if row.error is None else f"{row.error.code}: {row.error.detail}"
 
 
-def _shown(accuracy: Share) -> str:
+def _shown(accuracy: Proportion) -> str:
     """The error rate with its interval."""
     error = accuracy.complement
     return f"{error.percent:.2f} [{error.low:.2f}, {error.high:.2f}]"

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.artifact.confidence import Share
-from models.artifact.measured import Measurement
+from models.artifact.measured import MeasuredAccuracy, Proportion
 from models.labels import Label
 from service.common.model_info import ModelDetail
 from service.common.types import Decode, EngineInfo
@@ -64,10 +63,10 @@ class Evaluation:
             for one in _published(member):
                 yield replace(one, what=name + one.what)
 
-    def measurement(self, date: str) -> Measurement:
+    def measurement(self, date: str) -> MeasuredAccuracy:
         """The accuracy, for the manifest; `date` is YYYY-MM-DD."""
         one, five = self.scores.top1, self.scores.top5
-        return Measurement(
+        return MeasuredAccuracy(
             dataset=self.dataset.name,
             dataset_sha256=self.dataset.sha256,
             images=self.scores.images,
@@ -188,5 +187,5 @@ def _error(accuracy: float | None) -> float | None:
     return None if accuracy is None else round(100 - accuracy, 6)
 
 
-def _interval(accuracy: Share) -> dict[str, float]:
+def _interval(accuracy: Proportion) -> dict[str, float]:
     return asdict(accuracy.complement)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from models.artifact.confidence import Share, wilson
+from models.artifact.measured import Proportion, wilson
 from service.offline.rows import Row
 
 TOP = 5
@@ -50,8 +50,8 @@ class Scores:
     """All figures of one evaluation. `top5` is None where the model has fewer than five classes."""
 
     images: int
-    top1: Share
-    top5: Share | None
+    top1: Proportion
+    top5: Proportion | None
     classes: tuple[ClassScore, ...]
     confusions: tuple[Confusion, ...]
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.analysis.cost import Size
 from models.artifact.artifact import ParityReport
-from models.artifact.measured import Measurement
+from models.artifact.measured import MeasuredAccuracy
 from models.catalog import InputSpec, PublishedErrors
 from service.common.model_info import BuiltEngine, ModelLayers, ModelState
 from service.common.types import (
@@ -160,7 +160,7 @@ class ModelReply(Reply):
     acc1: float | None = Field(description="Top-1 accuracy in percent of the weights inside, or of the published ones")
     acc5: float | None
     acc_dataset: str | None = Field(description="What acc1 and acc5 were measured on")
-    measured: list[Measurement] = Field(
+    measured: list[MeasuredAccuracy] = Field(
         description="What `topfive evaluate` found on the user's own images, oldest first"
     )
     version: int | None

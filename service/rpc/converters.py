@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from models.analysis.layer_table import Layer, Stage
 from models.artifact.artifact import ParityReport, WeightRecord
-from models.artifact.measured import Measurement
+from models.artifact.measured import MeasuredAccuracy
 from models.catalog import InputSpec, WeightSet
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.model_info import BuiltEngine, ModelDetail, ModelLayers, ModelSummary
@@ -211,7 +211,7 @@ def _weight_set(weights: WeightSet) -> pb.WeightSet:
     )
 
 
-def _measurement(measurement: Measurement) -> pb.Measurement:
+def _measurement(measurement: MeasuredAccuracy) -> pb.Measurement:
     return pb.Measurement(**measurement.model_dump())
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.gpu import Figures, Subject, measure, on_card, page, plan_subjects, subjects, table
 from models.artifact.artifact import load
-from models.artifact.engine_plan import Flavour, Target
+from models.artifact.engine_plan import ComputeCapability, Flavour
 from service.common.gpus import Card, Cards
 from service.engines.base import Engine, EngineUnavailableError
 from tests.fakes import FakeEngine
@@ -70,7 +70,7 @@ def test_plans_of_this_card(tmp_path: Path, exported: Path) -> None:
     assert [name.partition(", ")[2] for name in names] == ["one slot", "two slots", "one slot, no CUDA graphs"]
     rtx = plan_subjects(artifact, Bench(tmp_path, Flavour.TENSORRT_RTX).plan(), CARD, 8, tmp_path)
     assert len(rtx) == 2
-    other = Card(0, "NVIDIA H200", Target(9, 0), 1, 1)
+    other = Card(0, "NVIDIA H200", ComputeCapability(9, 0), 1, 1)
     assert [one.name for one in subjects(artifact, other, 8, tmp_path)] == [
         "onnxruntime CUDA f32",
         "PyTorch eager f32",

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from models.artifact.artifact import read_manifest
 from models.artifact.engine_plan import write_plan
-from models.artifact.measured import Measurement, record
+from models.artifact.measured import MeasuredAccuracy, record_accuracy
 from service.cli.main import main
 from tests.models.test_plan import CONTENT
 from tests.models.test_plan import record as plan_record
@@ -20,9 +20,9 @@ def show(*arguments: object, columns: int = 100) -> Result:
     return CliRunner().invoke(main, ["show", *map(str, arguments)], env={"COLUMNS": str(columns)})
 
 
-def measurement() -> Measurement:
+def measurement() -> MeasuredAccuracy:
     """Nine of ten right."""
-    return Measurement(
+    return MeasuredAccuracy(
         dataset="mine",
         dataset_sha256="0" * 64,
         images=10,
@@ -65,7 +65,7 @@ def test_weights_as_errors(tmp_path: Path) -> None:
 def test_exported(artifacts: Path) -> None:
     """An exported model shows its weights, its warning, its parity, and what was measured with the interval."""
     version, manifest = read_manifest(artifacts, "tiny")
-    record(artifacts / "tiny" / str(version) / "manifest.json", measurement())
+    record_accuracy(artifacts / "tiny" / str(version) / "manifest.json", measurement())
     output = show("tiny", "--artifacts", artifacts, columns=200).output
 
     assert "tiny, version 1" in output

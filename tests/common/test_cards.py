@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from models.artifact.engine_plan import Target
+from models.artifact.engine_plan import ComputeCapability
 from service.common.gpus import Card, Cards, cards, driver_version
 
 
@@ -25,7 +25,7 @@ def test_cards() -> None:
     """Each card has its number, its name, its compute capability and its memory."""
     found = cards(cuda(2))
     assert [card.index for card in found.found] == [0, 1]
-    assert found.found[1] == Card(1, "NVIDIA GeForce RTX 2080 Ti", Target(7, 5), 11 << 30, 10 << 30)
+    assert found.found[1] == Card(1, "NVIDIA GeForce RTX 2080 Ti", ComputeCapability(7, 5), 11 << 30, 10 << 30)
     assert found.reason == ""
 
 

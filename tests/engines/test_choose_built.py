@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.artifact.artifact import GRAPH, Artifact, load
-from models.artifact.engine_plan import BatchProfile, Flavour, Plan, PlanError, write_plan
+from models.artifact.engine_plan import BatchProfile, EnginePlan, Flavour, PlanError, write_plan
 from service.common.gpus import Card, Cards
 from service.common.types import EngineInfo, Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
@@ -36,7 +36,7 @@ class Shop:
     built: list[tuple[str, Card]] = field(default_factory=list)
     engines: list[Faithful] = field(default_factory=list)
 
-    def plan(self, **changes: object) -> Plan:
+    def plan(self, **changes: object) -> EnginePlan:
         """Put a plan with that record into the artifact."""
         made = record(**{"graph_sha256": self.artifact.manifest.files[GRAPH], **changes})
         return write_plan(self.artifact.folder, CONTENT, made)
@@ -46,7 +46,7 @@ class Shop:
         asked = replace(EngineOptions(runtime, precision, cache=self.cache), **options)  # type: ignore[arg-type]
         return open_engine(self.artifact, asked, look=lambda: self.machine, build_plan=self._build)
 
-    def _build(self, plan: Plan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
+    def _build(self, plan: EnginePlan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
         stem = plan.record.stem
         self.built.append((stem, card))
         engine = Faithful(

@@ -17,7 +17,7 @@ import torch
 
 from export.gate_images import random_pixels
 from models.artifact.artifact import GRAPH, WEIGHTS, Artifact, load
-from models.artifact.engine_plan import Target
+from models.artifact.engine_plan import ComputeCapability
 from models.catalog import CATALOG
 from service.common.cpus import cpu_quota
 from service.common.gpus import Card
@@ -395,7 +395,7 @@ def test_silent_fallback_of_onnxruntime_is_refused(
     tiny: Artifact, monkeypatch: pytest.MonkeyPatch, index: int | None
 ) -> None:
     """A session that took the CPU is refused; it was told not to, to compute in real f32, and on which card."""
-    card = None if index is None else Card(index, "a card", Target(7, 5), 11 << 30, 10 << 30)
+    card = None if index is None else Card(index, "a card", ComputeCapability(7, 5), 11 << 30, 10 << 30)
     monkeypatch.setattr(ort, "InferenceSession", _SilentFallback)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact.engine_plan import BatchProfile, Flavour, Plan, Target, write_plan
+from models.artifact.engine_plan import BatchProfile, ComputeCapability, EnginePlan, Flavour, write_plan
 from service.common.gpus import Card, Cards
 from service.common.types import Precision
 from service.engines.selection.compatibility import Machine, Source, judge, misfits, survey, this_machine
 from tests.models.test_plan import CONTENT, record
 
-TURING = Card(0, "NVIDIA GeForce RTX 2080 Ti", Target(7, 5), 11 << 30, 10 << 30)
-ADA = Card(1, "NVIDIA GeForce RTX 4090", Target(8, 9), 24 << 30, 20 << 30)
+TURING = Card(0, "NVIDIA GeForce RTX 2080 Ti", ComputeCapability(7, 5), 11 << 30, 10 << 30)
+ADA = Card(1, "NVIDIA GeForce RTX 4090", ComputeCapability(8, 9), 24 << 30, 20 << 30)
 BOTH = {Flavour.TENSORRT: "11.4.0.106", Flavour.TENSORRT_RTX: "1.7.1.116"}
 NO_CARD = Machine(Cards((), "no CUDA-capable device is detected"), None, BOTH)
 SOURCE = Source("tiny", Path("artifacts"), "g")
@@ -27,9 +27,9 @@ def machine(*found: Card) -> Machine:
     return Machine(Cards(found), "580.82.07", BOTH)
 
 
-def plan(**changes: object) -> Plan:
+def plan(**changes: object) -> EnginePlan:
     """A plan with that record, as it would lie in an artifact."""
-    return Plan(Path("some.plan"), record(**changes))
+    return EnginePlan(Path("some.plan"), record(**changes))
 
 
 @pytest.mark.parametrize(

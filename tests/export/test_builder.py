@@ -11,7 +11,7 @@ import pytest
 
 from export.tensorrt.builder import BuildError, Job, build_plan
 from export.tensorrt.timing_cache import TimingCacheFile
-from models.artifact.engine_plan import BatchProfile, Flavour, Target
+from models.artifact.engine_plan import BatchProfile, ComputeCapability, Flavour
 from tests.scripted_builder import NO_CARD, BuilderFlag, MemoryPoolType, Script, fake
 
 JOB = Job(
@@ -19,7 +19,7 @@ JOB = Job(
     graph=Path("model.onnx"),
     size=224,
     profile=BatchProfile(smallest=1, best=8, largest=32),
-    targets=(Target(8, 9),),
+    targets=(ComputeCapability(8, 9),),
     timings=b"known",
 )
 

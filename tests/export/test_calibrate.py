@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from export.batch_norm import calibrate_batch_norm
 from export.gate_images import photos
-from models.build import Served, build
+from models.build import ServedNetwork, build
 from models.catalog import CATALOG
 from service.common.types import Batch
 
 
-def served(name: str) -> Served:
+def served(name: str) -> ServedNetwork:
     """The served network of that name, as it was initialised."""
-    return Served(build(CATALOG[name]), CATALOG[name].input).eval()
+    return ServedNetwork(build(CATALOG[name]), CATALOG[name].input).eval()
 
 
 def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
@@ -22,7 +22,7 @@ def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def worst_statistics(network: Served, images: Batch) -> tuple[float, float, float]:
+def worst_statistics(network: ServedNetwork, images: Batch) -> tuple[float, float, float]:
     """Of all channels of all batch norms in evaluation mode: the largest |mean| and |variance - 1| once normalised.
 
     `eps` is left out of the normalisation, and so are channels that are the same everywhere on these images; the
@@ -94,7 +94,7 @@ def test_learned_values_stay_as_they_were() -> None:
 def test_network_without_batch_norm_is_untouched() -> None:
     """A network that has none is not even run."""
     layer = nn.LazyLinear(5)
-    network = Served(nn.Sequential(nn.Flatten(), layer), CATALOG["tiny"].input).eval()
+    network = ServedNetwork(nn.Sequential(nn.Flatten(), layer), CATALOG["tiny"].input).eval()
 
     assert calibrate_batch_norm(network, photos(CATALOG["tiny"].input)) == 0
 
@@ -115,7 +115,7 @@ def test_momentum_and_evaluation_mode_are_restored() -> None:
 
 def test_dropout_does_not_run_while_calibrating() -> None:
     """Only batch norms are put into training mode, so that statistics are those of the network as it serves."""
-    network = Served(
+    network = ServedNetwork(
         nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), CATALOG["tiny"].input
     ).eval()
     images = photos(CATALOG["tiny"].input)

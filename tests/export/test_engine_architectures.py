@@ -12,14 +12,14 @@ from export.gate_images import photos, random_pixels
 from export.onnx_writer import write_onnx
 from export.tensorrt.builder import Job, build_plan
 from export.tensorrt.fp16 import halved
-from models.artifact.engine_plan import BatchProfile, Flavour, Target
-from models.build import Served, build
+from models.artifact.engine_plan import BatchProfile, ComputeCapability, Flavour
+from models.build import ServedNetwork, build
 from models.catalog import CATALOG, Architecture
 from service.engines.tensorrt.packages import is_installed, module
 from tests.models.test_architectures import SMALL
 
-TURING = (Target(7, 5),)
-LATER = (Target(8, 6), Target(8, 9), Target(12, 0))
+TURING = (ComputeCapability(7, 5),)
+LATER = (ComputeCapability(8, 6), ComputeCapability(8, 9), ComputeCapability(12, 0))
 NETWORKS = [
     pytest.param(one, id=one.name, marks=[] if one.name in SMALL - {"googlenet_2014"} else [pytest.mark.large])
     for one in CATALOG
@@ -38,11 +38,11 @@ def test_engines(architecture: Architecture, tmp_path: Path) -> None:
         pytest.skip("TensorRT for RTX is not installed; run: pip install '.[tensorrt-rtx]'")
     trt, spec = module(Flavour.TENSORRT_RTX), architecture.input
     network = build(architecture)
-    served = Served(network, spec).eval()
+    served = ServedNetwork(network, spec).eval()
     images = np.concatenate([photos(spec)[:2], random_pixels(spec, 2)])
     calibrate_batch_norm(served, images)
     path = tmp_path / "half.onnx"
-    write_onnx(Served(halved(network, spec), spec).eval(), spec, architecture.classes, path)
+    write_onnx(ServedNetwork(halved(network, spec), spec).eval(), spec, architecture.classes, path)
     with torch.inference_mode():
         wanted = np.log(served(torch.from_numpy(images[:3])).numpy())
     (given,) = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": images[:3]})

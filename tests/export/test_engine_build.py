@@ -23,7 +23,7 @@ from export.tensorrt.build import build_engines, present_plans
 from export.tensorrt.builder import BuildError, Job, build_plan, known_targets
 from export.tensorrt.targets import Order, ahead
 from models.artifact.artifact import Artifact, WeightSource, load, sha256, versions
-from models.artifact.engine_plan import ENGINES, BatchProfile, Flavour, Target, read_plans
+from models.artifact.engine_plan import ENGINES, BatchProfile, ComputeCapability, Flavour, read_plans
 from models.artifact.reference import REFERENCE
 from models.build import build
 from models.catalog import CATALOG
@@ -35,7 +35,7 @@ from tests.conftest import NullReporter
 from tests.scripted_builder import Script, fake
 
 Run = Callable[..., Result]
-SM75, SM86 = Target(7, 5), Target(8, 6)
+SM75, SM86 = ComputeCapability(7, 5), ComputeCapability(8, 6)
 SMALL_PROFILE = BatchProfile(smallest=1, best=2, largest=4)
 
 
@@ -68,7 +68,9 @@ def run(rtx: ModuleType, artifacts: Path) -> Run:
 
 def order(precision: Precision = Precision.FP16, target: str = "sm86") -> Order:
     """An order of small batches for those cards."""
-    groups = ahead(target, precision, (SM75, SM86, Target(8, 9), Target(12, 0)), Cards((), "none"))
+    groups = ahead(
+        target, precision, (SM75, SM86, ComputeCapability(8, 9), ComputeCapability(12, 0)), Cards((), "none")
+    )
     return Order(Flavour.TENSORRT_RTX, precision, groups, Path("cache"), SMALL_PROFILE)
 
 
@@ -186,7 +188,7 @@ def test_tensorrt_that_is_not_installed(run: Run) -> None:
 
 def test_known_targets(rtx: ModuleType) -> None:
     """The real module builds for Turing and all RTX cards since."""
-    assert {SM75, SM86, Target(8, 9), Target(12, 0)} <= set(known_targets(rtx))
+    assert {SM75, SM86, ComputeCapability(8, 9), ComputeCapability(12, 0)} <= set(known_targets(rtx))
 
 
 def test_uint8_that_is_transposed_is_the_parsers_error(rtx: ModuleType, tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_interrupted_build_leaves_nothing(exported: Path, tmp_path: Path) -> Non
             raise KeyboardInterrupt
 
     order_of_two = dataclasses.replace(
-        order(Precision.F32), groups=((SM86,), (Target(8, 9),)), flavour=Flavour.TENSORRT
+        order(Precision.F32), groups=((SM86,), (ComputeCapability(8, 9),)), flavour=Flavour.TENSORRT
     )
     with pytest.raises(KeyboardInterrupt):
         build_engines(artifact, order_of_two, fake(Script(during=interrupt)), NullReporter())
@@ -298,7 +300,9 @@ def test_failure_after_an_engine_was_written(exported: Path, tmp_path: Path) -> 
 
     script.during = fail
     of_two = dataclasses.replace(
-        order(Precision.F32), groups=((SM86,), (Target(8, 9),), (Target(12, 0),)), flavour=Flavour.TENSORRT
+        order(Precision.F32),
+        groups=((SM86,), (ComputeCapability(8, 9),), (ComputeCapability(12, 0),)),
+        flavour=Flavour.TENSORRT,
     )
     done = build_engines(artifact, of_two, fake(script), NullReporter())
 

@@ -5,12 +5,18 @@ from pathlib import Path
 import pytest
 
 from export.tensorrt.targets import DEFAULT_PROFILE, Order, OrderError, ahead, on_this_card, parse_profile
-from models.artifact.engine_plan import BatchProfile, Flavour, Target
+from models.artifact.engine_plan import BatchProfile, ComputeCapability, Flavour
 from service.common.gpus import Card, Cards
 from service.common.types import Precision
 
-SM75, SM86, SM89, SM90, SM120 = (Target(7, 5), Target(8, 6), Target(8, 9), Target(9, 0), Target(12, 0))
-KNOWN = (SM75, Target(8, 0), SM86, SM89, SM120, Target(12, 1))
+SM75, SM86, SM89, SM90, SM120 = (
+    ComputeCapability(7, 5),
+    ComputeCapability(8, 6),
+    ComputeCapability(8, 9),
+    ComputeCapability(9, 0),
+    ComputeCapability(12, 0),
+)
+KNOWN = (SM75, ComputeCapability(8, 0), SM86, SM89, SM120, ComputeCapability(12, 1))
 NONE = Cards((), "CUDA driver version is insufficient for CUDA runtime version")
 TURING = Cards((Card(0, "NVIDIA GeForce RTX 2080 Ti", SM75, 11 << 30, 10 << 30),))
 
@@ -55,7 +61,9 @@ def test_batch_sizes_of_a_graph_with_a_largest_batch() -> None:
         ("sm89, sm75,sm86,sm89", Precision.FP16, ((SM75,), (SM86, SM89))),
     ],
 )
-def test_ahead_of_time(text: str | None, precision: Precision, groups: tuple[tuple[Target, ...], ...]) -> None:
+def test_ahead_of_time(
+    text: str | None, precision: Precision, groups: tuple[tuple[ComputeCapability, ...], ...]
+) -> None:
     """Turing has a plan of its own, all others share one; the default without a card is what runs the precision."""
     assert ahead(text, precision, KNOWN, NONE) == groups
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from export.onnx_writer import write_onnx
 from export.tensorrt.fp16 import halved
 from models.architectures.blocks import LocalResponseNorm
-from models.build import Served, build
+from models.build import ServedNetwork, build
 from models.catalog import CATALOG, Architecture, InputSpec
 from tests.networks import noise, seeded
 
@@ -34,7 +34,7 @@ class Untraceable(nn.Module):
 
 def graph(network: nn.Module, architecture: Architecture, path: Path) -> onnx.ModelProto:
     """The ONNX file of that network in half precision."""
-    served = Served(halved(network, architecture.input), architecture.input).eval()
+    served = ServedNetwork(halved(network, architecture.input), architecture.input).eval()
     write_onnx(served, architecture.input, architecture.classes, path)
     return onnx.load(path)
 

@@ -16,7 +16,7 @@ from export.batch_norm import calibrate_batch_norm
 from export.gate_images import photos, random_pixels
 from export.onnx_common import OPSET, ExportError
 from export.onnx_writer import check, write_onnx
-from models.build import Served, build
+from models.build import ServedNetwork, build
 from models.catalog import CATALOG, Architecture
 from models.weights.weights import load_state
 from service.common.types import Batch, Probabilities
@@ -26,7 +26,7 @@ TINY = CATALOG["tiny"]
 GOOGLENET = CATALOG["googlenet"]
 
 
-def written(architecture: Architecture, served: Served, folder: Path) -> Path:
+def written(architecture: Architecture, served: ServedNetwork, folder: Path) -> Path:
     """The ONNX file of `served` in `folder`."""
     path = folder / "model.onnx"
     write_onnx(served, architecture.input, architecture.classes, path)
@@ -47,9 +47,9 @@ def eager(served: torch.nn.Module, images: torch.Tensor) -> Probabilities:
     return probabilities
 
 
-def tiny() -> Served:
+def tiny() -> ServedNetwork:
     """The served `tiny`, as it was initialised."""
-    return Served(build(TINY), TINY.input).eval()
+    return ServedNetwork(build(TINY), TINY.input).eval()
 
 
 @pytest.fixture(scope="module")
@@ -225,21 +225,21 @@ def test_check_refuses_an_empty_model() -> None:
 
 
 @pytest.fixture(scope="module")
-def googlenet() -> Served:
+def googlenet() -> ServedNetwork:
     """The served googlenet, untrained, with batch-norm statistics from photos."""
-    served = Served(build(GOOGLENET), GOOGLENET.input).eval()
+    served = ServedNetwork(build(GOOGLENET), GOOGLENET.input).eval()
     calibrate_batch_norm(served, photos(GOOGLENET.input))
     return served
 
 
 @pytest.fixture(scope="module")
-def googlenet_file(googlenet: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def googlenet_file(googlenet: ServedNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`googlenet` as ONNX."""
     return written(GOOGLENET, googlenet, tmp_path_factory.mktemp("googlenet"))
 
 
 @pytest.fixture(scope="module")
-def torchvision_googlenet(googlenet: Served) -> torch.nn.Module:
+def torchvision_googlenet(googlenet: ServedNetwork) -> torch.nn.Module:
     """torchvision's network as its trained weights build it, input transform and auxiliary heads and all."""
     from torchvision.models import get_model
 
@@ -253,14 +253,16 @@ def torchvision_googlenet(googlenet: Served) -> torch.nn.Module:
     return network.eval()
 
 
-def test_googlenet_without_heads_has_the_parameters_of_the_catalog(googlenet: Served, googlenet_file: Path) -> None:
+def test_googlenet_without_heads_has_the_parameters_of_the_catalog(
+    googlenet: ServedNetwork, googlenet_file: Path
+) -> None:
     """The auxiliary heads, half of the parameters, are neither in the served network nor in the file."""
     assert sum(parameter.numel() for parameter in googlenet.parameters()) == GOOGLENET.parameters == 6_624_904
     assert googlenet_file.stat().st_size < 1.02 * 4 * GOOGLENET.parameters
 
 
 def test_googlenet_folds_its_own_input_transform(
-    googlenet: Served, googlenet_file: Path, torchvision_googlenet: torch.nn.Module
+    googlenet: ServedNetwork, googlenet_file: Path, torchvision_googlenet: torch.nn.Module
 ) -> None:
     """torchvision's network with ImageNet's normalisation and its own re-scaling, and the file without, agree."""
     images = np.concatenate([photos(GOOGLENET.input)[:3], random_pixels(GOOGLENET.input, 2)])
@@ -283,7 +285,9 @@ def test_googlenet_graph_has_no_input_transform_left(googlenet_file: Path) -> No
     assert operators[:2] == ["Cast", "Transpose"]
 
 
-def test_published_googlenet_file_with_heads_loads(torchvision_googlenet: torch.nn.Module, googlenet: Served) -> None:
+def test_published_googlenet_file_with_heads_loads(
+    torchvision_googlenet: torch.nn.Module, googlenet: ServedNetwork
+) -> None:
     """A state dict as torchvision publishes it, auxiliary heads included, fills the network without them."""
     network = build(GOOGLENET)
 

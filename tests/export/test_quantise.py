@@ -22,7 +22,7 @@ from export.tensorrt.graph import EngineGraph, engine_graph
 from export.tensorrt.int8 import quantise
 from models.architectures.lenet5 import lenet5
 from models.artifact.artifact import Artifact, WeightSource, load
-from models.build import Served
+from models.build import ServedNetwork
 from models.catalog import CATALOG, InputSpec
 from service.common.types import Batch, ImageLimits, Precision, Probabilities, Runtime, Sample
 from service.engines.onnxruntime import OnnxRuntimeEngine
@@ -162,7 +162,7 @@ def test_progress(folder: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     half = tmp_path / "half.onnx"
     spec = CATALOG["lenet5"].input
-    write_onnx(Served(halved(seeded(lenet5), spec), spec).eval(), spec, 10, half)
+    write_onnx(ServedNetwork(halved(seeded(lenet5), spec), spec).eval(), spec, 10, half)
     quantise(half, Photos(folder, spec), tmp_path / "int8.onnx", lambda *told: seen.append(told))
 
     assert seen == [(done, 10) for done in range(1, 11)]

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from models.analysis.layer_table import Layer, LayerTable
 from models.artifact.artifact import ParityReport, Thresholds, WeightRecord, WeightSource
-from models.artifact.measured import Measurement
+from models.artifact.measured import MeasuredAccuracy
 from models.catalog import CATALOG, Channels, InputSpec, Interpolation, PublishedErrors, WeightSet
 from service.common.errors import TABLE, BadImage, Code, EngineError, NotReady, Overloaded, TopfiveError, error_of
 from service.common.model_info import BuiltEngine, ModelDetail, ModelLayers, ModelState, ModelSummary
@@ -41,7 +41,7 @@ ANSWER = Classification(
     warnings=("one", "two"),
     members=(CARD, BARE_CARD),
 )
-MEASUREMENT = Measurement(
+MEASUREMENT = MeasuredAccuracy(
     dataset="photos", dataset_sha256="ab", images=50, acc1=70.5, acc1_low=60.5, acc1_high=80.5, acc5=90.5,
     acc5_low=80.25, acc5_high=95.75, crops=10, runtime="openvino", precision="f32", date="2026-11-22", decode="fast",
 )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 
 from export.gate_images import PHOTOS
 from models.artifact.artifact import Artifact, load
-from models.artifact.engine_plan import Flavour, Plan, Target, read_plans
+from models.artifact.engine_plan import ComputeCapability, EnginePlan, Flavour, read_plans
 from service.common.gpus import Card, Cards, cards
 from service.common.types import Precision, Runtime
 from service.engines.base import Engine
@@ -85,7 +85,7 @@ class Workshop:
             self._topfive("export", model, "--weights", self._weights(model))
         return load(self.root, model)
 
-    def plan(self, model: str, kind: Kind) -> Plan:
+    def plan(self, model: str, kind: Kind) -> EnginePlan:
         """The engine for this card; skips what is not installed and what TensorRT for RTX has for no such card."""
         flavour, artifact = Flavour(kind.runtime.value), self.artifact(model)
         if not packages.is_installed(flavour):
@@ -94,7 +94,7 @@ class Workshop:
             known = packages.module(flavour).ComputeCapability.__members__
             if str(self.card.target).upper() not in known:
                 pytest.skip(f"TensorRT for RTX builds nothing for {self.card.name} ({self.card.target})")
-            if self.card.target == Target(7, 5) and kind.precision is Precision.F32:
+            if self.card.target == ComputeCapability(7, 5) and kind.precision is Precision.F32:
                 pytest.skip("TensorRT for RTX has no matrix product in f32 for Turing")
         if (plan := self._built(artifact, kind)) is None:
             order = ["--engine", flavour.value, "--precision", kind.precision.value, "--target", "this"]
@@ -137,7 +137,7 @@ class Workshop:
     def _weights(model: str) -> str:
         return "pretrained" if model == TRAINED else "untrained"
 
-    def _built(self, artifact: Artifact, kind: Kind) -> Plan | None:
+    def _built(self, artifact: Artifact, kind: Kind) -> EnginePlan | None:
         plans, _ = read_plans(artifact.folder)
         wanted = (kind.runtime.value, kind.precision.value)
         for plan in plans:

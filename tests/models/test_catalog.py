@@ -13,7 +13,7 @@ import torch
 from torchvision.models import get_model_weights
 
 import models
-from models.build import Served, build
+from models.build import ServedNetwork, build
 from models.catalog import (
     CATALOG,
     Architecture,
@@ -275,7 +275,7 @@ def test_channels_in_the_graph(channels: Channels) -> None:
             seen.append(image)
             return image.flatten(1)
 
-    Served(Listener(), spec)(pixels)
+    ServedNetwork(Listener(), spec)(pixels)
     red, green, blue = pixels.double().permute(3, 0, 1, 2) / 255
     planes = {
         Channels.RGB: [red, green, blue],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact.files import at_home, replace
+from models.artifact.files import expand_home, write_atomically
 from service.common.settings import Settings
 
 
@@ -18,7 +18,7 @@ def mode(path: Path) -> int:
 def test_new(tmp_path: Path) -> None:
     """A new file is there whole, readable by all, and alone."""
     file = tmp_path / "a.json"
-    replace(file, b"new")
+    write_atomically(file, b"new")
     assert file.read_bytes() == b"new"
     assert mode(file) == 0o644
     assert list(tmp_path.iterdir()) == [file]
@@ -30,7 +30,7 @@ def test_old(tmp_path: Path) -> None:
     file.write_bytes(b"old")
     file.chmod(0o640)
     with file.open("rb") as reader:
-        replace(file, b"newer")
+        write_atomically(file, b"newer")
         assert reader.read() == b"old"
     assert file.read_bytes() == b"newer"
     assert mode(file) == 0o640
@@ -42,7 +42,7 @@ def test_failure_leaves_the_old_one(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "kept").touch()
     with pytest.raises(OSError, match=r"a\.json"):
-        replace(folder, b"new")
+        write_atomically(folder, b"new")
     assert [path.name for path in tmp_path.rglob("*")] == ["a.json", "kept"]
 
 
@@ -50,9 +50,9 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`~` is the user's own; another path stays, and so does the name of a user who is not there."""
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    assert at_home(Path("~/a/b")) == tmp_path / "a" / "b"
-    assert at_home(tmp_path) == tmp_path
-    assert at_home(Path("~no-such-user/a")) == Path("~no-such-user/a")
+    assert expand_home(Path("~/a/b")) == tmp_path / "a" / "b"
+    assert expand_home(tmp_path) == tmp_path
+    assert expand_home(Path("~no-such-user/a")) == Path("~no-such-user/a")
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,5 +64,5 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
 
-    assert at_home(Path("~/.cache/topfive")) == Path("/.cache/topfive")
+    assert expand_home(Path("~/.cache/topfive")) == Path("/.cache/topfive")
     assert Settings().cache_folder == Path("/.cache/topfive")

@@ -13,7 +13,7 @@ from export.onnx_writer import write_onnx
 from models.analysis.cost import Cost, convolution_macs
 from models.analysis.trace import network_layers
 from models.architectures.googlenet_2014 import TrainingLogits, googlenet_2014
-from models.build import Served
+from models.build import ServedNetwork
 from models.catalog import InputSpec
 from tests.networks import answers, layers, learned, noise, parameters, seeded
 
@@ -177,7 +177,7 @@ def test_untrained_logits_neither_vanish_nor_explode(network: nn.Module) -> None
 def test_exported_file_gives_what_pytorch_gives(network: nn.Module, tmp_path: Path) -> None:
     """The served graph has two LRN, nine joins and no head, and both CPU engines answer a batch of three with it."""
     spec, path = InputSpec(), tmp_path / "model.onnx"
-    served = Served(network, spec).eval()
+    served = ServedNetwork(network, spec).eval()
     write_onnx(served, spec, 1000, path)
     images = random_pixels(spec, 3)
     with torch.inference_mode():

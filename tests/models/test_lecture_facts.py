@@ -1,16 +1,18 @@
 """What the course works out for single networks and layers, against what the walk through the network computes."""
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
-from models.analysis.cost import convolution_macs, convolution_weights, fully_connected_macs, output_size
+from models.analysis.cost import convolution_macs
 from models.analysis.layer_table import Kind, Layer
 from models.analysis.trace import network_layers
 from models.build import build
-from models.catalog import CATALOG
+from models.catalog import CATALOG, InputSpec
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +59,18 @@ def test_googlenet_2014(facts: dict[str, Any]) -> None:
         assert [row.kernel for row in rows] == [(kernel, kernel) for kernel in kernels]
 
 
+def side(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Values along one side after a convolution, as the trace of one has it."""
+    convolution = nn.Conv2d(3, 1, kernel, stride, padding)
+    return network_layers(convolution, InputSpec(crop=size)).layers[0].output[-1]
+
+
 def test_arithmetic(facts: dict[str, Any]) -> None:
     """Every figure that the course works out for single layers."""
     reduced = [convolution_macs((16, 28, 28), (1, 1), 192), convolution_macs((32, 28, 28), (5, 5), 16)]
     deep = convolution_macs((16, 14, 14), (1, 1), 480) + convolution_macs((48, 14, 14), (5, 5), 16)
-    five, three, long, wide = (convolution_weights(1, kernel, 1) for kernel in ((5, 5), (3, 3), (3, 1), (1, 3)))
-    sizes = [[*case[:4], output_size(*case[:4])] for case in facts["arithmetic"]["output_size"]]
+    five, three, long, wide = (convolution_macs((1, 1, 1), kernel, 1) for kernel in ((5, 5), (3, 3), (3, 1), (1, 3)))
+    perceptron = [224 * 224, 1024, 2048, 4096, 1000]
 
     assert facts["arithmetic"] == {
         "conv_5x5_direct_macs": convolution_macs((32, 28, 28), (5, 5), 192),
@@ -71,7 +79,7 @@ def test_arithmetic(facts: dict[str, Any]) -> None:
         "conv_5x5_480_reduced_macs": deep,
         "two_3x3_instead_of_5x5": [five, 2 * three],
         "n1_1n_instead_of_3x3": [three, long + wide],
-        "fc_7x7x1024_to_1024": fully_connected_macs(7 * 7 * 1024, 1024),
-        "mlp_224_grey_weights": fully_connected_macs(224 * 224, 1024, 2048, 4096, 1000),
-        "output_size": sizes,
+        "fc_7x7x1024_to_1024": convolution_macs((1024, 1, 1), (7, 7), 1024),
+        "mlp_224_grey_weights": sum(inputs * outputs for inputs, outputs in pairwise(perceptron)),
+        "output_size": [[*case[:4], side(*case[:4])] for case in facts["arithmetic"]["output_size"]],
     }

@@ -11,7 +11,7 @@ from export.gate_images import random_pixels
 from export.onnx_writer import write_onnx
 from models.analysis.cost import Cost
 from models.architectures.lenet5 import LeNet5, RadialBasis, ScaledTanh, Subsampling, bitmaps, lenet5
-from models.build import Served
+from models.build import ServedNetwork
 from models.catalog import InputSpec
 from models.labels import imagenet_labels, read_labels
 from tests.networks import answers, layers, noise, parameters, seeded
@@ -188,7 +188,7 @@ class Grey(nn.Module):
 def test_exported_file_gives_what_pytorch_gives(network: nn.Module, tmp_path: Path) -> None:
     """The split into maps and the distances compute no index, and both engines agree at a batch not exported."""
     spec = InputSpec(resize=32, crop=32, mean=(0.0784314,) * 3, std=(0.7843137,) * 3)
-    served, path = Served(Grey(network), spec).eval(), tmp_path / "model.onnx"
+    served, path = ServedNetwork(Grey(network), spec).eval(), tmp_path / "model.onnx"
     write_onnx(served, spec, 10, path)
     images = random_pixels(spec, 5)
     with torch.inference_mode():

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from models.artifact.artifact import MANIFEST, load, read_manifest
-from models.artifact.measured import Measurement, read_measured, record
+from models.artifact.measured import MeasuredAccuracy, read_measured, record_accuracy
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.cli.main import main
 from tests.fakes import FakeEngine
@@ -18,7 +18,7 @@ from tests.serving import serving
 pytestmark = pytest.mark.anyio
 
 
-def measurement(**changes: object) -> Measurement:
+def measurement(**changes: object) -> MeasuredAccuracy:
     """One of ten images, all right."""
     values = {
         "dataset": "photos",
@@ -36,7 +36,7 @@ def measurement(**changes: object) -> Measurement:
         "date": "2026-01-02",
         **changes,
     }
-    return Measurement.model_validate(values)
+    return MeasuredAccuracy.model_validate(values)
 
 
 def manifest_of(artifacts: Path) -> Path:
@@ -51,7 +51,7 @@ def test_all_else_stays(artifacts: Path) -> None:
     path.write_text(json.dumps(before))
     mode = path.stat().st_mode
 
-    record(path, measurement())
+    record_accuracy(path, measurement())
 
     after = json.loads(path.read_text())
     assert {key: value for key, value in after.items() if key != "measured"} == {
@@ -72,7 +72,7 @@ def test_newer_replaces_the_same(artifacts: Path) -> None:
         measurement(crops=10),
     ]
     for one in (measurement(), *others, measurement(dataset="renamed", acc1=80.0)):
-        record(path, one)
+        record_accuracy(path, one)
 
     assert read_measured(path) == (*others, measurement(dataset="renamed", acc1=80.0))
 
@@ -80,10 +80,10 @@ def test_newer_replaces_the_same(artifacts: Path) -> None:
 def test_same_figures_keep_their_day(artifacts: Path) -> None:
     """Recording the same figures again leaves the file as it is."""
     path = manifest_of(artifacts)
-    record(path, measurement())
+    record_accuracy(path, measurement())
     before = path.read_bytes()
 
-    record(path, measurement(date="2026-03-04"))
+    record_accuracy(path, measurement(date="2026-03-04"))
 
     assert path.read_bytes() == before
 
@@ -102,7 +102,7 @@ def test_concurrent_readers_and_writers(artifacts: Path) -> None:
 
     def write(writer: int) -> None:
         for count in range(each):
-            record(path, measurement(dataset_sha256=f"{writer}-{count}"))
+            record_accuracy(path, measurement(dataset_sha256=f"{writer}-{count}"))
 
     with ThreadPoolExecutor(writers + 2) as pool:
         readers = [pool.submit(read) for _ in range(2)]
@@ -130,8 +130,8 @@ async def test_running_server_shows_it(artifacts: Path) -> None:
     async with serving(artifacts, FakeEngine()) as running:
         assert (await running.http.get("/models/tiny")).json()["measured"] == []
 
-        record(manifest_of(artifacts), measurement())
-        record(manifest_of(artifacts), measurement(precision="bf16", acc5=None, acc5_low=None, acc5_high=None))
+        record_accuracy(manifest_of(artifacts), measurement())
+        record_accuracy(manifest_of(artifacts), measurement(precision="bf16", acc5=None, acc5_low=None, acc5_high=None))
 
         page = (await running.http.get("/models/tiny")).json()
         rows = (await running.http.get("/models")).json()["models"]
@@ -148,7 +148,7 @@ async def test_running_server_shows_it(artifacts: Path) -> None:
 
 def test_models_command_shows_it(artifacts: Path) -> None:
     """`topfive models` has a line for a measured model and none for others; --json has the figures."""
-    record(manifest_of(artifacts), measurement())
+    record_accuracy(manifest_of(artifacts), measurement())
 
     text = CliRunner().invoke(main, ["models", "--artifacts", str(artifacts)], env={"COLUMNS": "200"}).output
     as_json = CliRunner().invoke(main, ["models", "--artifacts", str(artifacts), "--json"]).stdout

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import Inception3, get_model
 
 from export.onnx_writer import write_onnx
-from models.build import Served, build
+from models.build import ServedNetwork, build
 from models.catalog import CATALOG, Channels, InputSpec
 from models.weights.weights import WeightsError, load_file
 from tests.models.test_onnx_weights import TINY, answers, changed, exported, trained
@@ -41,7 +41,7 @@ def seeded(name: str) -> nn.Module:
 def served(name: str, network: nn.Module, path: Path) -> Path:
     """Write the graph that is served: bytes in, probabilities out."""
     architecture = CATALOG[name]
-    write_onnx(Served(network, architecture.input).eval(), architecture.input, architecture.classes, path)
+    write_onnx(ServedNetwork(network, architecture.input).eval(), architecture.input, architecture.classes, path)
     return path
 
 

@@ -10,10 +10,10 @@ import pytest
 from models.artifact.engine_plan import (
     ENGINES,
     BatchProfile,
+    ComputeCapability,
     Flavour,
     PlanError,
     PlanRecord,
-    Target,
     read_plans,
     write_plan,
 )
@@ -88,10 +88,13 @@ def test_two_that_write_the_same_name_at_once(tmp_path: Path) -> None:
         assert plan.content() in contents
 
 
-@pytest.mark.parametrize(("text", "target"), [("sm75", Target(7, 5)), ("sm89", Target(8, 9)), ("sm120", Target(12, 0))])
-def test_targets(text: str, target: Target) -> None:
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [("sm75", ComputeCapability(7, 5)), ("sm89", ComputeCapability(8, 9)), ("sm120", ComputeCapability(12, 0))],
+)
+def test_targets(text: str, target: ComputeCapability) -> None:
     """A compute capability is written as compilers write it."""
-    assert Target.parse(text) == target
+    assert ComputeCapability.parse(text) == target
     assert str(target) == text
 
 
@@ -99,4 +102,4 @@ def test_targets(text: str, target: Target) -> None:
 def test_no_targets(text: str) -> None:
     """Anything else is refused with the right form."""
     with pytest.raises(ValueError, match="sm75"):
-        Target.parse(text)
+        ComputeCapability.parse(text)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from models.artifact.artifact import Artifact, load, write_manifest
-from models.artifact.tuning import Conditions, Place, Trial, TuningRecord, read_tuning, write_tuning
+from models.artifact.tuning import Conditions, Trial, TuningFiles, TuningRecord, read_tuning, write_tuning
 from service.cli.main import main
 from service.common.types import Layout, Precision, Runtime
 from service.engines.selection import cpu_layout
@@ -56,13 +56,13 @@ def record(*trials: Trial, conditions: Conditions = HERE, date: str = "2026-11-2
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path) -> TuningFiles:
     """An artifact's folder and a cache folder that is not there yet."""
     (tmp_path / "artifact").mkdir()
-    return Place(tmp_path / "artifact", tmp_path / "cache", "a" * 64)
+    return TuningFiles(tmp_path / "artifact", tmp_path / "cache", "a" * 64)
 
 
-def test_record_is_read_as_written(place: Place) -> None:
+def test_record_is_read_as_written(place: TuningFiles) -> None:
     """It lies beside the manifest, readable by all, and nothing else does."""
     path = write_tuning(place, record())
 
@@ -72,7 +72,7 @@ def test_record_is_read_as_written(place: Place) -> None:
     assert read_tuning(place, HERE) == (record(), [])
 
 
-def test_record_of_another_machine_is_not_used(place: Place) -> None:
+def test_record_of_another_machine_is_not_used(place: TuningFiles) -> None:
     """Another processor, another quota, other instructions or another way of measuring: each has its own record."""
     write_tuning(place, record())
 
@@ -88,24 +88,24 @@ def test_record_of_another_machine_is_not_used(place: Place) -> None:
     assert read_tuning(place, HERE) == (record(), [])
 
 
-def test_record_of_another_graph_is_not_used(place: Place) -> None:
+def test_record_of_another_graph_is_not_used(place: TuningFiles) -> None:
     """A record that was copied from another version of the model counts for nothing."""
     write_tuning(place, record())
 
-    assert read_tuning(Place(place.artifact, place.cache, "b" * 64), HERE) == (None, [])
+    assert read_tuning(TuningFiles(place.artifact, place.cache, "b" * 64), HERE) == (None, [])
 
 
-def test_record_goes_to_the_cache_where_the_artifact_refuses(place: Place) -> None:
+def test_record_goes_to_the_cache_where_the_artifact_refuses(place: TuningFiles) -> None:
     """A file in the place of the folder refuses like a read-only disk: the record lies in the cache and is found."""
     (place.artifact / "tuned").write_text("not a folder")
 
     path = write_tuning(place, record())
 
     assert path.parent == place.cache / "tuned"
-    assert read_tuning(Place(place.artifact.with_name("other"), place.cache, "a" * 64), HERE)[0] == record()
+    assert read_tuning(TuningFiles(place.artifact.with_name("other"), place.cache, "a" * 64), HERE)[0] == record()
 
 
-def test_newer_record_of_both_folders_counts(place: Place) -> None:
+def test_newer_record_of_both_folders_counts(place: TuningFiles) -> None:
     """A record in the cache that is newer than that of the artifact is the one that is used, and an older one not."""
     older, newer = record(date="2026-11-21T10:00:00Z"), record(date="2026-11-22T10:00:00Z")
     for own, spare in ((older, newer), (newer, older)):
@@ -116,7 +116,7 @@ def test_newer_record_of_both_folders_counts(place: Place) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"trials": []}', '{"conditions": 3}'])
-def test_damaged_record_is_said_and_not_fatal(place: Place, content: str) -> None:
+def test_damaged_record_is_said_and_not_fatal(place: TuningFiles, content: str) -> None:
     """What cannot be read is named with the command that makes a new one; nothing is raised."""
     path = write_tuning(place, record())
     path.write_text(content)
@@ -139,7 +139,7 @@ def test_impossible_layout_is_no_record(impossible: dict[str, object]) -> None:
         TuningRecord.model_validate(fields)
 
 
-def test_interrupted_writing_leaves_the_older_record(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_writing_leaves_the_older_record(place: TuningFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interruption before the file is in its place leaves what was there, and nothing beside it."""
     path = write_tuning(place, record())
 

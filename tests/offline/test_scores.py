@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.artifact.confidence import wilson
+from models.artifact.measured import wilson
 from service.common.types import Prediction
 from service.offline.rows import Failure, Row
 from service.offline.scores import ClassScore, Confusion, score

@@ -14,7 +14,7 @@ from torchvision.models import GoogLeNet, get_model_weights
 from torchvision.transforms import InterpolationMode, TenCrop
 from torchvision.transforms import functional as functional
 
-from models.build import Served
+from models.build import ServedNetwork
 from models.catalog import CATALOG, Channels, InputSpec, Interpolation, WeightSet
 from service.common.types import ImageLimits, Pixels, Sample
 from service.preprocessing import transforms
@@ -225,7 +225,7 @@ def test_catalog_normalisation(name: str, weights: WeightSet) -> None:
             seen.append(image)
             return image.flatten(1)
 
-    Served(Listener(), weights.input)(levels)
+    ServedNetwork(Listener(), weights.input)(levels)
 
     assert (seen[0] - expected).abs().max() < 1e-5
 

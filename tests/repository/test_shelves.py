@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from models.artifact.artifact import GRAPH, MANIFEST, Artifact
-from models.artifact.engine_plan import Target
+from models.artifact.engine_plan import ComputeCapability
 from models.catalog import CATALOG
 from service.common.errors import Code, NotReady, ShuttingDown, TopfiveError
 from service.common.gpus import Card, Cards
@@ -532,7 +532,7 @@ async def test_on_a_cpu_all_models_together_run_as_many_batches_as_one(artifacts
         assert await asyncio.gather(*tasks) == [3] * 20
 
 
-CARDS = Cards((Card(0, "one", Target(7, 5), 1000, 900), Card(1, "two", Target(8, 6), 2000, 1900)))
+CARDS = Cards((Card(0, "one", ComputeCapability(7, 5), 1000, 900), Card(1, "two", ComputeCapability(8, 6), 2000, 1900)))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError
 
 from models.artifact.artifact import GRAPH, Artifact, load, write_manifest
-from models.artifact.engine_plan import BatchProfile, Flavour, Plan, write_plan
+from models.artifact.engine_plan import BatchProfile, EnginePlan, Flavour, write_plan
 from models.artifact.reference import read_reference, write_reference
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import NotReady
@@ -72,7 +72,7 @@ class Station:
         write_reference(artifact.folder, reference.images, answers)
         write_manifest(artifact.folder, artifact.manifest)
 
-    def build(self, **changes: object) -> Plan:
+    def build(self, **changes: object) -> EnginePlan:
         """Put a plan for the card into the artifact."""
         artifact = self.artifact
         content = plan_bytes(artifact.manifest.input.crop, artifact.manifest.classes, (1, 2, LARGEST))
@@ -111,7 +111,7 @@ class Station:
         assert self.trt.alive == []
         assert self.cudart.misused == []
 
-    def _engine(self, plan: Plan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
+    def _engine(self, plan: EnginePlan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
         engine = TensorRtEngine(
             plan,
             artifact,

@@ -14,7 +14,7 @@ from google.protobuf.json_format import MessageToDict
 
 from export.gate_images import PHOTOS
 from models.artifact.artifact import load
-from models.artifact.engine_plan import Plan
+from models.artifact.engine_plan import EnginePlan
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import TABLE, Code
 from service.common.types import Layout, Precision
@@ -210,7 +210,7 @@ async def test_same_engines(artifacts: Path) -> None:
     report = tiny.manifest.parity[0].model_copy(update={"runtime": "tensorrt-rtx", "precision": "fp16"})
     source = Source.of(artifacts, tiny.manifest)
     made = record(graph_sha256=source.graph_sha256)
-    fits = [judge(Plan(Path("some.plan"), made), source, machine(card), Precision.AUTO) for card in (ADA, TURING)]
+    fits = [judge(EnginePlan(Path("some.plan"), made), source, machine(card), Precision.AUTO) for card in (ADA, TURING)]
     layout = Layout(2, 1, 8, "tuned on 2026-11-22")
     choice = Choice(("tensorrt-rtx does not run tiny; fake in f32 serves instead",), tuple(fits), (report,), layout)
     async with serving(artifacts, FakeEngine(), choice=choice) as running:

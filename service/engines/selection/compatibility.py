@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.artifact.artifact import GRAPH, Manifest
-from models.artifact.engine_plan import Flavour, Plan, PlanRecord, read_plans
+from models.artifact.engine_plan import EnginePlan, Flavour, PlanRecord, read_plans
 from service.common.gpus import Card, Cards, cards, driver_version
 from service.common.types import Precision
 from service.engines.tensorrt.packages import INSTALL, installed_version
@@ -73,7 +73,7 @@ class Difference:
 class Fit:
     """A plan, the cards that it fits, and what differs; it fits where nothing does."""
 
-    plan: Plan
+    plan: EnginePlan
     cards: tuple[Card, ...]
     differences: tuple[Difference, ...]
 
@@ -122,7 +122,7 @@ def survey(folder: Path, source: Source, machine: Machine, asked: Precision) -> 
     return tuple(sorted(fits, key=_place)), damage
 
 
-def judge(plan: Plan, source: Source, machine: Machine, asked: Precision, damage: str = "") -> Fit:
+def judge(plan: EnginePlan, source: Source, machine: Machine, asked: Precision, damage: str = "") -> Fit:
     """How `plan` fits, from its record alone; `damage` is what is known to be wrong with its file."""
     record = plan.record
     build = source.build(record.flavour, record.precision)
@@ -180,7 +180,7 @@ def _precision(given: str, asked: Precision) -> str | None:
     return None if given in PREFERRED else f"auto does not take {given}: it must be asked for"
 
 
-def _damage(plan: Plan) -> str:
+def _damage(plan: EnginePlan) -> str:
     """What is wrong with the file at a glance. Its sha256 is compared when it is loaded."""
     try:
         size = plan.path.stat().st_size

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from models.artifact.artifact import GRAPH, Artifact
-from models.artifact.tuning import Conditions, Place, Trial, TuningRecord, read_tuning
+from models.artifact.tuning import Conditions, Trial, TuningFiles, TuningRecord, read_tuning
 from service.common.cpus import cpu_model, host
 from service.common.types import Layout, Precision, Runtime
 
@@ -83,9 +83,9 @@ def conditions_here(cpus: int, runtime: Runtime = Runtime.AUTO, precision: Preci
     return Conditions(cpu=cpu_model(), instruction_sets=sets, cpus=cpus, runtime=runtime, precision=precision)
 
 
-def place_of(artifact: Artifact, cache: Path) -> Place:
+def place_of(artifact: Artifact, cache: Path) -> TuningFiles:
     """Where records of `artifact` lie."""
-    return Place(artifact.folder, cache, artifact.manifest.files.get(GRAPH, ""))
+    return TuningFiles(artifact.folder, cache, artifact.manifest.files.get(GRAPH, ""))
 
 
 def installed_version(runtime: Runtime) -> str | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.artifact import files
 from models.artifact.artifact import IMPORTED, Artifact, ArtifactError, Manifest, ParityReport, Thresholds, read_file
+from models.artifact.files import write_atomically
 from models.artifact.reference import REFERENCE, Reference, UnreadableReferenceError, read_reference
 from service.common.types import Precision
 from service.engines.base import Engine, EngineUnavailableError
@@ -111,7 +111,7 @@ class Gate:
         content = _Kept(subject=self.subject, report=report).model_dump_json(indent=2) + "\n"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            files.replace(file, content.encode())
+            write_atomically(file, content.encode())
         except OSError as error:
             log.warning(
                 "%s cannot be written (%s), so the engine is checked at each load; name a folder with --cache",

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from models.artifact.artifact import GRAPH, Artifact
-from models.artifact.engine_plan import Flavour, Plan
+from models.artifact.engine_plan import EnginePlan, Flavour
 from models.artifact.reference import REFERENCE
 from service.common.gpus import Card
 from service.common.types import Precision, Runtime
@@ -22,7 +22,7 @@ FLAVOURS = {Runtime.TENSORRT: Flavour.TENSORRT, Runtime.TENSORRT_RTX: Flavour.TE
 
 _UNKNOWN = "unknown"
 
-BuildOn = Callable[[Plan, Card], Engine]
+BuildOn = Callable[[EnginePlan, Card], Engine]
 """Makes the engine of a plan on a card."""
 
 

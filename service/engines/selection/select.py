@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from models.artifact.artifact import Artifact
-from models.artifact.engine_plan import Plan
-from models.artifact.files import at_home
+from models.artifact.engine_plan import EnginePlan
+from models.artifact.files import expand_home
 from service.common.gpus import Card
 from service.common.types import CACHE, Layout, Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
@@ -61,7 +61,7 @@ _CARD_SLOTS = 2  # while one batch is computed, the next is copied
 
 log = logging.getLogger(__name__)
 
-BuildPlan = Callable[[Plan, Card, Artifact, "EngineOptions"], Engine]
+BuildPlan = Callable[[EnginePlan, Card, Artifact, "EngineOptions"], Engine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class EngineOptions:
     cpus: int = 1
     max_batch: int = 0
     card: Card | None = None
-    cache: Path = field(default_factory=partial(at_home, CACHE))
+    cache: Path = field(default_factory=partial(expand_home, CACHE))
     among: tuple[Runtime, ...] = ORDER
     layout: Layout | None = None
     keep_compiled: bool = False
@@ -108,7 +108,7 @@ def installed(runtime: Runtime) -> bool:
     return True
 
 
-def build_plan_engine(plan: Plan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
+def build_plan_engine(plan: EnginePlan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
     """The engine of a plan on `card`, with nothing chosen and nothing warmed up."""
     from service.engines.tensorrt.engine import TensorRtEngine
 
@@ -171,7 +171,7 @@ def open_engine(
     on_cards = replace(options, max_batch=at_most(options.batch_on_cards, artifact))
     bench = Bench(machine, options.cache, on_cards.max_batch)
 
-    def build(plan: Plan, card: Card) -> Engine:
+    def build(plan: EnginePlan, card: Card) -> Engine:
         return build_plan(plan, card, artifact, on_cards)
 
     tunable = options.layout is None and options.runtime in (Runtime.AUTO, *TUNABLE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.artifact.artifact import Artifact
-from models.artifact.engine_plan import Flavour, Plan
+from models.artifact.engine_plan import EnginePlan, Flavour
 from service.common.gpus import Card, driver_version
 from service.common.types import EngineInfo, Probabilities, Rows, Runtime
 from service.engines.base import CardLostError, EngineUnavailableError, NoRoomError, keep_for_ever
@@ -48,7 +48,7 @@ class TensorRtEngine:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: EnginePlan,
         artifact: Artifact,
         *,
         card: Card,
@@ -134,7 +134,7 @@ class TensorRtEngine:
             return None
         return RtxCacheFile(folder, self._record.sha256, self._card.name, self._on.driver)
 
-    def _open(self, plan: Plan, cache: RtxCacheFile | None, asked: tuple[int, int], launch: Launch) -> None:
+    def _open(self, plan: EnginePlan, cache: RtxCacheFile | None, asked: tuple[int, int], launch: Launch) -> None:
         slots, max_batch = asked
         try:
             self._plan = LoadedPlan(self._on.trt, self._cuda, plan, self._contract, cache)

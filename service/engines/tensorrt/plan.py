@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from models.artifact.engine_plan import BatchProfile, Plan, PlanError
+from models.artifact.engine_plan import BatchProfile, EnginePlan, PlanError
 from service.engines.base import EngineUnavailableError, keep_for_ever
 from service.engines.tensorrt.cuda import Cuda
 from service.engines.tensorrt.packages import Words, logger
@@ -38,7 +38,7 @@ class LoadedPlan:
     read or is not what the contract says, and what `failure` gives.
     """
 
-    def __init__(self, trt: Any, cuda: Cuda, plan: Plan, contract: Contract, cache: RtxCacheFile | None) -> None:
+    def __init__(self, trt: Any, cuda: Cuda, plan: EnginePlan, contract: Contract, cache: RtxCacheFile | None) -> None:
         self._trt = trt
         self._cuda = cuda
         self._plan = plan
@@ -180,7 +180,7 @@ class LoadedPlan:
         self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
 
 
-def _refused(plan: Plan, contract: Contract, why: str) -> EngineUnavailableError:
+def _refused(plan: EnginePlan, contract: Contract, why: str) -> EngineUnavailableError:
     again = f"topfive export {contract.name} --engine {plan.record.flavour}"
     return EngineUnavailableError(f"{plan.path} is no engine of {contract.name}: {why}; run: {again}")
 

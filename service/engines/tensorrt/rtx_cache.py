@@ -5,7 +5,7 @@ import logging
 import re
 from pathlib import Path
 
-from models.artifact.files import replace
+from models.artifact.files import write_atomically
 
 LARGEST_BYTES = 100 << 20
 """A larger cache takes longer to read than it saves, by NVIDIA's word."""
@@ -52,7 +52,7 @@ class RtxCacheFile:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace(self.path, hashlib.sha256(cache).digest() + cache)
+            write_atomically(self.path, hashlib.sha256(cache).digest() + cache)
         except OSError as error:
             log.warning("%s cannot be written (%s); kernels are compiled at each start", self.path, error.strerror)
             return
