@@ -7,6 +7,7 @@ The batcher knows no engine: it is given a function that runs a batch.
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -118,11 +119,12 @@ class Batcher(Generic[T, R]):
         """The results for `values`. `deadline` is a time of the clock in seconds, `place` what `admit` gave for them.
 
         All are queued before any runs, so that they fill batches together. Raises the DeadlineExceeded, EngineError,
-        Overloaded, ShuttingDown or NotReady of the first that has none. A caller that is cancelled leaves the queue in
-        the same turn of the loop; in flight, its rows are computed and dropped. Without a `place` no bound is kept.
+        Overloaded, ShuttingDown or NotReady of the first that has none. The caller watches the deadline and cancels;
+        an item that has expired is never run. A caller that is cancelled leaves the queue in the same turn of the
+        loop; in flight, its rows are computed and dropped. Without a `place` no bound is kept.
         """
         items = [self._enqueued(value, deadline, place) for value in values]
-        left = False  # its results may be there already, in the very turn of the loop in which the caller leaves
+        left: Outcome | None = None  # its results may be there already, in the turn of the loop in which it leaves
         try:
             self._pump()
             results = [await item.future for item in items]
@@ -133,13 +135,13 @@ class Batcher(Generic[T, R]):
             self._admission.refused(len(items))
             raise
         except asyncio.CancelledError:
-            left = True
+            left = Outcome.EXPIRED if self._clock.now() >= deadline else Outcome.CANCELLED
             raise
         finally:
             for item in items:
                 self._queue.remove(item)
                 outcome = item.leave()
-                self._metrics.ended(Outcome.CANCELLED if left else outcome)
+                self._metrics.ended(left or outcome)
 
     async def aclose(self, drain_s: float) -> None:
         """Take no new work, wait at most `drain_s` seconds for what was accepted, then fail the rest."""
@@ -177,16 +179,9 @@ class Batcher(Generic[T, R]):
             item.settle(error)
             return item
         self._queue.put(item)
-        item.timer = self._clock.call_at(min(deadline, item.place.due), lambda: self._expire(item))
+        if not math.isinf(due := item.place.due):
+            item.timer = self._clock.call_at(due, lambda: self._queue.refuse(item, self._clock.now()))
         return item
-
-    def _expire(self, item: Pending[T, R]) -> None:
-        """Its deadline has passed, or its answer is due: then it is refused if it still waits, and goes on if not."""
-        if (now := self._clock.now()) >= item.deadline:
-            self._queue.remove(item)
-            item.settle(DeadlineExceeded())
-        elif not self._queue.refuse(item, now):
-            item.timer = self._clock.call_at(item.deadline, lambda: self._expire(item))
 
     def _pump(self) -> None:
         """Start batches while a slot is free and items wait; a bug in here fails everything pending, openly."""

@@ -15,9 +15,9 @@ R = TypeVar("R")
 
 @dataclass(slots=True, eq=False)
 class Pending(Generic[T, R]):
-    """A value that waits or runs. `future` is completed by `settle` alone; `timer` ends the wait at `deadline`.
+    """A value that waits or runs. `future` is completed by `settle` alone.
 
-    `place` is what its request was admitted with.
+    `place` is what its request was admitted with; `timer` ends the wait when its answer is due.
     """
 
     value: T

@@ -36,13 +36,11 @@ class Waiting(Generic[T, R]):
         """It waits no more, if it did."""
         self._items.pop(item, None)
 
-    def refuse(self, item: Pending[T, R], now: float) -> bool:
-        """It is too late for it: settled, where it still waits; else False."""
-        if self._slo is None or item not in self._items:
-            return False
-        del self._items[item]
-        item.settle(self._slo.too_late(now, item.place))
-        return True
+    def refuse(self, item: Pending[T, R], now: float) -> None:
+        """Its answer is due: settled, where it still waits."""
+        if self._slo is not None and item in self._items:
+            del self._items[item]
+            item.settle(self._slo.too_late(now, item.place))
 
     def clear(self) -> None:
         """Nobody waits any more."""

@@ -1,13 +1,13 @@
 """The flow from bytes to answer, for every transport: it knows neither HTTP nor protobuf."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from service.common.clock import Clock
-from service.common.errors import BadImage, BadRequest, DeadlineExceeded, NotReady, TooLarge, TopfiveError
+from service.common.clock import Clock, timeout_at
+from service.common.errors import BadImage, BadRequest, NotReady, TooLarge, TopfiveError
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.tasks import together
 from service.common.types import ENSEMBLE, Classification, Timing
@@ -20,8 +20,6 @@ from service.repository.repository import Repository
 
 DEFAULT_CROPS = 1
 MAX_ROWS = 64
-
-X = TypeVar("X")
 
 
 class Classifier(Protocol):
@@ -154,10 +152,11 @@ class LocalClassifier:
         """The answer of the model that `asker` names, counted however it ends."""
         label = ENSEMBLE if is_ensemble(asker) else UNKNOWN
         try:
-            with ExitStack() as holds:
-                panel = await self._panel(asker, holds, question)
-                label = panel.metrics_label
-                answer = await self._answer(panel, photo, asker, question)
+            async with timeout_at(question.deadline, self._clock):
+                with ExitStack() as holds:
+                    panel = await self._panels.get(asker or self._repository.default, holds)
+                    label = panel.metrics_label
+                    answer = await self._answer(panel, photo, asker, question)
         except TopfiveError as error:
             self._metrics.answered(label, error.code)
             raise
@@ -172,10 +171,6 @@ class LocalClassifier:
         self._metrics.answered(label, "ok", answer.timing_ms)
         return answer
 
-    async def _panel(self, asker: str, holds: ExitStack, question: _Question) -> Panel:
-        """What `asker` names, loaded until `holds` is closed."""
-        return await self._within(question.deadline, lambda: self._panels.get(asker or self._repository.default, holds))
-
     async def _answer(self, panel: Panel, photo: Photo, asker: str, question: _Question) -> Classification:
         started = self._clock.now()
         top_k = panel.top_k(question.top_k)
@@ -184,7 +179,7 @@ class LocalClassifier:
         specs = [member.artifact.manifest.input for member in panel.members]
         with panel.admitted(question.crops) as places:
             arrived = self._clock.now()
-            prepared = await self._within(question.deadline, lambda: photo.samples(asker, specs))
+            prepared = await photo.samples(asker, specs)
             decode_s = max(one.took_s for one in prepared)
             waited_s = self._clock.now() - arrived - decode_s  # for a decoding thread
             runs = await together(
@@ -214,19 +209,3 @@ class LocalClassifier:
             warnings=panel.warnings,
             members=panel.member_cards,
         )
-
-    async def _within(self, deadline: float, work: Callable[[], Awaitable[X]]) -> X:
-        """The result of `work`, or DeadlineExceeded once the deadline has passed."""
-        if deadline <= self._clock.now():
-            raise DeadlineExceeded
-        try:
-            async with asyncio.timeout(None) as scope:
-                timer = self._clock.call_at(deadline, lambda: scope.reschedule(0))  # at once
-                try:
-                    return await work()
-                finally:
-                    timer.cancel()
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            raise DeadlineExceeded from error

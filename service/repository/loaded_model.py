@@ -12,7 +12,7 @@ import numpy as np
 from models.artifact.artifact import Artifact, Manifest, WeightSource
 from service.batching.batcher import Batcher, State
 from service.batching.fair_scheduler import Slots
-from service.common.clock import Clock
+from service.common.clock import Clock, timeout_at
 from service.common.errors import EngineError
 from service.common.metrics import BatchMetrics, LatencyRecord
 from service.common.thread_pool import Threads
@@ -181,11 +181,11 @@ class LoadedModel:
     async def probe(self) -> bool:
         """Whether the engine answers: one blank image through the queue, so that a failed model can recover unused."""
         size = self.artifact.manifest.input.crop
+        deadline = self._clock.now() + _PROBE_S
         try:
-            with self.batcher.admit():
-                await self.batcher.submit(
-                    np.zeros((1, size, size, 3), dtype=np.uint8), deadline=self._clock.now() + _PROBE_S
-                )
+            async with timeout_at(deadline, self._clock):
+                with self.batcher.admit():
+                    await self.batcher.submit(np.zeros((1, size, size, 3), dtype=np.uint8), deadline=deadline)
         except Exception:  # the batcher has counted and logged it; the caller reads its health
             return False
         return True

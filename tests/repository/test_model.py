@@ -12,6 +12,7 @@ import pytest
 from openvino import InferRequest
 
 from models.artifact.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
+from service.common.clock import timeout_at
 from service.common.errors import DeadlineExceeded, EngineError, ShuttingDown
 from service.common.thread_pool import at_work
 from service.common.types import BatchLimits, EngineInfo, Latency, Outcome, Precision, Probabilities, Ran, Rows, Sample
@@ -45,8 +46,10 @@ class Bench:
 
     async def call(self, shade: int) -> Ran[Probabilities]:
         """What a caller with an image of one shade of grey does; its class is the shade."""
-        with self.model.batcher.admit():
-            return (await self.model.batcher.submit([sample(shade)], deadline=self.clock.now() + 60))[0]
+        deadline = self.clock.now() + 60
+        async with timeout_at(deadline, self.clock):
+            with self.model.batcher.admit():
+                return (await self.model.batcher.submit([sample(shade)], deadline=deadline))[0]
 
     async def submit(self, *shades: int) -> list[Answer]:
         """Callers with such images, which have come as far as they can."""
