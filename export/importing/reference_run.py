@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto
 
 from export.importing.recipe import Output, Recipe
 from export.importing.signature import Layout, RefusedError, Signature
@@ -169,30 +169,6 @@ def open_session(source: Path | bytes) -> ort.InferenceSession:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
         raise RefusedError(f"ONNX Runtime cannot load the file: {one_line(error)}") from error
-
-
-def met_shapes(model: ModelProto, names: set[str]) -> dict[str, tuple[int, ...]]:
-    """The shapes of these values of a graph whose one input has fixed axes, in a run on zeros. Raises RefusedError.
-
-    The run gives the shapes alone, so that no more values are in memory at once than the graph itself needs.
-    """
-    watched = ModelProto()
-    watched.CopyFrom(model)
-    given = model.graph.input[0]
-    tensor = given.type.tensor_type
-    zeros = np.zeros([dim.dim_value for dim in tensor.shape.dim], dtype=IMAGE_TYPES[tensor.elem_type])
-    known = {given.name: zeros.shape}
-    wanted = sorted(names - known.keys())
-    shapes = [f"shape of {name}" for name in wanted]
-    for name, shape in zip(wanted, shapes, strict=True):
-        watched.graph.node.append(helper.make_node("Shape", [name], [shape]))
-        watched.graph.output.append(helper.make_tensor_value_info(shape, TensorProto.INT64, None))
-    session = open_session(watched.SerializeToString())
-    try:
-        found = session.run(shapes, {given.name: zeros}) if wanted else []
-    except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
-        raise RefusedError(f"ONNX Runtime cannot run the graph made from the file: {one_line(error)}") from error
-    return known | {name: tuple(map(int, shape)) for name, shape in zip(wanted, found, strict=True)}
 
 
 def one_line(error: Exception) -> str:

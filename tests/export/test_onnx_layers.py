@@ -1,4 +1,4 @@
-"""The layers of an imported ONNX graph: by hand, and against the tables of the networks that were exported."""
+"""The layers of an imported ONNX graph: by hand, and against the tables of catalog networks that were exported."""
 
 import json
 import warnings
@@ -16,11 +16,11 @@ from onnx import ModelProto, TensorProto, helper
 from onnx.numpy_helper import from_array
 
 from export.importing.conversion import variants
-from export.importing.layer_table import graph_layers
+from export.importing.layer_table import STAGE, graph_layers
 from export.importing.pipeline import Request, import_model
 from export.importing.signature import Layout, Signature
 from models.analysis.cost import Cost
-from models.analysis.layer_table import Kind, Layer, LayerTable, read_layers
+from models.analysis.layer_table import Kind, Layer, LayerTable, Stage, read_layers
 from models.analysis.trace import network_layers
 from models.artifact.artifact import read_manifest
 from models.build import build
@@ -79,17 +79,20 @@ def network(batch: int) -> ModelProto:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_each_node_by_hand(batch: int) -> None:
-    """Every field of every row, for one image whatever the batch."""
-    half, pooled, end = (6, 4, 4), (6, 1, 1), (9, 9)
-    assert table_of(network(batch), 4).layers == (
-        Layer("conv", Kind.CONVOLUTION, "4x4", (4, 8, 8), half, 114, 1728, (3, 3), (3, 3), (2, 2), (1, 1), 2),
-        Layer("norm", Kind.BATCH_NORM, "4x4", half, half, 12, 0, (3, 3)),
-        Layer("act", "PReLU", "4x4", half, half, 6, 0, (3, 3)),
-        Layer("pool", Kind.GLOBAL_AVERAGE_POOLING, "classifier", half, pooled, 0, 0, end, (4, 4)),
-        Layer("fc", Kind.FULLY_CONNECTED, "classifier", (6,), (10,), 60, 60, end),
-        Layer("shift", "bias", "classifier", (10,), (10,), 10, 0, end),
+    """Every field of every row, for one image whatever the batch; no receptive field is given, and one stage."""
+    half, pooled = (6, 4, 4), (6, 1, 1)
+    table = table_of(network(batch), 4)
+
+    assert table.layers == (
+        Layer("conv", Kind.CONVOLUTION, STAGE, (4, 8, 8), half, 114, 1728, None, (3, 3), (2, 2), (1, 1), 2),
+        Layer("norm", Kind.BATCH_NORM, STAGE, half, half, 12, 0, None),
+        Layer("act", "PReLU", STAGE, half, half, 6, 0, None),
+        Layer("pool", Kind.GLOBAL_AVERAGE_POOLING, STAGE, half, pooled, 0, 0, None, (4, 4)),
+        Layer("fc", Kind.FULLY_CONNECTED, STAGE, (6,), (10,), 60, 60, None),
+        Layer("shift", "bias", STAGE, (10,), (10,), 10, 0, None),
     )
-    assert table_of(network(batch), 4).cost == Cost(114 + 12 + 6 + 60 + 10, 1728 + 60)
+    assert table.stages == (Stage(STAGE, 6, (10,), 114 + 12 + 6 + 60 + 10, 1728 + 60, None),)
+    assert table.cost == Cost(114 + 12 + 6 + 60 + 10, 1728 + 60)
 
 
 def test_shared_values_count_once() -> None:
@@ -104,7 +107,7 @@ def test_shared_values_count_once() -> None:
 
 
 def test_shapes_that_the_graph_computes() -> None:
-    """A Reshape to a shape worked out at run time hides nothing: the convolution after it is whole, its field too."""
+    """A Reshape to a shape worked out at run time hides nothing: the convolution after it is whole."""
     model = network(1)
     for node in reversed(
         [
@@ -121,7 +124,7 @@ def test_shapes_that_the_graph_computes() -> None:
 
 
 def test_weight_behind_a_transpose() -> None:
-    """A matrix that is turned before its product multiplies as often as the turned one, and is one parameter set."""
+    """A matrix that is transposed before its product multiplies as often, and is one parameter set."""
     model = chain(
         helper.make_node("Flatten", ["x"], ["f"]),
         helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0]),
@@ -131,13 +134,11 @@ def test_weight_behind_a_transpose() -> None:
     )
     (layer,) = table_of(model).layers
 
-    assert (layer.parameters, layer.macs, layer.receptive_field) == (60, 60, (2, 2))
+    assert (layer.parameters, layer.macs) == (60, 60)
 
 
 def test_channels_last() -> None:
-    """Maps of a graph that keeps channels last are (channels, height, width), a product per place sees its place, and
-    a mean over both sides is a global pooling.
-    """
+    """A graph that keeps channels last has shapes in its own order, and a mean over both sides is a global pooling."""
     model = chain(
         helper.make_node("Transpose", ["x"], ["a"], perm=[0, 3, 1, 2]),
         helper.make_node("Conv", ["a", "w"], ["b"], name="conv", pads=[1, 0, 1, 0], dilations=[1, 2]),
@@ -153,11 +154,11 @@ def test_channels_last() -> None:
         fc=ones(6, 2),
     )
     assert table_of(model, layout=Layout.NHWC).layers == (
-        Layer("conv", Kind.CONVOLUTION, "8x4", (3, 8, 8), (4, 8, 4), 108, 3456, (3, 5), (3, 3), (1, 1), (1, 0), 1),
-        Layer("shift", "bias", "8x4", (4, 8, 4), (4, 8, 4), 4, 0, (3, 5)),
-        Layer("mix", Kind.FULLY_CONNECTED, "8x4", (4, 8, 4), (6, 8, 4), 24, 768, (3, 5)),
-        Layer("mean", Kind.GLOBAL_AVERAGE_POOLING, "classifier", (6, 8, 4), (6,), 0, 0, (10, 8), (8, 4)),
-        Layer("fc", Kind.FULLY_CONNECTED, "classifier", (6,), (2,), 12, 12, (10, 8)),
+        Layer("conv", Kind.CONVOLUTION, STAGE, (3, 8, 8), (4, 8, 4), 108, 3456, None, (3, 3), (1, 1), (1, 0), 1),
+        Layer("shift", "bias", STAGE, (8, 4, 4), (8, 4, 4), 4, 0, None),
+        Layer("mix", Kind.FULLY_CONNECTED, STAGE, (8, 4, 4), (8, 4, 6), 24, 768, None),
+        Layer("mean", Kind.GLOBAL_AVERAGE_POOLING, STAGE, (8, 4, 6), (6,), 0, 0, None, (8, 4)),
+        Layer("fc", Kind.FULLY_CONNECTED, STAGE, (6,), (2,), 12, 12, None),
     )
 
 
@@ -177,11 +178,10 @@ def test_padding(attributes: dict[str, Any], padding: tuple[int, int] | None) ->
     (layer,) = table_of(chain(conv, image=[1, 3, 8, 8], w=ones(4, 3, 3, 3))).layers
 
     assert layer.padding == padding
-    assert layer.receptive_field == (3, 3)
 
 
 def test_transposed_and_depthwise() -> None:
-    """Both are named so; how far a transposed convolution sees is left open, as is all after it."""
+    """A depthwise and a transposed convolution are named so; a transposed one multiplies once per input value."""
     model = chain(
         helper.make_node("Conv", ["x", "w"], ["a"], name="deep", group=3),
         helper.make_node("ConvTranspose", ["a", "u"], ["b"], name="up", strides=[2, 2]),
@@ -192,96 +192,47 @@ def test_transposed_and_depthwise() -> None:
     )
     deep, up, pool = table_of(model).layers
 
-    assert (deep.kind, deep.groups, deep.macs, deep.receptive_field) == (Kind.DEPTHWISE, 3, 3 * 9 * 16, (3, 3))
+    assert (deep.kind, deep.groups, deep.macs) == (Kind.DEPTHWISE, 3, 3 * 9 * 16)
     assert (up.kind, up.output, up.macs) == (Kind.TRANSPOSED, (5, 8, 8), 16 * 3 * 5 * 4)
-    assert (pool.output, up.receptive_field, pool.receptive_field) == ((5, 4, 4), None, None)
+    assert (pool.kind, pool.output) == (Kind.MAX_POOLING, (5, 4, 4))
 
 
-@pytest.mark.parametrize(
-    "between",
-    [
-        helper.make_node("Resize", ["a", "", "twice"], ["b"]),
-        helper.make_node("Slice", ["a", "two", "six", "two"], ["b"]),
-        helper.make_node("Transpose", ["a"], ["b"], perm=[0, 1, 3, 2]),
-        helper.make_node("Reshape", ["a", "folded"], ["b"]),
-    ],
-    ids=lambda node: node.op_type,
-)
-def test_unknown_ways_leave_the_field_open(between: onnx.NodeProto) -> None:
-    """After a node that moves values between places, no number is given for what they see."""
+def test_one_dimension() -> None:
+    """Layers of a signal inside the network have their costs, and no kernel of height and width."""
     model = chain(
-        helper.make_node("Conv", ["x", "w"], ["a"], name="first", pads=[1, 1, 1, 1]),
-        between,
-        helper.make_node("Conv", ["b", "w"], ["y"], name="second"),
-        image=[1, 3, 8, 8],
-        w=ones(3, 3, 3, 3),
-        twice=np.array([1, 1, 2, 2], dtype=np.float32),
-        two=np.array([2]),
-        six=np.array([6]),
-        folded=np.array([1, 3, 4, 16]),
+        helper.make_node("Reshape", ["x", "signal"], ["a"]),
+        helper.make_node("Conv", ["a", "w"], ["b"], name="conv"),
+        helper.make_node("MaxPool", ["b"], ["c"], name="pool", kernel_shape=[2], strides=[2]),
+        helper.make_node("GlobalAveragePool", ["c"], ["y"], name="mean"),
+        image=[1, 3, 4, 4],
+        signal=np.array([1, 3, 16]),
+        w=ones(5, 3, 3),
     )
-    first, second = table_of(model).layers
+    conv, pool, mean = table_of(model).layers
 
-    assert (first.receptive_field, second.receptive_field) == ((3, 3), None)
-
-
-def test_merging_and_shuffling() -> None:
-    """Two branches meet with the larger field; a shuffle of channels through five axes leaves it as it is."""
-    model = chain(
-        helper.make_node("Conv", ["x", "w"], ["a"], name="wide", pads=[1, 1, 1, 1]),
-        helper.make_node("Concat", ["x", "a"], ["b"], axis=1),
-        helper.make_node("Reshape", ["b", "groups"], ["c"]),
-        helper.make_node("Transpose", ["c"], ["d"], perm=[0, 2, 1, 3, 4]),
-        helper.make_node("Reshape", ["d", "back"], ["e"]),
-        helper.make_node("Conv", ["e", "v"], ["y"], name="after", strides=[2, 2]),
-        image=[1, 3, 9, 9],
-        w=ones(3, 3, 3, 3),
-        v=ones(4, 6, 3, 3),
-        groups=np.array([1, 2, 3, 9, 9]),
-        back=np.array([1, 6, 9, 9]),
-    )
-    assert [layer.receptive_field for layer in table_of(model).layers] == [(3, 3), (5, 5)]
+    assert (conv.parameters, conv.macs, conv.output, conv.kernel) == (45, 45 * 14, (5, 14), None)
+    assert (pool.kind, pool.output, pool.kernel) == (Kind.MAX_POOLING, (5, 7), None)
+    assert (mean.kind, mean.output, mean.kernel) == (Kind.GLOBAL_AVERAGE_POOLING, (5, 1), None)
 
 
 def test_quantised_convolutions() -> None:
     """A convolution of bytes with bytes is a convolution, and its weights and its bias are its parameters."""
-    scale, zero = np.array(1, dtype=np.float32), np.array(0, dtype=np.uint8)
-    weight = np.ones((4, 3, 3, 3), dtype=np.uint8)
     model = chain(
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         helper.make_node("QLinearConv", ["q", "s", "z", "w", "s", "z", "s", "z", "b"], ["c"], name="bytes"),
         helper.make_node("ConvInteger", ["c", "w2"], ["i"], name="whole", strides=[2, 2]),
         helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT),
         image=[1, 3, 7, 7],
-        s=scale,
-        z=zero,
-        w=weight,
+        s=np.array(1, dtype=np.float32),
+        z=np.array(0, dtype=np.uint8),
+        w=np.ones((4, 3, 3, 3), dtype=np.uint8),
         b=np.zeros(4, dtype=np.int32),
         w2=np.ones((2, 4, 3, 3), dtype=np.uint8),
     )
     first, second = table_of(model).layers
 
     assert (first.kind, first.kernel, first.parameters, first.macs) == (Kind.CONVOLUTION, (3, 3), 112, 108 * 25)
-    assert (second.stride, second.parameters, second.macs, second.receptive_field) == ((2, 2), 72, 72 * 4, (5, 5))
-
-
-def test_rows_inside_a_stage_without_a_map() -> None:
-    """What squeezes a map to one value and comes back belongs to the stage around it, not to the classifier."""
-    model = chain(
-        helper.make_node("Conv", ["x", "w"], ["a"], name="conv"),
-        helper.make_node("GlobalAveragePool", ["a"], ["b"], name="squeeze"),
-        helper.make_node("Conv", ["b", "v"], ["c"], name="excite"),
-        helper.make_node("Mul", ["a", "c"], ["d"]),
-        helper.make_node("MaxPool", ["d"], ["e"], name="pool", kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node("GlobalMaxPool", ["e"], ["y"], name="last"),
-        image=[1, 3, 10, 10],
-        w=ones(4, 3, 3, 3),
-        v=ones(4, 4, 1, 1),
-    )
-    table = table_of(model)
-
-    assert [layer.stage for layer in table.layers] == ["8x8", "8x8", "8x8", "4x4", "classifier"]
-    assert [stage.output for stage in table.stages] == [(4, 1, 1), (4, 4, 4), (4, 1, 1)]
+    assert (second.stride, second.parameters, second.macs) == ((2, 2), 72, 72 * 4)
 
 
 @cache
@@ -307,20 +258,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("onnx")
 
 
-def facts(table: LayerTable) -> list[tuple[object, ...]]:
-    """What a table says of layers that multiply or pool, their names aside: kinds, sizes, costs and fields."""
+def costs(table: LayerTable) -> list[tuple[object, ...]]:
+    """What a table says of layers that multiply or pool: their kinds, sizes and costs, not their names."""
     return [
-        (
-            one.kind,
-            one.kernel,
-            one.stride,
-            one.padding,
-            one.groups,
-            one.input,
-            one.output,
-            one.macs,
-            one.receptive_field,
-        )
+        (one.kind, one.kernel, one.stride, one.padding, one.groups, one.input, one.output, one.macs)
         for one in table.layers
         if one.macs or "pooling" in one.kind
     ]
@@ -332,35 +273,25 @@ LARGE = [pytest.param(name, marks=pytest.mark.large) for name in ("googlenet", "
 @pytest.mark.parametrize("dynamo", [False, True], ids=["script", "dynamo"])
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", *LARGE])
 def test_exported_networks(folder: Path, name: str, dynamo: bool) -> None:
-    """The table of the file has the layers of the network's own in the same order; where the file tells modules, rows
-    and stages have the same names and give the same maps.
-    """
+    """The table of an exported file has the layers of the catalog network in the same order."""
     own = network_layers(build(CATALOG[name]), CATALOG[name].input)
 
     table = table_of(onnx.load(exported(name, dynamo, folder)))
 
-    assert facts(table) == facts(own)
+    assert costs(table) == costs(own)
     assert table.cost.macs == own.cost.macs == CATALOG[name].macs
-    if not dynamo:
-        expected = [layer.name for layer in own.layers if layer.macs]
-        assert [layer.name for layer in table.layers if layer.macs] == expected
-        assert [(one.name, one.output, one.macs) for one in table.stages] == [
-            (one.name, one.output, one.macs) for one in own.stages
-        ]
-    else:
-        assert table.stages[0].name == "x".join(map(str, own.layers[0].output[1:]))
-        assert table.stages[-1].name == "classifier"
 
 
 @pytest.mark.anyio
 async def test_shown_by_the_command_line_and_by_rest(folder: Path, tmp_path: Path) -> None:
-    """An imported model has a table in its artifact, of the manifest's totals, and both doors show it."""
+    """The table in the artifact has the manifest's totals; `topfive layers` and REST show it."""
     root = tmp_path / "artifacts"
     text = "mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n"
     file = exported("squeezenet1_1", False, folder)
     import_model(Request(file, "own", recipe(tmp_path, text)), root, NullReporter())
 
     result = CliRunner().invoke(main, ["layers", "own", "--json", "--artifacts", str(root)])
+    shown = CliRunner().invoke(main, ["layers", "own", "--artifacts", str(root)], env={"COLUMNS": "200"})
     async with serving(root, models=("own",)) as running:
         reply = await running.http.get("/models/own/layers")
 
@@ -371,7 +302,10 @@ async def test_shown_by_the_command_line_and_by_rest(folder: Path, tmp_path: Pat
     assert reply.json() == json.loads(result.stdout)
     rows = reply.json()["layers"]
     assert [row["name"] for row in rows] == [layer.name for layer in table.layers]
-    assert (rows[0]["name"], rows[0]["macs"], rows[0]["output"]) == ("features.0", 64 * 27 * 111**2, [64, 111, 111])
+    assert (rows[0]["name"], rows[0]["macs"]) == ("/features/features.0/Conv", 64 * 27 * 111**2)
+    assert (rows[0]["output"], rows[0]["receptive_field"]) == ([64, 111, 111], None)
+    assert shown.exit_code == 0, shown.output
+    assert "/features/features.0/Conv" in shown.output
 
 
 def test_table_of_a_batch_that_cannot_be_freed() -> None:
