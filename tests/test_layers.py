@@ -72,6 +72,7 @@ HOMES = {
     ),
     "pyarrow": ("service.offline",),
     "httptools": ("loadgen",),
+    "multipart": ("service.rest.body",),
 }
 
 

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from service.common.errors import TooLarge
+
 R = TypeVar("R")
 
 ENSEMBLE = "ensemble"
@@ -74,12 +76,22 @@ class Decode(StrEnum):
     EXACT = "exact"
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Formats of images, as Pillow names them."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """The largest image taken: bytes as sent, and width times height as decoded."""
 
     max_bytes: int = 32 << 20
     max_pixels: int = 64_000_000
+
+
+def check_size(size_bytes: int, limits: ImageLimits) -> None:
+    """Raise TooLarge where an image of `size_bytes` is over the limit."""
+    if size_bytes > limits.max_bytes:
+        raise TooLarge(f"the image has {size_bytes:,} bytes; this server takes at most {limits.max_bytes:,}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from service.common.clock import Clock
 from service.common.errors import BadImage, EngineError, NotReady, TooLarge
-from service.common.types import ImageLimits
+from service.common.types import ImageLimits, check_size
 from service.inference.classifier import Classifier
 from service.inference.ensemble import Panel
 from service.offline.journal import Journal
 from service.offline.rows import Failure, Item, Row
-from service.preprocessing import decode
 
 _UNREADABLE = "unreadable"
 _PATIENCE_S = 86_400.0  # nobody waits for a single answer here
@@ -147,5 +146,5 @@ def _read(path: Path, limits: ImageLimits) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a plain file")
-        decode.check_size(status.st_size, limits)
+        check_size(status.st_size, limits)
         return file.read()

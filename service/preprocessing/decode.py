@@ -14,9 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from service.common.errors import BadImage, TooLarge
-from service.common.types import ImageLimits, Pixels
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+from service.common.types import FORMATS, ImageLimits, Pixels, check_size
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 _PNG_END = b"IEND\xaeB`\x82"  # Pillow does without it; the other formats' readers miss their own last bytes
@@ -124,12 +122,6 @@ def picture(data: bytes, limits: ImageLimits, enough: int | None = None) -> Pict
         raise BadImage(f"not an image in a known format; send one of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's readers fail in many ways on bytes that are not what they claim to be
         raise BadImage(f"the image is damaged or cut off ({error})") from error
-
-
-def check_size(size_bytes: int, limits: ImageLimits) -> None:
-    """Raise TooLarge where an image of `size_bytes` is over the limit."""
-    if size_bytes > limits.max_bytes:
-        raise TooLarge(f"the image has {size_bytes:,} bytes; this server takes at most {limits.max_bytes:,}")
 
 
 def _check_pixels(image: Image.Image, limits: ImageLimits) -> None:

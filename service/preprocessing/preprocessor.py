@@ -9,7 +9,7 @@ from models.catalog import InputSpec
 from service.common.clock import Clock
 from service.common.tasks import together
 from service.common.thread_pool import Threads
-from service.common.types import Decode, ImageLimits, Preprocessing, Samples
+from service.common.types import Decode, ImageLimits, Preprocessing, Samples, check_size
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
 
@@ -111,7 +111,7 @@ class Photo:
 
     def check_size(self) -> None:
         """Raise TooLarge where it has more bytes than the limit."""
-        decode.check_size(len(self._data), self._decoder.limits)
+        check_size(len(self._data), self._decoder.limits)
 
     async def samples(self, asker: str, specs: Sequence[InputSpec]) -> list[Prepared]:
         """The crops for each spec; raises BadImage or TooLarge."""

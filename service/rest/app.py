@@ -1,19 +1,21 @@
-"""Puts the REST interface together from its routers."""
+"""Puts the REST interface together."""
 
 import asyncio
 import json
-from collections.abc import Callable
 from importlib.metadata import version
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from service.rest import errors
-from service.rest.direct import ImageRouter, Shortcut
+from service.common.metrics import Metrics
+from service.inference.classifier import Classifier
+from service.inference.model_directory import Directory
+from service.rest import endpoints, errors
+from service.rest.image_request import ImageReader
 
 _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 
@@ -21,21 +23,20 @@ _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 """
 
 
-def create_app(*routers: APIRouter, refused: Callable[[str], None]) -> ASGIApp:
-    """The ASGI application of these routers, with errors as problem details and the documentation at /docs.
+def create_app(classifier: Classifier, directory: Directory, reader: ImageReader, metrics: Metrics) -> ASGIApp:
+    """The ASGI application, with errors as problem details and the documentation at /docs.
 
-    `refused` is told the code of each request whose parameters cannot be read, which reaches no router.
     The page at /docs brings its own scripts and styles, so that it works where nothing can be downloaded.
     """
     app = FastAPIOffline(title="topfive", version=version("topfive"), description=_DESCRIPTION, redoc_url=None)
     document = _Document(app)
     assert app.openapi_url is not None, "by default there is one"
-    app.router.routes.insert(0, Route(app.openapi_url, document.__call__, include_in_schema=False))
-    for router in routers:
+    documented, routes = endpoints.predictions(classifier, reader)
+    app.router.routes[:0] = [*routes, Route(app.openapi_url, document.__call__, include_in_schema=False)]
+    for router in (documented, endpoints.models(directory), endpoints.health(directory, metrics)):
         app.include_router(router)
-    errors.install(app, refused)
-    ways = [way for router in routers if isinstance(router, ImageRouter) for way in router.ways]
-    return Shortcut(app, ways, refused)
+    errors.install(app)
+    return app
 
 
 class _Document:

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from service.common.metrics import Metrics
 from service.common.types import Timing
 from service.inference.classifier import Classifier
 from service.inference.comparison import ComparisonTiming
 from service.inference.model_directory import Directory
-from service.rest.direct import ImageRouter, Way
 from service.rest.errors import row_problem
-from service.rest.image_request import BODY, Intake, Parameters, unless_disconnected
+from service.rest.image_request import BODY, ImageReader, unless_disconnected
 from service.rest.schemas import (
     CompareQuery,
     CompareReply,
@@ -45,46 +45,52 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-_OF_PREDICT = Parameters(once=("model", "top_k", "crops"))
-_OF_COMPARE = Parameters(once=("top_k", "crops"), repeated=("model",))
-
 _Timeout = Annotated[str | None, Header(description="Seconds to wait for the answer")]
 
 
-def predictions(classifier: Classifier, intake: Intake) -> ImageRouter:
-    """`POST /predict` and `POST /compare`."""
-    router = ImageRouter(tags=["predict"])
+def predictions(classifier: Classifier, reader: ImageReader) -> tuple[APIRouter, list[Route]]:
+    """`POST /predict` and `POST /compare`: a router that documents them, and the plain routes that serve them.
 
-    @router.post("/predict", response_model=PredictReply, responses=_PROBLEMS, openapi_extra=BODY)
-    async def predict(
-        request: Request, query: Annotated[PredictQuery, Query()], x_request_timeout: _Timeout = None
-    ) -> Response:
-        """Classify one image, sent as the multipart field `image` or as the raw body."""
-        async with intake.image(request, x_request_timeout, _OF_PREDICT) as (data, deadline):
+    FastAPI's routing and dependencies would cost more CPU time than all the rest of such a request.
+    """
+    router = APIRouter(tags=["predict"])
+
+    async def predict(request: Request) -> Response:
+        async with reader.read(request, PredictQuery) as sent:
+            query = sent.query
             asked = classifier.classify(
-                data, model=query.model, top_k=query.top_k, crops=query.crops, deadline=deadline
+                sent.image, model=query.model, top_k=query.top_k, crops=query.crops, deadline=sent.deadline
             )
             answer = await unless_disconnected(request, asked)
         return _replied(PredictReply.of(request.state.request_id, answer), answer.timing_ms)
 
-    @router.post("/compare", response_model=CompareReply, responses=_PROBLEMS, openapi_extra=BODY)
-    async def compare(
-        request: Request, query: Annotated[CompareQuery, Query()], x_request_timeout: _Timeout = None
-    ) -> Response:
-        """Classify one image with many models at once; a model that cannot answer has its error in its row."""
-        names = [name.strip() for value in query.model or () for name in value.split(",") if name.strip()]
-        async with intake.image(request, x_request_timeout, _OF_COMPARE) as (data, deadline):
-            asked = classifier.compare(data, models=names, top_k=query.top_k, crops=query.crops, deadline=deadline)
+    async def compare(request: Request) -> Response:
+        async with reader.read(request, CompareQuery) as sent:
+            query = sent.query
+            names = [name.strip() for value in query.model or () for name in value.split(",") if name.strip()]
+            asked = classifier.compare(
+                sent.image, models=names, top_k=query.top_k, crops=query.crops, deadline=sent.deadline
+            )
             comparison = await unless_disconnected(request, asked)
         identity: str = request.state.request_id
         problems = [row_problem(row.result, identity) for row in comparison.rows]
         return _replied(CompareReply.of(identity, comparison, problems), comparison.timing_ms)
 
-    router.ways = (
-        Way("/predict", _OF_PREDICT, PredictQuery, predict),
-        Way("/compare", _OF_COMPARE, CompareQuery, compare),
-    )
-    return router
+    @router.post("/predict", name="predict", response_model=PredictReply, responses=_PROBLEMS, openapi_extra=BODY)
+    async def documented_predict(
+        request: Request, query: Annotated[PredictQuery, Query()], x_request_timeout: _Timeout = None
+    ) -> Response:
+        """Classify one image, sent as the multipart field `image` or as the raw body."""
+        return await predict(request)
+
+    @router.post("/compare", name="compare", response_model=CompareReply, responses=_PROBLEMS, openapi_extra=BODY)
+    async def documented_compare(
+        request: Request, query: Annotated[CompareQuery, Query()], x_request_timeout: _Timeout = None
+    ) -> Response:
+        """Classify one image with many models at once; a model that cannot answer has its error in its row."""
+        return await compare(request)
+
+    return router, [Route("/predict", predict, methods=["POST"]), Route("/compare", compare, methods=["POST"])]
 
 
 def models(directory: Directory) -> APIRouter:

@@ -3,17 +3,15 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.common.errors import TABLE, BadRequest, Code, NotReady, Overloaded, ShuttingDown, TopfiveError
+from service.common.errors import TABLE, Code, NotReady, Overloaded, ShuttingDown, TopfiveError
 from service.common.request_id import request_id, under_way
 from service.rest.schemas import Problem, RowProblem
 
@@ -63,28 +61,16 @@ class RequestContext:
                 await _problem(Code.INTERNAL, _NOT_TOLD, identity)(scope, receive, send_with_id)
 
 
-def install(app: FastAPI, refused: Callable[[str], None]) -> None:
-    """Register the handlers that turn exceptions into problem details; `refused` counts what FastAPI refuses."""
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        problem = unreadable([(one["loc"][1:], one["msg"]) for one in error.errors()])  # the first says: in the query
-        refused(problem.code)
-        return respond(request, problem)
+def install(app: FastAPI) -> None:
+    """Register the handlers that turn exceptions into problem details."""
 
     async def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, TopfiveError)
         return respond(request, error)
 
     app.add_exception_handler(TopfiveError, failed)
-    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(RequestContext)
-
-
-def unreadable(reasons: Sequence[tuple[Sequence[object], str]]) -> BadRequest:
-    """The error of a request whose parameters have the wrong type: where, and why."""
-    return BadRequest("; ".join(f"{'.'.join(map(str, place))}: {reason}" for place, reason in reasons))
 
 
 def respond(request: Request, error: TopfiveError) -> Response:

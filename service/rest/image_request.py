@@ -1,25 +1,28 @@
-"""What every request with an image has in common: its time, its bytes, and a client who may leave."""
+"""What every request with an image has in common: its parameters, its time, its bytes, and a client who may leave."""
 
 import asyncio
 import math
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
+from pydantic import ValidationError
 from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 
 from service.common.clock import Clock
 from service.common.errors import BadRequest, DeadlineExceeded, TopfiveError
 from service.common.metrics import UNKNOWN, Metrics
-from service.common.types import ImageLimits
+from service.common.types import FORMATS, ImageLimits
 from service.common.upload_budget import UploadBudget
-from service.preprocessing.decode import FORMATS
 from service.rest.body import FIELD, LONGEST_NAME, read_image
+from service.rest.schemas import ImageQuery
 
+Q = TypeVar("Q", bound=ImageQuery)
 X = TypeVar("X")
 
+TIMEOUT = "X-Request-Timeout"
 
 _IMAGE = {"type": "string", "format": "binary", "description": f"One of {', '.join(FORMATS)}"}
 BODY = {
@@ -37,29 +40,17 @@ BODY = {
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
-    """What may stand in the query of an address: `once` at most once, `repeated` any number of times."""
+class ImageRequest(Generic[Q]):
+    """A request that was read: the bytes of its image, its parameters, and its deadline by the service's clock."""
 
-    once: tuple[str, ...]
-    repeated: tuple[str, ...] = ()
-
-    def values(self, query: QueryParams) -> dict[str, str | list[str]]:
-        """What is given of them, unread; of those that may be repeated all, of the others the last."""
-        return {name: query.getlist(name) if name in self.repeated else value for name, value in query.items()}
-
-    def check(self, query: QueryParams) -> None:
-        """Raise BadRequest at any other, so that a slip of the pen does not get an answer to another question."""
-        known = (*self.repeated, *self.once)
-        for name in query:
-            if name not in known:
-                raise BadRequest(f"there is no parameter {name[:LONGEST_NAME]!r}; there are {', '.join(known)}")
-            if name in self.once and len(query.getlist(name)) > 1:
-                raise BadRequest(f"{name} is given {len(query.getlist(name))} times; give it once")
+    image: bytes
+    query: Q
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True)
-class Intake:
-    """Reads images out of requests within the limits, the shared budget of bytes and the longest time."""
+class ImageReader:
+    """Reads requests with an image within the limits, the shared budget of bytes and the longest time."""
 
     limits: ImageLimits
     budget: UploadBudget
@@ -68,21 +59,41 @@ class Intake:
     metrics: Metrics
 
     @asynccontextmanager
-    async def image(
-        self, request: Request, x_request_timeout: str | None, parameters: Parameters
-    ) -> AsyncIterator[tuple[bytes, float]]:
-        """The image and the deadline, while the image counts as in memory; counts and raises a refusal."""
+    async def read(self, request: Request, kind: type[Q]) -> AsyncIterator[ImageRequest[Q]]:
+        """The request with parameters of that kind; its bytes count in the budget until the block ends.
+
+        Counts and raises a refusal, a TopfiveError.
+        """
         with self.budget.share() as take:
             try:
-                parameters.check(request.query_params)
-                deadline = self.clock.now() + requested_timeout(x_request_timeout, self.timeout_s)
-                async with asyncio.timeout(deadline - self.clock.now()):
-                    data = await read_image(request, self.limits, take)
+                query = read_query(kind, request.query_params)
+                timeout_s = requested_timeout(request.headers.get(TIMEOUT), self.timeout_s)
+                deadline = self.clock.now() + timeout_s
+                async with asyncio.timeout(timeout_s):
+                    image = await read_image(request, self.limits, take)
             except (TopfiveError, TimeoutError) as error:
                 refusal = error if isinstance(error, TopfiveError) else DeadlineExceeded()
-                self.metrics.answered(UNKNOWN, refusal.code)  # the classifier never sees, so never counts, this one
+                self.metrics.answered(UNKNOWN, refusal.code)  # the data plane never sees, so never counts, this one
                 raise refusal from error
-            yield data, deadline
+            yield ImageRequest(image, query, deadline)
+
+
+def read_query(kind: type[Q], params: QueryParams) -> Q:
+    """The parameters of an address. Raises BadRequest at one that is not valid, not known or given twice."""
+    try:
+        query = kind.model_validate(
+            {name: params.getlist(name) if name in kind.repeated else value for name, value in params.items()}
+        )
+    except ValidationError as error:
+        reasons = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise BadRequest("; ".join(reasons)) from None
+    for name in params:
+        if name not in kind.model_fields:
+            known = ", ".join(kind.model_fields)
+            raise BadRequest(f"there is no parameter {name[:LONGEST_NAME]!r}; there are {known}")
+        if name not in kind.repeated and len(params.getlist(name)) > 1:
+            raise BadRequest(f"{name} is given {len(params.getlist(name))} times; give it once")
+    return query
 
 
 def requested_timeout(header: str | None, limit_s: float) -> float:
@@ -94,7 +105,7 @@ def requested_timeout(header: str | None, limit_s: float) -> float:
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
-        raise BadRequest(f"X-Request-Timeout is {header!r}; send seconds above zero, such as 0.5")
+        raise BadRequest(f"{TIMEOUT} is {header!r}; send seconds above zero, such as 0.5")
     return min(seconds, limit_s)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,7 +31,14 @@ _TopK = Annotated[
 ]
 
 
-class PredictQuery(BaseModel):
+class ImageQuery(BaseModel):
+    """The parameters of a request with an image."""
+
+    repeated: ClassVar[frozenset[str]] = frozenset()
+    """Those that may be given more than once."""
+
+
+class PredictQuery(ImageQuery):
     """The parameters of `POST /predict`."""
 
     model: Annotated[
@@ -41,8 +48,10 @@ class PredictQuery(BaseModel):
     crops: _Crops = DEFAULT_CROPS
 
 
-class CompareQuery(BaseModel):
+class CompareQuery(ImageQuery):
     """The parameters of `POST /compare`."""
+
+    repeated = frozenset({"model"})
 
     model: Annotated[
         list[str] | None, Field(description="Names as of /predict, repeated or with commas; else all loaded models")

@@ -8,7 +8,7 @@ from models.catalog import CATALOG, Catalog
 from service.common.clock import LoopClock
 from service.common.cpus import cpu_quota
 from service.common.gpus import cards
-from service.common.metrics import UNKNOWN, Metrics
+from service.common.metrics import Metrics
 from service.common.settings import Settings
 from service.common.types import BatchLimits
 from service.common.upload_budget import UploadBudget
@@ -22,9 +22,8 @@ from service.repository.device_discovery import devices
 from service.repository.loader import Device
 from service.repository.recovery import Recovery
 from service.repository.repository import Repository
-from service.rest import endpoints
 from service.rest.app import create_app
-from service.rest.image_request import Intake
+from service.rest.image_request import ImageReader
 from service.rest.server import RestServer, listen
 from service.rpc.server import RpcServer
 from service.rpc.servicer import Servicer
@@ -93,13 +92,8 @@ class Service:
         self._fatal = fatal
         directory = LocalDirectory(core.repository)
         budget = UploadBudget(settings.max_upload_bytes)
-        intake = Intake(settings.limits, budget, settings.timeout_s, core.clock, core.metrics)
-        app = create_app(
-            endpoints.predictions(core.classifier, intake),
-            endpoints.models(directory),
-            endpoints.health(directory, core.metrics),
-            refused=partial(core.metrics.answered, UNKNOWN),
-        )
+        reader = ImageReader(settings.limits, budget, settings.timeout_s, core.clock, core.metrics)
+        app = create_app(core.classifier, directory, reader, core.metrics)
         servicer = Servicer(core.classifier, directory, budget=budget, timeout_s=settings.timeout_s, clock=core.clock)
         self.rest = RestServer(app, listen(settings.host, settings.port))
         try:

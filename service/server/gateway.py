@@ -3,20 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from functools import partial
 
 from service.common.clock import LoopClock
 from service.common.errors import ShuttingDown
-from service.common.metrics import UNKNOWN, Metrics
+from service.common.metrics import Metrics
 from service.common.settings import Settings
 from service.common.upload_budget import UploadBudget
 from service.gateway.classifier import RemoteClassifier
 from service.gateway.load_balancer import Replicas, Target
 from service.gateway.models_api import RemoteDirectory
 from service.gateway.retries import Calls
-from service.rest import endpoints
 from service.rest.app import create_app
-from service.rest.image_request import Intake
+from service.rest.image_request import ImageReader
 from service.rest.server import RestServer, listen
 from service.server.process import DrainLimit, drain, pre_stop, run_until_stopped
 
@@ -36,13 +34,8 @@ class Gateway:
         calls = Calls(self.replicas, clock, self.metrics)
         self._directory = RemoteDirectory(calls, self.replicas, clock, settings.timeout_s)
         budget = UploadBudget(settings.max_upload_bytes)
-        intake = Intake(settings.limits, budget, settings.timeout_s, clock, self.metrics)
-        app = create_app(
-            endpoints.predictions(RemoteClassifier(calls, self.metrics), intake),
-            endpoints.models(self._directory),
-            endpoints.health(self._directory, self.metrics),
-            refused=partial(self.metrics.answered, UNKNOWN),
-        )
+        reader = ImageReader(settings.limits, budget, settings.timeout_s, clock, self.metrics)
+        app = create_app(RemoteClassifier(calls, self.metrics), self._directory, reader, self.metrics)
         self.rest = RestServer(app, listen(settings.host, settings.port))
 
     async def start(self) -> None:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from multipart import PushMultipartParser, parse_options_header
 
 from benchmarks.figures import medians
 from benchmarks.null_server import Decoding
 from benchmarks.overhead import Overhead, grpc_load, multipart_body, null_server, raw_body, rest_load
-from service.rest.form import FormReader, boundary_of
 
 pytestmark = pytest.mark.anyio
 
@@ -23,13 +23,10 @@ def test_bodies() -> None:
         assert photo in body
 
     kind = next(line for line in head.split(b"\r\n") if line.startswith(b"Content-Type:"))
-    boundary = boundary_of(kind)
-    assert boundary is not None
-    form = FormReader(boundary, "image")
-    form.feed(body)
-    form.close()
-    [image] = form.parts
-    assert (image.name, image.is_file, b"".join(image.pieces)) == ("image", True, photo)
+    parser = PushMultipartParser(parse_options_header(kind.decode())[1]["boundary"])
+    image, content, end = parser.parse(body)
+    parser.close()
+    assert (image.name, content, end) == ("image", photo, None)
 
 
 @pytest.mark.parametrize("decoding", Decoding)

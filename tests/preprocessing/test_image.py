@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.common.errors import BadImage, TooLarge
-from service.common.types import ImageLimits, Pixels
-from service.preprocessing.decode import FORMATS, check_size, decode
+from service.common.types import FORMATS, ImageLimits, Pixels, check_size
+from service.preprocessing.decode import decode
 from tests.conftest import noise, png
 from tests.orientations import ORIENTATIONS, stored, tagged
 

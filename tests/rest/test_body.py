@@ -1,0 +1,114 @@
+"""The image of a request: forms in whatever chunks they come, and what is refused."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.types import Message
+
+from service.common.errors import BadRequest, TooLarge
+from service.common.types import ImageLimits
+from service.rest.body import read_image
+
+pytestmark = pytest.mark.anyio
+
+BOUNDARY = b"----x7"
+END = b"--%s--\r\n" % BOUNDARY
+
+
+def part(
+    content: bytes, disposition: bytes = b'form-data; name="image"; filename="cat.jpg"', extra: bytes = b""
+) -> bytes:
+    """One part with the boundary before it, as it stands in a form."""
+    return b"--%s\r\nContent-Disposition: %s\r\n%s\r\n%s\r\n" % (BOUNDARY, disposition, extra, content)
+
+
+async def read(form: bytes, *cuts: int, boundary: bytes = BOUNDARY, max_bytes: int = 1000) -> bytes:
+    """The image of a form that comes in chunks which end at `cuts`."""
+    edges = [0, *sorted(cuts), len(form)]
+    messages: list[Message] = [
+        {"type": "http.request", "body": form[begin:end], "more_body": end < len(form)}
+        for begin, end in pairwise(edges)
+    ]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    content_type = b"multipart/form-data; boundary=" + boundary
+    scope = {
+        "type": "http",
+        "scheme": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": b"",
+        "server": ("x", 80),
+        "headers": [(b"content-type", content_type)],
+    }
+    return await read_image(Request(scope, receive), ImageLimits(max_bytes=max_bytes), lambda _size: None)
+
+
+@given(
+    st.lists(st.sampled_from([b"\r", b"\n", b"-", b"--", b"----x", b"x7", b"a", b"\r\n--", b"\x00"]), max_size=30),
+    st.lists(st.integers(0, 200), max_size=6),
+)
+async def test_any_content(pieces: list[bytes], cuts: list[int]) -> None:
+    """Any content that does not hold the boundary comes out as it went in, whatever the chunks."""
+    wanted = b"".join(pieces)
+    if b"\r\n--" + BOUNDARY in b"\r\n" + wanted + b"\r\n":
+        return
+    form = part(wanted) + END
+
+    assert await read(form, *(min(cut, len(form) - 1) for cut in cuts)) == wanted
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        b"a preamble\r\nof two lines\r\n" + part(b"abc") + END,
+        part(b"abc") + END + b"an epilogue\r\n--" + BOUNDARY + b"\r\n",
+        part(b"abc") + END.rstrip(),
+        part(b"abc", b'FORM-DATA; NAME=image; FILENAME=""') + END,
+        part(b"abc", extra=b"Content-Type: image/jpeg\r\ncontent-transfer-encoding: BINARY\r\n") + END,
+    ],
+)
+async def test_forms(form: bytes) -> None:
+    """What may stand around parts and in their heads does not hide the image, not even byte by byte."""
+    assert await read(form) == b"abc"
+    assert await read(form, *range(1, len(form))) == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (b"", "does not occur"),
+        (b"abc", "does not occur"),
+        (part(b"abc"), "before its closing boundary"),
+        (part(b"abc") + b"--" + BOUNDARY, "before its closing boundary"),
+        (part(b"abc")[:20], "does not occur"),
+        (part(b"abc") + b"--%sy\r\n" % BOUNDARY, "after boundary"),
+        (part(b"abc", b"form-data") + END, "no field 'image'"),
+        (b"--%s\r\nContent-Type: image/png\r\n\r\nabc\r\n" % BOUNDARY + END, "Content-Disposition"),
+        (part(b"abc", extra=b"Content-Transfer-Encoding: base64\r\n") + END, "encoded as base64"),
+        (part(b"abc", extra=b"X: %s\r\n" % (b"x" * 20_000)) + END, "header length"),
+        (part(b"", b"form-data; name=a") * 25 + END, "segment count"),
+        (part(b"abc", b"form-data; name=other; filename=a") + END, "no field 'image' [(]fields: other[)]"),
+        (part(b"abc", b"form-data; name=image") + END, "is text, not a file"),
+        (part(b"abc") * 2 + END, "has 2 fields 'image'"),
+        (part(b"abc") + part(b"tiny", b"form-data; name=model") + END, "has the field 'model' beside 'image'"),
+    ],
+)
+async def test_refused_forms(form: bytes, words: str) -> None:
+    """What is not a whole form with one image says why."""
+    with pytest.raises(BadRequest, match=words):
+        await read(form)
+
+
+async def test_limits() -> None:
+    """An image over the limit and a boundary far longer than any are refused."""
+    assert await read(part(bytes(1000)) + END) == bytes(1000)
+    with pytest.raises(TooLarge, match="1,001 bytes"):
+        await read(part(bytes(1001)) + END)
+    with pytest.raises(BadRequest, match="has 257 bytes; at most 256"):
+        await read(b"", boundary=b"b" * 257)
