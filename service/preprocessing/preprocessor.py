@@ -8,7 +8,7 @@ from types import TracebackType
 from models.catalog import InputSpec
 from service.common.clock import Clock
 from service.common.tasks import together
-from service.common.thread_pool import Threads
+from service.common.thread_pool import ThreadPool
 from service.common.types import Decode, ImageLimits, Preprocessing, Samples, check_size
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
@@ -62,7 +62,7 @@ class Decoder:
         self.decode = decode
         self.read = read
         self.cut = cut
-        self.threads = Threads(threads, "decode")
+        self.threads = ThreadPool(threads, "decode")
 
     def photo(self, data: bytes, crops: int, askers: Iterable[str]) -> "Photo":
         """The image in `data`, which each of `askers` may ask for once; use it as a context manager."""

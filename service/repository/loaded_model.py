@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -15,11 +15,11 @@ from service.batching.fair_scheduler import Slots
 from service.common.clock import Clock, timeout_at
 from service.common.errors import EngineError
 from service.common.metrics import BatchMetrics, LatencyRecord
-from service.common.thread_pool import Threads
+from service.common.thread_pool import ThreadPool
 from service.common.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 from service.engines.base import CardLostError
 from service.engines.selection.result import Opened
-from service.repository.stuck_batches import Hanging, Running
+from service.repository.stuck_batches import Hanging
 
 _PROBE_S = 5.0
 
@@ -88,11 +88,13 @@ class LoadedModel:
         self._clock = clock
         self._max_run_s = limits.max_run_s
         self.slots = limits.slots
-        self._hanging: list[Hanging] = []
+        self._free_slots = list(reversed(range(limits.slots)))
+        self._hanging: dict[Hanging, float] = {}
+        """How many slots of the device each of them takes."""
         self.card_lost: str | None = None
         """Why nothing on its card can run in this process any more, once an engine has said so."""
         self._on_health = on_health
-        self._threads = Threads(limits.slots, f"engine-{artifact.manifest.name}")
+        self._threads = ThreadPool(limits.slots, f"engine-{artifact.manifest.name}")
         self.batcher: Batcher[Sample, Probabilities] = Batcher(
             self._run, limits, clock=clock, metrics=metrics, on_health=on_health, slots=self._device_slots
         )
@@ -213,47 +215,41 @@ class LoadedModel:
             log.exception("%s: its engine failed to close; some of its memory may not come back", self.name)
 
     async def _run(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
+        """Run a batch on an engine thread. While it has not returned in time, the model is not healthy."""
+        now, slot = self._clock.now(), self._free_slots.pop()
+        hanging = Hanging(self.name, self.engine_info, slot, len(samples), now)
+        timer = self._clock.call_at(now + self._max_run_s, partial(self._note_hanging, hanging))
         self._runs += 1
         try:
-            return await self._watched(samples)
+            return await self._threads.run(self._run_batch, samples)
         except CardLostError as error:
             if self.card_lost is None:
                 self.card_lost = str(error)
                 self._on_health()
             raise
         finally:
+            timer.cancel()
+            self._free_slots.append(slot)
             self._runs -= 1
+            if hanging in self._hanging:
+                self._note_returned(hanging)
             self._note_unused()
 
-    async def _watched(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
-        """Run on an engine thread; where it does not return in time, the model is not healthy until it does."""
-        batch = Running(len(samples), self._clock.now())
-        hanging = Hanging(self.name, self.engine_info, batch)
-        held = 0.0  # slots of the device, once it hangs
+    def _note_hanging(self, hanging: Hanging) -> None:
+        slots = self._device_slots.weight(self.slots)
+        self._hanging[hanging] = slots
+        self._device_slots.stuck += slots
+        log.error("%s: %s", self.name, hanging.told(self._clock.now()))
+        self._on_health()
 
-        def note() -> None:
-            nonlocal held
-            held = self._device_slots.weight(self.slots)
-            self._hanging.append(hanging)
-            self._device_slots.stuck += held
-            log.error("%s: %s", self.name, hanging.told(self._clock.now()))
-            self._on_health()
+    def _note_returned(self, hanging: Hanging) -> None:
+        self._device_slots.stuck -= self._hanging.pop(hanging)
+        lasted_s = hanging.lasts_s(self._clock.now())
+        log.warning("%s: slot %s has returned after %.0f s", self.name, hanging.slot, lasted_s)
+        self._on_health()
 
-        timer = self._clock.call_at(batch.began_s + self._max_run_s, note)
-        try:
-            return await self._threads.run(self._run_batch, samples, batch)
-        finally:
-            timer.cancel()
-            if hanging in self._hanging:
-                self._hanging.remove(hanging)
-                self._device_slots.stuck -= held
-                lasted_s = hanging.lasts_s(self._clock.now())
-                log.warning("%s: slot %s has returned after %.0f s", self.name, batch.slot, lasted_s)
-                self._on_health()
-
-    def _run_batch(self, samples: Sequence[Sample], batch: Running) -> list[Probabilities | Exception]:
+    def _run_batch(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
         """On an engine thread: run, and check each row; a row that is not finite fails alone."""
-        batch.slot = int(threading.current_thread().name.rpartition("_")[2])  # as the pool counts its threads
         probabilities = self._engine.run(samples)
         expected = (len(samples), self.artifact.manifest.classes)
         if probabilities.shape != expected:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from typing import Protocol
 import uvloop
 
 from service.common.errors import ShuttingDown, TopfiveError
-from service.common.thread_pool import at_work
 from service.rest.server import RestServer
 
 _LAST_WORDS_S = 0.3  # of the drain limit, for the refusals at its end to reach their callers
@@ -107,18 +107,27 @@ def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=log_level.upper(), format=form, force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        ending = runner.run(_serve(make))
-    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
-    stuck = [*others, *at_work()]
-    for thread in stuck:
-        thread.join(_JOIN_S / len(stuck))
-    if any(thread.is_alive() for thread in stuck):
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            ending = runner.run(_serve(make))
+    except Exception:  # a bug; the threads of a pool that it left open would keep the process from ending
+        log.critical("the server failed", exc_info=True)
+        ending = Ending.FAILED
+    if stuck := _threads_left():
         log.error("%s did not return; ending without it", ", ".join(thread.name for thread in stuck))
         _exit(ending.status)  # a plain exit would wait for those threads for ever
     if ending is Ending.FATAL:
         _exit(ending.status)  # a library that lets go of a lost card at its end may abort, with another status
     return ending.status
+
+
+def _threads_left() -> list[threading.Thread]:
+    """The threads that would keep the process from ending and do not end within `_JOIN_S` seconds in all."""
+    until = time.monotonic() + _JOIN_S
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    for thread in others:
+        thread.join(max(0.0, until - time.monotonic()))
+    return [thread for thread in others if thread.is_alive()]
 
 
 def _exit(status: int) -> None:

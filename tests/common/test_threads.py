@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from service.common.thread_pool import Threads, at_work
+from service.common.thread_pool import ThreadPool
 from tests.fakes import reached, settle
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,7 @@ class Gate:
 
 async def test_in_order() -> None:
     """Work is begun in the order in which it was given, as many pieces at once as there are threads."""
-    threads, work = Threads(2, "test"), Gate()
+    threads, work = ThreadPool(2, "test"), Gate()
     futures = [threads.run(work, number) for number in range(6)]
     await reached(lambda: len(work.begun) == 2)
     await settle()
@@ -45,7 +45,7 @@ async def test_in_order() -> None:
 
 async def test_one_thread_one_after_the_other() -> None:
     """One thread keeps the order, over pauses in which it has nothing to do as well."""
-    threads, done = Threads(1, "test"), list[int]()
+    threads, done = ThreadPool(1, "test"), list[int]()
     for number in range(0, 60, 3):
         await asyncio.gather(*(threads.run(done.append, number + more) for more in range(3)))
     threads.close()
@@ -55,7 +55,7 @@ async def test_one_thread_one_after_the_other() -> None:
 
 async def test_many_givers() -> None:
     """Thousands of pieces in bursts of any size all come back, each with its own result."""
-    threads = Threads(3, "test")
+    threads = ThreadPool(3, "test")
 
     async def giver(number: int) -> list[int]:
         return [await threads.run(lambda value: value * 2, number * 100 + step) for step in range(100)]
@@ -68,7 +68,7 @@ async def test_many_givers() -> None:
 
 async def test_errors() -> None:
     """What work raises is raised to who waits for it, and the thread goes on."""
-    threads = Threads(1, "test")
+    threads = ThreadPool(1, "test")
     failed, fine = threads.run(int, "x"), threads.run(int, "7")
     with pytest.raises(ValueError, match="invalid literal"):
         await failed
@@ -78,7 +78,7 @@ async def test_errors() -> None:
 
 async def test_cancelled() -> None:
     """Work that nobody waits for any more is not begun; what has begun ends without harm."""
-    threads, work = Threads(1, "test"), Gate()
+    threads, work = ThreadPool(1, "test"), Gate()
     running, waiting, last = (threads.run(work, number) for number in range(3))
     await reached(lambda: work.begun == [0])
     running.cancel()
@@ -92,7 +92,7 @@ async def test_cancelled() -> None:
 
 async def test_close() -> None:
     """At the end what waits is cancelled at once, what runs is still told, and the threads go."""
-    threads, work = Threads(1, "test-close"), Gate()
+    threads, work = ThreadPool(1, "test-close"), Gate()
     running, waiting = threads.run(work, 0), threads.run(work, 1)
     await reached(lambda: work.begun == [0])
     threads.close()
@@ -111,7 +111,7 @@ async def test_no_thread_without_work() -> None:
     def names() -> list[str]:
         return sorted(one.name for one in threading.enumerate() if one.name.startswith("test-none"))
 
-    threads = Threads(2, "test-none")
+    threads = ThreadPool(2, "test-none")
     found = [names()]
     for _ in range(3):
         await threads.run(int)
@@ -123,7 +123,7 @@ async def test_no_thread_without_work() -> None:
 
 async def test_after_close() -> None:
     """Work that comes after the end is cancelled, not left to wait for threads that are gone."""
-    threads, work = Threads(1, "test"), Gate()
+    threads, work = ThreadPool(1, "test"), Gate()
     threads.close()
     late = threads.run(work, 0)
 
@@ -133,7 +133,7 @@ async def test_after_close() -> None:
 
 async def test_results_are_let_go() -> None:
     """An idle thread keeps neither the work nor its result: they are photos."""
-    threads = Threads(1, "test")
+    threads = ThreadPool(1, "test")
 
     class Photo:
         pass
@@ -147,44 +147,44 @@ async def test_results_are_let_go() -> None:
 
 
 def test_after_the_loop() -> None:
-    """Work that ends after its loop has is no error of its thread, which says that it is at work until then."""
+    """Work that ends after its loop has is no error of its thread, which then ends."""
     work = Gate()
 
-    async def begin() -> Threads:
-        threads = Threads(1, "test-late")
+    async def begin() -> ThreadPool:
+        threads = ThreadPool(1, "test-late")
         threads.run(work, 0)
         await reached(lambda: work.begun == [0])
         return threads
 
     with asyncio.Runner() as runner:
         threads = runner.run(begin())
-    [thread] = [one for one in at_work() if one.name == "test-late_0"]
+    [thread] = [one for one in threading.enumerate() if one.name == "test-late_0"]
     threads.close()
     work.gate.set()
     thread.join(10)
 
     assert not thread.is_alive()
-    assert thread not in at_work()
 
 
 AT_THE_END = """
-import asyncio, atexit, threading
-from service.common.thread_pool import Threads
+import asyncio, threading
+from service.common.thread_pool import ThreadPool
 
-gate, begun = threading.Event(), threading.Event()
+begun = threading.Event()
 
 def work():
     begun.set()
-    gate.wait()
+    threading.main_thread().join()
     sum(range(20_000_000))
     print("done", flush=True)
 
 async def begin():
-    Threads(1, "test").run(work)
+    pool = ThreadPool(1, "test")
+    pool.run(work)
     begun.wait()
+    pool.close()
 
 asyncio.run(begin())
-atexit.register(gate.set)
 """
 
 

@@ -14,7 +14,6 @@ from openvino import InferRequest
 from models.artifact.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
 from service.common.clock import timeout_at
 from service.common.errors import DeadlineExceeded, EngineError, ShuttingDown
-from service.common.thread_pool import at_work
 from service.common.types import BatchLimits, EngineInfo, Latency, Outcome, Precision, Probabilities, Ran, Rows, Sample
 from service.engines.base import CardLostError
 from service.engines.openvino.engine import OpenVinoEngine
@@ -342,12 +341,13 @@ async def test_an_engine_with_a_thread_inside_is_not_closed(exported: Path) -> N
 
 async def test_no_half_of_a_batch_is_run_after_the_end(exported: Path) -> None:
     """A batch that runs out of memory after the drain limit ends there, rather than wait for threads that are gone."""
-    async with bench_of(exported) as bench:
+    engine = Entered()
+    async with bench_of(exported, engine) as bench:
         bench.engine.gate.clear()
         bench.engine.script = [MemoryError("2 do not fit")]
         deadline = bench.clock.now() + 60
         caller = asyncio.create_task(bench.model.batcher.submit([sample(1), sample(2)], deadline=deadline))
-        await reached(lambda: "engine-tiny_0" in {thread.name for thread in at_work()})
+        await reached(engine.entered.is_set)
         closing = asyncio.create_task(bench.model.aclose(2))
         await settle()
         await bench.clock.advance(2)

@@ -39,3 +39,26 @@ def test_what_is_loaded_is_not_searched_for_garbage() -> None:
     assert told["before"] == 0
     assert told["frozen"] > 100_000
     assert told["looked at"] < 10_000
+
+
+FAILING = """
+import threading
+from service.common.thread_pool import ThreadPool
+from service.server.process import run_until_stopped
+
+class Server:
+    async def start(self):
+        ThreadPool(1, "left-open").run(threading.Event().wait)
+        raise RuntimeError("a bug")
+
+raise SystemExit(run_until_stopped(lambda fatal: Server(), "info"))
+"""
+
+
+def test_a_bug_ends_the_process() -> None:
+    """A server that fails unexpectedly logs why and ends with status 1, although its threads are still at work."""
+    ended = subprocess.run([sys.executable, "-c", FAILING], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert ended.returncode == 1
+    assert "RuntimeError: a bug" in ended.stderr
+    assert "left-open_0 did not return" in ended.stderr
