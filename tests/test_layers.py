@@ -58,7 +58,7 @@ HOMES = {
     "starlette": ("service.rest",),
     "uvicorn": ("service.rest",),
     "uvloop": ("loadgen", "service.server.process"),
-    "prometheus_client": ("service.common.metrics", "service.common.histograms"),
+    "prometheus_client": ("service.common.metrics",),
     "click": ("export", "loadgen", "service.cli", "service.offline"),
     "rich": ("export", "loadgen", "models.architectures.train_lenet5", "service.cli", "service.offline"),
     "cykooz_resizer": ("service.preprocessing.simd_resize",),
