@@ -18,7 +18,7 @@ from service.common.settings import Settings
 from service.common.types import EngineInfo, ImageLimits, Probabilities, Rows, Samples
 from service.engines.base import CPU
 from service.engines.selection.result import Opened
-from service.inference.classifier import LocalClassifier
+from service.inference.local import LocalDataPlane
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
 from service.preprocessing.preprocessor import Decoder
@@ -109,9 +109,8 @@ async def serve(decoding: Decoding, model: str, artifacts: Path) -> None:
     settings = Settings(models=(model,), artifacts=artifacts, port=0, grpc_port=0, cpus=2)
     core = Core(settings, opener=_open)
     spent = _DECODINGS[decoding]()
-    core.classifier.close()
     decoder = Decoder(settings.limits, threads=2, clock=core.clock, read=spent.read, cut=spent.cut)
-    core.classifier = LocalClassifier(core.repository, decoder, clock=core.clock, metrics=core.metrics)
+    core.data_plane = LocalDataPlane(core.repository, decoder, clock=core.clock, metrics=core.metrics)
     service = Service(core)
     await service.start()
     await service.load()

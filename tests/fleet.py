@@ -16,12 +16,13 @@ from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Classification, ImageLimits, Samples
 from service.engines.base import CPU
 from service.engines.selection.result import Opened
-from service.inference.classifier import LocalClassifier
 from service.inference.comparison import Comparison
+from service.inference.dataplane import ClassifyOptions
+from service.inference.local import LocalDataPlane
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
 from service.preprocessing.preprocessor import Decoder
-from service.repository.loader import Device
+from service.repository.device_memory import Device
 from service.repository.repository import Repository
 from tests.exposition import families
 from tests.fakes import FakeEngine, ManualClock, reached
@@ -78,7 +79,7 @@ class Fleet(Counted):
             metrics=self.metrics,
         )
         decoder = Decoder(ImageLimits(), threads=2, clock=self.clock, read=self._read, cut=self._cut)
-        self.classifier = LocalClassifier(self.repository, decoder, clock=self.clock, metrics=self.metrics)
+        self.classifier = LocalDataPlane(self.repository, decoder, clock=self.clock, metrics=self.metrics)
 
     def _open(self, artifact: Artifact) -> Opened:
         return Opened(self.engines[artifact.manifest.name])
@@ -94,14 +95,14 @@ class Fleet(Counted):
     async def classify(self, data: bytes, model: str, *, top_k: int = 5, crops: int = 1) -> Classification:
         """One model or ensemble."""
         deadline = self.clock.now() + 60
-        return await self.classifier.classify(data, model=model, top_k=top_k, crops=crops, deadline=deadline)
+        return await self.classifier.classify(data, model, ClassifyOptions(deadline, top_k, crops))
 
     async def compare(
         self, data: bytes, models: Sequence[str] = (), *, top_k: int = 5, crops: int = 1, within_s: float = 60.0
     ) -> Comparison:
         """Many of them."""
         deadline = self.clock.now() + within_s
-        return await self.classifier.compare(data, models=models, top_k=top_k, crops=crops, deadline=deadline)
+        return await self.classifier.compare(data, models, ClassifyOptions(deadline, top_k, crops))
 
 
 @asynccontextmanager
@@ -115,7 +116,6 @@ async def fleet_of(root: Path, *names: str, capacity: int = 64, load: bool = Tru
     finally:
         for engine in fleet.engines.values():
             engine.gate.set()
-        closing = asyncio.create_task(fleet.repository.aclose(60))
+        closing = asyncio.create_task(fleet.classifier.aclose(60))
         await reached(closing.done)
         await closing
-        fleet.classifier.close()

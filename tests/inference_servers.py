@@ -19,6 +19,7 @@ from service.common.types import Classification
 from service.gateway.classifier import RemoteClassifier
 from service.gateway.load_balancer import Replicas, parse_targets
 from service.gateway.retries import Calls
+from service.inference.dataplane import ClassifyOptions
 from service.rpc.server import SERVICE
 from service.server.gateway import Gateway
 from tests.exposition import value
@@ -92,7 +93,7 @@ class Asking:
 
     async def classify(self, data: bytes = b"photo", *, within_s: float = 10.0) -> Classification:
         """The answer of any of them."""
-        return await self.classifier.classify(data, model=None, deadline=LoopClock().now() + within_s)
+        return await self.classifier.classify(data, None, ClassifyOptions(LoopClock().now() + within_s))
 
     async def label(self, data: bytes = b"photo", *, within_s: float = 10.0) -> str:
         """Which of them answered."""

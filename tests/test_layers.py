@@ -175,7 +175,7 @@ def imported_by(statement: str) -> set[str]:
 def test_the_parser_sees() -> None:
     """The imports that these tests reason about are found: at the top, in functions, and for type checkers only."""
     assert Import("service.inference.topk", "models.labels", When.START) in imports()
-    assert Import("service.inference.classifier", "service.preprocessing.transforms", When.START) in imports()
+    assert Import("service.inference.local", "service.preprocessing.preprocessor", When.START) in imports()
     assert Import("models.build", "torchvision", When.CALL) in imports()
     assert Import("export.command", "export.pipeline", When.TYPING) in imports()
     assert Import("service.engines.selection.select", "service.engines.torch", When.CALL) in imports()
@@ -268,7 +268,7 @@ def test_batcher_knows_no_engine() -> None:
 
 def test_classifier_knows_no_transport() -> None:
     """The flow reaches neither FastAPI nor protobuf."""
-    started = started_by("service.inference.classifier")
+    started = started_by("service.inference.local")
 
     assert not [name for name in started if inside(name, ["service.rest", "service.rpc", "proto"])]
     assert not started & {"fastapi", "starlette", "grpc", "google"}

@@ -17,6 +17,7 @@ from service.cli.options import option, settings_from
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.common.tasks import together
+from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
 from service.offline.session import answer_options, crops_option
 from service.rest.errors import row_problem
@@ -60,9 +61,7 @@ async def _compare(
             try:
                 data = await asyncio.to_thread(path.read_bytes)
                 deadline = core.clock.now() + settings.timeout_s
-                comparison = await core.classifier.compare(
-                    data, models=names, top_k=top_k, crops=crops, deadline=deadline
-                )
+                comparison = await core.data_plane.compare(data, names, ClassifyOptions(deadline, top_k, crops))
             except (OSError, TopfiveError) as error:
                 reason = (error.strerror or str(error)) if isinstance(error, OSError) else error.detail
                 errors.print(f"[red]{escape(str(path))}[/]: {escape(reason)}", highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from service.cli import tables
 from service.cli.options import option, settings_from
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
+from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
 from service.offline.session import answer_options, crops_option
 from service.rest.schemas import PredictReply
@@ -52,7 +53,7 @@ async def _predict(
             try:
                 data = await asyncio.to_thread(path.read_bytes)
                 deadline = core.clock.now() + settings.timeout_s
-                answer = await core.classifier.classify(data, model=model, top_k=top_k, crops=crops, deadline=deadline)
+                answer = await core.data_plane.classify(data, model, ClassifyOptions(deadline, top_k, crops))
             except (OSError, TopfiveError) as error:
                 reason = (error.strerror or str(error)) if isinstance(error, OSError) else error.detail
                 errors.print(f"[red]{escape(str(path))}[/]: {escape(reason)}", highlight=False, soft_wrap=True)

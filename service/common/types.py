@@ -18,6 +18,9 @@ R = TypeVar("R")
 
 ENSEMBLE = "ensemble"
 ENSEMBLE_PREFIX = f"{ENSEMBLE}:"
+DEFAULT_TOP_K = 5
+DEFAULT_CROPS = 1
+TEN_CROPS = 10
 MAX_MEMBERS = 8
 """Of an ensemble, `ensemble:a+b+c`, which averages the probabilities of its members."""
 

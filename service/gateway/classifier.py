@@ -8,12 +8,11 @@ from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import BadRequest, TopfiveError
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.request_id import under_way
-from service.common.types import ENSEMBLE, ENSEMBLE_PREFIX, Classification
+from service.common.types import DEFAULT_CROPS, ENSEMBLE, ENSEMBLE_PREFIX, TEN_CROPS, Classification
 from service.gateway import converters
 from service.gateway.retries import Calls
-from service.inference.classifier import DEFAULT_CROPS
 from service.inference.comparison import Comparison
-from service.preprocessing.transforms import TEN_CROPS
+from service.inference.dataplane import ClassifyOptions
 
 _OF_CLASSES = "1 or more, at most the number of the model's classes"
 _OF_CROPS = f"{DEFAULT_CROPS} or {TEN_CROPS}"
@@ -29,49 +28,33 @@ class RemoteClassifier:
         self._calls = calls
         self._metrics = metrics
 
-    async def classify(
-        self,
-        data: bytes,
-        *,
-        model: str | None,
-        top_k: int | None = None,
-        crops: int = DEFAULT_CROPS,
-        deadline: float,
-    ) -> Classification:
+    async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
         """As of the protocol; times are those that the inference server measured. Raises a TopfiveError, counted."""
         asked = model or ""
         with self._counted(_label(asked)):
             request = pb.ClassifyRequest(
-                image=data,
+                image=image,
                 model=asked,
-                top_k=_whole("top_k", top_k, _OF_CLASSES),
-                crops=_whole("crops", crops, _OF_CROPS),
+                top_k=_whole("top_k", options.top_k, _OF_CLASSES),
+                crops=_whole("crops", options.crops, _OF_CROPS),
                 request_id=under_way.get(),
             )
-            reply = await self._calls.ask(lambda stub, left_s: stub.Classify(request, timeout=left_s), deadline)
+            reply = await self._calls.ask(lambda stub, left_s: stub.Classify(request, timeout=left_s), options.deadline)
             answer = converters.classification(reply)
         self._metrics.answered(_label(answer.model.name, answer.model.name), "ok", answer.timing_ms)
         return answer
 
-    async def compare(
-        self,
-        data: bytes,
-        *,
-        models: Sequence[str],
-        top_k: int | None = None,
-        crops: int = DEFAULT_CROPS,
-        deadline: float,
-    ) -> Comparison:
+    async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:
         """As of the protocol; each row is counted, as it is by a classifier of its own process."""
         with self._counted(UNKNOWN):
             request = pb.CompareRequest(
-                image=data,
+                image=image,
                 models=models,
-                top_k=_whole("top_k", top_k, _OF_CLASSES),
-                crops=_whole("crops", crops, _OF_CROPS),
+                top_k=_whole("top_k", options.top_k, _OF_CLASSES),
+                crops=_whole("crops", options.crops, _OF_CROPS),
                 request_id=under_way.get(),
             )
-            reply = await self._calls.ask(lambda stub, left_s: stub.Compare(request, timeout=left_s), deadline)
+            reply = await self._calls.ask(lambda stub, left_s: stub.Compare(request, timeout=left_s), options.deadline)
             comparison = converters.comparison(reply)
         for row in comparison.rows:
             if isinstance(row.result, Classification):

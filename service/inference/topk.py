@@ -5,9 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.labels import Label
-from service.common.types import Prediction, Probabilities
+from service.common.errors import BadRequest
+from service.common.types import DEFAULT_TOP_K, Prediction, Probabilities
 
-DEFAULT_TOP_K = 5
+
+def resolve_top_k(asked: int | None, classes: int, model: str) -> int:
+    """How many classes to give: as asked, else five or all where there are fewer. Raises BadRequest."""
+    if asked is None:
+        return min(DEFAULT_TOP_K, classes)
+    if not 1 <= asked <= classes:
+        raise BadRequest(f"top_k is {asked}; {model} has classes for 1 to {classes}")
+    return asked
 
 
 def top_k(probabilities: Probabilities, labels: Sequence[Label], k: int) -> tuple[Prediction, ...]:

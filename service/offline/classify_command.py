@@ -12,6 +12,7 @@ from rich.console import Console
 
 from service.cli.options import option, settings_from
 from service.common.settings import Settings
+from service.inference.topk import resolve_top_k
 from service.offline.journal import Journal, discard
 from service.offline.progress import Tally, watched
 from service.offline.rows import BulkError, Item, Row
@@ -80,7 +81,7 @@ async def classify(
 ) -> None:
     """Run what is missing and write the results. Raises TopfiveError, BulkError, StoppedError."""
     async with opened(settings, job.model, open_core, stop) as session:
-        question = Question(session.panel.top_k(job.top_k), job.crops)
+        question = Question(resolve_top_k(job.top_k, len(session.panel.labels), session.panel.name), job.crops)
         with Journal(job.partial, {**session.settings, **asdict(question)}) as journal:
             before = sum(item.name in journal for item in job.items)
             going_on = f", going on: {before:,} are done" if before else ""

@@ -19,7 +19,7 @@ from models.artifact.measured import Proportion, protocol, record_accuracy
 from models.labels import Label, read_labels
 from service.cli.options import option, settings_from
 from service.common.settings import Settings
-from service.inference.ensemble import Panels, member_names
+from service.inference.ensemble import canonical, member_names
 from service.offline.dataset import Dataset, read_dataset
 from service.offline.journal import Journal, discard
 from service.offline.progress import Tally, watched
@@ -141,7 +141,7 @@ async def _checked(settings: Settings, job: Job, open_core: OpenCore) -> Job:
     """
     core = open_core(settings)
     try:
-        names = tuple(dict.fromkeys(Panels(core.repository).canonical(name) for name in job.names))
+        names = tuple(dict.fromkeys(canonical(core.repository, name) for name in job.names))
         for name in names:
             members = member_names(name)
             first = _labels(core.repository, members[0])
@@ -202,7 +202,7 @@ def _counted(session: Session, job: Job, journal: Journal, items: list[Item], ta
     return Evaluation(
         name=session.panel.name,
         members=tuple(model_detail(session.core.repository.entry(card.name)) for card in session.cards),
-        engine=session.panel.engine,
+        engine=session.panel.engine_info,
         crops=job.crops,
         decode=session.core.settings.decode,
         labels=labels,

@@ -1,4 +1,4 @@
-"""Runs many images through a classifier, a bounded number of them at once, and gives each row as it is finished."""
+"""Runs many images through a data plane, a bounded number of them at once, and gives each row as it is finished."""
 
 import asyncio
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 from service.common.clock import Clock
 from service.common.errors import BadImage, EngineError, NotReady, TooLarge
 from service.common.types import ImageLimits, check_size
-from service.inference.classifier import Classifier
-from service.inference.ensemble import Panel
+from service.inference.dataplane import ClassifyOptions, DataPlane
+from service.inference.ensemble import ServedModel
 from service.offline.journal import Journal
 from service.offline.rows import Failure, Item, Row
 
@@ -42,12 +42,12 @@ class Question:
 
 
 class Bulk:
-    """Makes a row of an image: reads its file on a thread and asks the classifier."""
+    """Makes a row of an image: reads its file on a thread and asks the data plane."""
 
     def __init__(
-        self, classifier: Classifier, panel: Panel, *, limits: ImageLimits, question: Question, clock: Clock
+        self, data_plane: DataPlane, panel: ServedModel, *, limits: ImageLimits, question: Question, clock: Clock
     ) -> None:
-        self._classifier = classifier
+        self._data_plane = data_plane
         self._panel = panel
         self._limits = limits
         self._question = question
@@ -69,13 +69,8 @@ class Bulk:
         except ValueError as error:
             return Row(item.name, Failure(_UNREADABLE, str(error)), truth=item.truth)
         try:
-            answer = await self._classifier.classify(
-                data,
-                model=self._panel.name,
-                top_k=self._question.top_k,
-                crops=self._question.crops,
-                deadline=self._clock.now() + _PATIENCE_S,
-            )
+            options = ClassifyOptions(self._clock.now() + _PATIENCE_S, self._question.top_k, self._question.crops)
+            answer = await self._data_plane.classify(data, self._panel.name, options)
         except (BadImage, TooLarge) as error:
             return Row(item.name, Failure(error.code, error.detail), truth=item.truth)
         except EngineError as error:

@@ -16,13 +16,11 @@ from service.cli.options import option, options
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
-from service.common.types import ModelCard
-from service.inference.classifier import DEFAULT_CROPS
-from service.inference.ensemble import Panel, Panels, member_names
+from service.common.types import DEFAULT_CROPS, TEN_CROPS, ModelCard
+from service.inference.ensemble import ServedModel, member_names
 from service.offline.journal import Journal
 from service.offline.rows import BulkError, Item, Row
 from service.offline.runner import Bulk, Question, complete, window
-from service.preprocessing.transforms import TEN_CROPS
 from service.repository.loaded_model import LoadedModel
 from service.server.app import Core
 
@@ -55,7 +53,7 @@ class Session:
     """A loaded model, or the members of an ensemble, and the core around it."""
 
     core: Core
-    panel: Panel
+    panel: ServedModel
 
     @property
     def settings(self) -> dict[str, object]:
@@ -78,7 +76,7 @@ class Session:
     @property
     def title(self) -> str:
         """The model and what runs it, for a person."""
-        engine = self.panel.engine
+        engine = self.panel.engine_info
         members = [f"{card.name} v{card.version} ({card.weights})" for card in self.cards]
         return f"{' + '.join(members)}, {engine.runtime} {engine.version}, {engine.device}, {engine.precision}"
 
@@ -98,7 +96,7 @@ class Session:
     ) -> bool:
         """Run what the journal lacks; whether it then has everything."""
         core, settings, members = self.core, self.core.settings, self.panel.members
-        bulk = Bulk(core.classifier, self.panel, limits=settings.limits, question=question, clock=core.clock)
+        bulk = Bulk(core.data_plane, self.panel, limits=settings.limits, question=question, clock=core.clock)
         size = window(
             max(member.slots for member in members),
             max(member.batcher.max_batch for member in members),
@@ -138,7 +136,7 @@ async def opened(settings: Settings, name: str, open_core: OpenCore, stop: async
     core = open_core(settings.model_copy(update={"models": members}))
     try:
         await _unless(stop, core.repository.start(members))
-        yield Session(core, await Panels(core.repository).get(name))
+        yield Session(core, await core.data_plane.served(name))
     finally:
         await core.aclose(0)
 

@@ -7,12 +7,10 @@ import numpy as np
 from PIL import Image
 
 from models.catalog import InputSpec, Interpolation
-from service.common.types import Decode, Pixels, Sample, Samples
+from service.common.types import TEN_CROPS, Decode, Pixels, Sample, Samples
 from service.preprocessing import simd_resize
 from service.preprocessing.decode import Picture
 from service.preprocessing.simd_resize import Span
-
-TEN_CROPS = 10
 
 _FILTERS = {
     Interpolation.BILINEAR: Image.Resampling.BILINEAR,

@@ -9,8 +9,7 @@ from service.common.gpus import Card, Cards
 from service.common.types import Runtime
 from service.engines.base import CPU
 from service.engines.selection.select import ORDER, EngineOptions, open_engine
-from service.repository.device_memory import budget_bytes
-from service.repository.loader import Device
+from service.repository.device_memory import Device, budget_bytes
 
 log = logging.getLogger(__name__)
 

@@ -1,59 +1,168 @@
-"""Where a model goes and who makes room for it: pure functions over what each device holds, in bytes."""
+"""The models on one device, the memory that they hold there, and which of them is evicted for another."""
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from service.batching.fair_scheduler import Slots
+from service.common.clock import Clock
+from service.engines.base import CPU
+from service.engines.selection.result import OpenEngine
+from service.repository.loaded_model import LoadedModel
 
 _MIB = 1 << 20
 _CARD_SHARE = 0.9  # of a card's memory; the rest is for CUDA itself and for what batches need while they run
 _HELD_PER_PLAN = 2  # the weights as they are in the plan, and the memory that its contexts work in
+_QUANTUM_S = 0.02  # of a batch on a CPU, where others wait for it and a larger one is hardly faster for each image
 
 
-class Tie(StrEnum):
-    """What keeps a model where it is, in words for a person."""
+class OverBudgetError(Exception):
+    """A model does not fit on a device, whatever is unloaded; the message has all figures and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where engines may be opened: its name as engines say it, how, and its budget in bytes, 0 for no limit.
+
+    `rows` is how many images an engine there should have in all its slots, for what it is expected to hold.
+    """
+
+    name: str
+    open_engine: OpenEngine
+    budget_bytes: int = 0
+    rows: int = 0
+
+
+class ModelUse(StrEnum):
+    """What a model on a device is doing, in words for a person. Idle models are evicted first, then those in use."""
 
     CONFIGURED = "configured"
-    LEAVING = "being unloaded"
+    UNLOADING = "being unloaded"
     STUCK = "stuck in a batch"
     AWAITING = "held by a request that waits for another model"
     IN_USE = "in use"
     IDLE = "idle"
 
 
-_LOOSE = (Tie.IDLE, Tie.IN_USE)  # in this order: one in use leaves only where no idle one is left
-
-
-class OverBudgetError(Exception):
-    """A model does not fit on a device, whoever is unloaded; the message has all figures and what to do."""
+_EVICTABLE = (ModelUse.IDLE, ModelUse.IN_USE)
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ModelMemory:
     """What one model holds; `last_used_s` is a time of the clock."""
 
     name: str
     size_bytes: int
     last_used_s: float
-    tie: Tie
+    use: ModelUse
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """One device, its budget in bytes (0 for no limit), and the models on it."""
+class MemoryUse:
+    """One device, its budget in bytes (0 for no limit), and what the models on it hold."""
 
     device: str
     budget_bytes: int
-    held: tuple[Held, ...] = ()
+    models: tuple[ModelMemory, ...] = ()
 
     @property
     def used_bytes(self) -> int:
         """What all of them hold."""
-        return sum(one.size_bytes for one in self.held)
+        return sum(one.size_bytes for one in self.models)
 
     @property
     def free_bytes(self) -> float:
         """What is left of the budget; infinite without one."""
         return self.budget_bytes - self.used_bytes if self.budget_bytes else float("inf")
+
+    def least_recently_used(self) -> str | None:
+        """The model to evict: an idle one, or else one in use; None where none may be evicted."""
+        for use in _EVICTABLE:
+            if found := [one for one in self.models if one.use is use]:
+                return min(found, key=lambda one: one.last_used_s).name
+        return None
+
+    def next_to_evict(self, name: str, need_bytes: int) -> str | None:
+        """The model to evict so that `name`, which needs so many bytes, fits; None where it fits already.
+
+        Raises OverBudgetError where it would not fit even if all were evicted that may be: then none is.
+        """
+        if need_bytes <= self.free_bytes:
+            return None
+        evictable_bytes = sum(one.size_bytes for one in self.models if one.use in _EVICTABLE)
+        if need_bytes > self.free_bytes + evictable_bytes:
+            raise OverBudgetError(self._refusal(name, need_bytes))
+        return self.least_recently_used()
+
+    def _refusal(self, name: str, need_bytes: int) -> str:
+        holders = ", ".join(
+            f"{one.name} holds {_mib(one.size_bytes)} ({one.use})"
+            for one in sorted(self.models, key=lambda one: -one.size_bytes)
+        )
+        return (
+            f"{name} needs about {_mib(need_bytes)} on {self.device}, whose budget is {_mib(self.budget_bytes)}; "
+            f"{holders or 'nothing else is there'}; raise --memory-budget-mib, or name fewer models with --models"
+        )
+
+
+class DeviceModels:
+    """The models on one device, with those that are being unloaded until their memory is free, and its slots."""
+
+    def __init__(self, device: str, budget_bytes: int, clock: Clock) -> None:
+        self.device = device
+        self.budget_bytes = budget_bytes
+        self.slots = Slots(1, clock, _QUANTUM_S if device == CPU else math.inf)
+        self.lock = asyncio.Lock()
+        """Held by a load while it makes room and opens its engine, so that two do not count on the same bytes."""
+        self.models: list[LoadedModel] = []
+
+    def add(self, model: LoadedModel) -> None:
+        """The model is on the device from now on."""
+        self.models.append(model)
+        self._resize()
+
+    def remove(self, model: LoadedModel) -> None:
+        """The memory of the model is free again."""
+        self.models.remove(model)
+        self._resize()
+
+    def memory(self, loaded: Collection[LoadedModel], is_configured: Callable[[str], bool]) -> MemoryUse:
+        """What its models hold now; those that are not among `loaded` are being unloaded."""
+
+        def use(model: LoadedModel) -> ModelUse:
+            if model.stuck:
+                return ModelUse.STUCK
+            if model not in loaded:
+                return ModelUse.UNLOADING
+            if is_configured(model.name):
+                return ModelUse.CONFIGURED
+            if any(lease.loads_awaited for lease in model.leases):
+                return ModelUse.AWAITING
+            return ModelUse.IDLE if model.idle else ModelUse.IN_USE
+
+        models = [ModelMemory(one.name, one.memory_bytes, one.last_used_s, use(one)) for one in self.models]
+        return MemoryUse(self.device, self.budget_bytes, tuple(models))
+
+    def stuck_reason(self, model: LoadedModel) -> str:
+        """The model's own stuck batches, or else those of other models that hold every slot here; '' without any."""
+        now = self.slots.clock.now()
+        if model.stuck:
+            return ": " + "; ".join(one.described(now) for one in model.stuck_batches)
+        others = [f"{one.model} ({one.described(now)})" for other in self.models for one in other.stuck_batches]
+        return f": its device is held by a batch of {', '.join(others)}" if self.slots.all_stuck else ""
+
+    def stuck_gauges(self) -> list[tuple[tuple[str, ...], dict[str, float]]]:
+        """For each stuck batch here the values of `stuck_batches.LABELS`, and for how long it has not returned."""
+        now = self.slots.clock.now()
+        return [
+            (one.labels, {"hanging_seconds": one.age_s(now)}) for model in self.models for one in model.stuck_batches
+        ]
+
+    def _resize(self) -> None:
+        """Run as many batches at once as one engine may alone: each engine has all threads of a CPU for its slots."""
+        self.slots.resize(max([one.slots for one in self.models], default=1))
 
 
 def budget_bytes(asked_mib: int, card_bytes: int | None) -> int:
@@ -64,46 +173,13 @@ def budget_bytes(asked_mib: int, card_bytes: int | None) -> int:
 
 
 def expected_bytes(graph_held_bytes: int, plans_bytes: Iterable[int]) -> int:
-    """What a model should need on a card, before it is there: twice its largest plan, or without one as elsewhere."""
+    """What a model should need on a card: twice its largest plan, or without one what its graph would hold."""
     return _HELD_PER_PLAN * max(plans_bytes, default=0) or graph_held_bytes
 
 
-def by_room(rooms: Sequence[Room]) -> list[Room]:
+def most_free_first(devices: Sequence[MemoryUse]) -> list[MemoryUse]:
     """The same, most free bytes first; equals stay in their order."""
-    return sorted(rooms, key=lambda room: -room.free_bytes)
-
-
-def oldest(room: Room) -> str | None:
-    """Who leaves next: of the idle models, or else of those in use, the one unused for longest; None where none may."""
-    for tie in _LOOSE:
-        if loose := [one for one in room.held if one.tie is tie]:
-            return min(loose, key=lambda one: one.last_used_s).name
-    return None
-
-
-def next_to_unload(room: Room, name: str, need_bytes: int) -> str | None:
-    """Who leaves so that `name`, which needs so many bytes, may come; None where it fits as it is.
-
-    Raises OverBudgetError where it would not fit if all left that may: then nobody is unloaded for nothing.
-    """
-    if need_bytes <= room.free_bytes:
-        return None
-    loose_bytes = sum(one.size_bytes for one in room.held if one.tie in _LOOSE)
-    if need_bytes > room.free_bytes + loose_bytes:
-        raise OverBudgetError(refusal(room, name, need_bytes))
-    return oldest(room)
-
-
-def refusal(room: Room, name: str, need_bytes: int) -> str:
-    """What to tell who asked for `name`."""
-    holders = ", ".join(
-        f"{one.name} holds {_mib(one.size_bytes)} ({one.tie})"
-        for one in sorted(room.held, key=lambda one: -one.size_bytes)
-    )
-    return (
-        f"{name} needs about {_mib(need_bytes)} on {room.device}, whose budget is {_mib(room.budget_bytes)}; "
-        f"{holders or 'nothing else is there'}; raise --memory-budget-mib, or name fewer models with --models"
-    )
+    return sorted(devices, key=lambda one: -one.free_bytes)
 
 
 def _mib(size_bytes: int) -> str:

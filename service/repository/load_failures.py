@@ -1,4 +1,4 @@
-"""Remembers for a while which loads have failed, so that nobody is unloaded again and again for one that will."""
+"""Remembers for a while which loads have failed, so that no model is evicted again and again for one that will."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class _Failure:
     reason: str
 
 
-class Failures:
+class LoadFailures:
     """The last failure of each model on each device."""
 
     def __init__(self, clock: Clock) -> None:

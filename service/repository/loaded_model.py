@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
+from typing import Self
 
 import numpy as np
 
 from models.artifact.artifact import Artifact, Manifest, WeightSource
+from models.catalog import InputSpec
+from models.labels import Label
 from service.batching.batcher import Batcher, State
 from service.batching.fair_scheduler import Slots
 from service.common.clock import Clock, timeout_at
@@ -19,7 +21,7 @@ from service.common.thread_pool import ThreadPool
 from service.common.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 from service.engines.base import CardLostError
 from service.engines.selection.result import Opened
-from service.repository.stuck_batches import Hanging
+from service.repository.stuck_batches import StuckBatch
 
 _PROBE_S = 5.0
 
@@ -53,10 +55,34 @@ def warnings_of(manifest: Manifest) -> tuple[str, ...]:
     return ()
 
 
+class Lease:
+    """Keeps models loaded until the block ends. A request has one lease for all the models that it asks."""
+
+    __slots__ = ("_models", "loads_awaited")
+
+    def __init__(self) -> None:
+        self._models: list[LoadedModel] = []
+        self.loads_awaited = 0
+        """Loads that its request waits for; until these have ended it lets go of none of its models."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for model in self._models:
+            model.release(self)
+        self._models.clear()
+
+    def add(self, model: "LoadedModel") -> None:
+        """Keep that model loaded too."""
+        self._models.append(model)
+        model.leases.append(self)
+
+
 class LoadedModel:
     """Takes samples, gives rows of probabilities. Made on the event loop; the engine runs in `slots` threads.
 
-    `device_slots` are shared with the other models on its device. While it is `held` it is not unloaded.
+    `device_slots` are shared with the other models on its device. While it has `leases` it is not unloaded.
     """
 
     def __init__(
@@ -74,13 +100,13 @@ class LoadedModel:
         self.choice = opened.choice
         self._engine = opened.engine
         self.engine_info: EngineInfo = self._engine.describe()
+        self.warnings = warnings_of(artifact.manifest)
         self.latency = LatencyRecord()
         self.memory_bytes = opened.engine.memory_bytes
         self.device = opened.engine.device
         self.last_used_s = clock.now()
         self.closed = False
-        self.holders: list[object] = []
-        """Who holds it now."""
+        self.leases: list[Lease] = []
         self._runs = 0
         self._closing: asyncio.Future[None] | None = None
         self._unused: Callable[[], None] = lambda: None
@@ -89,7 +115,7 @@ class LoadedModel:
         self._max_run_s = limits.max_run_s
         self.slots = limits.slots
         self._free_slots = list(reversed(range(limits.slots)))
-        self._hanging: dict[Hanging, float] = {}
+        self._stuck: dict[StuckBatch, float] = {}
         """How many slots of the device each of them takes."""
         self.card_lost: str | None = None
         """Why nothing on its card can run in this process any more, once an engine has said so."""
@@ -105,25 +131,50 @@ class LoadedModel:
         return self.artifact.manifest.name
 
     @property
+    def members(self) -> "tuple[LoadedModel, ...]":
+        """The model itself, where an ensemble has its members."""
+        return (self,)
+
+    @property
+    def member_cards(self) -> tuple[ModelCard, ...]:
+        """None: the card of a single model says it all."""
+        return ()
+
+    @property
+    def metrics_label(self) -> str:
+        """The value of the label `model` in metrics."""
+        return self.name
+
+    @property
+    def labels(self) -> Sequence[Label]:
+        """A label per class."""
+        return self.artifact.labels
+
+    @property
+    def input(self) -> InputSpec:
+        """What its samples are like."""
+        return self.artifact.manifest.input
+
+    @property
     def healthy(self) -> bool:
-        """Whether it takes work, its last real runs did not all fail, none of them hangs, and its device runs."""
-        return self.batcher.healthy and not (self._hanging or self._device_slots.all_stuck or self.card_lost)
+        """Whether it takes work, its last real runs did not all fail, no batch is stuck, and its device runs."""
+        return self.batcher.healthy and not (self._stuck or self._device_slots.all_stuck or self.card_lost)
 
     @property
     def lost(self) -> bool:
-        """Whether it cannot answer again in this process: its queue is broken, all slots hang, or its card is lost."""
-        hangs = len(self._hanging) >= self.slots or self._device_slots.all_stuck
-        return self.batcher.state is State.BROKEN or hangs or self.card_lost is not None
+        """Whether only a new process can answer: its queue is broken, all slots are stuck, or its card is lost."""
+        stuck = len(self._stuck) >= self.slots or self._device_slots.all_stuck
+        return self.batcher.state is State.BROKEN or stuck or self.card_lost is not None
 
     @property
     def stuck(self) -> bool:
         """Whether a batch of its own has not returned."""
-        return bool(self._hanging)
+        return bool(self._stuck)
 
     @property
-    def hanging(self) -> tuple[Hanging, ...]:
+    def stuck_batches(self) -> tuple[StuckBatch, ...]:
         """Its batches that have not returned."""
-        return tuple(self._hanging)
+        return tuple(self._stuck)
 
     @property
     def idle(self) -> bool:
@@ -132,7 +183,7 @@ class LoadedModel:
 
     @property
     def _busy(self) -> bool:
-        return bool(self.holders or self._runs)
+        return bool(self.leases or self._runs)
 
     @property
     def layout(self) -> str:
@@ -140,34 +191,24 @@ class LoadedModel:
         return str(self.choice.layout or f"slots {self.slots}, max_batch {self.batcher.max_batch}")
 
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """What a reader of its answers must know."""
-        return warnings_of(self.artifact.manifest)
-
-    @property
     def card(self) -> ModelCard:
         """The model, with the latency measured so far."""
         return describe(self.artifact.manifest, self.artifact.version, self.latency.snapshot())
 
-    @contextmanager
-    def held(self, holder: object) -> Iterator[None]:
-        """In use by `holder` until the end of the block: not unloaded, and the last to be so for a while."""
-        self.holders.append(holder)
-        try:
-            yield
-        finally:
-            self.holders.remove(holder)
-            self.last_used_s = self._clock.now()
-            self._note_unused()
+    def release(self, lease: Lease) -> None:
+        """The lease has ended; of the models without one the most recently used is unloaded last."""
+        self.leases.remove(lease)
+        self.last_used_s = self._clock.now()
+        self._note_unused()
 
     def _note_unused(self) -> None:
         if not self._busy:
             self._unused()
 
-    async def left(self, within_s: float) -> bool:
-        """Whether nobody holds it any more and no batch of it runs, within so many seconds.
+    async def wait_unused(self, within_s: float) -> bool:
+        """Whether within so many seconds it has no lease any more and no batch of it runs.
 
-        Whoever may come must have been turned away. A batch may go on after its callers have left.
+        The caller gives it to no further request. A batch may go on after its requests have ended.
         """
         over = asyncio.Event()
         self._unused = over.set
@@ -217,8 +258,8 @@ class LoadedModel:
     async def _run(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
         """Run a batch on an engine thread. While it has not returned in time, the model is not healthy."""
         now, slot = self._clock.now(), self._free_slots.pop()
-        hanging = Hanging(self.name, self.engine_info, slot, len(samples), now)
-        timer = self._clock.call_at(now + self._max_run_s, partial(self._note_hanging, hanging))
+        stuck = StuckBatch(self.name, self.engine_info, slot, len(samples), now)
+        timer = self._clock.call_at(now + self._max_run_s, partial(self._note_stuck, stuck))
         self._runs += 1
         try:
             return await self._threads.run(self._run_batch, samples)
@@ -231,21 +272,21 @@ class LoadedModel:
             timer.cancel()
             self._free_slots.append(slot)
             self._runs -= 1
-            if hanging in self._hanging:
-                self._note_returned(hanging)
+            if stuck in self._stuck:
+                self._note_returned(stuck)
             self._note_unused()
 
-    def _note_hanging(self, hanging: Hanging) -> None:
+    def _note_stuck(self, stuck: StuckBatch) -> None:
         slots = self._device_slots.weight(self.slots)
-        self._hanging[hanging] = slots
+        self._stuck[stuck] = slots
         self._device_slots.stuck += slots
-        log.error("%s: %s", self.name, hanging.told(self._clock.now()))
+        log.error("%s: %s", self.name, stuck.described(self._clock.now()))
         self._on_health()
 
-    def _note_returned(self, hanging: Hanging) -> None:
-        self._device_slots.stuck -= self._hanging.pop(hanging)
-        lasted_s = hanging.lasts_s(self._clock.now())
-        log.warning("%s: slot %s has returned after %.0f s", self.name, hanging.slot, lasted_s)
+    def _note_returned(self, stuck: StuckBatch) -> None:
+        self._device_slots.stuck -= self._stuck.pop(stuck)
+        lasted_s = stuck.age_s(self._clock.now())
+        log.warning("%s: slot %s has returned after %.0f s", self.name, stuck.slot, lasted_s)
         self._on_health()
 
     def _run_batch(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:

@@ -1,11 +1,11 @@
-"""Opens engines where there is room for them, and unloads the models unused for longest to make some."""
+"""Loads models where there is memory for them, and evicts the least recently used ones to make room."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -16,13 +16,19 @@ from service.common.metrics import Metrics
 from service.common.types import BatchLimits
 from service.engines.base import CPU, Engine, EngineUnavailableError, card_lost, held_bytes, out_of_memory
 from service.engines.selection.result import Opened, OpenEngine
-from service.repository.device_memory import OverBudgetError, Room, by_room, expected_bytes, next_to_unload, oldest
-from service.repository.load_failures import Failures
+from service.repository.device_memory import (
+    Device,
+    DeviceModels,
+    MemoryUse,
+    OverBudgetError,
+    expected_bytes,
+    most_free_first,
+)
+from service.repository.load_failures import LoadFailures
 from service.repository.loaded_model import LoadedModel
-from service.repository.shelf import Shelf
 from service.repository.stuck_batches import LABELS
 
-_LEAVE_S = 5.0  # for requests that hold a model which is to leave; a batch of its own may take longer
+_LEAVE_S = 5.0  # for the requests of a model that is to be unloaded; a batch of its own may take longer
 _CLOSE_S = 60.0
 
 X = TypeVar("X")
@@ -30,29 +36,18 @@ X = TypeVar("X")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where engines may be opened: its name as engines say it, how, and its budget in bytes, 0 for no limit.
+class ModelLoader:
+    """Loads models onto devices, which it finds at the first load, and evicts others where a budget asks for it.
 
-    `rows` is how many images an engine there should have in all its slots, for what it is expected to hold.
-    """
-
-    name: str
-    open_engine: OpenEngine
-    budget_bytes: int = 0
-    rows: int = 0
-
-
-class Shelves:
-    """The loaded models, by name in `loaded`, on the devices that they are on; these are found at the first load.
-
-    Budgets hold for what engines say they hold. A model larger than a budget is not loaded, not even alone.
+    `loaded` has the models by name. Those that `is_configured` names are never evicted. Budgets hold for what engines
+    say they hold. A model larger than a budget is not loaded, not even alone.
     """
 
     def __init__(
         self,
         find_devices: Callable[[], Sequence[Device]],
         *,
+        is_configured: Callable[[str], bool],
         limits: Callable[[Engine], BatchLimits],
         clock: Clock,
         metrics: Metrics,
@@ -65,32 +60,30 @@ class Shelves:
         self._clock = clock
         self._metrics = metrics
         self._on_change = on_change
-        self._shelves: dict[str, Shelf] = {}
+        self._on_devices: dict[str, DeviceModels] = {}
+        self._is_configured = is_configured
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="load")
-        self._failures = Failures(clock)
-        self._leaving: dict[str, asyncio.Future[None]] = {}
+        self._failures = LoadFailures(clock)
+        self._unloading: dict[str, asyncio.Future[None]] = {}
         self.loaded: dict[str, LoadedModel] = {}
-        self.pinned: Collection[str] = ()
-        self.waiting: Callable[[], Collection[object]] = tuple
-        """Holders of models that wait for others to be loaded."""
         metrics.watch(self._gauges, "device")
-        metrics.watch(self._hanging, *LABELS)
+        metrics.watch(self._stuck_gauges, *LABELS)
 
-    async def place(self, read: Callable[[], Artifact]) -> LoadedModel:
+    async def load(self, read: Callable[[], Artifact]) -> LoadedModel:
         """The model of the artifact that `read` reads on a thread, loaded on the first device that takes it.
 
-        Cards are asked first, the one with the most room before the others: a plan may fit one card and not another.
+        Cards are tried first, that with the most free memory before the others: a plan may fit one and not another.
         Raises what `read` raises, OverBudgetError, and EngineUnavailableError where its engine cannot run anywhere.
         """
         artifact = await self._on_thread(read)
-        await self._look()
+        await self._find()
         refused: list[Exception] = []
         notes: list[str] = []
         devices = self._in_order()
         for position, device in enumerate(devices):
-            telling = replace(device, open_engine=_telling(device.open_engine, notes)) if device.name == CPU else device
+            noting = replace(device, open_engine=_noting(device.open_engine, notes)) if device.name == CPU else device
             try:
-                return await self._load(artifact, telling, others=devices[position + 1 :])
+                return await self._load_on(noting, artifact, others=devices[position + 1 :])
             except (EngineUnavailableError, OverBudgetError) as error:
                 if card_lost(error) is not None:  # nothing runs in this process any more
                     raise
@@ -102,78 +95,80 @@ class Shelves:
             raise OverBudgetError("; ".join(map(str, refused)))
         raise EngineUnavailableError("; ".join(dict.fromkeys(map(str, refused)))) from refused[-1]
 
-    async def settled(self, name: str) -> None:
+    async def unloaded(self, name: str) -> None:
         """Wait until a model of that name that is being unloaded has gone, or is back."""
-        if (leaving := self._leaving.get(name)) is not None:
-            await asyncio.shield(leaving)
+        if (unloading := self._unloading.get(name)) is not None:
+            await asyncio.shield(unloading)
 
-    def why(self, model: LoadedModel) -> str:
-        """As `Shelf.why`, of the device that it is on."""
-        return self._shelves[model.device].why(model)
+    def stuck_reason(self, model: LoadedModel) -> str:
+        """As `DeviceModels.stuck_reason`, of the device that the model is on."""
+        return self._on_devices[model.device].stuck_reason(model)
 
     def stop(self) -> None:
-        """Begin no load any more."""
+        """Begin no further load."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def aclose(self, drain_s: float) -> None:
-        """Drain and close every model, those that are leaving too."""
-        models = [model for shelf in self._shelves.values() for model in shelf.models]
+        """Drain and close every model, those that are being unloaded too."""
+        models = [model for there in self._on_devices.values() for model in there.models]
         await asyncio.gather(*(model.aclose(drain_s) for model in models))
         self.loaded.clear()
 
-    async def _look(self) -> None:
+    async def _find(self) -> None:
         """Find the devices before the first load, on a thread: to wake a card takes its driver seconds."""
         async with self._finding:
             if not self._devices:
                 self._devices = await self._on_thread(self._find_devices)
-                self._shelves = {one.name: Shelf(one.name, one.budget_bytes, self._clock) for one in self._devices}
+                self._on_devices = {
+                    one.name: DeviceModels(one.name, one.budget_bytes, self._clock) for one in self._devices
+                }
 
     def _in_order(self) -> list[Device]:
-        """The cards by their room, then the CPU."""
+        """The cards by their free memory, then the CPU."""
         by_name = {one.name: one for one in self._devices}
-        rooms = by_room([self._room(self._shelves[name]) for name in by_name])
-        return sorted((by_name[room.device] for room in rooms), key=lambda one: one.name == CPU)
+        memories = most_free_first([self._memory(self._on_devices[name]) for name in by_name])
+        return sorted((by_name[memory.device] for memory in memories), key=lambda one: one.name == CPU)
 
-    def _room(self, shelf: Shelf) -> Room:
-        return shelf.room(self.pinned, self.loaded.values(), self.waiting())
+    def _memory(self, there: DeviceModels) -> MemoryUse:
+        return there.memory(self.loaded.values(), self._is_configured)
 
-    async def _load(self, artifact: Artifact, device: Device, others: Sequence[Device]) -> LoadedModel:
+    async def _load_on(self, device: Device, artifact: Artifact, others: Sequence[Device]) -> LoadedModel:
         """The model on that device, or on the one that its engine chose where no other card is left to try."""
-        name, shelf = artifact.manifest.name, self._shelves[device.name]
+        name, there = artifact.manifest.name, self._on_devices[device.name]
         need = await self._on_thread(partial(_expected, device, artifact))
-        async with self._turn(shelf):
-            if (known := self._failures.recent(device.name, artifact)) and need > self._room(shelf).free_bytes:
+        async with self._turn(there):
+            if (known := self._failures.recent(device.name, artifact)) and need > self._memory(there).free_bytes:
                 raise EngineUnavailableError(known)
-            await self._make_room(shelf, name, need)
+            await self._make_room(there, name, need)
             try:
-                opened = await self._open(artifact, device, shelf)
+                opened = await self._open(artifact, device, there)
             except EngineUnavailableError as error:
                 self._failures.note(device.name, artifact, error)
                 raise
             engine = opened.engine
             try:
                 if engine.device == device.name:
-                    await self._make_room(shelf, name, engine.memory_bytes)  # it may hold more than was expected
-                    return self._put(artifact, opened, shelf)
+                    await self._make_room(there, name, engine.memory_bytes)  # it may hold more than was expected
+                    return self._put(artifact, opened, there)
                 if any(other.name != CPU for other in others):
                     raise EngineUnavailableError(f"{name} would run on {engine.device}")
-                landed = self._landed(engine.device)
-                async with self._turn(landed):
-                    await self._make_room(landed, name, engine.memory_bytes)
-                    return self._put(artifact, opened, landed)
+                elsewhere = self._models_on(engine.device)
+                async with self._turn(elsewhere):
+                    await self._make_room(elsewhere, name, engine.memory_bytes)
+                    return self._put(artifact, opened, elsewhere)
             except BaseException:
                 await self._on_thread(opened.engine.close)
                 raise
 
-    def _landed(self, device: str) -> Shelf:
-        """The shelf of that device; a card that nobody listed has the CPU's budget, which is the one asked for."""
-        if device not in self._shelves:
+    def _models_on(self, device: str) -> DeviceModels:
+        """The models on that device; a card that was not found has the CPU's budget, which is the one asked for."""
+        if device not in self._on_devices:
             budget = next((one.budget_bytes for one in self._devices if one.name == CPU), 0)
-            self._shelves[device] = Shelf(device, budget, self._clock)
-        return self._shelves[device]
+            self._on_devices[device] = DeviceModels(device, budget, self._clock)
+        return self._on_devices[device]
 
-    def _put(self, artifact: Artifact, opened: Opened, shelf: Shelf) -> LoadedModel:
-        """The model, given out from now on."""
+    def _put(self, artifact: Artifact, opened: Opened, there: DeviceModels) -> LoadedModel:
+        """The model, given to requests from now on."""
         name = artifact.manifest.name
         model = LoadedModel(
             artifact,
@@ -182,54 +177,54 @@ class Shelves:
             clock=self._clock,
             metrics=self._metrics.for_model(name),
             on_health=self._on_change,
-            device_slots=shelf.slots,
+            device_slots=there.slots,
         )
-        shelf.put(model)
+        there.add(model)
         self.loaded[name] = model
         return model
 
     @asynccontextmanager
-    async def _turn(self, shelf: Shelf) -> AsyncIterator[None]:
+    async def _turn(self, there: DeviceModels) -> AsyncIterator[None]:
         """One load at a time where bytes are counted; where none are, loads need not wait for each other."""
-        if not shelf.budget_bytes:
+        if not there.budget_bytes:
             yield
             return
-        async with shelf.lock:
+        async with there.lock:
             yield
 
-    async def _make_room(self, shelf: Shelf, name: str, need_bytes: int) -> None:
-        """Unload models until so many bytes are free. Raises OverBudgetError."""
-        while (victim := next_to_unload(self._room(shelf), name, need_bytes)) is not None:
-            if not await self._unload(shelf, self.loaded[victim]):
+    async def _make_room(self, there: DeviceModels, name: str, need_bytes: int) -> None:
+        """Evict models until so many bytes are free. Raises OverBudgetError."""
+        while (victim := self._memory(there).next_to_evict(name, need_bytes)) is not None:
+            if not await self._unload(there, self.loaded[victim]):
                 raise OverBudgetError(f"{victim} would have to be unloaded for {name} and is still in use; try again")
 
-    async def _unload(self, shelf: Shelf, model: LoadedModel) -> bool:
-        """Whether it left: it is given to nobody new, and closed once its requests have their answers."""
+    async def _unload(self, there: DeviceModels, model: LoadedModel) -> bool:
+        """Give the model to no further request, and close it once its requests have their answers; whether it left."""
         del self.loaded[model.name]
-        self._leaving[model.name] = gone = asyncio.get_running_loop().create_future()
+        self._unloading[model.name] = gone = asyncio.get_running_loop().create_future()
         try:
-            if not await model.left(_LEAVE_S):
+            if not await model.wait_unused(_LEAVE_S):
                 self.loaded[model.name] = model
                 return False
             await model.aclose(_CLOSE_S)
             if model.closed:
-                shelf.remove(model)
+                there.remove(model)
                 self._metrics.unloads.labels(model.name).inc()
-                log.info("unloaded %s from %s to make room", model.name, shelf.device)
+                log.info("unloaded %s from %s to make room", model.name, there.device)
             return model.closed
         finally:
-            del self._leaving[model.name]
+            del self._unloading[model.name]
             gone.set_result(None)
 
-    async def _open(self, artifact: Artifact, device: Device, shelf: Shelf) -> Opened:
-        """On a thread; where memory lacks, once more without the model unused for longest."""
+    async def _open(self, artifact: Artifact, device: Device, there: DeviceModels) -> Opened:
+        """Open the engine on a thread; where memory lacks, once more without the least recently used model."""
         try:
             return await self._on_thread(partial(_opened, device, artifact), _discard)
         except EngineUnavailableError as error:
-            if not out_of_memory(error) or (victim := oldest(self._room(shelf))) is None:
+            if not out_of_memory(error) or (victim := self._memory(there).least_recently_used()) is None:
                 raise
             log.warning("%s does not fit on %s: %s", artifact.manifest.name, device.name, error)
-            if not await self._unload(shelf, self.loaded[victim]):
+            if not await self._unload(there, self.loaded[victim]):
                 raise
         return await self._on_thread(partial(_opened, device, artifact), _discard)
 
@@ -242,25 +237,25 @@ class Shelves:
             working.add_done_callback(lambda done: _pass_on(done, discard))
             raise
 
-    def _hanging(self) -> list[tuple[tuple[str, ...], dict[str, float]]]:
-        return [gauge for shelf in self._shelves.values() for gauge in shelf.hanging()]
+    def _stuck_gauges(self) -> list[tuple[tuple[str, ...], dict[str, float]]]:
+        return [gauge for there in self._on_devices.values() for gauge in there.stuck_gauges()]
 
     def _gauges(self) -> list[tuple[str, dict[str, float]]]:
         return [
             (
-                shelf.device,
+                there.device,
                 {
-                    "device_models": len(shelf.models),
-                    "device_bytes": self._room(shelf).used_bytes,
-                    "device_budget_bytes": shelf.budget_bytes,
+                    "device_models": len(there.models),
+                    "device_bytes": self._memory(there).used_bytes,
+                    "device_budget_bytes": there.budget_bytes,
                 },
             )
-            for shelf in self._shelves.values()
+            for there in self._on_devices.values()
         ]
 
 
-def _telling(open_engine: OpenEngine, notes: Sequence[str]) -> OpenEngine:
-    """Opens the same, and its choice says why no card has it: what refused it on a card knew of no other device."""
+def _noting(open_engine: OpenEngine, notes: Sequence[str]) -> OpenEngine:
+    """`open_engine` for the CPU, whose choice says why no card took the model: the refusals on cards come first."""
 
     def opens(artifact: Artifact) -> Opened:
         opened = open_engine(artifact)

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,9 +24,9 @@ from service.common.metrics import Metrics
 from service.common.model_info import ModelState
 from service.common.types import ENSEMBLE_PREFIX, BatchLimits
 from service.engines.base import Engine, EngineUnavailableError, card_lost
-from service.repository.device_memory import OverBudgetError
-from service.repository.loaded_model import LoadedModel
-from service.repository.loader import Device, Shelves
+from service.repository.device_memory import Device, OverBudgetError
+from service.repository.loaded_model import Lease, LoadedModel
+from service.repository.loader import ModelLoader
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +45,33 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """A load that goes on, and the holds of those who wait for it."""
+    """A load that goes on, and the leases of the requests that wait for it."""
 
     task: asyncio.Task[LoadedModel]
-    waiting: set[ExitStack | None] = field(default_factory=set)
+    leases: list[Lease] = field(default_factory=list)
+
+    def wait(self, lease: Lease | None) -> None:
+        """A request waits for the load."""
+        if lease is not None:
+            self.leases.append(lease)
+            lease.loads_awaited += 1
+
+    def leave(self, lease: Lease | None) -> None:
+        """The request does not wait any more, if it still did."""
+        if lease in self.leases:
+            self.leases.remove(lease)
+            lease.loads_awaited -= 1
+
+    def end(self, model: LoadedModel | None) -> None:
+        """No request waits any more; where there is a model, their leases keep it."""
+        for lease in list(self.leases):
+            self.leave(lease)
+            if model is not None:
+                lease.add(model)
 
 
 class Repository:
-    """Loads each model once, at start or at a request, and reports on all. Configured ones are never unloaded."""
+    """Loads each model once, at start or at a request, and reports on all. Configured models are never unloaded."""
 
     def __init__(
         self,
@@ -69,9 +87,14 @@ class Repository:
         self._catalog = catalog
         self._clock = clock
         self._configured: tuple[str, ...] = ()
-        self._shelves = Shelves(find_devices, limits=limits, clock=clock, metrics=metrics, on_change=self._changed)
-        self._shelves.waiting = lambda: [holds for load in self._loading.values() for holds in load.waiting]
-        self._loaded = self._shelves.loaded
+        self._loader = ModelLoader(
+            find_devices,
+            is_configured=lambda name: name in self._configured,
+            limits=limits,
+            clock=clock,
+            metrics=metrics,
+            on_change=self._changed,
+        )
         self._loading: dict[str, _Load] = {}
         self._unready = False
         self._closing = False
@@ -118,6 +141,10 @@ class Repository:
         return [name for name in self._configured if name in self._loaded and not self._loaded[name].healthy]
 
     @property
+    def _loaded(self) -> dict[str, LoadedModel]:
+        return self._loader.loaded
+
+    @property
     def _absent(self) -> list[str]:
         return [name for name in self._configured if name not in self._loaded]
 
@@ -140,27 +167,26 @@ class Repository:
     async def start(self, names: Iterable[str]) -> None:
         """Load the configured models one after the other; raises what `get` raises."""
         self._configured = tuple(dict.fromkeys(self._catalog.canonical(name) for name in names))
-        self._shelves.pinned = self._configured
         for name in self._configured:
             await self.get(name)
 
-    async def get(self, name: str, holds: ExitStack | None = None) -> LoadedModel:
+    async def get(self, name: str, lease: Lease | None = None) -> LoadedModel:
         """The loaded model of that name, loading it first where it is not; callers share one load.
 
-        Until `holds` is closed it is not unloaded; without one it may be at any time, unless it is configured. Raises
+        `lease` keeps it loaded; without one it may be unloaded at any time, unless it is configured. Raises
         ModelNotFound where it is unknown or not exported, NotReady where it cannot be loaded, ShuttingDown.
         """
-        name = self._catalog.canonical(name)
-        if (model := self._loaded.get(name)) is not None:
-            if holds is not None:
-                holds.enter_context(model.held(holds))
+        model = self._loaded.get(name) or self._loaded.get(name := self._catalog.canonical(name))
+        if model is not None:
+            if lease is not None:
+                lease.add(model)
             return model
         if self._closing:
             raise ShuttingDown
         if (loading := self._loading.get(name)) is None:
             loading = self._loading[name] = _Load(asyncio.get_running_loop().create_task(self._load(name)))
             loading.task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if all leave
-        loading.waiting.add(holds)
+        loading.wait(lease)
         try:
             return await asyncio.shield(loading.task)  # a caller that leaves does not stop it for the others
         except asyncio.CancelledError:
@@ -168,7 +194,7 @@ class Repository:
                 raise ShuttingDown from None
             raise
         finally:
-            loading.waiting.discard(holds)
+            loading.leave(lease)
 
     async def recover(self) -> None:
         """Try each configured model that fails with one blank image, so that readiness can return without traffic."""
@@ -207,12 +233,12 @@ class Repository:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._loading.clear()  # of a load that had not begun
-        self._shelves.stop()
-        await self._shelves.aclose(drain_s)
+        self._loader.stop()
+        await self._loader.aclose(drain_s)
 
     def _failure(self, name: str) -> str:
-        """That it fails, and which batches hang where that is why."""
-        return f"{name} fails{self._shelves.why(self._loaded[name])}"
+        """That the model fails, and which stuck batches are the reason."""
+        return f"{name} fails{self._loader.stuck_reason(self._loaded[name])}"
 
     def _check_known(self, name: str) -> None:
         if name.startswith(ENSEMBLE_PREFIX):
@@ -222,28 +248,24 @@ class Repository:
             raise ModelNotFound(str(UnknownModelError(name, {*self._catalog.names(), *exported})))
 
     async def _load(self, name: str) -> LoadedModel:
+        model = None
         try:
-            await self._shelves.settled(name)  # or it would be there twice
-            if (model := self._loaded.get(name)) is None:
-                model = await self._placed(name)
-            waiting = self._loading[name].waiting
-            while waiting:  # in this turn: nobody can unload it before they hold it, and none of them waits any more
-                if (holds := waiting.pop()) is not None:
-                    holds.enter_context(model.held(holds))
-        finally:
-            del self._loading[name]  # in this turn: the next one who asks must not get what was unloaded meanwhile
+            await self._loader.unloaded(name)  # or it would be there twice
+            model = self._loaded.get(name) or await self._loaded_anew(name)
+        finally:  # in this turn of the loop: nobody can unload it before the leases have it
+            self._loading.pop(name).end(model)
         self._changed()
         return model
 
-    async def _placed(self, name: str) -> LoadedModel:
+    async def _loaded_anew(self, name: str) -> LoadedModel:
         self._check_known(name)
         started = self._clock.now()
         try:
-            model = await self._shelves.place(partial(load, self._root, name))
+            model = await self._loader.load(partial(load, self._root, name))
         except NotExportedError as error:
             raise ModelNotFound(str(error)) from error
         except (ArtifactError, EngineUnavailableError, OverBudgetError, OSError) as error:
-            self._loading[name].waiting.clear()  # who waited lets go of its other models now
+            self._loading[name].end(None)  # before listeners look at the models that its requests hold
             self._card_lost = self._card_lost or card_lost(error)
             self._changed()
             raise NotReady(f"{name} cannot be loaded: {error}") from error

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from service.common.types import EngineInfo
 
 LABELS = ("model", "runtime", "precision", "slot")
-"""What a hanging batch is told by, in metrics."""
+"""The labels of a stuck batch in metrics."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hanging:
+class StuckBatch:
     """A batch of `images` of a model that has not returned. `slot` counts from 0, `began_s` is a time of the clock."""
 
     model: str
@@ -23,14 +23,14 @@ class Hanging:
         """The values of `LABELS`."""
         return self.model, self.engine.runtime, self.engine.precision, str(self.slot)
 
-    def lasts_s(self, now_s: float) -> float:
+    def age_s(self, now_s: float) -> float:
         """For how long it has not returned."""
         return now_s - self.began_s
 
-    def told(self, now_s: float) -> str:
+    def described(self, now_s: float) -> str:
         """All of it but the model, for a person."""
         engine = self.engine
         return (
             f"{engine.runtime} {engine.version} in {engine.precision} on {engine.device}, slot {self.slot}, "
-            f"has not returned from a batch of {self.images} for {self.lasts_s(now_s):.0f} s"
+            f"has not returned from a batch of {self.images} for {self.age_s(now_s):.0f} s"
         )

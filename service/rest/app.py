@@ -12,8 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.common.metrics import Metrics
-from service.inference.classifier import Classifier
-from service.inference.model_directory import Directory
+from service.inference.dataplane import DataPlane
 from service.rest import endpoints, errors
 from service.rest.image_request import ImageReader
 
@@ -23,7 +22,7 @@ _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 """
 
 
-def create_app(classifier: Classifier, directory: Directory, reader: ImageReader, metrics: Metrics) -> ASGIApp:
+def create_app(data_plane: DataPlane, reader: ImageReader, metrics: Metrics) -> ASGIApp:
     """The ASGI application, with errors as problem details and the documentation at /docs.
 
     The page at /docs brings its own scripts and styles, so that it works where nothing can be downloaded.
@@ -31,9 +30,9 @@ def create_app(classifier: Classifier, directory: Directory, reader: ImageReader
     app = FastAPIOffline(title="topfive", version=version("topfive"), description=_DESCRIPTION, redoc_url=None)
     document = _Document(app)
     assert app.openapi_url is not None, "by default there is one"
-    documented, routes = endpoints.predictions(classifier, reader)
+    documented, routes = endpoints.predictions(data_plane, reader)
     app.router.routes[:0] = [*routes, Route(app.openapi_url, document.__call__, include_in_schema=False)]
-    for router in (documented, endpoints.models(directory), endpoints.health(directory, metrics)):
+    for router in (documented, endpoints.models(data_plane), endpoints.health(data_plane, metrics)):
         app.include_router(router)
     errors.install(app)
     return app

@@ -1,4 +1,4 @@
-"""The REST endpoints: each reads its request, calls the classifier or the directory, and writes the reply."""
+"""The REST endpoints: each reads its request, calls the data plane, and writes the reply."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,11 +12,10 @@ from starlette.routing import Route
 
 from service.common.metrics import Metrics
 from service.common.types import Timing
-from service.inference.classifier import Classifier
 from service.inference.comparison import ComparisonTiming
-from service.inference.model_directory import Directory
+from service.inference.dataplane import ClassifyOptions, DataPlane
 from service.rest.errors import row_problem
-from service.rest.image_request import BODY, ImageReader, unless_disconnected
+from service.rest.image_request import BODY, ImageReader, ImageRequest, unless_disconnected
 from service.rest.schemas import (
     CompareQuery,
     CompareReply,
@@ -48,7 +47,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 _Timeout = Annotated[str | None, Header(description="Seconds to wait for the answer")]
 
 
-def predictions(classifier: Classifier, reader: ImageReader) -> tuple[APIRouter, list[Route]]:
+def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, list[Route]]:
     """`POST /predict` and `POST /compare`: a router that documents them, and the plain routes that serve them.
 
     FastAPI's routing and dependencies would cost more CPU time than all the rest of such a request.
@@ -57,21 +56,15 @@ def predictions(classifier: Classifier, reader: ImageReader) -> tuple[APIRouter,
 
     async def predict(request: Request) -> Response:
         async with reader.read(request, PredictQuery) as sent:
-            query = sent.query
-            asked = classifier.classify(
-                sent.image, model=query.model, top_k=query.top_k, crops=query.crops, deadline=sent.deadline
+            answer = await unless_disconnected(
+                request, data_plane.classify(sent.image, sent.query.model, _options(sent))
             )
-            answer = await unless_disconnected(request, asked)
         return _replied(PredictReply.of(request.state.request_id, answer), answer.timing_ms)
 
     async def compare(request: Request) -> Response:
         async with reader.read(request, CompareQuery) as sent:
-            query = sent.query
-            names = [name.strip() for value in query.model or () for name in value.split(",") if name.strip()]
-            asked = classifier.compare(
-                sent.image, models=names, top_k=query.top_k, crops=query.crops, deadline=sent.deadline
-            )
-            comparison = await unless_disconnected(request, asked)
+            names = [name.strip() for value in sent.query.model or () for name in value.split(",") if name.strip()]
+            comparison = await unless_disconnected(request, data_plane.compare(sent.image, names, _options(sent)))
         identity: str = request.state.request_id
         problems = [row_problem(row.result, identity) for row in comparison.rows]
         return _replied(CompareReply.of(identity, comparison, problems), comparison.timing_ms)
@@ -93,20 +86,20 @@ def predictions(classifier: Classifier, reader: ImageReader) -> tuple[APIRouter,
     return router, [Route("/predict", predict, methods=["POST"]), Route("/compare", compare, methods=["POST"])]
 
 
-def models(directory: Directory) -> APIRouter:
+def models(data_plane: DataPlane) -> APIRouter:
     """`GET /models`, `GET /models/{name}` and `GET /models/{name}/layers`."""
     router = APIRouter(tags=["models"])
 
     @router.get("/models", response_model=ModelListReply)
     async def list_models() -> Response:
         """Everything the server knows: loaded, exported, or waiting to be exported."""
-        known = await directory.models()
+        known = await data_plane.models()
         return await _written(lambda: ModelListReply.model_validate(known))
 
     @router.get("/models/{name}", response_model=ModelDetailReply, responses={404: _PROBLEMS[404]})
     async def get_model(name: str) -> Response:
         """One model, with its input recipe, its weights and its parity (with PyTorch or its file) on each engine."""
-        known = await directory.model(name)
+        known = await data_plane.model(name)
         return await _written(lambda: ModelDetailReply.model_validate(known))
 
     @router.get(
@@ -114,13 +107,13 @@ def models(directory: Directory) -> APIRouter:
     )
     async def get_layers(name: str) -> Response:
         """The layers of an exported model, loaded or not: maps, parameters, operations, receptive fields."""
-        known = await directory.layers(name)
+        known = await data_plane.layers(name)
         return await _written(lambda: LayersReply.of(known))
 
     return router
 
 
-def health(directory: Directory, metrics: Metrics) -> APIRouter:
+def health(data_plane: DataPlane, metrics: Metrics) -> APIRouter:
     """`GET /livez`, `GET /readyz` and `GET /metrics`."""
     router = APIRouter(tags=["health"])
 
@@ -128,14 +121,14 @@ def health(directory: Directory, metrics: Metrics) -> APIRouter:
     @router.get("/livez", responses={503: _PROBLEMS[503]})
     async def livez() -> Health:
         """Whether the process works; when not, restart it."""
-        directory.check_alive()
+        data_plane.check_alive()
         return Health(status="alive")
 
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: _PROBLEMS[503]})
     async def readyz() -> Health:
         """Whether every configured model is loaded, warm and answering; of a gateway, whether a server behind it is."""
-        directory.check_ready()
+        data_plane.check_ready()
         return Health(status="ready")
 
     @router.get("/metrics", response_class=Response)
@@ -144,6 +137,10 @@ def health(directory: Directory, metrics: Metrics) -> APIRouter:
         return Response(await metrics.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
+
+
+def _options(sent: ImageRequest[PredictQuery] | ImageRequest[CompareQuery]) -> ClassifyOptions:
+    return ClassifyOptions(sent.deadline, sent.query.top_k, sent.query.crops)
 
 
 async def _written(make: Callable[[], Reply]) -> Response:

@@ -12,6 +12,8 @@ from models.artifact.measured import MeasuredAccuracy
 from models.catalog import InputSpec, PublishedErrors
 from service.common.model_info import BuiltEngine, ModelLayers, ModelState
 from service.common.types import (
+    DEFAULT_CROPS,
+    DEFAULT_TOP_K,
     Classification,
     EngineInfo,
     Latency,
@@ -21,9 +23,7 @@ from service.common.types import (
     Preprocessing,
     Timing,
 )
-from service.inference.classifier import DEFAULT_CROPS
 from service.inference.comparison import Agreement, ClassName, Comparison, ComparisonTiming
-from service.inference.topk import DEFAULT_TOP_K
 
 _Crops = Annotated[int, Field(description="1, or 10: the average over corners, centre and their mirrors")]
 _TopK = Annotated[

@@ -1,4 +1,4 @@
-"""The calls of the contract: each reads its message, calls the classifier or the directory, and answers."""
+"""The calls of the contract: each reads its message, calls the data plane, and answers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -9,23 +9,20 @@ from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
 from service.common.clock import Clock
 from service.common.errors import ShuttingDown
 from service.common.request_id import request_id
+from service.common.types import DEFAULT_CROPS
 from service.common.upload_budget import UploadBudget
-from service.inference.classifier import DEFAULT_CROPS, Classifier
-from service.inference.model_directory import Directory
+from service.inference.dataplane import ClassifyOptions, DataPlane
 from service.rpc import converters
 from service.rpc.errors import Context, abort, describe
 
-_STREAM_WINDOW = 32  # images of one stream in the house at once; the client is slowed down beyond that
+_STREAM_WINDOW = 32  # images of one stream in flight; the client is slowed down beyond that
 
 
 class Servicer(ClassifierServicer):
     """`topfive.v1.Classifier`. A cancelled call cancels its work: grpc.aio cancels the coroutine."""
 
-    def __init__(
-        self, classifier: Classifier, directory: Directory, *, budget: UploadBudget, timeout_s: float, clock: Clock
-    ) -> None:
-        self._classifier = classifier
-        self._directory = directory
+    def __init__(self, data_plane: DataPlane, *, budget: UploadBudget, timeout_s: float, clock: Clock) -> None:
+        self._data_plane = data_plane
         self._budget = budget
         self._timeout_s = timeout_s
         self._clock = clock
@@ -83,13 +80,8 @@ class Servicer(ClassifierServicer):
         try:
             image = request.image  # each reading of the field copies it
             with self._accepted(len(image)):
-                comparison = await self._classifier.compare(
-                    image,
-                    models=request.models,
-                    top_k=request.top_k if request.HasField("top_k") else None,
-                    crops=request.crops if request.HasField("crops") else DEFAULT_CROPS,
-                    deadline=self._deadline(context),
-                )
+                options = _options(request, self._deadline(context))
+                comparison = await self._data_plane.compare(image, request.models, options)
             return converters.compare_reply(identity, comparison)
         except Exception as error:
             await abort(context, error, identity)
@@ -97,7 +89,7 @@ class Servicer(ClassifierServicer):
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
         """All models."""
         try:
-            known = await self._directory.models()
+            known = await self._data_plane.models()
             return pb.ListModelsReply(
                 default_model=known.default, models=[converters.model_info(row) for row in known.models]
             )
@@ -107,14 +99,14 @@ class Servicer(ClassifierServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelReply:
         """One model."""
         try:
-            return converters.get_model_reply(await self._directory.model(request.name))
+            return converters.get_model_reply(await self._data_plane.model(request.name))
         except Exception as error:
             await abort(context, error, request_id(""))
 
     async def GetLayers(self, request: pb.GetLayersRequest, context: Context) -> pb.GetLayersReply:
         """The layers of one model."""
         try:
-            known = await self._directory.layers(request.name)
+            known = await self._data_plane.layers(request.name)
             return await asyncio.to_thread(converters.get_layers_reply, known)  # of hundreds of layers
         except Exception as error:
             await abort(context, error, request_id(""))
@@ -122,13 +114,7 @@ class Servicer(ClassifierServicer):
     async def _classify(self, request: pb.ClassifyRequest, identity: str, deadline: float) -> pb.ClassifyReply:
         image = request.image  # each reading of the field copies it
         with self._accepted(len(image)):
-            answer = await self._classifier.classify(
-                image,
-                model=request.model or None,
-                top_k=request.top_k if request.HasField("top_k") else None,
-                crops=request.crops if request.HasField("crops") else DEFAULT_CROPS,
-                deadline=deadline,
-            )
+            answer = await self._data_plane.classify(image, request.model or None, _options(request, deadline))
         return converters.classify_reply(identity, answer)
 
     @contextmanager
@@ -156,3 +142,11 @@ class Servicer(ClassifierServicer):
         """The caller's own deadline, at most the server's limit from now."""
         left_s = context.time_remaining()
         return self._clock.now() + min(self._timeout_s, self._timeout_s if left_s is None else left_s)
+
+
+def _options(request: pb.ClassifyRequest | pb.CompareRequest, deadline: float) -> ClassifyOptions:
+    return ClassifyOptions(
+        deadline,
+        request.top_k if request.HasField("top_k") else None,
+        request.crops if request.HasField("crops") else DEFAULT_CROPS,
+    )

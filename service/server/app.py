@@ -15,11 +15,10 @@ from service.common.upload_budget import UploadBudget
 from service.engines.base import CPU, Engine
 from service.engines.selection.result import OpenEngine
 from service.engines.selection.select import EngineOptions
-from service.inference.classifier import LocalClassifier
-from service.inference.model_directory import LocalDirectory
+from service.inference.local import LocalDataPlane
 from service.preprocessing.preprocessor import Decoder
 from service.repository.device_discovery import devices
-from service.repository.loader import Device
+from service.repository.device_memory import Device
 from service.repository.recovery import Recovery
 from service.repository.repository import Repository
 from service.rest.app import create_app
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Core:
-    """What answers, without any transport: a repository and a classifier over it."""
+    """What answers, without any transport: a data plane over a repository."""
 
     def __init__(
         self,
@@ -63,7 +62,7 @@ class Core:
             metrics=self.metrics,
         )
         decoder = Decoder(settings.limits, threads=cpus, clock=self.clock, decode=settings.decode)
-        self.classifier = LocalClassifier(self.repository, decoder, clock=self.clock, metrics=self.metrics)
+        self.data_plane = LocalDataPlane(self.repository, decoder, clock=self.clock, metrics=self.metrics)
 
     def _limits(self, engine: Engine) -> BatchLimits:
         return BatchLimits(
@@ -76,8 +75,7 @@ class Core:
 
     async def aclose(self, drain_s: float) -> None:
         """Finish what was accepted within `drain_s` seconds and give everything back."""
-        await self.repository.aclose(drain_s)
-        self.classifier.close()
+        await self.data_plane.aclose(drain_s)
 
 
 class Service:
@@ -90,11 +88,10 @@ class Service:
         settings = core.settings
         self._core = core
         self._fatal = fatal
-        directory = LocalDirectory(core.repository)
         budget = UploadBudget(settings.max_upload_bytes)
         reader = ImageReader(settings.limits, budget, settings.timeout_s, core.clock, core.metrics)
-        app = create_app(core.classifier, directory, reader, core.metrics)
-        servicer = Servicer(core.classifier, directory, budget=budget, timeout_s=settings.timeout_s, clock=core.clock)
+        app = create_app(core.data_plane, reader, core.metrics)
+        servicer = Servicer(core.data_plane, budget=budget, timeout_s=settings.timeout_s, clock=core.clock)
         self.rest = RestServer(app, listen(settings.host, settings.port))
         try:
             self.rpc = RpcServer(servicer, settings.host, settings.grpc_port)

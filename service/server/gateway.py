@@ -23,6 +23,12 @@ _LOOK_S = 1.0
 log = logging.getLogger(__name__)
 
 
+class _RemoteDataPlane(RemoteClassifier, RemoteDirectory):
+    def __init__(self, calls: Calls, metrics: Metrics, replicas: Replicas, clock: LoopClock, timeout_s: float) -> None:
+        RemoteClassifier.__init__(self, calls, metrics)
+        RemoteDirectory.__init__(self, calls, replicas, clock, timeout_s)
+
+
 class Gateway:
     """REST over the replicas of `targets`. Made on the event loop; raises OSError where the port is taken."""
 
@@ -32,10 +38,10 @@ class Gateway:
         clock = LoopClock()
         self.replicas = Replicas(targets)
         calls = Calls(self.replicas, clock, self.metrics)
-        self._directory = RemoteDirectory(calls, self.replicas, clock, settings.timeout_s)
+        self._directory = _RemoteDataPlane(calls, self.metrics, self.replicas, clock, settings.timeout_s)
         budget = UploadBudget(settings.max_upload_bytes)
         reader = ImageReader(settings.limits, budget, settings.timeout_s, clock, self.metrics)
-        app = create_app(RemoteClassifier(calls, self.metrics), self._directory, reader, self.metrics)
+        app = create_app(self._directory, reader, self.metrics)
         self.rest = RestServer(app, listen(settings.host, settings.port))
 
     async def start(self) -> None:

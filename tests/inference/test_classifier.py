@@ -27,9 +27,10 @@ from service.common.errors import (
 from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample
 from service.engines.base import CPU
-from service.inference.classifier import LocalClassifier
+from service.inference.dataplane import ClassifyOptions
+from service.inference.local import LocalDataPlane
 from service.preprocessing.preprocessor import Decoder
-from service.repository.loader import Device
+from service.repository.device_memory import Device
 from service.repository.repository import Repository
 from tests.conftest import png
 from tests.exposition import exposition
@@ -58,7 +59,7 @@ class Bench(Counted):
             metrics=self.metrics,
         )
         decoder = Decoder(limits, threads=threads, clock=clock or self.clock)
-        self.classifier = LocalClassifier(self.repository, decoder, clock=clock or self.clock, metrics=self.metrics)
+        self.classifier = LocalDataPlane(self.repository, decoder, clock=clock or self.clock, metrics=self.metrics)
         self.now = (clock or self.clock).now
         self.images: list[SlowImage] = []
 
@@ -67,7 +68,7 @@ class Bench(Counted):
     ) -> Classification:
         """What a transport does."""
         deadline = self.now() + within_s
-        return await self.classifier.classify(data, model=model, top_k=top_k, deadline=deadline)
+        return await self.classifier.classify(data, model, ClassifyOptions(deadline, top_k))
 
     def begin(self, data: bytes, *, within_s: float = 60.0) -> Call:
         """A caller of its own."""
@@ -107,10 +108,9 @@ async def bench_of(
     finally:
         for gate in (bench.engine.gate, bench.opener.gate, *(image.gate for image in bench.images)):
             gate.set()
-        closing = asyncio.create_task(bench.repository.aclose(60))
+        closing = asyncio.create_task(bench.classifier.aclose(60))
         await reached(closing.done)
         await closing
-        bench.classifier.close()
 
 
 # --- answers ---
@@ -472,7 +472,7 @@ async def test_closing_answers_what_is_being_decoded_and_refuses_the_rest(export
     """From bytes on, an accepted image is answered; one that comes later is told to go elsewhere."""
     async with bench_of(exported) as bench:
         call, image = await bench.decoding()
-        closing = asyncio.create_task(bench.repository.aclose(60))
+        closing = asyncio.create_task(bench.classifier.aclose(60))
         await settle()
         with pytest.raises(ShuttingDown):
             await bench.classify(png(2))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from service.common.errors import BadRequest, EngineError, ModelNotFound, Overloaded
 from service.common.types import Classification, ImageLimits, Prediction
+from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import mean
 from service.preprocessing import decode, transforms
 from tests.conftest import png
@@ -252,7 +253,7 @@ async def test_trained_ten_crops(trained: Path, shared_data: Path, tmp_path: Pat
     await core.repository.start(["squeezenet1_1"])
     for file, *_ in rows:
         data = (shared_data / "photos" / file).read_bytes()
-        answer = await core.classifier.classify(data, model=None, crops=10, deadline=core.clock.now() + 60)
+        answer = await core.data_plane.classify(data, None, ClassifyOptions(crops=10, deadline=core.clock.now() + 60))
         best.append(answer.predictions[0])
     await core.aclose(5)
     assert [prediction.class_id for prediction in best] == [int(class_id) for _, class_id, *_ in rows]

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from service.common.errors import BadRequest, NotReady
 from service.common.settings import Settings
-from service.inference.ensemble import Panels
 from service.offline.journal import Journal
 from service.offline.progress import Tally, watched
 from service.offline.rows import BulkError, Failure, Item, Row
@@ -144,8 +143,8 @@ async def test_engine_that_fails(artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(7))
     core = Core(settings(artifacts), opener=opener(engine))
     await core.repository.start(("tiny",))
-    panel = await Panels(core.repository).get("tiny")
-    bulk = Bulk(core.classifier, panel, limits=core.settings.limits, question=Question(1, 1), clock=core.clock)
+    panel = await core.data_plane.served("tiny")
+    bulk = Bulk(core.data_plane, panel, limits=core.settings.limits, question=Question(1, 1), clock=core.clock)
     item = Item("a.png", tmp_path / "a.png", 7)
     try:
         for _ in range(2):
@@ -187,8 +186,8 @@ async def test_batches_are_full(artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(7))
     core = Core(settings(artifacts), opener=opener(engine))
     await core.repository.start(("tiny",))
-    panel = await Panels(core.repository).get("tiny")
-    bulk = Bulk(core.classifier, panel, limits=core.settings.limits, question=Question(1, 1), clock=core.clock)
+    panel = await core.data_plane.served("tiny")
+    bulk = Bulk(core.data_plane, panel, limits=core.settings.limits, question=Question(1, 1), clock=core.clock)
     items = [Item(str(number), tmp_path / "a.png") for number in range(33)]
     model = panel.members[0]
     size = window(model.slots, model.batcher.max_batch, 2, core.settings.capacity, 1)

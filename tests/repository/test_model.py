@@ -228,15 +228,15 @@ async def test_a_hanging_engine_is_named(exported: Path, caplog: pytest.LogCaptu
         tasks = await bench.submit(1)
         await reached(engine.entered.is_set)
         await bench.clock.advance(61)
-        (hanging,) = bench.model.hanging
-        assert hanging.labels == ("tiny", "fake", "f32", "0")
-        assert hanging.lasts_s(bench.clock.now()) == 61
+        (stuck,) = bench.model.stuck_batches
+        assert stuck.labels == ("tiny", "fake", "f32", "0")
+        assert stuck.age_s(bench.clock.now()) == 61
         assert "tiny: fake 1 in f32 on cpu, slot 0, has not returned from a batch of 1 for 60 s" in caplog.text
         bench.engine.gate.set()
         await reached(lambda: bench.model.healthy)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-        assert bench.model.hanging == ()
+        assert bench.model.stuck_batches == ()
         assert "tiny: slot 0 has returned after 61 s" in caplog.text
 
 
@@ -262,9 +262,11 @@ async def test_openvino_that_hangs_is_named_and_recovers(exported: Path) -> None
     asked = asyncio.create_task(ask())
     await reached(lost.asked.is_set)
     await clock.advance(61)
-    (hanging,) = model.hanging
+    (stuck,) = model.stuck_batches
     assert not model.healthy
-    assert hanging.told(clock.now()).startswith(f"openvino {engine.describe().version} in f32 on cpu, slot 0, has not")
+    assert stuck.described(clock.now()).startswith(
+        f"openvino {engine.describe().version} in f32 on cpu, slot 0, has not"
+    )
     lost.put(taken)
     assert (await asked).value.shape == (1000,)
     await reached(lambda: model.healthy)

@@ -17,8 +17,8 @@ from service.common.metrics import Metrics, ModelMetrics
 from service.common.model_info import ModelState
 from service.common.types import BatchLimits
 from service.engines.base import CPU, EngineUnavailableError
+from service.repository.device_memory import Device
 from service.repository.loaded_model import LoadedModel
-from service.repository.loader import Device
 from service.repository.model_info import model_detail, model_layers
 from service.repository.repository import Entry, Repository
 from tests.exposition import exposition

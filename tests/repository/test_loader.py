@@ -5,7 +5,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,10 @@ from service.common.types import BatchLimits, Probabilities, Rows, Runtime
 from service.engines.base import CPU, EngineUnavailableError, held_bytes
 from service.engines.selection.result import Opened, OpenEngine
 from service.engines.selection.select import ORDER, EngineOptions
-from service.inference.ensemble import Panels
+from service.inference.ensemble import Ensembles
 from service.repository.device_discovery import devices
-from service.repository.loader import Device
+from service.repository.device_memory import Device
+from service.repository.loaded_model import Lease
 from service.repository.repository import Repository
 from tests.exposition import exposition
 from tests.fakes import FakeEngine, ManualClock, reached, settle
@@ -124,8 +125,8 @@ class Host:
 
     async def classify(self, name: str, shade: int = 1) -> int:
         """What a request does."""
-        with ExitStack() as holds:
-            model = await self.repository.get(name, holds)
+        with Lease() as lease:
+            model = await self.repository.get(name, lease)
             with model.batcher.admit():
                 [ran] = await model.batcher.submit([sample(shade)], deadline=self.clock.now() + 60)
         return int(ran.value.argmax())
@@ -165,8 +166,8 @@ async def host_of(root: Path, budgets: dict[str, int] | None = None) -> AsyncIte
 
 async def members(host: Host, name: str) -> None:
     """What a request for an ensemble does with its members."""
-    with ExitStack() as holds:
-        await Panels(host.repository).get(name, holds)
+    with Lease() as lease:
+        await Ensembles(host.repository).get(name, lease)
 
 
 async def test_the_one_unused_for_longest_leaves(artifacts: Path) -> None:

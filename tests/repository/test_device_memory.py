@@ -5,27 +5,25 @@ import random
 import pytest
 
 from service.repository.device_memory import (
-    Held,
+    MemoryUse,
+    ModelMemory,
+    ModelUse,
     OverBudgetError,
-    Room,
-    Tie,
     budget_bytes,
-    by_room,
     expected_bytes,
-    next_to_unload,
-    oldest,
+    most_free_first,
 )
 
 MIB = 1 << 20
 
 
-def room(*held: tuple[str, int, float, Tie], budget: int = 100) -> Room:
+def room(*held: tuple[str, int, float, ModelUse], budget: int = 100) -> MemoryUse:
     """A device with that budget."""
-    return Room("cuda:0", budget, tuple(Held(*one) for one in held))
+    return MemoryUse("cuda:0", budget, tuple(ModelMemory(*one) for one in held))
 
 
-OLD, YOUNG = ("old", 40, 1.0, Tie.IDLE), ("young", 30, 2.0, Tie.IDLE)
-BUSY, FIXED = ("busy", 30, 0.0, Tie.IN_USE), ("fixed", 40, 0.0, Tie.CONFIGURED)
+OLD, YOUNG = ("old", 40, 1.0, ModelUse.IDLE), ("young", 30, 2.0, ModelUse.IDLE)
+BUSY, FIXED = ("busy", 30, 0.0, ModelUse.IN_USE), ("fixed", 40, 0.0, ModelUse.CONFIGURED)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +52,7 @@ def test_most_room_first() -> None:
     """By free bytes of the budget, not by the size of the card; without a limit before all, equals as they were."""
     small, full = room(budget=90), room(FIXED, OLD, budget=120)
     endless, same = room(FIXED, budget=0), room(budget=90)
-    assert by_room([full, small, endless, same]) == [endless, small, same, full]
+    assert most_free_first([full, small, endless, same]) == [endless, small, same, full]
 
 
 @pytest.mark.parametrize(
@@ -70,9 +68,9 @@ def test_most_room_first() -> None:
         ([OLD, YOUNG], 100, "old"),
     ],
 )
-def test_who_leaves(held: list[tuple[str, int, float, Tie]], need: int, leaves: str | None) -> None:
+def test_who_leaves(held: list[tuple[str, int, float, ModelUse]], need: int, leaves: str | None) -> None:
     """Nobody where it fits; else the idle one unused for longest; one in use only where no idle one is left."""
-    assert next_to_unload(room(*held), "new", need) == leaves
+    assert room(*held).next_to_evict("new", need) == leaves
 
 
 @pytest.mark.parametrize(
@@ -81,26 +79,28 @@ def test_who_leaves(held: list[tuple[str, int, float, Tie]], need: int, leaves: 
         ([], 101),
         ([FIXED], 61),
         ([FIXED, YOUNG], 61),
-        ([("gone", 50, 0.0, Tie.LEAVING)], 51),
-        ([("hung", 50, 0.0, Tie.STUCK), OLD], 51),
+        ([("gone", 50, 0.0, ModelUse.UNLOADING)], 51),
+        ([("hung", 50, 0.0, ModelUse.STUCK), OLD], 51),
     ],
 )
-def test_nobody_leaves_for_nothing(held: list[tuple[str, int, float, Tie]], need: int) -> None:
+def test_nobody_leaves_for_nothing(held: list[tuple[str, int, float, ModelUse]], need: int) -> None:
     """Where it would not fit even if all left that may, that is said before anybody does."""
     with pytest.raises(OverBudgetError):
-        next_to_unload(room(*held), "new", need)
+        room(*held).next_to_evict("new", need)
 
 
 def test_no_limit_takes_all() -> None:
     """Without a budget everything fits."""
-    assert next_to_unload(room(OLD, FIXED, budget=0), "new", 10**15) is None
+    assert room(OLD, FIXED, budget=0).next_to_evict("new", 10**15) is None
 
 
 def test_refusal_has_all_figures() -> None:
     """Need, budget, who holds how much and why it stays, and what to do."""
-    full = room(("resnet50", 30 * MIB, 0.0, Tie.CONFIGURED), ("vgg16", 60 * MIB, 0.0, Tie.STUCK), budget=100 * MIB)
+    full = room(
+        ("resnet50", 30 * MIB, 0.0, ModelUse.CONFIGURED), ("vgg16", 60 * MIB, 0.0, ModelUse.STUCK), budget=100 * MIB
+    )
     with pytest.raises(OverBudgetError) as refused:
-        next_to_unload(full, "googlenet", 45 * MIB)
+        full.next_to_evict("googlenet", 45 * MIB)
     assert str(refused.value) == (
         "googlenet needs about 45.0 MiB on cuda:0, whose budget is 100.0 MiB; vgg16 holds 60.0 MiB (stuck in a batch), "
         "resnet50 holds 30.0 MiB (configured); raise --memory-budget-mib, or name fewer models with --models"
@@ -110,9 +110,9 @@ def test_refusal_has_all_figures() -> None:
 @pytest.mark.parametrize(
     ("held", "name"), [([], None), ([FIXED], None), ([FIXED, BUSY], "busy"), ([BUSY, OLD, YOUNG], "old")]
 )
-def test_oldest(held: list[tuple[str, int, float, Tie]], name: str | None) -> None:
+def test_oldest(held: list[tuple[str, int, float, ModelUse]], name: str | None) -> None:
     """Who leaves where a device itself says that memory lacks, whatever the budget says."""
-    assert oldest(room(*held)) == name
+    assert room(*held).least_recently_used() == name
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -120,18 +120,19 @@ def test_unloading_ends_with_room_or_touches_nothing(seed: int) -> None:
     """Over random devices: those who leave make room, each is needed, none was configured; or none leaves at all."""
     chance = random.Random(seed)
     held = tuple(
-        Held(f"m{number}", chance.randint(1, 40), chance.random(), chance.choice(list(Tie))) for number in range(6)
+        ModelMemory(f"m{number}", chance.randint(1, 40), chance.random(), chance.choice(list(ModelUse)))
+        for number in range(6)
     )
-    before = Room("cpu", sum(one.size_bytes for one in held) + chance.randint(0, 20), held)
-    need, now, left = chance.randint(1, 150), before, list[Held]()
+    before = MemoryUse("cpu", sum(one.size_bytes for one in held) + chance.randint(0, 20), held)
+    need, now, left = chance.randint(1, 150), before, list[ModelMemory]()
     try:
-        while (name := next_to_unload(now, "new", need)) is not None:
-            [gone] = [one for one in now.held if one.name == name]
+        while (name := now.next_to_evict("new", need)) is not None:
+            [gone] = [one for one in now.models if one.name == name]
             left.append(gone)
-            now = Room(now.device, now.budget_bytes, tuple(one for one in now.held if one is not gone))
+            now = MemoryUse(now.device, now.budget_bytes, tuple(one for one in now.models if one is not gone))
     except OverBudgetError:
         assert left == []
         return
     assert now.used_bytes + need <= now.budget_bytes
-    assert all(one.tie in (Tie.IDLE, Tie.IN_USE) for one in left)
+    assert all(one.use in (ModelUse.IDLE, ModelUse.IN_USE) for one in left)
     assert not left or now.used_bytes + left[-1].size_bytes + need > now.budget_bytes

@@ -1,0 +1,180 @@
+"""The data plane over a repository in this process: from the bytes of an image to an answer."""
+
+import asyncio
+from collections.abc import Sequence
+
+from service.common.clock import Clock, timeout_at
+from service.common.errors import BadImage, BadRequest, NotReady, TooLarge, TopfiveError
+from service.common.metrics import UNKNOWN, Metrics
+from service.common.model_info import ModelDetail, ModelLayers, ModelList
+from service.common.tasks import together
+from service.common.types import DEFAULT_CROPS, ENSEMBLE, TEN_CROPS, Classification, Timing
+from service.inference.comparison import Comparison, ComparisonTiming, Row, compared
+from service.inference.dataplane import ClassifyOptions
+from service.inference.ensemble import Ensembles, ServedModel, admitted, canonical, is_ensemble, mean, stripped
+from service.inference.topk import resolve_top_k, top_k
+from service.preprocessing.preprocessor import Decoder, Photo, joined
+from service.repository.loaded_model import Lease
+from service.repository.model_info import model_detail, model_layers
+from service.repository.repository import Repository
+
+MAX_ROWS = 64
+
+
+class LocalDataPlane:
+    """Classifies images with the models of a repository. Counts every request once, however it ends."""
+
+    def __init__(self, repository: Repository, decoder: Decoder, *, clock: Clock, metrics: Metrics) -> None:
+        self.repository = repository
+        self.clock = clock
+        self.metrics = metrics
+        self._decoder = decoder
+        self._ensembles = Ensembles(repository)
+
+    async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
+        """The best classes of an image file, by that model or ensemble, None for the default one."""
+        name = model or ""
+        with self._decoder.photo(image, options.crops, [name]) as photo:
+            return await self._counted(photo, name, options)
+
+    async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:
+        """The answers of several models to one image file, which is decoded once.
+
+        A model that cannot answer has its error in its row. Raises what is wrong with the image or with the request as
+        a whole: BadImage, TooLarge, BadRequest, NotReady.
+        """
+        started = self.clock.now()
+        try:
+            _check(options)
+            names = self._row_names(models)
+        except TopfiveError as error:
+            self.metrics.answered(UNKNOWN, error.code)
+            raise
+        with self._decoder.photo(image, options.crops, names) as photo:
+            rows = await together([self._row(photo, name, options) for name in names])
+            for row in rows:
+                if isinstance(row.result, (BadImage, TooLarge)):
+                    raise row.result
+            total_ms = (self.clock.now() - started) * 1000
+            return compared(rows, ComparisonTiming(photo.seconds * 1000, total_ms))
+
+    async def models(self) -> ModelList:
+        """All models of the catalog and all other exported ones, by name."""
+        default = self.repository.default
+        entries = self.repository.entries
+        return ModelList(default, await asyncio.to_thread(lambda: tuple(map(model_detail, entries()))))
+
+    async def model(self, name: str) -> ModelDetail:
+        """One model; reads its files on a thread."""
+        return await asyncio.to_thread(lambda: model_detail(self.repository.entry(name)))
+
+    async def layers(self, name: str) -> ModelLayers:
+        """The layers of a model, read on a thread."""
+        return await asyncio.to_thread(lambda: model_layers(self.repository.entry(name), self.repository.root))
+
+    def check_alive(self) -> None:
+        """Raise NotReady where a queue is broken or an engine stuck beyond recovery."""
+        if not self.repository.alive:
+            raise NotReady("an engine or its queue has failed for good; restart the server")
+
+    def check_ready(self) -> None:
+        """Raise NotReady or ShuttingDown unless every configured model is loaded, warm and answering."""
+        self.repository.check_ready()
+
+    async def aclose(self, drain_s: float) -> None:
+        """Finish what was accepted within `drain_s` seconds, then close every model and the decoding threads."""
+        await self.repository.aclose(drain_s)
+        self._decoder.close()
+
+    async def served(self, name: str, lease: Lease | None = None) -> ServedModel:
+        """The model or ensemble of that name, loaded, and kept so by `lease`. Raises as `Repository.get` does."""
+        if is_ensemble(name):
+            return await self._ensembles.get(name, lease)
+        return await self.repository.get(name or self.repository.default, lease)
+
+    def _row_names(self, models: Sequence[str]) -> list[str]:
+        """The rows of a comparison: each model once, as it was first written; blank names count as none."""
+        named = [stripped(name) for name in models if name.strip()]
+        wanted = named or self.repository.loaded
+        if not wanted:
+            raise NotReady("no model is loaded yet; name the models to compare")
+        rows: dict[str, str] = {}
+        for name in wanted:
+            rows.setdefault(canonical(self.repository, name), name)
+        if named and len(rows) > MAX_ROWS:
+            raise BadRequest(f"{len(rows)} models are to be compared; name at most {MAX_ROWS}")
+        return list(rows.values())
+
+    async def _row(self, photo: Photo, name: str, options: ClassifyOptions) -> Row:
+        try:
+            return Row(name, await self._counted(photo, name, options))
+        except Exception as error:  # whatever it is, the other models still answer
+            return Row(name, error)
+
+    async def _counted(self, photo: Photo, name: str, options: ClassifyOptions) -> Classification:
+        """The answer of the model of that name, counted however it ends."""
+        label = ENSEMBLE if is_ensemble(name) else UNKNOWN
+        try:
+            async with timeout_at(options.deadline, self.clock):
+                with Lease() as lease:
+                    model = await self.served(name, lease)
+                    label = model.metrics_label
+                    answer = await self._answer(model, photo, name, options)
+        except TopfiveError as error:
+            self.metrics.answered(label, error.code)
+            raise
+        except asyncio.CancelledError:
+            self.metrics.answered(label, "cancelled")
+            raise
+        except Exception:
+            self.metrics.answered(label, "internal")
+            raise
+        finally:
+            photo.leave(name)
+        self.metrics.answered(label, "ok", answer.timing_ms)
+        return answer
+
+    async def _answer(self, model: ServedModel, photo: Photo, name: str, options: ClassifyOptions) -> Classification:
+        started = self.clock.now()
+        count = resolve_top_k(options.top_k, len(model.labels), model.name)
+        _check(options)
+        photo.check_size()
+        with admitted(model.members, options.crops) as admissions:
+            arrived = self.clock.now()
+            prepared = await photo.samples(name, [member.input for member in model.members])
+            decode_s = max(one.took_s for one in prepared)
+            waited_s = self.clock.now() - arrived - decode_s  # for a decoding thread
+            runs = await together(
+                [
+                    member.batcher.submit(one.samples, deadline=options.deadline, place=admission)
+                    for member, one, admission in zip(model.members, prepared, admissions, strict=True)
+                ]
+            )
+        ran = [one for run in runs for one in run]
+        queue_s = min(one.queue_s for one in ran)
+        ended_s = max(one.queue_s + one.run_s for one in ran)  # all were submitted at once
+        total_ms = (self.clock.now() - started) * 1000
+        model.latency.record(total_ms)
+        return Classification(
+            predictions=top_k(mean([one.value for one in ran]), model.labels, count),
+            model=model.card,
+            engine=model.engine_info,
+            preprocessing=joined(prepared),
+            timing_ms=Timing(
+                decode=decode_s * 1000,
+                queue=(max(0.0, waited_s) + queue_s) * 1000,
+                inference=(ended_s - queue_s) * 1000,
+                total=total_ms,
+            ),
+            batch_size=max(one.batch_size for one in ran),
+            warnings=model.warnings,
+            members=model.member_cards,
+        )
+
+
+def _check(options: ClassifyOptions) -> None:
+    """Raise BadRequest where no model could answer."""
+    if options.crops not in (DEFAULT_CROPS, TEN_CROPS):
+        raise BadRequest(f"crops is {options.crops}; send {DEFAULT_CROPS} or {TEN_CROPS}")
+    if options.top_k is not None and options.top_k < 1:
+        raise BadRequest(f"top_k is {options.top_k}; send 1 or more")
