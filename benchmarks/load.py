@@ -9,14 +9,13 @@ import uvloop
 
 from benchmarks.asking import headers, pack
 from benchmarks.server import Running
-from loadgen import connection, measurement
-from loadgen.http_connection import Address
-from loadgen.images import Photo
-from loadgen.requests import post
-from loadgen.run import Job, run
-from loadgen.target import HttpTarget
-
-_MOST_CONNECTIONS = 1024  # that a rate opens
+from loadgen.connection import LoadTestError
+from loadgen.http_connection import ServerAddress
+from loadgen.images import EncodedImage
+from loadgen.measurement import MeasurementPlan
+from loadgen.results import LoadLevel
+from loadgen.run import LoadTest, run_load_test
+from loadgen.target import HttpTarget, http_request
 
 
 class LoadError(Exception):
@@ -78,29 +77,25 @@ def drive(server: Running, photos: Sequence[bytes], load: Load) -> Point:
     """The load by the generator of `topfive bench`. Raises LoadError with its words where it fails."""
     subject = server.subject
 
-    def request(address: Address, photo: Photo) -> bytes:
-        packed = pack(subject, photo.data)
-        return post(address, subject.path, headers(packed), packed.data)
+    def request(address: ServerAddress, image: EncodedImage) -> bytes:
+        packed = pack(subject, image.data)
+        return http_request(address, subject.path, headers(packed), packed.data)
 
-    named = tuple(Photo(f"{number}.jpeg", photo, None, "image/jpeg") for number, photo in enumerate(photos))
-    connections = load.connections if load.rate is None else None
-    job = Job(
-        target=HttpTarget.asked(server.addresses, request, named),
-        photos=named,
-        loads=(measurement.Load(connections, load.rate),),
-        plan=measurement.Plan(warm_up_s=0, seconds=load.seconds),
-        seed=0,
-        shuffled=False,
-        bound=_MOST_CONNECTIONS,
+    images = tuple(EncodedImage(f"{number}.jpeg", photo, None, "image/jpeg") for number, photo in enumerate(photos))
+    test = LoadTest(
+        target=HttpTarget(server.addresses, request, images),
+        images=images,
+        levels=(LoadLevel(load.connections if load.rate is None else None, load.rate),),
+        plan=MeasurementPlan(warm_up_s=0, seconds=load.seconds),
         allow_errors=True,
     )
     before = server.tree.cpu_s()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            (point,) = runner.run(run(job, asyncio.Event(), lambda _: None, lambda _: None))
-    except connection.LoadError as error:
+            (result,) = runner.run(run_load_test(test, asyncio.Event(), lambda _: None, lambda _: None))
+    except LoadTestError as error:
         raise LoadError(str(error)) from error
-    return point_of(asdict(point), server.tree.cpu_s() - before, len(server.addresses))
+    return point_of(asdict(result), server.tree.cpu_s() - before, len(server.addresses))
 
 
 def point_of(row: dict[str, Any], spent_s: float, checks: int) -> Point:

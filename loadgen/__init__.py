@@ -1,1 +1,1 @@
-"""A load generator for servers of image classifiers: it asks, measures how long the answers take, and counts errors."""
+"""A load generator for servers of image classifiers: it sends requests, measures latency and counts errors."""

@@ -1,6 +1,7 @@
-"""The command `topfive bench`: measures how a server answers under load."""
+"""The command `topfive bench`: measures throughput and latency of a server."""
 
 import asyncio
+import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,54 +15,65 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.text import Text
 
-from loadgen import images
-from loadgen.connection import LoadError
-from loadgen.display import show, watched
+from loadgen.connection import LoadTestError
+from loadgen.display import print_results, progress_display
 from loadgen.grpc_connection import GrpcTarget
-from loadgen.measurement import Load, Plan
-from loadgen.plot import as_html
-from loadgen.report import Report, as_csv, as_json
-from loadgen.requests import Api, Form
-from loadgen.results import Point
-from loadgen.run import Job, run
-from loadgen.target import HttpTarget, Target
-from service.cli.options import Command, FiniteRange, option
+from loadgen.images import read_images
+from loadgen.measurement import MeasurementPlan
+from loadgen.plot import ChartError, check_charts
+from loadgen.report import LoadReport, as_csv, as_html, as_json
+from loadgen.results import LevelResult, LoadLevel
+from loadgen.run import LoadTest, run_load_test
+from loadgen.target import HttpTarget, LoadTarget, RequestFormat, ServerApi
 
-# Of each option that not every API has a use for, those that do
-_MEANT_FOR = {
-    "model": set(Api) - {Api.RAW},
-    "path": set(Api) - {Api.GRPC},
-    "field": {Api.MULTIPART},
-    "content_type": set(Api) - {Api.GRPC},
+# The APIs that have a use for an option, where not all have
+_APIS = {
+    "model": set(ServerApi) - {ServerApi.RAW},
+    "path": set(ServerApi) - {ServerApi.GRPC},
+    "field": {ServerApi.MULTIPART},
+    "content_type": set(ServerApi) - {ServerApi.GRPC},
 }
-# Options of which only one can hold
-_EXCLUDE = (("rate", "connections"), ("windows", "seconds"))
-# Options that mean something only with another
-_NEED = (("max_connections", "rate"), ("max_windows", "windows"))
+_EXCLUSIVE = (("rate", "connections"), ("windows", "seconds"))
+_REQUIRED = (("max_connections", "rate"), ("max_windows", "windows"))  # the first has no use without the second
+
+Command = Callable[..., Any]
 
 
 def _numbers(kind: Callable[[str], float]) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...]]:
-    """A click callback for a list with commas, each above 0."""
+    """A click callback that reads a list with commas of numbers above 0."""
 
     def parse(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[float, ...]:
         try:
             values = tuple(kind(part) for part in text.split(",")) if text else ()
         except ValueError:
             raise click.BadParameter(f"{text!r} is no number and no list such as 1,4,16") from None
-        if not all(0 < value < float("inf") for value in values):
+        if not all(0 < value < math.inf for value in values):
             raise click.BadParameter("each must be above 0")
         return values
 
     return parse
 
 
-def _bench_option(flag: str, *names: str, **attributes: Any) -> Callable[[Command], Command]:
+def _finite(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    """A click callback that refuses `nan` and `inf`, which click.FloatRange lets through."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+def _option(flag: str, *names: str, **attributes: Any) -> Callable[[Command], Command]:
+    """A click option; the help shows its default and its environment variable."""
     variable = f"TOPFIVE_BENCH_{flag.removeprefix('--').replace('-', '_').upper()}"
-    return option(flag, *names, variable=variable, **attributes)
+    default = "off" if attributes.get("is_flag") else True
+    return click.option(flag, *names, envvar=variable, show_envvar=True, show_default=default, **attributes)
 
 
-class _Output(click.Path):
-    """A file to write in a folder that is there: to find that out after the measurement would be late."""
+def _float_option(flag: str, text: str, default: float | None = None, **limits: Any) -> Callable[[Command], Command]:
+    return _option(flag, default=default, type=click.FloatRange(min=0, **limits), callback=_finite, help=text)
+
+
+class _OutputFile(click.Path):
+    """A file in a folder that exists: a measurement whose results cannot be written would be lost."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(str(super().convert(value, param, ctx)))
@@ -70,41 +82,43 @@ class _Output(click.Path):
         return path
 
 
-_POSITIVE = FiniteRange(min=0, min_open=True)
-_FILE = _Output(path_type=Path, dir_okay=False, writable=True)
+_FILE = _OutputFile(path_type=Path, dir_okay=False, writable=True)
 
 
 @click.command("bench")
 @click.argument("urls", metavar="URL...", nargs=-1, required=True)
-@_bench_option("--api", type=click.Choice([api.value for api in Api]), default=Api.TOPFIVE.value, help="How to ask")
-@_bench_option("--model", default="", help="Which model answers; else the server's default")
-@_bench_option("--path", default="", help="Where requests go on the server; else the path of URL or what --api says")
-@_bench_option("--field", default="image", help="Name of the multipart field")
-@_bench_option("--content-type", default="", help="Of the image; else what its file is")
-@_bench_option(
+@_option(
+    "--api",
+    type=click.Choice([api.value for api in ServerApi]),
+    default=ServerApi.TOPFIVE.value,
+    help="API of the server",
+)
+@_option("--model", default="", help="Model that answers; by default the server's")
+@_option("--path", default="", help="Path of the requests; by default that of URL or of the API")
+@_option("--field", default="image", help="Name of the multipart field")
+@_option("--content-type", default="", help="Type of the image; by default that of its file")
+@_option(
     "--image",
     "paths",
     multiple=True,
     type=click.Path(path_type=Path, exists=True),
-    help="File or folder, again for more; else a made JPEG of 500x375 and 100 kB",
+    help="File or folder, may be repeated; by default a generated JPEG of 500x375 and 100 kB",
 )
-@_bench_option("--shuffle", is_flag=True, help="Images at random instead of in turn")
-@_bench_option(
-    "--connections", default="16", callback=_numbers(int), help="Connections that never pause; 1,4,16 is a sweep"
-)
-@_bench_option("--rate", callback=_numbers(float), help="Instead: random arrivals per second; 50,100,200 is a sweep")
-@_bench_option("--max-connections", default=1024, type=click.IntRange(min=1), help="The most that --rate opens")
-@_bench_option("--seconds", default=10.0, type=_POSITIVE, help="How long each load is measured")
-@_bench_option("--warm-up", default=2.0, type=FiniteRange(min=0), help="Seconds before that")
-@_bench_option("--windows", type=_POSITIVE, help="Instead of --seconds: windows so long, until three agree")
-@_bench_option("--max-windows", default=10, type=click.IntRange(min=3), help="The most windows")
-@_bench_option("--stability", default=10.0, type=_POSITIVE, help="By how many percent windows that agree may differ")
-@_bench_option("--timeout", default=30.0, type=_POSITIVE, help="Seconds until a request is given up")
-@_bench_option("--seed", default=0, help="Of the arrivals and of --shuffle")
-@_bench_option("--allow-errors", is_flag=True, help="Measure also where the first request fails")
-@_bench_option("--json", "json_file", type=_FILE, help="Write all figures")
-@_bench_option("--csv", "csv_file", type=_FILE, help="Write them under the columns of perf_analyzer")
-@_bench_option("--plot", "plot_file", type=_FILE, help="Draw latency over throughput: an .html file")
+@_option("--shuffle", is_flag=True, help="Send images in random order")
+@_option("--connections", default="16", callback=_numbers(int), help="Connections that never pause; 1,4,16 is a sweep")
+@_option("--rate", callback=_numbers(float), help="Random arrivals per second instead; 50,100,200 is a sweep")
+@_option("--max-connections", default=1024, type=click.IntRange(min=1), help="Most connections that --rate opens")
+@_float_option("--seconds", "Duration of each measurement", 10.0, min_open=True)
+@_float_option("--warm-up", "Seconds before each measurement", 2.0)
+@_float_option("--windows", "Instead of --seconds: windows of so many seconds until three agree", min_open=True)
+@_option("--max-windows", default=10, type=click.IntRange(min=3), help="Most windows")
+@_float_option("--stability", "Percent by which windows that agree may differ", 10.0, min_open=True)
+@_float_option("--timeout", "Seconds until a request fails", 30.0, min_open=True)
+@_option("--seed", default=0, help="Seed of the arrivals and of --shuffle")
+@_option("--allow-errors", is_flag=True, help="Measure also where the first request fails")
+@_option("--json", "json_file", type=_FILE, help="Write all results as JSON")
+@_option("--csv", "csv_file", type=_FILE, help="Write results with the columns of perf_analyzer")
+@_option("--plot", "plot_file", type=_FILE, help="Draw latency over throughput into an .html file")
 def bench_command(
     urls: Sequence[str],
     paths: Sequence[Path],
@@ -124,74 +138,74 @@ def bench_command(
         raise click.BadParameter(f"{plot_file} should end in .html", param_hint="--plot")
     errors = Console(stderr=True)
     try:
-        job = _job(urls, paths, values)
+        if plot_file is not None:
+            check_charts()
+        test = _load_test(urls, paths, values)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            points, stopped_by = runner.run(_measured(job, errors))
-        report = Report(version("topfive"), values["api"], tuple(urls), values["model"], job.photos, job.seed, points)
-        show(Console(), report.points)
-        _write(report, {json_file: as_json, csv_file: lambda one: as_csv(one.points), plot_file: as_html})
-    except LoadError as error:
+            results, stopped_by = runner.run(_run(test, errors))
+        print_results(Console(), results)
+        report = LoadReport(
+            version("topfive"), values["api"], tuple(urls), values["model"], test.images, test.seed, results
+        )
+        _write(report, {json_file: as_json, csv_file: as_csv, plot_file: as_html})
+    except (LoadTestError, ChartError) as error:
         raise click.ClickException(str(error)) from error
     if stopped_by:
         sys.exit(128 + stopped_by)
-    sys.exit(int(any(point.failed or not point.requests for point in points)))
+    sys.exit(int(any(result.failed or not result.requests for result in results)))
 
 
-def _check(api: Api, given: set[str]) -> None:
-    """That each option which was given has a use. Raises click.UsageError."""
-    for name, apis in _MEANT_FOR.items():
+def _check_options(api: ServerApi, given: set[str]) -> None:
+    """Raises click.UsageError of an option that was given and has no use."""
+    for name, apis in _APIS.items():
         if name in given and api not in apis:
             raise click.UsageError(f"{_flag(name)} has no use with --api {api}; it is for {', '.join(sorted(apis))}")
-    for one, other in _EXCLUDE:
+    for one, other in _EXCLUSIVE:
         if {one, other} <= given:
             raise click.UsageError(f"give {_flag(one)} or {_flag(other)}, not both")
-    for name, needed in _NEED:
-        if name in given and needed not in given:
-            raise click.UsageError(f"{_flag(name)} has no use without {_flag(needed)}")
+    for name, required in _REQUIRED:
+        if name in given and required not in given:
+            raise click.UsageError(f"{_flag(name)} has no use without {_flag(required)}")
 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _job(urls: Sequence[str], paths: Sequence[Path], values: dict[str, Any]) -> Job:
-    """What was asked for. Raises click.UsageError, and LoadError of images that cannot be read."""
+def _load_test(urls: Sequence[str], paths: Sequence[Path], values: dict[str, Any]) -> LoadTest:
+    """Raises click.UsageError, and LoadTestError of URLs and images that cannot be read."""
     context = click.get_current_context()
     given = {name for name in values if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    _check(Api(values["api"]), given)
-    form = Form(
-        Api(values["api"]),
-        model=values["model"],
-        path=values["path"],
-        field=values["field"],
-        content_type=values["content_type"],
-    )
-    photos = tuple(images.read(paths))
-    grpc = form.api is Api.GRPC
-    target: Target = GrpcTarget(urls, form.model, photos) if grpc else HttpTarget.of(urls, form, photos)
-    rates = tuple(Load(rate=rate) for rate in values["rate"])
-    plan = Plan(
-        warm_up_s=values["warm_up"],
-        seconds=values["seconds"],
-        window_s=values["windows"],
-        max_windows=values["max_windows"],
-        tolerance=values["stability"] / 100,
-        timeout_s=values["timeout"],
-    )
-    return Job(
+    api = ServerApi(values["api"])
+    _check_options(api, given)
+    images = tuple(read_images(paths))
+    form = RequestFormat(api, **{name: values[name] for name in ("model", "path", "field", "content_type")})
+    if api is ServerApi.GRPC:
+        target: LoadTarget = GrpcTarget(urls, form.model, images)
+    else:
+        target = HttpTarget.of(urls, form, images)
+    rates = tuple(LoadLevel(rate=rate) for rate in values["rate"])
+    return LoadTest(
         target=target,
-        photos=photos,
-        loads=rates or tuple(Load(connections=int(count)) for count in values["connections"]),
-        plan=plan,
+        images=images,
+        levels=rates or tuple(LoadLevel(connections=int(count)) for count in values["connections"]),
+        plan=MeasurementPlan(
+            warm_up_s=values["warm_up"],
+            seconds=values["seconds"],
+            window_s=values["windows"],
+            max_windows=values["max_windows"],
+            tolerance=values["stability"] / 100,
+            timeout_s=values["timeout"],
+        ),
         seed=values["seed"],
-        shuffled=values["shuffle"],
-        bound=values["max_connections"],
+        shuffle=values["shuffle"],
+        max_connections=values["max_connections"],
         allow_errors=values["allow_errors"],
     )
 
 
-async def _measured(job: Job, errors: Console) -> tuple[tuple[Point, ...], int]:
-    """All points, and the number of the signal that stopped it, 0 where none did. Raises LoadError."""
+async def _run(test: LoadTest, errors: Console) -> tuple[tuple[LevelResult, ...], int]:
+    """Returns the results, and the number of the signal that stopped the test or 0. Raises LoadTestError."""
     stop, received = asyncio.Event(), [0]
 
     def on_signal(number: int) -> None:
@@ -200,16 +214,16 @@ async def _measured(job: Job, errors: Console) -> tuple[tuple[Point, ...], int]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    with watched(errors) as watch:
-        points = await run(job, stop, watch, lambda text: errors.print(Text(text), soft_wrap=True))
-    return points, received[0]
+    with progress_display(errors) as on_progress:
+        results = await run_load_test(test, stop, on_progress, lambda text: errors.print(Text(text), soft_wrap=True))
+    return results, received[0]
 
 
-def _write(report: Report, files: dict[Path | None, Callable[[Report], str]]) -> None:
-    """Write what was asked for. Raises LoadError."""
+def _write(report: LoadReport, files: dict[Path | None, Callable[[LoadReport], str]]) -> None:
+    """Raises LoadTestError of a file that cannot be written."""
     for file, text in files.items():
         if file is not None:
             try:
                 file.write_text(text(report), encoding="utf-8")
             except OSError as error:
-                raise LoadError(f"{file} cannot be written: {error.strerror}") from error
+                raise LoadTestError(f"{file} cannot be written: {error.strerror}") from error

@@ -1,88 +1,103 @@
-"""What carries requests to a server one at a time, and what comes back of each."""
+"""A connection that sends one request at a time, and how a request ends."""
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 OK = ""
-"""The `failure` of an answer that is none."""
+"""The `failure` of a good response."""
 
 TIMEOUT = "timeout"
-"""The `failure` of a request that was given up."""
+"""The `failure` of a request that had no response in time."""
 
 _SHOWN_BYTES = 400
 
 
-class LoadError(Exception):
-    """Nothing can be measured, or no more; the message says why and what to do."""
+class LoadTestError(Exception):
+    """The servers cannot be measured; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RequestResult:
     """How a request ended.
 
-    `failure` is the kind of error, such as `status 429`, `timeout` or `connection refused`, and `OK` where there was
-    none. `body` is the beginning of what the server said where that is an error. `timing` is what the server said of
-    its own steps, in the form of the header Server-Timing. `received` counts bytes, head included.
+    `failure` is the kind of error, such as `status 429`, `timeout` or `connection refused`. `body` is the response, or
+    a description of the error. `timing` has the times of the server's steps in the form of the header Server-Timing.
+    `received` counts the bytes of the response, HTTP's head included. `status` and `location` are those of HTTP.
     """
 
     failure: str
     body: bytes = b""
     timing: bytes = b""
     received: int = 0
+    status: int = 0
+    location: bytes = b""
 
     @property
-    def said(self) -> str:
-        """The beginning of the body on one line, for a person."""
+    def text(self) -> str:
+        """The beginning of the body on one line."""
         text = " ".join(self.body[:_SHOWN_BYTES].decode("utf-8", "replace").split())
         return f"{text} ..." if len(self.body) > _SHOWN_BYTES else text
 
 
-class Line(ABC):
-    """One place for one request at a time, with its own connection, which it makes again where it is gone.
+class Connection(ABC):
+    """Sends one request at a time, and connects again where the connection was lost.
 
-    `payloads` are the requests that it can send, ready to go. `done` is called on the event loop once for each request
-    with the line itself and the outcome; then the next one may be sent, from within that call if you like. `index` and
-    `began` are what the request under way was sent with.
+    `payloads` are the requests that it can send. It calls `on_result` on the event loop once for each request, with
+    itself and the result; `on_result` may send the next request. `index` and `started` describe the request in flight.
     """
 
-    def __init__(self, payloads: "Payloads", done: "Done") -> None:
+    def __init__(self, payloads: Sequence[bytes], on_result: "OnResult") -> None:
         self.payloads = payloads
         self.index = 0
-        self.began = 0.0
+        self.started = 0.0
         self.busy = False
         self.connects = 0
-        self._done = done
+        self._on_result = on_result
 
-    def send(self, index: int, began: float) -> None:
-        """Send `payloads[index]`; `began` in seconds of the caller's clock counts as its start."""
+    def send(self, index: int, started: float) -> None:
+        """Send `payloads[index]`; latency counts from `started`, in seconds of the caller's clock."""
         assert not self.busy
-        self.index, self.began, self.busy = index, began, True
+        self.index, self.started, self.busy = index, started, True
         self._send(self.payloads[index])
 
-    def finish(self, outcome: Outcome) -> None:
-        """The request under way has ended so."""
-        self.busy = False
-        self._done(self, outcome)
-
-    @abstractmethod
-    def _send(self, payload: bytes) -> None:
-        """Send it, and call `finish` later."""
-
-    @abstractmethod
-    def give_up(self) -> None:
-        """End the request under way as a `timeout`, and its connection."""
+    def time_out(self) -> None:
+        """End the request in flight as a timeout."""
+        self._abort()
+        self._finish(RequestResult(TIMEOUT))
 
     @abstractmethod
     async def aclose(self) -> None:
-        """End the connection; what is under way has no outcome."""
+        """Close the connection; a request in flight has no result."""
+
+    @abstractmethod
+    def _send(self, payload: bytes) -> None:
+        """Send the payload, and call `_finish` later."""
+
+    @abstractmethod
+    def _abort(self) -> None:
+        """Drop the request in flight; what comes of it later is ignored."""
+
+    def _finish(self, result: RequestResult) -> None:
+        self.busy = False
+        self._on_result(self, result)
 
 
-Payloads = list[bytes]
-"""Requests, ready to be sent, one for each image."""
+OnResult = Callable[[Connection, RequestResult], None]
 
-Done = Callable[[Line, Outcome], None]
-"""Told how a request ended."""
+OpenConnection = Callable[[int, OnResult], Connection]
+"""Opens the connection of that number; numbers are spread over the servers."""
 
-MakeLine = Callable[[int, Done], Line]
-"""Makes the line of that number; numbers spread over the addresses of the servers."""
+
+async def send_once(connect: Callable[[OnResult], Connection], timeout_s: float) -> RequestResult:
+    """Send the first payload on a connection of its own; how that ended."""
+    results: asyncio.Queue[RequestResult] = asyncio.Queue()
+    connection = connect(lambda _connection, result: results.put_nowait(result))
+    connection.send(0, 0.0)
+    try:
+        return await asyncio.wait_for(results.get(), timeout_s)
+    except TimeoutError:
+        return RequestResult(TIMEOUT)
+    finally:
+        await connection.aclose()

@@ -1,220 +1,189 @@
-"""The two ways of asking: as fast as the answers come, or when it is due, whatever the answers do."""
+"""The two kinds of load: a closed loop sends when a response comes, an open loop sends at given times."""
 
+import itertools
 import random
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
-from loadgen.connection import TIMEOUT, Line, MakeLine, Outcome
+from loadgen.connection import TIMEOUT, Connection, OpenConnection, RequestResult
 from loadgen.recorder import Recorder
 from service.common.clock import Clock, Timer
 
-_EARLY_S = 0.0005  # timers of event loops keep to the millisecond: to wait for the rest would burn the processor
+_EARLY_S = 0.0005  # timers of event loops are exact to a millisecond; to wait for the rest would cost CPU time
+_MAX_BURST = 64  # above the rate that can be sent, responses and Ctrl-C still get their turn
 
-_AT_ONCE = 64  # at a rate beyond what can be sent, answers and Ctrl-C must get their turn
-
-Pick = Callable[[], int]
-"""The index of the next request."""
-
-
-class Loop(Protocol):
-    """Keeps asking from `start` to `stop`."""
-
-    def start(self) -> None:
-        """Begin to ask."""
-
-    def stop(self) -> None:
-        """Begin no further request; those under way go on."""
-
-    def expire(self, began_before: float) -> None:
-        """Give up every request that began before then."""
-
-    @property
-    def under_way(self) -> int:
-        """Requests that have begun and not ended."""
-
-    @property
-    def connects(self) -> tuple[int, int]:
-        """How many connections were made, and on how many lines."""
-
-    @property
-    def waited(self) -> int:
-        """Requests that were due when no line was free, nor one more allowed."""
-
-    async def aclose(self) -> None:
-        """End all connections."""
+NextImage = Callable[[], int]
+"""The index of the image to send next."""
 
 
-class ClosedLoop:
-    """`connections` lines, each sends its next request as soon as it has an answer."""
+class LoadLoop(ABC):
+    """Sends requests on its connections from `start` to `stop`, and records how each request ends.
 
-    def __init__(self, make_line: MakeLine, connections: int, pick: Pick, recorder: Recorder, clock: Clock) -> None:
-        self._lines = [make_line(number, self._done) for number in range(connections)]
-        self._pick = pick
-        self._recorder = recorder
-        self._clock = clock
-        self._asking = False
-
-    def start(self) -> None:
-        """Begin to ask."""
-        self._asking = True
-        for line in self._lines:
-            line.send(self._pick(), self._clock.now())
-
-    def stop(self) -> None:
-        """Begin no further request."""
-        self._asking = False
-
-    def expire(self, began_before: float) -> None:
-        """Give up every request that began before then."""
-        for line in self._lines:
-            if line.busy and line.began < began_before:
-                line.give_up()
-
-    @property
-    def under_way(self) -> int:
-        """Requests that have begun and not ended."""
-        return sum(line.busy for line in self._lines)
-
-    @property
-    def connects(self) -> tuple[int, int]:
-        """How many connections were made, and on how many lines."""
-        return _connects(self._lines)
-
-    @property
-    def waited(self) -> int:
-        """None: each is sent by the line whose turn it is."""
-        return 0
-
-    async def aclose(self) -> None:
-        """End all connections."""
-        for line in self._lines:
-            await line.aclose()
-
-    def _done(self, line: Line, outcome: Outcome) -> None:
-        now = self._clock.now()
-        self._recorder.note(line.index, line.began, now, outcome)
-        if self._asking:
-            line.send(self._pick(), now)
-
-
-class OpenLoop:
-    """Asks when `gaps` says, in seconds from one request to the next, on as many lines as that takes.
-
-    A request begins when it is due (or when it is sent, where its timer came a moment before), not when it could be
-    sent: a server that stalls shows in the latency of all that fell due meanwhile; what is left out otherwise is called
-    coordinated omission. With `bound` lines busy what is due waits for one. How late the generator itself was is noted
-    for each request: with Poisson arrivals that is what a random moment sees (PASTA, R. W. Wolff 1982), so it stands
-    for how late answers were read as well.
+    `delayed` counts requests that were due while all of `max_connections` were busy.
     """
 
     def __init__(
-        self, make_line: MakeLine, gaps: Iterator[float], pick: Pick, recorder: Recorder, clock: Clock, bound: int
+        self,
+        open_connection: OpenConnection,
+        next_image: NextImage,
+        recorder: Recorder,
+        clock: Clock,
+        max_connections: int,
     ) -> None:
-        self._make_line = make_line
-        self._gaps = gaps
-        self._pick = pick
+        self.delayed = 0
+        self._open_connection = open_connection
+        self._next_image = next_image
         self._recorder = recorder
         self._clock = clock
-        self._bound = bound
-        self._lines: list[Line] = []
-        self._idle: list[Line] = []
-        self._waiting: deque[float] = deque()
+        self._max_connections = max_connections
+        self._connections: list[Connection] = []
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to send."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Send no further request; those in flight go on."""
+
+    def expire(self, started_before: float) -> None:
+        """End every request that started before then as a timeout."""
+        for connection in list(self._connections):
+            if connection.busy and connection.started < started_before:
+                connection.time_out()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that started and have not ended."""
+        return sum(connection.busy for connection in self._connections)
+
+    @property
+    def reconnects(self) -> int:
+        """How often a connection was made again."""
+        return sum(max(0, connection.connects - 1) for connection in self._connections)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for connection in self._connections:
+            await connection.aclose()
+
+    def _connect(self) -> Connection:
+        connection = self._open_connection(len(self._connections), self._on_result)
+        self._connections.append(connection)
+        return connection
+
+    @abstractmethod
+    def _on_result(self, connection: Connection, result: RequestResult) -> None: ...
+
+
+class ClosedLoop(LoadLoop):
+    """Each of `max_connections` sends its next request as soon as it has a response."""
+
+    _running = False
+
+    def start(self) -> None:
+        self._running = True
+        for _ in range(self._max_connections):
+            self._connect().send(self._next_image(), self._clock.now())
+
+    def stop(self) -> None:
+        self._running = False
+
+    def _on_result(self, connection: Connection, result: RequestResult) -> None:
+        now = self._clock.now()
+        self._recorder.record(connection.index, connection.started, now, result)
+        if self._running:
+            connection.send(self._next_image(), now)
+
+
+class OpenLoop(LoadLoop):
+    """Sends a request after each of `gaps`, in seconds, on as many connections as that takes.
+
+    A request starts when it is due (or when it is sent, where its timer came a moment before), not when it could be
+    sent: a server that stalls shows in the latency of all requests that fell due meanwhile. To leave these out is known
+    as coordinated omission. With `max_connections` busy a due request waits for one. The delay of the generator itself
+    is recorded for each request. With Poisson arrivals that is what a random moment sees (PASTA, R. W. Wolff 1982), so
+    it also estimates how late responses are read.
+    """
+
+    def __init__(
+        self,
+        open_connection: OpenConnection,
+        next_image: NextImage,
+        recorder: Recorder,
+        clock: Clock,
+        max_connections: int,
+        gaps: Iterator[float],
+    ) -> None:
+        super().__init__(open_connection, next_image, recorder, clock, max_connections)
+        self._gaps = gaps
+        self._idle: list[Connection] = []
+        self._queue: deque[float] = deque()
         self._due = 0.0
-        self._waited = 0
         self._timer: Timer | None = None
 
     def start(self) -> None:
-        """Begin to ask; the first request is due after the first gap."""
         self._due = self._clock.now() + next(self._gaps)
-        self._timer = self._clock.call_at(self._due, self.arrive)
+        self._timer = self._clock.call_at(self._due, self.send_due)
 
     def stop(self) -> None:
-        """Begin no further request; those that wait for a line still get one."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def expire(self, began_before: float) -> None:
-        """Give up every request that was due before then."""
-        while self._waiting and self._waiting[0] < began_before:
-            due = self._waiting.popleft()
-            self._recorder.note(self._pick(), due, self._clock.now(), Outcome(TIMEOUT))
-        for line in list(self._lines):
-            if line.busy and line.began < began_before:
-                line.give_up()
+    def expire(self, started_before: float) -> None:
+        while self._queue and self._queue[0] < started_before:
+            due = self._queue.popleft()
+            self._recorder.record(self._next_image(), due, self._clock.now(), RequestResult(TIMEOUT))
+        super().expire(started_before)
 
     @property
-    def under_way(self) -> int:
-        """Requests that were due and have not ended."""
-        return len(self._waiting) + sum(line.busy for line in self._lines)
+    def in_flight(self) -> int:
+        return len(self._queue) + super().in_flight
 
-    @property
-    def connects(self) -> tuple[int, int]:
-        """How many connections were made, and on how many lines."""
-        return _connects(self._lines)
-
-    @property
-    def waited(self) -> int:
-        """Requests that were due when no line was free, nor one more allowed."""
-        return self._waited
-
-    async def aclose(self) -> None:
-        """End all connections."""
-        for line in self._lines:
-            await line.aclose()
-
-    def arrive(self) -> None:
-        """Send all that is due, and come again for the next; called by a timer."""
-        for _ in range(_AT_ONCE):
+    def send_due(self) -> None:
+        """Send what is due, and set the timer for the next request."""
+        for _ in range(_MAX_BURST):
             if (now := self._clock.now()) < self._due - _EARLY_S:
                 break
             due = min(now, self._due)
-            self._recorder.note_late(due, now - due)
-            self._waiting.append(due)
+            self._recorder.record_delay(due, now - due)
+            self._queue.append(due)
             self._due += next(self._gaps)
-            self._serve()
-            self._waited += bool(self._waiting)
-        self._timer = self._clock.call_at(self._due, self.arrive)
+            self._send_queued()
+            self.delayed += bool(self._queue)
+        self._timer = self._clock.call_at(self._due, self.send_due)
 
-    def _serve(self) -> None:
-        while self._waiting:
-            if not self._idle and len(self._lines) < self._bound:
-                line = self._make_line(len(self._lines), self._done)
-                self._lines.append(line)
-                self._idle.append(line)
-            if not self._idle:
+    def _send_queued(self) -> None:
+        while self._queue:
+            if self._idle:
+                connection = self._idle.pop()
+            elif len(self._connections) < self._max_connections:
+                connection = self._connect()
+            else:
                 return
-            self._idle.pop().send(self._pick(), self._waiting.popleft())
+            connection.send(self._next_image(), self._queue.popleft())
 
-    def _done(self, line: Line, outcome: Outcome) -> None:
-        self._recorder.note(line.index, line.began, self._clock.now(), outcome)
-        self._idle.append(line)
-        self._serve()
+    def _on_result(self, connection: Connection, result: RequestResult) -> None:
+        self._recorder.record(connection.index, connection.started, self._clock.now(), result)
+        self._idle.append(connection)
+        self._send_queued()
 
 
-def poisson(rate: float, seed: int) -> Iterator[float]:
-    """Gaps in seconds between arrivals that know nothing of each other, `rate` a second; the same for the same seed."""
-    dice = random.Random(seed)
+def poisson_gaps(rate: float, seed: int) -> Iterator[float]:
+    """Seconds between the arrivals of a Poisson process with `rate` arrivals per second."""
+    generator = random.Random(seed)
     while True:
-        yield dice.expovariate(rate)
+        yield generator.expovariate(rate)
 
 
-def in_turn(count: int) -> Pick:
-    """0, 1, ... `count` - 1 and again."""
-    state = iter(_circle(count))
-    return lambda: next(state)
+def in_turn(count: int) -> NextImage:
+    """0, 1, ... `count` - 1, and from the start again."""
+    indices = itertools.cycle(range(count))
+    return lambda: next(indices)
 
 
-def at_random(count: int, seed: int) -> Pick:
-    """Any below `count`, the same for the same seed."""
-    dice = random.Random(seed)
-    return lambda: dice.randrange(count)
-
-
-def _circle(count: int) -> Iterator[int]:
-    while True:
-        yield from range(count)
-
-
-def _connects(lines: list[Line]) -> tuple[int, int]:
-    return sum(line.connects for line in lines), sum(line.connects > 0 for line in lines)
+def at_random(count: int, seed: int) -> NextImage:
+    """Random indices below `count`."""
+    generator = random.Random(seed)
+    return lambda: generator.randrange(count)

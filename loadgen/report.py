@@ -1,14 +1,15 @@
-"""Measurements as JSON and as CSV."""
+"""The results of a load test as JSON, as CSV, and as a page with a chart."""
 
 import csv
 import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from html import escape
 
-from loadgen.images import Photo
-from loadgen.results import Point
+from loadgen.images import EncodedImage
+from loadgen.plot import line_chart
+from loadgen.results import LevelResult
 
 # The columns of Triton's perf_analyzer, as its documentation prints them; in microseconds.
 _COLUMNS = (
@@ -25,68 +26,124 @@ _COLUMNS = (
     "p95 latency",
     "p99 latency",
 )
+_CURVES = ("p50", "p90", "p99")
+_LOG_FROM = 12.0  # the ratio of the largest to the smallest latency from which the axis is logarithmic
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:900px;margin:2rem auto;padding:0 1rem;background:#fff;"
+    "color:#1f2328}svg{width:100%;height:auto}table{border-collapse:collapse;width:100%}"
+    "th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid #d9dde3}"
+    "td:last-child,th:last-child{text-align:left}"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """All points of one call, and what was asked."""
+class LoadReport:
+    """The results of a load test, and what was tested; `version` is that of topfive."""
 
     version: str
     api: str
     urls: tuple[str, ...]
     model: str
-    photos: tuple[Photo, ...]
+    images: tuple[EncodedImage, ...]
     seed: int
-    points: tuple[Point, ...]
+    results: tuple[LevelResult, ...]
 
 
-def as_json(report: Report) -> str:
-    """One object; `points` has a row for each load, as `figures.Point` documents them, nulls where nothing is known."""
-    return json.dumps({**_heading(report), "points": [asdict(point) for point in report.points]}, indent=2) + "\n"
-
-
-def _heading(report: Report) -> dict[str, Any]:
+def as_json(report: LoadReport) -> str:
+    """One object; `points` has the fields of a `LevelResult` for each load level."""
     images = [
-        {"name": photo.name, "bytes": len(photo.data), "size": photo.size, "group": photo.group}
-        for photo in report.photos
+        {"name": image.name, "bytes": len(image.data), "size": image.size, "group": image.group}
+        for image in report.images
     ]
-    return {
+    document = {
         "topfive": report.version,
         "api": report.api,
         "urls": list(report.urls),
         "model": report.model,
         "images": images,
         "seed": report.seed,
+        "points": [asdict(result) for result in report.results],
     }
+    return json.dumps(document, indent=2) + "\n"
 
 
-def as_csv(points: Sequence[Point]) -> str:
-    """A row for each point under perf_analyzer's columns, by rising throughput as there.
+def as_csv(report: LoadReport) -> str:
+    """A row for each load level, with the columns of perf_analyzer and in its order, by rising throughput.
 
-    A measured time is split as far as the server says: decoding counts as its input. Sending and receiving are not
-    told apart from the network, so `Client Send` and `Client Recv` are 0, as are the server's columns where it says
-    nothing of its steps.
+    `Client Send` and `Client Recv` are 0: they are part of the network's time. The server's columns are 0 where its
+    responses do not say what their steps took.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    rated = any(point.rate is not None for point in points)
-    writer.writerow(["Request Rate" if rated else "Concurrency", *_COLUMNS])
-    for point in sorted(points, key=lambda one: one.requests_per_second):
-        server, latency = point.server_ms, point.latency_ms
+    writer.writerow(["Request Rate" if _has_rates(report.results) else "Concurrency", *_COLUMNS])
+    for result in sorted(report.results, key=lambda one: one.requests_per_second):
+        server, latency = result.server_ms, result.latency_ms
         steps = (server.queue, server.input, server.inference, server.output) if server else (0.0,) * 4
-        elsewhere = max(0.0, (latency.mean or 0.0) - sum(steps))
+        network = max(0.0, (latency.mean or 0.0) - sum(steps))
         writer.writerow(
             [
-                f"{point.rate:g}" if point.rate is not None else point.connections,
-                f"{point.requests_per_second:.6g}",
+                result.load,
+                f"{result.requests_per_second:.6g}",
                 0,
-                *(_us(one) for one in (elsewhere, *steps)),
+                *(_microseconds(one) for one in (network, *steps)),
                 0,
-                *(_us(one or 0.0) for one in (latency.p50, latency.p90, latency.p95, latency.p99)),
+                *(_microseconds(one or 0.0) for one in (latency.p50, latency.p90, latency.p95, latency.p99)),
             ]
         )
     return file.getvalue()
 
 
-def _us(milliseconds: float) -> int:
+def as_html(report: LoadReport) -> str:
+    """A page that loads nothing: latency over throughput as a chart, and a table. Raises ChartError."""
+    title = escape(f"{report.model or report.api} at {', '.join(report.urls)}")
+    images = f"{len(report.images)} image{'s' if len(report.images) > 1 else ''}"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style>\n</head>\n'
+        f"<body>\n<h1>{title}</h1>\n<p>API {escape(report.api)}, {images}, seed {report.seed}, "
+        f"topfive bench {escape(report.version)}. A hollow point is not valid: its note says why.</p>\n"
+        f"{_chart(report.results)}\n{_table(report.results)}\n</body>\n</html>\n"
+    )
+
+
+def _chart(results: Sequence[LevelResult]) -> str:
+    shown = [result for result in results if result.latency_ms.p50 is not None]
+    if not shown:
+        return "<p>No load had a good answer.</p>"
+    curves = {
+        name: [(result.requests_per_second, float(getattr(result.latency_ms, name))) for result in shown]
+        for name in _CURVES
+    }
+    latencies = [latency for points in curves.values() for _, latency in points]
+    return line_chart(
+        curves,
+        title="Latency over throughput",
+        x_label="good answers per second",
+        y_label="ms",
+        y_scale="log" if max(latencies) > _LOG_FROM * min(latencies) else "linear",
+        point_labels=[f"{result.load}/s" if result.rate is not None else result.load for result in shown],
+        hollow=[index for index, result in enumerate(shown) if not result.valid],
+    )
+
+
+def _table(results: Sequence[LevelResult]) -> str:
+    load = "requests/s" if _has_rates(results) else "connections"
+    rows = [[load, "answers/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "errors", "notes"]]
+    for result in results:
+        latency = result.latency_ms
+        milliseconds = [
+            "-" if one is None else f"{one:.2f}" for one in (latency.p50, latency.p90, latency.p95, latency.p99)
+        ]
+        throughput = f"{result.requests_per_second:.1f}"
+        rows.append([result.load, throughput, *milliseconds, str(result.failed), "; ".join(result.notes)])
+    head, *body = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    lines = [f"<tr>{head.replace('td>', 'th>')}</tr>", *(f"<tr>{row}</tr>" for row in body)]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _has_rates(results: Sequence[LevelResult]) -> bool:
+    return any(result.rate is not None for result in results)
+
+
+def _microseconds(milliseconds: float) -> int:
     return round(milliseconds * 1000)

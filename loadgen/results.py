@@ -1,4 +1,4 @@
-"""What is said of a measurement: rates, percentiles, whether they held still."""
+"""The results of a load test: rates, percentiles, and whether they were stable."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,15 +6,28 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Times = NDArray[np.float64]
+Seconds = NDArray[np.float64]
 
-STEADY = 3
+STABLE_WINDOWS = 3
 """How many windows in a row must agree."""
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
-    """Milliseconds; a percentile is a time that occurred, never one between two. None where nothing was answered."""
+class LoadLevel:
+    """A number of connections that never pause, or a rate of arrivals per second; the other is None."""
+
+    connections: int | None = None
+    rate: float | None = None
+
+    def __str__(self) -> str:
+        if self.rate is not None:
+            return f"{self.rate:g} requests/s"
+        return f"{self.connections} connection{'s' if self.connections != 1 else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySummary:
+    """Milliseconds, None without good responses. A percentile is a latency that occurred, not an interpolated one."""
 
     mean: float | None = None
     p50: float | None = None
@@ -24,39 +37,38 @@ class Latency:
     max: float | None = None
 
     @classmethod
-    def of(cls, seconds: Times) -> "Latency":
-        """Of these durations."""
-        if not seconds.size:
+    def of(cls, latencies: Seconds) -> "LatencySummary":
+        """Summarise latencies in seconds."""
+        if not latencies.size:
             return cls()
-        p50, p90, p95, p99 = (
-            float(one) * 1000 for one in np.percentile(seconds, (50, 90, 95, 99), method="inverted_cdf")
-        )
-        return cls(float(seconds.mean()) * 1000, p50, p90, p95, p99, float(seconds.max()) * 1000)
+        percentiles = np.percentile(latencies, (50, 90, 95, 99), method="inverted_cdf")
+        p50, p90, p95, p99 = (float(one) * 1000 for one in percentiles)
+        return cls(float(latencies.mean()) * 1000, p50, p90, p95, p99, float(latencies.max()) * 1000)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A piece of the measurement: the good answers that came in it."""
+    """A part of the measurement; `requests` counts the good responses that came in it."""
 
     seconds: float
     requests: int
     requests_per_second: float
-    latency_ms: Latency
+    latency_ms: LatencySummary
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Good answers to images of about the same size."""
+class SizeGroup:
+    """The good responses to images of about the same size."""
 
     name: str
     images: int
     requests: int
-    latency_ms: Latency
+    latency_ms: LatencySummary
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """Mean milliseconds that the server says it took for its steps, decoding is `input`; 0 where it does not say."""
+class ServerTiming:
+    """Mean milliseconds of the server's steps, as its responses say; decoding is `input`. 0 where they do not say."""
 
     queue: float = 0.0
     input: float = 0.0
@@ -66,16 +78,14 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One measured load, by so many connections that never pause, or by a rate of arrivals per second.
+class LevelResult:
+    """The result of one load level, given by `connections` or by `rate`.
 
-    `requests` counts good answers that came within `seconds`; `latency_ms` is of all requests that began within them,
-    also of those whose end came later, and `errors` of all that were under way within them. At a rate a request begins
-    when it was due. `unanswered` had not ended when the user stopped. `valid` is false where the figures are rather the
-    generator's own, or where nothing was answered; `notes` says why. `cpu_s` is the CPU time of the generator itself.
-    `reconnects` counts connections that were made anew, `late_ms` by how much the generator sent later than was due at
-    the 99th percentile. Bytes are those of HTTP, or of gRPC's messages. `server_ms` is of the same requests as the
-    latency, None where answers do not say it.
+    `requests` counts good responses that came within `seconds`. `latency_ms` and `server_ms` are of all requests that
+    started within them, also of those that ended later, and `errors` of all that were in flight within them. At a rate
+    a request starts when it is due. `unanswered` requests were in flight when the user stopped the test. `valid` is
+    false where the generator was the bottleneck or nothing was answered; `notes` says why. `cpu_s` is the CPU time of
+    the generator, `late_ms` the 99th percentile of how late it sent. Bytes are those of HTTP, or of gRPC's messages.
     """
 
     connections: int | None
@@ -83,7 +93,7 @@ class Point:
     seconds: float
     requests: int
     requests_per_second: float
-    latency_ms: Latency
+    latency_ms: LatencySummary
     errors: dict[str, int]
     error_examples: dict[str, str]
     unanswered: int
@@ -91,8 +101,8 @@ class Point:
     valid: bool
     notes: tuple[str, ...]
     windows: tuple[Window, ...]
-    groups: tuple[Group, ...]
-    server_ms: Server | None
+    groups: tuple[SizeGroup, ...]
+    server_ms: ServerTiming | None
     bytes_sent: int
     bytes_received: int
     reconnects: int
@@ -101,15 +111,22 @@ class Point:
 
     @property
     def failed(self) -> int:
-        """How many requests ended as errors."""
+        """How many requests failed."""
         return sum(self.errors.values())
 
+    @property
+    def load(self) -> str:
+        """The rate or the number of connections."""
+        return f"{self.rate:g}" if self.rate is not None else str(self.connections)
 
-def steady(windows: Sequence[Window], tolerance: float) -> bool:
-    """Whether the last `STEADY` windows agree: of throughput and of mean latency the most is at most 1 + `tolerance`
-    times the least."""
-    last = windows[-STEADY:]
-    if len(last) < STEADY or not all(window.requests for window in last):
+
+def is_stable(windows: Sequence[Window], tolerance: float) -> bool:
+    """Whether the last `STABLE_WINDOWS` windows agree.
+
+    Of the throughput, and of the mean latency, the highest is at most 1 + `tolerance` times the lowest.
+    """
+    last = windows[-STABLE_WINDOWS:]
+    if len(last) < STABLE_WINDOWS or not all(window.requests for window in last):
         return False
     rates = [window.requests_per_second for window in last]
     means = [window.latency_ms.mean or 0.0 for window in last]

@@ -1,103 +1,109 @@
-"""All loads of one call, one after the other, against the same servers."""
+"""Runs a load test: one load level after the other, against the same servers."""
 
 import asyncio
 import resource
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from loadgen.connection import LoadError
-from loadgen.images import Photo
-from loadgen.loops import ClosedLoop, Loop, OpenLoop, at_random, in_turn, poisson
-from loadgen.measurement import Load, Measurement, Plan, Watch
+from loadgen.connection import LoadTestError
+from loadgen.images import EncodedImage
+from loadgen.loops import ClosedLoop, LoadLoop, OpenLoop, at_random, in_turn, poisson_gaps
+from loadgen.measurement import LoadMeasurement, MeasurementPlan, OnProgress
 from loadgen.recorder import Recorder
-from loadgen.results import Point
-from loadgen.target import Target
+from loadgen.results import LevelResult, LoadLevel
+from loadgen.target import LoadTarget
 from service.common.clock import LoopClock
-
-T = TypeVar("T")
 
 _OTHER_FILES = 64  # that a process has open beside its connections
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class LoadTest:
     """What is measured and how.
 
-    `shuffled` draws images at random instead of in turn; `bound` is the most connections that a rate opens.
-    `allow_errors` measures also where the first request fails.
+    `shuffle` sends images at random instead of in turn. A rate opens at most `max_connections`. `allow_errors`
+    measures also where the first request fails. `seed` is that of the arrivals and of `shuffle`.
     """
 
-    target: Target
-    photos: tuple[Photo, ...]
-    loads: tuple[Load, ...]
-    plan: Plan
-    seed: int
-    shuffled: bool
-    bound: int
-    allow_errors: bool
+    target: LoadTarget
+    images: tuple[EncodedImage, ...]
+    levels: tuple[LoadLevel, ...]
+    plan: MeasurementPlan = field(default_factory=MeasurementPlan)
+    seed: int = 0
+    shuffle: bool = False
+    max_connections: int = 1024
+    allow_errors: bool = False
 
 
-async def run(job: Job, stop: asyncio.Event, watch: Watch, say: Callable[[str], None]) -> tuple[Point, ...]:
-    """A point for each load, the last one cut short where `stop` is set; `say` gets what the servers answer first.
+async def run_load_test(
+    test: LoadTest, stop: asyncio.Event, on_progress: OnProgress, say: Callable[[str], None]
+) -> tuple[LevelResult, ...]:
+    """A result for each load level; `say` gets a line about each server's first response.
 
-    Raises LoadError where a server cannot be measured, or `stop` was set before one was.
+    Once `stop` is set, the level that runs is cut short and no further one begins. Raises LoadTestError of a server
+    that cannot be measured, and where `stop` is set before the first level.
     """
-    points: list[Point] = []
-    _make_room(job)
+    results: list[LevelResult] = []
+    _raise_file_limit(test)
     try:
         try:
-            for line in await _unless(stop, job.target.check()):
+            for line in await _check(test.target, stop):
                 say(line)
-        except LoadError as error:
-            if not job.allow_errors or stop.is_set():
+        except LoadTestError as error:
+            if not test.allow_errors or stop.is_set():
                 raise
             say(str(error))
-        for load in job.loads:
+        for level in test.levels:
             if not stop.is_set():
-                points.append(await _measured(job, load, stop, watch))
+                results.append(await _measure(test, level, stop, on_progress))
     finally:
-        await job.target.aclose()
-    return tuple(points)
+        await test.target.aclose()
+    return tuple(results)
 
 
-def _make_room(job: Job) -> None:
-    """Let this process have as many files open as there will be connections. Raises LoadError."""
-    connections = max(job.bound if load.connections is None else load.connections for load in job.loads)
+def _raise_file_limit(test: LoadTest) -> None:
+    """Allow this process as many open files as there will be connections. Raises LoadTestError."""
+    connections = max(test.max_connections if level.connections is None else level.connections for level in test.levels)
     needed = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY in (soft, hard) or needed <= hard:
         if soft != resource.RLIM_INFINITY and needed > soft:
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
         return
-    fewer = "--connections" if any(load.connections for load in job.loads) else "--max-connections"
-    raise LoadError(
+    option = "--connections" if any(level.connections for level in test.levels) else "--max-connections"
+    raise LoadTestError(
         f"{connections} connections need {needed} open files, but this process may have {hard}: "
-        f"raise `ulimit -Hn`, or lower {fewer}"
+        f"raise `ulimit -Hn`, or lower {option}"
     )
 
 
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives, or LoadError as soon as `stop` is set."""
-    working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+async def _check(target: LoadTarget, stop: asyncio.Event) -> list[str]:
+    """The first responses of the servers. Raises LoadTestError, also as soon as `stop` is set."""
+
+    async def check_all() -> list[str]:
+        return [await target.check(server) for server in range(len(target.payloads))]
+
+    checking, stopping = asyncio.ensure_future(check_all()), asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise LoadError("stopped before anything was measured")
-        return working.result()
+        await asyncio.wait({checking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not checking.done():
+            raise LoadTestError("stopped before anything was measured")
+        return checking.result()
     finally:
-        for task in (working, stopped):
+        for task in (checking, stopping):
             task.cancel()
-        await asyncio.gather(working, stopped, return_exceptions=True)
+        await asyncio.gather(checking, stopping, return_exceptions=True)
 
 
-async def _measured(job: Job, load: Load, stop: asyncio.Event, watch: Watch) -> Point:
-    clock, count, target = LoopClock(), len(job.photos), job.target
-    recorder = Recorder([len(payload) for payload in target.payloads[0]], [photo.group for photo in job.photos])
-    pick = at_random(count, job.seed) if job.shuffled else in_turn(count)
-    if load.rate is not None:
-        gaps = poisson(load.rate, job.seed)
-        loop: Loop = OpenLoop(target.line, gaps, pick, recorder, clock, job.bound)
+async def _measure(test: LoadTest, level: LoadLevel, stop: asyncio.Event, on_progress: OnProgress) -> LevelResult:
+    clock, count, connect = LoopClock(), len(test.images), test.target.open_connection
+    recorder = Recorder([len(payload) for payload in test.target.payloads[0]], [image.group for image in test.images])
+    next_image = at_random(count, test.seed) if test.shuffle else in_turn(count)
+    if level.rate is not None:
+        gaps = poisson_gaps(level.rate, test.seed)
+        loop: LoadLoop = OpenLoop(connect, next_image, recorder, clock, test.max_connections, gaps)
     else:
-        loop = ClosedLoop(target.line, load.connections or 1, pick, recorder, clock)
-    return await Measurement(load, loop, recorder, job.plan, clock=clock, stop=stop, watch=watch).run()
+        loop = ClosedLoop(connect, next_image, recorder, clock, level.connections or 1)
+    return await LoadMeasurement(
+        level, loop, recorder, test.plan, clock=clock, stop=stop, on_progress=on_progress
+    ).run()

@@ -1,97 +1,151 @@
-"""The servers that are measured: the requests for each, lines to them, and whether they answer at all."""
+"""The servers under load, the requests that they get, and a check of their first response."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from urllib.parse import quote
 
-from loadgen.connection import Done, Line, LoadError, Outcome, Payloads
-from loadgen.http_client import Answer, ask
-from loadgen.http_connection import Address, HttpLine
-from loadgen.images import Photo
-from loadgen.requests import Api, Form, image_request
+from loadgen.connection import Connection, LoadTestError, OnResult
+from loadgen.http_connection import HttpConnection, ServerAddress, fetch
+from loadgen.images import EncodedImage
 
 CHECK_S = 60.0
-"""How long a first request may take: it may wait for a model to load."""
+"""The timeout of a first request, which may wait for a model to load."""
 
-MakeRequest = Callable[[Address, Photo], bytes]
-"""Makes the whole HTTP request that sends an image to a server."""
+_UNQUOTED = "/?&=%:+,;@!$'()*~"  # in a path with its query
+_BOUNDARY = b"topfive-bench-9c3f5b1e7a24"
 
 
-class Target(Protocol):
-    """Servers of the same kind. `payloads` are the requests of each server, one for each image."""
+class ServerApi(StrEnum):
+    """How requests are made."""
 
-    @property
-    def payloads(self) -> Sequence[Payloads]:
-        """By server, then by image."""
-
-    def line(self, number: int, done: Done) -> Line:
-        """A new line, not yet connected, to server `number` modulo how many there are."""
-
-    async def check(self) -> list[str]:
-        """Ask each server once; what it said. Raises LoadError where one does not answer, or answers an error."""
-
-    async def aclose(self) -> None:
-        """Close what the lines share."""
+    TOPFIVE = "topfive"  # POST /predict with the raw image
+    MULTIPART = "multipart"
+    RAW = "raw"
+    GRPC = "grpc"
 
 
 @dataclass(frozen=True, slots=True)
-class HttpTarget:
-    """Servers that speak HTTP."""
+class RequestFormat:
+    """What a request has beside its image; an empty `path` or `content_type` is the default of the API or the image."""
 
-    addresses: tuple[Address, ...]
-    payloads: tuple[Payloads, ...]
-    api: Api
+    api: ServerApi
+    model: str = ""
+    path: str = ""
+    field: str = "image"
+    content_type: str = ""
+
+
+MakeRequest = Callable[[ServerAddress, EncodedImage], bytes]
+"""Makes a whole HTTP request, head and body."""
+
+
+class LoadTarget(ABC):
+    """Servers that get the same requests. `payloads[server][image]` are the requests."""
+
+    def __init__(self, payloads: Sequence[Sequence[bytes]]) -> None:
+        self.payloads = payloads
+
+    @abstractmethod
+    def open_connection(self, number: int, on_result: OnResult) -> Connection:
+        """A connection to server `number` modulo their number; it connects with its first request."""
+
+    @abstractmethod
+    async def check(self, server: int, timeout_s: float = CHECK_S) -> str:
+        """Send one request to that server, and describe the response in a line.
+
+        Raises LoadTestError of an error, and of a response that is not one of the API.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close what the connections share."""
+
+
+class HttpTarget(LoadTarget):
+    """Servers that speak HTTP; `make_request` makes their requests. Raises LoadTestError of what is no URL."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        make_request: MakeRequest,
+        images: Sequence[EncodedImage],
+        api: ServerApi = ServerApi.RAW,
+    ) -> None:
+        self._addresses = [ServerAddress.parse(url) for url in urls]
+        self._api = api
+        super().__init__([[make_request(address, image) for image in images] for address in self._addresses])
 
     @classmethod
-    def of(cls, urls: Sequence[str], form: Form, photos: Sequence[Photo]) -> "HttpTarget":
-        """All requests of that form, ready to be sent. Raises LoadError of what is no address."""
-        return cls.asked(urls, lambda address, photo: image_request(form, address, photo), photos, form.api)
+    def of(cls, urls: Sequence[str], form: RequestFormat, images: Sequence[EncodedImage]) -> "HttpTarget":
+        """Servers that get requests of that form."""
+        return cls(urls, lambda address, image: image_request(form, address, image), images, form.api)
 
-    @classmethod
-    def asked(
-        cls, urls: Sequence[str], make_request: MakeRequest, photos: Sequence[Photo], api: Api = Api.RAW
-    ) -> "HttpTarget":
-        """Servers of any protocol over HTTP whose requests the caller makes. Raises LoadError of what is no address."""
-        addresses = tuple(Address.parse(url) for url in urls)
-        payloads = tuple([make_request(address, photo) for photo in photos] for address in addresses)
-        return cls(addresses, payloads, api)
+    def open_connection(self, number: int, on_result: OnResult) -> Connection:
+        server = number % len(self._addresses)
+        return HttpConnection(self._addresses[server], self.payloads[server], on_result)
 
-    def line(self, number: int, done: Done) -> Line:
-        """A new line, not yet connected."""
-        place = number % len(self.addresses)
-        return HttpLine(self.addresses[place], self.payloads[place], done)
-
-    async def check(self) -> list[str]:
-        """Ask each server once; what it said. Raises LoadError."""
-        return [
-            _judged(self.api, address, await ask(address, payloads[0], CHECK_S))
-            for address, payloads in zip(self.addresses, self.payloads, strict=True)
-        ]
+    async def check(self, server: int, timeout_s: float = CHECK_S) -> str:
+        result = await fetch(self._addresses[server], self.payloads[server][0], timeout_s)
+        host, status, said = self._addresses[server].authority, result.status, result.text or "nothing"
+        if result.failure and result.location:
+            location = result.location.decode("latin-1")
+            raise LoadTestError(f"{host} redirects ({status}) to {location}; give that address")
+        if result.failure:
+            raise LoadTestError(f"{host} answers {status}: {said}; --allow-errors measures it")
+        best = _best_class(result.body)
+        if not best and self._api is ServerApi.TOPFIVE:
+            raise LoadTestError(
+                f"{host} answers {status}, but not as --api {self._api} would: {said}; of another server say its --api"
+            )
+        return f"{host}: {status}, {len(result.body):,} bytes{best}"
 
     async def aclose(self) -> None:
-        """Nothing is shared."""
+        """Connections share nothing."""
 
 
-def _judged(api: Api, address: Address, answer: Answer) -> str:
-    """What a good answer says, in a line. Raises LoadError of any other, and of one that another API gave."""
-    if location := answer.headers.get("location", ""):
-        raise LoadError(f"{address.authority} redirects ({answer.status}) to {location}; give that address")
-    if not 200 <= answer.status < 300:
-        said = Outcome("", answer.body).said
-        raise LoadError(f"{address.authority} answers {answer.status}: {said or 'nothing'}; --allow-errors measures it")
-    best = _best(answer.body)
-    if not best and api is Api.TOPFIVE:
-        said = Outcome("", answer.body).said
-        raise LoadError(
-            f"{address.authority} answers {answer.status}, but not as --api {api} would: {said or 'nothing'}; "
-            "of another server say its --api"
-        )
-    return f"{address.authority}: {answer.status}, {len(answer.body):,} bytes{best}"
+def http_request(address: ServerAddress, path: str, headers: dict[str, str], body: bytes) -> bytes:
+    """A POST request, head and body."""
+    lines = [
+        f"POST {quote(path, safe=_UNQUOTED)} HTTP/1.1",
+        f"Host: {address.authority}",
+        f"Content-Length: {len(body)}",
+        "Accept: */*",
+    ]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def _best(body: bytes) -> str:
-    """The best class in a reply of this project's API, nothing of others'."""
+def image_request(form: RequestFormat, address: ServerAddress, image: EncodedImage) -> bytes:
+    """A POST request with the image as its body or, for `multipart`, as a field of a form."""
+    content_type = form.content_type or image.content_type
+    path = _path(form, address)
+    if form.api is not ServerApi.MULTIPART:
+        return http_request(address, path, {"Content-Type": content_type}, image.data)
+    disposition = f'Content-Disposition: form-data; name="{_quoted(form.field)}"; filename="{_quoted(image.name)}"'
+    head = f"{disposition}\r\nContent-Type: {content_type}\r\n\r\n".encode()
+    body = b"--" + _BOUNDARY + b"\r\n" + head + image.data + b"\r\n--" + _BOUNDARY + b"--\r\n"
+    return http_request(address, path, {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY.decode()}"}, body)
+
+
+def _path(form: RequestFormat, address: ServerAddress) -> str:
+    path = form.path or (address.path if address.path != "/" else "")
+    if form.api is ServerApi.RAW:
+        return path or "/"
+    path = path or "/predict"
+    if not form.model:
+        return path
+    return f"{path}{'&' if '?' in path else '?'}model={quote(form.model, safe=':+')}"
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _best_class(body: bytes) -> str:
+    """The best class in a reply of topfive; nothing in a reply of another server."""
     try:
         reply = json.loads(body)
         best, engine = reply["predictions"][0], reply["engine"]

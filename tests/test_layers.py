@@ -73,6 +73,7 @@ HOMES = {
     "pyarrow": ("service.offline",),
     "httptools": ("loadgen",),
     "multipart": ("service.rest.body",),
+    "matplotlib": ("loadgen",),
 }
 
 

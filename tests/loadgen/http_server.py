@@ -1,4 +1,4 @@
-"""An HTTP server that answers as it is told, byte for byte, and keeps what it was asked."""
+"""An HTTP server that sends scripted bytes, and keeps the requests that it got."""
 
 import asyncio
 import ssl
@@ -8,65 +8,66 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request as it came, headers in lower case, and the connection it came on, from 0."""
+class Request:
+    """A request as it came, and the number of its connection, from 0."""
 
-    method: str
     path: str
-    headers: dict[str, str]
     body: bytes
     connection: int
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
-    """The pieces to send, each on its own, and whether the connection ends then."""
+class Send:
+    """The pieces to send one by one, and whether the connection closes then."""
 
     pieces: tuple[bytes, ...]
     close: bool = False
 
 
-SILENCE = Say(())
-HANG_UP = Say((), close=True)
+SILENCE = Send(())
+HANG_UP = Send((), close=True)
 
-Script = Callable[[int, Asked], Say]
-"""What to say to the request of that number, from 0."""
+Script = Callable[[int], Send]
+"""What to send for the request of that number, from 0."""
 
 
-def reply(body: bytes = b"{}", status: str = "200 OK", *headers: str) -> Say:
-    """A whole answer with its length."""
+def reply(body: bytes = b"{}", status: str = "200 OK", *headers: str) -> Send:
+    """A response with its length."""
     head = "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""])
-    return Say((head.encode() + body,))
+    return Send((head.encode() + body,))
+
+
+def always(send: Send) -> Script:
+    """The same for each request."""
+    return lambda _number: send
 
 
 @dataclass(slots=True)
-class Scripted:
-    """The running server: its address and all that it was asked."""
+class ScriptedServer:
+    """A running server: its URL and what it got."""
 
     script: Script
     url: str = ""
-    asked: list[Asked] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     connections: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+        """Serve one connection."""
         number = self.connections
         self.connections += 1
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 first, *lines = head.strip().split("\r\n")
-                method, path, _ = first.split(" ")
-                headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+                headers = dict(line.lower().split(": ", 1) for line in lines)
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
-                asked = Asked(method, path, headers, body, number)
-                self.asked.append(asked)
-                say = self.script(len(self.asked) - 1, asked)
-                for piece in say.pieces:
+                self.requests.append(Request(first.split(" ")[1], body, number))
+                send = self.script(len(self.requests) - 1)
+                for piece in send.pieces:
                     writer.write(piece)
                     await writer.drain()
                     await asyncio.sleep(0)
-                if say.close:
+                if send.close:
                     return
         except (asyncio.IncompleteReadError, OSError):
             return
@@ -75,9 +76,9 @@ class Scripted:
 
 
 @asynccontextmanager
-async def scripted(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[Scripted]:
-    """A server that follows the script, on a free port of this machine; over TLS where that is given."""
-    running = Scripted(script)
+async def serving_script(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedServer]:
+    """A server on a free port of this machine."""
+    running = ScriptedServer(script)
     tasks: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
