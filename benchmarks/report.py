@@ -9,9 +9,9 @@ from typing import Any
 from benchmarks.behaviour import GOOD, TRIES
 from benchmarks.figures import Curve, Row, spread
 from benchmarks.modules import Measured
-from benchmarks.picture import svg
 from benchmarks.race import Outcome
 from benchmarks.rows import normalised
+from loadgen.plot import line_chart
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,15 @@ def write(report: Report, path: Path) -> None:
     for old in folder.glob("*.svg"):
         old.unlink()
     for curve in report.curves:
-        (folder / f"{curve.name}.svg").write_text(svg(curve), encoding="utf-8")
+        (folder / f"{curve.name}.svg").write_text(_svg(curve), encoding="utf-8")
     _replace(folder / "results.json", json.dumps(_kept(report), indent=1) + "\n")
     _replace(path, page(report, folder.name))
+
+
+def _svg(curve: Curve) -> str:
+    return line_chart(
+        {curve.name: curve.points}, title=curve.title, x_label=curve.across, y_label=curve.up, x_scale="log"
+    )
 
 
 def _kept(report: Report) -> dict[str, Any]:
