@@ -11,7 +11,7 @@ import numpy as np
 
 from models.artifact.artifact import Artifact
 from service.common.clock import Timer
-from service.common.types import Attained, EngineInfo, Outcome, Probabilities, Rows
+from service.common.types import EngineInfo, ItemOutcome, Probabilities, Rows, SloOutcome
 from service.engines.base import CPU, as_batch
 from service.engines.selection.result import Choice, Opened
 
@@ -82,16 +82,16 @@ class Tally:
     """`BatchMetrics` that tests read."""
 
     def __init__(self) -> None:
-        self.outcomes: Counter[Outcome] = Counter()
-        self.slo: Counter[Attained] = Counter()
+        self.outcomes: Counter[ItemOutcome] = Counter()
+        self.slo: Counter[SloOutcome] = Counter()
         self.sizes: list[int] = []
         self.queued_s: list[float] = []
         self.runs_s: list[float] = []
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: ItemOutcome) -> None:
         self.outcomes[outcome] += 1
 
-    def attained(self, how: Attained, count: int) -> None:
+    def attained(self, how: SloOutcome, count: int) -> None:
         self.slo[how] += count
 
     def dispatched(self, size: int, queued_s: Sequence[float]) -> None:

@@ -5,7 +5,7 @@ from service.batching.slo import Place, Slo, SloUnattainable
 from service.common.clock import Clock
 from service.common.errors import BadRequest, Overloaded
 from service.common.metrics import BatchMetrics
-from service.common.types import Attained, BatchLimits, Outcome
+from service.common.types import BatchLimits, ItemOutcome, SloOutcome
 
 
 class Admission:
@@ -19,7 +19,7 @@ class Admission:
         self._pacer = pacer
         self._clock = clock
         self._metrics = metrics
-        self.places = 0
+        self.admitted = 0
         """Places taken: by images being decoded, waiting or running."""
 
     def take(self, count: int, max_batch: int) -> Place:
@@ -30,16 +30,16 @@ class Admission:
             place = self._place(count, max_batch)
         except Overloaded as error:
             for _ in range(count):
-                self._metrics.ended(Outcome.OVERLOADED)
+                self._metrics.ended(ItemOutcome.OVERLOADED)
             if isinstance(error, SloUnattainable):
                 self.refused(count)
             raise
-        self.places += count
+        self.admitted += count
         return place
 
     def give_back(self, place: Place) -> None:
         """Its request has ended, however it did."""
-        self.places -= place.count
+        self.admitted -= place.count
         for _ in range(place.count):
             self._pacer.released(self._clock.now())
 
@@ -47,14 +47,16 @@ class Admission:
         """All answers of the request are there."""
         if self._slo is not None:
             within = self._slo.answered(self._clock.now(), place)
-            self._metrics.attained(Attained.WITHIN if within else Attained.OVER, place.count)
+            self._metrics.attained(SloOutcome.WITHIN if within else SloOutcome.OVER, place.count)
 
     def refused(self, count: int) -> None:
         """So many items were refused because of the bound."""
-        self._metrics.attained(Attained.REFUSED, count)
+        self._metrics.attained(SloOutcome.REFUSED, count)
 
     def _place(self, count: int, max_batch: int) -> Place:
         now = self._clock.now()
-        if self.places + count > self._limits.capacity:
-            raise Overloaded(self._pacer.retry_after_s(self.places, max_batch, self._limits.slots))
-        return Place(now, count, self.places + count) if self._slo is None else self._slo.place(now, self.places, count)
+        if self.admitted + count > self._limits.capacity:
+            raise Overloaded(self._pacer.retry_after_s(self.admitted, max_batch, self._limits.slots))
+        if self._slo is None:
+            return Place(now, count, self.admitted + count)
+        return self._slo.place(now, self.admitted, count)

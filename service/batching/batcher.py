@@ -17,14 +17,14 @@ from typing import Generic, TypeVar
 from service.batching.admission import Admission
 from service.batching.cost_model import Pacer, even_part
 from service.batching.execution import Runner, as_engine_error
-from service.batching.fair_scheduler import Slot, Slots
+from service.batching.fair_scheduler import FairScheduler, SlotLease
 from service.batching.pending import Pending
 from service.batching.queue import Waiting
 from service.batching.slo import Place, Slo, SloUnattainable
 from service.common.clock import Clock
 from service.common.errors import DeadlineExceeded, EngineError, NotReady, ShuttingDown, TopfiveError
 from service.common.metrics import BatchMetrics
-from service.common.types import BatchLimits, Outcome, Ran
+from service.common.types import BatchLimits, ItemOutcome, ItemResult
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,7 +32,7 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 
-class State(StrEnum):
+class BatcherState(StrEnum):
     """OPEN takes work; DRAINING finishes what it has; CLOSED and BROKEN refuse everything."""
 
     OPEN = "open"
@@ -44,7 +44,7 @@ class State(StrEnum):
 class Batcher(Generic[T, R]):
     """Runs items of T in batches through `run`, which gives a result R or an exception for each, in order.
 
-    `slots` are those of its device, shared with other batchers; alone it has as many as its limits say.
+    `scheduler` is that of its device, shared with other batchers; alone it has as many slots as its limits say.
     `run` may raise MemoryError: the batch is halved, each half tried once, and the maximum lowered. Any other error
     of `run` fails that batch alone. `max_failures` of them in a row make `healthy` false until a batch succeeds.
     """
@@ -57,7 +57,7 @@ class Batcher(Generic[T, R]):
         clock: Clock,
         metrics: BatchMetrics,
         on_health: Callable[[], None] = lambda: None,
-        slots: Slots | None = None,
+        scheduler: FairScheduler | None = None,
     ) -> None:
         self._runner = Runner(run, limits.max_batch)
         self._limits = limits
@@ -70,10 +70,10 @@ class Batcher(Generic[T, R]):
         self._running: dict[asyncio.Task[None], list[Pending[T, R]]] = {}
         self._admission = Admission(limits, self._slo, pacer=self._pacer, clock=clock, metrics=metrics)
         self._failures = 0
-        self._share = (slots or Slots(limits.slots, clock)).join(self._pump, limits.slots)
+        self._share = (scheduler or FairScheduler(limits.slots, clock)).join(self._pump, limits.slots)
         self._drained: asyncio.Event | None = None
         self._cause: BaseException | None = None
-        self.state = State.OPEN
+        self.state = BatcherState.OPEN
 
     @property
     def depth(self) -> int:
@@ -86,9 +86,9 @@ class Batcher(Generic[T, R]):
         return sum(len(items) for items in self._running.values())
 
     @property
-    def places(self) -> int:
+    def admitted(self) -> int:
         """Places taken: by images being decoded, waiting or running."""
-        return self._admission.places
+        return self._admission.admitted
 
     @property
     def max_batch(self) -> int:
@@ -98,7 +98,7 @@ class Batcher(Generic[T, R]):
     @property
     def healthy(self) -> bool:
         """Whether it takes work and the last real runs did not all fail."""
-        return self.state is State.OPEN and self._failures < self._limits.max_failures
+        return self.state is BatcherState.OPEN and self._failures < self._limits.max_failures
 
     @contextmanager
     def admit(self, places: int = 1) -> Iterator[Place]:
@@ -115,7 +115,7 @@ class Batcher(Generic[T, R]):
             self._admission.give_back(place)
             self._note_drained()
 
-    async def submit(self, values: Iterable[T], *, deadline: float, place: Place | None = None) -> list[Ran[R]]:
+    async def submit(self, values: Iterable[T], *, deadline: float, place: Place | None = None) -> list[ItemResult[R]]:
         """The results for `values`. `deadline` is a time of the clock in seconds, `place` what `admit` gave for them.
 
         All are queued before any runs, so that they fill batches together. Raises the DeadlineExceeded, EngineError,
@@ -124,7 +124,7 @@ class Batcher(Generic[T, R]):
         loop; in flight, its rows are computed and dropped. Without a `place` no bound is kept.
         """
         items = [self._enqueued(value, deadline, place) for value in values]
-        left: Outcome | None = None  # its results may be there already, in the turn of the loop in which it leaves
+        left: ItemOutcome | None = None  # its results may be there already, in the turn of the loop in which it leaves
         try:
             self._pump()
             results = [await item.future for item in items]
@@ -135,7 +135,7 @@ class Batcher(Generic[T, R]):
             self._admission.refused(len(items))
             raise
         except asyncio.CancelledError:
-            left = Outcome.EXPIRED if self._clock.now() >= deadline else Outcome.CANCELLED
+            left = ItemOutcome.EXPIRED if self._clock.now() >= deadline else ItemOutcome.CANCELLED
             raise
         finally:
             for item in items:
@@ -145,8 +145,8 @@ class Batcher(Generic[T, R]):
 
     async def aclose(self, drain_s: float) -> None:
         """Take no new work, wait at most `drain_s` seconds for what was accepted, then fail the rest."""
-        if self.state is State.OPEN:
-            self.state = State.DRAINING
+        if self.state is BatcherState.OPEN:
+            self.state = BatcherState.DRAINING
         self._drained = self._drained or asyncio.Event()  # a second call waits with the first, to the earlier limit
         self._note_drained()
         self._pump()
@@ -155,23 +155,23 @@ class Batcher(Generic[T, R]):
             await self._drained.wait()
         finally:
             limit.cancel()
-        if self.state is State.DRAINING:
-            self.state = State.CLOSED
+        if self.state is BatcherState.DRAINING:
+            self.state = BatcherState.CLOSED
         self._fail_all(ShuttingDown())
 
     def _check_open(self) -> None:
-        if self.state is State.BROKEN:
+        if self.state is BatcherState.BROKEN:
             raise NotReady("the model's queue has failed; restart the server") from self._cause
-        if self.state is not State.OPEN:
+        if self.state is not BatcherState.OPEN:
             raise ShuttingDown
 
     def _enqueued(self, value: T, deadline: float, place: Place | None) -> Pending[T, R]:
         """The value in the queue, or settled at once where it cannot run any more."""
         now = self._clock.now()
-        future: asyncio.Future[Ran[R]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[ItemResult[R]] = asyncio.get_running_loop().create_future()
         item = Pending[T, R](value, deadline, now, place or Place(now, 1, 1), future)
         try:
-            if self.state is not State.DRAINING:  # draining: it was admitted before
+            if self.state is not BatcherState.DRAINING:  # draining: it was admitted before
                 self._check_open()
             if deadline <= now:
                 raise DeadlineExceeded
@@ -195,7 +195,7 @@ class Batcher(Generic[T, R]):
         """Whether something waits and this engine, if not the device, is free for it."""
         return len(self._queue) > 0 and len(self._running) < self._limits.slots
 
-    def _dispatch(self, slot: Slot) -> None:
+    def _dispatch(self, slot: SlotLease) -> None:
         """Cut a batch from the front of the queue and run it; expired items are failed instead."""
         now, quantum_s = self._clock.now(), self._share.quantum_s
         items: list[Pending[T, R]] = []
@@ -236,9 +236,9 @@ class Batcher(Generic[T, R]):
             if isinstance(result, Exception):
                 item.settle(as_engine_error(result))
             else:
-                item.settle(Ran(result, started - item.enqueued, took, size))
+                item.settle(ItemResult(result, started - item.enqueued, took, size))
 
-    def _finished(self, slot: Slot, task: asyncio.Task[None]) -> None:
+    def _finished(self, slot: SlotLease, task: asyncio.Task[None]) -> None:
         """Free the slot of a batch that has ended, however it ended."""
         if task.cancelled():  # its engine's threads have gone, or the loop is ending
             for item in self._running[task]:
@@ -256,13 +256,13 @@ class Batcher(Generic[T, R]):
             self._on_health()
 
     def _note_drained(self) -> None:
-        if self._drained is not None and not self.places and not self._queue and not self._running:
+        if self._drained is not None and not self.admitted and not self._queue and not self._running:
             self._drained.set()
 
     def _break(self, cause: BaseException) -> None:
         """A bug: refuse everything from now on and tell every waiting caller, rather than hang."""
         log.critical("the batcher is broken", exc_info=cause)
-        self.state, self._cause = State.BROKEN, cause
+        self.state, self._cause = BatcherState.BROKEN, cause
         error = EngineError("the model's queue has failed")
         error.__cause__ = cause
         self._fail_all(error)

@@ -16,10 +16,10 @@ _LATELY_S = 5.0  # since another queue had work: one that has some again and aga
 
 
 @dataclass(slots=True, eq=False)
-class Slot:
+class SlotLease:
     """Leave to run one batch. Give it back exactly once."""
 
-    _share: "Share"
+    _share: "Flow"
     _started: float
     _expected_s: float
     _weight: float
@@ -29,7 +29,7 @@ class Slot:
         self._share.gave_back(self._started, self._expected_s, self._weight)
 
 
-class Slots:
+class FairScheduler:
     """At most `limit` batches at once on one device. Stuck ones among them go on counting.
 
     An engine that runs fewer at once has more threads for each: a batch of it counts as so many more. A batch should
@@ -46,8 +46,8 @@ class Slots:
         self._asked: tuple[object, float] = None, -math.inf
         self._other_asked_at = -math.inf
         self._latest_s = 0.0
-        self._waiting: dict[Share, None] = {}
-        self._chosen: Share | None = None
+        self._waiting: dict[Flow, None] = {}
+        self._chosen: Flow | None = None
         self._offering = False
 
     @property
@@ -55,18 +55,18 @@ class Slots:
         """Whether every slot is held by a batch that does not return: then nobody can run here."""
         return self.stuck >= self.limit - _ROUNDING
 
-    def join(self, on_turn: Callable[[], None], own: int = 0) -> "Share":
+    def join(self, on_turn: Callable[[], None], own: int = 0) -> "Flow":
         """A queue's part in the device; `on_turn` is called when a slot that it asked for is there.
 
         `own` is how many batches fill the device when they are all of this queue; 0 for as many as of any.
         """
-        return Share(self, on_turn, own)
+        return Flow(self, on_turn, own)
 
     def weight(self, own: int) -> float:
         """How many slots a batch takes of a queue that fills the device with `own` of its batches."""
         return max(1.0, self.limit / own) if own else 1.0
 
-    def _fits(self, share: "Share") -> bool:
+    def _fits(self, share: "Flow") -> bool:
         return self.running + self.weight(share.own) <= self.limit + _ROUNDING or not self.running
 
     def resize(self, limit: int) -> None:
@@ -74,7 +74,7 @@ class Slots:
         self.limit = limit
         self.offer()
 
-    def freed(self, share: "Share", weight: float) -> None:
+    def freed(self, share: "Flow", weight: float) -> None:
         """It gave one back: ask who is next; with nobody there, all who come later are equals."""
         left = self.running - weight
         self.running = left if left > _ROUNDING else 0.0
@@ -84,24 +84,24 @@ class Slots:
         if not (self.running or self._waiting):
             self.virtual_s = max(self.virtual_s, self._latest_s)
 
-    def asked(self, share: "Share") -> None:
+    def asked(self, share: "Flow") -> None:
         """It has work now."""
         last, at = self._asked
         if last is not share.name:
             self._other_asked_at = at
         self._asked = share.name, self.clock.now()
 
-    def is_contended(self, share: "Share") -> bool:
+    def is_contended(self, share: "Flow") -> bool:
         """Whether another queue than that one has, or had within the last seconds, work."""
         last, at = self._asked
         at = self._other_asked_at if last is share.name else at
         return self.clock.now() - at <= _LATELY_S
 
-    def wait(self, share: "Share") -> None:
+    def wait(self, share: "Flow") -> None:
         """Ask it as soon as it is its turn."""
         self._waiting[share] = None
 
-    def is_next(self, share: "Share") -> bool:
+    def is_next(self, share: "Flow") -> bool:
         """Whether a slot is free, and it was asked just now, or all who wait have used the device more."""
         if not self._fits(share):
             return False
@@ -127,10 +127,10 @@ class Slots:
 
 
 @dataclass(slots=True, eq=False)
-class Share:
+class Flow:
     """What one queue has used of its device, in seconds of virtual time."""
 
-    slots: Slots
+    slots: FairScheduler
     on_turn: Callable[[], None]
     own: int = 0
     used_s: float = 0.0
@@ -149,7 +149,7 @@ class Share:
         slots = self.slots
         return max(0, int((slots.limit - slots.running + _ROUNDING) / slots.weight(self.own)))
 
-    def take(self) -> Slot | None:
+    def take(self) -> SlotLease | None:
         """A slot now, or None: then `on_turn` is called once there is one, where work may have gone meanwhile."""
         slots = self.slots
         slots.asked(self)
@@ -161,7 +161,7 @@ class Share:
         slots.running += weight
         slots.virtual_s = self.used_s
         self.used_s += self._last_s
-        return Slot(self, slots.clock.now(), self._last_s, weight)
+        return SlotLease(self, slots.clock.now(), self._last_s, weight)
 
     def gave_back(self, started: float, expected_s: float, weight: float) -> None:
         """Charge what the batch really took, and let the next begin."""

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from service.batching.slo import Place
 from service.common.clock import Timer
 from service.common.errors import DeadlineExceeded, Overloaded
-from service.common.types import Outcome, Ran
+from service.common.types import ItemOutcome, ItemResult
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,10 +24,10 @@ class Pending(Generic[T, R]):
     deadline: float
     enqueued: float
     place: Place
-    future: asyncio.Future[Ran[R]]
+    future: asyncio.Future[ItemResult[R]]
     timer: Timer | None = None
 
-    def settle(self, result: Ran[R] | Exception) -> None:
+    def settle(self, result: ItemResult[R] | Exception) -> None:
         """End it. The only place that completes a future, and the only one that asks whether it is done."""
         if self.future.done():  # its caller left, or its deadline passed while it ran
             return
@@ -36,15 +36,15 @@ class Pending(Generic[T, R]):
         else:
             self.future.set_result(result)
 
-    def leave(self) -> Outcome:
+    def leave(self) -> ItemOutcome:
         """Nobody waits for it any more; how it ended, CANCELLED where it had not."""
         if self.timer is not None:
             self.timer.cancel()
         if self.future.cancel() or self.future.cancelled():
-            return Outcome.CANCELLED
+            return ItemOutcome.CANCELLED
         error = self.future.exception()
         if error is None:
-            return Outcome.OK
+            return ItemOutcome.OK
         if isinstance(error, Overloaded):
-            return Outcome.OVERLOADED
-        return Outcome.EXPIRED if isinstance(error, DeadlineExceeded) else Outcome.FAILED
+            return ItemOutcome.OVERLOADED
+        return ItemOutcome.EXPIRED if isinstance(error, DeadlineExceeded) else ItemOutcome.FAILED

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.common.types import Attained, Latency, Outcome, Timing
+from service.common.types import ItemOutcome, Latency, SloOutcome, Timing
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -28,10 +28,10 @@ Gauges = Callable[[], Sequence[tuple[str | tuple[str, ...], dict[str, float]]]]
 class BatchMetrics(Protocol):
     """What a batcher reports; `ModelMetrics` keeps it for Prometheus."""
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: ItemOutcome) -> None:
         """An item ended so."""
 
-    def attained(self, how: Attained, count: int) -> None:
+    def attained(self, how: SloOutcome, count: int) -> None:
         """So many items were answered, or refused, so under a bound on their time."""
 
     def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
@@ -193,17 +193,17 @@ class ModelMetrics:
     """`BatchMetrics` of one model."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
-        self._items = {outcome: metrics.items.labels(model, outcome.value) for outcome in Outcome}
+        self._items = {outcome: metrics.items.labels(model, outcome.value) for outcome in ItemOutcome}
         self._sizes = metrics.sizes.labels(model)
         self._queued = metrics.queued.labels(model)
         self._runs = metrics.runs.labels(model)
-        self._attained = {how: metrics.attained.labels(model, how.value) for how in Attained}
+        self._attained = {how: metrics.attained.labels(model, how.value) for how in SloOutcome}
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: ItemOutcome) -> None:
         """An item ended so."""
         self._items[outcome].inc()
 
-    def attained(self, how: Attained, count: int) -> None:
+    def attained(self, how: SloOutcome, count: int) -> None:
         """So many items were answered, or refused, so under a bound on their time."""
         self._attained[how].inc(count)
 

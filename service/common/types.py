@@ -114,7 +114,7 @@ class BatchLimits:
     apart: bool = False
 
 
-class Outcome(StrEnum):
+class ItemOutcome(StrEnum):
     """How a submitted item ended; each ends exactly once."""
 
     OK = "ok"
@@ -124,7 +124,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-class Attained(StrEnum):
+class SloOutcome(StrEnum):
     """What became of an image under `--slo-ms`: answered within the bound, after it, or refused because of it."""
 
     WITHIN = "within"
@@ -133,7 +133,7 @@ class Attained(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ran(Generic[R]):
+class ItemResult(Generic[R]):
     """The answer to one item, and what it went through."""
 
     value: R

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from service.batching.fair_scheduler import Slots
+from service.batching.fair_scheduler import FairScheduler
 from service.common.clock import Clock
 from service.engines.base import CPU
 from service.engines.selection.result import OpenEngine
@@ -113,7 +113,7 @@ class DeviceModels:
     def __init__(self, device: str, budget_bytes: int, clock: Clock) -> None:
         self.device = device
         self.budget_bytes = budget_bytes
-        self.slots = Slots(1, clock, _QUANTUM_S if device == CPU else math.inf)
+        self.slots = FairScheduler(1, clock, _QUANTUM_S if device == CPU else math.inf)
         self.lock = asyncio.Lock()
         """Held by a load while it makes room and opens its engine, so that two do not count on the same bytes."""
         self.models: list[LoadedModel] = []

@@ -12,8 +12,8 @@ import numpy as np
 from models.artifact.artifact import Artifact, Manifest, WeightSource
 from models.catalog import InputSpec
 from models.labels import Label
-from service.batching.batcher import Batcher, State
-from service.batching.fair_scheduler import Slots
+from service.batching.batcher import Batcher, BatcherState
+from service.batching.fair_scheduler import FairScheduler
 from service.common.clock import Clock, timeout_at
 from service.common.errors import EngineError
 from service.common.metrics import BatchMetrics, LatencyRecord
@@ -82,7 +82,7 @@ class Lease:
 class LoadedModel:
     """Takes samples, gives rows of probabilities. Made on the event loop; the engine runs in `slots` threads.
 
-    `device_slots` are shared with the other models on its device. While it has `leases` it is not unloaded.
+    `scheduler` is shared with the other models on its device. While it has `leases` it is not unloaded.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class LoadedModel:
         clock: Clock,
         metrics: BatchMetrics,
         on_health: Callable[[], None],
-        device_slots: Slots | None = None,
+        scheduler: FairScheduler | None = None,
     ) -> None:
         self.artifact = artifact
         self.choice = opened.choice
@@ -110,7 +110,7 @@ class LoadedModel:
         self._runs = 0
         self._closing: asyncio.Future[None] | None = None
         self._unused: Callable[[], None] = lambda: None
-        self._device_slots = device_slots or Slots(limits.slots, clock)
+        self._scheduler = scheduler or FairScheduler(limits.slots, clock)
         self._clock = clock
         self._max_run_s = limits.max_run_s
         self.slots = limits.slots
@@ -122,7 +122,7 @@ class LoadedModel:
         self._on_health = on_health
         self._threads = ThreadPool(limits.slots, f"engine-{artifact.manifest.name}")
         self.batcher: Batcher[Sample, Probabilities] = Batcher(
-            self._run, limits, clock=clock, metrics=metrics, on_health=on_health, slots=self._device_slots
+            self._run, limits, clock=clock, metrics=metrics, on_health=on_health, scheduler=self._scheduler
         )
 
     @property
@@ -158,13 +158,13 @@ class LoadedModel:
     @property
     def healthy(self) -> bool:
         """Whether it takes work, its last real runs did not all fail, no batch is stuck, and its device runs."""
-        return self.batcher.healthy and not (self._stuck or self._device_slots.all_stuck or self.card_lost)
+        return self.batcher.healthy and not (self._stuck or self._scheduler.all_stuck or self.card_lost)
 
     @property
     def lost(self) -> bool:
         """Whether only a new process can answer: its queue is broken, all slots are stuck, or its card is lost."""
-        stuck = len(self._stuck) >= self.slots or self._device_slots.all_stuck
-        return self.batcher.state is State.BROKEN or stuck or self.card_lost is not None
+        stuck = len(self._stuck) >= self.slots or self._scheduler.all_stuck
+        return self.batcher.state is BatcherState.BROKEN or stuck or self.card_lost is not None
 
     @property
     def stuck(self) -> bool:
@@ -179,7 +179,7 @@ class LoadedModel:
     @property
     def idle(self) -> bool:
         """Whether nobody uses it, and no batch runs whose callers have left."""
-        return not (self._busy or self.batcher.places)
+        return not (self._busy or self.batcher.admitted)
 
     @property
     def _busy(self) -> bool:
@@ -277,14 +277,14 @@ class LoadedModel:
             self._note_unused()
 
     def _note_stuck(self, stuck: StuckBatch) -> None:
-        slots = self._device_slots.weight(self.slots)
+        slots = self._scheduler.weight(self.slots)
         self._stuck[stuck] = slots
-        self._device_slots.stuck += slots
+        self._scheduler.stuck += slots
         log.error("%s: %s", self.name, stuck.described(self._clock.now()))
         self._on_health()
 
     def _note_returned(self, stuck: StuckBatch) -> None:
-        self._device_slots.stuck -= self._stuck.pop(stuck)
+        self._scheduler.stuck -= self._stuck.pop(stuck)
         lasted_s = stuck.age_s(self._clock.now())
         log.warning("%s: slot %s has returned after %.0f s", self.name, stuck.slot, lasted_s)
         self._on_health()

@@ -177,7 +177,7 @@ class ModelLoader:
             clock=self._clock,
             metrics=self._metrics.for_model(name),
             on_health=self._on_change,
-            device_slots=there.slots,
+            scheduler=there.slots,
         )
         there.add(model)
         self.loaded[name] = model

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batching.batcher import Batcher, State
-from service.batching.fair_scheduler import Slots
+from service.batching.batcher import Batcher, BatcherState
+from service.batching.fair_scheduler import FairScheduler
 from service.common.clock import timeout_at
 from service.common.errors import BadRequest, DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
-from service.common.types import BatchLimits, Outcome, Ran
+from service.common.types import BatchLimits, ItemOutcome, ItemResult
 from tests.fakes import ManualClock, ScriptedRun, Tally, settle
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,9 @@ class FaultyTally(Tally):
 class Bench:
     """A batcher of whole numbers on a manual clock; its runs wait for `run.finish` unless `run.busy` is cleared."""
 
-    def __init__(self, limits: BatchLimits, clock: ManualClock | None = None, slots: Slots | None = None) -> None:
+    def __init__(
+        self, limits: BatchLimits, clock: ManualClock | None = None, slots: FairScheduler | None = None
+    ) -> None:
         self.clock = clock or ManualClock()
         self.run = ScriptedRun()
         self.tally = FaultyTally()
@@ -51,10 +53,10 @@ class Bench:
             clock=self.clock,
             metrics=self.tally,
             on_health=lambda: self.health.append(self.batcher.healthy),
-            slots=slots,
+            scheduler=slots,
         )
 
-    async def call(self, item: int, within_s: float = 60.0) -> Ran[str]:
+    async def call(self, item: int, within_s: float = 60.0) -> ItemResult[str]:
         """What a caller does."""
         deadline = self.clock.now() + within_s
         async with timeout_at(deadline, self.clock):
@@ -62,7 +64,7 @@ class Bench:
                 self.admitted += 1
                 return (await self.batcher.submit([item], deadline=deadline))[0]
 
-    async def submit(self, *items: int, within_s: float = 60.0) -> list[asyncio.Task[Ran[str]]]:
+    async def submit(self, *items: int, within_s: float = 60.0) -> list[asyncio.Task[ItemResult[str]]]:
         """Callers of these items, having come as far as they can."""
         tasks = [asyncio.create_task(self.call(item, within_s)) for item in items]
         await settle()
@@ -81,7 +83,7 @@ class Bench:
         await self.clock.advance(took_s)
         await self.run.finish()
         [ending] = await endings(tasks)
-        return ending.value if isinstance(ending, Ran) else ending
+        return ending.value if isinstance(ending, ItemResult) else ending
 
 
 def bench_of(*, slots: int = 1, max_batch: int = 4, capacity: int = 64, max_failures: int = 3) -> Bench:
@@ -89,21 +91,21 @@ def bench_of(*, slots: int = 1, max_batch: int = 4, capacity: int = 64, max_fail
     return Bench(BatchLimits(slots, max_batch, capacity, max_failures))
 
 
-async def endings(tasks: Sequence[asyncio.Task[Ran[str]]]) -> list[Ran[str] | BaseException]:
+async def endings(tasks: Sequence[asyncio.Task[ItemResult[str]]]) -> list[ItemResult[str] | BaseException]:
     """The result or the error of each, which must be there by now."""
     await settle()
     assert all(task.done() for task in tasks), "a caller that still waits"
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def values(tasks: Sequence[asyncio.Task[Ran[str]]]) -> list[str]:
+async def values(tasks: Sequence[asyncio.Task[ItemResult[str]]]) -> list[str]:
     """The answers, which must be there by now; raises where one failed."""
     await settle()
     assert all(task.done() for task in tasks), "a caller that still waits"
     return [task.result().value for task in tasks]
 
 
-def state_of(bench: Bench) -> State:
+def state_of(bench: Bench) -> BatcherState:
     """Its state now; read through a function, because a type checker takes an attribute for unchanged."""
     return bench.batcher.state
 
@@ -124,7 +126,7 @@ async def test_idle_engine_starts_at_once() -> None:
     assert bench.tally.sizes == [1]
     await settle()
     await bench.run.finish()
-    assert await caller == Ran(ScriptedRun.answer(1), queue_s=0.0, run_s=0.0, batch_size=1)
+    assert await caller == ItemResult(ScriptedRun.answer(1), queue_s=0.0, run_s=0.0, batch_size=1)
 
 
 async def test_items_of_one_caller_fill_batches() -> None:
@@ -135,7 +137,7 @@ async def test_items_of_one_caller_fill_batches() -> None:
         ran = await bench.batcher.submit(range(10), deadline=bench.clock.now() + 60)
     assert bench.run.calls == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9]]
     assert [one.value for one in ran] == answers(*range(10))
-    assert bench.tally.outcomes == {Outcome.OK: 10}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 10}
     assert bench.clock.pending == 0
 
 
@@ -150,7 +152,7 @@ async def test_items_of_one_caller_end_each_once() -> None:
         with pytest.raises(EngineError):
             await caller
         assert bench.batcher.depth == 0
-    assert bench.tally.outcomes == {Outcome.OK: 1, Outcome.FAILED: 1, Outcome.CANCELLED: 4}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 1, ItemOutcome.FAILED: 1, ItemOutcome.CANCELLED: 4}
     assert (bench.run.calls, bench.clock.pending) == ([[0, 1]], 0)
 
 
@@ -160,7 +162,7 @@ async def test_items_past_their_deadline_are_never_queued() -> None:
     with bench.batcher.admit(3), pytest.raises(DeadlineExceeded):
         await bench.batcher.submit(range(3), deadline=bench.clock.now())
     assert bench.run.calls == []
-    assert bench.tally.outcomes == {Outcome.EXPIRED: 3}
+    assert bench.tally.outcomes == {ItemOutcome.EXPIRED: 3}
 
 
 async def test_a_batch_grows_only_while_every_slot_is_busy() -> None:
@@ -168,14 +170,14 @@ async def test_a_batch_grows_only_while_every_slot_is_busy() -> None:
     bench = bench_of(max_batch=4)
     tasks = await bench.submit(*range(10))
     assert bench.run.calls == [[0]]
-    assert (bench.batcher.depth, bench.batcher.in_flight, bench.batcher.places) == (9, 1, 10)
+    assert (bench.batcher.depth, bench.batcher.in_flight, bench.batcher.admitted) == (9, 1, 10)
     await bench.run.finish()
     assert bench.run.calls == [[0], [1, 2, 3, 4]]
     await bench.run.finish(3)
     assert bench.run.calls == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
     assert bench.tally.sizes == [1, 4, 4, 1]
     assert await values(tasks) == answers(*range(10))
-    assert bench.tally.outcomes == {Outcome.OK: 10}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 10}
 
 
 async def test_arrivals_spread_over_a_run_share_the_next_batch() -> None:
@@ -237,7 +239,7 @@ async def test_idle_slots_divide_what_comes_at_once() -> None:
 async def test_nothing_is_kept_for_a_slot_of_others() -> None:
     """Where another queue holds the second slot of the device, the first takes all that waits."""
     clock = ManualClock()
-    device = Slots(2, clock)
+    device = FairScheduler(2, clock)
     limits = BatchLimits(slots=2, max_batch=8, apart=True)
     one, other = Bench(limits, clock, device), Bench(limits, clock, device)
     await other.submit(0)
@@ -268,7 +270,7 @@ async def test_an_idle_batcher_has_no_timer_and_no_task() -> None:
     await values(tasks)
     assert bench.clock.pending == 0
     assert asyncio.all_tasks() == before
-    assert (bench.batcher.depth, bench.batcher.in_flight, bench.batcher.places) == (0, 0, 0)
+    assert (bench.batcher.depth, bench.batcher.in_flight, bench.batcher.admitted) == (0, 0, 0)
 
 
 # --- callers that leave ---
@@ -280,13 +282,13 @@ async def test_cancelling_a_queued_item_frees_its_place_in_the_same_turn() -> No
     tasks = await bench.submit(0, 1, 2, 3)
     tasks[2].cancel()
     await asyncio.sleep(0)
-    assert (bench.batcher.depth, bench.batcher.places) == (2, 3)
+    assert (bench.batcher.depth, bench.batcher.admitted) == (2, 3)
     tasks += await bench.submit(4)
     bench.run.busy = False
     await bench.run.finish()
     assert bench.run.calls == [[0], [1, 3, 4]]
     assert await values([*tasks[:2], *tasks[3:]]) == answers(0, 1, 3, 4)
-    assert bench.tally.outcomes == {Outcome.OK: 4, Outcome.CANCELLED: 1}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 4, ItemOutcome.CANCELLED: 1}
 
 
 async def test_cancelling_an_item_in_flight_drops_its_row() -> None:
@@ -296,10 +298,10 @@ async def test_cancelling_an_item_in_flight_drops_its_row() -> None:
     await bench.run.finish()
     tasks[2].cancel()
     await asyncio.sleep(0)
-    assert (bench.batcher.in_flight, bench.batcher.places) == (3, 2)
+    assert (bench.batcher.in_flight, bench.batcher.admitted) == (3, 2)
     await bench.run.finish()
     assert await values([tasks[0], tasks[1], tasks[3]]) == answers(0, 1, 3)
-    assert bench.tally.outcomes == {Outcome.OK: 3, Outcome.CANCELLED: 1}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 3, ItemOutcome.CANCELLED: 1}
     assert bench.batcher.in_flight == 0
 
 
@@ -328,7 +330,7 @@ async def test_a_run_that_raises_fails_its_batch_alone() -> None:
     assert isinstance(failed, EngineError)
     assert failed.__cause__ is cause
     assert await values(tasks[1:]) == answers(1, 2)
-    assert bench.tally.outcomes == {Outcome.OK: 2, Outcome.FAILED: 1}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 2, ItemOutcome.FAILED: 1}
 
 
 @pytest.mark.parametrize("rows", [[], ["one"], ["one", "two", "three"]])
@@ -355,7 +357,7 @@ async def test_a_bad_row_fails_its_own_caller_only() -> None:
     assert isinstance(failed, EngineError)
     assert isinstance(failed.__cause__, ValueError)
     assert await values([tasks[0], tasks[1], tasks[3]]) == answers(0, 1, 3)
-    assert bench.tally.outcomes == {Outcome.OK: 3, Outcome.FAILED: 1}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 3, ItemOutcome.FAILED: 1}
     assert bench.batcher.healthy
 
 
@@ -371,7 +373,7 @@ async def test_failures_in_a_row_turn_health_off_and_a_success_turns_it_on() -> 
     assert bench.health == [False]
     assert await bench.run_alone(8) == ScriptedRun.answer(8)
     assert bench.health == [False, True]
-    assert bench.batcher.state is State.OPEN
+    assert bench.batcher.state is BatcherState.OPEN
 
 
 async def test_a_run_that_is_cancelled_fails_its_batch_alone() -> None:
@@ -383,7 +385,7 @@ async def test_a_run_that_is_cancelled_fails_its_batch_alone() -> None:
     [failed] = await endings(tasks[:1])
     assert isinstance(failed, EngineError)
     assert await values(tasks[1:]) == answers(1, 2)
-    assert bench.tally.outcomes == {Outcome.OK: 2, Outcome.FAILED: 1}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 2, ItemOutcome.FAILED: 1}
 
 
 # --- out of memory ---
@@ -412,8 +414,8 @@ async def test_out_of_memory_in_one_half_does_not_fail_the_other() -> None:
         await bench.run.finish()
         assert bench.run.calls == [[0], [1, 2, 3, 4], [1, 2], [3, 4]]
         ends = await endings(tasks)
-        assert [item for item, end in enumerate(ends) if isinstance(end, Ran)] == [0, *good]
-        assert bench.tally.outcomes == {Outcome.OK: 3, Outcome.FAILED: 2}
+        assert [item for item, end in enumerate(ends) if isinstance(end, ItemResult)] == [0, *good]
+        assert bench.tally.outcomes == {ItemOutcome.OK: 3, ItemOutcome.FAILED: 2}
         assert bench.batcher.healthy
 
 
@@ -452,16 +454,16 @@ async def test_a_bug_in_the_pump_fails_everything_pending_openly() -> None:
     bench.tally.bug_in = "dispatched"
     await bench.run.finish()
     [answered, *failed] = await endings(tasks)
-    assert isinstance(answered, Ran)
+    assert isinstance(answered, ItemResult)
     for error in failed:
         assert isinstance(error, EngineError)
         assert isinstance(error.__cause__, ZeroDivisionError)
-    assert bench.batcher.state is State.BROKEN
+    assert bench.batcher.state is BatcherState.BROKEN
     assert bench.health == [False]
     with pytest.raises(NotReady) as refused, bench.batcher.admit():
         pass
     assert isinstance(refused.value.__cause__, ZeroDivisionError)
-    assert bench.tally.outcomes == {Outcome.OK: 1, Outcome.FAILED: 5}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 1, ItemOutcome.FAILED: 5}
     assert bench.clock.pending == 0
 
 
@@ -471,8 +473,8 @@ async def test_a_bug_on_a_first_arrival_reaches_its_caller() -> None:
     bench.tally.bug_in = "dispatched"
     [failed] = await endings(await bench.submit(0))
     assert isinstance(failed, EngineError)
-    assert bench.batcher.state is State.BROKEN
-    assert bench.batcher.places == 0
+    assert bench.batcher.state is BatcherState.BROKEN
+    assert bench.batcher.admitted == 0
 
 
 async def test_a_bug_after_a_run_fails_everything_pending_openly() -> None:
@@ -484,7 +486,7 @@ async def test_a_bug_after_a_run_fails_everything_pending_openly() -> None:
     for error in await endings(tasks):
         assert isinstance(error, EngineError)
         assert isinstance(error.__cause__, ZeroDivisionError)
-    assert bench.batcher.state is State.BROKEN
+    assert bench.batcher.state is BatcherState.BROKEN
     assert bench.batcher.in_flight == 0
 
 
@@ -501,11 +503,11 @@ async def test_an_item_that_expires_in_the_queue_is_never_run() -> None:
     assert not tasks[1].done()
     await bench.clock.advance(0.001)
     assert isinstance((await endings(tasks[1:2]))[0], DeadlineExceeded)
-    assert (bench.batcher.depth, bench.batcher.places) == (1, 2)
+    assert (bench.batcher.depth, bench.batcher.admitted) == (1, 2)
     await bench.run.finish(2)
     assert bench.run.calls == [[0], [2]]
     assert await values([tasks[0], tasks[2]]) == answers(0, 2)
-    assert bench.tally.outcomes == {Outcome.OK: 2, Outcome.EXPIRED: 1}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 2, ItemOutcome.EXPIRED: 1}
 
 
 async def test_an_item_whose_timer_is_late_is_still_never_run() -> None:
@@ -518,7 +520,7 @@ async def test_an_item_whose_timer_is_late_is_still_never_run() -> None:
     await bench.run.finish(2)
     assert bench.run.calls == [[0], [2]]
     assert isinstance((await endings(tasks))[1], DeadlineExceeded)
-    assert bench.tally.outcomes == {Outcome.OK: 2, Outcome.EXPIRED: 1}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 2, ItemOutcome.EXPIRED: 1}
 
 
 async def test_a_queue_that_has_expired_whole_starts_nothing() -> None:
@@ -542,10 +544,10 @@ async def test_a_deadline_in_flight_ends_the_caller_at_that_moment() -> None:
     await bench.run.finish()
     await bench.clock.advance(2.0)
     assert isinstance((await endings(hurried))[0], DeadlineExceeded)
-    assert (bench.batcher.in_flight, bench.batcher.places) == (2, 1)
+    assert (bench.batcher.in_flight, bench.batcher.admitted) == (2, 1)
     await bench.run.finish()
     assert await values(first + patient) == answers(0, 2)
-    assert bench.tally.outcomes == {Outcome.OK: 2, Outcome.EXPIRED: 1}
+    assert bench.tally.outcomes == {ItemOutcome.OK: 2, ItemOutcome.EXPIRED: 1}
 
 
 async def test_a_deadline_already_past_is_refused_without_queueing() -> None:
@@ -557,7 +559,7 @@ async def test_a_deadline_already_past_is_refused_without_queueing() -> None:
         bench.clock.jump(1.0)
         with pytest.raises(DeadlineExceeded):
             await bench.batcher.submit([1], deadline=deadline)
-    assert bench.tally.outcomes == {Outcome.EXPIRED: 1}
+    assert bench.tally.outcomes == {ItemOutcome.EXPIRED: 1}
     await bench.run.finish()
     assert bench.run.calls == [[0]]
 
@@ -572,10 +574,10 @@ async def test_rejection_at_capacity_comes_in_the_same_turn() -> None:
     with pytest.raises(Overloaded) as refused, bench.batcher.admit():
         pass
     assert refused.value.retry_after_s == 1.0
-    assert bench.tally.outcomes == {Outcome.OVERLOADED: 1}
+    assert bench.tally.outcomes == {ItemOutcome.OVERLOADED: 1}
     await bench.run.finish()
     with bench.batcher.admit():
-        assert bench.batcher.places == 2
+        assert bench.batcher.admitted == 2
     await bench.run.finish()
     assert await values(tasks) == answers(0, 1)
 
@@ -584,14 +586,14 @@ async def test_several_places_at_once_or_none() -> None:
     """Three of four are taken and given back together; two more do not fit and take none; five never can."""
     bench = bench_of(capacity=4)
     with bench.batcher.admit(3):
-        assert bench.batcher.places == 3
+        assert bench.batcher.admitted == 3
         with pytest.raises(Overloaded), bench.batcher.admit(2):
             pass
-        assert bench.batcher.places == 3
-        assert bench.tally.outcomes == {Outcome.OVERLOADED: 2}
+        assert bench.batcher.admitted == 3
+        assert bench.tally.outcomes == {ItemOutcome.OVERLOADED: 2}
         with pytest.raises(BadRequest, match="--capacity of 4"), bench.batcher.admit(5):
             pass
-    assert bench.batcher.places == 0
+    assert bench.batcher.admitted == 0
 
 
 async def test_a_place_is_taken_before_decoding() -> None:
@@ -600,14 +602,14 @@ async def test_a_place_is_taken_before_decoding() -> None:
 
     def decode_badly() -> None:
         with bench.batcher.admit():
-            assert (bench.batcher.places, bench.batcher.depth) == (1, 0)
+            assert (bench.batcher.admitted, bench.batcher.depth) == (1, 0)
             with pytest.raises(Overloaded), bench.batcher.admit():
                 pass
             raise ValueError("not an image")
 
     with pytest.raises(ValueError, match="not an image"):
         decode_badly()
-    assert bench.batcher.places == 0
+    assert bench.batcher.admitted == 0
 
 
 @pytest.mark.parametrize(("slots", "expected_s"), [(1, 16.0), (2, 8.0)])
@@ -668,14 +670,14 @@ async def test_closing_answers_what_was_accepted_and_refuses_the_rest() -> None:
     bench = bench_of()
     tasks = await bench.submit(0, 1, 2)
     closing = await bench.close()
-    assert state_of(bench) is State.DRAINING
+    assert state_of(bench) is BatcherState.DRAINING
     assert not bench.batcher.healthy
     [refused] = await endings(await bench.submit(3))
     assert isinstance(refused, ShuttingDown)
     await bench.run.finish(2)
     assert await values(tasks) == answers(0, 1, 2)
     assert closing.done()
-    assert state_of(bench) is State.CLOSED
+    assert state_of(bench) is BatcherState.CLOSED
     assert bench.clock.pending == 0
     with pytest.raises(ShuttingDown), bench.batcher.admit():
         pass
@@ -686,7 +688,7 @@ async def test_closing_answers_an_image_that_is_still_being_decoded() -> None:
     bench = bench_of()
     decoded = asyncio.Event()
 
-    async def decode_then_submit() -> Ran[str]:
+    async def decode_then_submit() -> ItemResult[str]:
         with bench.batcher.admit():
             await decoded.wait()
             return (await bench.batcher.submit([7], deadline=bench.clock.now() + 60))[0]
@@ -718,7 +720,7 @@ async def test_closing_waits_for_a_run_that_nobody_waits_for() -> None:
     [gone] = await bench.submit(0)
     gone.cancel()
     closing = await bench.close()
-    assert bench.batcher.places == 0
+    assert bench.batcher.admitted == 0
     assert not closing.done()
     await bench.run.finish()
     assert closing.done()
@@ -728,7 +730,7 @@ async def test_closing_an_idle_batcher_takes_no_time() -> None:
     """Nothing accepted, nothing to wait for."""
     bench = bench_of()
     assert (await bench.close()).done()
-    assert bench.batcher.state is State.CLOSED
+    assert bench.batcher.state is BatcherState.CLOSED
 
 
 async def test_after_the_drain_limit_the_rest_is_failed() -> None:
@@ -744,7 +746,7 @@ async def test_after_the_drain_limit_the_rest_is_failed() -> None:
         with pytest.raises(ShuttingDown):
             await bench.batcher.submit([2], deadline=bench.clock.now() + 60)
     assert all(isinstance(error, ShuttingDown) for error in await endings(tasks))
-    assert bench.tally.outcomes == {Outcome.FAILED: 3}
+    assert bench.tally.outcomes == {ItemOutcome.FAILED: 3}
     assert bench.batcher.in_flight == 1
     await bench.run.finish()
     assert bench.run.calls == [[0]]
@@ -761,7 +763,7 @@ async def test_closing_twice_is_closing_once() -> None:
     assert first.done()
     assert second.done()
     assert (await bench.close()).done()
-    assert bench.batcher.state is State.CLOSED
+    assert bench.batcher.state is BatcherState.CLOSED
     assert bench.clock.pending == 0
 
 
@@ -786,7 +788,7 @@ async def test_a_broken_batcher_closes() -> None:
     closing = await bench.close()
     await bench.run.finish()
     assert closing.done()
-    assert bench.batcher.state is State.BROKEN
+    assert bench.batcher.state is BatcherState.BROKEN
 
 
 @pytest.mark.parametrize("step", [None, RuntimeError("scripted")], ids=["answered", "failed"])
@@ -802,7 +804,13 @@ async def test_leaving_while_the_result_arrives(turns: int, step: Exception | No
     task.cancel()
     await settle()
 
-    seen = Outcome.CANCELLED if task.cancelled() else Outcome.OK if task.exception() is None else Outcome.FAILED
+    seen = (
+        ItemOutcome.CANCELLED
+        if task.cancelled()
+        else ItemOutcome.OK
+        if task.exception() is None
+        else ItemOutcome.FAILED
+    )
     assert bench.tally.outcomes == {seen: 1}
     assert bench.clock.pending == 0
 
@@ -840,7 +848,7 @@ class Story:
     def __init__(self, bench: Bench, limits: BatchLimits) -> None:
         self.bench = bench
         self.limits = limits
-        self.tasks: list[asyncio.Task[Ran[str]]] = []
+        self.tasks: list[asyncio.Task[ItemResult[str]]] = []
         self.deadlines: list[float] = []
         self.late: set[int] = set()
         """Callers that left after their deadline: their items count as expired."""
@@ -852,7 +860,7 @@ class Story:
             await self.step(name, number)
             batcher, run = self.bench.batcher, self.bench.run
             assert run.running <= self.limits.slots
-            assert batcher.places <= self.limits.capacity
+            assert batcher.admitted <= self.limits.capacity
             if name == "advance":
                 assert run.running == self.limits.slots or batcher.depth == 0, "an idle slot while items wait"
 
@@ -900,31 +908,33 @@ class Story:
         bench = self.bench
         assert all(task.done() for task in self.tasks), "a submit that never ended"
         assert self.closing is None or self.closing.done()
-        ends: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+        ends: dict[ItemOutcome, int] = dict.fromkeys(ItemOutcome, 0)
         refused = 0
         for item, task in enumerate(self.tasks):
             if task.cancelled():
-                ends[Outcome.EXPIRED if item in self.late else Outcome.CANCELLED] += 1
+                ends[ItemOutcome.EXPIRED if item in self.late else ItemOutcome.CANCELLED] += 1
             elif (error := task.exception()) is None:
                 assert task.result().value == ScriptedRun.answer(item)
                 assert item not in bench.run.bad
-                ends[Outcome.OK] += 1
+                ends[ItemOutcome.OK] += 1
             elif isinstance(error, DeadlineExceeded):
-                ends[Outcome.EXPIRED] += 1
+                ends[ItemOutcome.EXPIRED] += 1
             elif isinstance(error, Overloaded):
-                ends[Outcome.OVERLOADED] += 1
+                ends[ItemOutcome.OVERLOADED] += 1
             else:
                 assert isinstance(error, EngineError | ShuttingDown | NotReady)
-                ends[Outcome.FAILED] += 1
-        refused = ends[Outcome.FAILED] - bench.tally.outcomes[Outcome.FAILED]  # by `admit`: no item of the batcher
+                ends[ItemOutcome.FAILED] += 1
+        refused = (
+            ends[ItemOutcome.FAILED] - bench.tally.outcomes[ItemOutcome.FAILED]
+        )  # by `admit`: no item of the batcher
         assert refused >= 0
-        assert refused == len(self.tasks) - bench.admitted - ends[Outcome.OVERLOADED]
-        ends[Outcome.FAILED] -= refused
-        assert ends == {outcome: bench.tally.outcomes[outcome] for outcome in Outcome}
+        assert refused == len(self.tasks) - bench.admitted - ends[ItemOutcome.OVERLOADED]
+        ends[ItemOutcome.FAILED] -= refused
+        assert ends == {outcome: bench.tally.outcomes[outcome] for outcome in ItemOutcome}
         ran = [item for call in bench.run.calls for item in call]
         assert max(map(len, bench.run.calls), default=0) <= self.limits.max_batch
         assert len(bench.tally.queued_s) == sum(bench.tally.sizes) <= len(ran)
-        assert (bench.batcher.places, bench.batcher.depth, bench.batcher.in_flight) == (0, 0, 0)
+        assert (bench.batcher.admitted, bench.batcher.depth, bench.batcher.in_flight) == (0, 0, 0)
         assert bench.clock.pending == 0, "a timer left"
 
 

@@ -7,7 +7,7 @@ from types import FrameType
 import pytest
 
 from service.batching.batcher import Batcher
-from service.batching.fair_scheduler import Slots
+from service.batching.fair_scheduler import FairScheduler
 from service.common.types import BatchLimits
 from tests.fakes import ManualClock, ScriptedRun, Tally, settle
 
@@ -36,8 +36,8 @@ class Calls:
 async def calls_per_item(queued: int, limits: BatchLimits) -> float:
     """For items that are admitted and queued behind so many, and for as many that are run in batches of one."""
     clock, run = ManualClock(), ScriptedRun()
-    slots = Slots(1, clock, quantum_s=0.02)
-    batcher: Batcher[int, str] = Batcher(run, limits, clock=clock, metrics=Tally(), slots=slots)
+    slots = FairScheduler(1, clock, quantum_s=0.02)
+    batcher: Batcher[int, str] = Batcher(run, limits, clock=clock, metrics=Tally(), scheduler=slots)
 
     async def call() -> None:
         with batcher.admit() as place:
@@ -73,7 +73,7 @@ async def test_an_item_costs_the_same_in_a_long_queue(slo_s: float) -> None:
 @pytest.mark.parametrize("models", [3, 30])
 def test_a_turn_among_models_costs_a_step_for_each_of_them(models: int) -> None:
     """Who is next is looked for among the models, never among their requests."""
-    device = Slots(1, ManualClock())
+    device = FairScheduler(1, ManualClock())
     shares = [device.join(lambda: None) for _ in range(models)]
     held = shares[0].take()
     assert held is not None

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from service.batching.batcher import Batcher
-from service.batching.fair_scheduler import Slots
+from service.batching.fair_scheduler import FairScheduler
 from service.batching.slo import Forecast, Place, Slo, SloUnattainable
 from service.common.clock import timeout_at
 from service.common.errors import DeadlineExceeded, Overloaded
-from service.common.types import Attained, BatchLimits, Outcome
+from service.common.types import BatchLimits, ItemOutcome, SloOutcome
 from tests.fakes import Tally
 from tests.virtual_time import VirtualClock, play
 
@@ -67,7 +67,7 @@ class House:
     refused_s: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     expired: int = 0
-    device: Slots | None = None
+    device: FairScheduler | None = None
 
     def __post_init__(self) -> None:
         self.clock = VirtualClock()
@@ -76,7 +76,7 @@ class House:
         self.decoders = asyncio.Semaphore(2)
         limits = BatchLimits(SLOTS, self.max_batch, slo_s=self.bound_s, apart=True)
         self.batcher: Batcher[int, int] = Batcher(
-            self._run, limits, clock=self.clock, metrics=self.tally, slots=self.device
+            self._run, limits, clock=self.clock, metrics=self.tally, scheduler=self.device
         )
 
     @property
@@ -148,8 +148,8 @@ def test_accepted_requests_are_answered_in_time(cost: Cost, max_batch: int, load
     goodput = len(took) / 5 / most_in_time(cost, max_batch)
     assert p99(took) <= BOUND_S
     assert goodput >= (0.8 if load > 1 else 0.7 * load), goodput
-    assert house.tally.slo[Attained.WITHIN] + house.tally.slo[Attained.OVER] == len(house.answered)
-    assert house.tally.slo[Attained.REFUSED] == house.tally.outcomes[Outcome.OVERLOADED] == len(house.refused_s)
+    assert house.tally.slo[SloOutcome.WITHIN] + house.tally.slo[SloOutcome.OVER] == len(house.answered)
+    assert house.tally.slo[SloOutcome.REFUSED] == house.tally.outcomes[ItemOutcome.OVERLOADED] == len(house.refused_s)
 
 
 def test_without_a_bound_nothing_is_refused_and_answers_are_late() -> None:
@@ -227,7 +227,7 @@ def test_a_lone_request_is_never_refused(crops: int) -> None:
 
     house = play(live())
     assert (len(house.answered), house.refused_s) == (20, [])
-    assert house.tally.slo == {Attained.OVER: 20 * crops}
+    assert house.tally.slo == {SloOutcome.OVER: 20 * crops}
 
 
 def test_a_model_that_could_never_answer_in_time_accepts_again_once_it_can() -> None:
@@ -269,7 +269,7 @@ def test_a_deadline_is_kept_apart_from_the_bound() -> None:
         return house
 
     house = play(live())
-    assert (house.expired, house.tally.outcomes) == (1, {Outcome.EXPIRED: 1})
+    assert (house.expired, house.tally.outcomes) == (1, {ItemOutcome.EXPIRED: 1})
     assert not house.tally.slo
 
 
@@ -284,15 +284,15 @@ def test_callers_in_more_of_a_hurry_than_the_bound_are_answered() -> None:
     house = play(live())
     assert len(house.within(1, 6)) / 5 >= 0.5 * most_in_time(steady, 8)
     assert sum(house.sizes) <= 1.01 * len(house.answered)
-    assert house.tally.outcomes[Outcome.EXPIRED] == house.expired > 100
-    assert house.tally.slo[Attained.REFUSED] == len(house.refused_s)
+    assert house.tally.outcomes[ItemOutcome.EXPIRED] == house.expired > 100
+    assert house.tally.slo[SloOutcome.REFUSED] == len(house.refused_s)
 
 
 def test_two_models_with_long_runs_keep_the_device_at_work() -> None:
     """Runs of half the bound make whole queues too late at once: the other model goes on all the same."""
 
     async def live() -> tuple[House, House]:
-        device = Slots(SLOTS, VirtualClock(), 0.02)
+        device = FairScheduler(SLOTS, VirtualClock(), 0.02)
         one, other = (House(half_the_bound, device=device) for _ in range(2))
         await asyncio.gather(one.poisson(100.0, 6.0), other.poisson(100.0, 6.0))
         assert device.running == 0

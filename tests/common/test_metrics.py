@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.common.metrics import LatencyRecord, Metrics
-from service.common.types import Attained, Latency, Outcome, Timing
+from service.common.types import ItemOutcome, Latency, SloOutcome, Timing
 from tests.exposition import families
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -74,7 +74,7 @@ def test_the_record_takes_constant_memory() -> None:
 def test_two_services_fit_in_one_process() -> None:
     """Each has a registry of its own: the same model in both, nothing shared, no duplicate names."""
     one, other = Metrics(), Metrics()
-    one.for_model("tiny").ended(Outcome.OK)
+    one.for_model("tiny").ended(ItemOutcome.OK)
     other.for_model("tiny")
     key = ("topfive_items_total", (("model", "tiny"), ("outcome", "ok")))
     assert samples(one)[key] == 1
@@ -101,17 +101,17 @@ def test_every_outcome_of_a_model_is_there_from_the_start() -> None:
     metrics = Metrics()
     metrics.for_model("tiny")
     seen = samples(metrics)
-    for outcome in Outcome:
+    for outcome in ItemOutcome:
         assert seen["topfive_items_total", (("model", "tiny"), ("outcome", outcome.value))] == 0
 
 
 def test_what_became_of_the_bound_is_counted() -> None:
     """By images, each result of the model on its own."""
     metrics = Metrics()
-    metrics.for_model("tiny").attained(Attained.WITHIN, 10)
-    metrics.for_model("tiny").attained(Attained.REFUSED, 1)
+    metrics.for_model("tiny").attained(SloOutcome.WITHIN, 10)
+    metrics.for_model("tiny").attained(SloOutcome.REFUSED, 1)
     seen = samples(metrics)
-    found = [seen.get(("topfive_slo_total", (("model", "tiny"), ("result", result)))) for result in Attained]
+    found = [seen.get(("topfive_slo_total", (("model", "tiny"), ("result", result)))) for result in SloOutcome]
     assert found == [10, 0, 1]
 
 

@@ -165,11 +165,11 @@ async def test_a_client_leaves(artifacts: Path) -> None:
         model = await running.core.repository.get("tiny")
         engine.gate.clear()
         kept = asyncio.create_task(front.http.post("/predict", files={"image": png()}))
-        await until(lambda: model.batcher.places == 1)
+        await until(lambda: model.batcher.admitted == 1)
         left = asyncio.create_task(front.http.post("/predict", files={"image": png()}))
-        await until(lambda: model.batcher.places == 2)
+        await until(lambda: model.batcher.admitted == 2)
         left.cancel()
-        await until(lambda: model.batcher.places == 1)
+        await until(lambda: model.batcher.admitted == 1)
         engine.gate.set()
         assert (await kept).status_code == 200
 

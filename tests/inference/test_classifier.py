@@ -347,7 +347,7 @@ async def test_a_deadline_while_decoding_frees_the_place(exported: Path) -> None
         await bench.clock.advance(2.0)
         with pytest.raises(DeadlineExceeded):
             await call
-        assert (await bench.batcher()).places == 0
+        assert (await bench.batcher()).admitted == 0
         image.gate.set()
         await bench.classify(png(1))
         assert bench.items() == {("tiny", "ok"): 1}
@@ -390,7 +390,7 @@ async def test_cancelling_while_decoding_frees_the_place(exported: Path) -> None
         call.cancel()
         await settle()
         assert call.cancelled()
-        assert (await bench.batcher()).places == 0
+        assert (await bench.batcher()).admitted == 0
         answer = await bench.classify(png(2))
         assert answer.predictions[0].class_id == 2
         image.gate.set()
@@ -421,7 +421,7 @@ async def test_cancelling_in_the_queue_or_in_flight_answers_the_others(exported:
         running.cancel()
         waiting[1].cancel()
         await settle()
-        assert (await bench.batcher()).places == 2
+        assert (await bench.batcher()).admitted == 2
         bench.engine.gate.set()
         first, last = await asyncio.gather(waiting[0], waiting[2])
         assert (first.predictions[0].class_id, last.predictions[0].class_id) == (1, 3)
@@ -465,7 +465,7 @@ async def test_an_unforeseen_error_is_counted_and_gives_the_place_back(exported:
         with pytest.raises(ZeroDivisionError):
             await bench.classify(FaultyImage(b"?"))
         assert bench.answered() == {("tiny", "internal"): 1}
-        assert (await bench.batcher()).places == 0
+        assert (await bench.batcher()).admitted == 0
 
 
 async def test_closing_answers_what_is_being_decoded_and_refuses_the_rest(exported: Path) -> None:

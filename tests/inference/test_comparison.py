@@ -197,7 +197,7 @@ async def test_a_caller_who_leaves_frees_every_row(four: Path) -> None:
         call.cancel()
         await settle()
         assert call.cancelled()
-        assert [batcher.places for batcher in batchers] == [0, 0]
+        assert [batcher.admitted for batcher in batchers] == [0, 0]
         assert fleet.answered() == {("tiny", "cancelled"): 1, ("wide", "cancelled"): 1}
 
 

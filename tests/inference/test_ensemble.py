@@ -83,11 +83,11 @@ async def test_ten_places_or_none(exported: Path) -> None:
         await reached(lambda: batcher.in_flight == 1)
         with pytest.raises(Overloaded):
             await fleet.classify(png(2), "tiny", crops=10)
-        assert batcher.places == 1
+        assert batcher.admitted == 1
         fleet.engines["tiny"].gate.set()
         await holder
         await fleet.classify(png(2), "tiny", crops=10)
-        assert batcher.places == 0
+        assert batcher.admitted == 0
         assert fleet.items() == {("tiny", "ok"): 11, ("tiny", "overloaded"): 10}
     async with fleet_of(exported, "tiny", capacity=9) as fleet:
         with pytest.raises(BadRequest, match="--capacity"):
@@ -103,7 +103,7 @@ async def test_one_crop_fails_and_the_others_end(exported: Path) -> None:
             await fleet.classify(png(1), "tiny", crops=10)
         batcher = (await fleet.repository.get("tiny")).batcher
         await reached(lambda: batcher.in_flight == 0)
-        assert (batcher.places, batcher.depth) == (0, 0)
+        assert (batcher.admitted, batcher.depth) == (0, 0)
         assert fleet.items() == {("tiny", "failed"): 8, ("tiny", "cancelled"): 2}
         assert fleet.answered() == {("tiny", "internal"): 1}
 
@@ -118,7 +118,7 @@ async def test_a_caller_who_leaves_takes_ten_crops_along(exported: Path) -> None
         call.cancel()
         await settle()
         assert call.cancelled()
-        assert (batcher.places, batcher.depth) == (0, 0)
+        assert (batcher.admitted, batcher.depth) == (0, 0)
         fleet.engines["tiny"].gate.set()
         await fleet.classify(png(1), "tiny", crops=10)
         assert fleet.items() == {("tiny", "cancelled"): 10, ("tiny", "ok"): 10}
@@ -219,7 +219,7 @@ async def test_a_member_without_a_place_frees_the_others(pair: Path) -> None:
         await reached(lambda: busy.in_flight == 1)
         with pytest.raises(Overloaded):
             await fleet.classify(png(1), "ensemble:tiny+other")
-        assert (await fleet.repository.get("tiny")).batcher.places == 0
+        assert (await fleet.repository.get("tiny")).batcher.admitted == 0
         fleet.engines["other"].gate.set()
         await holder
 

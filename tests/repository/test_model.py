@@ -14,7 +14,17 @@ from openvino import InferRequest
 from models.artifact.artifact import Artifact, Manifest, WeightRecord, WeightSource, load
 from service.common.clock import timeout_at
 from service.common.errors import DeadlineExceeded, EngineError, ShuttingDown
-from service.common.types import BatchLimits, EngineInfo, Latency, Outcome, Precision, Probabilities, Ran, Rows, Sample
+from service.common.types import (
+    BatchLimits,
+    EngineInfo,
+    ItemOutcome,
+    ItemResult,
+    Latency,
+    Precision,
+    Probabilities,
+    Rows,
+    Sample,
+)
 from service.engines.base import CardLostError
 from service.engines.openvino.engine import OpenVinoEngine
 from service.engines.selection.result import Opened
@@ -23,7 +33,7 @@ from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 
 pytestmark = pytest.mark.anyio
 
-Answer = asyncio.Task[Ran[Probabilities]]
+Answer = asyncio.Task[ItemResult[Probabilities]]
 
 
 class Bench:
@@ -43,7 +53,7 @@ class Bench:
             on_health=lambda: self.health.append(self.model.batcher.healthy),
         )
 
-    async def call(self, shade: int) -> Ran[Probabilities]:
+    async def call(self, shade: int) -> ItemResult[Probabilities]:
         """What a caller with an image of one shade of grey does; its class is the shade."""
         deadline = self.clock.now() + 60
         async with timeout_at(deadline, self.clock):
@@ -126,7 +136,7 @@ async def test_a_row_that_is_not_finite_fails_alone(exported: Path, value: float
         good, bad, too = await bench.together(1, 2, 3, step=step)
         assert isinstance(bad.exception(), EngineError)
         assert (good.result().batch_size, too.result().batch_size) == (3, 3)
-        assert bench.tally.outcomes == {Outcome.OK: 3, Outcome.FAILED: 1}
+        assert bench.tally.outcomes == {ItemOutcome.OK: 3, ItemOutcome.FAILED: 1}
         assert bench.model.batcher.healthy
 
 
@@ -174,7 +184,7 @@ async def test_a_probe_of_a_full_or_stuck_model_is_no_error(exported: Path) -> N
         assert not await bench.model.probe()
         await bench.clock.advance(5.0)
         assert not await probe
-        assert bench.model.batcher.places == 0
+        assert bench.model.batcher.admitted == 0
 
 
 async def test_an_engine_that_hangs_is_noticed(exported: Path) -> None:
@@ -254,7 +264,7 @@ async def test_openvino_that_hangs_is_named_and_recovers(exported: Path) -> None
         on_health=lambda: None,
     )
 
-    async def ask() -> Ran[Probabilities]:
+    async def ask() -> ItemResult[Probabilities]:
         with model.batcher.admit():
             return (await model.batcher.submit([sample(1)], deadline=clock.now() + 1000))[0]
 

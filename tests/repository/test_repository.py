@@ -11,7 +11,7 @@ import pytest
 
 from models.artifact.artifact import GRAPH, MANIFEST, NotExportedError
 from models.catalog import CATALOG
-from service.batching.batcher import State
+from service.batching.batcher import BatcherState
 from service.common.errors import ModelNotFound, NotReady, ShuttingDown, TopfiveError
 from service.common.metrics import Metrics, ModelMetrics
 from service.common.model_info import ModelState
@@ -327,7 +327,7 @@ async def test_a_broken_queue_is_not_alive(artifacts: Path) -> None:
         assert alive(bench)
         with pytest.raises(TopfiveError):
             await bench.classify("tiny")
-        assert (await bench.repository.get("tiny")).batcher.state is State.BROKEN
+        assert (await bench.repository.get("tiny")).batcher.state is BatcherState.BROKEN
         assert not alive(bench)
         assert not ready(bench)
         await bench.repository.recover()

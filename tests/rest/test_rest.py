@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from export.gate_images import PHOTOS
-from service.common.types import Outcome
+from service.common.types import ItemOutcome
 from service.rest import http_protocol
 from service.rest.image_request import requested_timeout
 from tests.conftest import png
@@ -39,7 +39,7 @@ MODEL = {
 }
 
 
-def items(running: Running, outcome: Outcome) -> float:
+def items(running: Running, outcome: ItemOutcome) -> float:
     """How many images of `tiny` ended so."""
     labels = {"model": "tiny", "outcome": outcome.value}
     return value(running.core.metrics, "topfive_items_total", **labels) or 0.0
@@ -225,7 +225,7 @@ async def test_overloaded(artifacts: Path) -> None:
         engine.gate.clear()
         accepted = [asyncio.create_task(running.http.post("/predict", files={"image": png(i)})) for i in range(3)]
         model = await running.core.repository.get("tiny")
-        await until(lambda: model.batcher.places == 3)
+        await until(lambda: model.batcher.admitted == 3)
         refused = await running.http.post("/predict", files={"image": png()})
         engine.gate.set()
         answers = await asyncio.gather(*accepted)
@@ -260,7 +260,7 @@ async def test_upload_budget(artifacts: Path) -> None:
         engine.gate.clear()
         model = await running.core.repository.get("tiny")
         held = [asyncio.create_task(running.http.post("/predict", content=image, headers=headers)) for _ in range(2)]
-        await until(lambda: model.batcher.places == 2)
+        await until(lambda: model.batcher.admitted == 2)
         refused = await running.http.post("/predict", content=image, headers=headers)
         engine.gate.set()
         answers = await asyncio.gather(*held)
@@ -317,12 +317,12 @@ async def test_disconnect_frees_the_place(artifacts: Path) -> None:
         )
         await until(lambda: model.batcher.depth == 1)
         leaver.close()
-        await until(lambda: model.batcher.depth == 0 and model.batcher.places == 1)
+        await until(lambda: model.batcher.depth == 0 and model.batcher.admitted == 1)
         engine.gate.set()
         assert (await first).status_code == 200
 
         assert len(engine.batches) == ran + 1
-        assert items(running, Outcome.CANCELLED) == 1
+        assert items(running, ItemOutcome.CANCELLED) == 1
 
 
 async def test_health(artifacts: Path) -> None:

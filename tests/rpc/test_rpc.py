@@ -64,7 +64,7 @@ async def test_stream_is_bounded(artifacts: Path) -> None:
         engine.gate.clear()
         model = await running.core.repository.get("tiny")
         call = running.stub.ClassifyStream(stream(*(pb.ClassifyRequest(image=png(i)) for i in range(100))))
-        await until(lambda: model.batcher.places == 32)
+        await until(lambda: model.batcher.admitted == 32)
         engine.gate.set()
         replies = [reply async for reply in call]
 
@@ -78,10 +78,10 @@ async def test_cancelled_stream(artifacts: Path) -> None:
         engine.gate.clear()
         model = await running.core.repository.get("tiny")
         call = running.stub.ClassifyStream(stream(*(pb.ClassifyRequest(image=png(i)) for i in range(10))))
-        await until(lambda: model.batcher.places == 10)
+        await until(lambda: model.batcher.admitted == 10)
         call.cancel()
         assert await call.code() is grpc.StatusCode.CANCELLED  # and nothing of it is left for the next test's loop
-        await until(lambda: model.batcher.places == 0)
+        await until(lambda: model.batcher.admitted == 0)
         engine.gate.set()
 
     assert len(engine.batches) <= 2
@@ -133,7 +133,7 @@ async def test_overloaded(artifacts: Path) -> None:
         engine.gate.clear()
         model = await running.core.repository.get("tiny")
         first = asyncio.ensure_future(running.stub.Classify(pb.ClassifyRequest(image=png(1))))
-        await until(lambda: model.batcher.places == 1)
+        await until(lambda: model.batcher.admitted == 1)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await running.stub.Classify(pb.ClassifyRequest(image=png(2)))
         engine.gate.set()

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batching.batcher import Batcher, State
-from service.batching.fair_scheduler import Share, Slot, Slots
+from service.batching.batcher import Batcher, BatcherState
+from service.batching.fair_scheduler import FairScheduler, Flow, SlotLease
 from service.common.errors import EngineError
 from service.common.types import BatchLimits
 from tests.batching.test_batcher import STEPS, Bench, Step, Story, answers, endings, values
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.anyio
 class Member:
     """A queue of `work` batches on a device; `ran` holds the slots that it was given."""
 
-    def __init__(self, device: Slots, work: int = 0) -> None:
+    def __init__(self, device: FairScheduler, work: int = 0) -> None:
         self.work = work
-        self.ran: deque[Slot] = deque()
-        self.share: Share = device.join(self.go)
+        self.ran: deque[SlotLease] = deque()
+        self.share: Flow = device.join(self.go)
 
     def go(self) -> None:
         while self.work and (slot := self.share.take()):
@@ -42,12 +42,12 @@ class Member:
 class Load:
     """A model whose batches take `run_s` each on the manual clock; it counts what it ran, and who runs at a time."""
 
-    def __init__(self, clock: ManualClock, slots: Slots, run_s: float, *, own_slots: int = 1) -> None:
+    def __init__(self, clock: ManualClock, slots: FairScheduler, run_s: float, *, own_slots: int = 1) -> None:
         self.clock = clock
         self.run_s = run_s
         self.tally = Tally()
         self.batcher: Batcher[int, int] = Batcher(
-            self._run, BatchLimits(own_slots, 4, 1000), clock=clock, metrics=self.tally, slots=slots
+            self._run, BatchLimits(own_slots, 4, 1000), clock=clock, metrics=self.tally, scheduler=slots
         )
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -84,7 +84,7 @@ async def end_all(clock: ManualClock, loads: Sequence[Load]) -> None:
 
 def test_a_free_slot_is_there_at_once() -> None:
     """As many as the limit, to whoever asks; the next one waits and is called when one is given back."""
-    device = Slots(2, ManualClock())
+    device = FairScheduler(2, ManualClock())
     one, other = Member(device, work=2), Member(device, work=1)
     one.go()
     other.go()
@@ -96,7 +96,7 @@ def test_a_free_slot_is_there_at_once() -> None:
 def test_equals_take_turns() -> None:
     """Of members that have used nothing, each gets a slot before any gets its second."""
     clock = ManualClock()
-    device = Slots(1, clock)
+    device = FairScheduler(1, clock)
     members = [Member(device, work=9) for _ in range(4)]
     for member in members:
         member.go()
@@ -111,7 +111,7 @@ def test_equals_take_turns() -> None:
 
 def test_a_member_whose_work_has_gone_is_passed_over() -> None:
     """It is asked, takes nothing, and the slot goes to the next one in the same turn."""
-    device = Slots(1, ManualClock())
+    device = FairScheduler(1, ManualClock())
     one, gone, last = Member(device, work=1), Member(device, work=1), Member(device, work=1)
     for member in (one, gone, last):
         member.go()
@@ -122,9 +122,9 @@ def test_a_member_whose_work_has_gone_is_passed_over() -> None:
 
 def test_a_slot_given_back_in_its_own_turn_goes_on_to_the_next() -> None:
     """Whoever finds that its work is too late by now keeps nobody waiting: the device is not left idle."""
-    device = Slots(1, ManualClock())
+    device = FairScheduler(1, ManualClock())
     one, last = Member(device, work=1), Member(device, work=1)
-    dropped: list[Slot] = []
+    dropped: list[SlotLease] = []
 
     def drop() -> None:
         if not dropped and (slot := late.take()):
@@ -141,7 +141,7 @@ def test_a_slot_given_back_in_its_own_turn_goes_on_to_the_next() -> None:
 
 def test_more_slots_begin_at_once() -> None:
     """A higher limit starts those who wait; a lower one stops nothing, and nothing begins until it is kept."""
-    device = Slots(1, ManualClock())
+    device = FairScheduler(1, ManualClock())
     member = Member(device, work=5)
     member.go()
     device.resize(3)
@@ -156,7 +156,7 @@ def test_more_slots_begin_at_once() -> None:
 
 def test_a_device_keeps_nothing_of_a_model_that_has_gone() -> None:
     """The last that ran there is not held by it, be the device ever so idle afterwards."""
-    device = Slots(1, ManualClock())
+    device = FairScheduler(1, ManualClock())
     member = Member(device, work=1)
     member.go()
     member.end()
@@ -171,7 +171,7 @@ def test_slots_are_neither_lost_nor_doubled(seed: int) -> None:
     """Whoever asks, ends and leaves: never more than the limit run, and none is free while somebody has work."""
     chance = random.Random(seed)
     clock = ManualClock()
-    device = Slots(chance.randint(1, 3), clock)
+    device = FairScheduler(chance.randint(1, 3), clock)
     members = [Member(device) for _ in range(4)]
 
     def running() -> list[Member]:
@@ -197,8 +197,8 @@ def test_slots_are_neither_lost_nor_doubled(seed: int) -> None:
 
 def test_an_engine_with_fewer_slots_takes_more_of_the_device() -> None:
     """On four slots a batch of one that fills it with two counts double, so threads stay four."""
-    device = Slots(4, ManualClock())
-    ran: dict[int, list[Slot]] = {4: [], 2: [], 1: [], 3: []}
+    device = FairScheduler(4, ManualClock())
+    ran: dict[int, list[SlotLease]] = {4: [], 2: [], 1: [], 3: []}
     shares = {own: device.join(lambda: None, own) for own in ran}
 
     def take(own: int) -> bool:
@@ -224,7 +224,7 @@ def test_an_engine_with_fewer_slots_takes_more_of_the_device() -> None:
 def test_one_that_needs_the_whole_device_is_not_kept_out() -> None:
     """While it is next nobody smaller begins, although there is room; then all go on."""
     clock = ManualClock()
-    device = Slots(2, clock)
+    device = FairScheduler(2, clock)
     small, other = Member(device, work=20), Member(device, work=20)
     whole = Member(device, work=3)
     whole.share.own = 1
@@ -248,7 +248,7 @@ def test_one_that_needs_the_whole_device_is_not_kept_out() -> None:
 async def test_two_floods_share_the_time(slots: int, run_s: float) -> None:
     """However long the batches of each, both get half of the device, to within a batch of each."""
     clock = ManualClock()
-    device = Slots(slots, clock)
+    device = FairScheduler(slots, clock)
     short, long = Load(clock, device, 0.1, own_slots=slots), Load(clock, device, run_s, own_slots=slots)
     for load in (short, long):
         await load.ask(900)
@@ -261,7 +261,7 @@ async def test_two_floods_share_the_time(slots: int, run_s: float) -> None:
 async def test_one_alone_has_all_and_owes_nothing_for_it() -> None:
     """With the other idle it gets the whole device; when the other comes, the past is not held against either."""
     clock = ManualClock()
-    device = Slots(1, clock)
+    device = FairScheduler(1, clock)
     first, late = Load(clock, device, 0.5), Load(clock, device, 0.5)
     await first.ask(400)
     await clock.advance(20.0)
@@ -277,7 +277,7 @@ async def test_one_alone_has_all_and_owes_nothing_for_it() -> None:
 async def test_a_slow_batch_is_forgiven_once_the_device_has_rested() -> None:
     """A minute in one batch, then nothing: a flood of another model later does not go first for a minute."""
     clock = ManualClock()
-    device = Slots(1, clock)
+    device = FairScheduler(1, clock)
     slow, flood = Load(clock, device, 60.0), Load(clock, device, 0.1)
     await slow.ask(1)
     await clock.advance(70.0)
@@ -294,7 +294,7 @@ async def test_a_slow_batch_is_forgiven_once_the_device_has_rested() -> None:
 async def test_a_flood_makes_nobody_wait_longer_than_a_round() -> None:
     """Eight models on one slot, one of them flooded: no other waits longer than a batch of each of the eight."""
     clock = ManualClock()
-    device = Slots(1, clock)
+    device = FairScheduler(1, clock)
     longest = 0.2
     flooded = Load(clock, device, longest)
     others = [Load(clock, device, longest * share) for share in (0.1, 0.2, 0.4, 0.5, 0.7, 0.9, 1.0)]
@@ -314,7 +314,7 @@ async def test_a_flood_makes_nobody_wait_longer_than_a_round() -> None:
 async def test_a_batch_is_cut_when_its_slot_is_there() -> None:
     """What arrives while another model holds the device goes into one batch, not into one that was cut before."""
     clock = ManualClock()
-    device = Slots(1, clock)
+    device = FairScheduler(1, clock)
     limits = BatchLimits(1, 8)
     busy, waiting = Bench(limits, clock, device), Bench(limits, clock, device)
     first = await busy.submit(0)
@@ -331,7 +331,7 @@ async def test_a_batch_is_cut_when_its_slot_is_there() -> None:
 async def test_a_stuck_batch_holds_one_slot() -> None:
     """The other models go on with the slot that is left."""
     clock = ManualClock()
-    device = Slots(2, clock)
+    device = FairScheduler(2, clock)
     stuck, well = Bench(BatchLimits(2, 4), clock, device), Bench(BatchLimits(2, 4), clock, device)
     hanging = await stuck.submit(0)
     tasks = await well.submit(1, 2, 3)
@@ -345,7 +345,7 @@ async def test_a_stuck_batch_holds_one_slot() -> None:
 async def test_a_bug_while_a_batch_is_cut_costs_the_others_no_slot() -> None:
     """The queue with the bug is broken and says so; the slot that it had taken goes to the other model."""
     clock = ManualClock()
-    device = Slots(1, clock, 0.02)
+    device = FairScheduler(1, clock, 0.02)
     sound, faulty = (Bench(BatchLimits(1, 4), clock, device) for _ in range(2))
     first = await sound.submit(0)
     second = await faulty.submit(1)
@@ -355,7 +355,7 @@ async def test_a_bug_while_a_batch_is_cut_costs_the_others_no_slot() -> None:
     [failed] = await endings(second)
     assert isinstance(failed, EngineError)
     assert isinstance(failed.__cause__, TypeError)
-    assert (faulty.batcher.state, sound.batcher.state) == (State.BROKEN, State.OPEN)
+    assert (faulty.batcher.state, sound.batcher.state) == (BatcherState.BROKEN, BatcherState.OPEN)
     third = await sound.submit(2)
     await sound.run.finish()
     assert await values([*first, *third]) == answers(0, 2)
@@ -366,7 +366,7 @@ class Pair:
 
     def __init__(self, limits: Sequence[BatchLimits], slots: int) -> None:
         self.clock = ManualClock()
-        self.device = Slots(slots, self.clock)
+        self.device = FairScheduler(slots, self.clock)
         self.limits = limits
         self.stories = [Story(Bench(one, self.clock, self.device), one) for one in limits]
 
@@ -439,7 +439,7 @@ def test_every_submit_of_two_ends_exactly_once(
 async def test_shares_follow_the_clock_and_not_the_count() -> None:
     """Three floods with batches of 1, 2 and 3 tenths of a second: equal times, so unequal numbers of batches."""
     clock = ManualClock()
-    device = Slots(1, clock)
+    device = FairScheduler(1, clock)
     loads = [Load(clock, device, run_s) for run_s in (0.1, 0.2, 0.3)]
     for load in loads:
         await load.ask(700)
@@ -451,7 +451,7 @@ async def test_shares_follow_the_clock_and_not_the_count() -> None:
 
 def test_all_stuck_means_every_slot() -> None:
     """One of two leaves a slot; two of two leave none."""
-    device = Slots(2, ManualClock())
+    device = FairScheduler(2, ManualClock())
     seen = []
     for stuck in (0, 1, 2):
         device.stuck = stuck
@@ -475,7 +475,7 @@ class Steady(Load):
 async def test_alone_batches_grow_as_before() -> None:
     """A quantum says nothing while no other model has work."""
     clock = ManualClock()
-    alone = Steady(clock, Slots(1, clock, quantum_s=0.02), 0.01)
+    alone = Steady(clock, FairScheduler(1, clock, quantum_s=0.02), 0.01)
     await alone.ask(21)
     await end_all(clock, [alone])
     assert alone.tally.sizes == [1, 4, 4, 4, 4, 4]
@@ -484,7 +484,7 @@ async def test_alone_batches_grow_as_before() -> None:
 async def test_beside_others_a_batch_is_cut_to_the_quantum() -> None:
     """Two floods: each batch lasts at most 20 ms by what was measured, one item at least, and both get half."""
     clock = ManualClock()
-    device = Slots(1, clock, quantum_s=0.02)
+    device = FairScheduler(1, clock, quantum_s=0.02)
     light, heavy = Steady(clock, device, 0.009), Steady(clock, device, 0.03)
     await light.ask(400)
     await heavy.ask(400)
@@ -498,7 +498,7 @@ async def test_beside_others_a_batch_is_cut_to_the_quantum() -> None:
 async def test_a_light_model_waits_for_single_runs_of_a_flooded_heavy_one() -> None:
     """Two slots, one flood of 50 ms an item: a light request is answered within one item of it and its own run."""
     clock = ManualClock()
-    device = Slots(2, clock, quantum_s=0.02)
+    device = FairScheduler(2, clock, quantum_s=0.02)
     heavy, light = Steady(clock, device, 0.05, own_slots=2), Steady(clock, device, 0.002, own_slots=2)
     await heavy.ask(900)
     await light.ask(1)
@@ -519,7 +519,7 @@ async def test_a_light_model_waits_for_single_runs_of_a_flooded_heavy_one() -> N
 async def test_the_quantum_is_forgotten_when_the_others_have_been_silent() -> None:
     """Within seconds of another model's request batches stay short; after that they grow again."""
     clock = ManualClock()
-    device = Slots(1, clock, quantum_s=0.02)
+    device = FairScheduler(1, clock, quantum_s=0.02)
     flooded, other = Steady(clock, device, 0.01), Steady(clock, device, 0.01)
     await other.ask(1)
     await flooded.ask(900)
