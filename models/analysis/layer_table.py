@@ -1,4 +1,4 @@
-"""The table of a network's layers: what a row holds, its totals, and the artifact's file of it. Loads no torch."""
+"""The table of a network's layers, and its file in the artifact. Loads no torch."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from types import MappingProxyType
 
 from pydantic import TypeAdapter, ValidationError
 
-from models.analysis.cost import Cost, Size
+from models.analysis.cost import Cost, Size, largest
 from models.artifact.artifact import LAYERS, ArtifactError, Manifest, read_file
 
 
 class Kind(StrEnum):
-    """What the field calls a layer. A module of another kind is a row by its own name, so `Layer.kind` is any text."""
+    """Kinds of layers. A module of another kind has its class name, so `Layer.kind` may be any text."""
 
     CONVOLUTION = "convolution"
     DEPTHWISE = "depthwise convolution"
@@ -35,15 +35,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One row: a layer that has parameters, multiplies and accumulates, or changes the map.
+    """One row: a layer that has parameters, multiplies and accumulates, or changes the size of the feature map.
 
-    Activations, dropout, flattening, concatenation and addition are no rows. `name` is the module's path in the
-    network, or the name of a node of an imported graph that tells no modules. `input` and `output` are (channels,
-    height, width), or (values,) after a flatten. `kernel`, `stride` and `padding` are (height, width), None where
-    there is none; `padding` is None as well where its two sides differ. A layer that runs twice is two rows, the
-    second without parameters. `receptive_field` is (height, width) in pixels of the input, not clipped at its edges,
-    by the formula of `cost.ReceptiveField`; a global pooling and a fully connected layer after a flatten count as a
-    kernel of the whole map; None where it is not known.
+    Activations, dropout, flattening, concatenation and addition have no row. `name` is the module's path in the
+    network, or the node's name in an imported graph. `input` and `output` are (channels, height, width), or (values,)
+    after a flatten. `kernel`, `stride` and `padding` are (height, width), None where there is none; `padding` is also
+    None where two sides differ. A layer that runs twice has two rows, the second without parameters.
+    `receptive_field` is (height, width) in pixels of the input, by the formula of `cost.ReceptiveField`; a global
+    pooling, and a fully connected layer after a flatten, count as a kernel of the whole feature map. It is None in an
+    imported graph.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Consecutive layers of one stage name: how many, what they give together, their totals, the largest field."""
+    """Consecutive layers of one stage: their number, output shape, totals and largest receptive field."""
 
     name: str
     layers: int
@@ -74,10 +74,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class LayerTable:
-    """All rows of one network in the order in which they run, for one image of `input` = (channels, height, width).
-
-    `stages` are the stages in the order of the rows; a name that comes back after another stage is one of its own.
-    """
+    """The layers and stages of one network in running order, for one image of `input` = (channels, height, width)."""
 
     input: tuple[int, int, int]
     layers: tuple[Layer, ...]
@@ -90,34 +87,26 @@ class LayerTable:
         layers: Sequence[Layer],
         outputs: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     ) -> "LayerTable":
-        """The table of these rows for an input of `size`.
+        """The table of these layers for an input of `size`; consecutive layers with one stage name are a stage.
 
-        A stage gives what its last layer gives; `outputs` holds by name what those give that end otherwise, such as
-        a module that ends in a concatenation.
+        The output of a stage is that of its last layer, or the shape that `outputs` has for its name, as for a module
+        that ends in a concatenation.
         """
         stages = []
         for name, group in groupby(layers, key=lambda layer: layer.stage):
             rows = tuple(group)
-            cost = _total(rows)
-            stages.append(
-                Stage(
-                    name,
-                    len(rows),
-                    outputs.get(name, rows[-1].output),
-                    cost.parameters,
-                    cost.macs,
-                    _largest([row.receptive_field for row in rows]),
-                )
-            )
+            cost, fields = _total(rows), [row.receptive_field for row in rows if row.receptive_field is not None]
+            output, field = outputs.get(name, rows[-1].output), largest(*fields) if fields else None
+            stages.append(Stage(name, len(rows), output, cost.parameters, cost.macs, field))
         return cls(size, tuple(layers), tuple(stages))
 
     @property
     def cost(self) -> Cost:
-        """The whole, from its stages: they are few, and `share` asks for it at each row."""
+        """The totals, from the stages: they are few, and `share` is called for each row."""
         return _total(self.stages)
 
     def share(self, macs: int) -> float:
-        """So many multiply-accumulates in percent of the whole; 0 where the whole has none."""
+        """`macs` in percent of the network's multiply-accumulates; 0 where it has none."""
         return 100 * macs / whole if (whole := self.cost.macs) else 0.0
 
 
@@ -128,20 +117,15 @@ def _total(parts: Sequence[Layer | Stage]) -> Cost:
     return Cost(sum(part.parameters for part in parts), sum(part.macs for part in parts))
 
 
-def _largest(fields: Sequence[Size | None]) -> Size | None:
-    known = [field for field in fields if field is not None]
-    return (max(high for high, _ in known), max(wide for _, wide in known)) if known else None
-
-
 def write_layers(folder: Path, table: LayerTable) -> None:
-    """Write the table into the draft of an artifact, before its manifest, which takes the sha256."""
+    """Write the table into the folder of a new artifact, before the manifest, which lists the sha256 of the file."""
     (folder / LAYERS).write_text(json.dumps(asdict(table)) + "\n", encoding="utf-8")
 
 
 def read_layers(root: Path, version: int, manifest: Manifest) -> LayerTable:
-    """The table of the artifact with that manifest under `root`.
+    """The layer table of the artifact with that manifest under `root`.
 
-    Raises FileNotInArtifactError where it has none, ArtifactError where it is missing, altered or no table.
+    Raises FileNotInArtifactError where the artifact has none, ArtifactError where the file is missing or damaged.
     """
     content = read_file(root, version, manifest, LAYERS)
     try:

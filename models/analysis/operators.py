@@ -1,4 +1,4 @@
-"""What single operators of PyTorch do to a map: kind, kernel, multiply-accumulates. Imports torch."""
+"""What single operators of PyTorch do to a feature map: kind, kernel, multiply-accumulates. Imports torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operator at work. `reach` is the kernel by which the receptive field grows, in values of the operator's
-    input, its dilation included; `whole` that it leaves one value of each channel's map.
+    """What one operator does. `reach` is its kernel with the dilation, by which the receptive field grows, `step` its
+    stride; `whole_map` says that it leaves one value of each channel.
     """
 
     kind: Kind
@@ -29,25 +29,24 @@ class Operation:
     groups: int | None = None
     reach: Size = _ONE
     step: Size = _ONE
-    whole: bool = False
+    whole_map: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """One run of an operator. `extent` is the map that its input spans, also where that is flattened by now."""
+class OperatorCall:
+    """One run of an operator. `extent` is the (height, width) that its input spans, also where that is flattened."""
 
     arguments: Sequence[object]
     output: Tensor
     extent: Size
 
     def tensor(self, place: int) -> Tensor:
-        """That argument, which must be a tensor."""
         value = self.arguments[place]
         assert isinstance(value, Tensor)
         return value
 
     def pair(self, place: int, default: Size) -> Size:
-        """The last two numbers of that argument, height and width; `default` where it is left out or empty."""
+        """The last two numbers of that argument as height and width; `default` where it is left out or empty."""
         value = self.arguments[place] if place < len(self.arguments) else ()
         numbers = [value] if isinstance(value, int) else value
         assert isinstance(numbers, Sequence)
@@ -56,7 +55,7 @@ class Call:
         return int(numbers[-2] if len(numbers) > 1 else numbers[0]), int(numbers[-1])
 
 
-def _convolution(call: Call) -> Operation:
+def _convolution(call: OperatorCall) -> Operation:
     if call.arguments[6]:
         raise ValueError("the cost of a transposed convolution is not defined here")
     inputs, weight, groups = call.tensor(0).shape[1], call.tensor(1), call.arguments[8]
@@ -76,22 +75,22 @@ def _convolution(call: Call) -> Operation:
     )
 
 
-def _product(kind: Kind, left: int) -> Callable[[Call], Operation]:
-    """A matrix product whose left factor is argument `left`: each output adds up one whole row of it."""
+def _product(kind: Kind, left: int) -> Callable[[OperatorCall], Operation]:
+    """A matrix product with the argument `left` as its left factor: each output adds up one whole row of it."""
 
-    def operation(call: Call) -> Operation:
+    def operation(call: OperatorCall) -> Operation:
         macs = prod(call.output.shape) * call.tensor(left).shape[-1]
-        return Operation(kind, macs, reach=call.extent, whole=True)
+        return Operation(kind, macs, reach=call.extent, whole_map=True)
 
     return operation
 
 
-def _pooling(kind: Kind, whole: Kind) -> Callable[[Call], Operation | None]:
-    def operation(call: Call) -> Operation | None:
+def _pooling(kind: Kind, over_all: Kind) -> Callable[[OperatorCall], Operation | None]:
+    def operation(call: OperatorCall) -> Operation | None:
         kernel = call.pair(1, _ONE)
         stride, padding = call.pair(2, kernel), call.pair(3, (0, 0))
         if kernel == call.extent and call.output.shape[-2:] == _ONE and padding == (0, 0):
-            return Operation(whole, 0, kernel, reach=kernel, whole=True)
+            return Operation(over_all, 0, kernel, reach=kernel, whole_map=True)
         if kernel == stride == _ONE:  # along other axes, as inside a local response norm
             return None
         return Operation(kind, 0, kernel, stride, padding, reach=kernel, step=stride)
@@ -99,17 +98,18 @@ def _pooling(kind: Kind, whole: Kind) -> Callable[[Call], Operation | None]:
     return operation
 
 
-def _adaptive(kind: Kind, whole: Kind) -> Callable[[Call], Operation | None]:
-    """Pooling to a given size; where the map has that size it does nothing. Windows that differ count as the largest
-    that a fixed stride would need: N - (M - 1) * (N // M) from N values to M.
+def _adaptive(kind: Kind, over_all: Kind) -> Callable[[OperatorCall], Operation | None]:
+    """Pooling to a given size, which does nothing where the map has that size.
+
+    Windows of different sizes count as the largest that a fixed stride needs: N - (M - 1) * (N // M) for M of N values.
     """
 
-    def operation(call: Call) -> Operation | None:
+    def operation(call: OperatorCall) -> Operation | None:
         (high, wide), (rows, columns) = call.extent, call.output.shape[-2:]
         if (rows, columns) == call.extent:
             return None
         if (rows, columns) == _ONE:
-            return Operation(whole, 0, call.extent, reach=call.extent, whole=True)
+            return Operation(over_all, 0, call.extent, reach=call.extent, whole_map=True)
         stride = (high // rows, wide // columns)
         kernel = (high - (rows - 1) * stride[0], wide - (columns - 1) * stride[1])
         return Operation(kind, 0, kernel, stride, (0, 0), reach=kernel, step=stride)
@@ -117,26 +117,26 @@ def _adaptive(kind: Kind, whole: Kind) -> Callable[[Call], Operation | None]:
     return operation
 
 
-def _reduction(kind: Kind) -> Callable[[Call], Operation | None]:
+def _reduction(kind: Kind) -> Callable[[OperatorCall], Operation | None]:
     """A mean or maximum over the whole map; over other axes it is no pooling."""
 
-    def operation(call: Call) -> Operation | None:
+    def operation(call: OperatorCall) -> Operation | None:
         source = call.tensor(0)
         axes = call.arguments[1] if len(call.arguments) > 1 else None
         if source.ndim != 4 or not isinstance(axes, Sequence) or {axis % 4 for axis in axes} != {2, 3}:
             return None
-        return Operation(kind, 0, call.extent, reach=call.extent, whole=True)
+        return Operation(kind, 0, call.extent, reach=call.extent, whole_map=True)
 
     return operation
 
 
-def _plain(kind: Kind) -> Callable[[Call], Operation]:
+def _plain(kind: Kind) -> Callable[[OperatorCall], Operation]:
     return lambda _call: Operation(kind)
 
 
 _AVERAGE = (Kind.AVERAGE_POOLING, Kind.GLOBAL_AVERAGE_POOLING)
 _MAX = (Kind.MAX_POOLING, Kind.GLOBAL_MAX_POOLING)
-_OPERATIONS: Mapping[object, Callable[[Call], Operation | None]] = MappingProxyType(
+_OPERATIONS: Mapping[object, Callable[[OperatorCall], Operation | None]] = MappingProxyType(
     {
         _aten.convolution: _convolution,
         _aten.addmm: _product(Kind.FULLY_CONNECTED, 1),
@@ -158,8 +158,8 @@ _OPERATIONS: Mapping[object, Callable[[Call], Operation | None]] = MappingProxyT
 )
 
 
-def operation_of(operator: object, call: Call) -> Operation | None:
-    """What the operator does there, or None where it leaves the map as it is (activations, sums, reshapes).
+def operation_of(operator: object, call: OperatorCall) -> Operation | None:
+    """What the operator does in that call, or None where it keeps the feature map (activations, sums, reshapes).
 
     Raises ValueError for a transposed convolution, whose cost is not defined here.
     """

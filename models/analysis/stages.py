@@ -1,13 +1,13 @@
 """The stages of a network as a lecture names them: which layers belong together. Loads no torch.
 
-The rule, for each direct child of the network, of which the container named `features` is opened, so that its children
-count as the network's own:
+The rule looks at each direct child of the network. A container named `features` is opened, so that its children count
+as the network's own.
 
 - A block, which is a child with layers inside, is a stage of its own name: `layer1`, `inception3a`, `features.3`.
-- Single layers between blocks, one after the other, are a stage, named by the first of them that has weights: `conv1`,
-  `fc`. Where `features` holds single layers only, its stages are numbered: `features 1`, `features 2`.
-- A layer that shrinks the map without multiplying (a pooling with a stride) ends the stage before it.
-- A global pooling opens the stage after it.
+- Consecutive single layers between blocks are a stage, named by the first of them that has weights: `conv1`, `fc`.
+  Where `features` holds single layers only, its stages are numbered: `features 1`, `features 2`.
+- A layer that shrinks the map without multiplying, such as a pooling with a stride, ends the stage before it.
+- A global pooling begins the stage after it.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,83 +17,84 @@ from enum import Enum
 from models.analysis.layer_table import Kind, Layer
 
 _CONTAINER = "features"
+_GLOBAL_POOLINGS = (Kind.GLOBAL_AVERAGE_POOLING, Kind.GLOBAL_MAX_POOLING)
 
 
-class Place(Enum):
-    """Where a layer stands: inside a block, alone between blocks, or alone in a container of single layers."""
+class StageNaming(Enum):
+    """How the stage of a layer is named: by its block, by its first layer with weights, or by a number."""
 
     BLOCK = "block"
-    ALONE = "alone"
-    NUMBERED = "numbered"
+    FIRST_LAYER = "first layer"
+    NUMBER = "number"
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The place of a layer, and what it stands in: the block, or the opened container (empty for the network)."""
+    """Where a layer stands: `parent` is its block or the opened container, empty for the network itself."""
 
-    place: Place
-    owner: str
+    naming: StageNaming
+    parent: str
 
 
 def position_of(path: str, containers: Collection[str]) -> Position:
-    """Where the layer of that module path stands; `containers` are the paths of all modules with layers inside."""
+    """The position of the layer at that module path; `containers` are the paths of all modules with layers inside."""
     first, _, rest = path.partition(".")
     if first == _CONTAINER and rest:
         first = f"{first}.{rest.partition('.')[0]}"
         if first not in containers:
             blocks = any(name.startswith(f"{_CONTAINER}.") for name in containers)
-            return Position(Place.ALONE if blocks else Place.NUMBERED, _CONTAINER)
+            return Position(StageNaming.FIRST_LAYER if blocks else StageNaming.NUMBER, _CONTAINER)
     elif first not in containers:
-        return Position(Place.ALONE, "")
-    return Position(Place.BLOCK, first)
+        return Position(StageNaming.FIRST_LAYER, "")
+    return Position(StageNaming.BLOCK, first)
 
 
 @dataclass(slots=True)
 class _Group:
-    """A stage that is being put together; closed once its pooling is there."""
+    """The layers of one stage so far; `ended` after a pooling that shrinks the map."""
 
     position: Position
     layers: list[Layer]
-    closed: bool = False
+    ended: bool = False
 
     def takes(self, position: Position) -> bool:
-        """Whether the next layer, at `position`, belongs here."""
-        return all(_opens(layer) for layer in self.layers) or (self.position == position and not self.closed)
+        """Whether the next layer, at `position`, belongs to this stage."""
+        return all(_begins(layer) for layer in self.layers) or (self.position == position and not self.ended)
 
     def name(self, number: int) -> str:
-        """`number` is that of this group among those of its container."""
-        if self.position.place is Place.BLOCK:
-            return self.position.owner
-        if self.position.place is Place.NUMBERED:
-            return f"{self.position.owner} {number}"
+        """The name of the stage; `number` counts the stages of its parent."""
+        if self.position.naming is StageNaming.BLOCK:
+            return self.position.parent
+        if self.position.naming is StageNaming.NUMBER:
+            return f"{self.position.parent} {number}"
         return next((layer.name for layer in self.layers if layer.parameters), self.layers[0].name)
 
 
-def staged(layers: Sequence[Layer], positions: Sequence[Position]) -> tuple[Layer, ...]:
+def with_stages(layers: Sequence[Layer], positions: Sequence[Position]) -> tuple[Layer, ...]:
     """The layers with the names of their stages filled in; `positions` holds the position of each."""
     groups: list[_Group] = []
     for layer, position in zip(layers, positions, strict=True):
         last = groups[-1] if groups else None
-        single = position.place is not Place.BLOCK
+        single = position.naming is not StageNaming.BLOCK
         if last and single and _ends(layer):
             last.layers.append(layer)
-            last.closed = True
-        elif last and last.takes(position) and not (single and _opens(layer)):
+            last.ended = True
+        elif last and last.takes(position) and not (single and _begins(layer)):
             last.layers.append(layer)
-            last.position = position  # of what a global pooling opens
+            last.position = position  # that of the layer after a global pooling
         else:
             groups.append(_Group(position, [layer]))
     named = []
     numbers: dict[str, int] = {}
     for group in groups:
-        number = numbers[group.position.owner] = numbers.get(group.position.owner, 0) + 1
+        number = numbers[group.position.parent] = numbers.get(group.position.parent, 0) + 1
         named += [replace(layer, stage=group.name(number)) for layer in group.layers]
     return tuple(named)
 
 
 def _ends(layer: Layer) -> bool:
-    return layer.macs == 0 and layer.stride is not None and max(layer.stride) > 1 and not _opens(layer)
+    return layer.macs == 0 and layer.stride is not None and max(layer.stride) > 1 and not _begins(layer)
 
 
-def _opens(layer: Layer) -> bool:
-    return layer.kind in (Kind.GLOBAL_AVERAGE_POOLING, Kind.GLOBAL_MAX_POOLING)
+def _begins(layer: Layer) -> bool:
+    return layer.kind in _GLOBAL_POOLINGS

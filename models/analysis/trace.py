@@ -1,7 +1,7 @@
-"""Walks through a network once and writes down its layers: costs, shapes, receptive fields. Imports torch.
+"""Runs a network once and lists its layers: costs, shapes, receptive fields, stages. Imports torch.
 
-The walk sees every operator that runs, so that pooling and products written as functions count like modules. It runs
-on PyTorch's `meta` device, which computes shapes only: no values, no memory, and the network itself is not touched.
+The trace sees every operator that runs, so that pooling and products written as functions count like modules. It runs
+on PyTorch's `meta` device, which computes only shapes: it needs no memory for values and does not change the network.
 """
 
 import re
@@ -16,24 +16,24 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.analysis.cost import ReceptiveField, Size
+from models.analysis.cost import ReceptiveField, Size, largest
 from models.analysis.layer_table import Kind, Layer, LayerTable
-from models.analysis.operators import Call, Operation, operation_of
-from models.analysis.stages import Place, Position, position_of, staged
+from models.analysis.operators import Operation, OperatorCall, operation_of
+from models.analysis.stages import Position, StageNaming, position_of, with_stages
 from models.catalog import InputSpec
 
 
 @dataclass(frozen=True, slots=True)
-class _Trail:
-    """What is known of a tensor: what one of its values sees, and the map (height, width) that all of them span."""
+class _Seen:
+    """What one value of a tensor sees of the input, and the map (height, width) that all its values span."""
 
-    reach: ReceptiveField
+    receptive_field: ReceptiveField
     extent: Size
 
 
 @dataclass(slots=True)
-class _Frame:
-    """A module that is running: its operations since the last row, and the parameters that they took."""
+class _RunningModule:
+    """A module that is running, with the operations and parameters since its last row."""
 
     name: str
     module: nn.Module
@@ -47,130 +47,125 @@ class _Frame:
         return not _has_layers(self.module)
 
 
-class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the tensors through every operator, and writes a row for each layer."""
+class _LayerTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the tensors through every operator and adds a row for each layer."""
 
     def __init__(self, network: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows: list[Layer] = []
         self.positions: list[Position] = []
-        self.outputs: dict[str, tuple[int, ...]] = {}  # of each module, by its path
+        self.outputs: dict[str, tuple[int, ...]] = {}  # by module path
         self._containers = {name for name, module in network.named_modules() if _has_layers(module)}
-        self._unseen = {id(value): value.numel() for value in parameters.values()}
-        self._trails: dict[int, _Trail] = {}
+        self._uncounted = {id(value): value.numel() for value in parameters.values()}
+        self._seen: dict[int, _Seen] = {}
         self._kept: list[Tensor] = []  # alive, so that no two tensors share an id
-        self._frames: list[_Frame] = []
+        self._running: list[_RunningModule] = []
 
     def begin(self, image: Tensor) -> None:
-        """This tensor is the input: each value sees itself."""
-        self._follow(image, _Trail(ReceptiveField(), (image.shape[-2], image.shape[-1])))
+        """Take `image` as the input, of which each value sees itself."""
+        self._follow(image, _Seen(ReceptiveField(), (image.shape[-2], image.shape[-1])))
 
     def enter(self, name: str, module: nn.Module, source: Tensor) -> None:
-        """A module begins to run on `source`."""
-        self._frames.append(_Frame(name, module, source))
+        """Note that a module begins to run on `source`."""
+        self._running.append(_RunningModule(name, module, source))
 
     def leave(self, output: Tensor) -> None:
-        """The innermost module gives `output`; what it did that has no row yet is one."""
-        frame = self._frames.pop()
-        self.outputs[frame.name] = tuple(output.shape[1:])
-        changes = output.numel() != frame.input.numel() or isinstance(frame.module, nn.LocalResponseNorm)
-        if frame.leaf and (frame.operations or changes):
-            self._leaf(frame, output)
-        elif frame.parameters:
-            self._row(frame, frame.input, output, _own_kind(frame.module), None)
+        """Note that the innermost module gives `output`, and add a row for what has none yet."""
+        running = self._running.pop()
+        self.outputs[running.name] = tuple(output.shape[1:])
+        changes = output.numel() != running.input.numel() or isinstance(running.module, nn.LocalResponseNorm)
+        if running.leaf and (running.operations or changes):
+            operation = running.operations[0] if len(running.operations) == 1 else None
+            known = operation is not None and _is_torchs(running.module)
+            kind = operation.kind if operation and known else _kind_of(running.module)
+            self._add_row(running, running.input, output, kind, operation)
+        elif running.parameters:
+            self._add_row(running, running.input, output, _kind_of(running.module), None)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operator and see what it did."""
+        """Run one operator and note what it did."""
         result = func(*args, **(kwargs or {}))
-        self._see(func.overloadpacket, args, [value for value in tree_leaves(result) if isinstance(value, Tensor)])
+        self._note(func.overloadpacket, args, [value for value in tree_leaves(result) if isinstance(value, Tensor)])
         return result
 
-    def _see(self, operator: object, arguments: tuple[Any, ...], outputs: list[Tensor]) -> None:
+    def _note(self, operator: object, arguments: tuple[Any, ...], outputs: list[Tensor]) -> None:
         sources = [value for value in tree_leaves(arguments) if isinstance(value, Tensor)]
-        frame = self._frames[-1]
-        frame.parameters += sum(self._unseen.pop(id(value), 0) for value in sources)
-        trails = [self._trails[id(value)] for value in sources if id(value) in self._trails]
-        if not trails or not outputs:
+        running = self._running[-1]
+        running.parameters += sum(self._uncounted.pop(id(value), 0) for value in sources)
+        seen = [self._seen[id(value)] for value in sources if id(value) in self._seen]
+        if not seen or not outputs:
             return
-        reach, extent = trails[0].reach, trails[0].extent
-        for other in trails[1:]:
-            reach = reach.merged(other.reach)
-            extent = (max(extent[0], other.extent[0]), max(extent[1], other.extent[1]))
-        operation = operation_of(operator, Call(arguments, outputs[0], extent))
+        receptive_field, extent = seen[0].receptive_field, largest(*(one.extent for one in seen))
+        for other in seen[1:]:
+            receptive_field = receptive_field.merged(other.receptive_field)
+        operation = operation_of(operator, OperatorCall(arguments, outputs[0], extent))
         if operation:
-            reach = reach.through(operation.reach, operation.step)
-            extent = (1, 1) if operation.whole else extent
+            receptive_field = receptive_field.through(operation.reach, operation.step)
+            extent = (1, 1) if operation.whole_map else extent
         for output in outputs:
             shape = output.shape
-            self._follow(output, _Trail(reach, (shape[-2], shape[-1]) if output.ndim >= 4 else extent))
-        if operation and frame.leaf:
-            frame.operations.append(operation)
+            self._follow(output, _Seen(receptive_field, (shape[-2], shape[-1]) if output.ndim >= 4 else extent))
+        if operation and running.leaf:
+            running.operations.append(operation)
         elif operation:
-            self._row(frame, sources[0], outputs[0], operation.kind, operation)
+            self._add_row(running, sources[0], outputs[0], operation.kind, operation)
 
-    def _leaf(self, frame: _Frame, output: Tensor) -> None:
-        """One row for all that a module without layers inside has done."""
-        operation = frame.operations[0] if len(frame.operations) == 1 else None
-        kind: str = _own_kind(frame.module)
-        if operation and _is_torchs(frame.module):
-            kind = operation.kind
-        self._row(frame, frame.input, output, kind, operation)
-
-    def _row(self, frame: _Frame, source: Tensor, output: Tensor, kind: str, operation: Operation | None) -> None:
-        own = frame.name if frame.leaf or not operation else f"{frame.name}.{kind.replace(' ', '_')}".strip(".")
-        name = own or type(frame.module).__name__.lower()
-        trail = self._trails.get(id(output))
-        macs = sum(one.macs for one in frame.operations) or (operation.macs if operation else 0)
+    def _add_row(
+        self, running: _RunningModule, source: Tensor, output: Tensor, kind: str, operation: Operation | None
+    ) -> None:
+        own = running.name if running.leaf or not operation else f"{running.name}.{kind.replace(' ', '_')}".strip(".")
+        seen = self._seen.get(id(output))
         self.rows.append(
             Layer(
-                name=name,
+                name=own or type(running.module).__name__.lower(),
                 kind=kind,
                 stage="",
                 input=tuple(source.shape[1:]),
                 output=tuple(output.shape[1:]),
-                parameters=frame.parameters,
-                macs=macs,
-                receptive_field=trail.reach.size if trail else None,
+                parameters=running.parameters,
+                macs=sum(one.macs for one in running.operations) or (operation.macs if operation else 0),
+                receptive_field=seen.receptive_field.size if seen else None,
                 kernel=operation.kernel if operation else None,
                 stride=operation.stride if operation else None,
                 padding=operation.padding if operation else None,
                 groups=operation.groups if operation else None,
             )
         )
-        self.positions.append(position_of(frame.name, self._containers))
-        frame.parameters = 0
+        self.positions.append(position_of(running.name, self._containers))
+        running.parameters = 0
 
-    def _follow(self, tensor: Tensor, trail: _Trail) -> None:
+    def _follow(self, tensor: Tensor, seen: _Seen) -> None:
         self._kept.append(tensor)
-        self._trails[id(tensor)] = trail
+        self._seen[id(tensor)] = seen
 
 
 def network_layers(network: nn.Module, spec: InputSpec) -> LayerTable:
-    """The layers of `network` in evaluation mode, for one image of `spec`; the network is left as it was.
+    """The layers of `network` in evaluation mode for one image of `spec`; the network does not change.
 
-    A layer that the run does not reach (an auxiliary head) is no row. Raises ValueError where the network has a
-    transposed convolution, and what the network itself raises where it does not fit the input.
+    A layer that the run does not reach, such as an auxiliary head, has no row. Raises ValueError where the network has
+    a transposed convolution, and what the network itself raises where it does not fit the input.
     """
     parameters = {name: value.to("meta") for name, value in network.named_parameters()}
     buffers = {name: value.to("meta") for name, value in network.named_buffers()}
     image = torch.empty(1, len(spec.channels.matrix), spec.crop, spec.crop, device="meta")
-    walk = _Walk(network, parameters)
-    walk.begin(image)
-    with _evaluating(network), _watched(network, walk), torch.no_grad(), walk:
+    trace = _LayerTrace(network, parameters)
+    trace.begin(image)
+    with _evaluating(network), _watched(network, trace), torch.no_grad(), trace:
         functional_call(network, parameters | buffers, (image,))
-    layers = staged(walk.rows, walk.positions)
+    layers = with_stages(trace.rows, trace.positions)
     outputs = {}
-    for layer, position in zip(layers, walk.positions, strict=True):  # the last of a stage says how it ends
-        outputs[layer.stage] = walk.outputs[position.owner] if position.place is Place.BLOCK else layer.output
+    for layer, position in zip(layers, trace.positions, strict=True):  # the last layer of a stage counts
+        block = position.naming is StageNaming.BLOCK
+        outputs[layer.stage] = trace.outputs[position.parent] if block else layer.output
     channels, height, width = image.shape[1:]
     return LayerTable.of((channels, height, width), layers, outputs)
 
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each module in the mode that it had."""
+    """Sets evaluation mode, and afterwards each module's own mode again."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -181,16 +176,16 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(network: nn.Module, walk: _Walk) -> Iterator[None]:
-    """Tell `walk` when each module begins and ends."""
+def _watched(network: nn.Module, trace: _LayerTrace) -> Iterator[None]:
+    """Tells `trace` when each module begins and ends."""
     hooks = []
     for name, module in network.named_modules():
 
         def enter(module: nn.Module, inputs: object, name: str = name) -> None:
-            walk.enter(name, module, _first(inputs))
+            trace.enter(name, module, _first_tensor(inputs))
 
         def leave(_module: nn.Module, _inputs: object, output: object) -> None:
-            walk.leave(_first(output))
+            trace.leave(_first_tensor(output))
 
         hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
@@ -200,8 +195,7 @@ def _watched(network: nn.Module, walk: _Walk) -> Iterator[None]:
             hook.remove()
 
 
-def _first(values: object) -> Tensor:
-    """The first tensor of what a module takes or gives, which may be a list of them."""
+def _first_tensor(values: object) -> Tensor:
     return next(value for value in tree_leaves(values) if isinstance(value, Tensor))
 
 
@@ -215,8 +209,8 @@ def _is_torchs(module: nn.Module) -> bool:
     return any(base.__module__.startswith("torch.nn.modules.") for base in layers)
 
 
-def _own_kind(module: nn.Module) -> str:
-    """The name of the class in words."""
+def _kind_of(module: nn.Module) -> str:
+    """The class name in words, such as `radial basis`."""
     if isinstance(module, nn.LocalResponseNorm):
         return Kind.LOCAL_RESPONSE_NORM
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", type(module).__name__).split()

@@ -7,7 +7,7 @@ import pytest
 
 from models.analysis.cost import Cost
 from models.analysis.layer_table import Kind, Layer, LayerTable, Stage, read_layers, write_layers
-from models.analysis.stages import Place, Position, staged
+from models.analysis.stages import Position, StageNaming, with_stages
 from models.artifact.artifact import (
     IMPORTED,
     LAYERS,
@@ -97,15 +97,15 @@ def test_table_of_another_format(tmp_path: Path) -> None:
 
 def names(*rows: tuple[Layer, Position]) -> list[str]:
     """The stages of these layers."""
-    return [layer.stage for layer in staged([layer for layer, _ in rows], [position for _, position in rows])]
+    return [layer.stage for layer in with_stages([layer for layer, _ in rows], [position for _, position in rows])]
 
 
 def test_stages_by_position() -> None:
     """A pooling ends the stage before it, a global pooling opens the one after it, a block is a stage of its own."""
     alone, block, other = (
-        Position(Place.ALONE, ""),
-        Position(Place.BLOCK, "block1"),
-        Position(Place.BLOCK, "block2"),
+        Position(StageNaming.FIRST_LAYER, ""),
+        Position(StageNaming.BLOCK, "block1"),
+        Position(StageNaming.BLOCK, "block2"),
     )
     whole = Layer("mean", Kind.GLOBAL_AVERAGE_POOLING, "", (4, 2, 2), (4,), 0, 0, (9, 9), (2, 2))
 
@@ -119,7 +119,7 @@ def test_stages_by_position() -> None:
 
 def test_numbered_stages() -> None:
     """In a container of single layers the stages count from 1, each up to its pooling."""
-    place = Position(Place.NUMBERED, "features")
+    place = Position(StageNaming.NUMBER, "features")
     rows = [(layer, place) for layer in (CONV, CONV, POOL, CONV, POOL)]
 
     assert names(*rows) == ["features 1"] * 3 + ["features 2"] * 2
