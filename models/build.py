@@ -1,4 +1,4 @@
-"""From a catalog entry to a PyTorch network, and from a network to the graph that is served. Imports torch."""
+"""Builds the PyTorch network of a catalog entry, and wraps it for serving. Imports torch."""
 
 from importlib import import_module
 
@@ -14,7 +14,7 @@ SEED = 2014
 def build(architecture: Architecture) -> nn.Module:
     """The network of that entry in evaluation mode, without its training-only submodules (auxiliary heads).
 
-    Its values are the network's own initialisation from `SEED`; torch's global generator is left as it was.
+    Its weights are the network's own initialisation from `SEED`; torch's global generator does not change.
     """
     module, _, function = architecture.source.partition(":")
     with torch.random.fork_rng(devices=[]):
@@ -33,11 +33,11 @@ def build(architecture: Architecture) -> nn.Module:
 
 
 class ServedNetwork(nn.Module):
-    """The graph contract: `image`, uint8 [N, S, S, 3] RGB, to `probabilities`, float32 [N, C].
+    """A network with the graph contract: `image`, uint8 [N, S, S, 3] RGB, to `probabilities`, float32 [N, C].
 
-    The network gets the channels that `spec` says, [N, 3, S, S] or for grey [N, 1, S, S], each normalised.
+    The network gets the channels of `spec`, [N, 3, S, S] or for grey [N, 1, S, S], each normalised.
 
-    The cast comes first because TensorRT transposes no uint8, and `contiguous` last because channels-last strides
+    The cast comes first because TensorRT transposes no uint8. `contiguous` comes last because channels-last strides
     make the exporter replace each global pooling by index arithmetic on the batch axis.
     """
 
@@ -57,7 +57,6 @@ class ServedNetwork(nn.Module):
         self.register_buffer("colour", colour.view(channels, 3, 1, 1) if mixed else None, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Probabilities of each class, [N, C]."""
         pixels = image.to(torch.float32).permute(0, 3, 1, 2).contiguous()
         if self.colour is not None:
             pixels = functional.conv2d(pixels, self.colour)

@@ -1,4 +1,4 @@
-"""The catalog: every architecture topfive can export, with its metadata. Listing it imports no torch."""
+"""The catalog: every architecture that topfive exports, with its metadata. Imports no torch."""
 
 import difflib
 import tomllib
@@ -11,18 +11,18 @@ from types import MappingProxyType
 from pydantic import TypeAdapter
 
 _FILE = Path(__file__).parent / "data" / "catalog.toml"
-_TAG = "@"  # resnet50@IMAGENET1K_V1: a network with other weights than its default ones
+_TAG = "@"  # resnet50@IMAGENET1K_V1: a network with weights other than its default
 
 
 class Interpolation(StrEnum):
-    """Resampling filter of the resize step; both are applied with antialiasing, as Pillow does."""
+    """The resampling filter of the resize step, with antialiasing as in Pillow."""
 
     BILINEAR = "bilinear"
     BICUBIC = "bicubic"
 
 
 class Channels(StrEnum):
-    """What the network takes per pixel, made inside the graph: the photo's RGB, the same backwards, or its luma."""
+    """The channels that the network takes, made from RGB inside the graph; grey is the luma of ITU-R BT.601."""
 
     RGB = "rgb"
     BGR = "bgr"
@@ -30,7 +30,7 @@ class Channels(StrEnum):
 
     @property
     def matrix(self) -> tuple[tuple[float, float, float], ...]:
-        """A row per channel of the network: its weights for R, G and B. Luma is that of ITU-R BT.601."""
+        """A row per channel of the network: its weights of R, G and B."""
         return {
             Channels.RGB: ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
             Channels.BGR: ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)),
@@ -40,11 +40,10 @@ class Channels(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """How a photo becomes the network's input, in the vocabulary of torchvision's `ImageClassification` transform.
+    """How an image becomes the network's input, in the words of torchvision's `ImageClassification` transform.
 
-    The shorter side is resized to `resize` pixels, the centre `crop` x `crop` pixels are kept, and inside the graph
-    the photo's channels become those of the network, each `(value / 255 - mean) / std`; of grey the first of the three
-    numbers counts.
+    The shorter side is resized to `resize` pixels and the centre `crop` x `crop` pixels are kept. Inside the graph the
+    image gets the network's channels, each `(value / 255 - mean) / std`; grey uses the first of the three numbers.
     """
 
     resize: int = 256
@@ -57,9 +56,9 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class WeightSet:
-    """A published set of weights: its tag, and its accuracy in percent on `dataset`.
+    """Published weights: their tag, and their accuracy in percent on `dataset`.
 
-    `file` names one that comes with topfive, in `models/data`; the others are torchvision's and are downloaded.
+    `file` names weights in `models/data`, which come with topfive; others are downloaded from torchvision.
     """
 
     tag: str
@@ -72,7 +71,7 @@ class WeightSet:
 
 @dataclass(frozen=True, slots=True)
 class PublishedErrors:
-    """Error rates in percent as a paper or a competition reports them; `protocol` says how and on what."""
+    """Error rates in percent that a paper or a competition reports; `protocol` says how and on which images."""
 
     protocol: str
     top1: float | None = None
@@ -83,12 +82,11 @@ class PublishedErrors:
 class Architecture:
     """One entry of the catalog.
 
-    `source` is `torchvision:BUILDER` or `MODULE:FUNCTION`; `options` are the builder's arguments. `parameters` and
-    `macs` (multiply-accumulates of convolutions and fully connected layers, one image) describe the graph that is
-    served; the submodules named in `training_only` are left out of it, and counted in `parameters_train`. The first
-    of `weight_sets` is the default. `labels` names a list of `models.labels.named_labels`. `depth` (layers with
-    weights), `configuration`, `ilsvrc` (its place in the competition), `published_macs` and `published` are the
-    paper's own words.
+    `source` is `torchvision:BUILDER` or `MODULE:FUNCTION`; `options` are the arguments of the builder. `parameters` and
+    `macs` (multiply-accumulates of convolutions and fully connected layers for one image) describe the served graph,
+    without the submodules in `training_only`; `parameters_train` counts these too. The first of `weight_sets` is the
+    default. `labels` is a name for `models.labels.named_labels`. `depth` (layers with weights), `configuration`,
+    `ilsvrc` (the place in the competition), `published_macs` and `published` are what the paper reports.
     """
 
     name: str
@@ -119,20 +117,20 @@ class Architecture:
 
     @property
     def default_weights(self) -> WeightSet | None:
-        """The published weights that `--weights pretrained` takes, or None where there are none."""
+        """The weights that `--weights pretrained` takes, or None where none are published."""
         return self.weight_sets[0] if self.weight_sets else None
 
     @property
     def input(self) -> InputSpec:
-        """The input of the default weights, or of the bare network where there are none."""
+        """The input of the default weights, or of the untrained network where none are published."""
         return self.weight_sets[0].input if self.weight_sets else self.untrained_input
 
 
-_LONGEST_NAME = 80  # of a name that is repeated in an error
+_LONGEST_NAME = 80  # of an unknown name in a message
 
 
 class UnknownModelError(LookupError):
-    """No model of that name; `nearest` holds up to three names that look like it."""
+    """No model has that name; `nearest` holds up to three similar names."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
@@ -146,10 +144,10 @@ class UnknownModelError(LookupError):
 
 
 class Catalog:
-    """A read-only collection of architectures by name, in the order given.
+    """A read-only collection of architectures by name, in the given order.
 
-    An architecture with several weight sets has an entry for each: its plain name is the one with the default set, and
-    `NAME@TAG` one with another. Raises ValueError when two entries share a name.
+    An architecture with several weight sets has an entry for each: `NAME` with the default set, `NAME@TAG` with
+    another. Raises ValueError where two entries have the same name.
     """
 
     def __init__(self, entries: Iterable[Architecture]) -> None:
@@ -171,22 +169,19 @@ class Catalog:
         return name in self._entries
 
     def __getitem__(self, name: str) -> Architecture:
-        """The entry of that name; raises UnknownModelError with the nearest names."""
         try:
             return self._entries[self.canonical(name)]
         except KeyError:
             raise UnknownModelError(name, self._entries) from None
 
     def get(self, name: str) -> Architecture | None:
-        """The entry of that name, or None."""
         return self._entries.get(self.canonical(name))
 
     def canonical(self, name: str) -> str:
-        """The name of an entry for the same with its default weights spelt out; any other name as it is."""
+        """`NAME` for `NAME@TAG` where TAG is the default; any other name as it is."""
         return self._aliases.get(name, name)
 
     def names(self) -> tuple[str, ...]:
-        """All names, in catalog order."""
         return tuple(self._entries)
 
     def _add(self, entry: Architecture) -> None:
@@ -196,9 +191,9 @@ class Catalog:
 
 
 def read_catalog(path: Path) -> Catalog:
-    """The catalog in a TOML file: a table for each architecture with the fields of `Architecture`, and its `weights`.
+    """The catalog in a TOML file: a table for each architecture with the fields of `Architecture` and its `weights`.
 
-    Raises pydantic's ValidationError, a ValueError, where a key is unknown or missing or a value of the wrong kind.
+    Raises pydantic's ValidationError (a ValueError) where a key is unknown or missing, or a value has the wrong type.
     """
     with path.open("rb") as file:
         tables = tomllib.load(file)

@@ -1,4 +1,4 @@
-"""Class labels: a row per output of the network, read from and written to CSV."""
+"""Class labels: a row per output of the network, in CSV files."""
 
 import csv
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def read_labels(path: Path) -> tuple[Label, ...]:
 
 
 def write_labels(path: Path, labels: Sequence[Label]) -> None:
-    """Write what `read_labels` reads."""
+    """Write a CSV that `read_labels` reads."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["class_id", "wnid", "label"])
@@ -50,5 +50,5 @@ def imagenet_labels() -> tuple[Label, ...]:
 
 @cache
 def named_labels(name: str) -> tuple[Label, ...]:
-    """A list of classes that comes with topfive: `imagenet1k` or `digits`."""
+    """The class labels that come with topfive under that name: `imagenet1k` or `digits`."""
     return read_labels(_DATA / f"{name}.csv")

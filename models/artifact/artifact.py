@@ -1,13 +1,13 @@
-"""The artifact: the folder that `export` writes and `service` reads, and the only thing the two share.
+"""The artifact: the folder that `export` writes and `service` reads, and the only contract between the two.
 
     ARTIFACTS/NAME/VERSION/
-        manifest.json       what it is, and the sha256 of every other file
+        manifest.json       what the model is, and the sha256 of every other file
         model.onnx          the graph contract: uint8 [N, S, S, 3] RGB in, float32 [N, C] probabilities out
         labels.csv          a row per class
         layers.json         a row per layer of the network
-        weights.safetensors the trained values, for the torch engine (not in every artifact)
-        reference.npz       images and the original's answers, for engines that are checked where they run
-        engines/            engines built from the graph later, each with its record; see `models.artifact.engine_plan`
+        weights.safetensors the weights, for the torch engine; an imported model has none
+        reference.npz       images and the original's answers, to check an engine on the machine that runs it
+        engines/            engines that are built from the graph later; see `models.artifact.engine_plan`
 
 VERSION is a whole number; the highest is served.
 """
@@ -36,32 +36,32 @@ LAYERS = "layers.json"
 WEIGHTS = "weights.safetensors"
 
 IMPORTED = "imported"
-"""The family of a model made from somebody's ONNX file; its graph is checked against that file, not PyTorch."""
+"""The family of a model that was imported from an ONNX file; that file is its reference instead of PyTorch."""
 
 
 class ArtifactError(Exception):
-    """The folder is not a whole artifact; the message names the file and what to do."""
+    """The folder is not a complete artifact; the message names the file and the remedy."""
 
 
-def _again(root: Path, name: str, family: str = "") -> str:
+def _remedy(root: Path, name: str, family: str = "") -> str:
     if family == IMPORTED:
         return f"run: topfive import FILE.onnx --name {name} --recipe recipe.toml --artifacts {root}"
     return f"run: topfive export {name} --artifacts {root}"
 
 
 class NotExportedError(ArtifactError):
-    """There is no artifact of that name; the message names the command that makes one."""
+    """No artifact has that name; the message names the command that makes one."""
 
     def __init__(self, name: str, root: Path) -> None:
-        super().__init__(f"{name} is not exported yet; {_again(root, name)}")
+        super().__init__(f"{name} is not exported yet; {_remedy(root, name)}")
 
 
 class FileNotInArtifactError(ArtifactError):
-    """The artifact was written without that file, by an older version; the message names the command that adds it."""
+    """An older version wrote the artifact without that file; the message names the command that adds it."""
 
 
 class WeightSource(StrEnum):
-    """Where the values of the network came from."""
+    """Where the weights come from."""
 
     PRETRAINED = "pretrained"
     UNTRAINED = "untrained"
@@ -69,13 +69,13 @@ class WeightSource(StrEnum):
 
 
 class _Record(BaseModel):
-    """A part of the manifest; unknown keys are ignored so that an older service reads a newer artifact."""
+    """A part of the manifest. It ignores unknown keys, so that an older service reads a newer artifact."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class WeightRecord(_Record):
-    """Which weights are inside: torchvision's tag or the file's name, its sha256, or the seed of untrained ones."""
+    """The weights inside: `name` is torchvision's tag or the file's name; untrained weights have a `seed`."""
 
     source: WeightSource
     name: str
@@ -84,7 +84,7 @@ class WeightRecord(_Record):
 
 
 class Thresholds(_Record):
-    """What an engine must reach against the reference, per image; `service.engines.selection.parity` says how."""
+    """The parity that an engine must reach for each image; `service.engines.selection.parity` says how it compares."""
 
     max_abs_diff: float
     logit_cosine: float
@@ -93,7 +93,7 @@ class Thresholds(_Record):
 
 
 class ParityReport(_Record):
-    """How one engine at one precision compared with the reference on photos and on random pixels.
+    """How one engine at one precision compares with the reference on photos and on random pixels.
 
     The reference is eager PyTorch, or for an imported model its own file in ONNX Runtime.
     """
@@ -115,9 +115,9 @@ class ParityReport(_Record):
 class Manifest(_Record):
     """Everything about the artifact that is not a tensor.
 
-    `acc1` and `acc5` are the published accuracy of the weights inside in percent on `acc_dataset`, None where there is
-    none; `measured` is what `topfive evaluate` found on the user's own images. `year` is None and `paper` empty where
-    nobody said. `max_batch` is None where the graph takes any batch.
+    `acc1` and `acc5` are the published accuracy of the weights in percent on `acc_dataset`, None where none is
+    published; `measured` has the results of `topfive evaluate` on the user's own images. `year` is None and `paper`
+    empty for an imported model. `max_batch` is None where the graph takes any batch size.
     """
 
     format: Literal[1] = 1
@@ -143,7 +143,7 @@ class Manifest(_Record):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A verified artifact, read from `folder`."""
+    """A verified artifact in `folder`."""
 
     folder: Path
     version: int
@@ -152,16 +152,14 @@ class Artifact:
 
     @property
     def graph(self) -> Path:
-        """The ONNX file."""
         return self.folder / GRAPH
 
     @property
     def manifest_file(self) -> Path:
-        """The manifest."""
         return self.folder / MANIFEST
 
     def parity(self, runtime: str, precision: str) -> ParityReport | None:
-        """The report of that engine at that precision, or None where it was not measured."""
+        """The report of that runtime at that precision, or None where the export did not measure it."""
         for report in self.manifest.parity:
             if (report.runtime, report.precision) == (runtime, precision):
                 return report
@@ -169,7 +167,7 @@ class Artifact:
 
 
 def versions(root: Path, name: str) -> list[int]:
-    """The versions of `name` under `root`, lowest first; empty where there are none."""
+    """The versions of `name` under `root` in ascending order."""
     folder = root / name
     if not folder.is_dir():
         return []
@@ -177,7 +175,7 @@ def versions(root: Path, name: str) -> list[int]:
 
 
 def exported_names(root: Path) -> list[str]:
-    """Names under `root` that have at least one version, sorted."""
+    """The sorted names under `root` that have at least one version."""
     if not root.is_dir():
         return []
     return sorted(
@@ -188,7 +186,7 @@ def exported_names(root: Path) -> list[str]:
 
 
 def read_manifest(root: Path, name: str) -> tuple[int, Manifest]:
-    """Version and manifest of the newest artifact of `name`, its other files not looked at.
+    """Version and manifest of the newest artifact of `name`; the other files are not checked.
 
     Raises NotExportedError where there is none, ArtifactError where the manifest cannot be read.
     """
@@ -198,63 +196,63 @@ def read_manifest(root: Path, name: str) -> tuple[int, Manifest]:
     try:
         return found[-1], Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}); {_again(root, name)}") from error
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); {_remedy(root, name)}") from error
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, problem["loc"])) or "JSON" for problem in error.errors())
         raise ArtifactError(
-            f"{path} is not a manifest that this version reads ({fields}); {_again(root, name)}"
+            f"{path} is not a manifest that this version reads ({fields}); {_remedy(root, name)}"
         ) from error
 
 
 def load(root: Path, name: str) -> Artifact:
-    """The newest artifact of `name`, every file checked against its sha256.
+    """The newest artifact of `name`, with every file checked against its sha256.
 
-    Raises NotExportedError, or ArtifactError naming the file that is missing or differs.
+    Raises NotExportedError, or ArtifactError with the file that is missing or differs.
     """
     version, manifest = read_manifest(root, name)
     folder = root / name / str(version)
-    again = _again(root, name, manifest.family)
+    remedy = _remedy(root, name, manifest.family)
     if manifest.name != name:
-        raise ArtifactError(f"{folder} holds the model {manifest.name}, not {name}; {again}")
+        raise ArtifactError(f"{folder} holds the model {manifest.name}, not {name}; {remedy}")
     if missing := {GRAPH, LABELS} - manifest.files.keys():
-        raise ArtifactError(f"{folder / MANIFEST} does not list {', '.join(sorted(missing))}; {again}")
+        raise ArtifactError(f"{folder / MANIFEST} does not list {', '.join(sorted(missing))}; {remedy}")
     for file, expected in manifest.files.items():
         path = folder / file
         if not path.is_file():
-            raise ArtifactError(f"{path} is missing; {again}")
+            raise ArtifactError(f"{path} is missing; {remedy}")
         if sha256(path) != expected:
-            raise ArtifactError(f"{path} differs from its manifest (sha256); {again}")
+            raise ArtifactError(f"{path} differs from its manifest (sha256); {remedy}")
     try:
         labels = read_labels(folder / LABELS)
     except ValueError as error:
-        raise ArtifactError(f"{error}; {again}") from error
+        raise ArtifactError(f"{error}; {remedy}") from error
     if len(labels) != manifest.classes:
-        raise ArtifactError(f"{folder / LABELS} has {len(labels)} rows for {manifest.classes} classes; {again}")
+        raise ArtifactError(f"{folder / LABELS} has {len(labels)} rows for {manifest.classes} classes; {remedy}")
     return Artifact(folder, version, manifest, labels)
 
 
 def read_file(root: Path, version: int, manifest: Manifest, file: str) -> bytes:
-    """One file of the artifact with that manifest under `root`, checked against its sha256; the others not looked at.
+    """The content of one file of the artifact with that manifest under `root`, checked against its sha256.
 
     Raises FileNotInArtifactError where the manifest does not list it, ArtifactError where it is missing or differs.
     """
-    name, again = manifest.name, _again(root, manifest.name, manifest.family)
+    name, remedy = manifest.name, _remedy(root, manifest.name, manifest.family)
     path = root / name / str(version) / file
     if (expected := manifest.files.get(file)) is None:
-        raise FileNotInArtifactError(f"version {version} of {name} has no {file}; {again}")
+        raise FileNotInArtifactError(f"version {version} of {name} has no {file}; {remedy}")
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}); {again}") from error
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
     if hashlib.sha256(content).hexdigest() != expected:
-        raise ArtifactError(f"{path} differs from its manifest (sha256); {again}")
+        raise ArtifactError(f"{path} differs from its manifest (sha256); {remedy}")
     return content
 
 
 @contextmanager
 def new_version(root: Path, name: str) -> Iterator[Path]:
-    """A temporary folder that becomes the next version of `name` when the block ends well, and vanishes otherwise."""
-    home = root / name
+    """A temporary folder that becomes the next version of `name` where the block succeeds, and is deleted otherwise."""
+    model_folder = root / name
     root.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
     try:
@@ -262,13 +260,13 @@ def new_version(root: Path, name: str) -> Iterator[Path]:
         draft.chmod(0o755)  # the server may run as another user than the export
         for path in draft.iterdir():
             path.chmod(0o644)
-        home.mkdir(exist_ok=True)
+        model_folder.mkdir(exist_ok=True)
         while True:
             version = max(versions(root, name), default=0) + 1
             try:
-                draft.rename(home / str(version))
+                draft.rename(model_folder / str(version))
             except OSError:
-                if not (home / str(version)).is_dir():
+                if not (model_folder / str(version)).is_dir():
                     raise
                 continue  # another export took this number meanwhile
             break
@@ -277,7 +275,7 @@ def new_version(root: Path, name: str) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest beside the files already in `folder`, with the sha256 of each."""
+    """Write the manifest into `folder`, with the sha256 of every file that is there already."""
     files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     content = manifest.model_copy(update={"files": files}).model_dump(mode="json")
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

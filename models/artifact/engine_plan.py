@@ -1,10 +1,10 @@
-"""Engines built from an artifact for NVIDIA cards: a plan, and beside it a record of what it was built from and for.
+"""TensorRT engines in an artifact: a plan, and beside it a record of how and for which GPUs it was built.
 
     ARTIFACTS/NAME/VERSION/engines/
         FLAVOUR-VERSION-TARGET-PRECISION.plan   what TensorRT wrote
-        FLAVOUR-VERSION-TARGET-PRECISION.json   its record; a plan without one is not there
+        FLAVOUR-VERSION-TARGET-PRECISION.json   its record; a plan without a record is ignored
 
-Here they are named, written and read; whether one fits a machine is for the service to say.
+This module names, writes and reads them. The service decides whether one fits its machine.
 """
 
 import hashlib
@@ -22,26 +22,25 @@ _TARGET = re.compile(r"sm(\d{2,3})")
 
 
 class Flavour(StrEnum):
-    """Who wrote a plan: TensorRT on the card itself, or TensorRT for RTX ahead of time, for any cards."""
+    """The library that wrote a plan: TensorRT on the GPU itself, or TensorRT for RTX ahead of time for any GPUs."""
 
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
 
 
 class PlanError(Exception):
-    """A plan or its record cannot be read; the message names the file and what to do."""
+    """A plan or its record cannot be read; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class ComputeCapability:
-    """A compute capability, written sm75 for 7.5."""
+    """A compute capability of NVIDIA GPUs, written sm75 for 7.5."""
 
     major: int
     minor: int
 
     @classmethod
     def parse(cls, text: str) -> "ComputeCapability":
-        """From `sm75`; raises ValueError."""
         if (match := _TARGET.fullmatch(text)) is None:
             raise ValueError(f"{text!r} is no compute capability; write sm75, sm86, sm89 or sm120")
         return cls(int(match[1][:-1]), int(match[1][-1]))
@@ -51,7 +50,7 @@ class ComputeCapability:
 
 
 class BatchProfile(BaseModel):
-    """Batch sizes that a plan takes: from `smallest` to `largest`, fastest at `best`."""
+    """The batch sizes of a plan: it takes `smallest` to `largest` and is fastest at `best`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -61,11 +60,11 @@ class BatchProfile(BaseModel):
 
 
 class PlanRecord(BaseModel):
-    """What a plan is. `card` is the name of the card that it was built on, None where it was built without one.
+    """How a plan was built.
 
-    `graph_sha256` is that of the artifact's model.onnx, `source_sha256` that of the ONNX file given to the builder (the
-    same network in `precision`), `sha256` that of the plan. `calibration_images` is how many photos int8 was calibrated
-    on. `warnings` are the builder's own.
+    `card` is the name of the GPU that built it, None where none was needed. `graph_sha256` belongs to the artifact's
+    model.onnx, `source_sha256` to the ONNX file that the builder read (the same network in `precision`), `sha256` to
+    the plan. `calibration_images` is the number of photos that calibrated int8. `warnings` are the builder's.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -87,19 +86,19 @@ class PlanRecord(BaseModel):
 
     @property
     def stem(self) -> str:
-        """The name of both files, without their endings."""
+        """The name of both files without their suffixes."""
         return f"{self.flavour}-{self.version}-{'+'.join(self.targets)}-{self.precision}"
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """A plan that lies in an artifact."""
+    """A plan in an artifact."""
 
     path: Path
     record: PlanRecord
 
     def content(self) -> bytes:
-        """Its bytes. Raises PlanError where they cannot be read or are not those of the record."""
+        """The bytes of the plan. Raises PlanError where they cannot be read or do not match the record."""
         try:
             content = self.path.read_bytes()
         except OSError as error:

@@ -1,6 +1,6 @@
-"""What an artifact must answer: images, and the original's own probabilities for them, kept from the export.
+"""The answers that an artifact must give: images and the original's probabilities for them, stored by the export.
 
-An engine that could not run where the export did is checked against them where it does.
+An engine that cannot run where the export runs is checked against them on the machine that runs it.
 """
 
 import zipfile
@@ -14,24 +14,27 @@ REFERENCE = "reference.npz"
 
 
 class UnreadableReferenceError(Exception):
-    """The file does not hold what it should; the message names it."""
+    """The file is damaged; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """`images` are uint8 [N, S, S, 3] RGB, `probabilities` float32 [N, C]."""
+    """Images, uint8 [N, S, S, 3] RGB, and their probabilities, float32 [N, C]."""
 
     images: NDArray[np.uint8]
     probabilities: NDArray[np.float32]
 
 
 def write_reference(folder: Path, images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> None:
-    """Write both to `folder`."""
+    """Write `images`, uint8 [N, S, S, 3], and `probabilities`, float32 [N, C], into the artifact `folder`."""
     np.savez_compressed(folder / REFERENCE, images=images, probabilities=probabilities)
 
 
 def read_reference(folder: Path) -> Reference | None:
-    """What `folder` holds, or None where an older version wrote no such file. Raises UnreadableReferenceError."""
+    """The reference in the artifact `folder`, or None in an artifact of an older version.
+
+    Raises UnreadableReferenceError where the file is damaged.
+    """
     path = folder / REFERENCE
     if not path.is_file():
         return None

@@ -1,9 +1,9 @@
-"""What `topfive tune` measured: how engines of an artifact are best laid out on one kind of machine.
+"""Records of `topfive tune`: which slots, threads and batch sizes are best for an artifact on one kind of machine.
 
-    ARTIFACTS/NAME/VERSION/tuned/KEY.json     a record for each kind of machine that it was tuned on
+    ARTIFACTS/NAME/VERSION/tuned/KEY.json     a record for each kind of machine
     CACHE/tuned/GRAPH-KEY.json                the same, where the artifact's folder cannot be written
 
-Here records are named, written and read; what of one is used is for the service to say.
+This module names, writes and reads records. The service decides which part of one it uses.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from models.artifact.files import write_atomically
 
 TUNED = "tuned"
-MEASURING = 1
-"""Of how it is measured: raised where figures cannot be compared with older ones, which then count for nothing."""
+METHOD = 1
+"""The version of the measuring method. A new version makes older records invalid."""
 
 MAX_BATCH = 1024
-"""Rows of a batch: more than any layout needs, and few enough for memory to be made for them."""
+"""The largest batch size of a record: more than any engine needs, and few enough rows to allocate memory for."""
 
 _DIGITS = 16
 
@@ -30,29 +30,29 @@ class _Record(BaseModel):
 
 
 class Conditions(_Record):
-    """What a record holds for: the processor by name and instruction sets, the CPUs to use, the way of measuring.
+    """The conditions that a record is valid for.
 
-    `runtime` and `precision` are what it was confined to, `auto` for any: the best of one says nothing of the others.
+    `cpus` is the number of CPUs to use. `runtime` and `precision` are what the tuning was restricted to, `auto` where
+    it compared all: the best of one runtime says nothing about the others.
     """
 
     cpu: str
     instruction_sets: tuple[str, ...]
     cpus: int
-    measuring: int = MEASURING
+    measuring: int = METHOD
     runtime: str = "auto"
     precision: str = "auto"
 
     @property
     def key(self) -> str:
-        """A short name that differs where any of it does."""
+        """A short hash of all fields, for the name of the file."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:_DIGITS]
 
 
 class Trial(_Record):
-    """One layout of one engine, and what it did with threads that decode beside it.
+    """One layout of one engine, measured while other threads decode images.
 
-    `run_ms` is the median of how long a batch ran, without any wait; `cpu_ms` the CPU time of an image with its
-    decoding.
+    `run_ms` is the median time of a batch in the engine, `cpu_ms` the CPU time of one image with its decoding.
     """
 
     runtime: str
@@ -67,10 +67,10 @@ class Trial(_Record):
 
 
 class TuningRecord(_Record):
-    """One run of `topfive tune`. `trials` are the best first under the latency bound; the first is what was chosen.
+    """The result of one `topfive tune`. `trials` are sorted, the best under the latency bound first.
 
-    `graph_sha256` is that of the artifact's model.onnx. `date` is UTC in ISO 8601, to the second. No trial has more
-    threads in all than there are CPUs.
+    `graph_sha256` belongs to the artifact's model.onnx. `date` is UTC in ISO 8601, to the second. No trial uses more
+    threads than there are CPUs.
     """
 
     conditions: Conditions
@@ -89,29 +89,29 @@ class TuningRecord(_Record):
 
 @dataclass(frozen=True, slots=True)
 class TuningFiles:
-    """Where records of one artifact lie: its own folder, and the cache folder for where that cannot be written."""
+    """The places of one artifact's records: its own folder, and the cache where that cannot be written."""
 
     artifact: Path
     cache: Path
     graph_sha256: str
 
     def files(self, conditions: Conditions) -> tuple[Path, Path]:
-        """The file of its own folder, which comes first, and that of the cache."""
+        """The file in the artifact's folder and the file in the cache."""
         own = self.artifact / TUNED / f"{conditions.key}.json"
         return own, self.cache / TUNED / f"{self.graph_sha256[:_DIGITS]}-{conditions.key}.json"
 
 
 def write_tuning(place: TuningFiles, record: TuningRecord) -> Path:
-    """Keep it in the place of an older one for the same conditions; the file that it is in.
+    """Write the record, in place of an older one for the same conditions, and return its file.
 
-    An interruption leaves what was there. Raises OSError where neither folder can be written.
+    An interruption leaves the old file. Raises OSError where neither folder can be written.
     """
     content = record.model_dump_json(indent=2).encode() + b"\n"
     own, spare = place.files(record.conditions)
     try:
         if not own.parent.exists():
             own.parent.mkdir(exist_ok=True)
-            own.parent.chmod(0o755)  # the server may run as another user than who tunes
+            own.parent.chmod(0o755)  # the server may run as another user than the tuning
         write_atomically(own, content)
     except OSError:
         spare.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def write_tuning(place: TuningFiles, record: TuningRecord) -> Path:
 
 
 def read_tuning(place: TuningFiles, conditions: Conditions) -> tuple[TuningRecord | None, list[str]]:
-    """The record that holds for these conditions and this graph, the newer of both; and what cannot be read."""
+    """The newest record for these conditions and this graph, and a message for each damaged file."""
     found: list[TuningRecord] = []
     damage: list[str] = []
     for path in place.files(conditions):
