@@ -1,1 +1,1 @@
-"""Where weights come from: the catalog, files, downloads, ONNX."""
+"""Weights of networks: published files, files of the user, ONNX files."""

@@ -1,7 +1,7 @@
-"""Fills a catalog network from an ONNX file of the same architecture: layer by layer in graph order, then both are run.
+"""Loads the weights of an ONNX file into a catalog network of the same architecture, layer by layer in graph order.
 
-Exporters fold a batch norm into the convolution before it. Such a convolution has a bias that the network's lacks; the
-norm after it is then set so that it adds that bias and nothing else.
+Exporters fold a batch norm into the convolution before it. Such a convolution has a bias that the network's own lacks;
+the batch norm after it is then set so that it only adds that bias.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ _KINDS: dict[str, type[nn.Module]] = {"conv": nn.Conv2d, "linear": nn.Linear, "n
 
 
 class MismatchError(Exception):
-    """The file is not of that architecture, or not one that can be matched; the message has the first mismatch."""
+    """The file has another architecture; the message has the first layer that differs."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileLayer:
-    """A layer of the file: `weight` as torch has it, [out, in, ...]; `mean`, `variance`, `epsilon` of a norm only."""
+    """A layer of the file. `weight` is [out, in, ...] as in torch; only a norm has `mean`, `variance`, `epsilon`."""
 
     kind: str
     name: str
@@ -40,8 +40,8 @@ class FileLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnLayer:
-    """A layer of the network, in the order in which they run."""
+class NetworkLayer:
+    """A layer of the network."""
 
     kind: str
     name: str
@@ -49,7 +49,6 @@ class OwnLayer:
 
     @property
     def weight(self) -> Tensor:
-        """Its weight."""
         weight = self.module.weight
         assert isinstance(weight, Tensor)
         return weight
@@ -59,12 +58,13 @@ class OwnLayer:
 
 
 def load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> None:
-    """Copy the values of the file into `network`, and check that both give the same answers.
+    """Copy the weights of the file into `network`, and check that both give the same answers.
 
-    Raises OnnxFileError where it is not ONNX, MismatchError naming the first layer that differs, DisagreementError.
+    Raises OnnxFileError where the file is not ONNX, MismatchError where a layer differs, DisagreementError where the
+    answers differ.
     """
     model = read_model(path)
-    own = list(_own_layers(network, architecture))
+    own = list(_network_layers(network, architecture))
     found = list(_file_layers(model.graph))
     with torch.no_grad():
         _match(own, found, architecture.name, path)
@@ -73,7 +73,7 @@ def load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> Non
     check_agreement(network, architecture, model, path)
 
 
-def _own_layers(network: nn.Module, architecture: Architecture) -> Iterator[OwnLayer]:
+def _network_layers(network: nn.Module, architecture: Architecture) -> Iterator[NetworkLayer]:
     names = {module: name for name, module in network.named_modules()}
     known = tuple(_KINDS.values())
     for module, name in names.items():
@@ -82,7 +82,7 @@ def _own_layers(network: nn.Module, architecture: Architecture) -> Iterator[OwnL
                 f"{architecture.name} has learned values in {name or type(module).__name__} that no ONNX file names; "
                 "give its weights as .safetensors"
             )
-    order: list[nn.Module] = []
+    order: list[nn.Module] = []  # in which they run
 
     def note(module: nn.Module, _inputs: object, _output: object) -> None:
         order.append(module)
@@ -96,33 +96,33 @@ def _own_layers(network: nn.Module, architecture: Architecture) -> Iterator[OwnL
         for hook in hooks:
             hook.remove()
     for module in order:
-        yield OwnLayer(next(kind for kind, cls in _KINDS.items() if isinstance(module, cls)), names[module], module)
+        yield NetworkLayer(next(kind for kind, cls in _KINDS.items() if isinstance(module, cls)), names[module], module)
 
 
-def _match(own: list[OwnLayer], found: list[FileLayer], name: str, path: Path) -> None:
-    """Walk both lists at once. Raises MismatchError at the first layers that differ, and where one list is longer."""
-    waiting = iter(found)
+def _match(own: list[NetworkLayer], found: list[FileLayer], name: str, path: Path) -> None:
+    """Copy layer by layer. Raises MismatchError at the first layers that differ, and where one list is longer."""
+    remaining = iter(found)
     number = 0
     folded: Tensor | None = None
     for index, layer in enumerate(own):
         if layer.kind == "norm" and folded is not None:
-            _only_add(layer.module, folded)
+            _set_to_add(layer.module, folded)
             folded = None
             continue
         number += 1
-        given = next(waiting, None)
+        given = next(remaining, None)
         if given is None:
             raise MismatchError(f"{path} ends after layer {number - 1}, where {name} has layer {layer}")
-        if (weight := _fitting(given, layer)) is None:
+        if (weight := _fitting_weight(given, layer)) is None:
             raise MismatchError(f"{path} has layer {number} {given} where {name} has layer {layer}")
         follows = own[index + 1] if index + 1 < len(own) else None
-        folded = _take(layer, given, weight, follows, f"{path} has layer {number} {given} where {name} has {layer}")
-    if (left := next(waiting, None)) is not None:
+        folded = _copy(layer, given, weight, follows, f"{path} has layer {number} {given} where {name} has {layer}")
+    if (left := next(remaining, None)) is not None:
         raise MismatchError(f"{path} has layer {number + 1} {left} where {name} has no more")
 
 
-def _fitting(given: FileLayer, layer: OwnLayer) -> Tensor | None:
-    """The file's weight in the shape of the network's, or None. A fully connected layer may be a convolution there."""
+def _fitting_weight(given: FileLayer, layer: NetworkLayer) -> Tensor | None:
+    """The file's weight in the shape of the network's, or None. The file may have a convolution for a linear layer."""
     if given.kind == layer.kind and given.weight.shape == layer.weight.shape:
         return given.weight
     sizes = (len(given.weight), given.weight.numel()) == (len(layer.weight), layer.weight.numel())
@@ -131,8 +131,10 @@ def _fitting(given: FileLayer, layer: OwnLayer) -> Tensor | None:
     return None
 
 
-def _take(layer: OwnLayer, given: FileLayer, weight: Tensor, follows: OwnLayer | None, what: str) -> Tensor | None:
-    """Copy one layer; a bias that only the norm after it can hold is given back."""
+def _copy(
+    layer: NetworkLayer, given: FileLayer, weight: Tensor, follows: NetworkLayer | None, what: str
+) -> Tensor | None:
+    """Copy one layer. Returns a bias that only the norm after it can hold."""
     module = layer.module
     layer.weight.copy_(weight)
     if isinstance(module, nn.BatchNorm2d):
@@ -152,8 +154,8 @@ def _take(layer: OwnLayer, given: FileLayer, weight: Tensor, follows: OwnLayer |
     return given.bias
 
 
-def _only_add(norm: nn.Module, bias: Tensor) -> None:
-    """Set `norm` so that it adds `bias`: with mean 0 and variance 1 it divides by sqrt(1 + eps), which is undone."""
+def _set_to_add(norm: nn.Module, bias: Tensor) -> None:
+    """Set `norm` so that it only adds `bias`; its weight undoes the division by sqrt(1 + eps)."""
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -164,7 +166,7 @@ def _only_add(norm: nn.Module, bias: Tensor) -> None:
 
 
 def _file_layers(graph: GraphProto) -> Iterator[FileLayer]:
-    """The layers that the first output depends on, in the file's order; what a training file gives besides is not."""
+    """The layers that the first output depends on, in the order of the file."""
     stored = constants(graph)
     nodes = used_nodes(graph, {graph.output[0].name})
     readers: dict[str, list[NodeProto]] = {}
@@ -177,7 +179,7 @@ def _file_layers(graph: GraphProto) -> Iterator[FileLayer]:
         return _tensor(stored[name]) if name in stored else None
 
     def added(node: NodeProto, channels: int) -> Tensor | None:
-        """What an Add right after `node` adds to each channel."""
+        """The bias that an Add right after `node` adds to each channel."""
         following = readers.get(node.output[0], [])
         if len(following) != 1 or following[0].op_type != "Add":
             return None
@@ -194,7 +196,7 @@ def _file_layers(graph: GraphProto) -> Iterator[FileLayer]:
 def _layer(
     node: NodeProto, value: Callable[[NodeProto, int], Tensor | None], added: Callable[[NodeProto, int], Tensor | None]
 ) -> FileLayer | None:
-    """The layer that a node is, or None for one without stored weights."""
+    """The layer of a node, or None where it has no stored weights."""
     if node.op_type not in ("Conv", "Gemm", "MatMul", "BatchNormalization"):
         return None
     name, weight = node.name or node.output[0], value(node, 1)

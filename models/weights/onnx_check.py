@@ -1,4 +1,4 @@
-"""Whether a filled network and the ONNX file it was filled from give the same answers: shapes alone cannot tell."""
+"""Checks that a network gives the answers of the ONNX file that its weights come from; shapes alone cannot tell."""
 
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,18 @@ Values = NDArray[np.float64]
 
 
 class DisagreementError(Exception):
-    """The network and the file answer differently, or the file cannot be run; the message says by how much."""
+    """The network and the file give different answers, or the file does not run."""
 
 
 def check_agreement(network: nn.Module, architecture: Architecture, model: ModelProto, path: Path) -> None:
-    """Run both on the same seeded noise of whole bytes. Raises DisagreementError.
+    """Run both on the same seeded noise of bytes. Raises DisagreementError.
 
-    The network gets it as the catalog normalises. A file of fractions gets the same, or it normalised for ImageNet, or
-    from 0 to 1, or from 0 to 255: published files of GoogLeNet and Inception-v3 turn one into the other inside. A file
-    of bytes gets them as they are, in RGB as the graphs that are served here, or in the network's channels.
+    The network gets the noise with the catalog's normalisation. A file with a float input may want the same, or
+    ImageNet's normalisation, or 0 to 1, or 0 to 255: published files of GoogLeNet and Inception-v3 normalise inside. A
+    file with a uint8 input may want RGB, as the graphs that topfive exports, or the network's own channels.
     """
-    taken = _File(model, path, architecture)
-    spec, size = architecture.input, taken.size
+    file = _OnnxFile(model, path, architecture)
+    spec, size = architecture.input, file.size
     colours = np.random.default_rng(_SEED).integers(0, 256, (_IMAGES, 3, size, size)).astype(np.float64)
     pixels = np.einsum("oc,nchw->nohw", np.array(spec.channels.matrix), colours / 255)
     channels = pixels.shape[1]
@@ -45,20 +45,20 @@ def check_agreement(network: nn.Module, architecture: Architecture, model: Model
     expected = _centred(logits)
     scaled = _normalised(pixels, (0.0,) * channels, (1 / 255,) * channels)
     fractions = (own, _normalised(pixels, _IMAGENET.mean, _IMAGENET.std), pixels, scaled)
-    candidates = (colours, scaled.round()) if taken.whole else fractions
+    candidates = (colours, scaled.round()) if file.uint8 else fractions
     errors: list[float] = []
     length = max(float(np.linalg.norm(expected)), _SMALLEST)
     for given in candidates:
-        if taken.channels not in (0, given.shape[1]):
+        if file.channels not in (0, given.shape[1]):
             continue
-        found = taken.log_probabilities(given)
+        found = file.log_probabilities(given)
         if found.shape != expected.shape:
             raise DisagreementError(f"{path} gives {found.shape[1:]} numbers for an image, not {expected.shape[1:]}")
         errors.append(float(np.linalg.norm(found - expected)) / length)
-        if errors[-1] <= taken.limit:
+        if errors[-1] <= file.limit:
             return
     if not errors:
-        raise DisagreementError(f"{path} takes {taken.channels} channels, not {channels}; it cannot be checked")
+        raise DisagreementError(f"{path} takes {file.channels} channels, not {channels}; it cannot be checked")
     raise DisagreementError(
         f"{path} has layers of the shapes of {architecture.name}, but its answers differ by {min(errors):.1%}: "
         "its branches come in another order, or between its layers it computes something else; "
@@ -66,7 +66,7 @@ def check_agreement(network: nn.Module, architecture: Architecture, model: Model
     )
 
 
-class _File:
+class _OnnxFile:
     """The file in ONNX Runtime, one image at a time."""
 
     def __init__(self, model: ModelProto, path: Path, architecture: Architecture) -> None:
@@ -77,7 +77,7 @@ class _File:
         if element not in IMAGE_TYPES:
             raise DisagreementError(f"{path} takes neither fractions nor bytes, so it cannot be checked")
         self._type = IMAGE_TYPES[element]
-        self.whole = element == TensorProto.UINT8
+        self.uint8 = element == TensorProto.UINT8
         self._last = dims[3].dim_value in _CHANNELS and dims[1].dim_value not in _CHANNELS
         self.channels = dims[3 if self._last else 1].dim_value  # 0 where it is not fixed
         self.size = dims[2].dim_value or architecture.input.crop
@@ -93,7 +93,7 @@ class _File:
             raise DisagreementError(f"ONNX Runtime cannot load {path}, so it cannot be checked: {error}") from error
 
     def log_probabilities(self, images: Values) -> Values:
-        """Of each image, less their mean; where the file gives logits they differ from these by that alone."""
+        """The log-probabilities of each image, or its logits, less their mean: both are equal then."""
         rows = np.stack([self._row(image[None]) for image in images])
         if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-2):
             rows = np.log(np.maximum(rows, _SMALLEST))

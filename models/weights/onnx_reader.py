@@ -1,4 +1,4 @@
-"""Reads an ONNX file of any origin, whole and with its functions inlined, and finds the constants and what is used."""
+"""Reads an ONNX file of any origin, and finds its inputs, its constants and the nodes that an output needs."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 LARGEST_BYTES = 2 << 30
-"""A protobuf, and so an ONNX file with its weights inside, holds less than this."""
+"""The size limit of a protobuf, and so of an ONNX file with its weights inside."""
 
 IMAGE_TYPES: Mapping[int, type[np.generic]] = MappingProxyType(
     {
@@ -23,9 +23,9 @@ IMAGE_TYPES: Mapping[int, type[np.generic]] = MappingProxyType(
         TensorProto.UINT8: np.uint8,
     }
 )
-"""What a network may take an image as, and what numpy calls it."""
+"""The element types of an image input, and their types in numpy."""
 
-_BEGINNINGS = {
+_SIGNATURES = {
     b"PK": "it is a zip, as PyTorch's .pth files are; export the network with torch.onnx.export",
     b"\x80": "it is a pickle, as old .pth files are; export the network with torch.onnx.export",
     b"\x89HDF": "it is HDF5, as Keras writes; convert it with tf2onnx",
@@ -37,11 +37,11 @@ _BEGINNINGS = {
 
 
 class OnnxFileError(Exception):
-    """The file cannot be read as ONNX; the message says why and what to do."""
+    """The file cannot be read as ONNX; the message names the cause and the remedy."""
 
 
 def read_model(path: Path) -> ModelProto:
-    """The model in `path` with the external data beside it and its local functions inlined. Raises OnnxFileError."""
+    """The model in `path`, with its external data loaded and its local functions inlined. Raises OnnxFileError."""
     if not path.is_file():
         raise OnnxFileError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; name an .onnx file")
     try:
@@ -76,8 +76,8 @@ def _looks_like(path: Path) -> str:
         return "it is TensorFlow Lite; convert it with tf2onnx"
     if head[8:9] == b"{":
         return "it is safetensors, weights without a graph; export the network with torch.onnx.export"
-    for beginning, reason in _BEGINNINGS.items():
-        if head.startswith(beginning):
+    for signature, reason in _SIGNATURES.items():
+        if head.startswith(signature):
             return reason
     return "it is damaged or something else; if it was downloaded, download it again"
 
@@ -103,7 +103,7 @@ def _load_external_data(model: ModelProto, path: Path) -> None:
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """Every tensor that is stored in the graph or in a graph inside it."""
+    """Every tensor that the graph stores, also in the bodies of loops and branches."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
@@ -124,15 +124,15 @@ def subgraphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def real_inputs(graph: GraphProto) -> list[ValueInfoProto]:
-    """What a caller must give: files of old IR versions list their initializers as inputs too."""
+    """The inputs that a caller must give; old IR versions list the initializers as inputs too."""
     stored = {tensor.name for tensor in graph.initializer}
     return [value for value in graph.input if value.name not in stored]
 
 
 def constants(graph: GraphProto) -> dict[str, TensorProto]:
-    """Every value that the file fixes by its name: initializers, Constant nodes, and either behind Identity or Cast.
+    """The constants of the graph by name: initializers, Constant nodes, and both behind Identity or Cast.
 
-    An initializer that is also an input counts as fixed. The tensor behind a Cast has its stored type.
+    An initializer that is also an input counts as constant. The tensor behind a Cast has its stored type.
     """
     found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
@@ -159,7 +159,7 @@ def _numbers(attribute: AttributeProto) -> NDArray[Any]:
 
 
 def used_nodes(graph: GraphProto, outputs: set[str]) -> list[NodeProto]:
-    """The nodes that `outputs` depend on, in the file's order."""
+    """The nodes that `outputs` depend on, in the order of the file."""
     needed, used = set(outputs), []
     for node in reversed(graph.node):
         if needed & set(node.output):
@@ -169,7 +169,7 @@ def used_nodes(graph: GraphProto, outputs: set[str]) -> list[NodeProto]:
 
 
 def _inputs(node: NodeProto) -> set[str]:
-    """What a node reads, the graphs inside it among it."""
+    """The values that a node reads, also in the bodies of loops and branches."""
     names = set(node.input)
     for attribute in node.attribute:
         for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):

@@ -1,4 +1,4 @@
-"""Where a network's values come from: torchvision's published file, a file of the user's, or a seed. Imports torch."""
+"""Loads weights into a network: torchvision's published file, a file of the user, or none. Imports torch."""
 
 import hashlib
 import os
@@ -24,28 +24,27 @@ _TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 18
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all (0 where the server does not say)."""
+"""Called with the bytes received and the bytes in all, 0 where the server does not say."""
 
 
 class WeightsError(Exception):
-    """The weights asked for cannot be had; the message says why and what to do."""
+    """The weights cannot be loaded; the message names the cause and the remedy."""
 
 
 class HostUnreachableError(WeightsError):
-    """The download host did not answer at all: no name, no route, no connection."""
+    """The download host does not answer: no name, no route, no connection."""
 
 
 def untrained() -> WeightRecord:
-    """The record of a network left as `models.build.build` initialises it, the same on every machine."""
+    """The record of a network as `models.build.build` initialises it, which is the same on every machine."""
     return WeightRecord(source=WeightSource.UNTRAINED, name="untrained", seed=SEED)
 
 
 def load_file(network: nn.Module, architecture: Architecture, path: Path) -> WeightRecord:
-    """Fill `network` from a state dict in a .pth, .pt or .safetensors file, or from an .onnx file of the same network.
+    """Load a state dict in a .pth, .pt or .safetensors file, or an .onnx file of the same architecture.
 
-    A file that torchvision publishes is known by its sha256 and recorded as what it is, so that its own input recipe
-    and accuracy go with it. Raises WeightsError where the file cannot be read, holds something else, or fits another
-    network.
+    The record of a file that torchvision publishes, known by its sha256, is that of the published weights, so that
+    their input recipe and accuracy apply. Raises WeightsError where the file cannot be read or does not fit.
     """
     if path.suffix == ".onnx":
         _load_onnx(network, architecture, path)
@@ -53,7 +52,7 @@ def load_file(network: nn.Module, architecture: Architecture, path: Path) -> Wei
         load_state(network, architecture, read_state_dict(path), what=str(path))
     digest = sha256(path)
     for published in architecture.weight_sets:
-        if _is(published, architecture, digest):
+        if _is_published(published, architecture, digest):
             return WeightRecord(source=WeightSource.PRETRAINED, name=published.tag, sha256=digest)
     return WeightRecord(source=WeightSource.FILE, name=path.name, sha256=digest)
 
@@ -74,24 +73,23 @@ def _load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> No
 def load_pretrained(
     network: nn.Module, architecture: Architecture, *, mirror: str | None, progress: Progress
 ) -> WeightRecord:
-    """Fill `network` with its published weights: those that come with topfive, or torchvision's.
+    """Load the published weights: those that come with topfive, or torchvision's.
 
-    The latter are downloaded once, into torch's own cache folder.
-
-    `mirror` replaces the address of the folder the file is in. Raises HostUnreachableError where the host does not
-    answer, WeightsError where there is nothing to download, the answer is an error or the checksum differs.
+    The latter are downloaded once, into torch's own cache folder; `mirror` replaces the URL of their folder. Raises
+    HostUnreachableError where the host does not answer, WeightsError where nothing is published, the host gives an
+    error or the checksum differs.
     """
     if (weights := architecture.default_weights) is None:
         raise WeightsError(f"{architecture.name} has no pretrained weights; use --weights untrained or a file")
     if weights.file is not None:
-        return load_file(network, architecture, _BUNDLED / weights.file)  # known by its own sha256
+        return load_file(network, architecture, _BUNDLED / weights.file)
     url = _published_url(architecture, weights)
     file = Path(urlsplit(url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
         download(urljoin(mirror.rstrip("/") + "/", file) if mirror else url, path, progress)
     digest = sha256(path)
-    expected = _first_digits(file)
+    expected = _hash_prefix(file)
     if not digest.startswith(expected):
         raise WeightsError(
             f"{path} is damaged: its sha256 begins {digest[:8]}, not {expected}; delete it and try again"
@@ -100,11 +98,10 @@ def load_pretrained(
     return WeightRecord(source=WeightSource.PRETRAINED, name=weights.tag, sha256=digest)
 
 
-def _is(weights: WeightSet, architecture: Architecture, digest: str) -> bool:
-    """Whether a file with that sha256 holds these published weights."""
+def _is_published(weights: WeightSet, architecture: Architecture, digest: str) -> bool:
     if weights.file is not None:
         return digest == sha256(_BUNDLED / weights.file)
-    return digest.startswith(_first_digits(_published_url(architecture, weights)))
+    return digest.startswith(_hash_prefix(_published_url(architecture, weights)))
 
 
 def _published_url(architecture: Architecture, weights: WeightSet) -> str:
@@ -113,14 +110,17 @@ def _published_url(architecture: Architecture, weights: WeightSet) -> str:
     return str(get_model_weights(architecture.source.partition(":")[2])[weights.tag].url)
 
 
-def _first_digits(file: str) -> str:
-    """The digits of its sha256 that a published file carries at the end of its name or address."""
+def _hash_prefix(file: str) -> str:
+    """The first digits of its sha256, which end the name of a published file."""
     return PurePosixPath(file).stem.rpartition("-")[2]
 
 
 def download(url: str, path: Path, progress: Progress) -> None:
-    """Fetch `url` into `path`, which appears only when whole and of the sha256 that its name ends with."""
-    expected = _first_digits(path.name)
+    """Download `url` to `path`, which appears only where the file is complete and has the sha256 of its name.
+
+    Raises HostUnreachableError where the host does not answer, else WeightsError.
+    """
+    expected = _hash_prefix(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, draft = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
@@ -137,7 +137,7 @@ def download(url: str, path: Path, progress: Progress) -> None:
 
 
 def _receive(url: str, write: Callable[[bytes], object], progress: Progress) -> str:
-    """Stream `url` into `write`; the SHA-256 of what came."""
+    """Stream `url` into `write` and return the SHA-256 of the content."""
     digest, done = hashlib.sha256(), 0
     try:
         answer = urlopen(url, timeout=_TIMEOUT_S)
@@ -150,7 +150,7 @@ def _receive(url: str, write: Callable[[bytes], object], progress: Progress) -> 
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, (str, FileNotFoundError)):  # urllib's own objections: unknown scheme, no host, no file
             raise WeightsError(f"{url} is not an address: {reason}") from error
-        if isinstance(reason, SSLError):  # somebody answered, and not the one who was asked
+        if isinstance(reason, SSLError):  # another host answered
             raise WeightsError(f"{url} is not trusted: {reason}") from error
         raise HostUnreachableError(f"{url} cannot be reached: {reason}") from error
     except HTTPException as error:
@@ -171,7 +171,7 @@ def _receive(url: str, write: Callable[[bytes], object], progress: Progress) -> 
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth or .pt file; code in a pickle is never run. Raises WeightsError."""
+    """The tensors of a .safetensors, .pth or .pt file; code in a pickle never runs. Raises WeightsError."""
     if not path.is_file():
         raise WeightsError(
             f"{path} is {'a folder' if path.is_dir() else 'not there'}; name a .pth or .safetensors file"
@@ -198,9 +198,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(network: nn.Module, architecture: Architecture, state: Mapping[str, Tensor], *, what: str) -> None:
-    """Copy `state` into `network`; each tensor must be there with its shape, those of training-only parts aside.
+    """Copy `state` into `network`; it must hold every tensor with its shape, except for training-only submodules.
 
-    Raises WeightsError naming the first tensors that do not fit or are not finite.
+    Raises WeightsError with the first tensors that do not fit or are not finite; `what` names the file.
     """
     own = network.state_dict()
     ignored = tuple(f"{part}." for part in architecture.training_only)
