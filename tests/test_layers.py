@@ -59,8 +59,8 @@ HOMES = {
     "uvicorn": ("service.rest",),
     "uvloop": ("loadgen", "service.server.process"),
     "prometheus_client": ("service.common.metrics",),
-    "click": ("export", "loadgen", "service.cli", "service.offline"),
-    "rich": ("export", "loadgen", "models.architectures.train_lenet5", "service.cli", "service.offline"),
+    "click": ("export", "loadgen", "service.cli"),
+    "rich": ("export", "loadgen", "models.architectures.train_lenet5", "service.cli"),
     "cykooz_resizer": ("service.preprocessing.simd_resize",),
     "PIL": ("loadgen", "models.architectures.train_lenet5", "service.preprocessing", "service.common.sample_photo"),
     "pydantic": (

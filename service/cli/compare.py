@@ -13,13 +13,12 @@ from rich.markup import escape
 
 from models.artifact.artifact import exported_names
 from service.cli import tables
-from service.cli.options import option, settings_from
+from service.cli.options import ANSWER_OPTIONS, crops_option, option, options, settings_from, split_names
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.common.tasks import together
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
-from service.offline.session import answer_options, crops_option
 from service.rest.errors import row_problem
 from service.rest.schemas import CompareReply
 from service.server.app import Core
@@ -31,14 +30,14 @@ from service.server.app import Core
 @option("--top-k", type=int, help="How many classes of each are looked at for what all have in common")
 @crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
-@answer_options
+@options(*ANSWER_OPTIONS)
 def compare_command(
     images: Sequence[Path], models: Sequence[str], top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:
     """Classify IMAGES with many models, or ensemble:a+b, side by side; status 1 where any has no answer."""
     settings = settings_from(values)
     errors = Console(stderr=True)
-    names = [name.strip() for value in models for name in value.split(",") if name.strip()]
+    names = split_names(models)
     if not names:
         names = exported_names(settings.artifacts)
         if not names:

@@ -1,6 +1,6 @@
-"""The command `topfive`. Each subcommand is imported when it is asked for: a server needs no tables, nor they a server.
+"""The command `topfive`. A subcommand is imported when it is asked for, so that a server loads what it needs only.
 
-Subcommands of other packages come in by the entry point group `topfive.commands`.
+Other packages add subcommands by the entry point group `topfive.commands`.
 """
 
 from importlib import import_module
@@ -8,43 +8,31 @@ from importlib.metadata import entry_points
 
 import click
 
-_OWN = {
-    "classify": "service.offline.classify_command",
-    "compare": "service.cli.compare",
-    "doctor": "service.cli.doctor",
-    "evaluate": "service.offline.evaluate_command",
-    "gateway": "service.cli.gateway",
-    "layers": "service.cli.layers",
-    "models": "service.cli.models",
-    "predict": "service.cli.predict",
-    "serve": "service.cli.serve",
-    "show": "service.cli.show",
-    "tune": "service.offline.tuning.command",
-}
-_FOREIGN = "topfive.commands"
+_COMMANDS = (
+    *("classify", "compare", "doctor", "evaluate", "gateway", "layers"),
+    *("models", "predict", "serve", "show", "tune"),
+)
+_GROUP = "topfive.commands"
 
 
-class _Group(click.Group):
-    """Finds the commands of the service in its modules, those of other packages by their entry points."""
+class _Commands(click.Group):
+    """The subcommands, which are modules of this package, and those of other packages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, sorted."""
-        return sorted({*_OWN, *(point.name for point in entry_points(group=_FOREIGN))})
+        return sorted({*_COMMANDS, *entry_points(group=_GROUP).names})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, imported when it is asked for."""
-        if cmd_name in _OWN:
-            command = getattr(import_module(_OWN[cmd_name]), f"{cmd_name}_command")
-            assert isinstance(command, click.Command)
-            return command
-        for point in entry_points(group=_FOREIGN, name=cmd_name):
-            command = point.load()
-            assert isinstance(command, click.Command)
-            return command
-        return None
+        if cmd_name in _COMMANDS:
+            command = getattr(import_module(f"service.cli.{cmd_name}"), f"{cmd_name}_command")
+        elif found := entry_points(group=_GROUP, name=cmd_name):
+            command = next(iter(found)).load()
+        else:
+            return None
+        assert isinstance(command, click.Command)
+        return command
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="topfive")
 def main() -> None:
     """A photo goes in, the five best ImageNet classes come out."""

@@ -1,7 +1,7 @@
-"""Options of the command line made from `Settings`, and settings made from options."""
+"""The options that commands share; those of `Settings` are made from it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,18 @@ from service.common.settings import Settings
 Command = Callable[..., Any]
 
 
+ANSWER_OPTIONS = (
+    *("artifacts", "cache", "runtime", "precision", "cpus"),
+    *("decode", "max_image_bytes", "max_image_pixels", "timeout_s"),
+)
+"""The settings of commands that classify a few images in this process."""
+
+BATCH_OPTIONS = (*ANSWER_OPTIONS[:5], "max_batch", *ANSWER_OPTIONS[5:-1])
+"""The settings of commands that classify many."""
+
+
 class FiniteRange(click.FloatRange):
-    """A range of numbers that end: click's lets `nan` through, and infinity where nothing bounds it."""
+    """A range without `nan` and infinity, which click lets through."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -25,14 +35,25 @@ class FiniteRange(click.FloatRange):
 
 
 def option(flag: str, *names: str, variable: str = "", **attributes: Any) -> Callable[[Command], Command]:
-    """A click option with its variable, both shown in the help with the default; `variable` is named as the flag is."""
+    """A click option with an environment variable, TOPFIVE_FLAG unless `variable` names another."""
     variable = variable or f"TOPFIVE_{flag.removeprefix('--').replace('-', '_').upper()}"
-    shown = "off" if attributes.get("is_flag") else True
-    return click.option(flag, *names, envvar=variable, show_envvar=True, show_default=shown, **attributes)
+    with_default = not attributes.get("is_flag")
+    return click.option(flag, *names, envvar=variable, show_envvar=True, show_default=with_default, **attributes)
+
+
+model_option = option("--model", default="googlenet", help="Exported model, or ensemble:a+b for their average")
+top_k_option = option("--top-k", type=int, help="Number of classes; without it 5, or all if there are fewer")
+crops_option = option(
+    "--crops",
+    type=click.Choice(("1", "10")),
+    default="1",
+    callback=lambda _context, _option, value: int(value),
+    help="10 averages over corners, centre and their mirrors",
+)
 
 
 def options(*names: str) -> Callable[[Command], Command]:
-    """Click options for these settings: name, default, meaning and variable come from `Settings`."""
+    """Click options for these settings; name, type, default and help come from `Settings`."""
 
     def decorate(command: Command) -> Command:
         for name in reversed(names):
@@ -40,20 +61,19 @@ def options(*names: str) -> Callable[[Command], Command]:
             default = field.default
             if isinstance(default, tuple):
                 default = ",".join(default)
-            choices = [item.value for item in type(default)] if isinstance(default, Enum) else None
-            command = option(
-                f"--{name.replace('_', '-')}",
-                type=click.Choice(choices) if choices else str if isinstance(default, (str, Path)) else type(default),
-                default=str(default.value) if isinstance(default, Enum) else default,
-                help=field.description,
-            )(command)
+            kind: Any = type(default)
+            if isinstance(default, Enum):
+                kind, default = click.Choice([item.value for item in type(default)]), default.value
+            elif isinstance(default, Path):
+                kind = click.Path(path_type=Path)
+            command = option(f"--{name.replace('_', '-')}", type=kind, default=default, help=field.description)(command)
         return command
 
     return decorate
 
 
 def settings_from(values: dict[str, Any]) -> Settings:
-    """Validated settings; a value that does not fit is a usage error that names its option."""
+    """Validated settings. Raises click.UsageError, which names the option, if a value does not fit."""
     try:
         return Settings(**values)
     except ValidationError as error:
@@ -61,3 +81,8 @@ def settings_from(values: dict[str, Any]) -> Settings:
             f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}" for problem in error.errors()
         )
         raise click.UsageError(problems) from error
+
+
+def split_names(values: Iterable[str]) -> list[str]:
+    """The names in the values of an option that may be repeated, and may hold several: a,b."""
+    return [name.strip() for value in values for name in value.split(",") if name.strip()]

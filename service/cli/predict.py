@@ -12,23 +12,22 @@ from rich.console import Console
 from rich.markup import escape
 
 from service.cli import tables
-from service.cli.options import option, settings_from
+from service.cli.options import ANSWER_OPTIONS, crops_option, model_option, option, options, settings_from, top_k_option
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
-from service.offline.session import answer_options, crops_option
 from service.rest.schemas import PredictReply
 from service.server.app import Core
 
 
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@option("--model", default="googlenet", help="Which exported model answers, or ensemble:a+b for their average")
-@option("--top-k", type=int, help="How many classes, best first; 5, or all if there are fewer")
+@model_option
+@top_k_option
 @crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
-@answer_options
+@options(*ANSWER_OPTIONS)
 def predict_command(
     images: Sequence[Path], model: str, top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:

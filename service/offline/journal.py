@@ -1,142 +1,169 @@
-"""The record of a run that may end at any moment: a line for the settings, then a line for each finished image."""
+"""The results of a run that may end at any moment, in an SQLite file: the next run does only what is missing."""
 
-import fcntl
 import json
 import os
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from service.common.errors import Code
-from service.offline.rows import BulkError, Row
+from service.common.types import Prediction
+from service.offline.images import ImageFile, OfflineError
 
-_BEGINNING = b'{"settings": {'
-_AGAIN = (Code.INTERNAL,)  # what may well be answered when it is run again
+_RETRIED = Code.INTERNAL  # an engine that failed may well answer in the next run
+_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)  # the last: its tables are others
+
+
+@dataclass(frozen=True, slots=True)
+class ImageError:
+    """Why an image has no predictions: an error code, or `unreadable` if its file cannot be read."""
+
+    code: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """The predictions for one image, best class first, or its error. `truth` is the class id of its label."""
+
+    path: str
+    error: ImageError | None
+    predictions: tuple[Prediction, ...] = ()
+    truth: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON has them, without `truth` if there is no label."""
+        content = asdict(self)
+        if self.truth is None:
+            del content["truth"]
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "ImageResult":
+        error = content["error"]
+        return cls(
+            path=content["path"],
+            error=None if error is None else ImageError(**error),
+            predictions=tuple(Prediction(**one) for one in content["predictions"]),
+            truth=content.get("truth"),
+        )
 
 
 class Journal:
-    """Appends rows to `path`, and knows which are there from before.
+    """The results of one run, by the names of the images.
 
-    A row is in the file once `append` has returned, whatever happens to the process. A last line without its end is
-    cut off when the file is opened: its image counts as not run. Rows lie on disk; memory holds only where.
-    Raises BulkError where the file belongs to a run of other `settings`, is damaged, or is being written elsewhere.
+    A result is in the file when `append` returns, even if the process is killed right then. Raises OfflineError if the
+    file is from a run with another `setup`, is no journal, is damaged, or is open in another process.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
+    def __init__(self, path: Path, setup: Mapping[str, object]) -> None:
         self.path = path
-        self._places: dict[str, int] = {}
-        try:
+        with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise BulkError(f"{path} cannot be written: {error.strerror}") from error
-        try:
-            _lock(self._file, path)
-            self._end = self._read(settings)
-            os.ftruncate(self._file, self._end)
-            if not self._end:
-                self._write({"settings": dict(settings)})
-        except BaseException:
-            os.close(self._file)
-            raise
+            self._database = _connect(path)
+            try:
+                self._prepare(json.loads(json.dumps(dict(setup))))
+            except BaseException:
+                self._database.close()
+                raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._file)
+        self._database.close()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._places
+    def append(self, result: ImageResult) -> None:
+        """Store the result of one image. Raises OfflineError if the disk is full."""
+        code = result.error and result.error.code
+        row = os.fsencode(result.path), code, json.dumps(result.to_json())  # a path may be no UTF-8, JSON is ASCII
+        with _explained(self.path):
+            self._database.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", row)
 
-    def append(self, row: Row) -> None:
-        """Add one finished image. Raises BulkError where the disk takes no more."""
-        place = self._end
-        self._write(row.to_json())
-        self._places[row.path] = place
+    def results(self, images: Iterable[ImageFile]) -> Iterator[ImageResult]:
+        """The results of those images, in their order. None of them may be missing."""
+        for image in images:
+            with _explained(self.path):
+                query = "SELECT content FROM results WHERE path = ?"
+                (content,) = self._database.execute(query, (os.fsencode(image.name),)).fetchone()
+                result = ImageResult.from_json(json.loads(content))
+            yield result
 
-    def rows(self, names: Iterable[str]) -> Iterator[Row]:
-        """The rows of those images, in that order. Raises KeyError where one has not been run."""
-        with os.fdopen(os.dup(self._file), "rb") as file:
-            for name in names:
-                file.seek(self._places[name])
-                yield Row.from_json(json.loads(file.readline()))
+    def missing(self, images: Iterable[ImageFile]) -> list[ImageFile]:
+        """Those of `images` that have no result yet."""
+        with _explained(self.path):
+            stored = {path for (path,) in self._database.execute("SELECT path FROM results")}
+        return [image for image in images if os.fsencode(image.name) not in stored]
 
-    def _read(self, settings: Mapping[str, object]) -> int:
-        """Note the rows that are there; where the last whole line ends."""
-        end = 0
-        with os.fdopen(os.dup(self._file), "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    if not line.endswith(b"\n"):
-                        _check_torn(number, line)
-                        break
-                    content = json.loads(line)
-                    if number == 1:
-                        self._check(content["settings"], settings)
-                    else:
-                        self._note(Row.from_json(content), end)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise BulkError(
-                        f"{self.path} is damaged in line {number}; begin anew with --overwrite or choose another --out"
-                    ) from error
-                end += len(line)
-        return end
-
-    def _note(self, row: Row, place: int) -> None:
-        if row.error is None or row.error.code not in _AGAIN:
-            self._places[row.path] = place
-
-    def _check(self, present: dict[str, Any], settings: Mapping[str, object]) -> None:
-        wanted = json.loads(json.dumps(dict(settings)))
-        differing = [key for key in {**present, **wanted} if present.get(key) != wanted.get(key)]
-        if differing:
-            what = ", ".join(f"{key} was {present.get(key)} and is now {wanted.get(key)}" for key in differing)
-            raise BulkError(
+    def _prepare(self, setup: dict[str, object]) -> None:
+        """Create the tables in a new file, or check that an earlier run had the same setup."""
+        database = self._database
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if not tables:
+            database.execute("BEGIN")
+            database.execute("CREATE TABLE setup (content TEXT NOT NULL)")
+            database.execute("CREATE TABLE results (path BLOB PRIMARY KEY, code TEXT, content TEXT NOT NULL)")
+            database.execute("INSERT INTO setup VALUES (?)", (json.dumps(setup),))
+            database.execute("COMMIT")
+        (content,) = database.execute("SELECT content FROM setup").fetchone()
+        before = json.loads(content)
+        if differing := [key for key in {**before, **setup} if before.get(key) != setup.get(key)]:
+            what = ", ".join(f"{key} was {before.get(key)} and is now {setup.get(key)}" for key in differing)
+            raise OfflineError(
                 f"{self.path} belongs to a run of other settings: {what}; "
-                "give the same ones to go on, --overwrite to begin anew, or another --out"
+                "give the same ones to resume it, --overwrite to start again, or another --out"
             )
-
-    def _write(self, content: Mapping[str, object]) -> None:
-        line = json.dumps(content).encode() + b"\n"  # ASCII: bytes of a path that are no UTF-8 are kept as escapes
-        written = 0
-        try:
-            while written < len(line):
-                written += os.pwrite(self._file, line[written:], self._end + written)
-        except OSError as error:
-            raise BulkError(f"{self.path} cannot be written: {error.strerror}") from error
-        self._end += len(line)
+        database.execute("DELETE FROM results WHERE code = ?", (_RETRIED,))
 
 
-def discard(path: Path) -> None:
-    """Remove a journal, if there is one. Raises BulkError where a run is writing it, or it cannot be removed."""
-    try:
-        file = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+def delete_journal(path: Path) -> None:
+    """Delete the journal of an earlier run, whatever the file holds. Does nothing if there is none.
+
+    Raises OfflineError if another process has it open, or if it cannot be deleted.
+    """
+    if not path.exists():
         return
-    except OSError as error:
-        raise BulkError(f"{path} cannot be written: {error.strerror}") from error
+    with _explained(path):
+        try:
+            _connect(path).close()
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                raise
+        for end in ("", "-wal"):  # a process that was killed leaves a write-ahead log
+            path.with_name(path.name + end).unlink(missing_ok=True)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open the file, or create it, and lock it for this process. A commit does not wait for the disk."""
+    database = sqlite3.connect(path, timeout=0, isolation_level=None)
     try:
-        _lock(file, path)
-        path.unlink()
-    except OSError as error:
-        raise BulkError(f"{path} cannot be removed: {error.strerror}") from error
-    finally:
-        os.close(file)
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")  # takes the lock
+        database.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
-def _lock(file: int, path: Path) -> None:
-    """Be alone with it. Raises BulkError where another run is, or has put it away since it was opened."""
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Raises OfflineError for what is wrong with the file."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        alone = os.path.samestat(os.fstat(file), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        alone = False
-    if not alone:
-        raise BulkError(f"another topfive is writing {path}; wait for it or choose another --out")
-
-
-def _check_torn(number: int, line: bytes) -> None:
-    """Raise ValueError where an unfinished first line is not one of ours, so that no other file is overwritten."""
-    if number == 1 and not line.startswith(_BEGINNING[: len(line)]):
-        raise ValueError("not a journal")
+        yield
+    except OSError as error:
+        raise OfflineError(f"{path} cannot be written: {error.strerror}") from error
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            problem = f"another topfive is writing {path}; wait for it or choose another --out"
+        elif error.sqlite_errorcode in _DAMAGED:
+            problem = f"{path} is no journal, or damaged ({error}); --overwrite starts again, or choose another --out"
+        else:
+            problem = f"{path} cannot be written: {error}"
+        raise OfflineError(problem) from error

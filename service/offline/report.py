@@ -1,7 +1,7 @@
-"""What an evaluation found, as files and as a measurement for the manifest."""
+"""The result of an evaluation: as files, and as a measurement for the manifest."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,18 @@ from models.artifact.measured import MeasuredAccuracy, Proportion
 from models.labels import Label
 from service.common.model_info import ModelDetail
 from service.common.types import Decode, EngineInfo
-from service.offline.dataset import Dataset
-from service.offline.rows import Row
+from service.offline.images import Dataset
+from service.offline.journal import ImageResult
+from service.offline.results_file import replacing, write_csv
 from service.offline.scores import Scores
-from service.offline.writers import replacing, write_table
+
+_CLASS_COLUMNS = ("class_id", "wnid", "label")
+_SCORE_COLUMNS = ("images", "top1_correct", "top5_correct", "recall", "precision", "mistaken_for")
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """An error rate that somebody else reports, in percent; `what` of, measured `on`."""
+class PublishedRate:
+    """An error rate from elsewhere, in percent: of which weights or paper, and on which images."""
 
     what: str
     top1: float | None
@@ -28,9 +31,9 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A model, or the average of several `members`, on one dataset.
+    """The accuracy of a model, or of an ensemble of several `members`, on one dataset.
 
-    `unanswered` are the images that do not count; the rate is None where none was run.
+    `unanswered` are the images that do not count. The rate is None if no image was run.
     """
 
     name: str
@@ -41,30 +44,23 @@ class Evaluation:
     labels: tuple[Label, ...]
     dataset: Dataset
     scores: Scores
-    unanswered: tuple[Row, ...]
-    per_second: float | None
-
-    @property
-    def title(self) -> str:
-        """The model with its version, or the ensemble with those of its members."""
-        if len(self.members) == 1:
-            return f"{self.name} v{self.members[0].version}"
-        return f"{self.name} ({', '.join(f'v{member.version}' for member in self.members)})"
+    unanswered: tuple[ImageResult, ...]
+    images_per_s: float | None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Those of all members, each once."""
         return tuple(dict.fromkeys(warning for member in self.members for warning in member.warnings))
 
-    def published(self) -> Iterator[Published]:
-        """What is published of the model, or of each member under its name; nothing is of an ensemble as such."""
+    def published(self) -> Iterator[PublishedRate]:
+        """What is published of the model, or of each member of an ensemble under the member's name."""
         for member in self.members:
-            name = "" if len(self.members) == 1 else f"{member.name}: "
+            prefix = "" if len(self.members) == 1 else f"{member.name}: "
             for one in _published(member):
-                yield replace(one, what=name + one.what)
+                yield replace(one, what=prefix + one.what)
 
     def measurement(self, date: str) -> MeasuredAccuracy:
-        """The accuracy, for the manifest; `date` is YYYY-MM-DD."""
+        """The accuracy as the manifest has it; `date` is YYYY-MM-DD."""
         one, five = self.scores.top1, self.scores.top5
         return MeasuredAccuracy(
             dataset=self.dataset.name,
@@ -73,9 +69,9 @@ class Evaluation:
             acc1=one.percent,
             acc1_low=one.low,
             acc1_high=one.high,
-            acc5=None if five is None else five.percent,
-            acc5_low=None if five is None else five.low,
-            acc5_high=None if five is None else five.high,
+            acc5=five.percent if five else None,
+            acc5_low=five.low if five else None,
+            acc5_high=five.high if five else None,
             crops=self.crops,
             runtime=self.engine.runtime,
             precision=self.engine.precision,
@@ -83,8 +79,8 @@ class Evaluation:
             decode=self.decode,
         )
 
-    def figures(self) -> dict[str, Any]:
-        """Everything about this model for report.json; rates in percent."""
+    def to_json(self) -> dict[str, Any]:
+        """All about this model for report.json; rates are in percent."""
         members = [_identity(member) for member in self.members]
         return {
             **(members[0] if len(members) == 1 else {"model": self.name, "members": members}),
@@ -92,94 +88,66 @@ class Evaluation:
             "crops": self.crops,
             "decode": self.decode,
             "images": self.scores.images,
-            "unanswered": [{"path": row.path, **asdict(row.error)} for row in self.unanswered if row.error],
-            "images_per_second": self.per_second,
-            "top1_error": _interval(self.scores.top1),
-            "top5_error": self.scores.top5 and _interval(self.scores.top5),
+            "unanswered": [{"path": one.path, **asdict(one.error)} for one in self.unanswered if one.error],
+            "images_per_second": self.images_per_s,
+            "top1_error": _error_interval(self.scores.top1),
+            "top5_error": self.scores.top5 and _error_interval(self.scores.top5),
             "published": [asdict(one) for one in self.published()],
             "warnings": list(self.warnings),
         }
 
 
 def write_tables(folder: Path, evaluation: Evaluation) -> None:
-    """Write MODEL.per_class.csv and MODEL.confusions.csv into `folder`. Shares are in [0, 1].
-
-    Raises OSError where they cannot be written.
-    """
+    """Write MODEL.per_class.csv and MODEL.confusions.csv into `folder`. Shares are in [0, 1]. Raises OSError."""
     labels, scores = evaluation.labels, evaluation.scores
-    classes = (
-        (
-            *_names(labels[one.class_id]),
-            one.images,
-            one.top1,
-            one.top5,
-            one.recall,
-            one.precision,
-            None if one.confused_with is None else labels[one.confused_with].label,
+    with replacing(folder / f"{evaluation.name}.per_class.csv") as draft:
+        rows = (
+            (
+                *_cells(labels[one.class_id]),
+                *(one.images, one.top1, one.top5, one.recall, one.precision),
+                None if one.mistaken_for is None else labels[one.mistaken_for].label,
+            )
+            for one in scores.classes
         )
-        for one in scores.classes
-    )
-    confusions = (
-        (*_names(labels[one.true]), *_names(labels[one.predicted]), one.count, one.share) for one in scores.confusions
-    )
-    tables: Mapping[str, tuple[Sequence[str], Iterator[tuple[object, ...]]]] = {
-        "per_class": (
-            (
-                "class_id",
-                "wnid",
-                "label",
-                "images",
-                "top1_correct",
-                "top5_correct",
-                "recall",
-                "precision",
-                "mistaken_for",
-            ),
-            classes,
-        ),
-        "confusions": (
-            (
-                *("true_class_id", "true_wnid", "true_label"),
-                *("predicted_class_id", "predicted_wnid", "predicted_label"),
-                *("count", "share"),
-            ),
-            confusions,
-        ),
-    }
-    for name, (columns, rows) in tables.items():
-        with replacing(folder / f"{evaluation.name}.{name}.csv") as draft:
-            write_table(draft, columns, rows)
+        write_csv(draft, (*_CLASS_COLUMNS, *_SCORE_COLUMNS), rows)
+    with replacing(folder / f"{evaluation.name}.confusions.csv") as draft:
+        columns = [f"{side}_{name}" for side in ("true", "predicted") for name in _CLASS_COLUMNS]
+        pairs = (
+            (*_cells(labels[one.true]), *_cells(labels[one.predicted]), one.count, one.share)
+            for one in scores.confusions
+        )
+        write_csv(draft, (*columns, "count", "share"), pairs)
 
 
 def write_report(path: Path, dataset: Dataset, evaluations: Sequence[Evaluation]) -> None:
-    """Write all figures of all models as JSON. Raises OSError where the file cannot be written."""
+    """Write the figures of all models as JSON. Raises OSError."""
     content = {
         "dataset": {"name": dataset.name, "sha256": dataset.sha256, "images": len(dataset.images)},
-        "models": [evaluation.figures() for evaluation in evaluations],
+        "models": [evaluation.to_json() for evaluation in evaluations],
     }
     with replacing(path) as draft:
         draft.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
 
 
-def _identity(facts: ModelDetail) -> dict[str, Any]:
-    weights = facts.record and facts.record.model_dump(mode="json")
-    return {"model": facts.name, "version": facts.version, "weights": weights}
+def _identity(member: ModelDetail) -> dict[str, Any]:
+    weights = member.record and member.record.model_dump(mode="json")
+    return {"model": member.name, "version": member.version, "weights": weights}
 
 
-def _published(facts: ModelDetail) -> Iterator[Published]:
-    """The weights' own figures (before any for those inside, the default published ones), then the paper's."""
-    if facts.acc1 is not None:
-        name = facts.record.name if facts.record else "inside"
-        yield Published(f"weights {name}", _error(facts.acc1), _error(facts.acc5), facts.acc_dataset or "")
-    elif facts.published:
-        weights = facts.published[0]
+def _published(member: ModelDetail) -> Iterator[PublishedRate]:
+    """The rates of the weights inside, or else of those that are published first, then those of the paper."""
+    if member.acc1 is not None:
+        name = member.record.name if member.record else "inside"
+        yield PublishedRate(f"weights {name}", _error(member.acc1), _error(member.acc5), member.acc_dataset or "")
+    elif member.published:
+        weights = member.published[0]
         what = f"weights {weights.tag} (not those inside)"
-        yield Published(what, _error(weights.acc1), _error(weights.acc5), weights.dataset)
-    for errors in facts.published_errors:
-        yield Published("paper", errors.top1, errors.top5, errors.protocol)
+        yield PublishedRate(what, _error(weights.acc1), _error(weights.acc5), weights.dataset)
+    for errors in member.published_errors:
+        yield PublishedRate("paper", errors.top1, errors.top5, errors.protocol)
 
 
-def _names(label: Label) -> tuple[int, str, str]:
+def _cells(label: Label) -> tuple[int, str, str]:
     return label.class_id, label.wnid, label.label
 
 
@@ -187,5 +155,5 @@ def _error(accuracy: float | None) -> float | None:
     return None if accuracy is None else round(100 - accuracy, 6)
 
 
-def _interval(accuracy: Proportion) -> dict[str, float]:
+def _error_interval(accuracy: Proportion) -> dict[str, float]:
     return asdict(accuracy.complement)

@@ -1,145 +1,258 @@
-"""Runs many images through a data plane, a bounded number of them at once, and gives each row as it is finished."""
+"""Runs many images through a model in this process, some of them at once, and stores each result in a journal."""
 
 import asyncio
 import os
 import stat
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+from models.artifact.artifact import WeightRecord
 from service.common.clock import Clock
 from service.common.errors import BadImage, EngineError, NotReady, TooLarge
-from service.common.types import ImageLimits, check_size
-from service.inference.dataplane import ClassifyOptions, DataPlane
-from service.inference.ensemble import ServedModel
-from service.offline.journal import Journal
-from service.offline.rows import Failure, Item, Row
+from service.common.tasks import together
+from service.common.types import Decode, ImageLimits, check_size
+from service.inference.dataplane import ClassifyOptions
+from service.inference.ensemble import ServedModel, member_names
+from service.inference.local import LocalDataPlane
+from service.inference.topk import resolve_top_k
+from service.offline.images import ImageFile
+from service.offline.journal import ImageError, ImageResult, Journal
+from service.repository.loaded_model import LoadedModel
 
 _UNREADABLE = "unreadable"
-_PATIENCE_S = 86_400.0  # nobody waits for a single answer here
-_READERS = 8  # threads that wait for a disk, which may be far away
-
-Answer = Callable[[Item], Awaitable[Row]]
+_TIMEOUT_S = 86_400.0  # nobody waits for a single answer
 
 
-def window(slots: int, max_batch: int, decoders: int, capacity: int, crops: int) -> int:
-    """How many images to have in the house: a batch in every slot, one ready for each, and those being decoded.
+class Stopped(Exception):
+    """The user stopped a run before its end. The message says how to resume it."""
 
-    Each image takes `crops` places of `capacity`, and there is always one image.
-    """
-    return max(1, min(capacity // crops, ceil(2 * slots * max_batch / crops) + decoders))
+
+class RunProgress:
+    """How far a run is: `done` of `total` images, `resumed` of them by an earlier run, and its own errors."""
+
+    def __init__(self, total: int, resumed: int, clock: Clock) -> None:
+        self.total = total
+        self.resumed = resumed
+        self.done = resumed
+        self.failed = 0
+        self._clock = clock
+        self._started = clock.now()
+
+    def count(self, result: ImageResult) -> None:
+        """Count one more image."""
+        self.done += 1
+        self.failed += result.error is not None
+
+    @property
+    def images_per_s(self) -> float | None:
+        """The rate of this run, None before its first image."""
+        seconds = self._clock.now() - self._started
+        return (self.done - self.resumed) / seconds if self.done > self.resumed and seconds > 0 else None
+
+    def __str__(self) -> str:
+        rate = self.images_per_s
+        counts = f"{self.done:,}/{self.total:,}, {self.failed:,} failed"
+        if rate is None:
+            return counts
+        left_s = round((self.total - self.done) / rate)
+        return f"{counts}, {rate:.1f} images/s, {left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02} left"
+
+
+Display = Callable[[str, RunProgress], AbstractContextManager[Callable[[], None]]]
+"""Shows a run of a model with that title, until the block ends. The function is called after each image."""
+
+
+OpenDataPlane = Callable[[], LocalDataPlane]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked about every image: how many classes, best first, and over how many crops."""
+class RunOptions:
+    """How images are read and classified: `crops` of each (1 or 10), `capacity` crops in flight at most."""
 
-    top_k: int
     crops: int
+    decode: Decode
+    limits: ImageLimits
+    decoding_threads: int
+    capacity: int
 
 
-class Bulk:
-    """Makes a row of an image: reads its file on a thread and asks the data plane."""
+@dataclass(frozen=True, slots=True)
+class ModelRunner:
+    """A loaded model, or ensemble, that gives the `top_k` best classes of many images."""
 
-    def __init__(
-        self, data_plane: DataPlane, panel: ServedModel, *, limits: ImageLimits, question: Question, clock: Clock
-    ) -> None:
-        self._data_plane = data_plane
-        self._panel = panel
-        self._limits = limits
-        self._question = question
-        self._clock = clock
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+    data_plane: LocalDataPlane
+    model: ServedModel
+    options: RunOptions
+    top_k: int
 
-    async def row(self, item: Item) -> Row:
-        """The answer, or what is wrong with this one image.
+    @property
+    def setup(self) -> dict[str, object]:
+        """All that the results depend on, for the journal."""
+        members = [{"model": member.name, **_version_of(member)} for member in self.model.members]
+        return {
+            **(members[0] if len(members) == 1 else {"model": self.model.name, "members": members}),
+            "decode": self.options.decode,
+            "max_image_bytes": self.options.limits.max_bytes,
+            "max_image_pixels": self.options.limits.max_pixels,
+            "top_k": self.top_k,
+            "crops": self.options.crops,
+        }
 
-        Raises a TopfiveError where the trouble is not the image's own: the engine fails batch after batch, the model is
-        gone. An engine that fails once is the row's error.
+    @property
+    def provenance(self) -> dict[str, object]:
+        """What a results file says of the model: its version, or its members, and how images are read."""
+        members = [{"name": member.name, **_version_of(member)} for member in self.model.members]
+        answered = members[0] if len(members) == 1 else {"name": self.model.name, "members": members}
+        return {**answered, "crops": self.options.crops, "decode": self.options.decode}
+
+    @property
+    def title(self) -> str:
+        """The model and what it runs on, for a person."""
+        engine, cards = self.model.engine_info, [member.card for member in self.model.members]
+        members = " + ".join(f"{card.name} v{card.version} ({card.weights})" for card in cards)
+        return f"{members}, {engine.runtime} {engine.version}, {engine.device}, {engine.precision}"
+
+    async def run(
+        self, journal: Journal, images: Sequence[ImageFile], display: Display, stop: asyncio.Event
+    ) -> RunProgress:
+        """Classify the images that the journal lacks.
+
+        Raises Stopped if `stop` is set before all are begun: those in flight are then finished first. Raises a
+        TopfiveError if it is not one image that is at fault, and OfflineError if a result cannot be stored.
+        """
+        missing, members = journal.missing(images), self.model.members
+        progress = RunProgress(len(images), len(images) - len(missing), self.data_plane.clock)
+        in_flight = images_in_flight(
+            max(member.slots for member in members),
+            max(member.batcher.max_batch for member in members),
+            self.options,
+        )
+        with display(self.title, progress) as advance:
+
+            def store(result: ImageResult) -> None:
+                journal.append(result)
+                progress.count(result)
+                advance()
+
+            await classify_all(missing, self.classify, store, in_flight=in_flight, stop=stop)
+        if progress.done < progress.total:
+            raise Stopped(
+                f"stopped: {progress.done:,} of {progress.total:,} are done and kept in {journal.path}; "
+                "the same command without --overwrite resumes"
+            )
+        return progress
+
+    async def classify(self, image: ImageFile) -> ImageResult:
+        """The result of one image, which is an error if its file or its pixels are bad, or the engine fails once.
+
+        Raises a TopfiveError if it is not the image that is at fault: the engine fails batch after batch, or the model
+        is unloaded.
         """
         try:
-            data = await asyncio.get_running_loop().run_in_executor(self._readers, _read, item.file, self._limits)
+            data = await asyncio.to_thread(_read, image.path, self.options.limits)
+        except (OSError, ValueError) as error:
+            detail = error.strerror if isinstance(error, OSError) else None
+            return _failed(image, _UNREADABLE, detail or str(error))
         except TooLarge as error:
-            return Row(item.name, Failure(error.code, error.detail), truth=item.truth)
-        except OSError as error:
-            return Row(item.name, Failure(_UNREADABLE, error.strerror or str(error)), truth=item.truth)
-        except ValueError as error:
-            return Row(item.name, Failure(_UNREADABLE, str(error)), truth=item.truth)
+            return _failed(image, error.code, error.detail)
         try:
-            options = ClassifyOptions(self._clock.now() + _PATIENCE_S, self._question.top_k, self._question.crops)
-            answer = await self._data_plane.classify(data, self._panel.name, options)
+            options = ClassifyOptions(self.data_plane.clock.now() + _TIMEOUT_S, self.top_k, self.options.crops)
+            answer = await self.data_plane.classify(data, self.model.name, options)
         except (BadImage, TooLarge) as error:
-            return Row(item.name, Failure(error.code, error.detail), truth=item.truth)
+            return _failed(image, error.code, error.detail)
         except EngineError as error:
-            if failing := [member.name for member in self._panel.members if not member.healthy]:
+            if failing := [member.name for member in self.model.members if not member.healthy]:
                 raise NotReady(f"{' and '.join(failing)} fails on every image; the log has the cause") from error
-            return Row(item.name, Failure(error.code, error.detail), truth=item.truth)
-        return Row(item.name, None, answer.predictions, item.truth)
-
-    def close(self) -> None:
-        """End the reading threads; no `row` may follow."""
-        self._readers.shutdown(wait=False, cancel_futures=True)
+            return _failed(image, error.code, error.detail)
+        return ImageResult(image.name, None, answer.predictions, image.truth)
 
 
-async def rows(items: Sequence[Item], answer: Answer, *, size: int, stop: asyncio.Event) -> AsyncGenerator[Row, None]:
-    """A row for each item as it is finished, at most `size` under way at once.
+@asynccontextmanager
+async def open_runner(
+    name: str, open_data_plane: OpenDataPlane, options: RunOptions, stop: asyncio.Event, top_k: int | None = None
+) -> AsyncIterator[ModelRunner]:
+    """Load the model or ensemble of that name until the block ends. Without `top_k` it gives five classes.
 
-    Once `stop` is set no more are begun; those under way are still finished. What `answer` raises ends it all.
+    Raises a TopfiveError if it cannot be loaded or has fewer classes, and Stopped if `stop` is set while it loads.
     """
-    finished: asyncio.Queue[asyncio.Task[Row]] = asyncio.Queue()
-    running: set[asyncio.Task[Row]] = set()
-    waiting = iter(items)
-
-    async def one(item: Item) -> Row:
-        return await answer(item)
-
-    def begin() -> None:
-        if not stop.is_set() and (item := next(waiting, None)) is not None:
-            task = asyncio.get_running_loop().create_task(one(item))
-            running.add(task)
-            task.add_done_callback(finished.put_nowait)
-
+    members = member_names(name)
+    data_plane = open_data_plane()
     try:
-        for _ in range(size):
-            begin()
-        while running:
-            task = await finished.get()
-            running.discard(task)
-            begin()
-            yield task.result()
+        await _unless(stop, data_plane.repository.start(members))
+        model = await data_plane.served(name)
+        yield ModelRunner(data_plane, model, options, resolve_top_k(top_k, len(model.labels), model.name))
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await data_plane.aclose(0)
 
 
-async def complete(
-    journal: Journal,
-    items: Sequence[Item],
-    answer: Answer,
+def images_in_flight(slots: int, max_batch: int, options: RunOptions) -> int:
+    """How many images fill a batch in every slot, one in the queue for each, and every decoding thread; at least 1."""
+    busy = ceil(2 * slots * max_batch / options.crops) + options.decoding_threads
+    return max(1, min(options.capacity // options.crops, busy))
+
+
+async def classify_all(
+    images: Iterable[ImageFile],
+    classify: Callable[[ImageFile], Awaitable[ImageResult]],
+    store: Callable[[ImageResult], None],
     *,
-    size: int,
+    in_flight: int,
     stop: asyncio.Event,
-    watch: Callable[[Row], None],
-) -> bool:
-    """Run what the journal lacks, calling `watch` with each new row; whether the journal then has every item."""
-    missing = [item for item in items if item.name not in journal]
-    async with aclosing(rows(missing, answer, size=size, stop=stop)) as finished:
-        async for row in finished:
-            journal.append(row)
-            watch(row)
-    return all(item.name in journal for item in items)
+) -> None:
+    """Classify images in their order, up to `in_flight` at once, and store each result as it is finished.
+
+    Once `stop` is set no further image is begun; those in flight are finished. The first error cancels them.
+    """
+    waiting = iter(images)
+
+    async def work() -> None:
+        while not stop.is_set() and (image := next(waiting, None)) is not None:
+            store(await classify(image))
+
+    await together([work() for _ in range(in_flight)])
+
+
+def _failed(image: ImageFile, code: str, detail: str) -> ImageResult:
+    return ImageResult(image.name, ImageError(code, detail), truth=image.truth)
+
+
+def _version_of(member: LoadedModel) -> dict[str, object]:
+    """What the answers of a model depend on."""
+    return {
+        "version": member.artifact.version,
+        "weights": _weights(member.artifact.manifest.weights),
+        "runtime": member.engine_info.runtime,
+        "precision": member.engine_info.precision,
+    }
+
+
+def _weights(weights: WeightRecord) -> str:
+    seed = None if weights.seed is None else f"seed {weights.seed}"
+    return " ".join(part for part in (weights.source, weights.name, weights.sha256, seed) if part)
 
 
 def _read(path: Path, limits: ImageLimits) -> bytes:
-    """The file's bytes. Raises OSError, ValueError where it is no plain file, TooLarge before reading."""
+    """The bytes of a file. Raises OSError, ValueError if it is no regular file, TooLarge before it is read."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a plain file")
+            raise ValueError("not a regular file")
         check_size(status.st_size, limits)
         return file.read()
+
+
+async def _unless(stop: asyncio.Event, loading: Awaitable[None]) -> None:
+    """Wait until the model is loaded. Raises Stopped as soon as `stop` is set."""
+    working, stopped = asyncio.ensure_future(loading), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Stopped("stopped before the model was loaded; nothing was run")
+        await working
+    finally:
+        stopped.cancel()
+        working.cancel()

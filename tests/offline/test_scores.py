@@ -3,9 +3,9 @@
 import pytest
 
 from models.artifact.measured import wilson
-from service.common.types import Prediction
-from service.offline.rows import Failure, Row
+from service.offline.journal import ImageResult
 from service.offline.scores import ClassScore, Confusion, score
+from tests.offline.results import bad, good
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,9 @@ def test_no_share(count: int, total: int) -> None:
         wilson(count, total)
 
 
-def row(truth: int, *best: int) -> Row:
-    """An image of the class `truth` with these answers."""
-    found = (Prediction(rank, class_id, "", "", 0.1) for rank, class_id in enumerate(best, start=1))
-    return Row("a", None, tuple(found), truth)
+def row(truth: int, *best: int) -> ImageResult:
+    """An image of the class `truth` with these predictions."""
+    return good("a", *best, truth=truth)
 
 
 def test_counts() -> None:
@@ -54,7 +53,7 @@ def test_counts() -> None:
             row(0, 2, 1, 3, 4, 5),
             row(1, 1, 0, 2, 3, 4),
             row(2, 1, 0, 3, 4, 5),
-            Row("b", Failure("bad_image", "no image"), (), 2),
+            bad("b"),
         ],
         classes=10,
     )
@@ -64,9 +63,9 @@ def test_counts() -> None:
     assert scores.images == 6
     assert [scores.top1.percent, scores.top5.percent] == pytest.approx([100 * 2 / 6, 50])
     assert scores.classes == (
-        ClassScore(0, images=4, top1=1, top5=2, answered=1, confused_with=2),
-        ClassScore(1, images=1, top1=1, top5=1, answered=3, confused_with=None),
-        ClassScore(2, images=1, top1=0, top5=0, answered=2, confused_with=1),
+        ClassScore(0, images=4, top1=1, top5=2, predicted=1, mistaken_for=2),
+        ClassScore(1, images=1, top1=1, top5=1, predicted=3, mistaken_for=None),
+        ClassScore(2, images=1, top1=0, top5=0, predicted=2, mistaken_for=1),
     )
     assert [one.recall for one in scores.classes] == [0.25, 1.0, 0.0]
     assert [one.precision for one in scores.classes] == [1.0, pytest.approx(1 / 3), 0.0]
@@ -98,4 +97,4 @@ def test_few_classes() -> None:
 
 def test_nothing_to_count() -> None:
     """Without any answer there are no figures."""
-    assert score([Row("b", Failure("bad_image", "no image"), (), 2)], classes=10) is None
+    assert score([bad("b")], classes=10) is None

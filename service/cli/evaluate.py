@@ -1,0 +1,134 @@
+"""The command `topfive evaluate`."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from models.artifact.measured import Proportion, protocol
+from service.cli.long_run import OpenFromSettings, display_on, local_data_plane, run_options, run_until_done, say
+from service.cli.options import BATCH_OPTIONS, crops_option, option, options, settings_from, split_names
+from service.offline.evaluate import EvaluateJob, evaluate
+from service.offline.images import OfflineError, read_dataset
+from service.offline.report import Evaluation
+from service.offline.runner import OpenDataPlane, RunOptions
+
+_LISTED = 20  # images without an answer that are printed; report.json has all
+
+
+@click.command("evaluate", short_help="Measure the accuracy of models on your own images.")
+@click.argument("source", metavar="DIR|LIST.csv", type=click.Path(path_type=Path, exists=True))
+@option(
+    "--model", "names", multiple=True, required=True, help="Exported model, or ensemble:a+b; may be repeated, or a,b"
+)
+@option(
+    "--out",
+    variable="TOPFIVE_EVALUATION",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="evaluation",
+    help="Folder of the results",
+)
+@crops_option
+@option("--overwrite", is_flag=True, help="Run every image again, and do not resume")
+@options(*BATCH_OPTIONS)
+@click.pass_obj
+def evaluate_command(
+    opener: OpenFromSettings | None,
+    /,
+    source: Path,
+    names: Sequence[str],
+    out: Path,
+    crops: int,
+    overwrite: bool,
+    **values: Any,
+) -> None:
+    """Measure the accuracy of models on labelled images, without a server.
+
+    DIR has a folder for each class, named by its wnid, its label or its class id. LIST.csv has a column path (or file)
+    and one of wnid, class_id, label.
+
+    Prints top-1 and top-5 error with 95 % intervals beside the published ones. Writes to --out every prediction, the
+    figures of each class, the confusions, and report.json. The accuracy goes into the model's manifest, where /models
+    shows it; that of an ensemble is only in the report. After Ctrl-C, SIGTERM or a crash the same command resumes.
+    """
+    settings, errors = settings_from(values), Console(stderr=True)
+    models = tuple(split_names(names))
+    if not models:
+        raise click.UsageError("--model: name at least one model")
+    try:
+        job = EvaluateJob(read_dataset(source), models, out, overwrite)
+    except OfflineError as error:
+        raise click.ClickException(str(error)) from error
+    run = run_options(settings, crops)
+    open_data_plane = partial(opener or local_data_plane, settings)
+    sys.exit(run_until_done(lambda stop: _evaluate(job, run, open_data_plane, errors, stop), errors))
+
+
+async def _evaluate(
+    job: EvaluateJob, run: RunOptions, open_data_plane: OpenDataPlane, errors: Console, stop: asyncio.Event
+) -> None:
+    console = Console()
+    async for evaluation, unrecorded in evaluate(job, run, open_data_plane, display_on(errors), stop):
+        console.print(table(evaluation))
+        rate = "" if evaluation.images_per_s is None else f"{evaluation.images_per_s:.1f} images/s; "
+        engine = f"{evaluation.engine.runtime} {evaluation.engine.precision}, decode {evaluation.decode}; "
+        say(console, f"{engine}{rate}tables and report.json in {job.out}\n", "dim")
+        for line in warnings(evaluation):
+            say(errors, line, "yellow")
+        if unrecorded is not None:
+            say(errors, unrecorded, "yellow")
+
+
+def table(evaluation: Evaluation) -> Table:
+    """The error rates that were measured, above those that are published."""
+    members = evaluation.members
+    version = ", ".join(f"v{member.version}" for member in members)
+    title = f"{evaluation.name} {version if len(members) == 1 else f'({version})'}: errors in %, with 95 % intervals"
+    found = Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    found.add_column("")
+    found.add_column("top-1", justify="right", no_wrap=True)
+    found.add_column("top-5", justify="right", no_wrap=True)
+    found.add_column("on")
+    scores = evaluation.scores
+    five = f"{len(evaluation.labels)} classes" if scores.top5 is None else _rate_and_interval(scores.top5)
+    on = f"{scores.images:,} images of {evaluation.dataset.name}, {protocol(evaluation.crops)}"
+    found.add_row("measured", _rate_and_interval(scores.top1), five, Text(on), style="bold")
+    for one in evaluation.published():
+        found.add_row(Text(one.what), _rate(one.top1), _rate(one.top5), Text(one.on))
+    return found
+
+
+def warnings(evaluation: Evaluation) -> list[str]:
+    """Which images do not count, and the warnings of the models."""
+    missing = evaluation.unanswered
+    lines = [f"not counted, because they have no answer: {len(missing):,}"] if missing else []
+    lines += [f"  {one.path}: {one.error}" for one in missing[:_LISTED]]
+    if len(missing) > _LISTED:
+        lines.append(f"  and {len(missing) - _LISTED:,} more, in report.json")
+    return [*lines, *(f"warning: {warning}" for warning in evaluation.warnings)]
+
+
+def _rate_and_interval(accuracy: Proportion) -> Text:
+    """The error rate, and its interval below."""
+    error = accuracy.complement
+    return Text(f"{error.percent:.2f}\n[{error.low:.2f}, {error.high:.2f}]")
+
+
+def _rate(percent: float | None) -> str:
+    return "-" if percent is None else f"{percent:.2f}"

@@ -1,0 +1,74 @@
+"""Classifies any number of images into one results file; after a stop the next run does what is missing."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.offline.images import ImageFile, OfflineError
+from service.offline.journal import ImageResult, Journal, delete_journal
+from service.offline.results_file import ResultTable, format_of, write_results
+from service.offline.runner import Display, OpenDataPlane, RunOptions, RunProgress, open_runner
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyJob:
+    """What to classify, with which model or ensemble, and the results file. Without `top_k` a row has five classes."""
+
+    model: str
+    images: list[ImageFile]
+    out: Path
+    top_k: int | None
+
+    @property
+    def journal(self) -> Path:
+        """Where the results are kept until all are there."""
+        return self.out.with_name(f"{self.out.name}.partial")
+
+    def prepare(self, overwrite: bool) -> None:
+        """Check that no results would be lost; with `overwrite` delete the journal of an earlier run.
+
+        Raises OfflineError if there is a results file of a run that is finished, or its format cannot be written.
+        """
+        format_of(self.out)
+        if overwrite:
+            delete_journal(self.journal)
+        elif self.out.exists() and not self.journal.exists():
+            raise OfflineError(f"{self.out} is there already; give --overwrite, or choose another --out")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifySummary:
+    """A finished job: how many images of all runs have an error in their row, and the warnings of the model."""
+
+    progress: RunProgress
+    failed: int
+    warnings: tuple[str, ...]
+
+
+async def classify(
+    job: ClassifyJob, options: RunOptions, open_data_plane: OpenDataPlane, display: Display, stop: asyncio.Event
+) -> ClassifySummary:
+    """Classify what an earlier run has not, then write the results file.
+
+    Raises TopfiveError, OfflineError, and Stopped if `stop` is set before the end.
+    """
+    async with open_runner(job.model, open_data_plane, options, stop, job.top_k) as runner:
+        with Journal(job.journal, runner.setup) as journal:
+            progress = await runner.run(journal, job.images, display, stop)
+            failed = 0
+
+            def results() -> Iterator[ImageResult]:
+                nonlocal failed
+                for result in journal.results(job.images):
+                    failed += result.error is not None
+                    yield result
+
+            try:
+                write_results(job.out, ResultTable(results(), runner.top_k, runner.provenance))
+            except OSError as error:
+                raise OfflineError(
+                    f"{job.out} cannot be written: {error.strerror}; the same command tries again"
+                ) from error
+        job.journal.unlink(missing_ok=True)
+        return ClassifySummary(progress, failed, runner.model.warnings)

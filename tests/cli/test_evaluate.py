@@ -1,0 +1,280 @@
+"""`topfive evaluate`: figures on the screen, in files and in the manifest, and again after a stop."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from models.artifact.artifact import LABELS, MANIFEST, load, read_manifest, sha256
+from tests.command_line import SignallingEngine, table, topfive
+from tests.conftest import png
+from tests.fakes import FakeEngine
+from tests.fleet import copy_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def shades(tmp_path: Path) -> Path:
+    """Forty images, one for each of the brightnesses 0 to 39, which are their classes for a fake engine.
+
+    Those of 4 lie in the folder of class 5, and one more file is no image.
+    """
+    for number in range(40):
+        folder = tmp_path / "shades" / str(5 if number == 4 else number)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:02}.png").write_bytes(png(number))
+    (tmp_path / "shades" / "0" / "bad.png").write_text("no image")
+    return tmp_path / "shades"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The folder of the results."""
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """Runs every image of a test; its `batches` count them over several runs."""
+    return FakeEngine(max_batch=4)
+
+
+@pytest.fixture
+def command(artifacts: Path, shades: Path, out: Path) -> tuple[object, ...]:
+    """Evaluate tiny on the shades."""
+    return ("evaluate", shades, "--model", "tiny", "--artifacts", artifacts, "--out", out, "--cpus", "2")
+
+
+def run(*words: object, engine: FakeEngine | None = None) -> Result:
+    """The outcome of a command that succeeds."""
+    result = topfive(*words, engine=engine, columns=120)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def reported(out: Path) -> Any:
+    """The only model in report.json."""
+    (model,) = json.loads((out / "report.json").read_text())["models"]
+    return model
+
+
+def test_figures(command: tuple[object, ...], engine: FakeEngine, artifacts: Path, out: Path) -> None:
+    """Errors, intervals, class figures and confusions of a run whose answers are known, in every file."""
+    result = run(*command, engine=engine)
+
+    model = reported(out)
+    assert (model["images"], model["crops"], model["top1_error"]["percent"]) == (40, 1, pytest.approx(2.5))
+    assert [round(model["top1_error"][side], 2) for side in ("low", "high")] == [0.44, 12.88]
+    assert [one["path"] for one in model["unanswered"]] == ["0/bad.png"]
+    classes = {row["class_id"]: row for row in table(out / "tiny.per_class.csv")}
+    assert len(classes) == 39
+    five = [classes["5"][name] for name in ("images", "top1_correct", "recall", "precision", "mistaken_for")]
+    assert five == ["2", "1", "0.5", "1.0", load(artifacts, "tiny").labels[4].label]
+    (confusion,) = table(out / "tiny.confusions.csv")
+    assert [confusion[name] for name in ("true_class_id", "predicted_class_id", "count")] == ["5", "4", "1"]
+    assert "2.50" in result.stdout
+    assert "[0.44, 12.88]" in result.stdout
+    assert "no answer: 1" in result.stderr
+    assert "0/bad.png: bad_image" in result.stderr
+    assert "untrained weights" in result.stderr
+    (measured,) = read_manifest(artifacts, "tiny")[1].measured
+    assert (measured.dataset, measured.images, measured.acc1, measured.crops) == ("shades", 40, 97.5, 1)
+    assert (measured.runtime, measured.precision) == ("fake", "f32")
+
+
+def test_again(command: tuple[object, ...], engine: FakeEngine, artifacts: Path, out: Path) -> None:
+    """Running it again runs no image, says so, and gives the same files and the same manifest."""
+    files = []
+    for said in ("40 images", "all done by an earlier run"):
+        result = run(*command, engine=engine)
+        assert said.replace("40", "41") in result.stderr  # one is no image
+        manifest = sha256(artifacts / "tiny" / "1" / MANIFEST)
+        files.append({"": manifest, **{path.name: sha256(path) for path in out.glob("tiny.*s*")}})
+
+    assert sum(engine.batches) == 40
+    assert files[0] == files[1]
+    assert sorted(files[0]) == ["", "tiny.confusions.csv", "tiny.per_class.csv", "tiny.predictions.jsonl"]
+
+
+def test_stopped_and_again(command: tuple[object, ...], out: Path, tmp_path: Path) -> None:
+    """After a stop the same command goes on: no image is run twice, and the figures are those of one run."""
+    engine = SignallingEngine(tmp_path / "log", after=8)
+    first = topfive(*command, engine=engine, columns=200)
+    assert first.exit_code == 143
+    assert "the same command without --overwrite resumes" in first.stderr
+    assert 8 <= engine.ran().total() < 40
+
+    second = run(*command, engine=engine)
+    assert "resuming: " in second.stderr
+    assert (engine.ran().total(), set(engine.ran().values())) == (40, {1})
+    assert (reported(out)["images"], reported(out)["top1_error"]["percent"]) == (40, pytest.approx(2.5))
+
+
+def test_ten_crops(command: tuple[object, ...], engine: FakeEngine, artifacts: Path, out: Path, tmp_path: Path) -> None:
+    """Ten crops run ten times as many, are named beside the figures and in the manifest, and are not mixed with one."""
+    result = run(*command, "--crops", "10", engine=engine)
+
+    assert sum(engine.batches) == 400
+    assert "40 images of shades, 10 crops" in result.stdout
+    model = reported(out)
+    assert (model["crops"], model["images"], model["top1_error"]["percent"]) == (10, 40, pytest.approx(2.5))
+    refused = topfive(*command, engine=engine, columns=200)
+    assert (refused.exit_code, "crops was 10 and is now 1" in refused.stderr) == (1, True)
+
+    single = run(*command, "--out", tmp_path / "single", engine=engine)
+    assert "40 images of shades, single crop" in single.stdout
+    assert [one.crops for one in read_manifest(artifacts, "tiny")[1].measured] == [10, 1]
+
+
+def test_ensemble(artifacts: Path, shades: Path, out: Path, engine: FakeEngine) -> None:
+    """An ensemble runs every image in each member, its results name them all, and no manifest is touched."""
+    copy_model(artifacts, "other")
+    manifests = [artifacts / name / "1" / MANIFEST for name in ("tiny", "other")]
+    before = [sha256(manifest) for manifest in manifests]
+    names = "ensemble: tiny + other,ensemble:tiny+other"
+    result = run("evaluate", shades, "--model", names, "--artifacts", artifacts, "--out", out, engine=engine)
+
+    assert sum(engine.batches) == 80
+    line = json.loads((out / "ensemble:tiny+other.predictions.jsonl").read_text().splitlines()[0])
+    members = [(one["name"], one["version"], one["runtime"]) for one in line["model"]["members"]]
+    assert members == [("tiny", 1, "fake"), ("other", 1, "fake")]
+    model = reported(out)
+    assert (model["model"], model["images"]) == ("ensemble:tiny+other", 40)
+    assert model["top1_error"]["percent"] == pytest.approx(2.5)
+    assert [one["model"] for one in model["members"]] == ["tiny", "other"]
+    assert "/models will not show it" in result.stderr
+    assert [sha256(manifest) for manifest in manifests] == before
+
+
+def test_published_of_an_ensemble(artifacts: Path, shades: Path, out: Path) -> None:
+    """Beside an ensemble stands what is published of its members, each under its name."""
+    copy_model(artifacts, "alexnet")
+    copy_model(artifacts, "googlenet")
+    run("evaluate", shades, "--model", "ensemble:alexnet+googlenet", "--artifacts", artifacts, "--out", out)
+
+    what = [one["what"] for one in reported(out)["published"]]
+    assert {name.partition(":")[0] for name in what} == {"alexnet", "googlenet"}
+    assert "alexnet: weights IMAGENET1K_V1 (not those inside)" in what
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ensemble:tiny", "an ensemble has 2 to 8 members"),
+        ("ensemble:tiny+digits", "tiny and digits have different classes"),
+        ("ensemble:tiny+alexnet", "topfive export alexnet"),
+        ("alexnet", "topfive export alexnet"),
+    ],
+)
+def test_refused_models(name: str, reason: str, command: tuple[object, ...], artifacts: Path, out: Path) -> None:
+    """What is no model or ensemble is refused before anything is run, even after a model that could be."""
+    copy_model(artifacts, "digits", digits=10)
+    result = topfive(*command, "--model", name, columns=200)
+
+    assert (result.exit_code, reason in result.stderr) == (1, True)
+    assert not out.exists()
+
+
+def test_unknown_labels(command: tuple[object, ...], shades: Path, out: Path) -> None:
+    """A label that a model does not know ends the command before any image is run."""
+    (shades / "tiger catt").mkdir()
+    (shades / "tiger catt" / "a.png").write_bytes(png())
+    result = topfive(*command, "--model", "alexnet", columns=200)
+
+    assert (result.exit_code, "did you mean 'tiger cat'?" in result.stderr) == (1, True)
+    assert not out.exists()
+
+
+def test_changed_dataset(command: tuple[object, ...], engine: FakeEngine, shades: Path) -> None:
+    """The results of other images are refused, and --overwrite starts again."""
+    run(*command, engine=engine)
+    (shades / "7" / "more.png").write_bytes(png(7))
+
+    refused = topfive(*command, engine=engine, columns=200)
+    assert refused.exit_code == 1
+    assert "dataset was" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert "41 images of shades" in run(*command, "--overwrite", engine=engine).stdout
+
+
+def test_nothing_readable(artifacts: Path, tmp_path: Path, out: Path) -> None:
+    """If no image can be read there are no figures but an error, and the manifest stays."""
+    (tmp_path / "bad" / "1").mkdir(parents=True)
+    (tmp_path / "bad" / "1" / "bad.png").write_text("no image")
+    words = ("evaluate", tmp_path / "bad", "--model", "tiny", "--artifacts", artifacts, "--out", out)
+    result = topfive(*words, columns=200)
+
+    assert result.exit_code == 1
+    assert "none of the 1 images has an answer; 1/bad.png: bad_image" in result.stderr
+    assert read_manifest(artifacts, "tiny")[1].measured == ()
+
+
+def test_unwritable_manifest(
+    command: tuple[object, ...], engine: FakeEngine, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the artifacts cannot be written the figures are given all the same, with a warning."""
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)  # the tests may run as root, whom no mode stops
+    result = run(*command, engine=engine)
+
+    assert "/models will not show this accuracy" in result.stderr
+    assert "[0.44, 12.88]" in result.stdout
+    assert (out / "report.json").exists()
+
+
+def test_nobody_reads(command: tuple[object, ...], artifacts: Path, out: Path) -> None:
+    """With standard output closed the files and the manifest are written all the same, and nothing is traced."""
+    program = "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1); from service.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, command)], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+
+    assert "Traceback" not in done.stderr
+    assert (out / "report.json").exists()
+    assert len(read_manifest(artifacts, "tiny")[1].measured) == 1
+
+
+def test_few_classes(artifacts: Path, tmp_path: Path, out: Path, engine: FakeEngine) -> None:
+    """A model of three classes has no top-5, on the screen, in the report and in the manifest."""
+    folder = artifacts / "tiny" / "1"
+    (folder / LABELS).write_text("class_id,wnid,label\n0,,dark\n1,,grey\n2,,light\n")
+    content = json.loads((folder / MANIFEST).read_text())
+    content["classes"] = engine.classes = 3
+    content["files"][LABELS] = sha256(folder / LABELS)
+    (folder / MANIFEST).write_text(json.dumps(content))
+    for name, shade in (("dark", 0), ("Grey", 1), ("2", 2)):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "a.png").write_bytes(png(shade))
+    words = ("evaluate", tmp_path / "in", "--model", "tiny", "--artifacts", artifacts, "--out", out)
+    result = run(*words, engine=engine)
+
+    assert (reported(out)["top5_error"], reported(out)["top1_error"]["percent"]) == (None, 0)
+    assert "3 classes" in result.stdout
+    assert read_manifest(artifacts, "tiny")[1].measured[0].acc5 is None
+
+
+def test_the_photos(trained: Path, shared_data: Path, out: Path) -> None:
+    """Trained SqueezeNet is right on ten of ten photos, beside its published figures, in a narrow terminal too."""
+    photos = shared_data / "photos" / "labels.csv"
+    words = ("evaluate", photos, "--model", "squeezenet1_1", "--artifacts", trained, "--out", out)
+    result = topfive(*words, columns=80)
+
+    assert result.exit_code == 0, result.output
+    model = reported(out)
+    assert (model["images"], model["top1_error"]["percent"], model["top5_error"]["percent"]) == (10, 0, 0)
+    assert model["top1_error"]["high"] == pytest.approx(27.75, abs=0.01)
+    assert (model["published"][0]["top1"], model["published"][0]["on"]) == (41.822, "ImageNet-1k, validation")
+    assert "[0.00, 27.75]" in result.stdout
+    assert "41.82" in result.stdout
+    assert max(map(len, result.stdout.splitlines()[:-2])) <= 80
+    lines = [json.loads(line) for line in (out / "squeezenet1_1.predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 10
+    assert all(line["predictions"][0]["class_id"] == line["truth"] for line in lines)

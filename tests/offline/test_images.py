@@ -1,0 +1,208 @@
+"""Images of folders, patterns and lists; labelled images of class folders and CSVs; and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from models.labels import Label, imagenet_labels, named_labels
+from service.offline.images import OfflineError, find_images, read_dataset
+from tests.conftest import png
+
+CRANES = (Label(0, "n02012849", "crane"), Label(1, "n03126707", "crane"), Label(2, "n03710637", "maillot"))
+
+
+def make(folder: Path, *names: str) -> Path:
+    """Images of these names below the folder."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png())
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images at several depths, and files that are none."""
+    return make(
+        tmp_path / "in", "b.png", "a.JPG", "sub/deep/c.webp", "sub/d.jpeg", "notes.md", "labels.csv", "x[1].png"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([""], ["a.JPG", "b.png", "x[1].png", "sub/d.jpeg", "sub/deep/c.webp"]),
+        (["*"], ["a.JPG", "b.png", "x[1].png"]),
+        (["**/*.w*"], ["sub/deep/c.webp"]),
+        (["b.png", "sub/../notes.md", "./b.png"], ["b.png", "sub/../notes.md"]),
+        (["x[1].png"], ["x[1].png"]),
+        (["sub", "**/d.*", "sub/deep/../d.jpeg"], ["sub/d.jpeg", "sub/deep/c.webp"]),
+    ],
+)
+def test_find(arguments: list[str], names: list[str], folder: Path) -> None:
+    """A folder or a pattern gives the images by suffix in any case, a file is taken as it is; each counts once."""
+    found = find_images([f"{folder}/{argument}" for argument in arguments])
+
+    assert [str(image.path.relative_to(folder)) for image in found] == names
+
+
+def test_lists(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of a list are relative to its folder, else to the working directory; a missing file is kept."""
+    monkeypatch.chdir(tmp_path)
+    (folder / "list.txt").write_text(f"\ufeffb.png\n\n  sub/d.jpeg \nin/a.JPG\n{folder}/b.png\nnone.png\n", "utf-8")
+    (folder / "list.csv").write_text('path,other\r\n"b.png",1\r\n,2\r\n', "utf-8")
+
+    paths = [str(image.path) for image in find_images([str(folder / "list.txt")])]
+    assert paths == [f"{folder}/b.png", f"{folder}/sub/d.jpeg", "in/a.JPG", f"{folder}/none.png"]
+    assert [image.path for image in find_images([str(folder / "list.csv")])] == [folder / "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ("empty", r"no image below the folder .*\.jpeg"),
+        ("in/*.gif", r"no image matches in/\*\.gif; looked for .*\.webp"),
+        ("none", "none does not exist"),
+        ("files.csv", "has no column 'path'"),
+        ("empty.txt", "names no image"),
+    ],
+)
+def test_nothing_found(
+    argument: str, reason: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An argument without images is an error that says what was looked for, even beside others that have some."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "files.csv").write_text("file,label\n")
+
+    with pytest.raises(OfflineError, match=reason):
+        find_images([str(folder), argument])
+
+
+def classes(source: Path, labels: tuple[Label, ...] = imagenet_labels()) -> dict[str, int | None]:
+    """The class id of each image, by its name."""
+    return {image.name: image.truth for image in read_dataset(source).files(labels, "net")}
+
+
+@pytest.mark.parametrize("name", ["n02123159", "tiger cat", "tiger_cat", "Tiger_Cat", "282", "TIGER  cat"])
+def test_folder_names(name: str, tmp_path: Path) -> None:
+    """A class folder is named by wnid, by label in any case with spaces or underscores, or by class id."""
+    make(tmp_path, f"{name}/deep/a.png")
+
+    assert classes(tmp_path) == {f"{name}/deep/a.png": 282}
+
+
+def test_mixed_folders(tmp_path: Path) -> None:
+    """Forms may be mixed, several folders may mean one class, and files that are no images do not count."""
+    make(tmp_path, "n02123159/a.png", "tiger cat/b.JPG", "0/c.png", "0/notes.md", "README.md", "empty/notes.txt")
+
+    assert classes(tmp_path) == {"0/c.png": 0, "n02123159/a.png": 282, "tiger cat/b.JPG": 282}
+
+
+def test_digits(tmp_path: Path) -> None:
+    """Folders 0 to 9 are the labels of the digits; a label that is a number goes before a class id."""
+    make(tmp_path, *(f"{digit}/a.png" for digit in range(10)))
+
+    assert list(classes(tmp_path, named_labels("digits")).values()) == list(range(10))
+    upside_down = tuple(Label(class_id, "", str(9 - class_id)) for class_id in range(10))
+    assert list(classes(tmp_path, upside_down).values()) == list(range(9, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("head", "cells"),
+    [
+        ("path,label", "a.png,n02123159"),
+        ("path,label", "a.png,tiger_cat"),
+        ("path,label", "a.png,282"),
+        ("file,wnid", "a.png,n02123159"),
+        ("file,class_id", "a.png,282"),
+        ("file,class_id,wnid,label", "a.png,281,n02123159,tabby"),
+        ("file,class_id,wnid,label", "a.png,282,,tabby"),
+        ("label,path", '"tiger cat",a.png'),
+    ],
+)
+def test_tables(head: str, cells: str, tmp_path: Path) -> None:
+    """A CSV has path or file, and wnid, class_id or label: the first of those that is filled in counts."""
+    make(tmp_path, "a.png")
+    (tmp_path / "list.csv").write_text(f"{head}\n{cells}\n{cells}\n")
+
+    assert classes(tmp_path / "list.csv") == {"a.png": 282}
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("image,label\na.png,1\n", "columns 'image', 'label'; needed are path or file, and wnid or class_id or label"),
+        ("path;label\na.png;1\n", "columns 'path;label'; .* with commas between them"),
+        ("path\na.png\n", "needed are"),
+        ("path,label\na.png,\n", "row 2 has no label"),
+        ("path,label\n,1\n", "row 2 has no path"),
+        ("path,label\na.png,1\na.png,2\n", "a.png has two labels, '1' and '2'"),
+        ("path,label\n", "has no images; expected"),
+    ],
+)
+def test_refused_tables(table: str, reason: str, tmp_path: Path) -> None:
+    """A CSV that does not say what each image shows is refused with the reason."""
+    (tmp_path / "list.csv").write_text(table)
+
+    with pytest.raises(OfflineError, match=reason):
+        read_dataset(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("names", "source", "reason"),
+    [
+        ((), "", r"DIR/n02123045/a\.jpg"),
+        (("n02123159/a.png", "b.png"), "", r"b\.png is in no class folder; .*DIR/n02123045/a\.jpg"),
+        (("b.png",), "b.png", r"neither a folder nor a \.csv file"),
+    ],
+)
+def test_refused_folders(names: tuple[str, ...], source: str, reason: str, tmp_path: Path) -> None:
+    """A folder without class folders is refused with the layout that is expected, as is an image beside them."""
+    make(tmp_path, *names)
+
+    with pytest.raises(OfflineError, match=reason):
+        read_dataset(tmp_path / source)
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels", "reason"),
+    [
+        (["0", "tiger catt"], imagenet_labels(), r"label 'tiger catt' \(did you mean 'tiger cat'\?\)"),
+        (["n00000000"], imagenet_labels(), "net does not know: label 'n00000000'; nothing was run"),
+        (["1000"], imagenet_labels(), r"label '1000' \(class ids are 0 to 999\)"),
+        ([f"zzzz{number}" for number in range(9)], imagenet_labels(), "and 4 more; nothing was run"),
+        (["Crane"], CRANES, "'Crane' means several classes; write n02012849 or n03126707"),
+        (["n02123159"], named_labels("digits"), "its classes have no wnids"),
+    ],
+)
+def test_unknown_labels(folders: list[str], labels: tuple[Label, ...], reason: str, tmp_path: Path) -> None:
+    """A label that means no class of the model, or several, is refused with what may have been meant."""
+    make(tmp_path, *(f"{folder}/a.png" for folder in folders))
+
+    with pytest.raises(OfflineError, match=reason):
+        classes(tmp_path, labels)
+
+
+def test_fingerprint(tmp_path: Path) -> None:
+    """The fingerprint follows names, labels and sizes, and neither the place of the folder nor the model."""
+    first = make(tmp_path / "a", "0/a.png", os.fsdecode(b"1/caf\xe9.png"))
+    second = make(tmp_path / "b", "0/a.png", os.fsdecode(b"1/caf\xe9.png"))
+    same = read_dataset(first).sha256
+    assert read_dataset(second).sha256 == same
+
+    (second / "0" / "a.png").write_bytes(png() + b" ")
+    assert read_dataset(second).sha256 != same
+    (second / "0" / "a.png").write_bytes(png())
+    assert read_dataset(second).sha256 == same
+    (second / "0").rename(second / "2")
+    assert read_dataset(second).sha256 != same
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    """A file of a CSV that is missing is an image all the same: it will be one that cannot be read."""
+    (tmp_path / "list.csv").write_text("path,label\nnone.png,1\n")
+
+    assert classes(tmp_path / "list.csv") == {"none.png": 1}

@@ -1,0 +1,221 @@
+"""Many images through one model: how many at once, what a stop and an error leave, and full batches."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from service.common.errors import NotReady
+from service.common.settings import Settings
+from service.common.types import Decode, ImageLimits
+from service.engines.selection.result import OpenEngine
+from service.offline.images import ImageFile, OfflineError
+from service.offline.journal import ImageResult, Journal
+from service.offline.runner import (
+    ModelRunner,
+    RunOptions,
+    RunProgress,
+    Stopped,
+    classify_all,
+    images_in_flight,
+    open_runner,
+)
+from service.server.app import Core
+from tests.conftest import png
+from tests.fakes import FakeEngine, ManualClock, Opener, opener, reached, settle
+from tests.offline.results import bad, good
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("slots", "max_batch", "decoders", "crops", "images"),
+    [(2, 8, 2, 1, 34), (4, 64, 16, 1, 256), (2, 8, 2, 10, 6), (4, 64, 16, 10, 25), (1, 1, 1, 1000, 1)],
+)
+def test_images_in_flight(slots: int, max_batch: int, decoders: int, crops: int, images: int) -> None:
+    """Two batches for each slot and an image for each decoder, within the capacity of 256 crops, and at least one."""
+    options = RunOptions(crops, Decode.AUTO, ImageLimits(), decoders, 256)
+
+    assert images_in_flight(slots, max_batch, options) == images
+
+
+class Answers:
+    """Classifies each image once `release` is called for it; `waiting` are those in flight."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, asyncio.Future[ImageResult]] = {}
+        self.begun: list[str] = []
+        self.stored: list[str] = []
+        self.stop = asyncio.Event()
+
+    async def __call__(self, image: ImageFile) -> ImageResult:
+        self.begun.append(image.name)
+        self.waiting[image.name] = asyncio.get_running_loop().create_future()
+        try:
+            return await self.waiting[image.name]
+        finally:
+            del self.waiting[image.name]
+
+    async def release(self, *names: str) -> None:
+        for name in names:
+            self.waiting[name].set_result(good(name))
+            await settle()
+
+    def run(self, count: int, in_flight: int) -> asyncio.Task[None]:
+        """Classify images 0, 1, 2, ..."""
+        images = [ImageFile(str(number), Path(str(number))) for number in range(count)]
+        store: Callable[[ImageResult], None] = lambda result: self.stored.append(result.path)  # noqa: E731
+        return asyncio.create_task(classify_all(images, self, store, in_flight=in_flight, stop=self.stop))
+
+
+async def test_in_flight() -> None:
+    """Never more are in flight than allowed, a new one begins as one ends, and each is stored as it is finished."""
+    answers = Answers()
+    task = answers.run(6, in_flight=3)
+    await settle()
+    assert sorted(answers.waiting) == ["0", "1", "2"]
+    await answers.release("2")
+    assert (answers.stored, sorted(answers.waiting)) == (["2"], ["0", "1", "3"])
+    await answers.release("0", "1", "3", "5", "4")
+    await task
+    assert answers.stored == ["2", "0", "1", "3", "5", "4"]
+    assert answers.begun == ["0", "1", "2", "3", "4", "5"]
+
+
+async def test_stop() -> None:
+    """After a stop nothing new begins, and what is in flight is finished and stored."""
+    answers = Answers()
+    task = answers.run(5, in_flight=2)
+    await settle()
+    answers.stop.set()
+    await answers.release("1", "0")
+    await task
+    assert (answers.begun, answers.stored) == (["0", "1"], ["1", "0"])
+
+
+async def test_cancelled() -> None:
+    """A run that is cancelled cancels what is in flight."""
+    answers = Answers()
+    task = answers.run(5, in_flight=3)
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert answers.waiting == {}
+
+
+async def test_error_ends_it() -> None:
+    """An error that is not one image's own ends the run, and nothing is left in flight."""
+    answers = Answers()
+    task = answers.run(5, in_flight=3)
+    await settle()
+    answers.waiting["1"].set_exception(OfflineError("the disk is full"))
+    with pytest.raises(OfflineError, match="the disk is full"):
+        await task
+    assert answers.waiting == {}
+
+
+def test_progress() -> None:
+    """Counts, errors, rate and time left; images of earlier runs do not count for the rate."""
+    clock = ManualClock()
+    progress = RunProgress(total=7300, resumed=100, clock=clock)
+    assert (progress.images_per_s, str(progress)) == (None, "100/7,300, 0 failed")
+    for number in range(5):
+        clock.jump(1)
+        progress.count(bad(str(number)) if number == 3 else good(str(number)))
+
+    assert str(progress) == "105/7,300, 1 failed, 1.0 images/s, 1:59:55 left"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """An image of the class 7."""
+    (tmp_path / "a.png").write_bytes(png(7))
+    return tmp_path / "a.png"
+
+
+@asynccontextmanager
+async def opened(
+    artifacts: Path, opening: OpenEngine, stop: asyncio.Event | None = None, crops: int = 1, capacity: int = 256
+) -> AsyncIterator[ModelRunner]:
+    """The model tiny on two CPUs."""
+    settings = Settings(models=("tiny",), artifacts=artifacts, cpus=2, capacity=capacity)
+    options = RunOptions(crops, settings.decode, settings.limits, 2, capacity)
+    open_data_plane = lambda: Core(settings, opener=opening).data_plane  # noqa: E731
+    async with open_runner("tiny", open_data_plane, options, stop or asyncio.Event()) as runner:
+        yield runner
+
+
+async def run(runner: ModelRunner, image: Path, count: int) -> list[ImageResult]:
+    """The results of so many copies of the image, in their order."""
+    images = [ImageFile(str(number), image, 7) for number in range(count)]
+
+    @contextmanager
+    def display(_title: str, _progress: RunProgress) -> Iterator[Callable[[], None]]:
+        yield lambda: None
+
+    with Journal(image.with_name("journal"), runner.setup) as journal:
+        await runner.run(journal, images, display, asyncio.Event())
+        return list(journal.results(images))
+
+
+async def test_stop_while_loading(artifacts: Path) -> None:
+    """A stop does not wait for a model that loads, and nothing counts as run."""
+    opening, stop = Opener(), asyncio.Event()
+    opening.gate.clear()
+
+    async def work() -> None:
+        async with opened(artifacts, opening, stop):
+            raise AssertionError("the model is not there yet")
+
+    task = asyncio.create_task(work())
+    await reached(lambda: opening.begun == 1)
+    stop.set()
+    try:
+        with pytest.raises(Stopped, match="nothing was run"):
+            await task
+    finally:
+        opening.gate.set()
+    await reached(lambda: [engine.closed for engine in opening.opened] == [True])
+
+
+async def test_engine_that_fails(artifacts: Path, image: Path) -> None:
+    """One failed batch is the error of its image; three in a row end the run, for they are not the images' fault."""
+    engine = FakeEngine()
+    engine.script = [RuntimeError("broken")] * 3
+    async with opened(artifacts, opener(engine)) as runner:
+        for _ in range(2):
+            result = await runner.classify(ImageFile("a.png", image, 7))
+            assert result.error is not None
+            assert (result.error.code, result.truth) == ("internal", 7)
+        with pytest.raises(NotReady, match="tiny fails on every image"):
+            await runner.classify(ImageFile("a.png", image, 7))
+        result = await runner.classify(ImageFile("a.png", image, 7))
+        assert result.predictions[0].class_id == 7
+
+
+async def test_crops_find_their_places(artifacts: Path, image: Path) -> None:
+    """With ten crops an image and a capacity of twenty-five, no image of many is turned away."""
+    engine = FakeEngine(max_batch=8)
+    async with opened(artifacts, opener(engine), crops=10, capacity=25) as runner:
+        results = await run(runner, image, 12)
+
+    assert [result.error for result in results] == [None] * 12
+    assert sum(engine.batches) == 120
+
+
+async def test_batches_are_full(artifacts: Path, image: Path) -> None:
+    """With many images in flight the engine gets full batches, through the batcher that serves."""
+    engine = FakeEngine(max_batch=8)
+    engine.gate.clear()
+    async with opened(artifacts, opener(engine)) as runner:
+        batcher = runner.model.members[0].batcher
+        task = asyncio.create_task(run(runner, image, 33))
+        try:
+            await reached(lambda: batcher.depth + batcher.in_flight == 18)
+        finally:
+            engine.gate.set()
+        assert len(await task) == sum(engine.batches) == 33
+    assert engine.batches[1:3] == [8, 8]
