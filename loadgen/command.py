@@ -26,7 +26,7 @@ from loadgen.results import LevelResult, LoadLevel
 from loadgen.run import LoadTest, run_load_test
 from loadgen.target import HttpTarget, LoadTarget, RequestFormat, ServerApi
 
-# The APIs that have a use for an option, where not all have
+# Options that only some APIs use, and these APIs
 _APIS = {
     "model": set(ServerApi) - {ServerApi.RAW},
     "path": set(ServerApi) - {ServerApi.GRPC},
