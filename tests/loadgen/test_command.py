@@ -181,11 +181,12 @@ async def test_connections_are_spread(tmp_path: Path) -> None:
     assert (one.connections, other.connections) == (3, 3)  # one of each for the check
 
 
-@pytest.mark.parametrize("api", ["topfive", "multipart"])
-async def test_the_service_itself(api: str, artifacts: Path, tmp_path: Path) -> None:
-    """The service is measured with either body; its first response is shown, and the timing of its steps is kept."""
+@pytest.mark.parametrize("api", ["topfive", "multipart", "grpc"])
+async def test_topfive(api: str, artifacts: Path, tmp_path: Path) -> None:
+    """The service is measured by each API; its first response is shown, and the timing of its steps is kept."""
     async with serving(artifacts) as running:
-        url = f"http://127.0.0.1:{running.service.rest.port}"
+        ports = running.service.rest.port, running.service.rpc.port
+        url = f"grpc://127.0.0.1:{ports[1]}" if api == "grpc" else f"http://127.0.0.1:{ports[0]}"
         done = await bench(tmp_path, url, "--api", api, "--connections", "2", "--seconds", "1", "--warm-up", "0.2")
 
     assert done.status == 0, done.output

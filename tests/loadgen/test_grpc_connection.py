@@ -1,10 +1,9 @@
-"""The load generator over gRPC, against a scripted server and against this project's service."""
+"""gRPC of the load generator, against a scripted server."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,12 +11,10 @@ import pytest
 
 from loadgen.connection import OK, TIMEOUT, LoadTestError, RequestResult
 from loadgen.grpc_connection import GrpcTarget
-from loadgen.images import EncodedImage, read_images
+from loadgen.images import EncodedImage
 from proto.topfive.v1.classifier_pb2 import ClassifyReply, ClassifyRequest
 from tests.conftest import png
 from tests.fakes import reached
-from tests.loadgen.test_command import QUICK, bench
-from tests.serving import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -158,16 +155,3 @@ async def test_timeout() -> None:
         await connection.aclose()
 
     assert [result.failure for result in results] == [TIMEOUT, OK]
-
-
-async def test_the_service_itself(artifacts: Path, tmp_path: Path) -> None:
-    """This project's gRPC is measured, with what its replies say of their steps."""
-    async with serving(artifacts) as service:
-        url = f"grpc://127.0.0.1:{service.service.rpc.port}"
-        done = await bench(tmp_path, url, *QUICK, "--api", "grpc", "--seconds", "1", "--connections", "2")
-
-    assert done.status == 0, done.output
-    assert "tiny on " in done.output.splitlines()[0]
-    assert done.point["requests"] > 0
-    assert 0 < done.point["server_ms"]["input"] < done.point["server_ms"]["total"]
-    assert done.report["images"][0]["bytes"] == len(read_images([])[0].data)
