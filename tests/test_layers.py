@@ -51,7 +51,7 @@ HOMES = {
     "openvino": ("service.engines.openvino",),
     "onnxruntime": ("export", "models.weights", "service.engines.onnxruntime"),
     "grpc": (GENERATED, "loadgen", "service.gateway", "service.rpc", "service.server.health_probe"),
-    "grpc_health": ("service.gateway", "service.rpc", "service.server.health_probe"),
+    "grpc_health": ("service.rpc", "service.server.health_probe"),
     "grpc_reflection": ("service.rpc",),
     "fastapi": ("service.rest",),
     "fastapi_offline": ("service.rest",),
@@ -317,7 +317,7 @@ def test_server_starts_without_other_commands() -> None:
 
 def test_gateway_starts_without_engines() -> None:
     """A gateway has no runtime of any engine, and no network."""
-    loaded = imported_by("import service.server.gateway, service.gateway.classifier, service.gateway.models_api")
+    loaded = imported_by("import service.server.gateway")
 
     assert {"service", "fastapi", "grpc"} <= loaded
     assert not loaded & {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "torch", "onnx", "export"}

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from service.cli.options import option, options, settings_from
-from service.gateway.load_balancer import parse_targets
+from service.gateway.replicas import parse_targets
 from service.server.gateway import run_gateway
 
 

@@ -7,15 +7,8 @@ from service.common.errors import DeadlineExceeded, EngineError, NotReady, TooLa
 _RETRY_S = 1.0
 
 
-class Disconnected(NotReady):
-    """The connection to an inference server was refused or broke; whether the server saw the call is not known."""
-
-
-def translated(error: grpc.aio.AioRpcError, address: str) -> TopfiveError:
-    """The error that a call to the server at `address` ended with.
-
-    Without the trailing metadata of the service it is one of the connection: Disconnected where it broke.
-    """
+def translated(error: grpc.aio.AioRpcError) -> TopfiveError:
+    """The error of the table that a call ended with; without trailing metadata of the service, of its connection."""
     trailing = {str(key): value for key, value in error.trailing_metadata() or ()}
     details = error.details() or "no reason given"
     if code := trailing.get("topfive-code"):
@@ -26,8 +19,8 @@ def translated(error: grpc.aio.AioRpcError, address: str) -> TopfiveError:
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded()
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:  # CANCELLED: by a server that ends at once
-            return Disconnected(f"the inference server at {address} cannot be reached: {details}")
+            return NotReady(f"the connection to an inference server was lost: {details}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:  # by the limit of one message
-            return TooLarge(f"the inference server at {address} does not take the image: {details}")
+            return TooLarge(f"the inference server does not take the image: {details}")
         case status:
-            return EngineError(f"the inference server at {address} failed with {status.name}: {details}")
+            return EngineError(f"the inference server failed with {status.name}: {details}")

@@ -1,32 +1,21 @@
-"""The REST interface in front of inference servers: it loads no model and no engine."""
+"""The server of `topfive gateway`: REST over a data plane that asks inference servers. It loads no model."""
 
 import asyncio
 import logging
 from collections.abc import Sequence
 
 from service.common.clock import LoopClock
-from service.common.errors import ShuttingDown
 from service.common.metrics import Metrics
 from service.common.settings import Settings
 from service.common.upload_budget import UploadBudget
-from service.gateway.classifier import RemoteClassifier
-from service.gateway.load_balancer import Replicas, Target
-from service.gateway.models_api import RemoteDirectory
-from service.gateway.retries import Calls
+from service.gateway.dataplane import GatewayDataPlane
+from service.gateway.replicas import Replicas, Target
 from service.rest.app import create_app
 from service.rest.image_request import ImageReader
 from service.rest.server import RestServer, listen
 from service.server.process import DrainLimit, drain, pre_stop, run_until_stopped
 
-_LOOK_S = 1.0
-
 log = logging.getLogger(__name__)
-
-
-class _RemoteDataPlane(RemoteClassifier, RemoteDirectory):
-    def __init__(self, calls: Calls, metrics: Metrics, replicas: Replicas, clock: LoopClock, timeout_s: float) -> None:
-        RemoteClassifier.__init__(self, calls, metrics)
-        RemoteDirectory.__init__(self, calls, replicas, clock, timeout_s)
 
 
 class Gateway:
@@ -36,26 +25,22 @@ class Gateway:
         self._settings = settings
         self.metrics = Metrics()
         clock = LoopClock()
-        self.replicas = Replicas(targets)
-        calls = Calls(self.replicas, clock, self.metrics)
-        self._directory = _RemoteDataPlane(calls, self.metrics, self.replicas, clock, settings.timeout_s)
+        self.replicas = Replicas(targets, clock, self.metrics)
+        self._data_plane = GatewayDataPlane(self.replicas, clock, self.metrics, settings.timeout_s)
         budget = UploadBudget(settings.max_upload_bytes)
         reader = ImageReader(settings.limits, budget, settings.timeout_s, clock, self.metrics)
-        app = create_app(self._directory, reader, self.metrics)
+        app = create_app(self._data_plane, reader, self.metrics)
         self.rest = RestServer(app, listen(settings.host, settings.port))
 
     async def start(self) -> None:
-        """Listen, and look for inference servers."""
+        """Listen, and connect to the inference servers."""
         self.replicas.start()
         await self.rest.start()
         log.info("REST on http://%s:%d, for the models of %s", self._settings.host, self.rest.port, self.replicas)
 
     async def load(self) -> None:
-        """Until the first inference server is ready."""
-        while not self.replicas.serving:
-            await self.replicas.change(_LOOK_S)
-            if self.replicas.closed:
-                raise ShuttingDown
+        """Wait until the first inference server is ready."""
+        await self.replicas.until_ready()
         log.info("ready")
 
     async def stop(self, hurry: asyncio.Event) -> None:
@@ -63,7 +48,7 @@ class Gateway:
 
         At the drain limit or `hurry` the rest is refused.
         """
-        self._directory.stop()
+        self._data_plane.stop()
         await pre_stop(self._settings.pre_stop_s, hurry)
         await drain(self.rest, self._answered, self._refuse, DrainLimit(self._settings.drain_s, hurry))
         await self.replicas.aclose()
@@ -72,7 +57,7 @@ class Gateway:
         await self.rest.stop()
 
     async def _refuse(self) -> None:
-        """What waits for a server to return is told so; what one is working on is given up with its request."""
+        """Refuse what waits for a server. What a server is working on is cancelled with its request."""
         self.replicas.stop()
 
 

@@ -19,7 +19,7 @@ from export.gate_images import PHOTOS
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from tests.compose.docker import ROOT, Compose, Missing, compose_command, free_port, inspect, run, waited
-from tests.compose.load import Load
+from tests.compose.load import WORKERS, Load
 
 MODEL = "lenet5"
 IMAGE = "topfive:cpu"
@@ -102,11 +102,12 @@ def check_cpu(compose: Compose) -> str:
     return label
 
 
-def survived(load: Load, what: str) -> None:
-    """Say how the requests ended; every one must have been answered."""
+def survived(load: Load, what: str, *, lost: int = 0) -> None:
+    """Say how the requests ended; all but `lost` of them must have been answered."""
     counts, slowest_s = load.counts(), load.slowest_s()
     say(f"{what}: {counts}, slowest {slowest_s:.1f} s")
-    assert set(counts) == {"200"}, what
+    assert set(counts) <= {"200", "503"}, what
+    assert counts.get("503", 0) <= lost, what
     load.ends.clear()
 
 
@@ -143,7 +144,10 @@ def check_split(compose: Compose, label: str) -> None:
 
 
 def check_losses(compose: Compose, load: Load, one: str, two: str) -> None:
-    """Nothing is lost while servers are killed, started, silent, stopped, restarted, and a third one joins."""
+    """Servers are killed, started, silent, stopped and restarted, and a third one joins: every request is answered.
+
+    Only the requests that all servers had when all were killed may be lost.
+    """
     run("docker", "kill", "--signal", "KILL", one)
     load.more(200)
     run("docker", "start", one)
@@ -160,7 +164,7 @@ def check_losses(compose: Compose, load: Load, one: str, two: str) -> None:
     time.sleep(2)
     run("docker", "start", one, two)
     load.more(200)
-    survived(load, "all servers killed, down for 2 s, started")
+    survived(load, "all servers killed, down for 2 s, started", lost=WORKERS)  # what both had when they were killed
 
     compose("stop", "inference-cpu")
     assert [inspect(container)["State"]["ExitCode"] for container in (one, two)] == [0, 0]

@@ -1,8 +1,8 @@
-"""Inference servers that do what they are told, and what asks them: calls over replicas, and a whole gateway."""
+"""Inference servers that do what they are told, and what asks them: a data plane, and a whole gateway."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,24 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
 from service.common.clock import LoopClock
+from service.common.errors import NotReady
 from service.common.metrics import Metrics
 from service.common.settings import Settings
 from service.common.types import Classification
-from service.gateway.classifier import RemoteClassifier
-from service.gateway.load_balancer import Replicas, parse_targets
-from service.gateway.retries import Calls
+from service.gateway.dataplane import GatewayDataPlane
+from service.gateway.replicas import Replicas, Target, parse_targets
 from service.inference.dataplane import ClassifyOptions
-from service.rpc.server import SERVICE
 from service.server.gateway import Gateway
 from tests.exposition import value
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Step = Callable[[Context], Awaitable[None]]
 
 
 def refusing(status: grpc.StatusCode, detail: str, *trailing: tuple[str, str]) -> Step:
-    """A step that ends the call so."""
+    """A step that ends the call with that status."""
 
     async def refuse(context: Context) -> None:
         await context.abort(status, detail, trailing)
@@ -38,99 +39,120 @@ def refusing(status: grpc.StatusCode, detail: str, *trailing: tuple[str, str]) -
 
 
 class Inference(ClassifierServicer):
-    """Answers every image with one class, after the next step of its `script`; notes each call's time left."""
+    """Answers every image with one class, after the next step of its `script`; notes each call's time left.
 
-    def __init__(self, label: str) -> None:
+    An image `poison` ends it with all its connections.
+    """
+
+    def __init__(self, label: str, host: str = "127.0.0.1", port: int = 0) -> None:
         self.label = label
+        self.host = host
+        self.port = port
         self.script: list[Step] = []
         self.left_s: list[float] = []
-        self.port = 0
         self.health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self._ending: set[asyncio.Task[None]] = set()
 
     @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+    def target(self) -> Target:
+        return Target(self.host, self.port)
 
     @property
     def calls(self) -> int:
         return len(self.left_s)
 
+    @property
+    def alive(self) -> bool:
+        return not self._ending
+
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyReply:  # noqa: N802
         self.left_s.append(context.time_remaining() or 0.0)
+        if request.image == b"poison" and self._server is not None:
+            self._ending.add(asyncio.create_task(self._server.stop(None)))
+            await asyncio.Event().wait()
         if self.script:
             await self.script.pop(0)(context)
         best = pb.Prediction(rank=1, label=self.label, probability=1.0, class_id=len(request.image))
         return pb.ClassifyReply(predictions=[best], model=pb.Model(name="tiny"))
 
-    async def serving(self, ready: bool | None) -> None:
-        """Say so to those who watch; None says that it knows no such service."""
+    async def serving(self, ready: bool) -> None:
+        """Tell those who watch its health."""
         values = health_pb2.HealthCheckResponse
-        said = {True: values.SERVING, False: values.NOT_SERVING, None: values.SERVICE_UNKNOWN}
-        await self.health.set(SERVICE, said[ready])
+        await self.health.set(SERVICE, values.SERVING if ready else values.NOT_SERVING)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["Inference"]:
-        """As a server, ready, on the port it had before or on a free one."""
-        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 1 << 30), ("grpc.so_reuseport", 0)])
-        add_ClassifierServicer_to_server(self, server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
-        self.port = server.add_insecure_port(self.address)
+        """Listen, ready, on the port it had before or on a free one."""
+        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", 1 << 30), ("grpc.so_reuseport", 0)])
+        add_ClassifierServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        self.port = self._server.add_insecure_port(str(self.target))
         await self.serving(True)
-        await server.start()
+        await self._server.start()
         try:
             yield self
         finally:
-            await server.stop(None)
+            await self._server.stop(None)
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """What asks inference servers."""
+    """A data plane over replicas, and the questions of the tests."""
 
     replicas: Replicas
     metrics: Metrics
-    classifier: RemoteClassifier
+    data_plane: GatewayDataPlane
 
     async def classify(self, data: bytes = b"photo", *, within_s: float = 10.0) -> Classification:
-        """The answer of any of them."""
-        return await self.classifier.classify(data, None, ClassifyOptions(LoopClock().now() + within_s))
+        """The answer of any server."""
+        return await self.data_plane.classify(data, None, ClassifyOptions(LoopClock().now() + within_s))
 
     async def label(self, data: bytes = b"photo", *, within_s: float = 10.0) -> str:
-        """Which of them answered."""
+        """Which server answered."""
         return (await self.classify(data, within_s=within_s)).predictions[0].label
 
-    async def ready(self, count: int) -> None:
-        """Once so many of them are ready."""
+    async def until_asked(self, *servers: Inference) -> None:
+        """Ask until each of these servers has answered and no other does, then forget their calls."""
+        wanted, count = {server.label for server in servers}, 2 * len(servers)
         async with asyncio.timeout(20):
-            while len(self.replicas.serving) != count:
-                await self.replicas.change(1)
+            while {await self.label() for _ in range(count)} != wanted:
+                pass
+        for server in servers:
+            server.left_s.clear()
+
+    async def until_refused(self) -> None:
+        """Ask until no server is ready."""
+        with suppress(NotReady):
+            while True:
+                await self.classify(within_s=0.3)
 
     def retried(self, code: str) -> float:
-        """How many calls were sent again because of that."""
+        """How many calls were sent again because of that error."""
         return value(self.metrics, "topfive_retries_total", code=code) or 0.0
 
 
 @asynccontextmanager
-async def asking(replicas: Replicas, ready: int) -> AsyncIterator[Asking]:
-    """A classifier over these replicas, once so many of them are ready."""
-    metrics = Metrics()
-    one = Asking(replicas, metrics, RemoteClassifier(Calls(replicas, LoopClock(), metrics), metrics))
+async def asking(targets: Sequence[Target], **options: Any) -> AsyncIterator[Asking]:
+    """A data plane over the servers of these targets; `options` are those of Replicas."""
+    clock, metrics = LoopClock(), Metrics()
+    replicas = Replicas(targets, clock, metrics, **options)
     replicas.start()
     try:
-        await one.ready(ready)
-        yield one
+        yield Asking(replicas, metrics, GatewayDataPlane(replicas, clock, metrics, timeout_s=10.0))
     finally:
         await replicas.aclose()
 
 
 @asynccontextmanager
 async def asked(*servers: Inference) -> AsyncIterator[Asking]:
-    """Those servers, all ready, and what asks them."""
+    """Those servers, all ready, and a data plane that is connected to each."""
     async with AsyncExitStack() as stack:
         for server in servers:
             await stack.enter_async_context(server.listening())
-        targets = parse_targets(",".join(server.address for server in servers))
-        yield await stack.enter_async_context(asking(Replicas(targets), len(servers)))
+        asker = await stack.enter_async_context(asking([server.target for server in servers]))
+        await asker.until_asked(*servers)
+        yield asker
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,116 @@
+"""The data plane of a gateway: it answers what REST asks by calls to inference servers."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from proto.topfive.v1 import classifier_pb2 as pb
+from service.common.clock import Clock
+from service.common.errors import BadRequest, ShuttingDown, TopfiveError
+from service.common.metrics import UNKNOWN, Metrics
+from service.common.model_info import ModelDetail, ModelLayers, ModelList
+from service.common.request_id import under_way
+from service.common.types import DEFAULT_CROPS, ENSEMBLE, ENSEMBLE_PREFIX, TEN_CROPS, Classification
+from service.gateway import converters
+from service.gateway.replicas import Replicas
+from service.inference.comparison import Comparison
+from service.inference.dataplane import ClassifyOptions
+
+
+class GatewayDataPlane:
+    """Classifies, compares and describes models by calls to any of the replicas.
+
+    A cancelled question cancels its call. A call carries the id of its request, so that the log of the inference
+    server has the same id. `timeout_s` bounds questions that have no deadline of their own.
+    """
+
+    def __init__(self, replicas: Replicas, clock: Clock, metrics: Metrics, timeout_s: float) -> None:
+        self._replicas = replicas
+        self._clock = clock
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._stopping = False
+
+    async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
+        name = model or ""
+        with self._counted(_label(name)):
+            _check_fields(options)
+            request = pb.ClassifyRequest(
+                image=image, model=name, top_k=options.top_k, crops=options.crops, request_id=under_way.get()
+            )
+            answer = converters.classification(await self._replicas.call("Classify", request, options.deadline))
+        self._metrics.answered(_label(answer.model.name, answer.model.name), "ok", answer.timing_ms)
+        return answer
+
+    async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:
+        with self._counted(UNKNOWN):
+            _check_fields(options)
+            request = pb.CompareRequest(
+                image=image, models=models, top_k=options.top_k, crops=options.crops, request_id=under_way.get()
+            )
+            comparison = converters.comparison(await self._replicas.call("Compare", request, options.deadline))
+        for row in comparison.rows:
+            if isinstance(row.result, Classification):
+                name = row.result.model.name
+                self._metrics.answered(_label(name, name), "ok", row.result.timing_ms)
+            elif isinstance(row.result, TopfiveError):
+                self._metrics.answered(_label(row.model), row.result.code)
+        return comparison
+
+    async def models(self) -> ModelList:
+        reply = await self._replicas.call("ListModels", pb.ListModelsRequest(), self._deadline())
+        return ModelList(reply.default_model, tuple(converters.model_summary(info) for info in reply.models))
+
+    async def model(self, name: str) -> ModelDetail:
+        reply = await self._replicas.call("GetModel", pb.GetModelRequest(name=name), self._deadline())
+        return converters.model_detail(reply)
+
+    async def layers(self, name: str) -> ModelLayers:
+        reply = await self._replicas.call("GetLayers", pb.GetLayersRequest(name=name), self._deadline())
+        return converters.model_layers(reply)
+
+    def check_alive(self) -> None:
+        """Nothing in a gateway fails for good."""
+
+    def check_ready(self) -> None:
+        """Raise NotReady while no replica is ready, ShuttingDown once the gateway stops."""
+        if self._stopping:
+            raise ShuttingDown
+        self._replicas.check_ready()
+
+    def stop(self) -> None:
+        """Turn readiness off. Calls are still answered."""
+        self._stopping = True
+
+    def _deadline(self) -> float:
+        return self._clock.now() + self._timeout_s
+
+    @contextmanager
+    def _counted(self, label: str) -> Iterator[None]:
+        """Count the error that the block ends with."""
+        try:
+            yield
+        except TopfiveError as error:
+            self._metrics.answered(label, error.code)
+            raise
+        except asyncio.CancelledError:
+            self._metrics.answered(label, "cancelled")
+            raise
+        except Exception:
+            self._metrics.answered(label, "internal")
+            raise
+
+
+def _check_fields(options: ClassifyOptions) -> None:
+    """Raise BadRequest where a number does not fit its field of the message, which has 32 bits and no sign."""
+    for name, value, right in (
+        ("top_k", options.top_k, "1 or more, at most the number of the model's classes"),
+        ("crops", options.crops, f"{DEFAULT_CROPS} or {TEN_CROPS}"),
+    ):
+        if value is not None and not 0 <= value < 1 << 32:
+            raise BadRequest(f"{name} is {value}; send {right}")
+
+
+def _label(name: str, otherwise: str = UNKNOWN) -> str:
+    """The label of a metric for a model: `ensemble` for all ensembles, `otherwise` for any other name."""
+    return ENSEMBLE if name.startswith(ENSEMBLE_PREFIX) else otherwise

@@ -1,0 +1,329 @@
+"""Calls to inference servers: which server answers, what is sent again and what is not, time, cancellation."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection
+
+import grpc
+import pytest
+
+from service.common.errors import (
+    BadImage,
+    BadRequest,
+    DeadlineExceeded,
+    EngineError,
+    ModelNotFound,
+    NotReady,
+    Overloaded,
+    ShuttingDown,
+    TooLarge,
+    TopfiveError,
+)
+from service.gateway.replicas import Target, parse_targets
+from tests.gateway.inference_servers import Context, Inference, Step, asked, asking, refusing
+
+pytestmark = pytest.mark.anyio
+
+STATUS = grpc.StatusCode
+LOST = refusing(STATUS.UNAVAILABLE, "Socket closed")
+STOPPING = refusing(STATUS.UNAVAILABLE, "stopping", ("topfive-code", "shutting_down"))
+DAMAGED = refusing(STATUS.UNAVAILABLE, "tiny is damaged", ("topfive-code", "not_ready"))
+FULL = refusing(STATUS.RESOURCE_EXHAUSTED, "full", ("topfive-code", "overloaded"), ("grpc-retry-pushback-ms", "2500"))
+
+
+async def test_servers_share_the_calls() -> None:
+    """Calls one after the other go to every server in turn."""
+    servers = [Inference(label) for label in "abc"]
+    async with asked(*servers) as asker:
+        answered = Counter([await asker.label() for _ in range(30)])
+
+    assert answered == {"a": 10, "b": 10, "c": 10}
+
+
+async def test_no_proxy_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers are asked directly, whatever proxy the environment names for the way out."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    async with asked(Inference("direct")) as asker:
+        assert await asker.label() == "direct"
+
+
+RETRIED = [
+    pytest.param(LOST, "not_ready", NotReady, id="lost"),
+    pytest.param(STOPPING, "shutting_down", ShuttingDown, id="stopping"),
+    pytest.param(DAMAGED, "not_ready", NotReady, id="damaged"),
+    pytest.param(FULL, "overloaded", Overloaded, id="full"),
+]
+
+
+@pytest.mark.parametrize(("step", "code", "kind"), RETRIED)
+async def test_another_server_answers(step: Step, code: str, kind: type[TopfiveError]) -> None:
+    """A call whose connection broke, or that its server refuses, is answered by another server, with all of 5 MB."""
+    one, other = Inference("one"), Inference("other")
+    async with asked(one, other) as asker:
+        one.script = other.script = [step]
+        answer = await asker.classify(bytes(5_000_000))
+
+    assert answer.predictions[0].class_id == 5_000_000
+    assert (one.calls, other.calls) == (1, 1)
+    assert asker.retried(code) == 1
+
+
+@pytest.mark.parametrize(("step", "code", "kind"), RETRIED)
+async def test_two_servers_are_asked_at_most(step: Step, code: str, kind: type[TopfiveError]) -> None:
+    """A call that two servers refuse is refused, however many others there are."""
+    servers = [Inference(label) for label in "abc"]
+    async with asked(*servers) as asker:
+        for server in servers:
+            server.script = [step]
+        with pytest.raises(kind) as caught:
+            await asker.classify()
+
+    assert type(caught.value) is kind
+    assert sorted(server.calls for server in servers) == [0, 1, 1]
+    assert asker.retried(code) == 1
+    if isinstance(caught.value, Overloaded):
+        assert (caught.value.detail, caught.value.retry_after_s) == ("full", 2.5)
+
+
+async def test_a_full_server_alone() -> None:
+    """The only server that there is gets a call once when it has no room."""
+    alone = Inference("alone")
+    async with asked(alone) as asker:
+        alone.script = [FULL]
+        with pytest.raises(Overloaded):
+            await asker.classify()
+
+    assert (alone.calls, asker.retried("overloaded")) == (1, 0)
+
+
+async def test_an_image_that_kills() -> None:
+    """An image that ends the process of its server ends two of four, and the others go on."""
+    servers = [Inference(label) for label in "abcd"]
+    async with asked(*servers) as asker:
+        with pytest.raises(NotReady):
+            await asker.classify(b"poison")
+        alive = {server.label for server in servers if server.alive}
+        answered = {await asker.label() for _ in range(8)}
+
+    assert len(alive) == 2
+    assert answered == alive
+    assert sum(server.calls for server in servers) == 2 + 8
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (STATUS.INVALID_ARGUMENT, "bad_request", BadRequest),
+        (STATUS.INVALID_ARGUMENT, "too_large", TooLarge),
+        (STATUS.INVALID_ARGUMENT, "bad_image", BadImage),
+        (STATUS.NOT_FOUND, "model_not_found", ModelNotFound),
+        (STATUS.DEADLINE_EXCEEDED, "deadline_exceeded", DeadlineExceeded),
+        (STATUS.INTERNAL, "internal", EngineError),
+        (STATUS.INTERNAL, "of a later version", EngineError),
+        (STATUS.INTERNAL, "", EngineError),
+        (STATUS.UNIMPLEMENTED, "", EngineError),
+        (STATUS.DEADLINE_EXCEEDED, "", DeadlineExceeded),
+        (STATUS.RESOURCE_EXHAUSTED, "", TooLarge),
+    ],
+)
+async def test_never_asked_again(status: grpc.StatusCode, code: str, kind: type[TopfiveError]) -> None:
+    """Every other error is passed on as what it is, in its own words, after one call."""
+    one, other = Inference("one"), Inference("other")
+    step = refusing(status, "why it is so", *([("topfive-code", code)] if code else []))
+    async with asked(one, other) as asker:
+        one.script, other.script = [step], [step]
+        with pytest.raises(kind) as caught:
+            await asker.classify()
+
+    assert type(caught.value) is kind
+    assert one.calls + other.calls == 1
+    assert "why it is so" in caught.value.detail or not code
+    if code and code in kind.code:
+        assert caught.value.detail == "why it is so"
+
+
+async def test_a_server_returns() -> None:
+    """A call that finds no server waits for one, and is answered as soon as it has started again."""
+    server = Inference("back")
+    async with asked(server) as asker:
+        with pytest.raises(NotReady):
+            await asker.classify(b"poison", within_s=1)
+        call = asyncio.create_task(asker.label(within_s=20))
+        async with server.listening():
+            assert await call == "back"
+
+
+async def test_no_server_in_time() -> None:
+    """A call that finds no server until its deadline says which were looked for, and may be tried again."""
+    async with asking(parse_targets("127.0.0.1:1")) as asker:
+        with pytest.raises(NotReady, match=r"no inference server at 127\.0\.0\.1:1 is ready"):
+            await asker.classify(within_s=0.3)
+
+
+async def test_one_that_is_not_ready_is_not_asked() -> None:
+    """A server that says it is not ready gets no call until it is ready again."""
+    one, other = Inference("one"), Inference("other")
+    async with asked(one, other) as asker:
+        await other.serving(False)
+        await asker.until_asked(one)
+        await one.serving(False)
+        await asker.until_refused()
+        for server in (one, other):
+            server.left_s.clear()
+        waiting = asyncio.create_task(asker.label())
+        await other.serving(True)
+        assert await waiting == "other"
+
+    assert (one.calls, other.calls) == (0, 1)
+
+
+async def test_the_deadline_goes_along() -> None:
+    """A server sees the time that the caller has left, and a call that lasts longer is over then."""
+    server = Inference("slow")
+
+    async def wait(_context: Context) -> None:
+        await asyncio.Event().wait()
+
+    async with asked(server) as asker:
+        await asker.classify(within_s=3.0)
+        server.script = [wait]
+        with pytest.raises(DeadlineExceeded):
+            await asker.classify(within_s=0.3)
+
+    assert 2.0 < server.left_s[0] < 3.5  # the wire rounds up
+    assert 0.0 < server.left_s[1] < 0.8
+
+
+async def test_a_caller_leaves() -> None:
+    """A caller that is cancelled cancels the call at the server."""
+    server = Inference("slow")
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def wait(_context: Context) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with asked(server) as asker:
+        server.script = [wait]
+        call = asyncio.create_task(asker.classify())
+        await begun.wait()
+        call.cancel()
+        async with asyncio.timeout(10):
+            await ended.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await asker.label() == "slow"
+
+
+async def test_servers_of_a_name_come_and_go() -> None:
+    """A server that joins a name gets calls, one that leaves it gets none but ends those it has.
+
+    A look-up that fails changes nothing.
+    """
+    old, new = Inference("old"), Inference("new", "127.0.0.2")
+    found: list[Collection[Target] | OSError] = []
+    looked = asyncio.Semaphore(0)
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def look(_target: Target) -> Collection[Target]:
+        looked.release()
+        if isinstance(found[0], OSError):
+            raise found[0]
+        return found[0]
+
+    async def wait(_context: Context) -> None:
+        begun.set()
+        await gate.wait()
+
+    async with old.listening(), new.listening():
+        found.append([old.target])
+        async with asking(parse_targets("inference:8001"), resolve=look, resolve_every_s=0.01) as asker:
+            await asker.until_asked(old)
+            found[0] = [old.target, new.target]
+            await asker.until_asked(old, new)
+            old.script = [wait]
+            calls = [asyncio.create_task(asker.label()) for _ in range(2)]
+            await begun.wait()
+            found[0] = [new.target]
+            await asker.until_asked(new)
+            gate.set()
+            assert set(await asyncio.gather(*calls)) == {"old", "new"}
+            found[0] = OSError("no such name")
+            for _ in range(looked._value + 5):
+                await looked.acquire()
+            assert {await asker.label() for _ in range(6)} == {"new"}
+
+
+async def test_a_name_moves_while_calls_wait() -> None:
+    """Calls that wait for the servers of a name are answered where the name leads in the end."""
+    new = Inference("new")
+    found = [Target("127.0.0.1", 1)]
+
+    async def look(_target: Target) -> Collection[Target]:
+        return found
+
+    async with asking(parse_targets("inference:8001"), resolve=look, resolve_every_s=0.01) as asker, new.listening():
+        with pytest.raises(NotReady):
+            await asker.classify(within_s=0.3)
+        waiting = asyncio.create_task(asker.label())
+        found[0] = new.target
+        assert await waiting == "new"
+
+
+async def test_a_slow_name_keeps_no_other_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    """Servers are found while another name gets no answer or none that can be read, which is said once."""
+    server = Inference("there")
+    asked_wrong = asyncio.Semaphore(0)
+
+    async def look(target: Target) -> Collection[Target]:
+        if target.host == "silent":
+            await asyncio.Event().wait()
+        if target.host == "wrong..name":
+            asked_wrong.release()
+            raise UnicodeError("label empty or too long")
+        return [server.target]
+
+    targets = parse_targets("silent:1,wrong..name:1,there:1")
+    async with server.listening(), asking(targets, resolve=look, resolve_every_s=0.01) as asker:
+        assert await asker.label() == "there"
+        for _ in range(5):
+            await asked_wrong.acquire()
+
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1
+    assert "wrong..name:1 has no address" in said[0]
+
+
+async def test_names_and_families_together() -> None:
+    """Servers behind a name, an address of IPv4 and one of IPv6 are asked in turn."""
+    named, v4, v6 = Inference("named"), Inference("v4", "127.0.0.2"), Inference("v6", "::1")
+    async with named.listening(), v4.listening(), v6.listening():
+        targets = parse_targets(f"localhost:{named.port},{v4.target},{v6.target}")
+        async with asking(targets) as asker:
+            await asker.until_asked(named, v4, v6)
+
+
+async def test_many_targets_make_no_long_message() -> None:
+    """Of many targets a message names the first few."""
+    async with asking([Target("127.0.0.1", port) for port in range(1, 500)]) as asker:
+        with pytest.raises(NotReady, match=r"at 127\.0\.0\.1:1, 127\.0\.0\.1:2, 127\.0\.0\.1:3 and 496 more"):
+            asker.replicas.check_ready()
+
+
+def test_targets() -> None:
+    """Names, addresses and several of them are read; the same one twice counts once."""
+    given = " inference:8001, 10.0.0.1:80,[::1]:8001,dns:///inference:8001,"
+    targets = (Target("inference", 8001), Target("10.0.0.1", 80), Target("::1", 8001))
+
+    assert parse_targets(given) == targets
+    assert parse_targets(",".join(map(str, targets))) == targets
+
+
+@pytest.mark.parametrize("given", ["", " , ", "inference", "inference:", ":8001", "inference:x", "a:0", "a:70000"])
+def test_no_targets(given: str) -> None:
+    """Anything else is refused with a right one."""
+    with pytest.raises(ValueError, match="inference:8001"):
+        parse_targets(given)
