@@ -66,7 +66,7 @@ HOMES = {
     "pydantic": (
         "models",
         "service.cli.options",
-        "service.common.settings",
+        "service.common",
         "service.engines.selection",
         "service.rest",
     ),

@@ -20,7 +20,7 @@ from service.common.tasks import together
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
 from service.rest.errors import row_problem
-from service.rest.schemas import CompareReply
+from service.rest.schemas import compare_reply, to_dict
 from service.server.app import Core
 
 
@@ -69,7 +69,7 @@ async def _compare(
             failures += sum(isinstance(row.result, Exception) for row in comparison.rows)
             if as_json:
                 problems = [row_problem(row.result, str(path)) for row in comparison.rows]
-                reply = CompareReply.of(str(path), comparison, problems).model_dump(mode="json")
+                reply = to_dict(compare_reply(str(path), comparison, problems))
                 click.echo(json.dumps({"image": reply.pop("request_id"), **reply}))
             else:
                 console.print(tables.comparison(str(path), comparison))

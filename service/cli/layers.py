@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import astuple, fields
 from itertools import groupby
 from textwrap import wrap
 from typing import Any
@@ -14,16 +15,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from models.analysis.cost import Cost
-from models.analysis.layer_table import Kind, Layer, LayerTable, Stage
+from models.analysis.layer_table import Kind, LayerTable
 from models.artifact.artifact import NotExportedError
 from models.catalog import Architecture
 from service.cli.options import option, options, settings_from
 from service.common.errors import ModelNotFound, TopfiveError
-from service.common.model_info import ModelLayers
-from service.repository.model_info import model_layers
+from service.common.model_info import LayerRow, ModelLayers, StageRow
+from service.repository.model_info import layers_of, model_layers
 from service.repository.repository import Repository
-from service.rest.schemas import LayerReply, LayersReply, StageReply
+from service.rest.schemas import to_dict
 from service.server.app import Core
 
 _WIDTH_FOR_DIGITS = 120
@@ -47,27 +47,29 @@ def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **
     if as_json and as_csv:
         raise click.UsageError("--json and --csv are two forms of one table; choose one")
     try:
-        facts = _facts(Core(settings_from(values)).repository, name)
+        known = _layers(Core(settings_from(values)).repository, name)
     except TopfiveError as error:
         Console(stderr=True).print(f"[red]error[/]: {escape(error.detail)}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    reply = LayersReply.of(facts)
     if as_json:
-        click.echo(json.dumps(reply.model_dump(mode="json", exclude={"layers"} if only_stages else None), indent=2))
+        reply = to_dict(known)
+        if only_stages:
+            del reply["layers"]
+        click.echo(json.dumps(reply, indent=2))
     elif as_csv:
-        _write_csv(reply.stages if only_stages else reply.layers)
+        _write_csv(known.stages if only_stages else known.layers)
     else:
         console = Console()
-        console.print(_stage_table(facts, console.width) if only_stages else _layer_table(facts, console.width))
+        console.print(_stage_table(known, console.width) if only_stages else _layer_table(known, console.width))
 
 
-def _facts(repository: Repository, name: str) -> ModelLayers:
+def _layers(repository: Repository, name: str) -> ModelLayers:
     """From the artifact, or where there is none from the network itself. Raises TopfiveError."""
     entry = repository.entry(name)
     if entry.exported is not None or entry.damage is not None or entry.architecture is None:
         return model_layers(entry, repository.root)
     try:
-        return ModelLayers(entry.name, None, _computed(entry.architecture))
+        return layers_of(entry.name, None, _computed(entry.architecture))
     except ModuleNotFoundError as error:
         if error.name not in _TORCH:
             raise
@@ -83,51 +85,51 @@ def _computed(architecture: Architecture) -> LayerTable:
     return network_layers(build(architecture), architecture.input)
 
 
-def _write_csv(rows: Sequence[LayerReply] | Sequence[StageReply]) -> None:
+def _write_csv(rows: Sequence[LayerRow] | Sequence[StageRow]) -> None:
+    """A line per row; sizes and maps with `x` between their numbers."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    for number, row in enumerate(rows):
-        fields = row.model_dump()
-        if number == 0:
-            writer.writerow(fields)
-        writer.writerow("x".join(map(str, value)) if isinstance(value, tuple) else value for value in fields.values())
+    for row in rows[:1]:
+        writer.writerow(field.name for field in fields(row))
+    for row in rows:
+        writer.writerow(_sizes(value) if isinstance(value, tuple) else value for value in astuple(row))
 
 
-def _layer_table(facts: ModelLayers, width: int) -> Table:
-    """A row per layer, and a line of totals after each stage and at the end; names within a stage are short where
-    there is little room, `.conv` in the stage `conv1` for `conv1.conv`.
+def _layer_table(known: ModelLayers, width: int) -> Table:
+    """A row per layer, and a line of totals after each stage and at the end.
+
+    Where there is little room, a name within its stage is short: `.conv` in the stage `conv1` for `conv1.conv`.
     """
-    table = _empty(facts, ("layer", "kind", "kernel", "output"), width)
+    table = _empty(known, ("layer", "kind", "kernel", "output"), width)
     narrow = width < _WIDTH_FOR_DIGITS
-    stages = iter(facts.table.stages)
-    for name, rows in groupby(facts.table.layers, key=lambda layer: layer.stage):
+    stages = iter(known.stages)
+    for name, rows in groupby(known.layers, key=lambda layer: layer.stage):
         for layer in rows:
             short = narrow and layer.name.startswith(f"{name}.")
             own = layer.name.removeprefix(name) if short else layer.name
             kind = "\n".join(wrap(layer.kind, _LONGEST_WORD)) if narrow else layer.kind
-            cells = (own, kind, _kernel(layer), _sizes(layer.output))
-            table.add_row(*cells, *_numbers(layer, facts.table, width))
+            table.add_row(own, kind, _kernel(layer), _sizes(layer.output), *_numbers(layer, width))
         stage = next(stages)
         cells = (stage.name, "stage", "", _sizes(stage.output))
-        table.add_row(*cells, *_numbers(stage, facts.table, width), style="bold", end_section=True)
-    table.add_row("total", "", "", "", *_cost(facts.table.cost, width), "100.0", "", style="bold")
+        table.add_row(*cells, *_numbers(stage, width), style="bold", end_section=True)
+    table.add_row("total", "", "", "", *_cost(known, width), "100.0", "", style="bold")
     return table
 
 
-def _stage_table(facts: ModelLayers, width: int) -> Table:
+def _stage_table(known: ModelLayers, width: int) -> Table:
     """A row per stage, and the total."""
-    table = _empty(facts, ("stage", "layers", "output"), width)
-    for stage in facts.table.stages:
-        table.add_row(stage.name, str(stage.layers), _sizes(stage.output), *_numbers(stage, facts.table, width))
+    table = _empty(known, ("stage", "layers", "output"), width)
+    for stage in known.stages:
+        table.add_row(stage.name, str(stage.layers), _sizes(stage.output), *_numbers(stage, width))
     table.add_section()
-    table.add_row("total", str(len(facts.table.layers)), "", *_cost(facts.table.cost, width), "100.0", "", style="bold")
+    table.add_row("total", str(len(known.layers)), "", *_cost(known, width), "100.0", "", style="bold")
     return table
 
 
-def _empty(facts: ModelLayers, columns: Sequence[str], width: int) -> Table:
-    """The head of a table with those columns before the numbers."""
-    version = "computed, not exported" if facts.version is None else f"version {facts.version}"
+def _empty(known: ModelLayers, columns: Sequence[str], width: int) -> Table:
+    """A table without rows: those columns, then the numbers."""
+    version = "computed, not exported" if known.version is None else f"version {known.version}"
     table = Table(
-        title=f"{escape(facts.name)} ({version}), input {_sizes(facts.table.input)}",
+        title=f"{escape(known.model)} ({version}), input {_sizes(known.input_shape)}",
         title_justify="left",
         title_style="bold",
         caption="MACs: multiply-accumulates for one image; field: pixels of the input that one value sees",
@@ -145,17 +147,17 @@ def _empty(facts: ModelLayers, columns: Sequence[str], width: int) -> Table:
     return table
 
 
-def _numbers(row: Layer | Stage, table: LayerTable, width: int) -> tuple[str, ...]:
+def _numbers(row: LayerRow | StageRow, width: int) -> tuple[str, ...]:
     """Parameters, operations, their share in percent, and the receptive field."""
     seen = row.receptive_field
     field = "-" if seen is None else str(seen[0]) if seen[0] == seen[1] else _sizes(seen)
-    return *_cost(Cost(row.parameters, row.macs), width), f"{table.share(row.macs):.1f}", field
+    return *_cost(row, width), f"{row.share:.1f}", field
 
 
-def _cost(cost: Cost, width: int) -> tuple[str, str]:
+def _cost(part: LayerRow | StageRow | ModelLayers, width: int) -> tuple[str, str]:
     """Parameters and operations, to the last digit where there is room."""
     write = "{:,}".format if width >= _WIDTH_FOR_DIGITS else _short
-    return write(cost.parameters), write(cost.macs)
+    return write(part.parameters), write(part.macs)
 
 
 def _short(number: int) -> str:
@@ -166,7 +168,7 @@ def _short(number: int) -> str:
     return str(number)
 
 
-def _kernel(layer: Layer) -> str:
+def _kernel(layer: LayerRow) -> str:
     """3x3, with its stride where that is not 1 (3x3/2) and its groups (3x3/2 g2) where the kind does not tell them."""
     if layer.kernel is None or layer.stride is None:
         return "" if layer.kernel is None else _sizes(layer.kernel)

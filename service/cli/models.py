@@ -9,8 +9,10 @@ from rich.console import Console
 from models.catalog import CATALOG
 from service.cli import tables
 from service.cli.options import option, options, settings_from
+from service.common.model_info import ModelSummary
+from service.common.types import copy_as
 from service.repository.model_info import model_detail
-from service.rest.schemas import ModelReply
+from service.rest.schemas import to_dict
 from service.server.app import Core
 
 
@@ -22,7 +24,7 @@ def models_command(as_json: bool, **values: Any) -> None:
     settings = settings_from(values)
     entries = Core(settings).repository.entries()
     if as_json:
-        rows = [ModelReply.model_validate(model_detail(entry)).model_dump(mode="json") for entry in entries]
+        rows = [to_dict(copy_as(ModelSummary, model_detail(entry))) for entry in entries]
         click.echo(json.dumps(rows, indent=2))
     else:
         order = {name: place for place, name in enumerate(CATALOG.names())}

@@ -17,7 +17,7 @@ from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
-from service.rest.schemas import PredictReply
+from service.rest.schemas import to_dict
 from service.server.app import Core
 
 
@@ -59,8 +59,7 @@ async def _predict(
                 failures += 1
                 continue
             if as_json:
-                reply = PredictReply.of(str(path), answer).model_dump(mode="json")
-                click.echo(json.dumps({"image": reply.pop("request_id"), **reply}))
+                click.echo(json.dumps({"image": str(path), **to_dict(answer)}))
             else:
                 console.print(tables.answer(str(path), answer, console.width))
     except TopfiveError as error:  # the model itself

@@ -24,7 +24,7 @@ from service.engines.selection.compatibility import Source, survey, this_machine
 from service.engines.selection.cpu_layout import at_most, default_layout, read_tuned
 from service.repository.model_info import built_engine, model_detail
 from service.repository.repository import Entry
-from service.rest.schemas import ModelDetailReply
+from service.rest.schemas import to_dict
 from service.server.app import Core
 
 
@@ -43,7 +43,7 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
     except TopfiveError as error:
         raise click.ClickException(error.detail) from error
     if as_json:
-        click.echo(json.dumps(ModelDetailReply.model_validate(known).model_dump(mode="json", by_alias=True), indent=2))
+        click.echo(json.dumps(to_dict(known), indent=2))
     else:
         Console().print(Group(_facts(known), _accuracy(known), _parity(known), _built(known)))
 
@@ -97,8 +97,8 @@ def _facts(known: ModelDetail) -> Table:
         "input": f"shorter side {spec.resize}, centre {spec.crop}, {spec.interpolation}, {spec.channels}",
         "mean, std": f"{_numbers(spec.mean)}; {_numbers(spec.std)}",
         "on the CPU": str(known.layout) if known.layout else None,
-        "weights": f"{known.record.source}: {known.record.name}" if known.record else None,
-        "sha256": known.record.sha256 if known.record else None,
+        "weights": f"{known.weights_file.source}: {known.weights_file.name}" if known.weights_file else None,
+        "sha256": known.weights_file.sha256 if known.weights_file else None,
     }
     for what, value in rows.items():
         if value:

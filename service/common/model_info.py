@@ -1,12 +1,18 @@
-"""What the service says about a model: a row of the list, its page, its layers."""
+"""What the service says about a model: its row in the list, its page, its layers.
+
+Replies, messages and tables are made from these classes; descriptions of fields are for the OpenAPI document.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-from models.analysis.layer_table import LayerTable
-from models.artifact.artifact import ParityReport, WeightRecord
+from pydantic import Field
+
+from models.analysis.cost import Size
+from models.artifact.artifact import ParityReport
 from models.artifact.measured import MeasuredAccuracy
-from models.catalog import InputSpec, PublishedErrors, WeightSet
+from models.catalog import InputSpec, PublishedErrors
 from service.common.types import EngineInfo, Latency, Layout
 
 
@@ -22,34 +28,63 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """A row of the list. `version` and `weights` are None until it is exported, `engine` and `latency_ms` until loaded.
-
-    Accuracy is in percent: of the weights inside, or before the export of those that would be taken; `measured` on the
-    user's own images, oldest first. `passed_over` says which engines were preferred to the one that serves, and why
-    they do not: empty where there are none, and until it is loaded. `layout` is None until then, and on a card.
-    """
+    """A model the server knows, what only an exported model has is null before the export."""
 
     name: str
     state: ModelState
     family: str
     year: int | None
     paper: str
-    parameters: int
-    parameters_train: int
+    parameters: Annotated[int, Field(description="Learned values in the graph that is served")]
+    parameters_train: Annotated[int, Field(description="With the auxiliary heads that only training uses")]
     macs: int
     input_size: int
     classes: int
-    acc1: float | None
+    acc1: Annotated[
+        float | None, Field(description="Top-1 accuracy in percent of the weights inside, or of the published ones")
+    ]
     acc5: float | None
-    acc_dataset: str | None
-    measured: tuple[MeasuredAccuracy, ...]
+    acc_dataset: Annotated[str | None, Field(description="What acc1 and acc5 were measured on")]
+    measured: Annotated[
+        tuple[MeasuredAccuracy, ...],
+        Field(description="What `topfive evaluate` found on the user's own images, oldest first"),
+    ]
     version: int | None
     weights: str | None
     engine: EngineInfo | None
     latency_ms: Latency | None
     warnings: tuple[str, ...]
-    passed_over: tuple[str, ...]
-    layout: Layout | None
+    passed_over: Annotated[
+        tuple[str, ...],
+        Field(description="Engines that were preferred to the one that serves: what differs, what to run"),
+    ]
+    layout: Annotated[
+        Layout | None,
+        Field(
+            description="Batches at once on the CPU, threads of each, largest batch; tuned, or defaults; "
+            "null until loaded"
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsInfo:
+    """The weights inside an exported model."""
+
+    source: str
+    name: str
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedWeights:
+    """A published set of weights, with its accuracy in percent on `dataset` and the input it asks for."""
+
+    tag: str
+    acc1: float
+    acc5: float
+    dataset: str
+    input: InputSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,37 +111,80 @@ class BuiltEngine:
 
 @dataclass(frozen=True, slots=True)
 class ModelDetail(ModelSummary):
-    """The page of one model. `record` is None until it is exported.
-
-    What the paper says of itself is that of the catalog, and empty or None for a model that is not in it. `parity` are
-    the reports of the export, then those of this machine. `engines` are empty until it is loaded.
-    """
+    """A model with its input recipe, its weights and how every engine compared with PyTorch, or with its file."""
 
     input: InputSpec
-    record: WeightRecord | None
+    weights_file: WeightsInfo | None
     parity: tuple[ParityReport, ...]
-    published: tuple[WeightSet, ...]
-    published_errors: tuple[PublishedErrors, ...]
+    published: Annotated[
+        tuple[PublishedWeights, ...],
+        Field(description="Published weights; `--weights pretrained` takes the first, a file of any is recognised"),
+    ]
+    published_errors: Annotated[
+        tuple[PublishedErrors, ...], Field(description="Error rates in percent as the paper reports them")
+    ]
     published_macs: int | None
-    depth: int | None
+    depth: Annotated[int | None, Field(description="Layers with weights, as the paper counts them")]
     configuration: str | None
     ilsvrc: str | None
     note: str | None
-    engines: tuple[BuiltEngine, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLayers:
-    """The layers of one model. `version` is None where they were computed without an artifact."""
-
-    name: str
-    version: int | None
-    table: LayerTable
+    engines: Annotated[
+        tuple[BuiltEngine, ...], Field(description="Built for NVIDIA cards; empty until the model is loaded")
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelList:
-    """Every model that is known, and the name of the one that a request without a name means."""
+    """All models of the catalog and all other exported ones."""
 
     default: str
     models: tuple[ModelSummary, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """A layer in the order of the run; sizes are height and width, maps are channels, height and width."""
+
+    name: Annotated[str, Field(description="The module's path in the network")]
+    kind: str
+    stage: str
+    kernel: Size | None
+    stride: Size | None
+    padding: Size | None
+    groups: int | None
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    parameters: Annotated[int, Field(description="Learned values; 0 where an earlier row has them already")]
+    macs: Annotated[int, Field(description="Multiply-accumulates for one image")]
+    share: Annotated[float, Field(description="Of all multiply-accumulates, in percent")]
+    receptive_field: Annotated[
+        Size | None, Field(description="Pixels of the input that one value sees, not clipped at edges")
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """Consecutive layers that belong together: how many, what they give, their totals, their largest field."""
+
+    name: str
+    layers: int
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+    share: float
+    receptive_field: Size | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLayers:
+    """The layers of a model, its stages, and its totals for one image of `input_shape` = channels, height, width."""
+
+    model: str
+    version: Annotated[
+        int | None, Field(description="Of the artifact; null where `topfive layers` computed it without one")
+    ]
+    input_shape: tuple[int, int, int]
+    layers: tuple[LayerRow, ...]
+    stages: tuple[StageRow, ...]
+    parameters: int
+    macs: int

@@ -3,18 +3,21 @@
 bytes -> Pixels -> Sample -> batch -> probabilities -> Classification
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from service.common.errors import TooLarge
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 ENSEMBLE = "ensemble"
 ENSEMBLE_PREFIX = f"{ENSEMBLE}:"
@@ -228,13 +231,21 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The answer to one image. `members` are the cards of an ensemble's members, none of a single model."""
+    """What a model says of one image. Probabilities are in [0, 1], accuracy in percent, times in milliseconds."""
 
     predictions: tuple[Prediction, ...]
     model: ModelCard
     engine: EngineInfo
     preprocessing: Preprocessing
     timing_ms: Timing
-    batch_size: int
+    batch_size: Annotated[int, Field(description="How many images shared this run of the engine")]
     warnings: tuple[str, ...]
-    members: tuple[ModelCard, ...] = ()
+    members: Annotated[tuple[ModelCard, ...], Field(description="The members of an ensemble; empty for a single model")]
+
+
+def copy_as(cls: type[T], source: object, **given: object) -> T:
+    """A dataclass `cls` with the `given` fields; every other field has the value that it has in `source`."""
+    return cls(**given, **{name: getattr(source, name) for name in _names(cls) if name not in given})
+
+
+_names: Callable[[type], Sequence[str]] = cache(lambda cls: [field.name for field in fields(cls)])

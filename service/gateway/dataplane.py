@@ -59,7 +59,7 @@ class GatewayDataPlane:
 
     async def models(self) -> ModelList:
         reply = await self._replicas.call("ListModels", pb.ListModelsRequest(), self._deadline())
-        return ModelList(reply.default_model, tuple(converters.model_summary(info) for info in reply.models))
+        return converters.model_list(reply)
 
     async def model(self, name: str) -> ModelDetail:
         reply = await self._replicas.call("GetModel", pb.GetModelRequest(name=name), self._deadline())

@@ -130,14 +130,14 @@ def write_report(path: Path, dataset: Dataset, evaluations: Sequence[Evaluation]
 
 
 def _identity(member: ModelDetail) -> dict[str, Any]:
-    weights = member.record and member.record.model_dump(mode="json")
+    weights = member.weights_file and asdict(member.weights_file)
     return {"model": member.name, "version": member.version, "weights": weights}
 
 
 def _published(member: ModelDetail) -> Iterator[PublishedRate]:
     """The rates of the weights inside, or else of those that are published first, then those of the paper."""
     if member.acc1 is not None:
-        name = member.record.name if member.record else "inside"
+        name = member.weights_file.name if member.weights_file else "inside"
         yield PublishedRate(f"weights {name}", _error(member.acc1), _error(member.acc5), member.acc_dataset or "")
     elif member.published:
         weights = member.published[0]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from models.analysis.layer_table import read_layers
+from models.analysis.layer_table import LayerTable, read_layers
 from models.artifact.artifact import (
     ArtifactError,
     FileNotInArtifactError,
@@ -11,7 +11,16 @@ from models.artifact.artifact import (
 )
 from models.catalog import WeightSet
 from service.common.errors import ModelNotFound, NotReady
-from service.common.model_info import BuiltEngine, ModelDetail, ModelLayers
+from service.common.model_info import (
+    BuiltEngine,
+    LayerRow,
+    ModelDetail,
+    ModelLayers,
+    PublishedWeights,
+    StageRow,
+    WeightsInfo,
+)
+from service.common.types import copy_as
 from service.engines.selection.compatibility import Fit
 from service.engines.selection.result import Choice
 from service.repository.loaded_model import warnings_of
@@ -19,7 +28,7 @@ from service.repository.repository import Entry
 
 
 def built_engine(fit: Fit) -> BuiltEngine:
-    """The engine of a plan that was judged."""
+    """What is known of a plan, with the verdict on whether it fits."""
     record = fit.plan.record
     return BuiltEngine(
         name=record.stem,
@@ -47,18 +56,31 @@ def exported(entry: Entry, root: Path) -> tuple[int, Manifest]:
 
 
 def model_layers(entry: Entry, root: Path) -> ModelLayers:
-    """Of an exported model under `root`, loaded or not. Reads and checks a file: not for the event loop.
+    """The layers of an exported model under `root`, loaded or not. Reads and checks a file: not for the event loop.
 
-    Raises what `exported` raises; ModelNotFound where there was no such table yet when it was exported, and NotReady
-    where that is damaged.
+    Raises what `exported` raises; ModelNotFound where the model was exported before there were such tables, and
+    NotReady where its table is damaged.
     """
     version, manifest = exported(entry, root)
     try:
-        return ModelLayers(entry.name, version, read_layers(root, version, manifest))
+        return layers_of(entry.name, version, read_layers(root, version, manifest))
     except FileNotInArtifactError as error:
         raise ModelNotFound(str(error)) from error
     except ArtifactError as error:
         raise NotReady(str(error)) from error
+
+
+def layers_of(name: str, version: int | None, table: LayerTable) -> ModelLayers:
+    """The rows of the table with their shares of the whole, and its totals."""
+    return ModelLayers(
+        model=name,
+        version=version,
+        input_shape=table.input,
+        layers=tuple(copy_as(LayerRow, layer, share=table.share(layer.macs)) for layer in table.layers),
+        stages=tuple(copy_as(StageRow, stage, share=table.share(stage.macs)) for stage in table.stages),
+        parameters=table.cost.parameters,
+        macs=table.cost.macs,
+    )
 
 
 def model_detail(entry: Entry) -> ModelDetail:
@@ -93,9 +115,11 @@ def model_detail(entry: Entry) -> ModelDetail:
         passed_over=choice.passed_over,
         layout=choice.layout,
         input=source.input,
-        record=manifest.weights if manifest else None,
+        weights_file=copy_as(WeightsInfo, manifest.weights) if manifest else None,
         parity=(manifest.parity if manifest else ()) + choice.parity,
-        published=architecture.weight_sets if architecture else (),
+        published=tuple(copy_as(PublishedWeights, weights) for weights in architecture.weight_sets)
+        if architecture
+        else (),
         published_errors=architecture.published if architecture else (),
         published_macs=architecture.published_macs if architecture else None,
         depth=architecture.depth if architecture else None,

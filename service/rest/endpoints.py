@@ -1,7 +1,6 @@
 """The REST endpoints: each reads its request, calls the data plane, and writes the reply."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.common.metrics import Metrics
+from service.common.model_info import ModelDetail, ModelLayers, ModelList
 from service.common.types import Timing
 from service.inference.comparison import ComparisonTiming
 from service.inference.dataplane import ClassifyOptions, DataPlane
@@ -20,13 +20,12 @@ from service.rest.schemas import (
     CompareQuery,
     CompareReply,
     Health,
-    LayersReply,
-    ModelDetailReply,
-    ModelListReply,
     PredictQuery,
     PredictReply,
     Problem,
-    Reply,
+    compare_reply,
+    predict_reply,
+    to_json,
 )
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -59,7 +58,7 @@ def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, 
             answer = await unless_disconnected(
                 request, data_plane.classify(sent.image, sent.query.model, _options(sent))
             )
-        return _replied(PredictReply.of(request.state.request_id, answer), answer.timing_ms)
+        return _replied(predict_reply(request.state.request_id, answer))
 
     async def compare(request: Request) -> Response:
         async with reader.read(request, CompareQuery) as sent:
@@ -67,7 +66,7 @@ def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, 
             comparison = await unless_disconnected(request, data_plane.compare(sent.image, names, _options(sent)))
         identity: str = request.state.request_id
         problems = [row_problem(row.result, identity) for row in comparison.rows]
-        return _replied(CompareReply.of(identity, comparison, problems), comparison.timing_ms)
+        return _replied(compare_reply(identity, comparison, problems))
 
     @router.post("/predict", name="predict", response_model=PredictReply, responses=_PROBLEMS, openapi_extra=BODY)
     async def documented_predict(
@@ -90,25 +89,22 @@ def models(data_plane: DataPlane) -> APIRouter:
     """`GET /models`, `GET /models/{name}` and `GET /models/{name}/layers`."""
     router = APIRouter(tags=["models"])
 
-    @router.get("/models", response_model=ModelListReply)
+    @router.get("/models", response_model=ModelList)
     async def list_models() -> Response:
         """Everything the server knows: loaded, exported, or waiting to be exported."""
-        known = await data_plane.models()
-        return await _written(lambda: ModelListReply.model_validate(known))
+        return await _written(await data_plane.models())
 
-    @router.get("/models/{name}", response_model=ModelDetailReply, responses={404: _PROBLEMS[404]})
+    @router.get("/models/{name}", response_model=ModelDetail, responses={404: _PROBLEMS[404]})
     async def get_model(name: str) -> Response:
         """One model, with its input recipe, its weights and its parity (with PyTorch or its file) on each engine."""
-        known = await data_plane.model(name)
-        return await _written(lambda: ModelDetailReply.model_validate(known))
+        return await _written(await data_plane.model(name))
 
     @router.get(
-        "/models/{name}/layers", response_model=LayersReply, responses={404: _PROBLEMS[404], 503: _PROBLEMS[503]}
+        "/models/{name}/layers", response_model=ModelLayers, responses={404: _PROBLEMS[404], 503: _PROBLEMS[503]}
     )
     async def get_layers(name: str) -> Response:
         """The layers of an exported model, loaded or not: maps, parameters, operations, receptive fields."""
-        known = await data_plane.layers(name)
-        return await _written(lambda: LayersReply.of(known))
+        return await _written(await data_plane.layers(name))
 
     return router
 
@@ -143,15 +139,14 @@ def _options(sent: ImageRequest[PredictQuery] | ImageRequest[CompareQuery]) -> C
     return ClassifyOptions(sent.deadline, sent.query.top_k, sent.query.crops)
 
 
-async def _written(make: Callable[[], Reply]) -> Response:
-    """The response with that reply, made and written on a thread: it is long."""
-    content = await asyncio.to_thread(lambda: make().model_dump_json(by_alias=True))
-    return Response(content, media_type="application/json")
+async def _written(reply: object) -> Response:
+    """The response with that reply, which is long: it is written on a thread."""
+    return Response(await asyncio.to_thread(to_json, reply), media_type="application/json")
 
 
-def _replied(reply: Reply, timing: Timing | ComparisonTiming) -> Response:
-    headers = {"Server-Timing": server_timing(timing)}
-    return Response(reply.model_dump_json(), headers=headers, media_type="application/json")
+def _replied(reply: PredictReply | CompareReply) -> Response:
+    headers = {"Server-Timing": server_timing(reply.timing_ms)}
+    return Response(to_json(reply), headers=headers, media_type="application/json")
 
 
 def server_timing(timing: Timing | ComparisonTiming) -> str:

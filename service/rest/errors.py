@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.common.errors import TABLE, Code, NotReady, Overloaded, ShuttingDown, TopfiveError
 from service.common.request_id import request_id, under_way
-from service.rest.schemas import Problem, RowProblem
+from service.rest.schemas import Problem, RowProblem, to_json
 
 log = logging.getLogger(__name__)
 
@@ -130,4 +130,4 @@ def _problem(code: Code, detail: str, identity: str) -> Response:
 
 
 def _response(problem: Problem, headers: dict[str, str]) -> Response:
-    return Response(problem.model_dump_json(), problem.status, headers, media_type="application/problem+json")
+    return Response(to_json(problem), problem.status, headers, media_type="application/problem+json")

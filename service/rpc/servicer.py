@@ -89,10 +89,7 @@ class Servicer(ClassifierServicer):
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
         """All models."""
         try:
-            known = await self._data_plane.models()
-            return pb.ListModelsReply(
-                default_model=known.default, models=[converters.model_info(row) for row in known.models]
-            )
+            return converters.list_models_reply(await self._data_plane.models())
         except Exception as error:
             await abort(context, error, request_id(""))
 

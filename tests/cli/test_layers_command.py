@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from models.analysis.layer_table import Kind, Layer, LayerTable, write_layers
 from models.artifact.artifact import new_version, read_manifest, write_manifest
 from models.catalog import CATALOG
-from service.rest.schemas import LayersReply
+from service.common.model_info import ModelLayers
 from tests.cli.test_cli import topfive
 from tests.models.test_artifact import MANIFEST_OF_NET
 
@@ -76,7 +77,7 @@ def test_stages(tmp_path: Path) -> None:
 
 def test_json(artifacts: Path) -> None:
     """--json is what the server answers; --stages leaves the layers out."""
-    reply = LayersReply.model_validate_json(topfive("layers", "tiny", "--json", "--artifacts", artifacts).stdout)
+    reply = TypeAdapter(ModelLayers).validate_json(topfive("layers", "tiny", "--json", "--artifacts", artifacts).stdout)
     stages = json.loads(topfive("layers", "tiny", "--json", "--stages", "--artifacts", artifacts).stdout)
 
     assert (reply.model, reply.version, reply.input_shape, len(reply.layers)) == ("tiny", 1, (3, 32, 32), 8)

@@ -28,7 +28,7 @@ def answer_of(*classes: tuple[str, str]) -> Classification:
     predictions = [Prediction(rank, rank, *names, 0.5 / rank) for rank, names in enumerate(classes, start=1)]
     card = ModelCard("m", 1, "f", 1, 1, 224, "file", None, None, None, Latency(0, None, None, None))
     engine, done = EngineInfo("fake", "1", "cpu", "f32"), Preprocessing("fake", "1/1", "none")
-    return Classification(tuple(predictions), card, engine, done, Timing(0, 0, 0, 0), 1, ())
+    return Classification(tuple(predictions), card, engine, done, Timing(0, 0, 0, 0), 1, (), ())
 
 
 @pytest.fixture
