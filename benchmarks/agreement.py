@@ -14,7 +14,8 @@ from benchmarks.peers.common import cut
 from export.gate_images import PHOTOS
 from models.artifact.artifact import load
 from service.common.types import Precision, Runtime
-from service.engines.selection.select import EngineOptions, open_engine
+from service.engines.selection.opening import open_engine
+from service.engines.selection.select import EngineOptions
 
 SAME = 0.001
 """By how much of the best probability an answer of the same recipe and precision may be off."""

@@ -13,7 +13,8 @@ from benchmarks.throughput import per_second
 from export.gate_images import random_pixels
 from models.artifact.artifact import load
 from service.common.cpus import cpu_quota
-from service.engines.selection.select import EngineOptions, open_engine
+from service.engines.selection.opening import open_engine
+from service.engines.selection.select import EngineOptions
 
 
 def measure(model: str, artifacts: Path, sizes: Sequence[int], rounds: int, seconds: float) -> dict[int, float]:

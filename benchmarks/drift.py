@@ -30,7 +30,8 @@ from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.types import Batch, Decode, ImageLimits, Pixels, Precision, Probabilities, Runtime
 from service.engines.base import Engine, EngineUnavailableError
-from service.engines.selection.select import EngineOptions, open_engine
+from service.engines.selection.opening import open_engine
+from service.engines.selection.select import EngineOptions
 from service.preprocessing import decode, transforms
 
 FAR = 0.02

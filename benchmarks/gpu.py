@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
@@ -19,6 +18,7 @@ from export.gate_images import random_pixels
 from models.artifact.artifact import Artifact, ArtifactError, load
 from models.artifact.engine_plan import EnginePlan, Flavour, read_plans
 from service.common.gpus import Card, Cards, cards, driver_version
+from service.common.packages import package_version
 from service.common.settings import Settings
 from service.common.types import Batch, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError
@@ -161,13 +161,7 @@ def table(figures: Sequence[Figures], sizes: Sequence[int]) -> list[str]:
 
 def versions() -> list[str]:
     """The packages that are installed of those that count here."""
-    found = []
-    for package in _PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return found
+    return [f"{package} {found}" for package in _PACKAGES if (found := package_version(package)) is not None]
 
 
 def page(card: Card, driver: str | None, seconds: float, tables: Sequence[tuple[str, Sequence[str]]]) -> str:

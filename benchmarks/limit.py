@@ -28,7 +28,8 @@ from models.artifact.artifact import load
 from service.common.cpus import cpu_quota
 from service.common.types import Decode, ImageLimits, Precision, Runtime, Sample
 from service.engines.base import Engine
-from service.engines.selection.select import EngineOptions, open_engine
+from service.engines.selection.opening import open_engine
+from service.engines.selection.select import EngineOptions
 from service.preprocessing import decode, transforms
 
 _TRY_S = 0.5

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.subjects import ROOT, Peer
 from service.common.cpus import cpu_model, host
+from service.common.packages import package_version
 
 _PACKAGES = ("topfive", "openvino", "onnxruntime", "numpy", "pillow", "fastapi", "uvicorn", "uvloop", "grpcio")
 
@@ -45,13 +45,7 @@ def pinned(peer: Peer, environments: Path) -> str:
 
 
 def _versions() -> Sequence[str]:
-    found = []
-    for name in _PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return found
+    return [f"{name} {found}" for name in _PACKAGES if (found := package_version(name)) is not None]
 
 
 def _commit() -> str:

@@ -16,8 +16,8 @@ from models.artifact.artifact import Artifact
 from models.catalog import InputSpec
 from service.common.settings import Settings
 from service.common.types import EngineInfo, ImageLimits, Probabilities, Rows, Samples
-from service.engines.base import CPU
-from service.engines.selection.result import Opened
+from service.engines.base import CPU, Engine
+from service.engines.selection.opening import Opened
 from service.inference.local import LocalDataPlane
 from service.preprocessing import decode, transforms
 from service.preprocessing.decode import Picture
@@ -34,7 +34,7 @@ class Decoding(StrEnum):
     NULL = "null"
 
 
-class NullEngine:
+class NullEngine(Engine):
     """Gives the same probabilities for whatever it gets, at once."""
 
     slots = 2

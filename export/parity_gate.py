@@ -12,8 +12,9 @@ from models.artifact.artifact import Artifact, ParityReport
 from service.common.cpus import cpu_quota
 from service.common.types import Batch, Precision, Probabilities, Runtime
 from service.engines.base import EngineUnavailableError
+from service.engines.selection.opening import build_engine
 from service.engines.selection.parity import BOUNDS, Bounds, compare, figures
-from service.engines.selection.select import EngineOptions, build_engine, installed
+from service.engines.selection.select import EngineOptions, installed
 
 log = logging.getLogger(__name__)
 

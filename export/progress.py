@@ -1,8 +1,8 @@
 """What an export and an import share beside the gate: where their progress goes, and the tools they note."""
 
-import logging
-from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
+
+from service.common.packages import package_version
 
 _TOOLS = (
     "torch",
@@ -17,8 +17,6 @@ _TOOLS = (
     "numpy",
     "pillow",
 )
-
-log = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):
@@ -36,10 +34,4 @@ class Reporter(Protocol):
 
 def tool_versions() -> dict[str, str]:
     """The versions of the packages that an artifact depends on, as far as they are installed."""
-    found = {}
-    for tool in _TOOLS:
-        try:
-            found[tool] = version(tool)
-        except PackageNotFoundError:
-            log.debug("%s is not installed", tool)
-    return found
+    return {tool: found for tool in _TOOLS if (found := package_version(tool)) is not None}

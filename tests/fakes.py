@@ -12,8 +12,8 @@ import numpy as np
 from models.artifact.artifact import Artifact
 from service.common.clock import Timer
 from service.common.types import EngineInfo, ItemOutcome, Probabilities, Rows, SloOutcome
-from service.engines.base import CPU, as_batch
-from service.engines.selection.result import Choice, Opened
+from service.engines.base import CPU, Engine, as_batch
+from service.engines.selection.opening import Choice, Opened
 
 
 class _ManualTimer:
@@ -102,7 +102,7 @@ class Tally:
         self.runs_s.append(run_s)
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """An `Engine` for 10 to 1000 classes: the mean brightness of an image decides its class.
 
     `script` holds what the next runs do: an exception to raise, or probabilities to give; when it is empty the engine
@@ -116,6 +116,7 @@ class FakeEngine:
         self.max_batch = max_batch
         self.device = device
         self.memory_bytes = 1000
+        self.input_size = 32
         self.script: list[Exception | Probabilities] = []
         self.batches: list[int] = []
         self.closing = 0

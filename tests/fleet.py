@@ -15,7 +15,7 @@ from models.labels import Label, write_labels
 from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Classification, ImageLimits, Samples
 from service.engines.base import CPU
-from service.engines.selection.result import Opened
+from service.engines.selection.opening import Opened
 from service.inference.comparison import Comparison
 from service.inference.dataplane import ClassifyOptions
 from service.inference.local import LocalDataPlane

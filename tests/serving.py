@@ -12,7 +12,7 @@ import httpx
 
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from service.common.settings import Settings
-from service.engines.selection.result import Choice, OpenEngine
+from service.engines.selection.opening import Choice, OpenEngine
 from service.server.app import Core, Service
 from tests.fakes import FakeEngine, opener
 

@@ -12,7 +12,7 @@ from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import BatchProfile, ComputeCapability, EnginePlan, Flavour, PlanRecord
 from service.common.gpus import Card
 from service.common.types import Batch
-from service.engines.tensorrt.engine import Nvidia, TensorRtEngine
+from service.engines.tensorrt.engine import Libraries, TensorRtEngine
 from service.engines.tensorrt.slot import Launch
 from tests.fake_cuda import FakeCudart, Script
 from tests.fake_tensorrt import FakeTensorRt, plan_bytes
@@ -37,6 +37,8 @@ class Bench:
     capacity: int = 1 << 30
     profile: tuple[int, int, int] = PROFILE
     changes: dict[str, Any] = field(default_factory=dict)
+    card: Card = CARD
+    driver: str = "580.82.07"
 
     def __post_init__(self) -> None:
         self.cudart = FakeCudart(self.script, capacity=self.capacity)
@@ -52,7 +54,7 @@ class Bench:
             targets=("sm75",),
             precision="fp16",
             profile=BatchProfile(smallest=smallest, best=best, largest=largest),
-            card=CARD.name,
+            card=self.card.name,
             graph_sha256="g",
             source_sha256="s",
             sha256=hashlib.sha256(content).hexdigest(),
@@ -69,11 +71,11 @@ class Bench:
         return TensorRtEngine(
             self.plan(),
             cast("Artifact", SimpleNamespace(manifest=manifest)),
-            card=CARD,
+            card=self.card,
             slots=slots,
             max_batch=max_batch,
             cache=self.folder / "cache",
-            on=Nvidia(self.trt, self.cudart, "580.82.07"),
+            libraries=Libraries(self.trt, self.cudart, self.driver),
             launch=launch,
         )
 

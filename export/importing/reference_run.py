@@ -14,7 +14,7 @@ from export.importing.signature import Layout, RefusedError, Signature
 from models.catalog import Channels
 from models.weights.onnx_reader import IMAGE_TYPES
 from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
-from service.engines.base import CPU, as_batch, held_bytes
+from service.engines.base import CPU, Engine, as_batch, held_bytes
 
 _REPEATED_ERROR = 1e-3  # what the order of threads may change at most
 _SOURCE = re.compile(r"/\S*onnxruntime\S*/\S+:\d+ .*?\) (?=[A-Z])")  # where in ONNX Runtime it was noticed
@@ -133,8 +133,8 @@ def probabilities(scores: Scores, recipe: Recipe, sum_error: float) -> Probabili
     return result
 
 
-class Trial:
-    """A graph of the contract in ONNX Runtime, tried before it is written: an `Engine` that says nothing aloud."""
+class Trial(Engine):
+    """A graph of the contract in ONNX Runtime, tried before it is written."""
 
     slots = 1
     device = CPU

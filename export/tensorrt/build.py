@@ -13,7 +13,6 @@ from export.progress import Reporter, tool_versions
 from export.tensorrt.builder import BuildError, Job, build_plan
 from export.tensorrt.graph import EngineGraph, engine_graph
 from export.tensorrt.targets import Order
-from export.tensorrt.timing_cache import TimingCacheFile
 from models.artifact.artifact import GRAPH, Artifact, ParityReport, sha256
 from models.artifact.engine_plan import (
     BatchProfile,
@@ -24,6 +23,7 @@ from models.artifact.engine_plan import (
     read_plans,
     write_plan,
 )
+from models.artifact.files import CacheFile, file_name
 from service.common.types import Precision
 
 log = logging.getLogger(__name__)
@@ -98,8 +98,9 @@ def _plan(
     reporter.step(f"engine for {', '.join(map(str, group))}")
     job = Job(order.flavour, graph.path, artifact.manifest.input.crop, profile, group)
     if order.card is not None:
-        cache = TimingCacheFile(order.cache, str(trt.__version__), order.card.name)
-        written = build_plan(trt, replace(job, timings=cache.read()), reporter.phase)
+        name = file_name("tensorrt", str(trt.__version__), order.card.name)
+        cache = CacheFile(order.cache / "timing" / f"{name}.cache", "kernels are timed again")
+        written = build_plan(trt, replace(job, timings=cache.read() or b""), reporter.phase)
         cache.write(written.timings)
     else:
         written = build_plan(trt, job, reporter.phase)

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from models.artifact.engine_plan import BatchProfile, ComputeCapability, Flavour
-from service.engines.tensorrt.packages import Words, logger
+from service.engines.tensorrt.packages import TensorRtLog, logger
 
 Progress = Callable[[str, int, int], None]
 """Called with the builder's name for what it does, the steps done, and the steps in all; from any thread."""
@@ -87,7 +87,7 @@ def build_plan(trt: ModuleType, job: Job, progress: Progress) -> Written:
 
 
 def _build(trt: ModuleType, job: Job, progress: Progress, cancelled: Event) -> Written:
-    words = Words()
+    words = TensorRtLog()
     log = logger(trt, words)
     began = time.monotonic()
     try:
@@ -118,7 +118,7 @@ def _build(trt: ModuleType, job: Job, progress: Progress, cancelled: Event) -> W
     return Written(bytes(plan), tuple(dict.fromkeys(words.warnings)), time.monotonic() - began, timings)
 
 
-def _parse(trt: ModuleType, job: Job, network: Any, log: Any, words: Words) -> None:
+def _parse(trt: ModuleType, job: Job, network: Any, log: Any, words: TensorRtLog) -> None:
     parser = trt.OnnxParser(network, log)
     if parser.parse_from_file(str(job.graph)):
         return
@@ -135,7 +135,7 @@ def _line(text: str) -> str:
     return " ".join(line for line in text.splitlines() if _NO_DRIVER not in line)
 
 
-def _set_profile(job: Job, builder: Any, network: Any, config: Any, words: Words) -> None:
+def _set_profile(job: Job, builder: Any, network: Any, config: Any, words: TensorRtLog) -> None:
     image, sizes = network.get_input(0), job.profile
     shapes = [(batch, job.size, job.size, 3) for batch in (sizes.smallest, sizes.best, sizes.largest)]
     profile = builder.create_optimization_profile()
@@ -149,7 +149,7 @@ def _set_profile(job: Job, builder: Any, network: Any, config: Any, words: Words
         )
 
 
-def _set_targets(trt: ModuleType, job: Job, config: Any, words: Words) -> None:
+def _set_targets(trt: ModuleType, job: Job, config: Any, words: TensorRtLog) -> None:
     """Each must be taken: where one is not, the plan would be built for other cards, and nothing would say so."""
     config.num_compute_capabilities = len(job.targets)
     for index, target in enumerate(job.targets):
@@ -158,7 +158,7 @@ def _set_targets(trt: ModuleType, job: Job, config: Any, words: Words) -> None:
             raise BuildError(f"{job.flavour} does not take {target} as a target: {_reason(words)}")
 
 
-def _set_timings(job: Job, config: Any, words: Words) -> None:
+def _set_timings(job: Job, config: Any, words: TensorRtLog) -> None:
     """Give it the cache, or an empty one where TensorRT does not take it."""
     known = config.create_timing_cache(job.timings)
     if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
@@ -166,9 +166,9 @@ def _set_timings(job: Job, config: Any, words: Words) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
-def _reason(words: Words) -> str:
+def _reason(words: TensorRtLog) -> str:
     """Why it was refused, and what may help: the version before TensorRT 11 knows older cards, a batch may be large."""
-    said = Words([line for line in words.errors if _NO_DRIVER not in line]).last()
+    said = TensorRtLog([line for line in words.errors if _NO_DRIVER not in line]).last()
     old = "; pip install 'tensorrt~=10.16' may know this card" if _UNKNOWN_CARD in said else ""
     full = "; use --batch with a smaller largest size" if _NO_ROOM in said else ""
     return said + old + full

@@ -1,13 +1,18 @@
 """Files that other processes read: written in one step, and locked where several processes write."""
 
 import fcntl
+import hashlib
+import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _MODE = 0o644  # a server may run as another user than the export
+
+log = logging.getLogger(__name__)
 
 
 def expand_home(path: Path) -> Path:
@@ -37,6 +42,52 @@ def write_atomically(path: Path, content: bytes) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+class CacheFile:
+    """A file that only saves time: it is replaced in one step, and read only where it is undamaged.
+
+    Its first line is the sha256 of the rest. A warning says what is wrong with it, and after that `without`: what
+    happens in its absence.
+    """
+
+    def __init__(self, path: Path, without: str) -> None:
+        self.path = path
+        self._without = without
+
+    def read(self) -> bytes | None:
+        """The content. None where there is no file, and where it cannot be read or is damaged."""
+        try:
+            digest, _, content = self.path.read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("%s cannot be read (%s); %s", self.path, error.strerror, self._without)
+            return None
+        if digest != _digest(content):
+            log.warning("%s is damaged; %s", self.path, self._without)
+            return None
+        return content
+
+    def write(self, content: bytes) -> None:
+        """Replace the content, unless it is the same. A failure is a warning."""
+        sealed = _digest(content) + b"\n" + content
+        try:
+            if self.path.is_file() and self.path.read_bytes() == sealed:
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, sealed)
+        except OSError as error:
+            log.warning("%s cannot be written (%s); %s", self.path, error.strerror, self._without)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def file_name(*parts: str) -> str:
+    """A name for a file, made of these words. Everything but letters, digits and dots becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(parts))
 
 
 @contextmanager

@@ -6,8 +6,7 @@ Reads and asks, and changes nothing; neither opens an engine nor hashes an artif
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 
 from models.artifact.artifact import Artifact, ArtifactError, Manifest, exported_names, read_manifest
@@ -15,13 +14,11 @@ from models.artifact.engine_plan import Flavour
 from models.catalog import CATALOG, UnknownModelError
 from service.common.cpus import Host, host
 from service.common.model_info import BuiltEngine
+from service.common.packages import package_version
 from service.common.types import Precision, Runtime
-from service.engines.base import EngineUnavailableError
-from service.engines.selection.compatibility import Machine, Source, survey, this_machine
-from service.engines.selection.dry_run import expected
-from service.engines.selection.prebuilt import best_flavour, nothing_built
-from service.engines.selection.select import EngineOptions, installed
-from service.engines.tensorrt.packages import INSTALL
+from service.engines.base import INSTALL
+from service.engines.selection.compatibility import Machine, Source, this_machine
+from service.engines.selection.select import EngineOptions, Selection, installed
 from service.repository.model_info import built_engine
 
 _PACKAGES = {
@@ -129,13 +126,20 @@ def _exported(name: str, question: Question, machine: Machine) -> Exported:
     folder = root / name / str(number)
     missing = [file for file in manifest.files if not (folder / file).is_file()]
     damage = f"{folder} lacks {', '.join(missing)}; export it again" if missing else None
-    fits, wrong = survey(folder, Source.of(root, manifest), machine, options.precision)
-    known = Exported(name, number, _weights(manifest), tuple(map(built_engine, fits)), None, None, damage, tuple(wrong))
-    try:
-        found = expected(Artifact(folder, number, manifest, ()), options, machine, fits)
-    except EngineUnavailableError as error:
-        return replace(known, refusal=str(error))
-    return replace(known, runtime=found.runtime, failed=found.failed)
+    selection = Selection.of(Artifact(folder, number, manifest, ()), options, machine)
+    expected, passed = selection.expected()
+    refusal = None if expected else selection.refusal([attempt.reason or attempt.doubt for attempt in passed])
+    return Exported(
+        name,
+        number,
+        _weights(manifest),
+        engines=tuple(map(built_engine, selection.fits)),
+        runtime=expected.runtime if expected else None,
+        refusal=refusal,
+        damage=damage,
+        unreadable=selection.damage,
+        failed=tuple(attempt.reason for attempt in passed if attempt.fit) if expected else (),
+    )
 
 
 def _weights(manifest: Manifest) -> str:
@@ -145,20 +149,11 @@ def _weights(manifest: Manifest) -> str:
 
 def _packages(machine: Machine) -> tuple[Package, ...]:
     flavours = [Package(name, machine.versions.get(one), INSTALL[one]) for one, name in _FLAVOURS.items()]
-    others = [Package(name, _version(names), install) for name, (names, install) in _PACKAGES.items()]
+    others = [Package(name, package_version(*names), install) for name, (names, install) in _PACKAGES.items()]
     return tuple(
         Package(one.name, one.version, one.install, _providers()) if one.name == "ONNX Runtime" and one.version else one
         for one in (*flavours, *others)
     )
-
-
-def _version(names: tuple[str, ...]) -> str | None:
-    for name in names:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None
 
 
 def _providers() -> tuple[str, ...]:
@@ -234,4 +229,4 @@ def _of_cards(one: Exported, question: Question, machine: Machine) -> str | None
     asked = question.options.precision
     if asked is Precision.BF16:
         return None
-    return nothing_built(best_flavour(machine), source, machine, asked)
+    return source.nothing_built(machine.best_flavour, machine, asked)

@@ -20,7 +20,7 @@ from service.common.errors import TopfiveError
 from service.common.model_info import BuiltEngine, ModelDetail
 from service.common.settings import Settings
 from service.common.types import Layout, Precision, Runtime
-from service.engines.selection.compatibility import Source, survey, this_machine
+from service.engines.selection.compatibility import survey, this_machine
 from service.engines.selection.cpu_layout import at_most, default_layout, read_tuned
 from service.repository.model_info import built_engine, model_detail
 from service.repository.repository import Entry
@@ -53,11 +53,11 @@ def _engines(root: Path, entry: Entry) -> tuple[tuple[BuiltEngine, ...], list[st
     if entry.exported is None:
         return (), []
     version, manifest = entry.exported
-    folder = root / entry.name / str(version)
-    plans, unreadable = read_plans(folder)
+    artifact = Artifact(root / entry.name / str(version), version, manifest, ())
+    plans, unreadable = read_plans(artifact.folder)
     if not plans:
         return (), unreadable
-    fits, unreadable = survey(folder, Source.of(root, manifest), this_machine(), Precision.AUTO)
+    fits, _ = survey(artifact, this_machine(), Precision.AUTO)
     return tuple(map(built_engine, fits)), unreadable
 
 

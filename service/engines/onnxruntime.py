@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU or on an NVIDIA card, strictly: what was asked for runs, or nothing does."""
+"""ONNX Runtime on the CPU or on an NVIDIA card. Never runs on another device than was asked for."""
 
 import numpy as np
 import onnxruntime as ort
@@ -6,35 +6,43 @@ import onnxruntime as ort
 from models.artifact.artifact import Artifact
 from service.common.gpus import Card
 from service.common.types import EngineInfo, Probabilities, Rows, Runtime
-from service.engines.base import CPU, CardLostError, EngineUnavailableError, as_batch, held_bytes, keep_for_ever
+from service.engines.base import (
+    CPU,
+    CardLostError,
+    Engine,
+    EngineUnavailableError,
+    as_batch,
+    held_bytes,
+    keep_for_ever,
+)
 from service.engines.tensorrt.cuda import loss_in
 
 _PROVIDERS = {Runtime.ONNXRUNTIME: "CPUExecutionProvider", Runtime.ONNXRUNTIME_CUDA: "CUDAExecutionProvider"}
 _CUDA_OPTIONS = {
     "use_tf32": "0",  # or from Ampere on the inputs of convolutions are rounded to ten bits, and still called f32
-    "cudnn_conv_algo_search": "HEURISTIC",  # the default searches anew at each batch size that it has not seen
+    "cudnn_conv_algo_search": "HEURISTIC",  # the default searches again at each new batch size
 }
 _NO_FALLBACK = "session.disable_cpu_ep_fallback"
 _SPINNING = "session.intra_op.allow_spinning"
 
 
 def has_cuda() -> bool:
-    """Whether this ONNX Runtime was built with CUDA; the card and its driver are tried when a session opens."""
+    """Whether this ONNX Runtime was built with CUDA. Only opening an engine shows whether there is a card."""
     return _PROVIDERS[Runtime.ONNXRUNTIME_CUDA] in ort.get_available_providers()
 
 
 def providers() -> tuple[str, ...]:
-    """The execution providers that this ONNX Runtime was built with."""
+    """The execution providers that this ONNX Runtime was built with, by ONNX Runtime's names."""
     return tuple(ort.get_available_providers())
 
 
 def version() -> str:
-    """The version of ONNX Runtime."""
+    """The version of ONNX Runtime, whichever package brought it."""
     return str(ort.__version__)
 
 
-class OnnxRuntimeEngine:
-    """One session that `slots` threads call; together they use `slots` times `threads` threads."""
+class OnnxRuntimeEngine(Engine):
+    """One session, called by `slots` threads. Together they use `slots` times `threads` threads."""
 
     def __init__(
         self,
@@ -67,29 +75,26 @@ class OnnxRuntimeEngine:
             self._session = ort.InferenceSession(artifact.graph, options, providers=[(provider, provider_options)])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
             raise EngineUnavailableError(f"ONNX Runtime cannot run {provider}: {error}") from error
-        # Without the CUDA libraries or a driver ONNX Runtime logs a line and takes the CPU: never silently.
+        # Without the CUDA libraries or a driver ONNX Runtime logs a line and takes the CPU.
         if (got := self._session.get_providers()[0]) != provider:
             raise EngineUnavailableError(f"ONNX Runtime was asked for {provider} and chose {got}; see its log above")
-        size = artifact.manifest.input.crop
-        self.memory_bytes = held_bytes(artifact.graph.stat().st_size, slots * max_batch, size)
+        self.input_size = artifact.manifest.input.crop
+        self.memory_bytes = held_bytes(artifact.graph.stat().st_size, slots * max_batch, self.input_size)
 
     def run(self, rows: Rows) -> Probabilities:
-        """Probabilities [N, C] of N samples."""
         try:
             (probabilities,) = self._session.run(["probabilities"], {"image": as_batch(rows)})
         except Exception as error:
             if "Failed to allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             if (loss := loss_in(str(error))) is not None:
-                keep_for_ever(self._session)  # its end would call the card, and ONNX Runtime aborts where that fails
+                keep_for_ever(self._session)  # freeing it calls the card, and ONNX Runtime aborts where that fails
                 raise CardLostError(f"{loss.name}: {loss.meaning}; ONNX Runtime: {error}") from error
             raise
         return np.asarray(probabilities, dtype=np.float32)
 
     def describe(self) -> EngineInfo:
-        """What really runs."""
         return EngineInfo(self._runtime, ort.__version__, self.device, "f32")
 
     def close(self) -> None:
-        """Release the session."""
         del self._session

@@ -1,4 +1,4 @@
-"""Eager PyTorch, the reference that the other engines are compared with, on the CPU or a card. Needs `export`."""
+"""Eager PyTorch, with which the other engines are compared, on the CPU or a card. Needs the extra `export`."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,11 +10,11 @@ from models.catalog import CATALOG
 from models.weights.weights import WeightsError, load_state, read_state_dict
 from service.common.gpus import Card
 from service.common.types import EngineInfo, Probabilities, Rows, Runtime
-from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
+from service.engines.base import CPU, Engine, EngineUnavailableError, as_batch, held_bytes
 
 
-class TorchEngine:
-    """The catalog's own network with the artifact's weights, one batch at a time, in f32 without TF32."""
+class TorchEngine(Engine):
+    """The catalog's network with the artifact's weights. Runs one batch at a time, in f32 without TF32."""
 
     def __init__(self, artifact: Artifact, *, threads: int, max_batch: int, card: Card | None = None) -> None:
         self.slots = 1
@@ -29,26 +29,24 @@ class TorchEngine:
             load_state(network, architecture, read_state_dict(weights), what=str(weights))
         except WeightsError as error:
             raise EngineUnavailableError(str(error)) from error
-        self.memory_bytes = held_bytes(weights.stat().st_size, max_batch, artifact.manifest.input.crop)
+        self.input_size = artifact.manifest.input.crop
+        self.memory_bytes = held_bytes(weights.stat().st_size, max_batch, self.input_size)
         torch.set_num_threads(threads)
         self._served = ServedNetwork(network, artifact.manifest.input).eval().to(self.device)
 
     def run(self, rows: Rows) -> Probabilities:
-        """Probabilities [N, C] of N samples."""
         with torch.inference_mode(), self._exact():
             result: Probabilities = self._served(torch.from_numpy(as_batch(rows)).to(self.device)).cpu().numpy()
         return result
 
     def _exact(self) -> AbstractContextManager[None]:
-        """On cards since Ampere convolutions would otherwise round their inputs to ten bits."""
+        """TF32 off: on cards since Ampere convolutions would round their inputs to ten bits."""
         if self.device == CPU:
             return nullcontext()
         return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
     def describe(self) -> EngineInfo:
-        """What really runs."""
         return EngineInfo(Runtime.TORCH, torch.__version__, self.device, "f32")
 
     def close(self) -> None:
-        """Release the network."""
         del self._served

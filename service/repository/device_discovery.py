@@ -8,12 +8,11 @@ from functools import partial
 from service.common.gpus import Card, Cards
 from service.common.types import Runtime
 from service.engines.base import CPU
-from service.engines.selection.select import ORDER, EngineOptions, open_engine
+from service.engines.selection.opening import open_engine
+from service.engines.selection.select import ON_CARDS, ORDER, EngineOptions
 from service.repository.device_memory import Device, budget_bytes
 
 log = logging.getLogger(__name__)
-
-_ON_CARDS = (Runtime.TENSORRT, Runtime.TENSORRT_RTX, Runtime.ONNXRUNTIME_CUDA)
 
 
 def devices(options: EngineOptions, budget_mib: int, find_cards: Callable[[], Cards]) -> list[Device]:
@@ -22,14 +21,14 @@ def devices(options: EngineOptions, budget_mib: int, find_cards: Callable[[], Ca
     Without a card a runtime that needs one is still asked, because it says best what is missing. Cards are looked for
     only where they may be used: a look takes memory on each.
     """
-    if options.runtime not in (Runtime.AUTO, *_ON_CARDS):
+    if options.runtime not in (Runtime.AUTO, *ON_CARDS):
         return [_cpu(options, budget_mib)]
     cards = find_cards()
     if cards.found and cards.reason:
         log.warning("%s", cards.reason)  # that there are none at all is said where one is wanted
     found = [_on(card, options, budget_mib) for card in cards.found]
     if options.runtime is Runtime.AUTO:
-        among = tuple(runtime for runtime in ORDER if runtime not in _ON_CARDS) if found else ORDER
+        among = tuple(runtime for runtime in ORDER if runtime not in ON_CARDS) if found else ORDER
         return [*found, _cpu(replace(options, among=among), budget_mib)]
     return found or [Device("cuda:0", partial(open_engine, options=options), budget_bytes(budget_mib, None))]
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from service.batching.fair_scheduler import FairScheduler
 from service.common.clock import Clock
 from service.engines.base import CPU
-from service.engines.selection.result import OpenEngine
+from service.engines.selection.opening import OpenEngine
 from service.repository.loaded_model import LoadedModel
 
 _MIB = 1 << 20

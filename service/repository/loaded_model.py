@@ -20,7 +20,7 @@ from service.common.metrics import BatchMetrics, LatencyRecord
 from service.common.thread_pool import ThreadPool
 from service.common.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
 from service.engines.base import CardLostError
-from service.engines.selection.result import Opened
+from service.engines.selection.opening import Opened
 from service.repository.stuck_batches import StuckBatch
 
 _PROBE_S = 5.0

@@ -15,7 +15,7 @@ from service.common.clock import Clock
 from service.common.metrics import Metrics
 from service.common.types import BatchLimits
 from service.engines.base import CPU, Engine, EngineUnavailableError, card_lost, held_bytes, out_of_memory
-from service.engines.selection.result import Opened, OpenEngine
+from service.engines.selection.opening import Opened, OpenEngine
 from service.repository.device_memory import (
     Device,
     DeviceModels,

@@ -22,7 +22,7 @@ from service.common.model_info import (
 )
 from service.common.types import copy_as
 from service.engines.selection.compatibility import Fit
-from service.engines.selection.result import Choice
+from service.engines.selection.opening import Choice
 from service.repository.loaded_model import warnings_of
 from service.repository.repository import Entry
 

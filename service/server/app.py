@@ -13,7 +13,7 @@ from service.common.settings import Settings
 from service.common.types import BatchLimits
 from service.common.upload_budget import UploadBudget
 from service.engines.base import CPU, Engine
-from service.engines.selection.result import OpenEngine
+from service.engines.selection.opening import OpenEngine
 from service.engines.selection.select import EngineOptions
 from service.inference.local import LocalDataPlane
 from service.preprocessing.preprocessor import Decoder

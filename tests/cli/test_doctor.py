@@ -21,8 +21,9 @@ from service.common.gpus import Cards
 from service.common.types import Precision, Runtime
 from service.engines.selection.compatibility import Machine
 from service.engines.selection.cpu_layout import conditions_here, installed_version, place_of
-from service.engines.selection.parity_gate import reference_of
-from service.engines.selection.select import EngineOptions, installed, open_engine
+from service.engines.selection.opening import open_engine
+from service.engines.selection.parity import reference_of
+from service.engines.selection.select import EngineOptions, installed
 from tests.engines.test_gate import Faithful
 from tests.engines.test_plans import ADA, NO_CARD, TURING, machine
 from tests.models.test_plan import CONTENT, record

@@ -11,10 +11,10 @@ import pytest
 from models.artifact.artifact import IMPORTED, Artifact, ParityReport, Thresholds, load
 from service.common.types import Batch, Precision, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError, as_batch
-from service.engines.selection import select
-from service.engines.selection.opening import warm_up
+from service.engines.selection import opening, select
+from service.engines.selection.opening import open_engine
 from service.engines.selection.precision import choose_precision
-from service.engines.selection.select import EngineOptions, installed, open_engine
+from service.engines.selection.select import EngineOptions, installed
 from tests.fakes import FakeEngine
 
 Built = list[tuple[Runtime, Precision]]
@@ -65,7 +65,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Built]:
             return FakeEngine(max_batch=options.max_batch)
 
         monkeypatch.setattr(select, "find_spec", lambda name: object() if name in modules else None)
-        monkeypatch.setattr(select, "build_engine", build)
+        monkeypatch.setattr(opening, "build_engine", build)
         monkeypatch.setattr("service.engines.onnxruntime.has_cuda", lambda: cuda)
         monkeypatch.setattr("service.engines.openvino.engine.has_bf16", lambda: bf16)
         return built
@@ -140,7 +140,7 @@ def test_what_was_asked_for_is_not_replaced(machine: Callable[..., Built], tiny:
 @pytest.mark.parametrize(
     ("runtime", "package"),
     [
-        (Runtime.OPENVINO, "'openvino'"),
+        (Runtime.OPENVINO, "openvino"),
         (Runtime.ONNXRUNTIME, r"'\.\[cpu\]'"),
         (Runtime.ONNXRUNTIME_CUDA, r"'\.\[gpu\]'"),
         (Runtime.TORCH, r"'\.\[export\]'"),
@@ -289,7 +289,7 @@ def test_warm_up_runs_one_and_the_largest_batch() -> None:
     """Blank images of the graph contract, a batch of one and one of `max_batch`."""
     engine = _Recording(max_batch=6)
 
-    warm_up(engine, 32)
+    engine.warm_up()
 
     assert [batch.shape for batch in engine.ran] == [(1, 32, 32, 3), (6, 32, 32, 3)]
     assert all(batch.dtype == np.uint8 for batch in engine.ran)
@@ -311,7 +311,7 @@ def test_engine_that_fails_to_warm_up_is_closed(tiny: Artifact, monkeypatch: pyt
     broken.script = [RuntimeError("cuDNN is missing")]
     queue = [broken, sound]
     monkeypatch.setattr(select, "installed", lambda _runtime: True)
-    monkeypatch.setattr(select, "build_engine", lambda *_arguments: queue.pop(0))
+    monkeypatch.setattr(opening, "build_engine", lambda *_arguments: queue.pop(0))
 
     assert open_engine(tiny, EngineOptions(precision=Precision.F32)).engine is sound
 
@@ -323,7 +323,7 @@ def test_asked_for_engine_that_fails_to_warm_up_is_an_error(tiny: Artifact, monk
     """The same runtime asked for by name is an error with the engine's words."""
     broken = FakeEngine()
     broken.script = [MemoryError("no 2 GB left")]
-    monkeypatch.setattr(select, "build_engine", lambda *_arguments: broken)
+    monkeypatch.setattr(opening, "build_engine", lambda *_arguments: broken)
 
     with pytest.raises(EngineUnavailableError, match="openvino fails on its first batches: no 2 GB left"):
         open_engine(tiny, EngineOptions(runtime=Runtime.OPENVINO, precision=Precision.F32))

@@ -12,11 +12,11 @@ from models.artifact.engine_plan import BatchProfile, EnginePlan, Flavour, PlanE
 from service.common.gpus import Card, Cards
 from service.common.types import EngineInfo, Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
-from service.engines.selection import select
+from service.engines.selection import opening, select
 from service.engines.selection.compatibility import Machine
-from service.engines.selection.parity_gate import reference_of
-from service.engines.selection.result import Opened
-from service.engines.selection.select import EngineOptions, open_engine
+from service.engines.selection.opening import Opened, open_engine
+from service.engines.selection.parity import reference_of
+from service.engines.selection.select import EngineOptions
 from tests.engines.test_gate import Faithful
 from tests.engines.test_plans import ADA, BOTH, NO_CARD, TURING, machine
 from tests.models.test_plan import CONTENT, record
@@ -387,14 +387,14 @@ def on_cuda(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Fa
 
     def prepare(error: float) -> Faithful:
         engine = Faithful(reference_of(shop.artifact), error)
-        real = select.build_engine
+        real = opening.build_engine
 
         def build(artifact: Artifact, runtime: Runtime, precision: Precision, options: EngineOptions) -> Engine:
             if runtime is Runtime.ONNXRUNTIME_CUDA:
                 return engine
             return real(artifact, runtime, precision, options)
 
-        monkeypatch.setattr(select, "build_engine", build)
+        monkeypatch.setattr(opening, "build_engine", build)
         monkeypatch.setattr("service.engines.onnxruntime.has_cuda", lambda: True)
         return engine
 

@@ -14,10 +14,11 @@ import pytest
 from export.gate_images import random_pixels
 from models.artifact.artifact import Artifact, load
 from service.common.types import Precision, Probabilities, Runtime
-from service.engines.openvino.cache import Compiled
+from service.engines.openvino.cache import CompiledGraph
 from service.engines.openvino.engine import OpenVinoEngine
 from service.engines.selection.compatibility import NO_MACHINE
-from service.engines.selection.select import EngineOptions, open_engine
+from service.engines.selection.opening import open_engine
+from service.engines.selection.select import EngineOptions
 
 Opening = Callable[..., tuple[bool, Probabilities]]
 
@@ -153,15 +154,15 @@ def test_servers_that_start_at_once_leave_one(tiny: Artifact, opening: Opening, 
 
 def test_the_oldest_leave(tmp_path: Path) -> None:
     """Of one graph only so many are kept, the newest; those of other graphs are not touched."""
-    other = Compiled.of(tmp_path, "b" * 64, ("x",))
-    places = [Compiled.of(tmp_path, "a" * 64, (str(number),)) for number in range(9)]
+    other = CompiledGraph.of(tmp_path, "b" * 64, ("x",))
+    places = [CompiledGraph.of(tmp_path, "a" * 64, (str(number),)) for number in range(9)]
     for place in (other, *places):
-        with place.making() as draft:
+        with place.draft() as draft:
             assert draft is not None
             (draft / "some.blob").write_bytes(b"compiled")
 
-    assert [place.is_whole() for place in places] == [False] * 3 + [True] * 6
-    assert other.is_whole()
+    assert [place.verify() for place in places] == [False] * 3 + [True] * 6
+    assert other.verify()
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
@@ -191,7 +192,7 @@ def test_folder_of_another_user_is_not_read(opening: Opening, cache: Path) -> No
 
 def test_drafts_of_killed_servers_leave(tmp_path: Path) -> None:
     """What was killed while it compiled leaves a draft: an old one is removed, one that may be under way is not."""
-    place = Compiled.of(tmp_path, "a" * 64, ("x",))
+    place = CompiledGraph.of(tmp_path, "a" * 64, ("x",))
     old, young = (place.folder.parent / f".draft-{name}" for name in ("old", "young"))
     for path, age_s in ((old, 7200), (young, 60)):
         path.mkdir(parents=True)
@@ -199,7 +200,7 @@ def test_drafts_of_killed_servers_leave(tmp_path: Path) -> None:
         began = path.stat().st_mtime - age_s
         os.utime(path, (began, began))
 
-    with place.making():
+    with place.draft():
         pass
 
     assert not old.exists()
@@ -208,12 +209,12 @@ def test_drafts_of_killed_servers_leave(tmp_path: Path) -> None:
 
 def test_nothing_compiled_is_no_entry(tmp_path: Path) -> None:
     """A runtime that wrote nothing, or failed, leaves neither an entry nor a draft."""
-    place = Compiled.of(tmp_path, "a" * 64, ("x",))
-    with place.making():
+    place = CompiledGraph.of(tmp_path, "a" * 64, ("x",))
+    with place.draft():
         pass
 
     def fails() -> None:
-        with place.making() as draft:
+        with place.draft() as draft:
             assert draft is not None
             (draft / "half.blob").write_bytes(b"half")
             raise RuntimeError("no")
@@ -222,7 +223,7 @@ def test_nothing_compiled_is_no_entry(tmp_path: Path) -> None:
         fails()
 
     assert list(place.folder.parent.iterdir()) == []
-    assert not place.is_whole()
+    assert not place.verify()
 
 
 def test_options_bring_the_cache_to_the_engine(tiny: Artifact, cache: Path) -> None:

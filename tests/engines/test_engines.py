@@ -25,7 +25,8 @@ from service.common.types import Batch, Precision, Runtime
 from service.engines.base import CPU, CardLostError, Engine, EngineUnavailableError, as_batch
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
 from service.engines.openvino.engine import OpenVinoEngine, has_bf16
-from service.engines.selection.select import EngineOptions, build_engine, installed
+from service.engines.selection.opening import build_engine
+from service.engines.selection.select import EngineOptions, installed
 from service.engines.torch import TorchEngine
 from service.preprocessing import transforms
 

@@ -1,6 +1,5 @@
 """The check on the card: made once per engine, card and versions, kept, and never taken for another's."""
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +12,11 @@ from models.artifact.artifact import IMPORTED, Artifact, load
 from models.artifact.reference import Reference
 from service.common.types import EngineInfo, Precision, Probabilities, Rows
 from service.engines.base import EngineUnavailableError, as_batch
-from service.engines.selection.parity import BOUNDS
-from service.engines.selection.parity_gate import REPORTS, Gate, Subject, reference_of, thresholds
+from service.engines.selection.parity import BOUNDS, CheckedEngine, ParityCheck, reference_of, thresholds
 from tests.fakes import FakeEngine
 
-SUBJECT = Subject("plan", "reference", "tensorrt", "11.4", Precision.FP16, "NVIDIA GeForce RTX 2080 Ti", "580.82.07")
+CARD = "NVIDIA GeForce RTX 2080 Ti"
+SUBJECT = CheckedEngine("plan", "reference", "tensorrt", "11.4", Precision.FP16, CARD, "580.82.07")
 
 
 class Faithful(FakeEngine):
@@ -59,44 +58,42 @@ def reference(tiny: Artifact) -> Reference:
 
 
 @pytest.fixture
-def gate(tiny: Artifact, tmp_path: Path) -> Gate:
+def gate(tiny: Artifact, tmp_path: Path) -> ParityCheck:
     """The check of a plan of `tiny` that takes 8 rows."""
-    return Gate.of(tiny, SUBJECT, 8, tmp_path)
+    return ParityCheck.of(tiny, SUBJECT, 8, tmp_path)
 
 
-def test_measured_once(gate: Gate, reference: Reference) -> None:
+def test_measured_once(gate: ParityCheck, reference: Reference) -> None:
     """The report of a check is what the next load reads, equal in every field; before it there is none."""
-    assert gate.kept() is None
+    assert gate.stored() is None
     engine = Faithful(reference)
 
-    report = gate.measure(engine, reference)
+    report = gate.run(engine, reference)
 
     assert report.passed
     assert (report.device, report.precision, report.images) == ("cuda:0", "fp16", len(reference.images))
     images = len(reference.images)
     assert len(engine.batches) == images + -(-images // 3) + -(-images // 8)
-    assert gate.kept() == report
-    assert [path.suffix for path in (gate.cache or Path()).rglob("*") if path.is_file()] == [".json"]
+    assert gate.stored() == report
+    assert len([path for path in (gate.cache or Path()).rglob("*") if path.is_file()]) == 1
 
 
-def test_failure_says_what_to_do(gate: Gate, reference: Reference) -> None:
+def test_failure_says_what_to_do(gate: ParityCheck, reference: Reference) -> None:
     """The error names other options, and the file without which the engine is checked again."""
-    report = gate.measure(Faithful(reference, error=0.05), reference)
-    with pytest.raises(EngineUnavailableError, match=r"use another --precision or --runtime; .* is deleted") as failed:
-        gate.check(report)
-    [file] = (gate.cache or Path()).rglob("*.json")
-    assert str(file) in str(failed.value)
+    report = gate.run(Faithful(reference, error=0.05), reference)
+    [file] = ((gate.cache or Path()) / "parity").iterdir()
+    assert f"use another --precision or --runtime; it is checked again once {file} is deleted" in gate.failure(report)
     file.unlink()
-    assert gate.kept() is None
+    assert gate.stored() is None
 
 
-def test_failure_is_kept(gate: Gate, reference: Reference) -> None:
+def test_failure_is_kept(gate: ParityCheck, reference: Reference) -> None:
     """An engine that differs fails with its figure, and is remembered as failed."""
-    report = gate.measure(Faithful(reference, error=0.05), reference)
+    report = gate.run(Faithful(reference, error=0.05), reference)
 
     assert not report.passed
     assert report.max_abs_diff == pytest.approx(0.05, rel=0.1)
-    kept = gate.kept()
+    kept = gate.stored()
     assert kept is not None
     assert not kept.passed
 
@@ -113,46 +110,48 @@ def test_failure_is_kept(gate: Gate, reference: Reference) -> None:
         replace(SUBJECT, driver="580.82.08"),
     ],
 )
-def test_holds_for_its_subject_only(gate: Gate, reference: Reference, other: Subject) -> None:
+def test_holds_for_its_subject_only(gate: ParityCheck, reference: Reference, other: CheckedEngine) -> None:
     """Another plan, reference, runtime, version, precision, card or driver is checked anew."""
-    gate.measure(Faithful(reference), reference)
+    gate.run(Faithful(reference), reference)
 
-    assert replace(gate, subject=other).kept() is None
-    assert gate.kept() is not None
+    assert replace(gate, subject=other).stored() is None
+    assert gate.stored() is not None
 
 
-def test_holds_for_its_thresholds_and_batches_only(tiny: Artifact, gate: Gate, reference: Reference) -> None:
+def test_holds_for_its_thresholds_and_batches_only(tiny: Artifact, gate: ParityCheck, reference: Reference) -> None:
     """A report by other thresholds, or of fewer batch sizes than will run, is not enough; one of more is."""
-    few = Gate.of(tiny, SUBJECT, 2, gate.cache)
+    few = ParityCheck.of(tiny, SUBJECT, 2, gate.cache)
     assert few.batch_sizes == (1, 2)
-    few.measure(Faithful(reference, max_batch=2), reference)
-    assert gate.kept() is None
-    gate.measure(Faithful(reference), reference)
-    assert Gate.of(tiny, SUBJECT, 1, gate.cache).kept() is not None
-    assert replace(gate, thresholds=BOUNDS.thresholds[Precision.F32]).kept() is None
+    few.run(Faithful(reference, max_batch=2), reference)
+    assert gate.stored() is None
+    gate.run(Faithful(reference), reference)
+    assert ParityCheck.of(tiny, SUBJECT, 1, gate.cache).stored() is not None
+    assert replace(gate, thresholds=BOUNDS.thresholds[Precision.F32]).stored() is None
 
 
 @pytest.mark.parametrize("spoil", [lambda text: "", lambda text: text[:-20], lambda text: "{}", lambda text: "\0\xff"])
-def test_damaged_report(gate: Gate, reference: Reference, spoil: Callable[[str], str]) -> None:
+def test_damaged_report(gate: ParityCheck, reference: Reference, spoil: Callable[[str], str]) -> None:
     """A report that cannot be read is none, and the next check writes it anew."""
-    report = gate.measure(Faithful(reference), reference)
-    [file] = ((gate.cache or Path()) / REPORTS).iterdir()
+    report = gate.run(Faithful(reference), reference)
+    [file] = ((gate.cache or Path()) / "parity").iterdir()
     file.write_text(spoil(file.read_text()), encoding="latin-1")
 
-    assert gate.kept() is None
-    gate.measure(Faithful(reference), reference)
-    assert gate.kept() == report
+    assert gate.stored() is None
+    gate.run(Faithful(reference), reference)
+    assert gate.stored() == report
 
 
-def test_report_of_another_under_its_name(gate: Gate, reference: Reference) -> None:
+def test_report_of_another_under_its_name(gate: ParityCheck, reference: Reference) -> None:
     """A file that was copied to the name of another subject does not speak for it."""
-    gate.measure(Faithful(reference), reference)
-    [file] = ((gate.cache or Path()) / REPORTS).iterdir()
-    content = json.loads(file.read_text())
-    content["subject"]["card"] = "another"
-    file.write_text(json.dumps(content))
+    gate.run(Faithful(reference), reference)
+    [file] = ((gate.cache or Path()) / "parity").iterdir()
+    other = replace(gate, subject=replace(SUBJECT, card="another"))
+    other.run(Faithful(reference), reference)
+    [another] = set(file.parent.iterdir()) - {file}
+    another.write_bytes(file.read_bytes())
 
-    assert gate.kept() is None
+    assert gate.stored() is not None
+    assert other.stored() is None
 
 
 def test_cache_that_cannot_be_written(
@@ -160,19 +159,19 @@ def test_cache_that_cannot_be_written(
 ) -> None:
     """The check counts all the same; the log says that it will be made again, and which option helps."""
     (tmp_path / "file").write_text("")
-    gate = Gate.of(tiny, SUBJECT, 8, tmp_path / "file")
+    gate = ParityCheck.of(tiny, SUBJECT, 8, tmp_path / "file")
     with caplog.at_level(logging.WARNING):
-        assert gate.measure(Faithful(reference), reference).passed
+        assert gate.run(Faithful(reference), reference).passed
 
     assert "checked at each load; name a folder with --cache" in caplog.text
-    assert gate.kept() is None
+    assert gate.stored() is None
 
 
 def test_nothing_kept_without_a_cache(tiny: Artifact, reference: Reference) -> None:
     """Where there is no cache each check is made."""
-    gate = Gate.of(tiny, SUBJECT, 8, None)
-    assert gate.measure(Faithful(reference), reference).passed
-    assert gate.kept() is None
+    gate = ParityCheck.of(tiny, SUBJECT, 8, None)
+    assert gate.run(Faithful(reference), reference).passed
+    assert gate.stored() is None
 
 
 def test_no_reference(tiny: Artifact) -> None:

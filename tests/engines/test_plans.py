@@ -3,9 +3,11 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from models.artifact.artifact import GRAPH, load
 from models.artifact.engine_plan import BatchProfile, ComputeCapability, EnginePlan, Flavour, write_plan
 from service.common.gpus import Card, Cards
 from service.common.types import Precision
@@ -17,7 +19,12 @@ ADA = Card(1, "NVIDIA GeForce RTX 4090", ComputeCapability(8, 9), 24 << 30, 20 <
 BOTH = {Flavour.TENSORRT: "11.4.0.106", Flavour.TENSORRT_RTX: "1.7.1.116"}
 NO_CARD = Machine(Cards((), "no CUDA-capable device is detected"), None, BOTH)
 SOURCE = Source("tiny", Path("artifacts"), "g")
-ON_THE_CARD = {"flavour": Flavour.TENSORRT, "version": "11.4.0.106", "targets": ("sm89",), "card": ADA.name}
+ON_THE_CARD: dict[str, Any] = {
+    "flavour": Flavour.TENSORRT,
+    "version": "11.4.0.106",
+    "targets": ("sm89",),
+    "card": ADA.name,
+}
 BUILD_RTX = "topfive export tiny --engine tensorrt-rtx --precision fp16 --target this --artifacts artifacts"
 BUILD = "topfive export tiny --engine tensorrt --precision fp16 --target this --artifacts artifacts"
 
@@ -55,73 +62,51 @@ def test_fits(changes: dict[str, object], found: tuple[Card, ...], asked: Precis
     assert (fit.reason, fit.remedy) == ("", "")
 
 
+def differing(
+    reason: str,
+    remedy: str = BUILD_RTX,
+    *,
+    where: Machine | None = None,
+    asked: Precision = Precision.AUTO,
+    **changes: object,
+) -> tuple[dict[str, object], Machine, Precision, str, str]:
+    """One case: the changes of the record, the machine, the precision, and what is said."""
+    return changes, where or machine(ADA), asked, reason, remedy
+
+
 @pytest.mark.parametrize(
     ("changes", "where", "asked", "reason", "remedy"),
     [
-        (
-            {},
-            machine(TURING),
-            Precision.AUTO,
-            "built for sm86, sm89; here is NVIDIA GeForce RTX 2080 Ti (sm75)",
-            BUILD_RTX,
-        ),
-        (
-            ON_THE_CARD,
-            machine(replace(ADA, name="NVIDIA L40S")),
-            Precision.AUTO,
+        differing("built for sm86, sm89; here is NVIDIA GeForce RTX 2080 Ti (sm75)", where=machine(TURING)),
+        differing(
             "built on NVIDIA GeForce RTX 4090; here is NVIDIA L40S (sm89)",
             BUILD,
+            where=machine(replace(ADA, name="NVIDIA L40S")),
+            **ON_THE_CARD,
         ),
-        (
-            {"version": "1.6.1"},
-            machine(ADA),
-            Precision.AUTO,
-            "built with tensorrt-rtx 1.6.1; 1.7.1.116 is installed",
-            BUILD_RTX,
+        differing("built with tensorrt-rtx 1.6.1; 1.7.1.116 is installed", version="1.6.1"),
+        differing("built from another model.onnx", graph_sha256="old"),
+        differing(
+            "tensorrt-rtx is not installed", "pip install '.[tensorrt-rtx]'", where=replace(machine(ADA), versions={})
         ),
-        ({"graph_sha256": "old"}, machine(ADA), Precision.AUTO, "built from another model.onnx", BUILD_RTX),
-        (
-            {},
-            replace(machine(ADA), versions={}),
-            Precision.AUTO,
-            "tensorrt-rtx is not installed",
-            "pip install '.[tensorrt-rtx]'",
-        ),
-        ({}, NO_CARD, Precision.AUTO, "no NVIDIA card can be used here: no CUDA-capable device is detected", ""),
-        (
-            {"version": "1.6.1"},
-            replace(NO_CARD, versions={}),
-            Precision.AUTO,
+        differing("no NVIDIA card can be used here: no CUDA-capable device is detected", "", where=NO_CARD),
+        differing(
             "no NVIDIA card can be used here: no CUDA-capable device is detected",
             "",
+            where=replace(NO_CARD, versions={}),
+            version="1.6.1",
         ),
-        (
-            {"precision": "int8"},
-            machine(ADA),
-            Precision.AUTO,
-            "auto does not take int8: it must be asked for",
-            "topfive serve --precision int8",
-        ),
-        (
-            {},
-            machine(ADA),
-            Precision.F32,
-            "it computes in fp16, and f32 is asked for",
-            BUILD_RTX.replace("fp16", "f32"),
-        ),
-        (
-            {},
-            machine(ADA),
-            Precision.INT8,
+        differing("auto does not take int8: it must be asked for", "topfive serve --precision int8", precision="int8"),
+        differing("it computes in fp16, and f32 is asked for", BUILD_RTX.replace("fp16", "f32"), asked=Precision.F32),
+        differing(
             "it computes in fp16, and int8 is asked for",
             BUILD_RTX.replace("fp16", "int8 --calibration PHOTOS"),
+            asked=Precision.INT8,
         ),
-        (
-            {"profile": BatchProfile(smallest=4, best=8, largest=8)},
-            machine(ADA),
-            Precision.AUTO,
+        differing(
             "it takes batches of 4 to 8, and one must be among them",
             f"{BUILD_RTX} --batch 1,8,32",
+            profile=BatchProfile(smallest=4, best=8, largest=8),
         ),
     ],
 )
@@ -167,38 +152,38 @@ def test_one_card_alone() -> None:
     assert machine(TURING, ADA).only(None) == machine(TURING, ADA)
 
 
-def test_survey(tmp_path: Path) -> None:
-    """The plans of a folder come best first: fp16 before f32, made for one card before made for many, int8 last."""
-    for precision, targets in (
-        ("int8", ("sm89",)),
-        ("f32", ("sm89",)),
-        ("fp16", ("sm86", "sm89")),
-        ("fp16", ("sm89",)),
-    ):
-        write_plan(tmp_path, CONTENT, record(precision=precision, targets=targets))
-    (tmp_path / "engines" / "zzz.json").write_text("{")
+def test_survey(artifacts: Path) -> None:
+    """The plans of an artifact come best first: fp16 before f32, made for one card before made for many, int8 last."""
+    artifact = load(artifacts, "tiny")
+    graph = artifact.manifest.files[GRAPH]
+    order = [("fp16", ("sm89",)), ("fp16", ("sm86", "sm89")), ("f32", ("sm89",)), ("int8", ("sm89",))]
+    for precision, targets in reversed(order):
+        write_plan(artifact.folder, CONTENT, record(precision=precision, targets=targets, graph_sha256=graph))
+    (artifact.folder / "engines" / "zzz.json").write_text("{")
 
-    fits, damage = survey(tmp_path, SOURCE, machine(ADA), Precision.AUTO)
+    fits, damage = survey(artifact, machine(ADA), Precision.AUTO)
 
-    assert [(fit.plan.record.precision, len(fit.plan.record.targets)) for fit in fits] == [
-        ("fp16", 1),
-        ("fp16", 2),
-        ("f32", 1),
-        ("int8", 1),
-    ]
+    assert [(fit.plan.record.precision, fit.plan.record.targets) for fit in fits] == order
     assert [fit.fits for fit in fits] == [True, True, True, False]
     assert len(damage) == 1
     assert "zzz" in damage[0]
 
 
-def test_damaged_files(tmp_path: Path) -> None:
+def test_damaged_files(artifacts: Path) -> None:
     """A plan that is shorter than its record says, or gone, does not fit; nothing is hashed for that."""
-    written = write_plan(tmp_path, CONTENT, record(sha256=hashlib.sha256(b"other").hexdigest()))
-    assert survey(tmp_path, SOURCE, machine(ADA), Precision.AUTO)[0][0].fits
+    artifact = load(artifacts, "tiny")
+    other = record(sha256=hashlib.sha256(b"other").hexdigest(), graph_sha256=artifact.manifest.files[GRAPH])
+    written = write_plan(artifact.folder, CONTENT, other)
+
+    def reason() -> str:
+        [fit], _ = survey(artifact, machine(ADA), Precision.AUTO)
+        return fit.reason
+
+    assert reason() == ""
     written.path.write_bytes(CONTENT[:-1])
-    assert "is damaged: 5 bytes" in survey(tmp_path, SOURCE, machine(ADA), Precision.AUTO)[0][0].reason
+    assert "is damaged: 5 bytes" in reason()
     written.path.unlink()
-    assert "cannot be read" in survey(tmp_path, SOURCE, machine(ADA), Precision.AUTO)[0][0].reason
+    assert "cannot be read" in reason()
 
 
 def test_this_machine() -> None:

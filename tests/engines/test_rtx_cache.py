@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 
 from models.artifact.engine_plan import Flavour
 from service.engines.base import EngineUnavailableError
-from service.engines.tensorrt.rtx_cache import LARGEST_BYTES, RtxCacheFile
+from service.engines.tensorrt import plan
 from tests.fake_tensorrt import BROKEN, network
-from tests.tensorrt_bench import CLASSES, Bench, pixels
+from tests.tensorrt_bench import CARD, CLASSES, Bench, pixels
 
 
 @pytest.fixture
@@ -58,10 +59,10 @@ def test_kept(rtx: Callable[[], Bench], tmp_path: Path) -> None:
     engine = first.open(max_batch=8)
     (file,) = files(tmp_path)
     assert file.name.endswith("-NVIDIA-GeForce-RTX-2080-Ti-580.82.07.cache")
-    assert json.loads(file.read_bytes()[32:]) == [1, 2, 4, 8]
+    assert json.loads(file.read_bytes().partition(b"\n")[2]) == [1, 2, 4, 8]
     first.trt.compiled.add(99)
     engine.close()
-    assert json.loads(file.read_bytes()[32:]) == [1, 2, 4, 8, 99]
+    assert json.loads(file.read_bytes().partition(b"\n")[2]) == [1, 2, 4, 8, 99]
 
     second = rtx()
     second.open(max_batch=2)
@@ -77,7 +78,7 @@ def test_not_written_again(rtx: Callable[[], Bench], tmp_path: Path) -> None:
     assert file.stat().st_ino == before
 
 
-@pytest.mark.parametrize("content", [b"", b"short", bytes(32) + b"[1, 2]"], ids=["empty", "short", "digest"])
+@pytest.mark.parametrize("content", [b"", b"short", b"0" * 64 + b"\n[1, 2]"], ids=["empty", "short", "digest"])
 def test_damaged(rtx: Callable[[], Bench], tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """A damaged file never reaches the library; it is said, and replaced."""
     rtx().open().close()
@@ -118,20 +119,26 @@ def test_folder_that_cannot_be_written(
     here.assert_clean()
 
 
-def test_too_large(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A cache over 100 MB is not kept."""
-    file = RtxCacheFile(tmp_path, "ab", "card", "1")
-    file.write(b"small")
+def test_too_large(
+    rtx: Callable[[], Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cache larger than NVIDIA advises is not kept, and the log says so."""
+    monkeypatch.setattr(plan, "LARGEST_CACHE_BYTES", 3)
     with caplog.at_level(logging.WARNING):
-        file.write(bytes(LARGEST_BYTES + 1))
-    assert "100 MB is too large" in caplog.text
-    assert RtxCacheFile(tmp_path, "ab", "card", "1").read() == b"small"
+        rtx().open().close()
+
+    assert "is too large to be kept" in caplog.text
+    assert files(tmp_path) == []
 
 
-def test_one_file_for_each(tmp_path: Path) -> None:
+def test_one_file_for_each(rtx: Callable[[], Bench], tmp_path: Path) -> None:
     """Another plan, card or driver has another file."""
-    keys = [("a", "card", "1"), ("b", "card", "1"), ("a", "other card", "1"), ("a", "card", "2")]
-    assert len({RtxCacheFile(tmp_path, *key).path for key in keys}) == len(keys)
+    rtx().open().close()
+    Bench(tmp_path, Flavour.TENSORRT_RTX, profile=(1, 8, 16)).open().close()
+    Bench(tmp_path, Flavour.TENSORRT_RTX, card=replace(CARD, name="another")).open().close()
+    Bench(tmp_path, Flavour.TENSORRT_RTX, driver="590.1").open().close()
+
+    assert len(files(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("step", ["create_runtime_config", "create_runtime_cache", "set_runtime_cache"])

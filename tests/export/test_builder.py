@@ -1,6 +1,5 @@
 """The builder against a scripted TensorRT: what it sets, whose words its errors have, and how it ends early."""
 
-import hashlib
 import os
 import signal
 import threading
@@ -10,7 +9,6 @@ from threading import Event
 import pytest
 
 from export.tensorrt.builder import BuildError, Job, build_plan
-from export.tensorrt.timing_cache import TimingCacheFile
 from models.artifact.engine_plan import BatchProfile, ComputeCapability, Flavour
 from tests.scripted_builder import NO_CARD, BuilderFlag, MemoryPoolType, Script, fake
 
@@ -167,38 +165,3 @@ def test_progress_that_fails_ends_the_build() -> None:
     with pytest.raises(BrokenPipeError):
         build_plan(fake(script), JOB, closed)
     assert script.steps == 1
-
-
-CARD = "NVIDIA GeForce RTX 2080 Ti"
-
-
-def test_timing_cache_file(tmp_path: Path) -> None:
-    """What was written is read by the same version on the same card, and by no other."""
-    cache = TimingCacheFile(tmp_path, "11.4.0.106", CARD)
-    assert cache.read() == b""
-    cache.write(b"measured")
-
-    assert cache.read() == b"measured"
-    assert cache.path.name == "tensorrt-11.4.0.106-nvidia-geforce-rtx-2080-ti.cache"
-    assert TimingCacheFile(tmp_path, "11.4.1.2", CARD).read() == b""
-    assert TimingCacheFile(tmp_path, "11.4.0.106", "NVIDIA GeForce RTX 3080").read() == b""
-    assert [path.name for path in cache.path.parent.iterdir()] == [cache.path.name]
-
-
-@pytest.mark.parametrize("content", [b"", b"short", hashlib.sha256(b"measured").digest() + b"measure"])
-def test_damaged_timing_cache_file(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """One that is cut off or otherwise not what was written is not given to TensorRT, and the log names it."""
-    cache = TimingCacheFile(tmp_path, "11.4.0.106", CARD)
-    cache.path.parent.mkdir()
-    cache.path.write_bytes(content)
-
-    assert cache.read() == b""
-    assert f"{cache.path} is damaged" in caplog.text
-
-
-def test_timing_cache_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A cache folder that is a file costs time only: the log names it."""
-    (tmp_path / "timing").write_text("a file")
-    TimingCacheFile(tmp_path, "11.4.0.106", CARD).write(b"measured")
-
-    assert "cannot be written" in caplog.text

@@ -25,7 +25,8 @@ from models.labels import imagenet_labels
 from models.weights.weights import HostUnreachableError, WeightsError
 from service.common.types import Batch, ImageLimits, Precision, Probabilities, Runtime
 from service.engines.openvino.engine import has_bf16
-from service.engines.selection.select import EngineOptions, build_engine, installed
+from service.engines.selection.opening import build_engine
+from service.engines.selection.select import EngineOptions, installed
 from service.preprocessing import decode, transforms
 from tests.conftest import NullReporter
 

@@ -23,7 +23,8 @@ from models.labels import Label
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.cli.main import main
 from service.common.types import Precision, Runtime
-from service.engines.selection.select import EngineOptions, build_engine
+from service.engines.selection.opening import build_engine
+from service.engines.selection.select import EngineOptions
 from tests.conftest import png
 from tests.onnx_models import classifier, recipe, saved
 from tests.serving import serving

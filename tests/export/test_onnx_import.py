@@ -20,11 +20,11 @@ from export.onnx_common import ExportError
 from export.parity_gate import Candidate, GateError
 from models.artifact.artifact import IMPORTED, WeightSource, load, sha256, versions
 from models.weights.onnx_reader import OnnxFileError
-from service.common.types import Precision, Rows, Runtime
+from service.common.types import EngineInfo, Precision, Rows, Runtime
 from service.engines.base import Engine
-from service.engines.selection.parity import figures
-from service.engines.selection.parity_gate import Gate, Subject, reference_of
-from service.engines.selection.select import EngineOptions, build_engine, open_engine
+from service.engines.selection.opening import build_engine, open_engine
+from service.engines.selection.parity import CheckedEngine, ParityCheck, figures, reference_of
+from service.engines.selection.select import EngineOptions
 from tests.conftest import NullReporter
 from tests.onnx_models import SIZE, WEIGHT, classifier, model_of, recipe, saved, softmax
 
@@ -348,9 +348,9 @@ def test_half_probabilities_are_checked_alike_elsewhere(
     importing(classifier(element=TensorProto.FLOAT16, head="softmax", weight=WEIGHT * 30), 'output = "probabilities"')
     artifact = load(tmp_path / "artifacts", "net")
     engine = build_engine(artifact, Runtime.ONNXRUNTIME, Precision.F32, EngineOptions())
-    subject = Subject("graph", "reference", "onnxruntime", "1", precision, "a card", "1")
+    subject = CheckedEngine("graph", "reference", "onnxruntime", "1", precision, "a card", "1")
 
-    report = Gate.of(artifact, subject, 8, None).measure(engine, reference_of(artifact))
+    report = ParityCheck.of(artifact, subject, 8, None).run(engine, reference_of(artifact))
     engine.close()
 
     assert report.passed, figures(report)
@@ -426,11 +426,15 @@ def test_what_a_runtime_says_is_one_line() -> None:
 def _distort(monkeypatch: pytest.MonkeyPatch, runtimes: set[Runtime]) -> None:
     """Make these engines wrong in the gate, on a machine that has two engines and f32 only."""
 
-    class Wrong:
+    class Wrong(Engine):
         def __init__(self, engine: Engine) -> None:
-            self.slots, self.max_batch, self._engine = engine.slots, engine.max_batch, engine
-            self.device, self.memory_bytes = engine.device, engine.memory_bytes
-            self.describe, self.close = engine.describe, engine.close
+            self._engine = engine
+
+        def describe(self) -> EngineInfo:
+            return self._engine.describe()
+
+        def close(self) -> None:
+            self._engine.close()
 
         def run(self, rows: Rows) -> NDArray[np.float32]:
             return self._engine.run(rows)[:, ::-1]

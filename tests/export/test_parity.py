@@ -17,15 +17,16 @@ from models.catalog import CATALOG
 from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError, as_batch
 from service.engines.selection import parity
+from service.engines.selection.opening import build_engine
 from service.engines.selection.parity import BATCH_SIZES, compare, figures
 from service.engines.selection.precision import choose_precision
-from service.engines.selection.select import EngineOptions, build_engine
+from service.engines.selection.select import EngineOptions
 from tests.conftest import NullReporter
 
 Change = Callable[[Probabilities], Probabilities]
 
 
-class TableEngine:
+class TableEngine(Engine):
     """Answers image number i, which is its first pixel, with row i of a table; `change` distorts what it gives."""
 
     def __init__(self, rows: Probabilities, change: Change = lambda rows: rows, precision: str = "f32") -> None:
@@ -51,7 +52,7 @@ class TableEngine:
         self.closed = True
 
 
-class Distorted:
+class Distorted(Engine):
     """A real engine whose answers are changed, and which says it computes in `precision`."""
 
     def __init__(self, engine: Engine, change: Change, precision: Precision) -> None:

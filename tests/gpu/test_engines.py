@@ -16,8 +16,7 @@ from service.common.gpus import driver_version
 from service.common.types import Batch, Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.onnxruntime import OnnxRuntimeEngine
-from service.engines.selection.parity import compare, figures
-from service.engines.selection.parity_gate import Gate, Subject, reference_of
+from service.engines.selection.parity import CheckedEngine, ParityCheck, compare, figures, reference_of
 from service.engines.tensorrt.engine import TensorRtEngine
 from service.engines.tensorrt.slot import Launch
 from tests.gpu.conftest import KINDS, MAX_BATCH, MODELS, PLANS, TRAINED, Kind, Workshop
@@ -156,7 +155,7 @@ def test_throughput(workshop: Workshop, opened: Open, model: str, kind: Kind) ->
 def test_gate(workshop: Workshop, opened: Open, kind: Kind, tmp_path: Path) -> None:
     """The artifact's own answers are met on this card, and the report is read back instead of measured again."""
     artifact = workshop.artifact("squeezenet1_1")
-    subject = Subject(
+    subject = CheckedEngine(
         engine_sha256="e",
         reference_sha256="r",
         runtime=kind.runtime,
@@ -165,11 +164,11 @@ def test_gate(workshop: Workshop, opened: Open, kind: Kind, tmp_path: Path) -> N
         card=workshop.card.name,
         driver=driver_version() or "unknown",
     )
-    gate = Gate.of(artifact, subject, MAX_BATCH, tmp_path)
-    assert gate.kept() is None
-    report = gate.measure(opened("squeezenet1_1", kind), reference_of(artifact))
+    gate = ParityCheck.of(artifact, subject, MAX_BATCH, tmp_path)
+    assert gate.stored() is None
+    report = gate.run(opened("squeezenet1_1", kind), reference_of(artifact))
     assert report.passed, figures(report)
-    assert gate.kept() == report
+    assert gate.stored() == report
 
 
 def test_onnxruntime_is_strict(workshop: Workshop, opened: Open) -> None:

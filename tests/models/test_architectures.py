@@ -11,7 +11,8 @@ from export.pipeline import WeightsChoice, export
 from models.artifact.artifact import Artifact, WeightSource, load
 from models.catalog import CATALOG, Architecture
 from service.common.types import Batch, Precision, Probabilities, Runtime
-from service.engines.selection.select import EngineOptions, open_engine
+from service.engines.selection.opening import open_engine
+from service.engines.selection.select import EngineOptions
 from tests.conftest import NullReporter
 
 CPU_RUNTIMES = (Runtime.TORCH, Runtime.OPENVINO, Runtime.ONNXRUNTIME)

@@ -2,11 +2,12 @@
 
 import pwd
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from models.artifact.files import expand_home, write_atomically
+from models.artifact.files import CacheFile, expand_home, file_name, write_atomically
 from service.common.settings import Settings
 
 
@@ -66,3 +67,58 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert expand_home(Path("~/.cache/topfive")) == Path("/.cache/topfive")
     assert Settings().cache_folder == Path("/.cache/topfive")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> CacheFile:
+    """A cache file in a folder that is not there yet."""
+    return CacheFile(tmp_path / "cache" / "a.cache", "it is computed again")
+
+
+def test_cache_file(cache: CacheFile) -> None:
+    """What was written is read, by another process too; before that there is nothing. No draft is left."""
+    assert cache.read() is None
+    cache.write(b"one\ntwo")
+    assert CacheFile(cache.path, "").read() == b"one\ntwo"
+    cache.write(b"")
+    assert cache.read() == b""
+    assert list(cache.path.parent.iterdir()) == [cache.path]
+
+
+def test_same_content_is_not_written_again(cache: CacheFile) -> None:
+    """The file stays what it was; another content replaces it."""
+    cache.write(b"content")
+    before = cache.path.stat().st_ino
+    cache.write(b"content")
+    assert cache.path.stat().st_ino == before
+    cache.write(b"another")
+    assert cache.read() == b"another"
+
+
+@pytest.mark.parametrize("spoil", [lambda _: b"", lambda content: content[:-1], lambda content: content + b"\0"])
+def test_damaged_cache_file(
+    cache: CacheFile, spoil: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is not as it was written is not read; the log names it, and the next writing mends it."""
+    cache.write(b"content")
+    cache.path.write_bytes(spoil(cache.path.read_bytes()))
+    assert cache.read() is None
+    assert caplog.messages == [f"{cache.path} is damaged; it is computed again"]
+    cache.write(b"content")
+    assert cache.read() == b"content"
+
+
+def test_cache_file_that_cannot_be_used(cache: CacheFile, caplog: pytest.LogCaptureFixture) -> None:
+    """A file in the place of the folder is said, and costs nothing but time."""
+    cache.path.parent.write_text("a file")
+    assert cache.read() is None
+    cache.write(b"content")
+    assert [message.partition(" (")[0] for message in caplog.messages] == [
+        f"{cache.path} cannot be read",
+        f"{cache.path} cannot be written",
+    ]
+
+
+def test_name_of_a_file() -> None:
+    """Words are joined by hyphens, and what has no place in a name becomes one."""
+    assert file_name("NVIDIA GeForce RTX 2080 Ti", "580.82/07") == "NVIDIA-GeForce-RTX-2080-Ti-580.82-07"

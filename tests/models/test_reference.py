@@ -8,8 +8,9 @@ import pytest
 from models.artifact.artifact import load
 from models.artifact.reference import REFERENCE, UnreadableReferenceError, read_reference, write_reference
 from service.common.types import Precision, Runtime
+from service.engines.selection.opening import build_engine
 from service.engines.selection.parity import compare
-from service.engines.selection.select import EngineOptions, build_engine
+from service.engines.selection.select import EngineOptions
 
 
 def test_kept_by_the_export(exported: Path) -> None:

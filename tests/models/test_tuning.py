@@ -23,7 +23,8 @@ from service.engines.selection.cpu_layout import (
     place_of,
     read_tuned,
 )
-from service.engines.selection.select import EngineOptions, open_engine
+from service.engines.selection.opening import open_engine
+from service.engines.selection.select import EngineOptions
 
 HERE = Conditions(cpu="Xeon", instruction_sets=("AVX2",), cpus=2)
 

@@ -10,7 +10,7 @@ import pytest
 from service.common.errors import NotReady
 from service.common.settings import Settings
 from service.common.types import Decode, ImageLimits
-from service.engines.selection.result import OpenEngine
+from service.engines.selection.opening import OpenEngine
 from service.offline.images import ImageFile, OfflineError
 from service.offline.journal import ImageResult, Journal
 from service.offline.runner import (

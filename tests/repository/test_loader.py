@@ -21,7 +21,7 @@ from service.common.metrics import Metrics
 from service.common.model_info import ModelState
 from service.common.types import BatchLimits, Probabilities, Rows, Runtime
 from service.engines.base import CPU, EngineUnavailableError, held_bytes
-from service.engines.selection.result import Opened, OpenEngine
+from service.engines.selection.opening import Opened, OpenEngine
 from service.engines.selection.select import ORDER, EngineOptions
 from service.inference.ensemble import Ensembles
 from service.repository.device_discovery import devices

@@ -27,7 +27,7 @@ from service.common.types import (
 )
 from service.engines.base import CardLostError
 from service.engines.openvino.engine import OpenVinoEngine
-from service.engines.selection.result import Opened
+from service.engines.selection.opening import Opened
 from service.repository.loaded_model import LoadedModel, describe, warnings_of
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 

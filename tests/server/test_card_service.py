@@ -23,9 +23,9 @@ from service.common.gpus import Card
 from service.common.types import Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.selection import select
-from service.engines.selection.result import Opened
-from service.engines.selection.select import EngineOptions, open_engine
-from service.engines.tensorrt.engine import Nvidia, TensorRtEngine
+from service.engines.selection.opening import Opened, open_engine
+from service.engines.selection.select import EngineOptions
+from service.engines.tensorrt.engine import Libraries, TensorRtEngine
 from tests.conftest import png
 from tests.engines.test_plans import ADA, BOTH, machine
 from tests.fake_cuda import Error, FakeCudart
@@ -119,7 +119,7 @@ class Station:
             slots=SLOTS,
             max_batch=options.max_batch,
             cache=options.cache,
-            on=Nvidia(self.trt, self.cudart, "580.82.07"),
+            libraries=Libraries(self.trt, self.cudart, "580.82.07"),
         )
         self.engines.append(engine)
         return engine

@@ -19,7 +19,7 @@ from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import TABLE, Code
 from service.common.types import Layout, Precision
 from service.engines.selection.compatibility import Source, judge
-from service.engines.selection.result import Choice
+from service.engines.selection.opening import Choice
 from tests.conftest import png
 from tests.engines.test_plans import ADA, TURING, machine
 from tests.fakes import FakeEngine, reached
@@ -208,7 +208,7 @@ async def test_same_engines(artifacts: Path) -> None:
     """Both transports say alike which engines are built, which fit, what was passed over and how the check ended."""
     tiny = load(artifacts, "tiny")
     report = tiny.manifest.parity[0].model_copy(update={"runtime": "tensorrt-rtx", "precision": "fp16"})
-    source = Source.of(artifacts, tiny.manifest)
+    source = Source.of(tiny)
     made = record(graph_sha256=source.graph_sha256)
     fits = [judge(EnginePlan(Path("some.plan"), made), source, machine(card), Precision.AUTO) for card in (ADA, TURING)]
     layout = Layout(2, 1, 8, "tuned on 2026-11-22")

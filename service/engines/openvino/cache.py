@@ -1,11 +1,13 @@
-"""Graphs as OpenVINO has compiled them, kept in the cache folder, so that the next start need not compile.
+"""Graphs that OpenVINO has compiled, in the cache folder, so that the next start need not compile them.
 
     CACHE/openvino/GRAPH/KEY/*.blob       what OpenVINO wrote
     CACHE/openvino/GRAPH/KEY/seal.json    the sha256 of each, written last
 
-OpenVINO checks a blob's head alone: one flipped byte behind it changes the answers, and nothing is said. So nothing is
-read that does not fit its seal. A folder is made under another name and renamed when it is whole; of two servers that
-make the same one the second keeps nothing. A seal is no signature: what another user could have written is not read.
+OpenVINO checks only the head of a blob. One flipped byte behind the head changes the answers without an error, so a
+blob is read only where it fits its seal. A seal is no signature: what another user could have written is not read.
+
+A `CacheFile` would not do: OpenVINO maps a blob of its own cache, and holds twice the memory for one that is given to
+it (838 MB against 419 for a graph of 418 MB).
 """
 
 import hashlib
@@ -24,9 +26,9 @@ from models.artifact.artifact import sha256
 
 FOLDER = "openvino"
 _SEAL = "seal.json"
-_KEPT = 6  # for one graph: precisions, layouts and versions that somebody goes back to
+_KEPT = 6  # of one graph: precisions, layouts and versions that somebody may return to
 _DRAFT = ".draft-"
-_ABANDONED_S = 3600.0  # nothing is compiled for so long: its server was killed
+_ABANDONED_S = 3600.0  # no compilation takes so long: the server was killed
 _ROOT = 0
 _DIGITS = 16
 
@@ -34,75 +36,59 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
-    """The place of one compiled graph."""
+class CompiledGraph:
+    """One compiled graph, in a folder of its own."""
 
     folder: Path
 
     @classmethod
-    def of(cls, cache: Path, graph_sha256: str, subject: tuple[str, ...]) -> "Compiled":
-        """That of a graph compiled under the conditions of `subject`: versions, processor, properties, where it lies.
-
-        With another value in any of these it is another place.
-        """
+    def of(cls, cache: Path, graph_sha256: str, subject: tuple[str, ...]) -> "CompiledGraph":
+        """The graph as compiled for `subject`: versions, processor, properties and path. Others have other folders."""
         key = hashlib.sha256("\0".join(subject).encode()).hexdigest()
         return cls(cache / FOLDER / graph_sha256[:_DIGITS] / key[:_DIGITS])
 
-    def is_whole(self) -> bool:
-        """Whether every file is as this user or root has sealed it; what is not is removed, and said."""
-        try:
-            if not _is_ours(self.folder):
-                advice = "is not read; name a folder of your own with --cache"
-                log.warning("%s can be written by another user and %s", self.folder, advice)
-                self.discard()
-                return False
-            sealed = json.loads((self.folder / _SEAL).read_bytes())
-            whole = bool(sealed) and all(sha256(self.folder / name) == digest for name, digest in sealed.items())
-        except FileNotFoundError:
-            if not self.folder.exists():
-                return False
-            whole = False
-        except (OSError, ValueError, AttributeError) as error:
-            log.debug("%s cannot be read: %s", self.folder, error)
-            whole = False
-        if not whole:
-            log.warning("%s is damaged or cannot be read; it is made again", self.folder)
-            self.discard()
-        return whole
+    def verify(self) -> bool:
+        """Whether it may be read. A damaged one, and one that another user could write, are removed with a warning."""
+        if not self.folder.exists():
+            return False
+        if problem := _problem(self.folder):
+            log.warning("%s %s", self.folder, problem)
+            self.remove()
+        return not problem
 
-    def discard(self) -> None:
-        """Remove it, as far as that is allowed."""
+    def remove(self) -> None:
+        """Remove it, as far as the permissions allow that."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
-    def making(self) -> Iterator[Path | None]:
-        """An empty folder to compile into, put in its place at the end of the block where something was written.
+    def draft(self) -> Iterator[Path | None]:
+        """An empty folder to compile into. At the end of the block it becomes this folder, unless it is still empty.
 
-        None where the cache folder cannot be written: then nothing is kept.
+        None where the cache folder cannot be written.
         """
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=self.folder.parent))
-            _clear(draft)
+            _remove_abandoned(draft)
         except OSError as error:
             log.info("compiled graphs are not kept: %s (%s)", self.folder.parent, error.strerror)
             yield None
             return
         try:
             yield draft
-            self._put(draft)
+            self._keep(draft)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def _put(self, draft: Path) -> None:
-        """Seal it and rename it; the oldest of the same graph leave."""
+    def _keep(self, draft: Path) -> None:
+        """Seal the draft and rename it. Remove the oldest compilations of the same graph."""
         try:
             written = [path for path in draft.iterdir() if path.is_file()]
             if not written:
                 return
             for path in written:
                 path.chmod(0o644)
-            draft.chmod(0o755)  # other users may read what root has made
+            draft.chmod(0o755)  # other users may read what root has compiled
             (draft / _SEAL).write_text(json.dumps({path.name: sha256(path) for path in written}), encoding="utf-8")
             draft.rename(self.folder)
             others = [one for one in self.folder.parent.iterdir() if not one.name.startswith(_DRAFT)]
@@ -112,16 +98,24 @@ class Compiled:
             log.debug("%s is not kept: %s", self.folder, error)
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether nobody but this user and root could have put something there."""
-    found = folder.stat()
-    return found.st_uid in (os.geteuid(), _ROOT) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+def _problem(folder: Path) -> str:
+    """Why the folder may not be read, empty where it may."""
+    try:
+        found = folder.stat()
+        if found.st_uid not in (os.geteuid(), _ROOT) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return "can be written by another user and is not read; name a folder of your own with --cache"
+        sealed = json.loads((folder / _SEAL).read_bytes())
+        if sealed and all(sha256(folder / name) == digest for name, digest in sealed.items()):
+            return ""
+    except (OSError, ValueError, AttributeError) as error:
+        log.debug("%s cannot be read: %s", folder, error)
+    return "is damaged or cannot be read; it is compiled again"
 
 
-def _clear(draft: Path) -> None:
-    """Remove drafts that are much older than this one: who made them was killed, and nobody else will."""
+def _remove_abandoned(draft: Path) -> None:
+    """Remove drafts that are much older than this one: the servers that made them were killed."""
     now = draft.stat().st_mtime
     for one in draft.parent.glob(f"{_DRAFT}*"):
-        with suppress(FileNotFoundError):  # another server was done with it
+        with suppress(FileNotFoundError):  # another server has finished it
             if now - one.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(one, ignore_errors=True)

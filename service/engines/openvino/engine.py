@@ -11,30 +11,29 @@ from openvino import CompiledModel, Core, InferRequest
 
 from models.artifact.artifact import GRAPH, Artifact
 from service.common.types import EngineInfo, Precision, Probabilities, Rows, Runtime
-from service.engines.base import CPU, EngineUnavailableError, as_batch, held_bytes
-from service.engines.openvino.cache import Compiled
+from service.engines.base import CPU, Engine, EngineUnavailableError, as_batch, held_bytes
+from service.engines.openvino.cache import CompiledGraph
 from service.engines.selection.cpu_layout import conditions_here
 
 _DEVICE = "CPU"
 _CACHE = "CACHE_DIR"
 
-# OpenVINO sets the locale of the process to C while it reads or writes a graph. Two threads that do so at once may
-# leave it there for good, as each puts back what it found. Then Python reads text files and pipes as ASCII.
+# OpenVINO sets the locale of the process to C while it reads or writes a graph, and then restores what it found. Two
+# threads that do so at once may leave the process with C, where Python reads text files and pipes as ASCII.
 _ONE_AT_A_TIME = Lock()
 
 log = logging.getLogger(__name__)
 
 
 def has_bf16() -> bool:
-    """Whether this CPU computes in bf16, by OpenVINO's own word."""
+    """Whether this CPU computes in bf16. OpenVINO says so."""
     return "BF16" in Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Engine):
     """One compiled model with `slots` streams of `threads` threads each.
 
-    With a folder in `cache` the compiled graph is read from there, or kept there where it is new. `from_cache` says
-    which of both it was.
+    The folder `cache` keeps compiled graphs. `from_cache` says whether this one was read from there.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class OpenVinoEngine:
         self.device = CPU
         if precision is Precision.BF16 and not has_bf16():
             raise EngineUnavailableError("this CPU has no bf16 instructions (AMX or AVX-512-BF16); use --precision f32")
-        # The precision is always said: on a CPU with bf16 OpenVINO would otherwise choose it by itself.
+        # Without the precision OpenVINO would choose bf16 by itself on a CPU that has it.
         properties: dict[str, object] = {
             "INFERENCE_PRECISION_HINT": str(precision),
             "NUM_STREAMS": slots,
@@ -65,8 +64,8 @@ class OpenVinoEngine:
                 self._compiled, self.from_cache = _compile(artifact, properties, cache)
         except RuntimeError as error:
             raise EngineUnavailableError(f"OpenVINO cannot run {artifact.graph}: {_reason(error)}") from error
-        size = artifact.manifest.input.crop
-        self.memory_bytes = held_bytes(artifact.graph.stat().st_size, slots * max_batch, size)
+        self.input_size = artifact.manifest.input.crop
+        self.memory_bytes = held_bytes(artifact.graph.stat().st_size, slots * max_batch, self.input_size)
         self._check(precision)
         self._requests: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
         for _ in range(slots):
@@ -74,7 +73,7 @@ class OpenVinoEngine:
         self._precision = precision
 
     def _check(self, precision: Precision) -> None:
-        """The plugin may lower what it was asked for; what it says it does must be what was asked."""
+        """Raise EngineUnavailableError where the plugin says that it computes in another precision."""
         assert self._compiled is not None
         got = self._compiled.get_property("INFERENCE_PRECISION_HINT")
         expected = ov.Type.bf16 if precision is Precision.BF16 else ov.Type.f32
@@ -82,9 +81,8 @@ class OpenVinoEngine:
             raise EngineUnavailableError(f"OpenVINO was asked for {precision} and chose {got.get_type_name()}")
 
     def run(self, rows: Rows) -> Probabilities:
-        """Probabilities [N, C] of N samples."""
         if self._compiled is None:
-            raise RuntimeError("the engine is closed")  # its requests are gone: waiting for one would never end
+            raise RuntimeError("the engine is closed")  # its requests are gone, so waiting for one would never end
         request = self._requests.get()
         try:
             result = request.infer([np.ascontiguousarray(as_batch(rows))], share_inputs=True)
@@ -97,11 +95,9 @@ class OpenVinoEngine:
             self._requests.put(request)
 
     def describe(self) -> EngineInfo:
-        """What really runs."""
         return EngineInfo(Runtime.OPENVINO, ov.__version__.partition("-")[0], self.device, self._precision)
 
     def close(self) -> None:
-        """Release the compiled model; requests of it must have ended."""
         while not self._requests.empty():
             self._requests.get_nowait()
         self._compiled = None
@@ -114,19 +110,19 @@ def _compile(artifact: Artifact, properties: dict[str, object], cache: Path | No
         return core.compile_model(graph, _DEVICE, properties), False
     here = conditions_here(0).key
     subject = (ov.__version__, here, str(graph.resolve()), *(f"{name}={value}" for name, value in properties.items()))
-    place = Compiled.of(cache, artifact.manifest.files.get(GRAPH, ""), subject)
-    if place.is_whole():
-        compiled = _compile_in(core, graph, properties, place.folder)
+    kept = CompiledGraph.of(cache, artifact.manifest.files.get(GRAPH, ""), subject)
+    if kept.verify():
+        compiled = _compile_in(core, graph, properties, kept.folder)
         if compiled is not None and compiled.get_property("LOADED_FROM_CACHE"):
             return compiled, True
-        place.discard()  # whole and yet refused: OpenVINO may have written another beside it
-    with place.making() as draft:
+        kept.remove()  # OpenVINO refused it, and may have written another beside it
+    with kept.draft() as draft:
         compiled = _compile_in(core, graph, properties, draft) if draft is not None else None
     return compiled or core.compile_model(graph, _DEVICE, properties), False
 
 
 def _compile_in(core: Core, graph: Path, properties: dict[str, object], folder: Path) -> CompiledModel | None:
-    """With OpenVINO's own cache in `folder`; None where that fails, as on a full disk."""
+    """Compile with OpenVINO's own cache in `folder`. None where that fails, as on a full disk."""
     try:
         return core.compile_model(graph, _DEVICE, {**properties, _CACHE: str(folder)})
     except RuntimeError as error:
@@ -135,6 +131,6 @@ def _compile_in(core: Core, graph: Path, properties: dict[str, object], folder: 
 
 
 def _reason(error: RuntimeError) -> str:
-    """What OpenVINO says went wrong, without the lines of its own source files, on one line."""
+    """OpenVINO's reason in one line, without the names of its source files."""
     lines = (line.strip() for line in str(error).splitlines())
     return " ".join(line for line in lines if line and not line.startswith("Exception from"))

@@ -1,20 +1,21 @@
-"""Whether engines built for NVIDIA cards fit this machine, what differs where they do not, and what to run then.
+"""Whether plans, which are engines built for NVIDIA cards, fit this machine; what differs, and what to run then.
 
-Judged from records, versions and cards: no plan is read and none is loaded.
+Judged from records, versions and cards. No plan is read and none is loaded.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models.artifact.artifact import GRAPH, Manifest
+from models.artifact.artifact import GRAPH, Artifact
 from models.artifact.engine_plan import EnginePlan, Flavour, PlanRecord, read_plans
 from service.common.gpus import Card, Cards, cards, driver_version
 from service.common.types import Precision
-from service.engines.tensorrt.packages import INSTALL, installed_version
+from service.engines.base import INSTALL
+from service.engines.tensorrt.packages import installed_version
 
 PREFERRED = (Precision.FP16, Precision.F32)
-"""What `auto` takes of the plans that fit, best first. int8 gives up accuracy: it must be asked for."""
+"""The precisions of plans that `auto` takes, best first. int8 gives up accuracy, so it must be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,17 @@ class Machine:
 
     @property
     def expects_cards(self) -> bool:
-        """Whether its owner counts on cards: they are there, or a driver and a flavour to use them with."""
+        """Whether its owner counts on cards: there are some, or a driver and a flavour of TensorRT."""
         return bool(self.cards.found) or (self.driver is not None and bool(self.versions))
 
+    @property
+    def best_flavour(self) -> Flavour:
+        """The flavour to build for: TensorRT itself, which is faster, unless only the other is installed."""
+        only_rtx = Flavour.TENSORRT not in self.versions and Flavour.TENSORRT_RTX in self.versions
+        return Flavour.TENSORRT_RTX if only_rtx else Flavour.TENSORRT
+
     def only(self, card: Card | None) -> "Machine":
-        """The same with this card alone; None leaves it as it is."""
+        """The same machine with this card alone. None leaves it as it is."""
         return self if card is None else replace(self, cards=Cards((card,)))
 
 
@@ -39,18 +46,27 @@ NO_MACHINE = Machine(Cards((), "cards were not looked for"), None, {})
 """Where nothing that is asked for needs a card."""
 
 
+def this_machine() -> Machine:
+    """The machine as it is now. Asks CUDA for its cards."""
+    versions = {flavour: found for flavour in Flavour if (found := installed_version(flavour)) is not None}
+    here, driver = cards(), driver_version()
+    if not here.found and driver is None:
+        here = Cards((), "there is no NVIDIA driver")  # CUDA itself speaks of a driver that is too old
+    return Machine(here, driver, versions)
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The artifact that plans are judged for: its model.onnx as of now, and where it lies, for the commands."""
+    """The artifact that plans are judged for: its name, where it lies, and its model.onnx as of now."""
 
     name: str
     root: Path
     graph_sha256: str
 
     @classmethod
-    def of(cls, root: Path, manifest: Manifest) -> "Source":
-        """That of an artifact under `root`."""
-        return cls(manifest.name, root, manifest.files.get(GRAPH, ""))
+    def of(cls, artifact: Artifact) -> "Source":
+        manifest = artifact.manifest
+        return cls(manifest.name, artifact.folder.parent.parent, manifest.files.get(GRAPH, ""))
 
     def build(self, flavour: Flavour, precision: str = Precision.FP16) -> str:
         """The command that builds an engine for the card of the machine that it runs on."""
@@ -59,6 +75,12 @@ class Source:
             f"topfive export {self.name} --engine {flavour} --precision {precision}{photos} --target this "
             f"--artifacts {self.root}"
         )
+
+    def nothing_built(self, flavour: Flavour, machine: Machine, asked: Precision) -> str:
+        """What to say where the artifact has no plan of `flavour`, with the commands that build one."""
+        precision = Precision.FP16 if asked is Precision.AUTO else asked
+        install = "" if flavour in machine.versions else f"{INSTALL[flavour]} and then "
+        return f"no {flavour} engine is built for {self.name}; run: {install}{self.build(flavour, precision)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +93,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A plan, the cards that it fits, and what differs; it fits where nothing does."""
+    """A plan, the cards that it fits, and what differs. It fits where nothing differs."""
 
     plan: EnginePlan
     cards: tuple[Card, ...]
@@ -79,22 +101,26 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """Whether it may be loaded here."""
         return not self.differences
 
     @property
+    def card(self) -> Card:
+        """The card to open a plan that fits on: the one with the most free memory."""
+        return max(self.cards, key=lambda one: one.free_bytes)
+
+    @property
     def reason(self) -> str:
-        """What differs, in a line; empty where it fits."""
+        """What differs, in one line, empty where it fits."""
         return "; ".join(difference.what for difference in self.differences)
 
     @property
     def remedy(self) -> str:
-        """What to run, each command once; empty where nothing is to be done."""
+        """What to run, each command once, empty where there is nothing to run."""
         return " and then ".join(dict.fromkeys(one.remedy for one in self.differences if one.remedy))
 
 
 def misfits(fits: Iterable[Fit]) -> list[str]:
-    """Those that do not fit by their names, what differs and what to run; plans with the same reason share a line."""
+    """A sentence for the plans that do not fit: names, reason, command. Those with the same reason share one."""
     names: dict[tuple[str, str], list[str]] = {}
     for fit in fits:
         if not fit.fits:
@@ -106,24 +132,15 @@ def misfits(fits: Iterable[Fit]) -> list[str]:
     ]
 
 
-def this_machine() -> Machine:
-    """The machine as it is now; asks CUDA for its cards."""
-    versions = {flavour: found for flavour in Flavour if (found := installed_version(flavour)) is not None}
-    here, driver = cards(), driver_version()
-    if not here.found and driver is None:
-        here = Cards((), "there is no NVIDIA driver")  # CUDA itself speaks of a driver that is too old
-    return Machine(here, driver, versions)
-
-
-def survey(folder: Path, source: Source, machine: Machine, asked: Precision) -> tuple[tuple[Fit, ...], list[str]]:
-    """Every plan in that artifact's folder, the best first, and what is wrong with records that cannot be read."""
-    plans, damage = read_plans(folder)
-    fits = [judge(plan, source, machine, asked, damage=_damage(plan)) for plan in plans]
-    return tuple(sorted(fits, key=_place)), damage
+def survey(artifact: Artifact, machine: Machine, asked: Precision) -> tuple[tuple[Fit, ...], tuple[str, ...]]:
+    """Every plan in the artifact, the best first, and what is wrong with records that cannot be read."""
+    plans, damage = read_plans(artifact.folder)
+    fits = [judge(plan, Source.of(artifact), machine, asked, damage=_damage(plan)) for plan in plans]
+    return tuple(sorted(fits, key=_rank)), tuple(damage)
 
 
 def judge(plan: EnginePlan, source: Source, machine: Machine, asked: Precision, damage: str = "") -> Fit:
-    """How `plan` fits, from its record alone; `damage` is what is known to be wrong with its file."""
+    """How `plan` fits, from its record alone. `damage` is what is known to be wrong with its file."""
     record = plan.record
     build = source.build(record.flavour, record.precision)
     on, differences = _cards(record, machine, build)
@@ -132,11 +149,12 @@ def judge(plan: EnginePlan, source: Source, machine: Machine, asked: Precision, 
         differences.append(Difference("built from another model.onnx", build))
     if damage:
         differences.append(Difference(damage, build))
-    if (wrong := _precision(record.precision, asked)) is not None:
-        remedy = (
-            source.build(record.flavour, asked) if asked is not Precision.AUTO else "topfive serve --precision int8"
-        )
-        differences.append(Difference(wrong, remedy))
+    if asked is Precision.AUTO and record.precision not in PREFERRED:
+        what = f"auto does not take {record.precision}: it must be asked for"
+        differences.append(Difference(what, "topfive serve --precision int8"))
+    if asked is not Precision.AUTO and record.precision != asked:
+        what = f"it computes in {record.precision}, and {asked} is asked for"
+        differences.append(Difference(what, source.build(record.flavour, asked)))
     if not record.profile.smallest <= 1 <= record.profile.largest:
         what = f"it takes batches of {record.profile.smallest} to {record.profile.largest}, and one must be among them"
         differences.append(Difference(what, f"{build} --batch 1,8,32"))
@@ -144,7 +162,7 @@ def judge(plan: EnginePlan, source: Source, machine: Machine, asked: Precision, 
 
 
 def _cards(record: PlanRecord, machine: Machine, build: str) -> tuple[tuple[Card, ...], list[Difference]]:
-    """The cards that it fits, or else why it fits none."""
+    """The cards that the plan fits, or else why it fits none."""
     found = machine.cards.found
     if not found:
         return (), [Difference(f"no NVIDIA card can be used here: {machine.cards.reason}")]
@@ -160,7 +178,7 @@ def _cards(record: PlanRecord, machine: Machine, build: str) -> tuple[tuple[Card
 
 
 def _versions(record: PlanRecord, machine: Machine, build: str) -> list[Difference]:
-    """What is not installed or of another version; without a card nothing need be."""
+    """What is not installed or of another version. Without a card nothing need be installed."""
     installed = machine.versions.get(record.flavour)
     if not machine.cards.found or installed == record.version:
         return []
@@ -173,15 +191,8 @@ def _named(found: Sequence[Card]) -> str:
     return ", ".join(dict.fromkeys(f"{card.name} ({card.target})" for card in found))
 
 
-def _precision(given: str, asked: Precision) -> str | None:
-    """Why a plan in precision `given` is not for who asked; None where it is."""
-    if asked is not Precision.AUTO:
-        return None if given == asked else f"it computes in {given}, and {asked} is asked for"
-    return None if given in PREFERRED else f"auto does not take {given}: it must be asked for"
-
-
 def _damage(plan: EnginePlan) -> str:
-    """What is wrong with the file at a glance. Its sha256 is compared when it is loaded."""
+    """What is wrong with the file at a glance. Loading it compares its sha256."""
     try:
         size = plan.path.stat().st_size
     except OSError as error:
@@ -189,12 +200,9 @@ def _damage(plan: EnginePlan) -> str:
     return "" if size == plan.record.size_bytes else f"{plan.path.name} is damaged: {size:,} bytes, not as recorded"
 
 
-def _place(fit: Fit) -> tuple[int, int, str]:
+def _rank(fit: Fit) -> tuple[int, int, str]:
     """Faster precisions first, then plans made for fewer cards."""
-    precision = fit.plan.record.precision
+    record = fit.plan.record
     order = [str(one) for one in PREFERRED]
-    return (
-        order.index(precision) if precision in order else len(order),
-        len(fit.plan.record.targets),
-        str(fit.plan.path),
-    )
+    precision = order.index(record.precision) if record.precision in order else len(order)
+    return precision, len(record.targets), str(fit.plan.path)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 
 from models.artifact.artifact import GRAPH, Artifact
 from models.artifact.tuning import Conditions, Trial, TuningFiles, TuningRecord, read_tuning
 from service.common.cpus import cpu_model, host
+from service.common.packages import package_version
 from service.common.types import Layout, Precision, Runtime
 
 DEFAULT_MAX_BATCH = 8
@@ -90,12 +90,7 @@ def place_of(artifact: Artifact, cache: Path) -> TuningFiles:
 
 def installed_version(runtime: Runtime) -> str | None:
     """That of a tunable runtime, as its engines say it; None where it is not installed. Nothing heavy is imported."""
-    for package in _PACKAGES[runtime]:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return None
+    return package_version(*_PACKAGES[runtime])
 
 
 def read_tuned(

@@ -1,68 +1,177 @@
-"""Opens one engine: builds it, runs its first batches, and where nothing is known of its answers, checks them."""
+"""Opens an engine for an artifact: what was asked for, or with `auto` the first attempt that succeeds."""
 
-from collections.abc import Callable
-
-import numpy as np
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from models.artifact.artifact import Artifact, ParityReport
-from models.artifact.engine_plan import PlanError
-from models.artifact.reference import REFERENCE
-from service.common.types import Runtime
-from service.engines.base import CardLostError, Engine, EngineUnavailableError
-from service.engines.selection.parity_gate import Gate, reference_of
+from models.artifact.engine_plan import EnginePlan, PlanError
+from service.common.gpus import Card
+from service.common.types import Layout, Precision, Runtime
+from service.engines.base import CardLostError, Engine, EngineUnavailableError, out_of_memory
+from service.engines.selection.compatibility import NO_MACHINE, Fit, Machine, this_machine
+from service.engines.selection.parity import reference_of
+from service.engines.selection.select import BUILT, Attempt, EngineOptions, Selection
 
-Build = Callable[[], Engine]
+_ON_CPU = (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH)
+_CARD_SLOTS = 2  # while one batch is computed, the next is copied
+
+log = logging.getLogger(__name__)
 
 
-def warm_up(engine: Engine, size: int) -> None:
-    """Run a batch of one and one of `max_batch`, so that no caller pays for memory and compilation."""
-    for batch in (1, engine.max_batch):
-        engine.run(np.zeros((batch, size, size, 3), dtype=np.uint8))
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Why an engine was chosen: what was preferred and passed over, each with the reason and what serves instead.
+
+    `fits` are the plans in the artifact, `parity` the reports of checks on this machine, `layout` that of an engine on
+    the CPU.
+    """
+
+    passed_over: tuple[str, ...] = ()
+    fits: tuple[Fit, ...] = ()
+    parity: tuple[ParityReport, ...] = ()
+    layout: Layout | None = None
 
 
-def open_unchecked(artifact: Artifact, runtime: Runtime, build: Build) -> Engine:
-    """A warm engine whose answers the export has checked. Raises EngineUnavailableError, with nothing left open."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A warm engine, and why it was chosen."""
+
+    engine: Engine
+    choice: Choice = field(default_factory=Choice)
+
+
+OpenEngine = Callable[[Artifact], Opened]
+"""Opens an engine for an artifact, as `open_engine` does for given options."""
+
+BuildPlan = Callable[[EnginePlan, Card, Artifact, EngineOptions], Engine]
+
+
+def build_plan_engine(plan: EnginePlan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
+    """The engine of a plan on `card`, not warmed up."""
+    from service.engines.tensorrt.engine import TensorRtEngine
+
+    return TensorRtEngine(
+        plan, artifact, card=card, slots=_CARD_SLOTS, max_batch=options.batch_on_cards, cache=options.cache
+    )
+
+
+def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, options: EngineOptions) -> Engine:
+    """The engine of a runtime that reads model.onnx, not warmed up and not checked."""
+    layout = options.on_cpu
+    slots, threads, max_batch = layout.slots, layout.threads, layout.max_batch
+    if runtime is Runtime.OPENVINO:
+        from service.engines.openvino.engine import OpenVinoEngine
+
+        cache = options.cache if options.keep_compiled else None
+        return OpenVinoEngine(artifact, precision, slots=slots, threads=threads, max_batch=max_batch, cache=cache)
+    if runtime is Runtime.TORCH:
+        from service.engines.torch import TorchEngine
+
+        return TorchEngine(artifact, threads=slots * threads, max_batch=max_batch)
+    from service.engines.onnxruntime import OnnxRuntimeEngine
+
+    if runtime is Runtime.ONNXRUNTIME_CUDA:
+        slots, max_batch = 1, options.batch_on_cards
+    return OnnxRuntimeEngine(artifact, runtime, slots=slots, threads=threads, max_batch=max_batch, card=options.card)
+
+
+def open_engine(
+    artifact: Artifact,
+    options: EngineOptions,
+    *,
+    look: Callable[[], Machine] = this_machine,
+    build_plan: BuildPlan = build_plan_engine,
+) -> Opened:
+    """A warm engine for `artifact` that never runs more rows at once than its manifest allows.
+
+    With `auto` the best that runs here and is known to answer rightly. The log and the choice say what was passed over
+    and why. Raises EngineUnavailableError where what was asked for cannot run, and with `auto` where the card that was
+    named lacks memory. `look` finds out what machine this is, `build_plan` makes the engine of a plan.
+    """
+    machine = NO_MACHINE if options.runtime in _ON_CPU else look().only(options.card)
+    selection = Selection.of(artifact, options, machine)
+    for note in selection.tuned.notes:
+        log.warning("%s", note)
+    name, level = artifact.manifest.name, logging.WARNING if machine.expects_cards else logging.INFO
+    notes = [(level, remark) for remark in selection.remarks()] if options.runtime is Runtime.AUTO else []
+    reasons: list[str] = []
+    for runtime, attempts in groupby(selection.attempts(), key=lambda attempt: attempt.runtime):
+        opened, failed = _open_first(selection, attempts, build_plan)
+        if opened is not None:
+            notes += [(logging.WARNING, f"{name} on {runtime}: {reason}") for reason in failed]
+            return _with_notes(opened, selection.fits, notes)
+        reasons += failed
+        text = f"{runtime} does not run {name}: {'; '.join(failed)}"
+        notes.append((level if runtime in BUILT else logging.WARNING, text))
+    raise EngineUnavailableError(selection.refusal(reasons))
+
+
+def _open_first(
+    selection: Selection, attempts: Iterable[Attempt], build_plan: BuildPlan
+) -> tuple[Opened | None, list[str]]:
+    """The first of the attempts with one runtime that succeeds, if any, and why those before it do not.
+
+    Raises EngineUnavailableError where a runtime that was asked for fails, and where a card that was named has too
+    little memory: the caller may make room there and try again.
+    """
+    options = selection.options
+    failed: list[str] = []
+    errors: list[EngineUnavailableError] = []
+    for attempt in attempts:
+        if attempt.reason:
+            failed.append(attempt.reason)
+            continue
+        try:
+            return _open(selection, attempt, build_plan), failed
+        except EngineUnavailableError as error:
+            failed.append(f"{attempt.fit.plan.record.stem}: {error}" if attempt.fit else str(error))
+            errors.append(error)
+    full = next(filter(out_of_memory, errors), None)
+    if (errors and options.runtime is not Runtime.AUTO) or (full and options.card):
+        raise EngineUnavailableError("; ".join(failed)) from full or errors[-1]
+    return None, failed
+
+
+def _open(selection: Selection, attempt: Attempt, build_plan: BuildPlan) -> Opened:
+    """Build the engine, warm it up, and compare its answers where that was not done yet. On an error it is closed."""
+    artifact, check, report = selection.artifact, attempt.check, attempt.report
+    reference = reference_of(artifact) if check is not None and report is None else None
     try:
-        engine = build()
+        engine = _build(selection, attempt, build_plan)
     except PlanError as error:
         raise EngineUnavailableError(str(error)) from error
+    step = "on its first batches"
     try:
-        warm_up(engine, artifact.manifest.input.crop)
-    except CardLostError:
+        engine.warm_up()
+        if check is not None and reference is not None:
+            step = "while its answers are checked"
+            report = check.run(engine, reference)
+            if failure := check.failure(report):
+                raise EngineUnavailableError(failure)
+    except (CardLostError, EngineUnavailableError):
         engine.close()
         raise
     except Exception as error:  # a runtime's own exceptions have no common base
         engine.close()
-        raise EngineUnavailableError(f"{runtime} fails on its first batches: {error}") from error
-    return engine
+        raise EngineUnavailableError(f"{attempt.runtime} fails {step}: {error}") from error
+    return Opened(engine, Choice(parity=(report,) if report else (), layout=attempt.layout))
 
 
-def open_checked(artifact: Artifact, runtime: Runtime, build: Build, gate: Gate) -> tuple[Engine, ParityReport]:
-    """A warm engine that has passed `gate`, now or at an earlier load, and the report.
-
-    Raises EngineUnavailableError, with nothing left open, also where it did not pass. One that did not pass at an
-    earlier load is not built again.
-    """
-    if (kept := gate.kept()) is not None:
-        gate.check(kept)
-        return open_unchecked(artifact, runtime, build), kept
-    reference = reference_of(artifact)
-    engine = open_unchecked(artifact, runtime, build)
-    try:
-        report = gate.measure(engine, reference)
-        gate.check(report)
-    except (EngineUnavailableError, CardLostError):
-        engine.close()
-        raise
-    except Exception as error:  # a runtime's own exceptions have no common base
-        engine.close()
-        raise EngineUnavailableError(f"{runtime} fails while its answers are checked: {error}") from error
-    return engine, report
+def _build(selection: Selection, attempt: Attempt, build_plan: BuildPlan) -> Engine:
+    artifact, layout = selection.artifact, attempt.layout
+    max_batch = layout.max_batch if layout else selection.batch_on_cards
+    options = replace(selection.options, layout=layout, max_batch=max_batch)
+    if attempt.fit is not None:
+        return build_plan(attempt.fit.plan, attempt.fit.card, artifact, options)
+    return build_engine(artifact, attempt.runtime, attempt.precision, options)
 
 
-def check_known(gate: Gate) -> None:
-    """Raise EngineUnavailableError where `open_checked` would, for all that is known before the engine is built."""
-    if (kept := gate.kept()) is not None:
-        gate.check(kept)
-    elif REFERENCE not in gate.artifact.manifest.files:
-        reference_of(gate.artifact)
+def _with_notes(opened: Opened, fits: tuple[Fit, ...], notes: list[tuple[int, str]]) -> Opened:
+    """Say in each note what serves instead, log it, and put it into the choice."""
+    info = opened.engine.describe()
+    texts = [f"{note}; {info.runtime} in {info.precision} serves instead" for _, note in notes]
+    for (level, _), text in zip(notes, texts, strict=True):
+        log.log(level, "%s", text)
+    return replace(opened, choice=replace(opened.choice, passed_over=tuple(texts), fits=fits))

@@ -1,4 +1,4 @@
-"""How alike two sets of answers are, image by image: an engine's, and those it must give. Decides nothing.
+"""How alike two sets of answers are, image by image: an engine's, and those it must give.
 
 For each image, with p the probabilities of the engine and q those of the original (PyTorch, or the imported file):
 
@@ -7,18 +7,26 @@ For each image, with p the probabilities of the engine and q those of the origin
     top1_agreement  1 where q of the engine's best class is within a tie of the best q, else 0
     top5_agreement  the share of the engine's best five whose q is within a tie of the fifth best q
 
-A tie is a ratio of probabilities that rounding alone may reverse; it grows with the precision's rounding. The report
+A tie is a ratio of probabilities that rounding alone may reverse; it grows with the precision's rounding. A report
 holds the worst difference and cosine and the mean agreements over all images and batch sizes.
+
+The export compares engines on the CPU. An engine on a card is compared when a model is first loaded there.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.artifact.artifact import ParityReport, Thresholds
+from models.artifact.artifact import IMPORTED, Artifact, ArtifactError, Manifest, ParityReport, Thresholds, read_file
+from models.artifact.files import CacheFile
+from models.artifact.reference import REFERENCE, Reference, UnreadableReferenceError, read_reference
 from service.common.types import Batch, Precision, Probabilities
-from service.engines.base import Engine
+from service.engines.base import Engine, EngineUnavailableError
 
 BATCH_SIZES = (1, 3, 8)
 THRESHOLDS = {
@@ -35,16 +43,18 @@ TIES = {  # differences of log probabilities
     Precision.INT8: 0.2,
 }
 HALF_SMALLEST = 6.1e-5
-"""The least number that float16 holds with all its bits; below it a softmax ends in zeros."""
+"""The smallest number that float16 holds with all its bits. A softmax in float16 gives zeros below it."""
 
 _SMALLEST = 1e-37  # just above the smallest normal float32, so that a probability of zero has a logarithm
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What is compared how strictly; `ties` are differences of log probabilities.
+    """How strictly answers are compared. `ties` are differences of log probabilities.
 
-    Probabilities below `smallest` count as that much: the original's own numbers hold nothing below it.
+    A probability below `smallest` counts as `smallest`, because the original's numbers hold nothing below it.
     """
 
     batch_sizes: tuple[int, ...] = BATCH_SIZES
@@ -59,7 +69,7 @@ BOUNDS = Bounds()
 def compare(
     engine: Engine, precision: Precision, images: Batch, reference: Probabilities, bounds: Bounds = BOUNDS
 ) -> ParityReport:
-    """How `engine` answers `images` at each batch size, against `reference`."""
+    """Compare the answers of `engine` to `images`, at each batch size, with `reference`."""
     info = engine.describe()
     tie, smallest = bounds.ties[precision], bounds.smallest
     found = [_figures(_run(engine, images, size), reference, tie, smallest) for size in bounds.batch_sizes]
@@ -88,7 +98,7 @@ def compare(
 
 
 def figures(report: ParityReport) -> str:
-    """One line: what was measured, and what was asked."""
+    """What was measured and what was asked for, in one line."""
     limit = report.thresholds
     return (
         f"{report.runtime} {report.precision}: max |dp| {report.max_abs_diff:.2g} (at most {limit.max_abs_diff:g}), "
@@ -99,14 +109,13 @@ def figures(report: ParityReport) -> str:
 
 
 def _run(engine: Engine, images: Batch, size: int) -> Probabilities:
-    parts: Sequence[Probabilities] = [engine.run(images[start : start + size]) for start in range(0, len(images), size)]
-    return np.concatenate(parts)
+    return np.concatenate([engine.run(images[start : start + size]) for start in range(0, len(images), size)])
 
 
 def _figures(
     given: Probabilities, reference: Probabilities, tie: float, smallest: float
 ) -> tuple[float, float, float, float]:
-    """Worst difference, worst cosine, mean top-1 and mean top-5 agreement; not finite counts as the worst there is."""
+    """The worst difference, the worst cosine and the mean agreements. Answers that are not finite are the worst."""
     if given.shape != reference.shape or not np.isfinite(given).all():
         return 1.0, -1.0, 0.0, 0.0  # a number, because the manifest is JSON, which has no infinity
     log_p, log_q = _log(given, smallest), _log(reference, smallest)
@@ -124,3 +133,151 @@ def _figures(
 
 def _log(probabilities: Probabilities, smallest: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     return np.log(np.maximum(probabilities.astype(np.float64), smallest))
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedEngine:
+    """What a check on a card holds for. Where any of these differs the engine is checked again.
+
+    `engine_sha256` is that of the plan, or of model.onnx where the runtime reads that.
+    """
+
+    engine_sha256: str
+    reference_sha256: str
+    runtime: str
+    runtime_version: str
+    precision: Precision
+    card: str
+    driver: str
+
+
+class _StoredReport(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    subject: CheckedEngine
+    report: ParityReport
+
+
+@dataclass(frozen=True, slots=True)
+class ParityCheck:
+    """The comparison of an engine, on the card that is to run it, with the answers that the artifact keeps.
+
+    It is made once: the folder `cache` keeps the report for later loads. Nothing is kept where `cache` is None.
+    `batch_sizes` are those that the engine will run.
+    """
+
+    artifact: Artifact
+    subject: CheckedEngine
+    thresholds: Thresholds
+    batch_sizes: tuple[int, ...]
+    cache: Path | None
+
+    @classmethod
+    def of(cls, artifact: Artifact, subject: CheckedEngine, max_batch: int, cache: Path | None) -> "ParityCheck":
+        """The check of an engine that takes at most `max_batch` rows."""
+        sizes = tuple(sorted({min(size, max_batch) for size in BOUNDS.batch_sizes}))
+        return cls(artifact, subject, thresholds(artifact.manifest, subject.precision), sizes, cache)
+
+    def stored(self) -> ParityReport | None:
+        """The report of an earlier check, passed or not. None where there is none that holds for this engine."""
+        content = None if self.cache is None else self._file(self.cache).read()
+        if content is None:
+            return None
+        try:
+            stored = _StoredReport.model_validate_json(content)
+        except ValidationError:
+            return None  # another version of topfive wrote it
+        report = stored.report
+        holds = stored.subject == self.subject and report.thresholds == self.thresholds
+        return report if holds and set(self.batch_sizes) <= set(report.batch_sizes) else None
+
+    def failure(self, report: ParityReport | None) -> str:
+        """Why the engine may not serve: by `report`, or before there is one. Empty where nothing is known."""
+        if report is None and REFERENCE not in self.artifact.manifest.files:
+            return _unreadable_reference(self.artifact)
+        if report is None or report.passed:
+            return ""
+        again = "" if self.cache is None else f"; it is checked again once {self._file(self.cache).path} is deleted"
+        return (
+            f"its answers on this card differ from the original's: {figures(report)}; use another --precision or "
+            f"--runtime{again}"
+        )
+
+    def run(self, engine: Engine, reference: Reference) -> ParityReport:
+        """Compare `engine` now and keep the report, passed or not. Errors of the engine pass through."""
+        precision, manifest = self.subject.precision, self.artifact.manifest
+        bounds = Bounds(
+            self.batch_sizes,
+            thresholds={precision: self.thresholds},
+            ties={precision: _tie(manifest, precision)},
+            smallest=_smallest(manifest, reference),
+        )
+        report = compare(engine, precision, reference.images, reference.probabilities, bounds)
+        log.info("checked %s on %s: %s", manifest.name, self.subject.card or "the card", figures(report))
+        if self.cache is not None:
+            content = _StoredReport(subject=self.subject, report=report).model_dump_json(indent=2) + "\n"
+            self._file(self.cache).write(content.encode())
+        return report
+
+    def _file(self, cache: Path) -> CacheFile:
+        parts = "\0".join(str(value) for value in asdict(self.subject).values())
+        path = cache / "parity" / f"{sha256(parts.encode()).hexdigest()[:32]}.report"
+        return CacheFile(path, "the engine is checked at each load; name a folder with --cache")
+
+
+def thresholds(manifest: Manifest, precision: Precision) -> Thresholds:
+    """What an engine in `precision` must reach.
+
+    The numbers of an imported file may themselves be rounded. What its f32 was allowed, lower precisions are allowed.
+    """
+    own, f32 = BOUNDS.thresholds[precision], _thresholds_of_import(manifest)
+    if f32 is None:
+        return own
+    return Thresholds(
+        max_abs_diff=max(own.max_abs_diff, f32.max_abs_diff),
+        logit_cosine=min(own.logit_cosine, f32.logit_cosine),
+        top1_agreement=min(own.top1_agreement, f32.top1_agreement),
+        top5_agreement=min(own.top5_agreement, f32.top5_agreement),
+    )
+
+
+def _thresholds_of_import(manifest: Manifest) -> Thresholds | None:
+    """What f32 was allowed when the file was imported. None for a model of the catalog."""
+    if manifest.family != IMPORTED:
+        return None
+    return next((report.thresholds for report in manifest.parity if report.precision == Precision.F32), None)
+
+
+def _tie(manifest: Manifest, precision: Precision) -> float:
+    """The tie of `precision`, or that of the precision by whose thresholds the file was imported, if it is larger."""
+    allowed = _thresholds_of_import(manifest)
+    return max(BOUNDS.ties[one] for one in BOUNDS.ties if one is precision or BOUNDS.thresholds.get(one) == allowed)
+
+
+def _smallest(manifest: Manifest, reference: Reference) -> float:
+    """The smallest probability that is compared. The softmax of an imported file may be in float16."""
+    given = reference.probabilities
+    half = manifest.family == IMPORTED and np.array_equal(given, given.astype(np.float16))
+    return HALF_SMALLEST if half else BOUNDS.smallest
+
+
+def _unreadable_reference(artifact: Artifact) -> str:
+    try:
+        reference_of(artifact)
+    except EngineUnavailableError as error:
+        return str(error)
+    return ""
+
+
+def reference_of(artifact: Artifact) -> Reference:
+    """The images and answers that the artifact keeps.
+
+    Raises EngineUnavailableError, with the command that exports it again, where it keeps none or they are damaged.
+    """
+    try:
+        read_file(artifact.folder.parent.parent, artifact.version, artifact.manifest, REFERENCE)
+        reference = read_reference(artifact.folder)
+    except (ArtifactError, UnreadableReferenceError) as error:
+        raise EngineUnavailableError(f"nothing to check its answers against: {error}") from error
+    assert reference is not None, "the file was there a moment ago"
+    return reference

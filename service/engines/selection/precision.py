@@ -6,27 +6,27 @@ from models.artifact.artifact import IMPORTED, Artifact
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 
-_PLANS = (Precision.FP16, Precision.F32, Precision.INT8)
+_OF_PLANS = (Precision.FP16, Precision.F32, Precision.INT8)
 COMPUTES = {
-    Runtime.TENSORRT: _PLANS,
-    Runtime.TENSORRT_RTX: _PLANS,
+    Runtime.TENSORRT: _OF_PLANS,
+    Runtime.TENSORRT_RTX: _OF_PLANS,
     Runtime.ONNXRUNTIME_CUDA: (Precision.F32,),
     Runtime.OPENVINO: (Precision.F32, Precision.BF16),
     Runtime.ONNXRUNTIME: (Precision.F32,),
     Runtime.TORCH: (Precision.F32,),
 }
-"""The precisions of each runtime; what it was not asked for it does not compute in."""
+"""The precisions of each runtime. No runtime computes in a precision that it was not asked for."""
 
 log = logging.getLogger(__name__)
 
 
 def computes(runtime: Runtime, asked: Precision) -> bool:
-    """Whether `runtime` can compute in what is asked for."""
+    """Whether `runtime` can compute in the precision that is asked for."""
     return asked is Precision.AUTO or asked in COMPUTES[runtime]
 
 
 def check_computes(runtime: Runtime, asked: Precision) -> None:
-    """Raise EngineUnavailableError where `runtime` cannot compute in what is asked for, naming one that can."""
+    """Raise EngineUnavailableError, naming a runtime that can, where `runtime` cannot compute in what is asked for."""
     if not computes(runtime, asked):
         having = next(other for other in COMPUTES if asked in COMPUTES[other])
         raise EngineUnavailableError(
@@ -35,11 +35,11 @@ def check_computes(runtime: Runtime, asked: Precision) -> None:
 
 
 def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
-    """The precision to compute in on a runtime that reads model.onnx; that of a plan is the plan's own.
+    """The precision to compute in on a runtime that reads model.onnx. A plan has a precision of its own.
 
     bf16 needs a passed parity report of this artifact on this runtime. Raises EngineUnavailableError where the runtime
-    has not what was asked for, where bf16 was asked for and may not be used, and where the runtime may not be used at
-    all: see `_check_f32`.
+    does not have what was asked for, where bf16 was asked for and may not be used, and where the runtime may not be
+    used at all: see `_check_f32`.
     """
     check_computes(runtime, asked)
     _check_f32(artifact, runtime)
@@ -54,10 +54,10 @@ def is_checked_on_the_card(artifact: Artifact, runtime: Runtime) -> bool:
 
 
 def _check_f32(artifact: Artifact, runtime: Runtime) -> None:
-    """Raise EngineUnavailableError where this runtime is known to answer wrongly in f32: then in no other precision.
+    """Raise EngineUnavailableError where the answers of this runtime in f32 are wrong: then they are in no other.
 
-    An export passes on every runtime or is not written. An import needs one runtime that passes: any other serves only
-    with a report of its own. The torch engine is not asked: it is the reference of exports, and runs no import.
+    An export passes on every runtime or is not written. An import needs one runtime that passes, and any other serves
+    only with a report of its own. The torch engine is not asked: it is the reference of exports, and runs no import.
     """
     manifest, report = artifact.manifest, artifact.parity(runtime, Precision.F32)
     if report is not None and not report.passed:
@@ -65,9 +65,8 @@ def _check_f32(artifact: Artifact, runtime: Runtime) -> None:
             f"{manifest.name} may not run on {runtime}: its answers differ from the original's "
             f"(max |dp| {report.max_abs_diff:.3g}); see /models/{manifest.name}, and use another --runtime"
         )
-    if is_checked_on_the_card(artifact, runtime):
-        return
-    if report is None and manifest.family == IMPORTED and runtime is not Runtime.TORCH:
+    unchecked = report is None and manifest.family == IMPORTED and runtime is not Runtime.TORCH
+    if unchecked and not is_checked_on_the_card(artifact, runtime):
         raise EngineUnavailableError(
             f"{manifest.name} may not run on {runtime}: when it was imported, it was not checked or did not run there; "
             f"use another --runtime, or import it again where {runtime} runs"

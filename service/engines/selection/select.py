@@ -1,19 +1,19 @@
-"""Which engine runs an artifact on this machine: what was asked for, or with `auto` the best that fits."""
+"""Which engines may serve an artifact on this machine, the preferred first, and why others may not. Opens none."""
 
-import logging
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from models.artifact.artifact import Artifact
-from models.artifact.engine_plan import EnginePlan
+from models.artifact.artifact import GRAPH, Artifact, ParityReport
+from models.artifact.engine_plan import Flavour
 from models.artifact.files import expand_home
+from models.artifact.reference import REFERENCE
 from service.common.gpus import Card
 from service.common.types import CACHE, Layout, Precision, Runtime
-from service.engines.base import Engine, EngineUnavailableError, out_of_memory
-from service.engines.selection.compatibility import NO_MACHINE, Fit, Machine, Source, survey, this_machine
+from service.engines.base import INSTALL, EngineUnavailableError
+from service.engines.selection.compatibility import NO_MACHINE, Fit, Machine, Source, misfits, survey
 from service.engines.selection.cpu_layout import (
     DEFAULT_MAX_BATCH,
     NOT_TUNED,
@@ -23,54 +23,27 @@ from service.engines.selection.cpu_layout import (
     default_layout,
     read_tuned,
 )
-from service.engines.selection.opening import open_checked, open_unchecked
-from service.engines.selection.prebuilt import (
-    FLAVOURS,
-    Bench,
-    BuildOn,
-    best_flavour,
-    gate_of_graph,
-    nothing_built,
-    nothing_runs,
-    open_built,
-)
+from service.engines.selection.parity import CheckedEngine, ParityCheck
 from service.engines.selection.precision import check_computes, choose_precision, computes, is_checked_on_the_card
-from service.engines.selection.result import Choice, Opened
 from service.engines.tensorrt.packages import is_installed
 
-ORDER = (
-    Runtime.TENSORRT,
-    Runtime.TENSORRT_RTX,
-    Runtime.ONNXRUNTIME_CUDA,
-    Runtime.OPENVINO,
-    Runtime.ONNXRUNTIME,
-)
-"""What `auto` prefers, best first; torch is the reference and serves only where it is asked for."""
+BUILT = (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
+"""The runtimes of engines that are built for a card. Their names are those of the flavours of plans."""
+ON_CARDS = (*BUILT, Runtime.ONNXRUNTIME_CUDA)
+ORDER = (*ON_CARDS, Runtime.OPENVINO, Runtime.ONNXRUNTIME)
+"""What `auto` prefers, best first. torch is the reference, and serves only where it is asked for."""
 
-_INSTALL = {
-    Runtime.TENSORRT: ".[tensorrt]",
-    Runtime.TENSORRT_RTX: ".[tensorrt-rtx]",
-    Runtime.OPENVINO: "openvino",
-    Runtime.ONNXRUNTIME: ".[cpu]",
-    Runtime.ONNXRUNTIME_CUDA: ".[gpu]",
-    Runtime.TORCH: ".[export]",
-}
-_ON_CPU = (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH)
 _MODULE = {Runtime.ONNXRUNTIME_CUDA: "onnxruntime"}
-_CARD_SLOTS = 2  # while one batch is computed, the next is copied
-
-log = logging.getLogger(__name__)
-
-BuildPlan = Callable[[EnginePlan, Card, Artifact, "EngineOptions"], Engine]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What the user asked for, the CPUs there are for all slots together, and the card to use; None for the first.
+    """What is asked of an engine.
 
-    `cache` is the folder for what this machine finds out, `among` are the runtimes that `auto` tries, best first.
-    `max_batch` 0 takes what was tuned or is the default; `layout` None likewise, and holds for the CPU alone.
-    `keep_compiled` keeps graphs that OpenVINO compiled in `cache`.
+    `cpus` are for all slots together. `max_batch` 0 and `layout` None take what was tuned, or else the default;
+    `layout` holds for the CPU alone. `card` is the one to use, None for any. `cache` is the folder for what this
+    machine finds out, and with `keep_compiled` also for graphs that OpenVINO compiled. `among` are the runtimes that
+    `auto` tries, best first.
     """
 
     runtime: Runtime = Runtime.AUTO
@@ -85,7 +58,7 @@ class EngineOptions:
 
     @property
     def on_cpu(self) -> Layout:
-        """How an engine on the CPU is laid out."""
+        """The layout of an engine on the CPU."""
         layout = self.layout or default_layout(self.cpus)
         return replace(layout, max_batch=self.max_batch) if self.max_batch else layout
 
@@ -96,9 +69,9 @@ class EngineOptions:
 
 
 def installed(runtime: Runtime) -> bool:
-    """Whether the packages of `runtime` can be imported; nothing heavy is."""
-    if (flavour := FLAVOURS.get(runtime)) is not None:
-        return is_installed(flavour)
+    """Whether the packages of `runtime` can be imported. Of them only ONNX Runtime is, to ask it for CUDA."""
+    if runtime in BUILT:
+        return is_installed(Flavour(runtime))
     if find_spec(_MODULE.get(runtime, runtime.value)) is None:
         return False
     if runtime is Runtime.ONNXRUNTIME_CUDA:
@@ -108,180 +81,173 @@ def installed(runtime: Runtime) -> bool:
     return True
 
 
-def build_plan_engine(plan: EnginePlan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
-    """The engine of a plan on `card`, with nothing chosen and nothing warmed up."""
-    from service.engines.tensorrt.engine import TensorRtEngine
-
-    return TensorRtEngine(
-        plan, artifact, card=card, slots=_CARD_SLOTS, max_batch=options.batch_on_cards, cache=options.cache
-    )
-
-
 def check_possible(runtime: Runtime, asked: Precision) -> None:
-    """Raise EngineUnavailableError where the packages are not there, or compute otherwise than is asked for."""
+    """Raise EngineUnavailableError where `runtime` is not installed, or cannot compute in what is asked for."""
     if not installed(runtime):
-        raise EngineUnavailableError(f"the runtime {runtime} is not installed; run: pip install '{_INSTALL[runtime]}'")
+        raise EngineUnavailableError(f"the runtime {runtime} is not installed; run: {INSTALL[runtime]}")
     check_computes(runtime, asked)
 
 
-def source_of(artifact: Artifact) -> Source:
-    """What plans in it are judged for."""
-    return Source.of(artifact.folder.parent.parent, artifact.manifest)
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One engine that may serve an artifact.
+
+    `reason` says why it cannot, and is empty where nothing is known against it. `doubt` is a reason that only opening
+    the engine can confirm. `layout` is that of an engine on the CPU, `fit` the plan of one that is built for a card.
+    `check` is the comparison that an engine on a card must pass, None where the export has made it, and `report` the
+    one that an earlier load has kept.
+    """
+
+    runtime: Runtime
+    precision: Precision
+    reason: str = ""
+    doubt: str = ""
+    layout: Layout | None = None
+    fit: Fit | None = None
+    check: ParityCheck | None = None
+    report: ParityReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
-    """One artifact on one machine: what is asked for, the plans in it, and what is wrong with records of others."""
+class Selection:
+    """What may serve one artifact on one machine.
+
+    `fits` are the plans in the artifact, the best first. `damage` says which of their records cannot be read.
+    """
 
     artifact: Artifact
     options: EngineOptions
-    source: Source
+    machine: Machine
     fits: tuple[Fit, ...]
-    damage: list[str]
-    bench: Bench
-    build: BuildOn
+    damage: tuple[str, ...]
     tuned: Tuned
 
+    @classmethod
+    def of(cls, artifact: Artifact, options: EngineOptions, machine: Machine) -> "Selection":
+        """Read the plans and the tuning record of the artifact. Plans are not read for NO_MACHINE."""
+        fits, damage = ((), ()) if machine is NO_MACHINE else survey(artifact, machine, options.precision)
+        tuned = NOT_TUNED
+        if options.layout is None and options.runtime in (Runtime.AUTO, *TUNABLE):
+            tuned = read_tuned(artifact, options.cache, options.cpus, options.runtime, options.precision)
+        return cls(artifact, options, machine, fits, damage, tuned)
 
-@dataclass(frozen=True, slots=True)
-class _Note:
-    """A line for the log and for who asks about the model."""
+    @property
+    def batch_on_cards(self) -> int:
+        """The largest batch on a card."""
+        return at_most(self.options.batch_on_cards, self.artifact)
 
-    text: str
-    level: int
+    def attempts(self) -> Iterator[Attempt]:
+        """What was asked for, or with `auto` whatever can compute in the precision, the preferred first.
 
-
-def open_engine(
-    artifact: Artifact,
-    options: EngineOptions,
-    *,
-    look: Callable[[], Machine] = this_machine,
-    build_plan: BuildPlan = build_plan_engine,
-) -> Opened:
-    """A warm engine for `artifact` that never runs more rows at once than its manifest allows.
-
-    With `auto` the best that runs here and is known to answer rightly; the log and the choice say what was passed over
-    and why. Raises EngineUnavailableError where what was asked for cannot run, and with `auto` where the card that was
-    named lacks memory. `look` finds out what machine this is, `build_plan` makes the engine of a plan.
-    """
-    on_cpu = options.runtime in _ON_CPU
-    machine = NO_MACHINE if on_cpu else look().only(options.card)
-    source = source_of(artifact)
-    fits, damage = ((), []) if on_cpu else survey(artifact.folder, source, machine, options.precision)
-    on_cards = replace(options, max_batch=at_most(options.batch_on_cards, artifact))
-    bench = Bench(machine, options.cache, on_cards.max_batch)
-
-    def build(plan: EnginePlan, card: Card) -> Engine:
-        return build_plan(plan, card, artifact, on_cards)
-
-    tunable = options.layout is None and options.runtime in (Runtime.AUTO, *TUNABLE)
-    asked = options.runtime, options.precision
-    tuned = read_tuned(artifact, options.cache, options.cpus, *asked) if tunable else NOT_TUNED
-    for note in tuned.notes:
-        log.warning("%s", note)
-    case = _Case(artifact, options, source, fits, damage, bench, build, tuned)
-    if options.runtime is Runtime.AUTO:
-        return _best(case)
-    check_possible(options.runtime, options.precision)
-    opened = _open(case, options.runtime)
-    return _told(case, opened, [])
-
-
-def _best(case: _Case) -> Opened:
-    """The first of those that `auto` tries that runs; each that should have run and did not is noted."""
-    asked, name, machine = case.options.precision, case.artifact.manifest.name, case.bench.machine
-    level = logging.WARNING if machine.expects_cards else logging.INFO
-    notes = [_Note(text, level) for text in case.damage]
-    if machine.expects_cards and not machine.cards.found and not case.fits and computes(Runtime.TENSORRT, asked):
-        notes.append(_Note(f"no NVIDIA card can be used here: {machine.cards.reason}", level))
-    if machine.cards.found and not case.fits and not case.damage and computes(Runtime.TENSORRT, asked):
-        notes.append(_Note(nothing_built(best_flavour(machine), case.source, machine, asked), level))
-    refused: list[str] = []
-    for runtime in case.tuned.order(case.options.among, asked):
-        if not computes(runtime, asked) or not _is_candidate(case, runtime):
-            continue
+        Those of one runtime follow each other. They are made one by one, because judging a runtime may import it.
+        """
+        asked, runtime = self.options.precision, self.options.runtime
+        if runtime is Runtime.AUTO:
+            for one in self.tuned.order(self.options.among, asked):
+                if computes(one, asked) and (one in BUILT or installed(one)):
+                    yield from self._attempts_on(one)
+            return
         try:
-            opened = _open(case, runtime)
+            check_possible(runtime, asked)
         except EngineUnavailableError as error:
-            if case.options.card is not None and out_of_memory(error):  # who chose the card may make room on it
-                raise
-            refused.append(str(error))
-            text = f"{runtime} does not run {name}: {error}"
-            notes.append(_Note(text, level if runtime in FLAVOURS else logging.WARNING))
-            continue
-        return _told(case, opened, notes)
-    raise EngineUnavailableError("; ".join([*case.damage, *refused]) or nothing_runs(case.source, machine, asked))
+            yield Attempt(runtime, asked, str(error))
+            return
+        if runtime in BUILT and not self._fits_of(runtime):
+            advice = Source.of(self.artifact).nothing_built(Flavour(runtime), self.machine, asked)
+            yield Attempt(runtime, asked, advice)
+        yield from self._attempts_on(runtime)
 
+    def expected(self) -> tuple[Attempt | None, list[Attempt]]:
+        """What opening would succeed with, unless it finds out something new, and the attempts before that."""
+        passed: list[Attempt] = []
+        for attempt in self.attempts():
+            if not (attempt.reason or attempt.doubt):
+                return attempt, passed
+            passed.append(attempt)
+        return None, passed
 
-def _is_candidate(case: _Case, runtime: Runtime) -> bool:
-    """Whether `auto` tries it: a runtime of plans where there is one for it, another where it is installed."""
-    if (flavour := FLAVOURS.get(runtime)) is not None:
-        return any(fit.plan.record.flavour is flavour for fit in case.fits)
-    return installed(runtime)
+    def remarks(self) -> list[str]:
+        """Why `auto` uses no card, where no attempt says so: records cannot be read, no card, or nothing built."""
+        remarks, cards, asked = list(self.damage), self.machine.cards, self.options.precision
+        if self.fits or not computes(Runtime.TENSORRT, asked):
+            return remarks
+        if not cards.found and self.machine.expects_cards:
+            remarks.append(f"no NVIDIA card can be used here: {cards.reason}")
+        if cards.found and not self.damage:
+            remarks.append(self._nothing_built())
+        return remarks
 
+    def refusal(self, reasons: Sequence[str]) -> str:
+        """What to say where every attempt fails, each for its reason."""
+        needs_plans = self.options.runtime in (Runtime.AUTO, *BUILT)
+        if found := [*(self.damage if needs_plans else ()), *reasons]:
+            return "; ".join(found)
+        asked = self.options.precision
+        if asked in (Precision.FP16, Precision.INT8):
+            return f"{asked} needs an NVIDIA card and an engine built for it; {self._nothing_built()}"
+        return f"no runtime for --precision {asked} is installed; run: {INSTALL[Runtime.OPENVINO]}"
 
-def _open(case: _Case, runtime: Runtime) -> Opened:
-    artifact, options = case.artifact, case.options
-    if (flavour := FLAVOURS.get(runtime)) is not None:
-        if not _is_candidate(case, runtime):
-            advice = nothing_built(flavour, case.source, case.bench.machine, options.precision)
-            raise EngineUnavailableError("; ".join([*case.damage, advice]))
-        return open_built(artifact, runtime, case.fits, case.bench, case.build)
-    if runtime is Runtime.ONNXRUNTIME_CUDA:
-        return _open_graph_on_card(case)
-    allowed = choose_precision(artifact, runtime, options.precision)
-    precision, layout = case.tuned.choose(runtime, options.precision, allowed)
-    own = default_layout(options.cpus, 1) if runtime is Runtime.TORCH else None  # it runs one batch at a time
-    layout = replace(options, layout=layout or options.layout or own).on_cpu
-    layout = replace(layout, max_batch=at_most(layout.max_batch, artifact))
-    options = replace(options, layout=layout, max_batch=layout.max_batch)
-    engine = open_unchecked(artifact, runtime, partial(build_engine, artifact, runtime, precision, options))
-    return Opened(engine, Choice(layout=layout))
+    def _nothing_built(self) -> str:
+        machine = self.machine
+        return Source.of(self.artifact).nothing_built(machine.best_flavour, machine, self.options.precision)
 
+    def _fits_of(self, runtime: Runtime) -> list[Fit]:
+        return [fit for fit in self.fits if fit.plan.record.flavour == runtime.value]
 
-def _open_graph_on_card(case: _Case) -> Opened:
-    """ONNX Runtime on a card, checked there where the export could not."""
-    artifact, runtime = case.artifact, Runtime.ONNXRUNTIME_CUDA
-    precision = choose_precision(artifact, runtime, case.options.precision)
-    options = replace(case.options, max_batch=case.bench.max_batch)
-    build = partial(build_engine, artifact, runtime, precision, options)
-    if not is_checked_on_the_card(artifact, runtime):
-        return Opened(open_unchecked(artifact, runtime, build))
-    from service.engines.onnxruntime import version
+    def _attempts_on(self, runtime: Runtime) -> Iterator[Attempt]:
+        if runtime not in BUILT:
+            yield self._with_graph(runtime)
+            return
+        fits = self._fits_of(runtime)
+        yield from (self._with_plan(runtime, fit) for fit in fits if fit.fits)
+        yield from (Attempt(runtime, self.options.precision, sentence) for sentence in misfits(fits))
 
-    engine, report = open_checked(artifact, runtime, build, gate_of_graph(artifact, runtime, version(), case.bench))
-    return Opened(engine, Choice(parity=(report,)))
+    def _with_plan(self, runtime: Runtime, fit: Fit) -> Attempt:
+        record = fit.plan.record
+        precision, rows = Precision(record.precision), min(self.batch_on_cards, record.profile.largest)
+        check = self._check((record.sha256, runtime, record.version), precision, fit.card, rows)
+        report = check.stored()
+        failure = check.failure(report)
+        reason = f"{record.stem}: {failure}" if failure else ""
+        return Attempt(runtime, precision, reason, fit=fit, check=check, report=report)
 
+    def _with_graph(self, runtime: Runtime) -> Attempt:
+        options = self.options
+        try:
+            precision = choose_precision(self.artifact, runtime, options.precision)
+        except EngineUnavailableError as error:
+            return Attempt(runtime, options.precision, str(error))
+        if runtime is Runtime.ONNXRUNTIME_CUDA:
+            return self._with_graph_on_card(runtime, precision)
+        precision, layout = self.tuned.choose(runtime, options.precision, precision)
+        own = default_layout(options.cpus, 1) if runtime is Runtime.TORCH else None  # it runs one batch at a time
+        layout = replace(options, layout=layout or options.layout or own).on_cpu
+        layout = replace(layout, max_batch=at_most(layout.max_batch, self.artifact))
+        return Attempt(runtime, precision, layout=layout)
 
-def _told(case: _Case, opened: Opened, notes: list[_Note]) -> Opened:
-    """The same with each note, in the log and in the choice, saying what serves instead.
+    def _with_graph_on_card(self, runtime: Runtime, precision: Precision) -> Attempt:
+        cards = self.machine.cards
+        doubt = "" if cards.found else f"{runtime} finds no card: {cards.reason}"
+        if not is_checked_on_the_card(self.artifact, runtime):
+            return Attempt(runtime, precision, doubt=doubt)
+        from service.engines.onnxruntime import version
 
-    Plans of its own runtime that were tried first and failed are noted too.
-    """
-    info = opened.engine.describe()
-    own = f"{case.artifact.manifest.name} on {info.runtime}"
-    notes = [*notes, *(_Note(f"{own}: {text}", logging.WARNING) for text in opened.choice.passed_over)]
-    texts = [f"{note.text}; {info.runtime} in {info.precision} serves instead" for note in notes]
-    for note, text in zip(notes, texts, strict=True):
-        log.log(note.level, "%s", text)
-    return Opened(opened.engine, replace(opened.choice, passed_over=tuple(texts), fits=case.fits))
+        graph = self.artifact.manifest.files.get(GRAPH, "")
+        check = self._check((graph, runtime, version()), precision, next(iter(cards.found), None), self.batch_on_cards)
+        report = check.stored()
+        return Attempt(runtime, precision, check.failure(report), doubt, check=check, report=report)
 
-
-def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, options: EngineOptions) -> Engine:
-    """The engine itself, with nothing chosen and nothing warmed up; the parity gate uses it too."""
-    layout = options.on_cpu
-    slots, threads, max_batch = layout.slots, layout.threads, layout.max_batch
-    if runtime is Runtime.OPENVINO:
-        from service.engines.openvino.engine import OpenVinoEngine
-
-        cache = options.cache if options.keep_compiled else None
-        return OpenVinoEngine(artifact, precision, slots=slots, threads=threads, max_batch=max_batch, cache=cache)
-    if runtime is Runtime.TORCH:
-        from service.engines.torch import TorchEngine
-
-        return TorchEngine(artifact, threads=slots * threads, max_batch=max_batch)
-    from service.engines.onnxruntime import OnnxRuntimeEngine
-
-    if runtime is Runtime.ONNXRUNTIME_CUDA:
-        slots, max_batch = 1, options.batch_on_cards
-    return OnnxRuntimeEngine(artifact, runtime, slots=slots, threads=threads, max_batch=max_batch, card=options.card)
+    def _check(
+        self, engine: tuple[str, Runtime, str], precision: Precision, card: Card | None, rows: int
+    ) -> ParityCheck:
+        """The check of an engine by its sha256, runtime and version. Nothing is kept where the card is not known."""
+        subject = CheckedEngine(
+            engine_sha256=engine[0],
+            reference_sha256=self.artifact.manifest.files.get(REFERENCE, ""),
+            runtime=engine[1],
+            runtime_version=engine[2],
+            precision=precision,
+            card=card.name if card else "",
+            driver=self.machine.driver or "unknown",
+        )
+        return ParityCheck.of(self.artifact, subject, rows, self.options.cache if card else None)

@@ -1,6 +1,6 @@
 """CUDA's runtime on one card: memory, streams, events and graphs.
 
-Each call's status is checked, and what is made is given back once. Knows nothing of TensorRT.
+The status of every call is checked, and what was made is freed once. Knows nothing of TensorRT.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ S = TypeVar("S", bound=np.generic)
 
 
 class Loss(NamedTuple):
-    """An error after which every call of the process on this card fails: CUDA's name and number, and what it means."""
+    """An error after which every call of the process on this card fails. `name` and `number` are CUDA's."""
 
     name: str
     number: int
@@ -53,13 +53,13 @@ LOSSES = (
     Loss("cudaErrorUnknown", 999, "the driver knows no reason; a card that fell off its bus looks so"),
 )
 _LOST = MappingProxyType({loss.number: loss for loss in LOSSES})
-_TOLD = re.compile(r"\b(?:CUDA failure|cudaError) (\d+): ")  # how ONNX Runtime and TensorRT quote CUDA
+_QUOTED = re.compile(r"\b(?:CUDA failure|cudaError) (\d+): ")  # how ONNX Runtime and TensorRT quote CUDA
 
 log = logging.getLogger(__name__)
 
 
 class CudaError(Exception):
-    """A call failed, and others may go on; the message has the call, and CUDA's own name and words."""
+    """A call failed, and later ones may succeed. The message has the call, and CUDA's own name and words."""
 
 
 def bindings() -> Any:
@@ -70,17 +70,16 @@ def bindings() -> Any:
 
 
 def loss_in(text: str) -> Loss | None:
-    """The loss of a card that another library tells of in its own error, None where it tells of none."""
-    told = (_LOST.get(int(number)) for number in _TOLD.findall(text))
-    return next((loss for loss in told if loss is not None), None)
+    """The loss of a card that another library quotes in its own error, None where it quotes none."""
+    return next((loss for number in _QUOTED.findall(text) if (loss := _LOST.get(int(number))) is not None), None)
 
 
 class Cuda:
-    """One card through `runtime`, which is `cuda.bindings.runtime` or what stands for it.
+    """One card, by `runtime`, which is the module `cuda.bindings.runtime` or has its functions.
 
     Every method raises MemoryError where the card or the pinned memory is full, CardLostError where the card is lost,
-    else CudaError. What a method makes belongs to `owner`, which gives it back when it closes. Once the card is lost
-    nothing is given back: calls would fail, and the end of the process frees all.
+    else CudaError. What a method makes belongs to `owner`, which frees it when it closes. Once the card is lost nothing
+    is freed: the calls would fail, and the end of the process frees everything.
     """
 
     def __init__(self, runtime: Any, index: int) -> None:
@@ -89,36 +88,36 @@ class Cuda:
         self.lost: str | None = None
 
     def enter(self) -> None:
-        """Make the card that of the calling thread. CUDA forgets it with the thread, and a thread may have several."""
+        """Use the card in the calling thread. Each thread has a current card, and may change it."""
         self._call("cudaSetDevice", self.index)
 
     def device_memory(self, owner: ExitStack, size_bytes: int) -> int:
-        """The address of memory on the card."""
+        """Allocate memory on the card and give its address."""
         address = int(self._call("cudaMalloc", size_bytes))
-        owner.callback(self._give_back, "cudaFree", address)
+        owner.callback(self._free, "cudaFree", address)
         return address
 
     def pinned(self, owner: ExitStack, shape: tuple[int, ...], dtype: type[S]) -> NDArray[S]:
-        """Zeros in pinned memory of the host, which the card reads and writes by itself, until `owner` closes."""
+        """Zeros in pinned memory of the host, which the card reads and writes by itself."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         address = int(self._call("cudaHostAlloc", size, self._runtime.cudaHostAllocDefault))
-        owner.callback(self._give_back, "cudaFreeHost", address)
+        owner.callback(self._free, "cudaFreeHost", address)
         memory = (ctypes.c_uint8 * size).from_address(address)
         view: NDArray[S] = np.ndarray(shape, dtype, buffer=memoryview(memory))
         view[:] = 0
         return view
 
     def stream(self, owner: ExitStack) -> Any:
-        """A stream that does not wait for the default one."""
+        """A stream that does not wait for the default stream."""
         stream = self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
-        owner.callback(self._give_back, "cudaStreamDestroy", stream)
+        owner.callback(self._free, "cudaStreamDestroy", stream)
         return stream
 
     def event(self, owner: ExitStack) -> Any:
-        """An event whose waiter sleeps: by default it would use up a core."""
+        """An event whose waiter sleeps. By default the waiter would spin."""
         flags = self._runtime.cudaEventBlockingSync | self._runtime.cudaEventDisableTiming
         event = self._call("cudaEventCreateWithFlags", flags)
-        owner.callback(self._give_back, "cudaEventDestroy", event)
+        owner.callback(self._free, "cudaEventDestroy", event)
         return event
 
     def upload(self, address: int, rows: NDArray[Any], stream: Any) -> None:
@@ -132,65 +131,63 @@ class Cuda:
         self._call("cudaMemcpyAsync", rows.ctypes.data, address, rows.nbytes, kind, stream)
 
     def finish(self, event: Any, stream: Any) -> None:
-        """Wait until all that was queued has run. Other threads go on: cuda-bindings lets go of the interpreter."""
+        """Wait until all that was queued has run. Other threads go on, because cuda-bindings releases the GIL."""
         self._call("cudaEventRecord", event, stream)
         self._call("cudaEventSynchronize", event)
 
-    def told(self, text: str) -> CardLostError | None:
-        """What to raise where another library's words tell that the card is lost; None where they do not."""
+    def loss(self, text: str) -> CardLostError | None:
+        """The error to raise where the words of another library say that the card is lost, else None."""
         if (loss := loss_in(text)) is None:
             return None
         self.lost = f"{loss.name}: {loss.meaning}: {text}"
         return CardLostError(self.lost)
 
     def drain(self, stream: Any) -> None:
-        """Wait for a stream after a failure, so that nothing touches its buffers any more."""
+        """Wait for a stream, after which nothing uses its buffers."""
         self._call("cudaStreamSynchronize", stream)
 
     def capture(self, owner: ExitStack, stream: Any, work: Callable[[], None]) -> Any:
-        """What `work` queues on `stream`, as a graph to launch; nothing of it runs. Other threads may go on."""
+        """Record what `work` queues on `stream` as a graph to launch. None of it runs. Other threads may go on."""
         # In the global mode of capture an allocation in any other thread would fail.
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
             work()
         except BaseException:
-            with suppress(CudaError, MemoryError):  # a capture that failed cannot be ended any better
-                self._give_back("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
+            with suppress(CudaError, MemoryError):  # the capture has failed already
+                self._free("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
             raise
         graph = self._call("cudaStreamEndCapture", stream)
         with ExitStack() as made:
             try:
                 launchable = self._call("cudaGraphInstantiate", graph, 0)
-                made.callback(self._give_back, "cudaGraphExecDestroy", launchable)
+                made.callback(self._free, "cudaGraphExecDestroy", launchable)
             finally:
-                self._give_back("cudaGraphDestroy", graph)
+                self._free("cudaGraphDestroy", graph)
             self._call("cudaGraphUpload", launchable, stream)
             owner.callback(made.pop_all().close)
         return launchable
 
     def launch(self, graph: Any, stream: Any) -> None:
-        """Queue all that a graph holds."""
         self._call("cudaGraphLaunch", graph, stream)
 
-    def _give_back(self, function: str, handle: Any) -> None:
-        """Free one thing; where that fails, nothing better can be done than to say so."""
+    def _free(self, function: str, handle: Any) -> None:
+        """Free one thing. A failure is only logged, because nothing better can be done."""
         if self.lost is not None:
             return
         try:
             self._call(function, handle)
         except (CudaError, CardLostError, MemoryError) as error:
-            log.warning("not given back: %s", error)
+            log.warning("not freed: %s", error)
 
     def _call(self, function: str, *arguments: Any) -> Any:
-        """The value of a call, None where it has none."""
+        """The value of a call, None where it gives none."""
         error, *values = getattr(self._runtime, function)(*arguments)
         if error != self._runtime.cudaError_t.cudaSuccess:
             raise self._failure(function, error)
         return values[0] if values else None
 
     def _failure(self, function: str, error: Any) -> Exception:
-        """That error as an exception of ours."""
         _, text = self._runtime.cudaGetErrorString(error)
         words = text.decode() if isinstance(text, bytes) else str(text)
         what = f"{function} on card {self.index}: {error.name} ({words})"

@@ -9,41 +9,41 @@ from typing import Any
 
 from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import EnginePlan, Flavour
+from models.artifact.files import CacheFile, file_name
 from service.common.gpus import Card, driver_version
 from service.common.types import EngineInfo, Probabilities, Rows, Runtime
-from service.engines.base import CardLostError, EngineUnavailableError, NoRoomError, keep_for_ever
+from service.engines.base import CardLostError, Engine, EngineUnavailableError, NoRoomError, keep_for_ever
 from service.engines.tensorrt import packages
 from service.engines.tensorrt.cuda import Cuda, CudaError, bindings
 from service.engines.tensorrt.plan import Contract, LoadedPlan, TensorRtError
-from service.engines.tensorrt.rtx_cache import RtxCacheFile
-from service.engines.tensorrt.slot import Launch, Slot, buckets
+from service.engines.tensorrt.slot import CardSlot, Launch, buckets
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Nvidia:
+class Libraries:
     """What an engine runs on: TensorRT's module, CUDA's runtime, and the version of the driver."""
 
     trt: Any
     cudart: Any
     driver: str
 
+    @classmethod
+    def installed(cls, flavour: Flavour) -> "Libraries":
+        """Those of this machine. Raises EngineUnavailableError where one is not installed."""
+        return cls(packages.module(flavour), bindings(), driver_version() or "unknown")
 
-def installed_for(flavour: Flavour) -> Nvidia:
-    """What this machine has of it. Raises EngineUnavailableError where something is not installed."""
-    return Nvidia(packages.module(flavour), bindings(), driver_version() or "unknown")
 
+class TensorRtEngine(Engine):
+    """The network of a plan on one card, for at most `slots` batches at once.
 
-class TensorRtEngine:
-    """The plan's network on one card, for at most `slots` batches at once.
-
-    `max_batch` is at most the largest of the plan's profile, `slots` fewer than asked where memory lacks for more, and
-    `memory_bytes` the weights, and for each slot its activations and buffers, by TensorRT's own figures. `cache` is a
-    folder for what the machine may lose.
+    `max_batch` is at most the largest of the plan's profile, and `slots` are fewer than asked for where the card lacks
+    memory for more. `memory_bytes` are the weights, and for each slot its activations and buffers, by TensorRT's own
+    numbers. TensorRT for RTX keeps in the folder `cache` what it compiles.
 
     Raises EngineUnavailableError where the plan cannot run here, NoRoomError where the card is too full, CardLostError
-    where it is lost.
+    where the card is lost.
     """
 
     def __init__(
@@ -55,23 +55,27 @@ class TensorRtEngine:
         slots: int,
         max_batch: int,
         cache: Path,
-        on: Nvidia | None = None,
+        libraries: Libraries | None = None,
         launch: Launch = Launch.GRAPH,
     ) -> None:
         self._record = plan.record
-        self._on = on or installed_for(plan.record.flavour)
+        self._libraries = libraries or Libraries.installed(plan.record.flavour)
         self._card = card
         self.device = f"cuda:{card.index}"
-        self._cuda = Cuda(self._on.cudart, card.index)
+        self._cuda = Cuda(self._libraries.cudart, card.index)
         manifest = artifact.manifest
-        self._contract = Contract(manifest.name, manifest.input.crop, manifest.classes)
+        self.input_size = manifest.input.crop
+        self._contract = Contract(manifest.name, self.input_size, manifest.classes)
         self._lock = threading.Lock()
         self._running = 0
         self._closed = False
-        self._slots: list[Slot] = []
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        self._slots: list[CardSlot] = []
+        self._free: queue.SimpleQueue[CardSlot] = queue.SimpleQueue()
         self._plan: LoadedPlan | None = None
-        self._enter()
+        try:
+            self._cuda.enter()
+        except (CudaError, CardLostError, MemoryError) as error:  # the first use: a card that is busy is not lost
+            raise EngineUnavailableError(f"the card cannot be used: {error}") from error
         try:
             self._open(plan, self._cache_file(cache), (slots, max_batch), launch)
         except BaseException:
@@ -80,12 +84,12 @@ class TensorRtEngine:
 
     @property
     def captured(self) -> tuple[int, ...]:
-        """Batch sizes that every slot launches as a CUDA graph of its own; TensorRT for RTX keeps graphs by itself."""
+        """The batch sizes that every slot launches as a CUDA graph. TensorRT for RTX makes graphs by itself."""
         common = set.intersection(*(set(slot.captured) for slot in self._slots)) if self._slots else set()
         return tuple(sorted(common))
 
     def run(self, rows: Rows) -> Probabilities:
-        """Probabilities [N, C] of N samples. Raises MemoryError where memory lacks, CardLostError where all is lost."""
+        """Probabilities [N, C] of N samples. Raises MemoryError where memory lacks, CardLostError on a lost card."""
         if not 1 <= len(rows) <= self.max_batch:
             raise ValueError(f"a batch holds 1 to {self.max_batch} rows, not {len(rows)}")
         with self._lock:
@@ -100,12 +104,11 @@ class TensorRtEngine:
             finally:
                 self._free.put(slot)
         finally:
-            self._leave()
+            self._end_run()
 
     def describe(self) -> EngineInfo:
-        """What really runs."""
-        device = f"{self.device} {self._card.name}"
-        return EngineInfo(Runtime(self._record.flavour), str(self._on.trt.__version__), device, self._record.precision)
+        device, trt = f"{self.device} {self._card.name}", self._libraries.trt
+        return EngineInfo(Runtime(self._record.flavour), str(trt.__version__), device, self._record.precision)
 
     def close(self) -> None:
         """Give back the card's memory: at once, or when the last batch that still runs has ended."""
@@ -115,48 +118,42 @@ class TensorRtEngine:
         if last:
             self._release()
 
-    def _leave(self) -> None:
+    def _end_run(self) -> None:
         with self._lock:
             self._running -= 1
             last = self._closed and not self._running
         if last:
             self._release()
 
-    def _enter(self) -> None:
-        """Use the card for the first time. That it cannot be used yet does not mean that it is lost."""
-        try:
-            self._cuda.enter()
-        except (CudaError, CardLostError, MemoryError) as error:
-            raise EngineUnavailableError(f"the card cannot be used: {error}") from error
-
-    def _cache_file(self, folder: Path) -> RtxCacheFile | None:
+    def _cache_file(self, folder: Path) -> CacheFile | None:
+        """The file for what TensorRT for RTX compiles from this plan, on this model of card and driver."""
         if self._record.flavour is not Flavour.TENSORRT_RTX:
             return None
-        return RtxCacheFile(folder, self._record.sha256, self._card.name, self._on.driver)
+        name = f"{self._record.sha256}-{file_name(self._card.name, self._libraries.driver)}.cache"
+        return CacheFile(folder / "tensorrt-rtx" / name, "kernels are compiled again at each start")
 
-    def _open(self, plan: EnginePlan, cache: RtxCacheFile | None, asked: tuple[int, int], launch: Launch) -> None:
+    def _open(self, plan: EnginePlan, cache: CacheFile | None, asked: tuple[int, int], launch: Launch) -> None:
         slots, max_batch = asked
         try:
-            self._plan = LoadedPlan(self._on.trt, self._cuda, plan, self._contract, cache)
+            self._plan = LoadedPlan(self._libraries.trt, self._cuda, plan, self._contract, cache)
             self.max_batch = min(max_batch, self._plan.profile.largest)
             sizes = buckets(self._plan.profile.smallest, self.max_batch)
             # RTX makes graphs by itself, and one within another is an error.
-            self._fill(slots, sizes, launch if cache is None else Launch.CALLS)
+            self._add_slots(self._plan, slots, sizes, launch if cache is None else Launch.CALLS)
             self._plan.keep_cache()
         except MemoryError as error:
             raise NoRoomError(f"{plan.path} does not fit on {self.device} ({self._card.name}): {error}") from error
         except (CudaError, TensorRtError) as error:
             raise EngineUnavailableError(f"{plan.path.name} does not run on {self.device}: {error}") from error
         self.slots = len(self._slots)
-        each = self._plan.activations_bytes + Slot.buffers_bytes(self._contract, sizes[-1])
+        each = self._plan.activations_bytes + CardSlot.buffers_bytes(self._contract, sizes[-1])
         self.memory_bytes = self._plan.weights_bytes + self.slots * each
 
-    def _fill(self, slots: int, sizes: tuple[int, ...], launch: Launch) -> None:
-        """As many slots as fit, at least one."""
-        assert self._plan is not None
+    def _add_slots(self, plan: LoadedPlan, slots: int, sizes: tuple[int, ...], launch: Launch) -> None:
+        """Make as many slots as fit, at least one."""
         for number in range(1, slots + 1):
             try:
-                slot = Slot(self._cuda, self._plan, self._contract, sizes, launch)
+                slot = CardSlot(self._cuda, plan, self._contract, sizes, launch)
             except MemoryError as error:
                 if number == 1:
                     raise
@@ -166,11 +163,11 @@ class TensorRtEngine:
             self._free.put(slot)
 
     def _release(self) -> None:
-        """Contexts before the engine, the engine before the runtime. Where the card is lost everything stays."""
+        """Free contexts before the engine, the engine before the runtime. Nothing is freed on a lost card."""
         try:
             self._cuda.enter()
             for slot in self._slots:
-                slot.settle()
+                slot.drain()
         except CardLostError as error:
             log.error("nothing is given back: %s", error)
             keep_for_ever(self)

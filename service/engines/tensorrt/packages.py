@@ -1,24 +1,18 @@
-"""TensorRT and TensorRT for RTX as Python modules of one shape, whichever packages brought them. Opens no card."""
+"""TensorRT and TensorRT for RTX as Python modules with the same interface. Opens no card."""
 
 import ctypes
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from models.artifact.engine_plan import Flavour
-from service.engines.base import EngineUnavailableError
+from service.common.packages import package_version
+from service.engines.base import INSTALL, EngineUnavailableError
 
-INSTALL = {
-    Flavour.TENSORRT: "pip install '.[tensorrt]'",
-    Flavour.TENSORRT_RTX: "pip install '.[tensorrt-rtx]'",
-}
-"""The command that installs each flavour."""
-
-# The packages whose version is that of the library, whichever of them is there
+# The packages whose version is that of the library, whichever of them is installed
 _PACKAGES = {
     Flavour.TENSORRT: ("tensorrt_cu13_bindings", "tensorrt_cu13", "tensorrt"),
     Flavour.TENSORRT_RTX: ("tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13", "tensorrt_rtx"),
@@ -29,24 +23,21 @@ _RTX_FILES = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
 
 
 def is_installed(flavour: Flavour) -> bool:
-    """Whether its packages are there; nothing is imported."""
+    """Whether its packages are installed. Imports nothing."""
     if flavour is Flavour.TENSORRT:
         return find_spec("tensorrt") is not None
     return find_spec("tensorrt_rtx") is not None or all(map(find_spec, (_RTX_BINDINGS, _RTX_LIBRARIES)))
 
 
 def installed_version(flavour: Flavour) -> str | None:
-    """The version that is installed, None where there is none or it cannot be told. Asks the packages where it can.
+    """The version that is installed. None where there is none or it cannot be told.
 
-    An installation that pip did not make is imported and asked itself: its libraries take a second to load.
+    An installation that pip did not make is imported and asked itself. Its libraries take a second to load.
     """
     if not is_installed(flavour):
         return None
-    for package in _PACKAGES[flavour]:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
+    if (found := package_version(*_PACKAGES[flavour])) is not None:
+        return found
     try:
         return str(module(flavour).__version__)
     except EngineUnavailableError:
@@ -69,7 +60,7 @@ def module(flavour: Flavour) -> ModuleType:
 
 
 def _load_rtx_libraries() -> None:
-    """Load them for the whole process: the bindings find them by their names then, without LD_LIBRARY_PATH."""
+    """Load the libraries for the whole process. The bindings then find them without LD_LIBRARY_PATH."""
     spec = find_spec(_RTX_LIBRARIES)
     assert spec is not None
     assert spec.submodule_search_locations is not None
@@ -81,19 +72,19 @@ def _load_rtx_libraries() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What TensorRT said, worst kinds apart: almost all its failures are a None and a line of its log."""
+class TensorRtLog:
+    """The errors and warnings that TensorRT logged. Almost all its failures are a None and a line of its log."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def last(self, count: int = 3) -> str:
-        """Its last errors, or what to say where it gave none."""
+        """The last errors, or what to say where there are none."""
         return "; ".join(self.errors[-count:]) or "TensorRT gave no reason"
 
 
-def logger(trt: ModuleType, words: Words) -> Any:
-    """A logger of that module that keeps errors and warnings in `words`, from any thread, and prints nothing."""
+def logger(trt: ModuleType, log: TensorRtLog) -> Any:
+    """A logger of that module that writes to `log`, from any thread, and prints nothing."""
     severity = trt.ILogger.Severity
 
     class Listener(trt.ILogger):  # type: ignore[misc,name-defined]
@@ -102,8 +93,8 @@ def logger(trt: ModuleType, words: Words) -> Any:
 
         def log(self, level: Any, message: str) -> None:
             if level in (severity.INTERNAL_ERROR, severity.ERROR):
-                words.errors.append(message)
+                log.errors.append(message)
             elif level == severity.WARNING:
-                words.warnings.append(message)
+                log.warnings.append(message)
 
     return Listener()

@@ -1,25 +1,31 @@
-"""A plan as TensorRT holds it: loaded, checked against the graph contract, and giving contexts to run it in."""
+"""A plan that TensorRT has loaded and that is checked against the graph contract. Makes contexts to run it in."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from models.artifact.engine_plan import BatchProfile, EnginePlan, PlanError
+from models.artifact.files import CacheFile
 from service.engines.base import EngineUnavailableError, keep_for_ever
 from service.engines.tensorrt.cuda import Cuda
-from service.engines.tensorrt.packages import Words, logger
-from service.engines.tensorrt.rtx_cache import RtxCacheFile
+from service.engines.tensorrt.packages import TensorRtLog, logger
 
 IMAGE, PROBABILITIES = "image", "probabilities"
+LARGEST_CACHE_BYTES = 100 << 20
+"""NVIDIA says that a larger cache of TensorRT for RTX takes longer to read than it saves."""
+
 _MEMORY = ("outofmemory", "out of memory", "cudaerrormemoryallocation")
+
+log = logging.getLogger(__name__)
 
 
 class TensorRtError(Exception):
-    """TensorRT refused a step; the message has its own words."""
+    """TensorRT refused a step. The message has its own words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What goes into the model `name` and comes out: images of `size` x `size`, probabilities of `classes`."""
+    """What the model `name` takes and gives: images of `size` x `size`, probabilities of `classes` classes."""
 
     name: str
     size: int
@@ -27,7 +33,6 @@ class Contract:
 
     @property
     def image(self) -> tuple[int, int, int]:
-        """The shape of one image."""
         return (self.size, self.size, 3)
 
 
@@ -35,16 +40,16 @@ class LoadedPlan:
     """A runtime, an engine and, for RTX, the configuration and the cache of its contexts.
 
     `cache` is the file of RTX's cache, None for TensorRT proper. Raises EngineUnavailableError where the plan cannot be
-    read or is not what the contract says, and what `failure` gives.
+    read or does not follow the contract, and what `failure` gives.
     """
 
-    def __init__(self, trt: Any, cuda: Cuda, plan: EnginePlan, contract: Contract, cache: RtxCacheFile | None) -> None:
+    def __init__(self, trt: Any, cuda: Cuda, plan: EnginePlan, contract: Contract, cache: CacheFile | None) -> None:
         self._trt = trt
         self._cuda = cuda
         self._plan = plan
         self._cache_file = cache
-        self._words = Words()
-        self._logger = logger(trt, self._words)
+        self._log = TensorRtLog()
+        self._logger = logger(trt, self._log)
         keep_for_ever(self._logger)  # TensorRT may hold the first logger of a process beyond all that was made with it
         self._runtime: Any = None
         self._engine: Any = None
@@ -63,7 +68,7 @@ class LoadedPlan:
 
     @property
     def weights_bytes(self) -> int:
-        """What the engine's weights take on the card; where this TensorRT cannot tell, the size of the plan."""
+        """The memory of the weights on the card. Where this TensorRT cannot tell it, the size of the plan."""
         if not hasattr(self._engine, "get_engine_stat"):
             return self._plan.record.size_bytes
         found = int(self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE))
@@ -71,42 +76,45 @@ class LoadedPlan:
 
     @property
     def activations_bytes(self) -> int:
-        """What each context takes on the card."""
+        """The memory of each context on the card."""
         return int(self._engine.device_memory_size_v2)
 
     def context(self) -> Any:
-        """A context of its own for one stream. Raises MemoryError or TensorRtError."""
+        """A new context, for one stream. Raises MemoryError or TensorRtError."""
         if self._config is None:
             made = self._engine.create_execution_context()
         else:
             made = self._engine.create_execution_context(self._config)
         if made is None:
             raise self.failure("no execution context")
-        self.forget()  # it may have tried what did not fit before it found what does
+        self._clear_log()  # TensorRT may have tried what did not fit before it found what does
         return made
 
     def failure(self, what: str) -> Exception:
-        """The exception for a step that TensorRT refused; its words tell CardLostError and MemoryError from others."""
-        text = f"{what}: {self._words.last()}"
-        lost = self._cuda.told(" ".join(self._words.errors))
-        short = any(sign in error.lower() for error in self._words.errors for sign in _MEMORY)
-        self.forget()
+        """The exception for a step that TensorRT refused: by its words CardLostError, MemoryError or TensorRtError."""
+        text = f"{what}: {self._log.last()}"
+        lost = self._cuda.loss(" ".join(self._log.errors))
+        short = any(sign in error.lower() for error in self._log.errors for sign in _MEMORY)
+        self._clear_log()
         return lost or (MemoryError(text) if short else TensorRtError(text))
 
-    def forget(self) -> None:
-        """Drop what TensorRT said so far: a server lives long, and old words explain no new failure."""
-        self._words.errors.clear()
-        self._words.warnings.clear()
+    def _clear_log(self) -> None:
+        """Forget what TensorRT said so far, which would not explain a later failure."""
+        self._log.errors.clear()
+        self._log.warnings.clear()
 
     def keep_cache(self) -> None:
-        """Write RTX's cache to its file."""
-        if self._cache is not None and self._cache_file is not None:
-            content = self._cache.serialize()
-            if content is not None:
-                self._cache_file.write(bytes(content))
+        """Write RTX's cache to its file, unless it is too large."""
+        if self._cache is None or self._cache_file is None or (content := self._cache.serialize()) is None:
+            return
+        cache = bytes(content)
+        if len(cache) > LARGEST_CACHE_BYTES:
+            log.warning("a cache of %d MB is too large to be kept in %s", len(cache) >> 20, self._cache_file.path)
+        else:
+            self._cache_file.write(cache)
 
     def close(self) -> None:
-        """Let everything go, what hangs on others first, unless the card is lost. No context may be left."""
+        """Free everything, what depends on other objects first, unless the card is lost. No context may be left."""
         if self._cuda.lost is not None:
             keep_for_ever(self)
             return
@@ -122,14 +130,14 @@ class LoadedPlan:
             raise EngineUnavailableError(str(error)) from error
         try:
             self._runtime = self._trt.Runtime(self._logger)
-        except TypeError as error:  # how the binding says that it was given nothing
-            raise EngineUnavailableError(f"TensorRT does not start: {self._words.last()}") from error
+        except TypeError as error:  # so the binding says that TensorRT gave it nothing
+            raise EngineUnavailableError(f"TensorRT does not start: {self._log.last()}") from error
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise self.failure(f"{self._plan.path} cannot be loaded")
 
     def _checked(self, contract: Contract) -> BatchProfile:
-        """The profile of the engine itself. Raises EngineUnavailableError where it is not what it should be."""
+        """The profile. Raises EngineUnavailableError where the engine is not what contract and record say."""
         trt, found, profiles = self._trt, self._tensors(), self._profiles()
         expected = {
             IMAGE: (trt.TensorIOMode.INPUT, trt.DataType.UINT8, (-1, *contract.image)),
@@ -144,7 +152,7 @@ class LoadedPlan:
         return profile
 
     def _tensors(self) -> dict[str, tuple[Any, Any, tuple[int, ...]]]:
-        """Mode, type and shape of each tensor that goes in or out."""
+        """Mode, type and shape of each input and output by its name."""
         engine = self._engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         return {
@@ -153,7 +161,7 @@ class LoadedPlan:
         }
 
     def _profiles(self) -> list[list[tuple[int, ...]]]:
-        """The smallest, best and largest shape of the images in each profile; none where there are no images."""
+        """The smallest, best and largest shape of the images in each profile. Empty where there are no images."""
         engine = self._engine
         if IMAGE not in {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}:
             return []
@@ -162,8 +170,8 @@ class LoadedPlan:
             for index in range(engine.num_optimization_profiles)
         ]
 
-    def _configure(self, file: RtxCacheFile) -> None:
-        """Settings of RTX: graphs of its own, kernels for the shapes that come, and what was compiled before."""
+    def _configure(self, file: CacheFile) -> None:
+        """Set up RTX: graphs of its own, kernels for the shapes that come, and what was compiled before."""
         trt = self._trt
         self._config = self._engine.create_runtime_config()
         if self._config is None:
@@ -172,7 +180,7 @@ class LoadedPlan:
         if self._cache is None:
             raise self.failure("no runtime cache")
         if (saved := file.read()) is not None and not self._cache.deserialize(saved):
-            self.forget()  # another driver or version wrote it: the file is replaced
+            self._clear_log()  # another driver or version wrote it: the file is replaced
         if not self._config.set_runtime_cache(self._cache):
             raise self.failure("the runtime cache was not taken")
         lazy = trt.DynamicShapesKernelSpecializationStrategy.LAZY

@@ -1,4 +1,4 @@
-"""One place to run batches on a card: a context and a stream of its own, and buffers at their largest size."""
+"""A slot on a card: it runs one batch at a time, with a context, a stream and buffers of its own."""
 
 import logging
 from collections.abc import Callable
@@ -27,14 +27,14 @@ class Launch(StrEnum):
 
 
 def buckets(smallest: int, max_batch: int) -> tuple[int, ...]:
-    """The batch sizes that really run, ascending: powers of two and the largest; others are padded to the next."""
+    """The batch sizes that really run, ascending: powers of two and the largest. Others are padded to the next."""
     largest = max(smallest, max_batch)
     powers = takewhile(lambda size: size < largest, (2**power for power in range(largest.bit_length() + 1)))
     return (*(size for size in powers if size >= smallest), largest)
 
 
-class Slot:
-    """Runs one batch at a time. Made warm: each bucket has run once, and with Launch.GRAPH is captured.
+class CardSlot:
+    """Runs one batch at a time. A new slot is warm: each bucket has run once, and with Launch.GRAPH is captured.
 
     Raises MemoryError where its buffers or its context do not fit, TensorRtError or CudaError where it does not run.
     """
@@ -51,7 +51,7 @@ class Slot:
         self._context: Any = None
         self._owned = ExitStack()
         try:
-            self._furnish(contract)
+            self._allocate(contract)
             for size in reversed(sizes):  # the largest first: what does not fit fails at once
                 self._warm(size, launch)
         except BaseException:
@@ -60,33 +60,33 @@ class Slot:
 
     @property
     def captured(self) -> tuple[int, ...]:
-        """Batch sizes that are launched as graphs, ascending."""
+        """The batch sizes that are launched as graphs, ascending."""
         return tuple(sorted(self._graphs))
 
     @staticmethod
     def buffers_bytes(contract: Contract, largest: int) -> int:
-        """What a slot's own buffers take on the card."""
+        """The memory of a slot's own buffers on the card."""
         return largest * (int(np.prod(contract.image)) + contract.classes * _BYTES_PER_PROBABILITY)
 
     def run(self, rows: Rows) -> Probabilities:
         """Probabilities [N, C] of 1 to the largest bucket's rows, in an array that the caller owns."""
         count = len(rows)
-        self._fill(rows)
+        self._copy_in(rows)
         size = next(size for size in self._sizes if size >= count)
         graph = self._graphs.get(size)
         if graph is None:
-            self._done(lambda: self._queue(size))
+            self._finish(lambda: self._queue(size))
         else:
-            self._done(lambda: self._cuda.launch(graph, self._stream))
+            self._finish(lambda: self._cuda.launch(graph, self._stream))
         answer: Probabilities = self._answers[:count].copy()
         return answer
 
-    def settle(self) -> None:
-        """Wait for the card. Raises CardLostError where it is lost: then nothing of the slot may be let go."""
+    def drain(self) -> None:
+        """Wait for the stream. Raises CardLostError where the card is lost: then nothing of the slot may be freed."""
         self._cuda.drain(self._stream)
 
     def close(self) -> None:
-        """Give everything back, unless the card is lost. Nothing may run."""
+        """Free everything, unless the card is lost. Nothing may run."""
         if self._cuda.lost is not None:
             keep_for_ever(self)
             return
@@ -94,7 +94,7 @@ class Slot:
         self._context = None
         self._owned.close()
 
-    def _furnish(self, contract: Contract) -> None:
+    def _allocate(self, contract: Contract) -> None:
         largest, cuda = self._sizes[-1], self._cuda
         self._stream = cuda.stream(self._owned)
         self._event = cuda.event(self._owned)
@@ -108,8 +108,8 @@ class Slot:
             if not self._context.set_tensor_address(name, address):
                 raise self._plan.failure(f"no address for {name}")
 
-    def _fill(self, rows: Rows) -> None:
-        """The rows into pinned memory, in the one copy that they need."""
+    def _copy_in(self, rows: Rows) -> None:
+        """Copy the rows to pinned memory. They need no other copy."""
         shapes = {row.shape for row in rows}
         if shapes != {self._image} or any(row.dtype != np.uint8 for row in rows):
             raise ValueError(f"rows must be uint8 {list(self._image)}, not of shapes {sorted(shapes)}")
@@ -118,7 +118,7 @@ class Slot:
         np.stack(list(rows), out=self._images[: len(rows)])
 
     def _warm(self, size: int, launch: Launch) -> None:
-        self._done(lambda: self._queue(size))  # what a shape needs once is not for a graph
+        self._finish(lambda: self._queue(size))  # what a shape needs once must not be part of a graph
         if launch is Launch.CALLS:
             return
         try:
@@ -126,27 +126,23 @@ class Slot:
         except (CudaError, MemoryError, TensorRtError) as error:
             log.warning("batches of %d run without a CUDA graph: %s", size, error)
 
-    def _done(self, work: Callable[[], None]) -> None:
-        """Queue `work` and wait for it; where it fails, for what of it was queued."""
+    def _finish(self, work: Callable[[], None]) -> None:
+        """Queue `work` and wait for it. Where it fails, wait for the part that was queued."""
         try:
             work()
             self._cuda.finish(self._event, self._stream)
         except (CudaError, MemoryError, TensorRtError) as error:
             self._shaped = None
-            self._after(error)
+            try:
+                self.drain()  # before the buffers are used again
+            except CardLostError as lost:
+                raise lost from error
+            except (CudaError, MemoryError) as another:
+                log.warning("after %s: %s", error, another)
             raise
 
-    def _after(self, error: Exception) -> None:
-        """Whatever was queued must end before the buffers are used again; a lost card shows itself here."""
-        try:
-            self._cuda.drain(self._stream)
-        except CardLostError as lost:
-            raise lost from error
-        except (CudaError, MemoryError) as another:
-            log.warning("after %s: %s", error, another)
-
     def _queue(self, size: int) -> None:
-        """The copies and the run of one batch, padded with what lies in the buffer."""
+        """Queue the copies and the run of one batch, padded with what the buffer holds."""
         self._cuda.upload(self._images_there, self._images[:size], self._stream)
         if self._shaped != size:
             if not self._context.set_input_shape(IMAGE, (size, *self._image)):

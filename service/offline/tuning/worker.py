@@ -17,7 +17,8 @@ import numpy as np
 from models.artifact.artifact import Artifact
 from service.common.types import Layout
 from service.engines.base import Engine
-from service.engines.selection.select import EngineOptions, build_engine
+from service.engines.selection.opening import build_engine
+from service.engines.selection.select import EngineOptions
 from service.offline.tuning.candidates import Candidate, Setup
 from service.offline.tuning.rig import Figures, Load, measure
 from service.offline.tuning.search import FINALISTS, CandidateFailedError, CandidateHangsError
