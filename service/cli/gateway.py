@@ -12,7 +12,10 @@ from service.server.gateway import run_gateway
 
 @click.command("gateway")
 @option(
-    "--inference", required=True, metavar="HOST:PORT", help="Inference servers: all that a name gives, or several names"
+    "--inference",
+    required=True,
+    metavar="HOST:PORT[,...]",
+    help="gRPC addresses of the inference servers; a name may have several",
 )
 @options("host", "port", "max_image_bytes", "max_upload_bytes", "timeout_s", "pre_stop_s", "drain_s", "log_level")
 def gateway_command(inference: str, **values: Any) -> None:

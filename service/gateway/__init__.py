@@ -1,1 +1,1 @@
-"""The service over gRPC to inference servers: the same answers as in one process, from any of their replicas."""
+"""The data plane over gRPC: inference servers in other processes answer."""

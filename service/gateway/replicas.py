@@ -1,8 +1,9 @@
 """The inference servers behind a gateway: one gRPC channel over all of them.
 
-gRPC balances over the servers that its health checks find ready, connects again to those it lost, and gives up those
-that answer no ping. Two things gRPC does not do, and this module does: it looks names up regularly (gRPC does so only
-after a connection was lost, and up to two minutes after a failed look-up), and it sends a refused call again.
+gRPC calls in turn the servers that its health checks find ready, connects again to those it lost, and gives up those
+that answer no ping. This module adds two things. It looks names up every two seconds: gRPC looks them up only after
+it lost a connection, and up to two minutes after a look-up failed. And it sends a failed call once more: gRPC's retry
+policy would wait for as long as a full server asks its clients to, and would not be counted.
 """
 
 import asyncio
@@ -42,7 +43,6 @@ _OPTIONS = (
 )
 _RESOLVE_EVERY_S = 2.0
 _SETTLE_S = 60.0  # for calls on a channel that another has replaced
-_SHOWN = 3  # targets in a message
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ async def resolve(target: Target) -> Collection[Target]:
 
 
 class Replicas:
-    """The channel to every server that the targets name. It is started and closed on the event loop."""
+    """A gRPC channel to every server that the targets name. It is started and closed on the event loop."""
 
     def __init__(
         self,
@@ -108,9 +108,7 @@ class Replicas:
         self._wake = asyncio.Event()  # set while calls need not wait: a server is ready, or `stop` was called
 
     def __str__(self) -> str:
-        more = len(self._targets) - _SHOWN
-        shown = ", ".join(map(str, self._targets[:_SHOWN]))
-        return f"{shown} and {more} more" if more > 0 else shown
+        return ", ".join(map(str, self._targets))
 
     def start(self) -> None:
         """Begin to look up the names, each in a task of its own: a slow name does not delay the others."""
@@ -138,16 +136,16 @@ class Replicas:
     async def call(self, method: str, request: Message, deadline: float) -> Any:
         """The reply of a server to `request`. Raises the TopfiveError that the last server answered with.
 
-        Requests change nothing, so a call may be sent twice: again where the connection broke, the server stops, has
-        no room or cannot load the model. It is never sent more often, because an image that ends the process of its
-        server must not end all of them. gRPC's own retry policy waits as long as a full server asks clients to.
+        Requests change nothing, so a call is sent once more where the connection broke, or where the server stops,
+        has no room or cannot load the model. It is never sent a third time: an image that ends the process of its
+        server must not end all of them.
         """
         await self.until_ready(deadline)
         try:
             return await self._send(method, request, deadline)
         except (NotReady, Overloaded, ShuttingDown) as error:
             if isinstance(error, Overloaded) and len(self._addresses) == 1:
-                raise
+                raise  # no other server may have room
             await self.until_ready(deadline)
             self._metrics.retried(error.code)
             log.info("%s: %s; trying another inference server", under_way.get(), error.detail)
@@ -176,7 +174,7 @@ class Replicas:
                 self.check_ready()  # the call may have waited for a server until now
             raise failure from error
         except asyncio.CancelledError:
-            await call.code()  # gRPC reports the end of the call to the loop: the loop must still be there
+            await call.code()  # the call has ended for gRPC too, and its last event finds this loop running
             raise
 
     async def _keep_resolving(self, target: Target) -> None:

@@ -85,17 +85,6 @@ async def test_two_servers_are_asked_at_most(step: Step, code: str, kind: type[T
         assert (caught.value.detail, caught.value.retry_after_s) == ("full", 2.5)
 
 
-async def test_a_full_server_alone() -> None:
-    """The only server that there is gets a call once when it has no room."""
-    alone = Inference("alone")
-    async with asked(alone) as asker:
-        alone.script = [FULL]
-        with pytest.raises(Overloaded):
-            await asker.classify()
-
-    assert (alone.calls, asker.retried("overloaded")) == (1, 0)
-
-
 async def test_an_image_that_kills() -> None:
     """An image that ends the process of its server ends two of four, and the others go on."""
     servers = [Inference(label) for label in "abcd"]
@@ -194,30 +183,6 @@ async def test_the_deadline_goes_along() -> None:
     assert 0.0 < server.left_s[1] < 0.8
 
 
-async def test_a_caller_leaves() -> None:
-    """A caller that is cancelled cancels the call at the server."""
-    server = Inference("slow")
-    begun, ended = asyncio.Event(), asyncio.Event()
-
-    async def wait(_context: Context) -> None:
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    async with asked(server) as asker:
-        server.script = [wait]
-        call = asyncio.create_task(asker.classify())
-        await begun.wait()
-        call.cancel()
-        async with asyncio.timeout(10):
-            await ended.wait()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        assert await asker.label() == "slow"
-
-
 async def test_servers_of_a_name_come_and_go() -> None:
     """A server that joins a name gets calls, one that leaves it gets none but ends those it has.
 
@@ -304,13 +269,6 @@ async def test_names_and_families_together() -> None:
         targets = parse_targets(f"localhost:{named.port},{v4.target},{v6.target}")
         async with asking(targets) as asker:
             await asker.until_asked(named, v4, v6)
-
-
-async def test_many_targets_make_no_long_message() -> None:
-    """Of many targets a message names the first few."""
-    async with asking([Target("127.0.0.1", port) for port in range(1, 500)]) as asker:
-        with pytest.raises(NotReady, match=r"at 127\.0\.0\.1:1, 127\.0\.0\.1:2, 127\.0\.0\.1:3 and 496 more"):
-            asker.replicas.check_ready()
 
 
 def test_targets() -> None:
