@@ -11,35 +11,38 @@ from subprocess import SubprocessError
 
 import click
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.agreement import CLOSE, SAME, expected
-from benchmarks.curves import batches, served, together
-from benchmarks.figures import Curve, Row, Verdict, missing
-from benchmarks.install import install
+from benchmarks.answers import CLOSE, SAME, expected_answers
+from benchmarks.command import artifacts_option, model_option
+from benchmarks.comparison import ComparedServer, Comparison, ComparisonResult, comparison_rows
+from benchmarks.curves import batch_curve, models_curve, served_curves
+from benchmarks.figures import Curve, ReportRow, Verdict, missing
 from benchmarks.limit import Limit, LimitError, limits
-from benchmarks.load import LoadError, drive
-from benchmarks.machine import describe, pinned
-from benchmarks.modules import MODULES, Measured, Module, measured
-from benchmarks.race import Course, Entry, Outcome, race
-from benchmarks.report import Report, write
-from benchmarks.rows import rows
-from benchmarks.server import Place, ServerError
-from benchmarks.subjects import ENVIRONMENTS, PEERS, Peer, ours
+from benchmarks.load import put_load
+from benchmarks.machine import describe, pinned_versions
+from benchmarks.modules import MODULES, Module, ModuleFigures, measured
+from benchmarks.report import BenchmarkReport, show, write
+from benchmarks.requests import bench_photo
+from benchmarks.server_under_test import ServerError
+from benchmarks.servers import ENVIRONMENTS, PEERS, Peer, install, ours
+from loadgen.connection import LoadTestError
 from models.artifact.artifact import ArtifactError, load
 
 _CURVE_ROUNDS = 2
 
 
 class Part(StrEnum):
-    """What a run is made of, beside the modules."""
+    """The parts of a run, beside the modules."""
 
     RACE = "race"
     CURVES = "curves"
 
 
+_PARTS = (Part.RACE.value, Part.CURVES.value, *(module.name for module in MODULES))
+
+
 def chosen_peers(names: str) -> list[Peer]:
-    """`all`, `none`, or names joined by commas. Raises BadParameter."""
+    """The peers of `all`, of `none`, or of names joined by commas. Raises BadParameter."""
     if names in ("all", "none"):
         return list(PEERS) if names == "all" else []
     known = {peer.name: peer for peer in PEERS}
@@ -49,106 +52,89 @@ def chosen_peers(names: str) -> list[Peer]:
 
 
 @dataclass(slots=True)
-class Run:
-    """What one run has measured so far. A part that fails is a row that says so, and the next part goes on."""
+class BenchmarkRun:
+    """What one run has measured so far. Where a part fails, a row says so, and the next part goes on."""
 
     model: str
     artifacts: Path
-    course: Course
+    folder: Path
+    rounds: int
+    seconds: float
     tell: Callable[[str], None]
-    outcomes: list[Outcome] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    results: list[ComparisonResult] = field(default_factory=list)
+    rows: list[ReportRow] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
-    modules: list[Measured] = field(default_factory=list)
+    modules: list[ModuleFigures] = field(default_factory=list)
 
-    def race(self, peers: Sequence[Peer], environments: Path) -> None:
-        """Two ways of ours and the peers, in turns; peers that could not be installed have their reason."""
+    def compare(self, peers: Sequence[Peer], environments: Path) -> None:
+        """Compare this server, with default settings and as the peers run, with the peers that can be installed."""
         failed = install(peers, environments, self.tell)
+        graph = load(self.artifacts, self.model).folder / "model.onnx"
+        installed = {peer.name: ComparedServer(peer.installed(environments, graph), SAME) for peer in peers}
         name = "topfive, ONNX Runtime f32"
-        options = ("--runtime", "onnxruntime", "--precision", "f32", "--max-batch", "8")  # as the others have it
-        entries = [
-            Entry(ours("topfive", self.model, self.artifacts), CLOSE, Limit.OURS),
-            Entry(ours(name, self.model, self.artifacts, *options), CLOSE, Limit.OURS_F32),
-            *(Entry(peer.of(environments), SAME) for peer in peers if peer.name not in failed),
+        options = ("--runtime", "onnxruntime", "--precision", "f32", "--max-batch", "8")  # as the peers have it
+        servers = [
+            ComparedServer(ours("topfive", self.model, self.artifacts), CLOSE, Limit.OURS),
+            ComparedServer(ours(name, self.model, self.artifacts, *options), CLOSE, Limit.OURS_F32),
+            *(server for name, server in installed.items() if name not in failed),
         ]
+        expected = expected_answers(self.model, self.artifacts)
         try:
-            with limits(self.model, self.artifacts) as measure:
-                self.outcomes += race(entries, self.course, measure, drive, self.tell)
+            with limits(self.model, self.artifacts) as measure_limit:
+                self.results += Comparison(
+                    self.rounds, self.seconds, expected, self.folder, measure_limit, put_load, self.tell
+                ).run(servers)
         except LimitError as error:
             self.rows.append(missing("side by side", str(error)))
-        for peer in peers:
-            if peer.name in failed:
-                entry = Entry(peer.of(environments), SAME)
-                self.outcomes.append(Outcome(entry, reason=f"not installed: {failed[peer.name]}"))
-        self.rows += rows(self.outcomes)
+        self.results += [
+            ComparisonResult(installed[name], reason=f"not installed: {reason}") for name, reason in failed.items()
+        ]
+        self.rows += comparison_rows(self.results)
 
-    def module(self, module: Module) -> None:
-        """Another measurement of this project."""
+    def run_module(self, module: Module) -> None:
         self.tell(f"runs benchmarks.{module.name}")
         self.modules.append(measured(module, self.model, self.artifacts))
         self.rows += self.modules[-1].rows
-        self.curves += together(self.modules[-1].figures)
+        self.curves += models_curve(self.modules[-1].figures)
 
-    def served_curves(self) -> None:
-        """Over batch sizes of the engine alone, and over connections and image sizes of the server."""
-        seconds = self.course.seconds / 2
-        subject = ours("topfive", self.model, self.artifacts)
+    def draw_curves(self) -> None:
+        """Measure the engine alone over batch sizes, and the server over connections and image sizes."""
+        seconds = self.seconds / 2
+        spec = ours("topfive", self.model, self.artifacts)
         steps: dict[str, Callable[[], list[Curve]]] = {
-            "engine alone over batch size": lambda: [batches(self.model, self.artifacts, seconds)],
-            "requests over connections and image size": lambda: served(
-                subject, self.course.place, drive, _CURVE_ROUNDS, seconds, self.tell
+            "engine alone over batch size": lambda: [batch_curve(self.model, self.artifacts, seconds)],
+            "requests over connections and image size": lambda: served_curves(
+                spec, self.folder, put_load, _CURVE_ROUNDS, seconds, self.tell
             ),
         }
         for name, step in steps.items():
             self.tell(f"measures {name}")
             try:
                 self.curves += step()
-            except (OSError, SubprocessError, ServerError, LoadError) as error:
+            except (OSError, SubprocessError, ServerError, LoadTestError) as error:
                 self.rows.append(missing(f"no cliff: {name}", str(error)))
 
+    @property
+    def how(self) -> str:
+        return (
+            f"Rounds: {self.rounds}, {self.seconds:g} s for each figure; medians, the lowest and highest in brackets. "
+            "In a round each server is started, answers four photos as the model itself does, is loaded and ended; odd "
+            "rounds go the other way. Requests hold one photo of 500 x 375 pixels, "
+            f"{len(bench_photo()) / 1000:.0f} kB; connections stay and are spread evenly over a server's processes. "
+            f"The yardstick is {Limit.PEERS.value} in this machine's threads without a server, measured just before "
+            "each server, and ratios between servers are ratios of requests per image of their yardsticks. CPU time "
+            "is that of all processes of the server."
+        )
 
-def show(console: Console, found: Sequence[Row]) -> None:
-    """The rows in the terminal."""
-    table = Table()
-    for column in ("", "median (lowest to highest)", "target", "", "note"):
-        table.add_column(column)
-    colours = {Verdict.PASS: "green", Verdict.MISS: "yellow", Verdict.ERROR: "red", Verdict.SHOWN: "default"}
-    for row in found:
-        verdict = f"[{colours[row.verdict]}]{row.verdict.value}[/]"
-        table.add_row(row.name, row.shown, str(row.target or ""), verdict, row.note)
-    console.print(table)
 
-
-def _interrupted(*_: object) -> None:
-    """SIGTERM ends the run as Ctrl-C does: every server with it."""
+def _interrupt(*_: object) -> None:
+    """End the run at SIGTERM as at Ctrl-C, and every server with it."""
     raise KeyboardInterrupt
 
 
-def _how(course: Course) -> str:
-    return (
-        f"Rounds: {course.rounds}, {course.seconds:g} s for each figure; medians, the lowest and highest in brackets. "
-        "In a round each server is started, answers four photos as the model itself does, is loaded and ended; odd "
-        "rounds go the other way. Requests hold one photo of 500 x 375 pixels, "
-        f"{len(course.expected[0].photo) / 1000:.0f} kB; connections stay and are spread evenly over a server's "
-        f"processes. The yardstick is {Limit.PEERS.value} in this machine's threads without a server, measured just "
-        "before each server, and ratios between servers are ratios of requests per image of their yardsticks. CPU time "
-        "is that of all processes of the server."
-    )
-
-
-_PARTS = (Part.RACE.value, Part.CURVES.value, *(module.name for module in MODULES))
-
-
 @click.command()
-@click.option("--model", default="googlenet", show_default=True, help="An exported model")
-@click.option(
-    "--artifacts",
-    type=click.Path(path_type=Path, exists=True),
-    default=Path("artifacts"),
-    envvar="TOPFIVE_ARTIFACTS",
-    show_default=True,
-    help="Folder of exported models",
-)
+@model_option
+@artifacts_option
 @click.option("--peers", "peer_names", default="none", show_default=True, help="all, none, or names joined by commas")
 @click.option(
     "--environments",
@@ -180,32 +166,34 @@ def main(
     only: Sequence[str],
     output: Path,
 ) -> None:
-    """Measure this server, others and the limits of the machine, and write a report. Status 1: not all was."""
-    signal.signal(signal.SIGTERM, _interrupted)
+    """Measure this server, others and the limits of the machine, and write a report.
+
+    The status is 1 where something could not be measured.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
     peers, parts = chosen_peers(peer_names), only or _PARTS
     artifacts, environments = artifacts.resolve(), environments.resolve()
     try:
-        graph = load(artifacts, model).folder / "model.onnx"
+        load(artifacts, model)
     except ArtifactError as error:
         raise click.UsageError(f"{error}; run: topfive export {model}") from error
     machine, console = describe(), Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="topfive-benchmark-") as folder:
-        course = Course(rounds, seconds, Place(graph, Path(folder)), expected(model, artifacts))
-        run = Run(model, artifacts, course, console.log)
+        run = BenchmarkRun(model, artifacts, Path(folder), rounds, seconds, console.log)
         if Part.RACE in parts:
-            run.race(peers, environments)
+            run.compare(peers, environments)
         for module in MODULES:
             if module.name in parts:
-                run.module(module)
+                run.run_module(module)
         if Part.CURVES in parts:
-            run.served_curves()
-    found = [*run.rows, *(curve.row for curve in run.curves)]
-    versions = [(peer.subject.name, f"{pinned(peer, environments)}; {peer.subject.settings}") for peer in peers]
-    write(Report(machine, found, run.outcomes, run.curves, run.modules, versions, _how(course)), output)
-    show(console, found)
+            run.draw_curves()
+    rows = [*run.rows, *(curve.row for curve in run.curves)]
+    versions = [(peer.spec.name, f"{pinned_versions(peer, environments)}; {peer.spec.settings}") for peer in peers]
+    report = BenchmarkReport(machine, rows, run.results, run.curves, run.modules, versions, run.how)
+    write(report, output)
+    show(report, console)
     console.log(f"written: {output}")
-    failed = [one for one in found if one.verdict is Verdict.ERROR]
-    sys.exit(1 if failed or any(one.reason for one in run.outcomes) else 0)
+    sys.exit(any(row.verdict is Verdict.ERROR for row in rows) or any(one.reason for one in run.results))
 
 
 if __name__ == "__main__":

@@ -1,43 +1,41 @@
 """How cost grows with work: batch size, connections and image size, each measured and held to a rule."""
 
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.asking import bench_photo, resized_photo
-from benchmarks.figures import Bound, Curve, Target, falling, outgrowing
-from benchmarks.load import Drive, Load, Point
-from benchmarks.server import Place, running
-from benchmarks.subjects import ROOT, Subject
+from benchmarks.answers import photo_probe
+from benchmarks.figures import Bound, Curve, FigureTarget, falling, outgrowing
+from benchmarks.load import LoadResult, PutLoad
+from benchmarks.modules import Module, run_module
+from benchmarks.requests import bench_photo, resized_photo
+from benchmarks.server_under_test import ServerUnderTest
+from benchmarks.servers import ServerSpec
+from loadgen.results import LoadLevel
 
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MEGAPIXELS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0)
 
-KEPT = Target(Bound.AT_LEAST, 0.85)
-GROWTH = Target(Bound.AT_MOST, 1.5)
+KEPT = FigureTarget(Bound.AT_LEAST, 0.85)
+GROWTH = FigureTarget(Bound.AT_MOST, 1.5)
 
-_FALLING = "lowest of: throughput / best throughput at any smaller {}"
 _BATCHES_TIMEOUT_S = 300
 _ANSWERS = 3  # of each connection
 _LONGEST_S = 20.0
-_SLOWEST = 1.0
-_AT_ONCE = 4  # connections while the size of images grows
+_SLOWEST = 1.0  # requests per second
+_SIZE_CONNECTIONS = 4
 
 
-def batches(model: str, artifacts: Path, seconds: float) -> Curve:
+def batch_curve(model: str, artifacts: Path, seconds: float) -> Curve:
     """The engine alone, in a process of its own. Raises CalledProcessError and TimeoutExpired."""
-    command = [sys.executable, "-m", "benchmarks.batches", "--model", model, "--artifacts", str(artifacts)]
-    command += ["--seconds", str(seconds / 6)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=_BATCHES_TIMEOUT_S)
-    points = tuple((float(size), rate) for size, rate in json.loads(done.stdout).items())
+    arguments = ("--model", "{model}", "--artifacts", "{artifacts}", "--seconds", str(seconds / 6))
+    rates = run_module(Module("batches", arguments=arguments), model, artifacts, _BATCHES_TIMEOUT_S)
+    points = tuple((float(size), rate) for size, rate in rates.items())
     return kept("batch", "engine alone over batch size", "images in a batch", "images/s", points)
 
 
-def together(figures: Mapping[str, float]) -> list[Curve]:
-    """Over the number of loaded models, of what `benchmarks.models` gave; nothing where it gave nothing."""
+def models_curve(figures: Mapping[str, float]) -> list[Curve]:
+    """The curve over the number of loaded models, from the figures of `benchmarks.models`; none without them."""
     found = {name: value for name, value in figures.items() if name.startswith("models=") and name.endswith(".ratio")}
     points = tuple(sorted((float(name[len("models=") : -len(".ratio")]), value) for name, value in found.items()))
     if not points:
@@ -49,35 +47,38 @@ def together(figures: Mapping[str, float]) -> list[Curve]:
 
 def kept(name: str, title: str, across: str, up: str, points: tuple[tuple[float, float], ...]) -> Curve:
     """A curve of throughput, which must not fall."""
-    return Curve(name, title, across, up, points, _FALLING.format(across), falling(points), KEPT)
+    rule = f"lowest of: throughput / best throughput at any smaller {across}"
+    return Curve(name, title, across, up, points, rule, falling(points), KEPT)
 
 
-def served(
-    subject: Subject, place: Place, drive: Drive, rounds: int, seconds: float, tell: Callable[[str], None]
+def served_curves(
+    spec: ServerSpec, folder: Path, put_load: PutLoad, rounds: int, seconds: float, tell: Callable[[str], None]
 ) -> list[Curve]:
-    """Over connections and over image sizes, on one server, in rounds of turning order."""
-    with running(subject, place, bench_photo()) as server:
-        rate = drive(server, [bench_photo()], Load(seconds)).per_second
+    """The curves over connections and over image sizes, on one server. Raises ServerError and LoadError."""
+    photo = bench_photo()
+    with ServerUnderTest(spec, folder, photo_probe(spec, photo)) as server:
+        server.settle()
+        rate = put_load(server, photo, LoadLevel(connections=16), seconds).per_second
 
-        def driven(photo: bytes, connections: int) -> Point:
-            """So long that each connection has a few answers, by the rate of the load before."""
+        def loaded(photo: bytes, connections: int) -> LoadResult:
+            """Load the server until each connection has a few answers, by the rate of the load before."""
             nonlocal rate
-            lasting = min(_LONGEST_S, max(seconds, _ANSWERS * connections / rate))
-            point = drive(server, [photo], Load(lasting, connections))
-            rate = max(point.per_second, _SLOWEST)
-            return point
+            load_s = min(_LONGEST_S, max(seconds, _ANSWERS * connections / rate))
+            result = put_load(server, photo, LoadLevel(connections=connections), load_s)
+            rate = max(result.per_second, _SLOWEST)
+            return result
 
         def throughput(connections: float) -> float:
-            point = driven(bench_photo(), int(connections))
-            return point.per_second if not point.errors else 0.0
+            result = loaded(photo, int(connections))
+            return result.per_second if not result.errors else 0.0
 
         def cost(megapixels: float) -> float:
-            return driven(photos[megapixels], _AT_ONCE).cpu_ms
+            return loaded(photos[megapixels], _SIZE_CONNECTIONS).cpu_ms
 
-        connections = turns(CONNECTIONS, rounds, throughput)
+        connections = measured_points(CONNECTIONS, rounds, throughput)
         tell("measured over connections")
         photos = {size: resized_photo(size) for size in MEGAPIXELS}
-        sizes = turns(MEGAPIXELS, rounds, cost)
+        sizes = measured_points(MEGAPIXELS, rounds, cost)
         tell("measured over image sizes")
     return [
         kept("connections", "requests over connections", "connections", "requests/s", connections),
@@ -94,7 +95,9 @@ def served(
     ]
 
 
-def turns(places: Sequence[float], rounds: int, figure: Callable[[float], float]) -> tuple[tuple[float, float], ...]:
+def measured_points(
+    places: Sequence[float], rounds: int, figure: Callable[[float], float]
+) -> tuple[tuple[float, float], ...]:
     """The median figure at each place, over rounds that go up and down in turn."""
     found: dict[float, list[float]] = {place: [] for place in places}
     for number in range(rounds):

@@ -1,26 +1,24 @@
 """CPU time of decoding, resizing and cropping a JPEG, beside the plain Pillow recipe: `python -m benchmarks.decoding`.
 
-The photos are made of noise, so that anybody has the same ones. All is measured on a thread of its own, as servers
-decode: on the main one glibc gives the pixels back after each photo, for which plain Pillow paid a third more at 8
-megapixels.
+The photos are made of noise, so that everybody has the same ones. Everything is measured on a thread of its own, as
+servers decode: on the main thread glibc gives the pixels back after each photo, for which plain Pillow paid a third
+more at 8 megapixels.
 """
 
 import io
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 
 import click
 import numpy as np
 from PIL import Image
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.command import json_option, print_json, print_table
 from models.catalog import InputSpec
 from service.common.sample_photo import made_photo
 from service.common.types import Decode, ImageLimits, Sample
@@ -36,10 +34,11 @@ _SPEC = InputSpec()
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What one way costs for one photo: medians of CPU time, and the worst pixel against the plain recipe.
+class DecodeCost:
+    """What one value of `--decode` costs for one photo: medians of CPU time, and the worst pixel, in grey levels.
 
-    `decode_ms` of `cpu_ms` and `plain_decode_ms` of `plain_ms` are for decoding, the rest is for resize and crop.
+    `plain` is the recipe without this project, whose pixels are compared. `decode_ms` is the part of `cpu_ms` for
+    decoding, `plain_decode_ms` that of `plain_ms`; the rest is for resize and crop.
     """
 
     width: int
@@ -56,7 +55,7 @@ class Cost:
 
 
 def plain(data: bytes, spec: InputSpec = _SPEC) -> Sample:
-    """The recipe as it is written down everywhere: decode, resize the whole photo, crop, to an array [S, S, 3]."""
+    """The usual recipe, as an array [S, S, 3]: decode the whole photo, resize it, crop it."""
     photo = plain_photo(data)
     size = transforms.resized_size(photo.width, photo.height, spec.resize)
     left, top = (round((side - spec.crop) / 2) for side in size)
@@ -69,60 +68,60 @@ def plain_photo(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def our_photo(data: bytes, mode: Decode) -> decode.Picture:
+def our_photo(data: bytes, mode: Decode, spec: InputSpec = _SPEC) -> decode.Picture:
     """The first step of `ours`."""
-    return decode.picture(data, ImageLimits(), transforms.enough(_SPEC, mode))
+    return decode.picture(data, ImageLimits(), transforms.enough(spec, mode))
 
 
-def ours(data: bytes, decode: Decode) -> tuple[Sample, int]:
-    """The way of the server, and by how much the photo was reduced."""
-    picture = our_photo(data, decode)
-    sample: Sample = transforms.crops(_SPEC, picture, 1)[0]
-    return sample, picture.reduction
+def ours(data: bytes, mode: Decode, spec: InputSpec = _SPEC) -> Sample:
+    """The sample that the server makes of a photo."""
+    sample: Sample = transforms.crops(spec, our_photo(data, mode, spec), 1)[0]
+    return sample
 
 
-def decode_costs(megapixels: Sequence[float] = MEGAPIXELS, rounds: int = _ROUNDS) -> list[Cost]:
-    """The costs of every way for the small photo and for each size, interleaved in one run."""
+def decode_costs(megapixels: Sequence[float] = MEGAPIXELS, rounds: int = _ROUNDS) -> list[DecodeCost]:
+    """The costs of every value of `--decode` for the small photo and for each size; rounds are interleaved."""
     sides = [math.sqrt(size * 1e6 / 12) for size in megapixels]
     photos = [made_photo(), *(made_photo(round(4 * side), round(3 * side), quality=_QUALITY) for side in sides)]
     with ThreadPoolExecutor(1) as thread:
         return [cost for photo in photos for cost in thread.submit(_costs, photo, rounds).result()]
 
 
-def _costs(photo: bytes, rounds: int) -> list[Cost]:
-    works: dict[str, Callable[[], object]] = {"plain": lambda: plain(photo), "plain photo": lambda: plain_photo(photo)}
+def _costs(photo: bytes, rounds: int) -> list[DecodeCost]:
+    works: dict[str, Callable[[], object]] = {
+        "plain": partial(plain, photo),
+        "plain photo": partial(plain_photo, photo),
+    }
     for mode in Decode:
-        works[mode.value] = lambda mode=mode: ours(photo, mode)  # type: ignore[misc]
-        works[f"{mode} photo"] = lambda mode=mode: our_photo(photo, mode)  # type: ignore[misc]
+        works |= {mode.value: partial(ours, photo, mode), f"{mode} photo": partial(our_photo, photo, mode)}
     times: dict[str, list[float]] = {name: [] for name in works}
     times_over = max(1, math.ceil(_ROUND_S / max(_cpu_s(works["plain"], 1), 1e-6)))
     for _ in range(rounds):
         for name, work in works.items():
             times[name].append(_cpu_s(work, times_over))
-    return [_cost(photo, decode, times) for decode in Decode]
+    return [_cost(photo, mode, times) for mode in Decode]
 
 
-def _cost(photo: bytes, decode: Decode, times: dict[str, list[float]]) -> Cost:
+def _cost(photo: bytes, mode: Decode, times: dict[str, list[float]]) -> DecodeCost:
     width, height = Image.open(io.BytesIO(photo)).size
-    sample, reduction = ours(photo, decode)
     ms = {name: statistics.median(each) * 1000 for name, each in times.items()}
-    return Cost(
+    return DecodeCost(
         width=width,
         height=height,
         size_bytes=len(photo),
-        way=decode,
-        scale=f"1/{reduction}",
-        cpu_ms=ms[decode.value],
-        decode_ms=ms[f"{decode} photo"],
+        way=mode,
+        scale=f"1/{our_photo(photo, mode).reduction}",
+        cpu_ms=ms[mode.value],
+        decode_ms=ms[f"{mode} photo"],
         plain_ms=ms["plain"],
         plain_decode_ms=ms["plain photo"],
-        ratio=statistics.median(a / b for a, b in zip(times[decode.value], times["plain"], strict=True)),
-        levels=int(np.abs(sample.astype(int) - plain(photo)).max()),
+        ratio=statistics.median(a / b for a, b in zip(times[mode.value], times["plain"], strict=True)),
+        levels=int(np.abs(ours(photo, mode).astype(int) - plain(photo)).max()),
     )
 
 
 def _cpu_s(work: Callable[[], object], times_over: int) -> float:
-    """CPU seconds of this thread for one of so many."""
+    """CPU seconds of this thread for one call, of `times_over` calls."""
     began = time.thread_time()
     for _ in range(times_over):
         work()
@@ -132,22 +131,15 @@ def _cpu_s(work: Callable[[], object], times_over: int) -> float:
 @click.command()
 @click.option("--rounds", default=_ROUNDS, show_default=True, type=click.IntRange(min=1))
 @click.option("--megapixels", multiple=True, type=click.FloatRange(0.01, 60), default=MEGAPIXELS, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON")
+@json_option
 def main(rounds: int, megapixels: tuple[float, ...], as_json: bool) -> None:
     """Measure on this machine."""
     costs = decode_costs(megapixels, rounds)
     if as_json:
-        click.echo(json.dumps([asdict(cost) for cost in costs], indent=2))
+        print_json(costs)
         return
-    table = Table(
-        title=f"CPU ms of decode, resize and crop (of it decode), medians of {rounds} rounds",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for column in ("pixels", "kB", "decode", "scale", "ms (decode)", "plain Pillow", "ratio", "levels"):
-        table.add_column(column, justify="left" if column == "pixels" else "right", no_wrap=True)
-    for cost in costs:
-        table.add_row(
+    rows = [
+        (
             f"{cost.width}x{cost.height}",
             f"{cost.size_bytes / 1000:.0f}",
             cost.way,
@@ -157,7 +149,10 @@ def main(rounds: int, megapixels: tuple[float, ...], as_json: bool) -> None:
             f"{cost.ratio:.2f}",
             str(cost.levels),
         )
-    Console().print(table)
+        for cost in costs
+    ]
+    title = f"CPU ms of decode, resize and crop (of it decode), medians of {rounds} rounds"
+    print_table(title, ("pixels", "kB", "decode", "scale", "ms (decode)", "plain Pillow", "ratio", "levels"), rows)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """How far faster decoding moves the answers of a trained model: `python -m benchmarks.drift`.
 
-Photos are enlarged, as none that come with the project is large, and get grain and a fine pattern of stripes: each of
-another width, direction and strength, because what lies between the pixels that are kept is what decoding at a smaller
-size can get wrong. An enlarged photo without a pattern is the first of each.
+No photo of the project is large, so photos are enlarged, and get grain and a fine pattern of stripes. Each pattern has
+another width, direction and strength: decoding at a smaller size can get wrong what lies between the pixels that it
+keeps. The first photo made of each file has no stripes.
 """
 
-import json
 import math
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import product
 from pathlib import Path
@@ -19,10 +18,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.decoding import plain
+from benchmarks.command import artifacts_option, json_option, print_json, print_table
+from benchmarks.decoding import ours, plain
 from export.gate_images import PHOTOS
 from models.artifact.artifact import ArtifactError, WeightSource, load
 from models.catalog import InputSpec
@@ -32,7 +30,7 @@ from service.common.types import Batch, Decode, ImageLimits, Pixels, Precision, 
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.selection.opening import open_engine
 from service.engines.selection.select import EngineOptions
-from service.preprocessing import decode, transforms
+from service.preprocessing import decode
 
 FAR = 0.02
 """The change of a probability that faster decoding should stay below."""
@@ -46,10 +44,10 @@ _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One way against decoding every pixel with Pillow and resizing the whole: over how many photos, and how far.
+    """How far one value of `--decode` moves the answers from those to photos that Pillow decodes and resizes whole.
 
-    `largest` is the largest change of any class's probability, `far` counts photos in which one changed by more than
-    0.02, `other_best` those whose best class is another.
+    `largest` is the largest change of the probability of any class. `far` counts the photos in which one changed by
+    more than 0.02, `other_best` those with another best class.
     """
 
     way: str
@@ -59,53 +57,49 @@ class Drift:
     other_best: int
 
 
-def enlarged(photo: Image.Image, megapixels: float, chance: np.random.Generator, *, striped: bool) -> bytes:
-    """A JPEG of about so many megapixels: the photo under grain, and under stripes where asked."""
-    factor = math.sqrt(megapixels * 1e6 / (photo.width * photo.height))
-    width, height = round(photo.width * factor), round(photo.height * factor)
-    smooth = np.asarray(photo.convert("RGB").resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
-    texture = chance.standard_normal((height, width), dtype=np.float32) * _GRAIN
-    if striped:
-        texture += _stripes(width, height, chance)
-    pixels: Pixels = np.clip(smooth + texture[..., np.newaxis], 0, 255).astype(np.uint8)
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()
+def enlarged(file: Path, megapixels: float, pattern: int) -> bytes:
+    """A JPEG of about so many megapixels: the image in a file, under grain and stripes.
 
-
-def _stripes(width: int, height: int, chance: np.random.Generator) -> NDArray[np.float32]:
-    """A wave over [height, width]."""
-    period, strength, angle = chance.uniform(*_STRIPES), chance.uniform(*_STRENGTH), chance.uniform(0, math.pi)
-    across = np.arange(width, dtype=np.float32) * np.float32(math.cos(angle))
-    down = np.arange(height, dtype=np.float32)[:, np.newaxis] * np.float32(math.sin(angle))
-    wave: NDArray[np.float32] = np.sin((across + down) * np.float32(2 * math.pi / period)) * np.float32(strength)
-    return wave
-
-
-def made(file: Path, megapixels: float, pattern: int) -> bytes:
-    """That file enlarged, under the same pattern of that number in every run; under none with 0.
-
-    Raises ClickException where it is no image that the server takes.
+    The stripes of each pattern differ, and are the same in every run; pattern 0 has none. Raises ClickException where
+    the server does not take the file.
     """
     try:
         data = file.read_bytes()
         photo = Image.fromarray(decode.decode(data, ImageLimits()))
     except (OSError, TopfiveError) as error:
         raise click.ClickException(f"{file}: {error}") from error
-    return enlarged(photo, megapixels, np.random.default_rng((zlib.crc32(data), pattern)), striped=pattern > 0)
+    random = np.random.default_rng((zlib.crc32(data), pattern))
+    factor = math.sqrt(megapixels * 1e6 / (photo.width * photo.height))
+    width, height = round(photo.width * factor), round(photo.height * factor)
+    smooth = np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
+    texture = random.standard_normal((height, width), dtype=np.float32) * _GRAIN
+    if pattern:
+        texture += _stripes(width, height, random)
+    pixels: Pixels = np.clip(smooth + texture[..., np.newaxis], 0, 255).astype(np.uint8)
+    jpeg = BytesIO()
+    Image.fromarray(pixels).save(jpeg, "JPEG", quality=_QUALITY)
+    return jpeg.getvalue()
+
+
+def _stripes(width: int, height: int, random: np.random.Generator) -> NDArray[np.float32]:
+    """A wave over [height, width]."""
+    period, strength, angle = random.uniform(*_STRIPES), random.uniform(*_STRENGTH), random.uniform(0, math.pi)
+    across = np.arange(width, dtype=np.float32) * np.float32(math.cos(angle))
+    down = np.arange(height, dtype=np.float32)[:, np.newaxis] * np.float32(math.sin(angle))
+    wave: NDArray[np.float32] = np.sin((across + down) * np.float32(2 * math.pi / period)) * np.float32(strength)
+    return wave
 
 
 def samples(photo: bytes, spec: InputSpec) -> Batch:
-    """What a network is given: by `plain`, then by each way of the server."""
-    pictures = [decode.picture(photo, ImageLimits(), transforms.enough(spec, mode)) for mode in Decode]
-    return np.stack([plain(photo, spec), *(transforms.crops(spec, picture, 1)[0] for picture in pictures)])
+    """The samples of one photo: by `plain`, then by each value of `--decode`."""
+    return np.stack([plain(photo, spec), *(ours(photo, mode, spec) for mode in Decode)])
 
 
-def measure(engine: Engine, spec: InputSpec, files: Sequence[Path], megapixels: float, each: int) -> list[Drift]:
-    """Every way of the server against `plain`, over `each` photos of every file."""
+def measure_drift(engine: Engine, spec: InputSpec, files: Sequence[Path], megapixels: float, each: int) -> list[Drift]:
+    """Every value of `--decode` beside `plain`, over `each` photos made of every file."""
     cases = list(product(files, range(each)))
     with ThreadPoolExecutor(cpu_quota()) as threads:
-        batches = threads.map(lambda case: samples(made(case[0], megapixels, case[1]), spec), cases)
+        batches = threads.map(lambda case: samples(enlarged(case[0], megapixels, case[1]), spec), cases)
         answers = np.stack([_answers(engine, batch) for batch in batches])  # [photos, ways, classes]
     expected, others = answers[:, :1], answers[:, 1:]
     moved = np.abs(others - expected).max(axis=2)
@@ -117,28 +111,29 @@ def measure(engine: Engine, spec: InputSpec, files: Sequence[Path], megapixels: 
 
 
 def _answers(engine: Engine, batch: Batch) -> Probabilities:
-    """Of every row, in as many batches as its graph asks for."""
+    """The probabilities of every row, [N, C], in batches that the engine takes."""
     most = engine.max_batch
     return np.concatenate([engine.run(batch[first : first + most]) for first in range(0, len(batch), most)])
 
 
 def images_of(paths: Sequence[Path]) -> list[Path]:
-    """The files that were named, whatever they are, and what is named as images are in folders that were."""
-    inside = (_images_in(path) if path.is_dir() else [path] for path in paths)
-    return [file for files in inside for file in files]
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+    """The files that are named, whatever they hold, and the images in the folders that are named."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+        else:
+            files.append(path)
+    return files
 
 
 @click.command()
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.option("--model", default="squeezenet1_1", show_default=True, help="An exported model with trained weights")
-@click.option("--artifacts", type=click.Path(path_type=Path, exists=True), default=Path("artifacts"))
+@artifacts_option
 @click.option("--megapixels", type=click.FloatRange(0.01, 60), default=8.0, show_default=True)
 @click.option("--each", type=click.IntRange(min=1), default=20, show_default=True, help="Patterns over each photo")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON")
+@json_option
 def main(photos: tuple[Path, ...], model: str, artifacts: Path, megapixels: float, each: int, as_json: bool) -> None:
     """Measure over PHOTOS, files or folders; those of the project without any."""
     try:
@@ -157,19 +152,15 @@ def main(photos: tuple[Path, ...], model: str, artifacts: Path, megapixels: floa
     except EngineUnavailableError as error:
         raise click.ClickException(str(error)) from error
     try:
-        drifts = measure(engine, artifact.manifest.input, files, megapixels, each)
+        drifts = measure_drift(engine, artifact.manifest.input, files, megapixels, each)
     finally:
         engine.close()
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in drifts], indent=2))
+        print_json(drifts)
         return
-    console, table = Console(width=120), Table()
-    console.print(f"{model} on {drifts[0].photos} photos of {megapixels:g} MP, against every pixel by Pillow")
-    for column in ("decode", "largest |dp|", f"|dp| above {FAR:g}", "another best class"):
-        table.add_column(column, justify="right" if table.columns else "left")
-    for one in drifts:
-        table.add_row(one.way, f"{one.largest:.4f}", str(one.far), str(one.other_best))
-    console.print(table)
+    title = f"{model} on {drifts[0].photos} photos of {megapixels:g} MP, against every pixel by Pillow"
+    heads = ("decode", "largest |dp|", f"|dp| above {FAR:g}", "another best class")
+    print_table(title, heads, [(one.way, f"{one.largest:.4f}", str(one.far), str(one.other_best)) for one in drifts])
 
 
 if __name__ == "__main__":

@@ -3,22 +3,23 @@
 What is measured on this card is written to a page with the card, the driver and the versions; nothing else is.
 """
 
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import click
 
-from benchmarks.throughput import per_second
+from benchmarks.batches import batch_rates
+from benchmarks.command import artifacts_option
+from benchmarks.machine import installed_versions
+from benchmarks.report import markdown_table
 from export.gate_images import random_pixels
 from models.artifact.artifact import Artifact, ArtifactError, load
 from models.artifact.engine_plan import EnginePlan, Flavour, read_plans
 from service.common.gpus import Card, Cards, cards, driver_version
-from service.common.packages import package_version
 from service.common.settings import Settings
 from service.common.types import Batch, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError
@@ -26,18 +27,12 @@ from service.engines.tensorrt.engine import TensorRtEngine
 from service.engines.tensorrt.slot import Launch
 
 _ROUNDS = 5
-_PACKAGES = (
-    "tensorrt",
-    "tensorrt-rtx-cu13-bindings",
-    "onnxruntime-gpu",
-    "torch",
-    "cuda-bindings",
-)
+_PACKAGES = ("tensorrt", "tensorrt-rtx-cu13-bindings", "onnxruntime-gpu", "torch", "cuda-bindings")
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """Something to measure: how it is called, how it is opened, and what runs a batch of it."""
+class GpuEngine:
+    """An engine to measure: its name in the table, how it is opened, and what runs a batch of it."""
 
     name: str
     open: Callable[[], Engine]
@@ -45,40 +40,38 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """Images per second of one subject by batch size, medians over rounds; or why there are none."""
+class GpuFigures:
+    """Images per second of one engine by batch size, medians over rounds; or the reason why there are none."""
 
     name: str
-    slots: int
-    rates: dict[int, float]
+    slots: int = 0
+    rates: dict[int, float] = field(default_factory=dict)
     reason: str = ""
 
 
-def plan_subjects(artifact: Artifact, plan: EnginePlan, card: Card, max_batch: int, cache: Path) -> list[Subject]:
-    """A plan with CUDA graphs, with two batches at once, and, where they are not RTX's own, without graphs."""
+def plan_engines(artifact: Artifact, plan: EnginePlan, card: Card, max_batch: int, cache: Path) -> list[GpuEngine]:
+    """A plan with one slot, with two, and without CUDA graphs, which TensorRT-RTX makes by itself."""
     record = plan.record
 
-    def subject(words: str, slots: int, launch: Launch = Launch.GRAPH) -> Subject:
-        def opened() -> Engine:
-            return TensorRtEngine(
-                plan, artifact, card=card, slots=slots, max_batch=max_batch, cache=cache, launch=launch
-            )
+    def engine(words: str, slots: int, launch: Launch = Launch.GRAPH) -> GpuEngine:
+        opened = partial(
+            TensorRtEngine, plan, artifact, card=card, slots=slots, max_batch=max_batch, cache=cache, launch=launch
+        )
+        return GpuEngine(f"{record.flavour} {record.version} {record.precision}, {words}", opened)
 
-        return Subject(f"{record.flavour} {record.version} {record.precision}, {words}", opened)
-
-    found = [subject("one slot", 1), subject("two slots", 2)]
+    found = [engine("one slot", 1), engine("two slots", 2)]
     if record.flavour is Flavour.TENSORRT:
-        found.append(subject("one slot, no CUDA graphs", 1, Launch.CALLS))
+        found.append(engine("one slot, no CUDA graphs", 1, Launch.CALLS))
     return found
 
 
-def subjects(artifact: Artifact, card: Card, max_batch: int, cache: Path) -> list[Subject]:
-    """Everything that might run `artifact` on `card`; whether it does shows when it is opened."""
+def gpu_engines(artifact: Artifact, card: Card, max_batch: int, cache: Path) -> list[GpuEngine]:
+    """Everything that might run `artifact` on `card`; opening shows whether it does."""
     found = [
-        subject
+        engine
         for plan in read_plans(artifact.folder)[0]
         if str(card.target) in plan.record.targets
-        for subject in plan_subjects(artifact, plan, card, max_batch, cache)
+        for engine in plan_engines(artifact, plan, card, max_batch, cache)
     ]
 
     def onnxruntime() -> Engine:
@@ -92,7 +85,7 @@ def subjects(artifact: Artifact, card: Card, max_batch: int, cache: Path) -> lis
 
         return TorchEngine(artifact, threads=1, max_batch=max_batch, card=card)
 
-    def in_half(engine: Engine, rows: Rows) -> Probabilities:
+    def run_in_fp16(engine: Engine, rows: Rows) -> Probabilities:
         import torch
 
         with torch.autocast("cuda", torch.float16):
@@ -100,71 +93,55 @@ def subjects(artifact: Artifact, card: Card, max_batch: int, cache: Path) -> lis
 
     return [
         *found,
-        Subject("onnxruntime CUDA f32", onnxruntime),
-        Subject("PyTorch eager f32", torch),
-        Subject("PyTorch eager fp16 (autocast)", torch, in_half),
+        GpuEngine("onnxruntime CUDA f32", onnxruntime),
+        GpuEngine("PyTorch eager f32", torch),
+        GpuEngine("PyTorch eager fp16 (autocast)", torch, run_in_fp16),
     ]
 
 
-def measure(found: Sequence[Subject], images: Batch, sizes: Sequence[int], seconds: float) -> list[Figures]:
-    """The figures of each subject, in rounds that take turns; one that does not open has its reason instead."""
-    with ExitStack() as opened:
-        engines: dict[str, Engine] = {}
+def measure_engines(
+    found: Sequence[GpuEngine], images: Batch, sizes: Sequence[int], seconds: float
+) -> list[GpuFigures]:
+    """The figures of each engine, in rounds that take turns; one that does not open has its reason instead."""
+    with ExitStack() as stack:
+        opened: dict[str, Engine] = {}
         reasons: dict[str, str] = {}
-        for subject in found:
+        for one in found:
             try:
-                engine = subject.open()
-                opened.callback(engine.close)
-                subject.run(engine, images[: min(engine.max_batch, len(images))])
-                engines[subject.name] = engine
+                engine = one.open()
+                stack.callback(engine.close)
+                one.run(engine, images[: min(engine.max_batch, len(images))])
+                opened[one.name] = engine
             except Exception as error:  # a runtime's own exceptions have no common base
-                reasons[subject.name] = " ".join(str(error).split())
-        rates: dict[tuple[str, int], list[float]] = {}
-        for _ in range(_ROUNDS):
-            for subject in found:
-                if (chosen := engines.get(subject.name)) is None:
-                    continue
-                for size in sizes:
-                    if size <= chosen.max_batch:
-                        work = partial(subject.run, chosen, images[:size])
-                        rate = size * per_second(work, chosen.slots, seconds)
-                        rates.setdefault((subject.name, size), []).append(rate)
-        medians = {key: statistics.median(values) for key, values in rates.items()}
-    return [
-        Figures(
-            name := subject.name,
-            engines[name].slots if name in engines else 0,
-            {size: medians[name, size] for size in sizes if (name, size) in medians},
-            reasons.get(name, ""),
-        )
-        for subject in found
-    ]
-
-
-def table(figures: Sequence[Figures], sizes: Sequence[int]) -> list[str]:
-    """Images per second and, in brackets, milliseconds per batch; then what was not measured and why."""
-    measured = [one for one in figures if not one.reason]
-    lines = [
-        f"| engine | {' | '.join(f'batch {size}' for size in sizes)} |",
-        f"|---|{'---:|' * len(sizes)}",
-    ]
-    for one in measured:
-        cells = [
-            f"{one.rates[size]:.0f} ({1000 * one.slots * size / one.rates[size]:.2f})" if size in one.rates else "-"
-            for size in sizes
+                reasons[one.name] = " ".join(str(error).split())
+        works = {one.name: (opened[one.name], one.run) for one in found if one.name in opened}
+        rates = batch_rates(works, images, sizes, _ROUNDS, seconds)
+        return [
+            GpuFigures(one.name, reason=reasons[one.name])
+            if one.name in reasons
+            else GpuFigures(one.name, opened[one.name].slots, rates[one.name])
+            for one in found
         ]
-        lines.append(f"| {one.name} | {' | '.join(cells)} |")
-    lines.append("")
-    lines += [f"- not measured: {one.name}: {one.reason}" for one in figures if one.reason]
-    return lines
 
 
-def versions() -> list[str]:
-    """The packages that are installed of those that count here."""
-    return [f"{package} {found}" for package in _PACKAGES if (found := package_version(package)) is not None]
+def figures_table(figures: Sequence[GpuFigures], sizes: Sequence[int]) -> list[str]:
+    """Images per second and, in brackets, milliseconds per batch; then what was not measured and why."""
+    rows = [
+        [
+            one.name,
+            *(
+                f"{one.rates[size]:.0f} ({1000 * one.slots * size / one.rates[size]:.2f})" if size in one.rates else "-"
+                for size in sizes
+            ),
+        ]
+        for one in figures
+        if not one.reason
+    ]
+    table = markdown_table(("engine", *(f"batch {size}" for size in sizes)), rows, text=(0,))
+    return [*table, "", *(f"- not measured: {one.name}: {one.reason}" for one in figures if one.reason)]
 
 
-def page(card: Card, driver: str | None, seconds: float, tables: Sequence[tuple[str, Sequence[str]]]) -> str:
+def gpu_page(card: Card, driver: str | None, seconds: float, tables: Sequence[tuple[str, Sequence[str]]]) -> str:
     """The page: on what, with what and how it was measured, and a table for each model."""
     lines = [
         "# Measured on a card",
@@ -172,7 +149,7 @@ def page(card: Card, driver: str | None, seconds: float, tables: Sequence[tuple[
         "Written by `make bench-gpu`.",
         "",
         f"- card: {card.name} ({card.target}, {card.memory_bytes / (1 << 30):.0f} GiB), driver {driver or 'unknown'}",
-        f"- versions: {', '.join(versions())}",
+        f"- versions: {', '.join(installed_versions(_PACKAGES))}",
         f"- images per second, and in brackets milliseconds per batch, copies to the card and back among them: medians "
         f"of {_ROUNDS} rounds of {seconds:g} s in which the engines take turns",
     ]
@@ -181,7 +158,7 @@ def page(card: Card, driver: str | None, seconds: float, tables: Sequence[tuple[
     return "\n".join(lines).rstrip() + "\n"
 
 
-def on_card(found: Cards, models: Sequence[str], artifacts: Path, sizes: Sequence[int], seconds: float) -> str:
+def measure_card(found: Cards, models: Sequence[str], artifacts: Path, sizes: Sequence[int], seconds: float) -> str:
     """The page of the first card. Raises EngineUnavailableError where there is none."""
     if not found.found:
         raise EngineUnavailableError(found.reason)
@@ -189,16 +166,14 @@ def on_card(found: Cards, models: Sequence[str], artifacts: Path, sizes: Sequenc
     for name in models:
         artifact = load(artifacts, name)
         images = random_pixels(artifact.manifest.input, max(sizes))
-        chosen = subjects(artifact, card, max(sizes), Settings().cache_folder)
-        tables.append((name, table(measure(chosen, images, sizes, seconds), sizes)))
-    return page(card, driver_version(), seconds, tables)
+        engines = gpu_engines(artifact, card, max(sizes), Settings().cache_folder)
+        tables.append((name, figures_table(measure_engines(engines, images, sizes, seconds), sizes)))
+    return gpu_page(card, driver_version(), seconds, tables)
 
 
 @click.command()
 @click.option("--model", "models", multiple=True, default=("googlenet",), show_default=True)
-@click.option(
-    "--artifacts", type=click.Path(path_type=Path), default="artifacts", envvar="TOPFIVE_ARTIFACTS", show_default=True
-)
+@artifacts_option
 @click.option("--batch", "batches", default="1,2,4,8,16,32", show_default=True, help="Batch sizes")
 @click.option("--seconds", default=1.0, show_default=True, help="Length of each measurement")
 @click.option("--output", type=click.Path(path_type=Path), default="benchmarks/gpu.md", show_default=True)
@@ -211,12 +186,12 @@ def main(models: Sequence[str], artifacts: Path, batches: str, seconds: float, o
     if sizes[0] < 1:
         raise click.BadParameter("a batch holds at least 1 image", param_hint="--batch")
     try:
-        written = on_card(cards(), models, artifacts, sizes, seconds)
+        page = measure_card(cards(), models, artifacts, sizes, seconds)
     except (EngineUnavailableError, ArtifactError) as error:
         click.echo(f"nothing is measured or written: {error}", err=True)
         sys.exit(1)
-    output.write_text(written, encoding="utf-8")
-    click.echo(written)
+    output.write_text(page, encoding="utf-8")
+    click.echo(page)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,27 @@
-"""The limits of the machine: decoder and engine without any server, in a process that measures whenever it is told to.
-
-Each line on standard input is a `Limit`'s name and seconds; the answer is one line of JSON. As a program:
-`python -m benchmarks.limit --model NAME --artifacts FOLDER`.
-"""
+"""The limits of the machine: what decoder and engine do without a server, in a process that sleeps in between."""
 
 import io
-import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
-import click
 import numpy as np
 from PIL import Image
 
-from benchmarks.asking import bench_photo
+from benchmarks.batches import per_second
 from benchmarks.peers.common import cut
-from benchmarks.subjects import ROOT
-from benchmarks.throughput import per_second
+from benchmarks.requests import bench_photo
 from models.artifact.artifact import load
 from service.common.cpus import cpu_quota
 from service.common.types import Decode, ImageLimits, Precision, Runtime, Sample
-from service.engines.base import Engine
 from service.engines.selection.opening import open_engine
 from service.engines.selection.select import EngineOptions
 from service.preprocessing import decode, transforms
@@ -44,8 +38,8 @@ class Limit(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """Images per second of all threads, CPU milliseconds for each, and milliseconds of one alone (median)."""
+class LimitFigures:
+    """Images per second of all threads, CPU milliseconds per image, and the median milliseconds of one thread alone."""
 
     per_second: float
     cpu_ms: float
@@ -54,99 +48,67 @@ class Figures:
     engine: str
 
 
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """What one thread does again and again, and in how many threads that is fastest."""
-
-    work: Callable[[], object]
-    threads: int
-    engine: str
-
-    def measure(self, seconds: float) -> Figures:
-        """A quarter of the time one thread alone, the rest all of them."""
-        alone_s: list[float] = []
-        end = time.monotonic() + seconds / 4
-        while not alone_s or time.monotonic() < end:
-            began = time.monotonic()
-            self.work()
-            alone_s.append(time.monotonic() - began)
-        before = time.process_time()
-        began = time.monotonic()
-        rate = per_second(self.work, self.threads, seconds * 3 / 4)
-        cpu_ms = 1000 * (time.process_time() - before) / (rate * (time.monotonic() - began))
-        return Figures(rate, cpu_ms, 1000 * statistics.median(alone_s), self.threads, self.engine)
-
-
-def opened(limit: Limit, model: str, artifacts: Path) -> Loop:
-    """The loop of a limit, with as many threads as bring most of these: one for each slot, or two."""
-    artifact = load(artifacts, model)
-    options = EngineOptions(cpus=cpu_quota())
-    if limit is not Limit.OURS:
-        options = EngineOptions(Runtime.ONNXRUNTIME, Precision.F32, cpus=cpu_quota())
-    engine: Engine = open_engine(artifact, options).engine
-    spec, limits, photo = artifact.manifest.input, ImageLimits(), bench_photo()
-    enough = transforms.enough(spec, Decode.AUTO)
-
-    def decoded() -> Sample:
-        if limit is Limit.PEERS:
-            return cut(Image.open(io.BytesIO(photo)))
-        sample: Sample = transforms.crops(spec, decode.picture(photo, limits, enough), 1)[0]
-        return sample
-
-    def work() -> None:
-        engine.run(decoded()[np.newaxis])
-
-    work()
-    rates = {threads: per_second(work, threads, _TRY_S) for threads in (engine.slots, 2 * engine.slots)}
-    info = engine.describe()
-    return Loop(work, max(rates, key=lambda threads: rates[threads]), f"{info.runtime} {info.precision}")
-
-
 class LimitError(Exception):
-    """The process of the limits has ended; its error is on the terminal."""
+    """A limit cannot be measured."""
 
 
-Measure = Callable[[Limit, float], Figures]
+MeasureLimit = Callable[[Limit, float], LimitFigures]
 """Measures a limit for so many seconds. Raises LimitError."""
 
 
 @contextmanager
-def limits(model: str, artifacts: Path) -> Iterator[Measure]:
-    """The process, which keeps its engines open and sleeps between measurements."""
-    command = [sys.executable, "-m", "benchmarks.limit", "--model", model, "--artifacts", str(artifacts)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        stdin, stdout = process.stdin, process.stdout
-        assert stdin is not None
-        assert stdout is not None
+def limits(model: str, artifacts: Path) -> Iterator[MeasureLimit]:
+    """Start the process. It opens each engine once and keeps it open until the block ends."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
 
-        def measure(limit: Limit, seconds: float) -> Figures:
-            with suppress(BrokenPipeError):
-                stdin.write(f"{limit.name} {seconds}\n")
-                stdin.flush()
-            if not (line := stdout.readline()):
-                raise LimitError(f"the process of the limits ended with status {process.wait()}")
-            return Figures(**json.loads(line))
+        def measure(limit: Limit, seconds: float) -> LimitFigures:
+            try:
+                return process.submit(_measure, limit, model, artifacts, seconds).result()
+            except BrokenProcessPool as error:
+                raise LimitError("the process that measures the limits has ended") from error
 
-        try:
-            yield measure
-        finally:
-            process.kill()
+        yield measure
 
 
-@click.command()
-@click.option("--model", default="googlenet", show_default=True)
-@click.option("--artifacts", type=click.Path(path_type=Path, exists=True), default=Path("artifacts"))
-def main(model: str, artifacts: Path) -> None:
-    """Answer each line `NAME SECONDS` on standard input by figures."""
-    loops: dict[Limit, Loop] = {}
-    for line in sys.stdin:
-        name, _, seconds = line.strip().partition(" ")
-        limit = Limit[name]
-        if limit not in loops:
-            loops[limit] = opened(limit, model, artifacts)
-        click.echo(json.dumps(asdict(loops[limit].measure(float(seconds)))))
-        sys.stdout.flush()
+def _measure(limit: Limit, model: str, artifacts: Path, seconds: float) -> LimitFigures:
+    """Run one thread alone for a quarter of the time, and all threads for the rest."""
+    try:
+        work, threads, engine = _opened(limit, model, artifacts)
+    except Exception as error:  # not every exception can be sent to the other process
+        raise LimitError(f"{limit} cannot be measured: {error}") from error
+    alone_s: list[float] = []
+    end = time.monotonic() + seconds / 4
+    while not alone_s or time.monotonic() < end:
+        began = time.monotonic()
+        work()
+        alone_s.append(time.monotonic() - began)
+    before, began = time.process_time(), time.monotonic()
+    rate = per_second(work, threads, seconds * 3 / 4)
+    cpu_ms = 1000 * (time.process_time() - before) / (rate * (time.monotonic() - began))
+    return LimitFigures(rate, cpu_ms, 1000 * statistics.median(alone_s), threads, engine)
 
 
-if __name__ == "__main__":
-    main()
+@cache
+def _opened(limit: Limit, model: str, artifacts: Path) -> tuple[Callable[[], object], int, str]:
+    """What one thread repeats, with how many threads that is fastest (one or two for each slot), and the engine."""
+    artifact = load(artifacts, model)
+    options = EngineOptions(cpus=cpu_quota())
+    if limit is not Limit.OURS:
+        options = EngineOptions(Runtime.ONNXRUNTIME, Precision.F32, cpus=cpu_quota())
+    engine = open_engine(artifact, options).engine
+    spec, image_limits, photo = artifact.manifest.input, ImageLimits(), bench_photo()
+    enough = transforms.enough(spec, Decode.AUTO)
+
+    def sample() -> Sample:
+        if limit is Limit.PEERS:
+            return cut(Image.open(io.BytesIO(photo)))
+        ours: Sample = transforms.crops(spec, decode.picture(photo, image_limits, enough), 1)[0]
+        return ours
+
+    def work() -> None:
+        engine.run(sample()[np.newaxis])
+
+    work()
+    rates = {threads: per_second(work, threads, _TRY_S) for threads in (engine.slots, 2 * engine.slots)}
+    info = engine.describe()
+    return work, max(rates, key=lambda threads: rates[threads]), f"{info.runtime} {info.precision}"

@@ -1,43 +1,22 @@
-"""Loads a running server with the generator of `topfive bench`, and reads what the server's cost."""
+"""Puts load on a server with the load generator of `topfive bench`, and reads what that cost the server."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import uvloop
 
-from benchmarks.asking import headers, pack
-from benchmarks.server import Running
-from loadgen.connection import LoadTestError
-from loadgen.http_connection import ServerAddress
-from loadgen.images import EncodedImage
+from benchmarks.requests import jpeg, photo_target
+from benchmarks.server_under_test import ServerUnderTest
+from loadgen.connection import Connection, LoadTestError, OpenConnection, RequestResult
 from loadgen.measurement import MeasurementPlan
-from loadgen.results import LoadLevel
+from loadgen.results import LevelResult, LoadLevel
 from loadgen.run import LoadTest, run_load_test
-from loadgen.target import HttpTarget, http_request
-
-
-class LoadError(Exception):
-    """The generator could not measure, or measured nothing that counts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """So many connections that never pause, or `rate` arrivals per second on as many as needed."""
-
-    seconds: float
-    connections: int = 16
-    rate: float | None = None
-
-    def __str__(self) -> str:
-        """In the words of the report."""
-        return f"{self.rate:.0f} requests/s" if self.rate is not None else f"{self.connections} connections"
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Mean milliseconds of a request: for the client, in the server as it says itself, and there by its steps."""
+class StepTimes:
+    """Mean milliseconds of a request: for the client, and in the server and its steps as the server reports them."""
 
     client: float
     server: float
@@ -45,19 +24,12 @@ class Steps:
     queue: float
     inference: float
 
-    @classmethod
-    def of(cls, row: dict[str, Any]) -> "Steps | None":
-        """Of a point of the generator's file; None where the server did not say."""
-        if not (said := row["server_ms"]):
-            return None
-        return cls(row["latency_ms"]["mean"], said["total"], said["input"], said["queue"], said["inference"])
-
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """What came of a load: milliseconds, failed requests, and CPU milliseconds of the server for each request.
+class LoadResult:
+    """What a server did under a load: `cpu_ms` is its CPU time for each request, `errors` counts failed requests.
 
-    `note` says why the figures are rather the generator's, `steps` where the time went.
+    `note` says why the figures are rather those of the generator. `steps` is None where the server does not report it.
     """
 
     per_second: float
@@ -66,52 +38,77 @@ class Point:
     cpu_ms: float
     errors: int
     note: str = ""
-    steps: Steps | None = None
+    steps: StepTimes | None = None
 
 
-Drive = Callable[[Running, Sequence[bytes], Load], Point]
-"""Loads a server with such photos."""
+PutLoad = Callable[[ServerUnderTest, bytes, LoadLevel, float], LoadResult]
+"""Sends a photo to a server again and again for so many seconds. Raises LoadTestError."""
 
 
-def drive(server: Running, photos: Sequence[bytes], load: Load) -> Point:
-    """The load by the generator of `topfive bench`. Raises LoadError with its words where it fails."""
-    subject = server.subject
-
-    def request(address: ServerAddress, image: EncodedImage) -> bytes:
-        packed = pack(subject, image.data)
-        return http_request(address, subject.path, headers(packed), packed.data)
-
-    images = tuple(EncodedImage(f"{number}.jpeg", photo, None, "image/jpeg") for number, photo in enumerate(photos))
+def put_load(server: ServerUnderTest, photo: bytes, level: LoadLevel, seconds: float) -> LoadResult:
+    """Load a server with the generator of `topfive bench`. Raises LoadTestError where no request was answered well."""
     test = LoadTest(
-        target=HttpTarget(server.addresses, request, images),
-        images=images,
-        levels=(LoadLevel(load.connections if load.rate is None else None, load.rate),),
-        plan=MeasurementPlan(warm_up_s=0, seconds=load.seconds),
+        target=photo_target(server.spec, server.addresses, photo),
+        images=(jpeg(photo),),
+        levels=(level,),
+        plan=MeasurementPlan(warm_up_s=0, seconds=seconds),
         allow_errors=True,
     )
     before = server.tree.cpu_s()
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            (result,) = runner.run(run_load_test(test, asyncio.Event(), lambda _: None, lambda _: None))
-    except LoadTestError as error:
-        raise LoadError(str(error)) from error
-    return point_of(asdict(result), server.tree.cpu_s() - before, len(server.addresses))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        (result,) = runner.run(run_load_test(test, asyncio.Event(), lambda _: None, lambda _: None))
+    return load_result(result, server.tree.cpu_s() - before, checks=len(server.addresses))
 
 
-def point_of(row: dict[str, Any], spent_s: float, checks: int) -> Point:
-    """A point of the generator's file, and CPU seconds of the server; it had answered `checks` requests before.
+def load_result(result: LevelResult, cpu_s: float, checks: int) -> LoadResult:
+    """What the generator measured, after it had sent `checks` requests as a check.
 
-    Raises LoadError where no request was answered well.
+    `cpu_s` is the CPU time of the server for all of these. Raises LoadTestError where no request was answered well.
     """
-    good, failed = sum(group["requests"] for group in row["groups"]), sum(row["errors"].values())
-    if not good:
-        raise LoadError(f"no request was answered well: {row['error_examples'] or row['errors']}")
-    return Point(
-        per_second=row["requests_per_second"],
-        p50_ms=row["latency_ms"]["p50"],
-        p99_ms=row["latency_ms"]["p99"],
-        cpu_ms=1000 * spent_s / (good + failed + checks),
-        errors=failed,
-        note="" if row["valid"] else "; ".join(row["notes"]),
-        steps=Steps.of(row),
+    latency, good = result.latency_ms, sum(group.requests for group in result.groups)
+    if not good or latency.mean is None or latency.p50 is None or latency.p99 is None:
+        raise LoadTestError(f"no request was answered well: {result.error_examples or result.errors}")
+    server = result.server_ms
+    return LoadResult(
+        per_second=result.requests_per_second,
+        p50_ms=latency.p50,
+        p99_ms=latency.p99,
+        cpu_ms=1000 * cpu_s / (good + result.failed + checks),
+        errors=result.failed,
+        note="" if result.valid else "; ".join(result.notes),
+        steps=StepTimes(latency.mean, server.total, server.input, server.queue, server.inference) if server else None,
     )
+
+
+async def send_requests(open_connection: OpenConnection, indexes: Iterable[int], connections: int) -> None:
+    """Send each request once, by its index among the payloads of a connection, over so many new connections.
+
+    A connection sends its next request as soon as it has a response. Raises LoadTestError at the first that fails.
+    """
+    loop = asyncio.get_running_loop()
+    finished: asyncio.Future[None] = loop.create_future()
+    left = iter(indexes)
+
+    def send_next(connection: Connection) -> None:
+        index = next(left, None)
+        if index is not None:
+            connection.send(index, loop.time())
+            return
+        sending.discard(connection)
+        if not sending and not finished.done():
+            finished.set_result(None)
+
+    def on_result(connection: Connection, result: RequestResult) -> None:
+        if not result.failure:
+            send_next(connection)
+        elif not finished.done():
+            finished.set_exception(LoadTestError(f"a request failed: {result.failure}: {result.text}"))
+
+    opened = [open_connection(number, on_result) for number in range(connections)]
+    sending = set(opened)
+    try:
+        for connection in opened:
+            send_next(connection)
+        await finished
+    finally:
+        await asyncio.gather(*(connection.aclose() for connection in opened))

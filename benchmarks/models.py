@@ -4,42 +4,44 @@ Both ways send the same requests to the same server, in interleaved rounds; `pyt
 """
 
 import asyncio
-import itertools
-import json
-import os
 import statistics
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.throughput import started
-from export.gate_images import PHOTOS
+from benchmarks.command import artifacts_option, json_option, photo_option, print_json, print_table
+from benchmarks.load import send_requests
+from benchmarks.requests import jpeg
+from benchmarks.server_under_test import ServerUnderTest, ready_endpoint
+from benchmarks.servers import ours
+from loadgen.http_connection import HttpConnection, ServerAddress
+from loadgen.target import RequestFormat, ServerApi, image_request
 from models.artifact.artifact import exported_names
 from service.common.cpus import cpu_quota
 
-_LOOK_S = 0.05
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+_WATCH_S = 0.05
+_TICK_S = 0.01  # in which the kernel counts CPU time
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """The same requests sent once: requests per second, and seconds of CPU of the server for each."""
+class ModelsRound:
+    """The same requests sent once: requests per second, and CPU seconds of the server for each request."""
 
     rate: float
     cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class ModelsFigures:
     """Medians over the rounds of one number of models; `ratio` is the median of mixed over alone, round by round.
 
-    `threads` are those of the server with all models loaded, `runnable` the most seen on a core or waiting for one
-    at once, `usual` how many there were in the median look. `cpu_ratio` is alone over mixed: 1 where mixing costs none.
+    `cpu_ratio` is the CPU time of alone over that of mixed: 1 where mixing costs nothing. `threads` is how many the
+    server has with all models loaded, `runnable` the most that were seen running or waiting for a core at once, and
+    `usual` the median of these.
     """
 
     models: int
@@ -52,93 +54,66 @@ class Figures:
     usual: float
 
 
-def cpu_s(pid: int) -> float:
-    """Seconds of CPU that the process has used, all its threads together."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
-
-
-def states(pid: int) -> list[str]:
-    """The kernel's letter for each thread: R where it runs or waits for a core, S where it sleeps."""
+def thread_states(pid: int) -> list[str]:
+    """The kernel's letter for each thread of a process: R where it runs or waits for a core, S where it sleeps."""
     found = []
     for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
         try:
             found.append(stat.read_text().rpartition(")")[2].split()[0])
-        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
             continue
     return found
 
 
-def request(model: str, photo: bytes) -> bytes:
-    """A whole HTTP request for one answer."""
-    lines = (
-        f"POST /predict?model={model} HTTP/1.1",
-        "Host: x",
-        "Content-Type: image/jpeg",
-        f"Content-Length: {len(photo)}",
-    )
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + photo
-
-
-async def send_all(port: int, requests: Iterable[bytes], connections: int) -> None:
-    """Send each once, over so many connections that each wait for their answers. Raises RuntimeError at a refusal."""
-    left = iter(requests)
-
-    async def connection() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for one in left:
-            writer.write(one)
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(head.decode())
-            length = next(line for line in head.lower().splitlines() if line.startswith(b"content-length:"))
-            await reader.readexactly(int(length.partition(b":")[2]))
-        writer.close()
-
-    await asyncio.gather(*(connection() for _ in range(connections)))
-
-
-async def timed(pid: int, port: int, parts: Sequence[Sequence[bytes]], connections: int) -> Round:
-    """The parts one after the other."""
-    count = sum(map(len, parts))
-    cpu, began = cpu_s(pid), time.monotonic()
-    for part in parts:
-        await send_all(port, part, connections)
-    took_s, used_s = time.monotonic() - began, max(_TICK_S, cpu_s(pid) - cpu)  # the kernel counts in ticks
-    return Round(count / took_s, used_s / count)
-
-
-async def watch(pid: int, seen: list[int]) -> None:
-    """Note until it is cancelled how many threads are runnable."""
+async def _watch(pid: int, seen: list[int]) -> None:
     while True:
-        seen.append(states(pid).count("R"))
-        await asyncio.sleep(_LOOK_S)
+        seen.append(thread_states(pid).count("R"))
+        await asyncio.sleep(_WATCH_S)
 
 
-async def measure(
-    models: Sequence[str], photo: bytes, artifacts: Path, *, rounds: int, each: int, connections: int
-) -> Figures:
-    """Serve these models, and send `each` requests to every one of them, in both ways, `rounds` times."""
-    parts = [[request(model, photo)] * each for model in models]
-    mix = [list(itertools.chain.from_iterable(zip(*parts, strict=True)))]
-    process, port = await started(",".join(models), artifacts)
-    seen: list[int] = []
-    mixed: list[Round] = []
-    alone: list[Round] = []
-    try:
-        await timed(process.pid, port, parts, connections)  # what is made at a first request
-        threads = len(states(process.pid))
-        for _ in range(rounds):
-            watching = asyncio.create_task(watch(process.pid, seen))
-            mixed.append(await timed(process.pid, port, mix, connections))
+@dataclass(frozen=True, slots=True)
+class ModelsLoad:
+    """Sends requests to a server by the index of the model that answers them."""
+
+    server: ServerUnderTest
+    requests: list[bytes]
+    connections: int
+
+    async def send(self, parts: Sequence[Sequence[int]]) -> ModelsRound:
+        """Send the parts one after the other. Raises LoadError."""
+        address = ServerAddress.parse(self.server.addresses[0])
+        cpu_s, began = self.server.tree.cpu_s(), time.monotonic()
+        for part in parts:
+            await send_requests(
+                lambda _, on_result: HttpConnection(address, self.requests, on_result), part, self.connections
+            )
+        took_s, count = time.monotonic() - began, sum(map(len, parts))
+        return ModelsRound(count / took_s, max(_TICK_S, self.server.tree.cpu_s() - cpu_s) / count)
+
+    async def send_watched(self, parts: Sequence[Sequence[int]], seen: list[int]) -> ModelsRound:
+        """The same, while the runnable threads of the server are counted into `seen`."""
+        watching = asyncio.create_task(_watch(self.server.pid, seen))
+        try:
+            return await self.send(parts)
+        finally:
             watching.cancel()
-            alone.append(await timed(process.pid, port, parts, connections))
-    finally:
-        process.terminate()
-        await process.wait()
+
+
+async def measure_server(load: ModelsLoad, rounds: int, each: int) -> ModelsFigures:
+    """Send `each` requests to every model of a running server, mixed and model after model, so many times."""
+    count, pid = len(load.requests), load.server.pid
+    alone_parts = [[model] * each for model in range(count)]
+    mixed_parts = [list(range(count)) * each]
+    await load.send(alone_parts)  # what is made at a first request
+    threads, seen = len(thread_states(pid)), list[int]()
+    mixed: list[ModelsRound] = []
+    alone: list[ModelsRound] = []
+    for _ in range(rounds):
+        mixed.append(await load.send_watched(mixed_parts, seen))
+        alone.append(await load.send(alone_parts))
     pairs = list(zip(mixed, alone, strict=True))
-    return Figures(
-        models=len(models),
+    return ModelsFigures(
+        models=count,
         mixed_per_s=statistics.median(one.rate for one in mixed),
         alone_per_s=statistics.median(one.rate for one in alone),
         ratio=statistics.median(one.rate / other.rate for one, other in pairs),
@@ -149,17 +124,27 @@ async def measure(
     )
 
 
+def measure_models(
+    models: Sequence[str], photo: bytes, artifacts: Path, *, rounds: int, each: int, connections: int
+) -> ModelsFigures:
+    """Start a server with these models and measure it. Raises ServerError and LoadError."""
+    spec = ours("topfive", ",".join(models), artifacts)
+    with tempfile.TemporaryDirectory() as folder, ServerUnderTest(spec, Path(folder), ready_endpoint) as server:
+        formats = [RequestFormat(ServerApi.TOPFIVE, model) for model in models]
+        address = ServerAddress.parse(server.addresses[0])
+        requests = [image_request(one, address, jpeg(photo)) for one in formats]
+        return asyncio.run(measure_server(ModelsLoad(server, requests, connections), rounds, each))
+
+
 @click.command()
 @click.option("--models", help="Names joined by commas; all that are exported where none is given")
 @click.option("--counts", default="1,2,5,10", show_default=True, help="Numbers of models to load at once")
-@click.option("--photo", type=click.Path(path_type=Path, exists=True), default=PHOTOS / "zebra.jpeg")
-@click.option(
-    "--artifacts", type=click.Path(path_type=Path), default="artifacts", envvar="TOPFIVE_ARTIFACTS", show_default=True
-)
+@photo_option
+@artifacts_option
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--each", default=24, show_default=True, help="Requests to each model in a round")
 @click.option("--connections", default=16, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON")
+@json_option
 def main(
     models: str | None,
     counts: str,
@@ -174,32 +159,28 @@ def main(
     names = models.split(",") if models else sorted(exported_names(artifacts))
     if not names:
         raise click.UsageError(f"nothing is exported in {artifacts}; run: topfive export googlenet")
-    wanted = sorted({min(int(count), len(names)) for count in counts.split(",")})
     data = photo.read_bytes()
     figures = [
-        asyncio.run(
-            measure(
-                names[:count], data, artifacts, rounds=rounds, each=each * (10 // count or 1), connections=connections
-            )
+        measure_models(
+            names[:count], data, artifacts, rounds=rounds, each=each * (10 // count or 1), connections=connections
         )
-        for count in wanted
+        for count in sorted({min(int(count), len(names)) for count in counts.split(",")})
     ]
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in figures], indent=2))
+        print_json(figures)
         return
     title = f"{', '.join(names)}; {photo.name}, {cpu_quota()} CPUs, {connections} connections, medians of {rounds}"
-    table = Table(title=title)
-    columns = ("models", "mixed/s", "one by one/s", "ratio", "CPU ratio", "threads", "most runnable", "usually")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for one in figures:
-        table.add_row(
+    rows = [
+        (
             str(one.models),
             *(f"{value:.1f}" for value in (one.mixed_per_s, one.alone_per_s)),
             *(f"{value:.2f}" for value in (one.ratio, one.cpu_ratio)),
             *(f"{value:g}" for value in (one.threads, one.runnable, one.usual)),
         )
-    Console().print(table)
+        for one in figures
+    ]
+    heads = ("models", "mixed/s", "one by one/s", "ratio", "CPU ratio", "threads", "most runnable", "usually")
+    print_table(title, heads, rows)
 
 
 if __name__ == "__main__":

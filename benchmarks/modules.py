@@ -1,71 +1,94 @@
-"""Other measurements of this project, each a program that prints JSON: run, flattened, and held to the targets."""
+"""The other measurements of this package: each is a program that prints JSON, whose figures are held to targets."""
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Bound, Row, Target, missing
-from benchmarks.subjects import ROOT
-from benchmarks.tree import MARK, Tree
+from benchmarks.figures import Bound, FigureTarget, ReportRow, missing
+from benchmarks.server_under_test import ProcessTree
+from benchmarks.servers import ROOT
 
 _TIMEOUT_S = 600
-_TAIL = 400
-_END_S = 5.0
+_STOP_TIMEOUT_S = 5.0
+_ERROR_TAIL = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A figure of a module with a target: the first whose path, as `flattened` writes it, has that pattern.
+class WantedFigure:
+    """A figure of a module with a target: the first whose path, as `flattened` writes it, matches the pattern.
 
-    `beside` is the path of one to see it beside, as what the libraries alone cost; the note shows it.
+    `beside` is the path of another figure that the note shows, such as what the libraries alone cost.
     """
 
     pattern: str
     title: str
     unit: str
-    target: Target
+    target: FigureTarget
     beside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """`python -m benchmarks.NAME --json` with its arguments; `{model}` and `{artifacts}` are filled in."""
+    """`python -m benchmarks.NAME` with its arguments, in which `{model}` and `{artifacts}` are filled in."""
 
     name: str
-    wanted: Sequence[Wanted] = ()
-    arguments: Sequence[str] = ("--model", "{model}", "--artifacts", "{artifacts}")
+    wanted: Sequence[WantedFigure] = ()
+    arguments: Sequence[str] = ("--json", "--model", "{model}", "--artifacts", "{artifacts}")
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What a module gave: the rows of its targets, and all its figures by path."""
+class ModuleFigures:
+    """What a module measured: the rows of its targets, and all its figures by their paths."""
 
     name: str
-    rows: Sequence[Row]
+    rows: Sequence[ReportRow]
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-def measured(module: Module, model: str, artifacts: Path, timeout_s: float = _TIMEOUT_S) -> Measured:
-    """Run it. One that is missing, fails, or lacks a figure has rows that say so."""
+def measured(module: Module, model: str, artifacts: Path, timeout_s: float = _TIMEOUT_S) -> ModuleFigures:
+    """Run a module. Where it is missing, fails, or lacks a figure, its rows say so."""
     try:
-        figures = dict(flattened(_run(module, model, artifacts, timeout_s)))
+        figures = dict(flattened(run_module(module, model, artifacts, timeout_s)))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        reason = _reason(error)
+        reason = str(error)
+        if isinstance(error, subprocess.CalledProcessError):
+            reason = f"status {error.returncode}: {(error.stderr or error.stdout or '').strip()[-_ERROR_TAIL:]}"
         rows = [missing(one.title, reason, one.target) for one in module.wanted]
-        return Measured(module.name, rows or [missing(f"benchmarks.{module.name}", reason)])
-    return Measured(module.name, [row_of(one, figures, module.name) for one in module.wanted], figures)
+        return ModuleFigures(module.name, rows or [missing(f"benchmarks.{module.name}", reason)])
+    return ModuleFigures(module.name, [row_of(one, figures, module.name) for one in module.wanted], figures)
+
+
+def run_module(module: Module, model: str, artifacts: Path, timeout_s: float) -> Any:
+    """The JSON that a module prints. No process that it started outlives the call.
+
+    Raises ValueError where there is no such module or its output is no JSON, CalledProcessError where it fails, and
+    TimeoutExpired.
+    """
+    name = f"benchmarks.{module.name}"
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"there is no {name}")
+    arguments = [one.format(model=model, artifacts=artifacts) for one in module.arguments]
+    command, pipe, tree = [sys.executable, "-m", name, *arguments], subprocess.PIPE, ProcessTree()
+    with subprocess.Popen(
+        command, cwd=ROOT, env=tree.environ, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        finally:
+            tree.stop([process], _STOP_TIMEOUT_S)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, output, errors)
+    return json.loads(output)
 
 
 def flattened(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers by their path: keys joined by dots; a list's row is named by its first item and all words in it."""
+    """All numbers by their paths: keys joined by dots; an object in a list is named by its first item and its words."""
     if isinstance(value, bool):
         return
     if isinstance(value, (int, float)):
@@ -82,54 +105,24 @@ def flattened(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
             yield from flattened(inner, f"{path}.{name}" if path else name)
 
 
-def _run(module: Module, model: str, artifacts: Path, timeout_s: float) -> Any:
-    name = f"benchmarks.{module.name}"
-    if importlib.util.find_spec(name) is None:
-        raise ValueError(f"there is no {name}")
-    arguments = [one.format(model=model, artifacts=artifacts) for one in module.arguments]
-    command = [sys.executable, "-m", name, "--json", *arguments]
-    mark = uuid.uuid4().hex
-    environ, pipe = {**os.environ, MARK: mark}, subprocess.PIPE
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environ, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        finally:
-            Tree(mark, (process.pid,)).end(_END_S)  # with the servers that it may have left
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, out, err)
-    return json.loads(out)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.CalledProcessError):
-        return f"status {error.returncode}: {(error.stderr or error.stdout or '').strip()[-_TAIL:]}"
-    return str(error)
-
-
-def row_of(one: Wanted, figures: Mapping[str, float], module: str) -> Row:
-    """The row of a figure, with its path; or that there is none."""
-    path = next((path for path in figures if fnmatchcase(path, one.pattern)), None)
+def row_of(wanted: WantedFigure, figures: Mapping[str, float], module: str) -> ReportRow:
+    """The row of a wanted figure, or a row which says that the module has none."""
+    path = next((path for path in figures if fnmatchcase(path, wanted.pattern)), None)
     if path is None:
-        return missing(one.title, f"benchmarks.{module} gave no {one.pattern!r}", one.target)
+        return missing(wanted.title, f"benchmarks.{module} gave no {wanted.pattern!r}", wanted.target)
     note = f"benchmarks.{module}: {path}"
-    if one.beside in figures:
-        note += f"; {one.beside}: {figures[one.beside]:.2f}"
-    return Row(one.title, (figures[path],), one.unit, one.target, note)
+    if wanted.beside in figures:
+        note += f"; {wanted.beside}: {figures[wanted.beside]:.2f}"
+    return ReportRow(wanted.title, (figures[path],), wanted.unit, wanted.target, note)
 
 
-def _most(pattern: str, title: str, unit: str, value: float, beside: str = "") -> Wanted:
-    return Wanted(pattern, title, unit, Target(Bound.AT_MOST, value), beside)
+def _most(pattern: str, title: str, unit: str, value: float, beside: str = "") -> WantedFigure:
+    return WantedFigure(pattern, title, unit, FigureTarget(Bound.AT_MOST, value), beside)
 
 
-def _overhead(kind: str, title: str, value: float) -> Wanted:
+def _overhead(kind: str, title: str, value: float) -> WantedFigure:
     path = f"{kind} x 16, {{}}.cpu_ms"
     return _most(path.format("null decoder"), title, "ms of CPU", value, path.format("libraries alone"))
-
-
-def _least(pattern: str, title: str, value: float) -> Wanted:
-    return Wanted(pattern, title, "", Target(Bound.AT_LEAST, value))
 
 
 _LARGE = "width=3266 way=auto *.ratio"
@@ -149,7 +142,7 @@ MODULES = (
             _most("width=500 way=auto *.ratio", "decode and resize / plain Pillow, 500 x 375", "of its CPU time", 0.65),
             _most(_LARGE, "decode and resize / plain Pillow, 8 MP", "of its CPU time", 0.2, _QUARTER),
         ),
-        (),
+        ("--json",),
     ),
     Module(
         "drift",
@@ -157,7 +150,7 @@ MODULES = (
             _most("way=auto.largest", "largest |dp| by scaled decoding, 8 MP", "", 0.02),
             _most("way=auto.other_best", "other best classes by scaled decoding, 8 MP", "photos", 0),
         ),
-        ("--artifacts", "{artifacts}", "--each", "1"),
+        ("--json", "--artifacts", "{artifacts}", "--each", "1"),
     ),
     Module(
         "start",
@@ -168,8 +161,12 @@ MODULES = (
     ),
     Module(
         "models",
-        (_least("models=10.ratio", "ten models mixed / one after the other", 0.85),),
-        ("--artifacts", "{artifacts}", "--each", "12"),
+        (
+            WantedFigure(
+                "models=10.ratio", "ten models mixed / one after the other", "", FigureTarget(Bound.AT_LEAST, 0.85)
+            ),
+        ),
+        ("--json", "--artifacts", "{artifacts}", "--each", "12"),
     ),
 )
 """All of them, in the order of the report."""

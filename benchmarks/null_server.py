@@ -1,4 +1,4 @@
-"""A real server over an engine that does nothing; `benchmarks.spending` tells what it has spent."""
+"""This server for real, over an engine that computes nothing."""
 
 import asyncio
 import time
@@ -11,7 +11,8 @@ import click
 import numpy as np
 import uvloop
 
-from benchmarks.spending import tell
+from benchmarks.command import artifacts_option, model_option
+from benchmarks.spent import serve_spent
 from models.artifact.artifact import Artifact
 from models.catalog import InputSpec
 from service.common.settings import Settings
@@ -24,18 +25,18 @@ from service.preprocessing.decode import Picture
 from service.preprocessing.preprocessor import Decoder
 from service.server.app import Core, Service
 
-X = TypeVar("X")
+T = TypeVar("T")
 
 
 class Decoding(StrEnum):
-    """What becomes of the bytes of a photo: decoded and resized as ever, or passed over for constant samples."""
+    """Whether photos are decoded and resized, or every photo becomes the same black samples."""
 
     REAL = "real"
     NULL = "null"
 
 
 class NullEngine(Engine):
-    """Gives the same probabilities for whatever it gets, at once."""
+    """Gives the same probabilities for every sample, at once."""
 
     slots = 2
     max_batch = 8
@@ -47,32 +48,28 @@ class NullEngine(Engine):
         self._rows = np.tile(falling / falling.sum(), (self.max_batch, 1))
 
     def run(self, rows: Rows) -> Probabilities:
-        """A constant row for each of `rows`."""
         return self._rows[: len(rows)]
 
     def describe(self) -> EngineInfo:
-        """Nothing that computes."""
         return EngineInfo("null", "1", CPU, "f32")
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing was opened."""
 
 
 class TimedDecoding:
-    """Decodes and cuts as the service does; `spent_s` is the CPU time of the threads that did it."""
+    """Decodes and crops as the service does; `spent_s` is the CPU time of the threads that did it."""
 
     def __init__(self) -> None:
         self.spent_s = 0.0
 
     def read(self, data: bytes, limits: ImageLimits, enough: int | None) -> Picture:
-        """The photo."""
         return self._timed(lambda: decode.picture(data, limits, enough))
 
     def cut(self, spec: InputSpec, picture: Picture, count: int) -> Samples:
-        """Its crops."""
         return self._timed(lambda: transforms.crops(spec, picture, count))
 
-    def _timed(self, work: Callable[[], X]) -> X:
+    def _timed(self, work: Callable[[], T]) -> T:
         began = time.thread_time()
         try:
             return work()
@@ -90,32 +87,23 @@ class NullDecoding:
         self._samples: dict[tuple[int, int], Samples] = {}
 
     def read(self, _data: bytes, _limits: ImageLimits, _enough: int | None) -> Picture:
-        """One pixel."""
         return self._picture
 
     def cut(self, spec: InputSpec, _picture: Picture, count: int) -> Samples:
-        """The same crops each time."""
         return self._samples.setdefault((spec.crop, count), np.zeros((count, spec.crop, spec.crop, 3), dtype=np.uint8))
 
 
-_DECODINGS: dict[Decoding, type[TimedDecoding] | type[NullDecoding]] = {
-    Decoding.REAL: TimedDecoding,
-    Decoding.NULL: NullDecoding,
-}
-
-
-async def serve(decoding: Decoding, model: str, artifacts: Path) -> None:
-    """Serve `model` on free ports, which the first line tells, until the standard input ends."""
-    settings = Settings(models=(model,), artifacts=artifacts, port=0, grpc_port=0, cpus=2)
+async def serve(port: int, decoding: Decoding, model: str, artifacts: Path) -> None:
+    """Serve REST on `port`, gRPC on the next one, and what was spent on the one after it, until SIGTERM."""
+    settings = Settings(models=(model,), artifacts=artifacts, port=port, grpc_port=port + 1, cpus=2)
     core = Core(settings, opener=_open)
-    spent = _DECODINGS[decoding]()
+    spent = TimedDecoding() if decoding is Decoding.REAL else NullDecoding()
     decoder = Decoder(settings.limits, threads=2, clock=core.clock, read=spent.read, cut=spent.cut)
     core.data_plane = LocalDataPlane(core.repository, decoder, clock=core.clock, metrics=core.metrics)
     service = Service(core)
     await service.start()
     await service.load()
-    await tell({"port": service.rest.port, "grpc_port": service.rpc.port}, lambda: spent.spent_s)
-    await service.stop(asyncio.Event())
+    await serve_spent(port + 2, lambda: spent.spent_s)
 
 
 def _open(artifact: Artifact) -> Opened:
@@ -123,13 +111,14 @@ def _open(artifact: Artifact) -> Opened:
 
 
 @click.command()
+@click.option("--port", type=int, required=True)
 @click.option("--decoding", type=click.Choice([one.value for one in Decoding]), required=True)
-@click.option("--model", required=True)
-@click.option("--artifacts", type=click.Path(path_type=Path, exists=True), required=True)
-def main(decoding: str, model: str, artifacts: Path) -> None:
+@model_option
+@artifacts_option
+def main(port: int, decoding: str, model: str, artifacts: Path) -> None:
     """Serve for `benchmarks.overhead`."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(Decoding(decoding), model, artifacts))
+        runner.run(serve(port, Decoding(decoding), model, artifacts))
 
 
 if __name__ == "__main__":

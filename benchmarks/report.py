@@ -1,41 +1,46 @@
-"""The report as Markdown with its pictures, and all figures of the run as JSON beside them."""
+"""The report: as Markdown with its pictures, all figures as JSON beside it, and the rows in the terminal."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.behaviour import GOOD, TRIES
-from benchmarks.figures import Curve, Row, spread
-from benchmarks.modules import Measured
-from benchmarks.race import Outcome
-from benchmarks.rows import normalised
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.answers import GOOD_PHOTOS, TRIES
+from benchmarks.comparison import ComparisonResult
+from benchmarks.figures import Curve, ReportRow, Verdict, spread
+from benchmarks.modules import ModuleFigures
 from loadgen.plot import line_chart
+
+_ROW_HEADS = ("", "median (lowest to highest)", "target", "", "note")
+_COLOURS = {Verdict.PASS: "green", Verdict.MISS: "yellow", Verdict.ERROR: "red", Verdict.SHOWN: "default"}
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Everything that one run has measured; `versions` are those of the peers by name."""
+class BenchmarkReport:
+    """Everything that one run has measured. `machine` and `versions` of the peers are names with their values."""
 
     machine: Sequence[tuple[str, str]]
-    rows: Sequence[Row]
-    outcomes: Sequence[Outcome]
+    rows: Sequence[ReportRow]
+    outcomes: Sequence[ComparisonResult]
     curves: Sequence[Curve]
-    modules: Sequence[Measured]
+    modules: Sequence[ModuleFigures]
     versions: Sequence[tuple[str, str]]
     how: str
 
 
-def write(report: Report, path: Path) -> None:
-    """The page at `path`, and pictures and `results.json` in the folder of the same name; each replaced at once."""
+def write(report: BenchmarkReport, path: Path) -> None:
+    """Write the page to `path`, and its pictures and `results.json` into the folder of the same name."""
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.svg"):
         old.unlink()
     for curve in report.curves:
         (folder / f"{curve.name}.svg").write_text(_svg(curve), encoding="utf-8")
-    _replace(folder / "results.json", json.dumps(_kept(report), indent=1) + "\n")
+    _replace(folder / "results.json", json.dumps(_figures(report), indent=1) + "\n")
     _replace(path, page(report, folder.name))
 
 
@@ -45,12 +50,22 @@ def _svg(curve: Curve) -> str:
     )
 
 
-def _kept(report: Report) -> dict[str, Any]:
-    """All figures; of a server its name and settings, without the paths of this machine."""
-    kept = asdict(report)
-    for outcome, one in zip(kept["outcomes"], report.outcomes, strict=True):
-        outcome["entry"] = {"name": one.entry.subject.name, "settings": one.entry.subject.settings}
-    return kept
+def show(report: BenchmarkReport, console: Console) -> None:
+    """Print the rows."""
+    table = Table(*_ROW_HEADS)
+    for row in report.rows:
+        name, shown, target, verdict, note = _cells(row)
+        table.add_row(name, shown, target, f"[{_COLOURS[row.verdict]}]{verdict}[/]", note)
+    console.print(table)
+
+
+def _figures(report: BenchmarkReport) -> dict[str, Any]:
+    """All figures; of a server only its name and settings, without the paths of this machine."""
+    figures = asdict(report)
+    for outcome, one in zip(figures["outcomes"], report.outcomes, strict=True):
+        del outcome["server"]
+        outcome["entry"] = {"name": one.name, "settings": one.server.spec.settings}
+    return figures
 
 
 def _replace(path: Path, text: str) -> None:
@@ -59,13 +74,13 @@ def _replace(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def page(report: Report, folder: str) -> str:
-    """The Markdown; pictures are in `folder` beside it."""
+def page(report: BenchmarkReport, folder: str) -> str:
+    """The Markdown; the pictures are in `folder` beside it."""
     lines = ["# Measured", "", "Written by the command below; nothing in it was written by hand.", ""]
     lines += [f"- {name}: {value}" for name, value in report.machine]
-    lines += ["", report.how, "", "## Targets", "", *_targets(report.rows)]
+    lines += ["", report.how, "", "## Targets", "", *markdown_table(_ROW_HEADS, map(_cells, report.rows))]
     if report.outcomes:
-        lines += ["", "## Side by side", "", *_race(report.outcomes)]
+        lines += ["", "## Side by side", "", *_comparison(report.outcomes)]
     if report.curves:
         lines += ["", "## Curves", "", *_curves(report.curves, folder)]
     if report.modules:
@@ -76,101 +91,54 @@ def page(report: Report, folder: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; all columns but the first and the last hold figures."""
-    marks = ["---", *["---:"] * (len(heads) - 2), "---"]
-    return [_line(heads), _line(marks), *(_line(row) for row in rows)]
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, text: Sequence[int] = (0, -1)) -> list[str]:
+    """The lines of a table; all columns hold figures, which stand on the right, but those at the places `text`."""
+    marks = ["---:"] * len(heads)
+    for place in text:
+        marks[place] = "---"
+    cells = [heads, marks, *rows]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in cells]
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+def _cells(row: ReportRow) -> tuple[str, ...]:
+    return row.name, row.shown, str(row.target or ""), row.verdict.value, row.note
 
 
-def _targets(rows: Sequence[Row]) -> list[str]:
-    cells = [
-        (
-            row.name,
-            row.shown,
-            str(row.target or ""),
-            row.verdict.value,
-            row.note,
-        )
-        for row in rows
-    ]
-    return table(("", "median (lowest to highest)", "target", "", "note"), cells)
-
-
-def _race(outcomes: Sequence[Outcome]) -> Iterator[str]:
+def _comparison(outcomes: Sequence[ComparisonResult]) -> Iterator[str]:
     heads = (
         "server", "16 connections, requests/s", "/ yardstick", "p50 ms", "p99 ms", "CPU ms each",
         "1 connection, p50 ms", "p99 ms", "CPU ms each",
         "errors", "RSS MB", "PSS MB", "first answer s", "limit, images/s",
     )  # fmt: skip
-    yield from table(heads, [_raced(one) for one in outcomes])
+    yield from markdown_table(heads, [_compared(one) for one in outcomes])
     yield ""
-    yield from (f"- {one.entry.subject.name} was not measured further: {one.reason}" for one in outcomes if one.reason)
+    yield from (f"- {one.name} was not measured further: {one.reason}" for one in outcomes if one.reason)
     yield ""
-    kinds = ("server", "no photo", "half a photo", f"good ones beside a broken one, of {GOOD * TRIES}")
-    rows = [
-        (one.entry.subject.name, str(found.no_photo or "none"), str(found.truncated or "none"), str(found.good))
-        for one in outcomes
-        if (found := one.behaviour)
-    ]
-    yield from table(kinds, rows)
+    yield from markdown_table(
+        ("server", "no photo", "half a photo", f"good ones beside a broken one, of {GOOD_PHOTOS * TRIES}"),
+        [
+            (one.name, str(found.no_photo or "none"), str(found.truncated or "none"), str(found.good))
+            for one in outcomes
+            if (found := one.broken_files)
+        ],
+    )
     yield ""
-    yield from _profile(outcomes)
+    yield from _step_times(outcomes)
     yield from _doubts(outcomes)
     yield "Every round, requests/s at 16 connections (in brackets the yardstick just before, images/s):"
     yield ""
     for one in outcomes:
         each = (f"{r.many.per_second:.1f} ({r.yardstick.per_second:.1f})" for r in one.rounds)
-        yield f"- {one.entry.subject.name}: {', '.join(each) or 'none'}"
+        yield f"- {one.name}: {', '.join(each) or 'none'}"
 
 
-def _profile(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Where the time of a request goes, of servers that say it: what a missed target is made of."""
-    rows = [row for one in outcomes for row in _steps(one)]
-    if not rows:
-        return
-    yield "Where the time goes: mean ms of a request, the steps by the server's own word, and ms of CPU beside those of"
-    yield "decoder and engine alone. What is neither a step nor the server's is connections and the generator."
-    yield ""
-    heads = ("server", "client", "in the server", "decode", "queue", "inference", "CPU", "CPU without a server", "load")
-    yield from table(heads, rows)
-    yield ""
-
-
-def _steps(one: Outcome) -> Iterator[list[str]]:
-    for load in one.rounds[0].loads if one.rounds else ():
-        points = [r.loads[load] for r in one.rounds]
-        steps = [point.steps for point in points if point.steps]
-        if not steps:
-            continue
-        means = [[step.client, step.server, step.decode, step.queue, step.inference] for step in steps]
-        times = [spread(column, 1) for column in zip(*means, strict=True)]
-        cpu = spread((point.cpu_ms for point in points), 1), spread((r.limit.cpu_ms for r in one.rounds), 1)
-        yield [one.entry.subject.name, *times, *cpu, load]
-
-
-def _doubts(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Points of which the generator says that they are rather its own figures."""
-    doubts = [
-        f"- {one.entry.subject.name}, round {number}, {load}: not to be relied on: {point.note}"
-        for one in outcomes
-        for number, each in enumerate(one.rounds, 1)
-        for load, point in each.loads.items()
-        if point.note
-    ]
-    yield from (*doubts, *([""] if doubts else []))
-
-
-def _raced(one: Outcome) -> list[str]:
+def _compared(one: ComparisonResult) -> list[str]:
     rounds = one.rounds
     limits = spread((r.limit.per_second for r in rounds), 0)
     return [
-        one.entry.subject.name,
+        one.name,
         spread((r.many.per_second for r in rounds), 1),
-        spread((normalised(r) for r in rounds), 2),
+        spread((r.normalised for r in rounds), 2),
         spread((r.many.p50_ms for r in rounds), 0),
         spread((r.many.p99_ms for r in rounds), 0),
         spread((r.many.cpu_ms for r in rounds), 1),
@@ -181,30 +149,65 @@ def _raced(one: Outcome) -> list[str]:
         spread((r.memory.resident / 1e6 for r in rounds), 0),
         spread((r.memory.proportional / 1e6 for r in rounds), 0),
         spread((r.start_s for r in rounds), 1),
-        f"{limits} {one.entry.limit.value}" if rounds else "-",
+        f"{limits} {one.server.limit.value}" if rounds else "-",
     ]
+
+
+def _step_times(outcomes: Sequence[ComparisonResult]) -> Iterator[str]:
+    """Where the time of a request goes, of servers that report it."""
+    rows = [
+        [one.name, *columns, load]
+        for one in outcomes
+        for load in (one.rounds[0].loads if one.rounds else ())
+        if (columns := _steps_of(one, load))
+    ]
+    if not rows:
+        return
+    yield "Where the time goes: mean ms of a request, the steps by the server's own word, and ms of CPU beside those of"
+    yield "decoder and engine alone. What is neither a step nor the server's is connections and the generator."
+    yield ""
+    heads = ("server", "client", "in the server", "decode", "queue", "inference", "CPU", "CPU without a server", "load")
+    yield from markdown_table(heads, rows)
+    yield ""
+
+
+def _steps_of(one: ComparisonResult, load: str) -> list[str]:
+    results = [each.loads[load] for each in one.rounds]
+    steps = [result.steps for result in results if result.steps]
+    if not steps:
+        return []
+    means = [[step.client, step.server, step.decode, step.queue, step.inference] for step in steps]
+    cpu = [[result.cpu_ms for result in results], [each.limit.cpu_ms for each in one.rounds]]
+    return [spread(column, 1) for column in (*zip(*means, strict=True), *cpu)]
+
+
+def _doubts(outcomes: Sequence[ComparisonResult]) -> Iterator[str]:
+    """Results which are rather those of the generator, as it says itself."""
+    doubts = [
+        f"- {one.name}, round {number}, {load}: not to be relied on: {result.note}"
+        for one in outcomes
+        for number, each in enumerate(one.rounds, 1)
+        for load, result in each.loads.items()
+        if result.note
+    ]
+    yield from (*doubts, *([""] if doubts else []))
 
 
 def _curves(curves: Sequence[Curve], folder: str) -> Iterator[str]:
     for curve in curves:
-        yield f"### {curve.title}"
-        yield ""
-        yield f"![{curve.title}]({folder}/{curve.name}.svg)"
-        yield ""
+        yield from (f"### {curve.title}", "", f"![{curve.title}]({folder}/{curve.name}.svg)", "")
         heads = (curve.across, *(f"{work:g}" for work, _ in curve.points))
-        yield from table(heads, [(curve.up, *(f"{value:.4g}" for _, value in curve.points))])
-        yield ""
-        yield f"{curve.row.verdict.value}: {curve.steepest:.2f}, {curve.target} ({curve.rule})"
-        yield ""
+        yield from markdown_table(heads, [(curve.up, *(f"{value:.4g}" for _, value in curve.points))])
+        yield from ("", f"{curve.row.verdict.value}: {curve.steepest:.2f}, {curve.target} ({curve.rule})", "")
 
 
-def _modules(modules: Sequence[Measured]) -> Iterator[str]:
+def _modules(modules: Sequence[ModuleFigures]) -> Iterator[str]:
     for one in modules:
-        yield f"### python -m benchmarks.{one.name}"
-        yield ""
+        yield from (f"### python -m benchmarks.{one.name}", "")
         if one.figures:
             yield from ("<details><summary>all figures</summary>", "")
-            yield from table(("figure", "value"), [(name, f"{value:.4g}") for name, value in one.figures.items()])
+            rows = [(name, f"{value:.4g}") for name, value in one.figures.items()]
+            yield from markdown_table(("figure", "value"), rows)
             yield from ("", "</details>")
         else:
             yield from (f"- {row.name}: {row.verdict.value}: {row.note}" for row in one.rows)

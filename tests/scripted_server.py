@@ -5,25 +5,48 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-ANSWER = [{"class": number, "probability": 0.6 - 0.1 * number} for number in range(1, 6)]
-SPENDS_S = 0.3
+from benchmarks.servers import Body, ServerSpec
+
+PHOTO = b"\xff\xd8 a photo, whole"
+SPENT_S = 0.3
+
+_ANSWER = [{"class": number, "probability": 0.6 - 0.1 * number} for number in range(1, 6)]
+_CHILD = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def scripted(name: str, script: str = "good") -> ServerSpec:
+    """A server that behaves as the script says.
+
+    - `good` takes a body for a photo that ends with `whole`, `any` takes every body, `unready` takes none;
+    - `wrong` answers other classes, `broken` does not start;
+    - `stubborn` ignores SIGTERM and has a child in another session, `forgetful` has a child without its environment;
+    - `busy` has a child that computes before it answers, `late` computes when it answers.
+    """
+    return ServerSpec(name, (sys.executable, "-m", "tests.scripted_server", "{port}", script), body=Body.RAW)
 
 
 class _Answers(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self) -> None:
+        self._answer(200, "ready")
+
     def do_POST(self) -> None:
-        """A good photo begins as a JPEG does and ends with `whole`."""
-        data = self.rfile.read(int(self.headers["Content-Length"]))
+        data, script = self.rfile.read(int(self.headers["Content-Length"])), sys.argv[2]
         if data == b"die":
             os._exit(7)
-        answer = ANSWER[::-1] if sys.argv[2] == "wrong" else ANSWER
-        good = data.endswith(b"whole") or sys.argv[2] == "any"
-        body = json.dumps(answer if good else "broken").encode()
-        self.send_response(200 if good else 400)
+        if script == "any" or (data.endswith(b"whole") and script != "unready"):
+            self._answer(200, _ANSWER[::-1] if script == "wrong" else _ANSWER)
+        else:
+            self._answer(400, "broken")
+
+    def _answer(self, status: int, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -32,14 +55,27 @@ class _Answers(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+def compute(seconds: float) -> None:
+    """Use a core for so long."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
 def main() -> None:
-    """Serve as the script says; `stubborn` ignores SIGTERM and has a child in another session, `any` takes all."""
+    """Serve as the script says."""
     script = sys.argv[2]
     if script == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    while script == "busy" and time.process_time() < SPENDS_S:
-        pass
+        subprocess.Popen(_CHILD, start_new_session=True)
+    if script == "forgetful":
+        subprocess.Popen(_CHILD, env={}, start_new_session=True)
+    if script == "busy":
+        subprocess.run(
+            [sys.executable, "-c", f"from tests.scripted_server import compute; compute({SPENT_S})"], check=True
+        )
+    if script == "late":
+        threading.Thread(target=compute, args=(1.0,), daemon=True).start()
     if script == "broken":
         sys.exit("no model here")
     ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), _Answers).serve_forever()

@@ -15,7 +15,9 @@ import grpc
 import httpx
 import pytest
 
-from benchmarks.overhead import multipart_body, raw_body
+from loadgen.http_connection import ServerAddress
+from loadgen.images import EncodedImage
+from loadgen.target import RequestFormat, ServerApi, image_request
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from tests.conftest import png
@@ -43,6 +45,13 @@ class Client:
         with socket.create_connection(("127.0.0.1", self.port)) as connection:
             connection.sendall(request)
             return connection.recv(64)
+
+
+def photo_request(api: ServerApi) -> bytes:
+    """A whole HTTP request that sends the large photo."""
+    return image_request(
+        RequestFormat(api), ServerAddress.parse("localhost"), EncodedImage("photo.png", LARGE, None, "image/png")
+    )
 
 
 @pytest.fixture
@@ -95,8 +104,8 @@ async def test_the_watchdog_sees() -> None:
 REQUESTS: dict[str, Callable[[Client], object]] = {
     "multipart": lambda to: to.http.post("/predict", files={"image": png(1)}).raise_for_status(),
     "raw": lambda to: to.http.post("/predict", content=png(1), headers={"content-type": "image/png"}),
-    "30 MB multipart": lambda to: to.send(multipart_body(LARGE)),
-    "30 MB raw": lambda to: to.send(raw_body(LARGE)),
+    "30 MB multipart": lambda to: to.send(photo_request(ServerApi.MULTIPART)),
+    "30 MB raw": lambda to: to.send(photo_request(ServerApi.TOPFIVE)),
     "not an image": lambda to: to.http.post("/predict", files={"image": b"no"}),
     "no such model": lambda to: to.http.post("/predict?model=nothing", files={"image": png(1)}),
     "a model to load": lambda to: to.http.post("/predict?model=copy3", files={"image": png(1)}).raise_for_status(),

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks.drift import images_of, made, main, measure
+from benchmarks.drift import enlarged, images_of, main, measure_drift
 from export.gate_images import PHOTOS
 from models.catalog import InputSpec
 from service.common.types import Probabilities, Rows
@@ -28,7 +28,7 @@ class Scripted(FakeEngine):
 
 def test_counts() -> None:
     """The largest change of any class, the photos that changed far, and those with another best class, of each way."""
-    drifts = measure(Scripted(3), InputSpec(), FILES, 0.2, 3)
+    drifts = measure_drift(Scripted(3), InputSpec(), FILES, 0.2, 3)
 
     assert [one.way for one in drifts] == ["auto", "fast", "exact"]
     assert [one.largest for one in drifts] == pytest.approx([0.01, 0.05, 0.0], abs=1e-6)
@@ -38,13 +38,13 @@ def test_counts() -> None:
 def test_photos() -> None:
     """So many pixels in the shape of the file, the same each time; each pattern differs, the first is nearest to it."""
     file = FILES[0]
-    photos = [made(file, 0.5, pattern) for pattern in (0, 1, 2)]
+    photos = [enlarged(file, 0.5, pattern) for pattern in (0, 1, 2)]
     images = [Image.open(io.BytesIO(photo)).convert("RGB") for photo in photos]
     with Image.open(file) as original:
         size, pixels = original.size, np.asarray(original.convert("RGB"), dtype=float)
     shapes = [image.resize(size, Image.Resampling.BOX) for image in images]
 
-    assert photos[1] == made(file, 0.5, 1)
+    assert photos[1] == enlarged(file, 0.5, 1)
     assert len(set(photos)) == 3
     for image in images:
         assert image.width * image.height == pytest.approx(0.5e6, rel=0.01)
@@ -65,7 +65,7 @@ def test_files(tmp_path: Path) -> None:
 def test_a_graph_of_batch_one() -> None:
     """It is given no larger batch than it takes."""
     engine = FakeEngine(max_batch=1)
-    measure(engine, InputSpec(), FILES[:1], 0.2, 2)
+    measure_drift(engine, InputSpec(), FILES[:1], 0.2, 2)
 
     assert engine.batches == [1] * 8
 

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import Figures, Subject, measure, on_card, page, plan_subjects, subjects, table
+from benchmarks.gpu import (
+    GpuEngine,
+    GpuFigures,
+    figures_table,
+    gpu_engines,
+    gpu_page,
+    measure_card,
+    measure_engines,
+    plan_engines,
+)
 from models.artifact.artifact import load
 from models.artifact.engine_plan import ComputeCapability, Flavour
 from service.common.gpus import Card, Cards
@@ -25,11 +34,11 @@ def test_measure(tmp_path: Path) -> None:
     """Each engine is measured at each size that it takes, in turns, and closed; one that fails says why."""
     bench, fake = Bench(tmp_path), FakeEngine(max_batch=4)
     found = [
-        Subject("tensorrt", lambda: bench.open(slots=2, max_batch=8)),
-        Subject("fake", lambda: fake),
-        Subject("absent", failing),
+        GpuEngine("tensorrt", lambda: bench.open(slots=2, max_batch=8)),
+        GpuEngine("fake", lambda: fake),
+        GpuEngine("absent", failing),
     ]
-    real, small, absent = measure(found, pixels(8), SIZES, seconds=0.001)
+    real, small, absent = measure_engines(found, pixels(8), SIZES, seconds=0.001)
     assert (real.slots, set(real.rates), real.reason) == (2, {1, 4, 8}, "")
     assert (small.slots, set(small.rates)) == (1, {1, 4})
     assert (absent.rates, absent.reason) == ({}, "ONNX Runtime cannot run CUDA")
@@ -42,12 +51,13 @@ def test_measure(tmp_path: Path) -> None:
 
 def test_table() -> None:
     """Images per second, milliseconds per batch of one slot, a dash for what it does not take, and what is missing."""
-    lines = table(
-        [Figures("a", 2, {1: 1000.0, 8: 4000.0}), Figures("b", 1, {1: 10.0}), Figures("c", 0, {}, "no")], (1, 8)
+    lines = figures_table(
+        [GpuFigures("a", 2, {1: 1000.0, 8: 4000.0}), GpuFigures("b", 1, {1: 10.0}), GpuFigures("c", reason="no")],
+        (1, 8),
     )
     assert lines == [
         "| engine | batch 1 | batch 8 |",
-        "|---|---:|---:|",
+        "| --- | ---: | ---: |",
         "| a | 1000 (2.00) | 4000 (4.00) |",
         "| b | 10 (100.00) | - |",
         "",
@@ -57,7 +67,7 @@ def test_table() -> None:
 
 def test_page() -> None:
     """The page names card, driver and versions before any figure."""
-    text = page(CARD, "580.82.07", 1.0, [("tiny", ["| engine |"])])
+    text = gpu_page(CARD, "580.82.07", 1.0, [("tiny", ["| engine |"])])
     assert "NVIDIA GeForce RTX 2080 Ti (sm75, 11 GiB), driver 580.82.07" in text
     assert re.search(r"torch \d", text)
     assert text.endswith("## tiny\n\n| engine |\n")
@@ -66,12 +76,12 @@ def test_page() -> None:
 def test_plans_of_this_card(tmp_path: Path, exported: Path) -> None:
     """A plan is measured with graphs and without where they are ours; a plan for other cards is not tried."""
     artifact = load(exported, "tiny")
-    names = [one.name for one in plan_subjects(artifact, Bench(tmp_path).plan(), CARD, 8, tmp_path)]
+    names = [one.name for one in plan_engines(artifact, Bench(tmp_path).plan(), CARD, 8, tmp_path)]
     assert [name.partition(", ")[2] for name in names] == ["one slot", "two slots", "one slot, no CUDA graphs"]
-    rtx = plan_subjects(artifact, Bench(tmp_path, Flavour.TENSORRT_RTX).plan(), CARD, 8, tmp_path)
+    rtx = plan_engines(artifact, Bench(tmp_path, Flavour.TENSORRT_RTX).plan(), CARD, 8, tmp_path)
     assert len(rtx) == 2
     other = Card(0, "NVIDIA H200", ComputeCapability(9, 0), 1, 1)
-    assert [one.name for one in subjects(artifact, other, 8, tmp_path)] == [
+    assert [one.name for one in gpu_engines(artifact, other, 8, tmp_path)] == [
         "onnxruntime CUDA f32",
         "PyTorch eager f32",
         "PyTorch eager fp16 (autocast)",
@@ -81,4 +91,4 @@ def test_plans_of_this_card(tmp_path: Path, exported: Path) -> None:
 def test_no_card(exported: Path) -> None:
     """Without a card there is no page, and the reason is CUDA's."""
     with pytest.raises(EngineUnavailableError, match="no CUDA-capable device"):
-        on_card(Cards((), "no CUDA-capable device is detected"), ["tiny"], exported, SIZES, 0.001)
+        measure_card(Cards((), "no CUDA-capable device is detected"), ["tiny"], exported, SIZES, 0.001)

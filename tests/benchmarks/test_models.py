@@ -3,18 +3,13 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner
 
-from benchmarks.models import Figures, cpu_s, main, measure, states
+from benchmarks.models import main, measure_models, thread_states
 from tests.conftest import png
 from tests.repository.test_repository import copy_as
-
-pytestmark = pytest.mark.anyio
-
 
 _FOUR = """
 import sys, threading
@@ -30,31 +25,22 @@ def test_threads_are_counted_with_their_states() -> None:
     with subprocess.Popen([sys.executable, "-c", _FOUR], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        while len(found := states(other.pid)) < 4 or "R" in found:
+        while len(found := thread_states(other.pid)) < 4 or "R" in found:
             assert other.poll() is None
         other.communicate()
 
     assert found == ["S"] * 4
-    assert "R" in states(os.getpid())
+    assert "R" in thread_states(os.getpid())
 
 
-def test_cpu_time_is_that_of_the_process() -> None:
-    """A spell of work shows as what the process clock says, to two ticks of the kernel."""
-    before, clock = cpu_s(os.getpid()), time.process_time()
-    while time.process_time() < clock + 0.2:
-        pass
-    assert cpu_s(os.getpid()) - before == pytest.approx(time.process_time() - clock, abs=0.021)
-
-
-async def test_models_are_measured_together_and_one_by_one(artifacts: Path) -> None:
+def test_models_are_measured_together_and_one_by_one(artifacts: Path) -> None:
     """A server of three, every figure there: rates, ratios, and at least an engine's threads."""
     for name in ("b", "c"):
         copy_as(artifacts, name)
-    figures = await measure(["tiny", "b", "c"], png(), artifacts, rounds=2, each=6, connections=4)
-    assert isinstance(figures, Figures)
+    figures = measure_models(["tiny", "b", "c"], png(), artifacts, rounds=2, each=6, connections=4)
     assert figures.models == 3
-    assert min(figures.mixed_per_s, figures.alone_per_s, figures.ratio) > 0
-    assert figures.threads > figures.runnable >= 0
+    assert min(figures.mixed_per_s, figures.alone_per_s, figures.ratio, figures.cpu_ratio) > 0
+    assert figures.threads > figures.runnable >= figures.usual >= 0
 
 
 def test_nothing_exported_says_what_to_do(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""The benchmark of overhead: what it reports was spent."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from benchmarks.figures import medians
+from benchmarks.null_server import Decoding
+from benchmarks.overhead import Overhead, RequestKind, bare_server, measure_overhead, null_server
+from benchmarks.server_under_test import ServerUnderTest, ready_endpoint
+from loadgen.connection import LoadTestError
+
+
+def measured(kind: RequestKind, server: ServerUnderTest, photo: bytes) -> Overhead:
+    """What a request costs a running server."""
+    return asyncio.run(measure_overhead(kind, server.ports[0], photo, connections=2, requests=20))
+
+
+@pytest.mark.parametrize("decoding", Decoding)
+def test_measured(exported: Path, photo: bytes, tmp_path: Path, decoding: Decoding) -> None:
+    """Each kind of request costs some CPU time, most of it on the event loop; decoding is counted apart."""
+    with ServerUnderTest(null_server(decoding, "tiny", exported), tmp_path, ready_endpoint) as server:
+        for kind in RequestKind:
+            one = measured(kind, server, photo)
+            assert 0.05 < one.loop_ms <= one.cpu_ms < 100
+            assert one.switches > 1
+            assert (one.decode_ms > 0.1) is (decoding is Decoding.REAL)
+
+
+def test_libraries_alone(photo: bytes, tmp_path: Path) -> None:
+    """The libraries under the server answer each kind of request."""
+    with ServerUnderTest(bare_server(), tmp_path, ready_endpoint) as server:
+        for kind in RequestKind:
+            assert 0 < measured(kind, server, photo).cpu_ms < 100
+
+
+def test_a_failed_request_ends_it(exported: Path, tmp_path: Path) -> None:
+    """A server that refuses what it is asked is no measurement."""
+    started = ServerUnderTest(null_server(Decoding.REAL, "tiny", exported), tmp_path, ready_endpoint)
+    with started as server, pytest.raises(LoadTestError, match="422"):
+        measured(RequestKind.RAW, server, b"no photo")
+
+
+def test_medians() -> None:
+    """Each figure has its own median."""
+    rounds = [
+        Overhead(1.0, 9.0, 0.0, 5.0, 10.0),
+        Overhead(2.0, 7.0, 3.0, 4.0, 30.0),
+        Overhead(3.0, 8.0, 1.0, 6.0, 20.0),
+    ]
+    assert medians(rounds) == Overhead(2.0, 8.0, 1.0, 5.0, 20.0)

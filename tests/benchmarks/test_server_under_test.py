@@ -1,0 +1,136 @@
+"""A server under test: it starts, is found ready, its processes are measured, and none of them is left."""
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.answers import photo_probe
+from benchmarks.server_under_test import ProcessTree, ServerError, ServerUnderTest, ready_endpoint
+from benchmarks.servers import PEERS, install, is_installed
+from tests.scripted_server import PHOTO, SPENT_S, scripted
+
+
+def started(folder: Path, script: str = "good", *, copies: int = 1) -> ServerUnderTest:
+    """A scripted server, which is killed soon after SIGTERM."""
+    spec = replace(scripted(script, script), copies=copies)
+    return ServerUnderTest(spec, folder, photo_probe(spec, PHOTO), start_timeout_s=20.0, stop_timeout_s=0.2)
+
+
+def test_no_process_survives(tmp_path: Path) -> None:
+    """What ignores SIGTERM is killed, and its child in another session with it."""
+    with started(tmp_path, "stubborn") as server:
+        assert len(server.tree.processes()) == 2
+        used = server.tree.memory()
+        assert 0 < used.proportional <= used.resident
+    assert server.tree.processes() == []
+
+
+def test_child_whose_parent_ended() -> None:
+    """A process whose parent has ended still belongs to the tree; one that was started without its mark does not."""
+    tree, pipe = ProcessTree(), subprocess.PIPE
+    code = (
+        "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'input()'], start_new_session=True).pid)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], env=tree.environ, stdin=pipe, stdout=pipe) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.wait()
+        assert [process.pid for process in tree.processes()] == [child]
+        assert ProcessTree().processes() == []
+        tree.stop([], 0.0)
+    assert tree.processes() == []
+
+
+def test_tree_in_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that a measured program starts with a tree of its own belongs to the tree of that program as well."""
+    outer = ProcessTree()
+    for name, value in outer.environ.items():
+        monkeypatch.setenv(name, value)
+    inner = ProcessTree()
+    with subprocess.Popen([sys.executable, "-c", "input()"], env=inner.environ, stdin=subprocess.PIPE) as child:
+        assert [process.pid for process in outer.processes()] == [child.pid]
+        assert [process.pid for process in inner.processes()] == [child.pid]
+        inner.stop([child], 1.0)
+
+
+def test_child_without_the_environment(tmp_path: Path) -> None:
+    """A child that overwrote its environment belongs to the tree of its parent."""
+    with started(tmp_path, "forgetful") as server:
+        assert len(server.tree.processes()) == 2
+    assert server.tree.processes() == []
+
+
+def test_cpu_time(tmp_path: Path) -> None:
+    """The CPU time of a server is what its processes have spent, and those of their children that have ended."""
+    with started(tmp_path, "busy") as server:
+        assert 0.28 <= server.tree.cpu_s() <= 1.5
+
+
+def test_copies(tmp_path: Path) -> None:
+    """A server of two copies runs twice, on two ports, and is ready when both answer."""
+    with started(tmp_path, copies=2) as server:
+        assert len(set(server.addresses)) == 2
+        assert [photo_probe(server.spec, PHOTO)(address) for address in server.addresses] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("broken", "ended with status 1 before it was ready; its log ends with: no model here"),
+        ("unready", r"was not ready in time \(status 400: "),
+    ],
+)
+def test_server_that_does_not_start(tmp_path: Path, script: str, reason: str) -> None:
+    """A server that ends, and one that never answers well, are given up with the reason, and stopped."""
+    spec = scripted(script, script)
+    server = ServerUnderTest(spec, tmp_path, photo_probe(spec, PHOTO), start_timeout_s=2.0, stop_timeout_s=0.2)
+    with pytest.raises(ServerError, match=reason), server:
+        pass
+    assert server.tree.processes() == []
+
+
+def test_missing_program(tmp_path: Path) -> None:
+    """A program that is not there is named."""
+    spec = replace(scripted("absent"), program=("/no/such/program",))
+    with pytest.raises(ServerError, match="/no/such/program cannot be run"), ServerUnderTest(spec, tmp_path, str):
+        pass
+
+
+def test_ready_endpoint(tmp_path: Path) -> None:
+    """The probe asks for `/readyz`, and says what the server answered else."""
+    with started(tmp_path) as server:
+        assert ready_endpoint(server.addresses[0]) == ""
+    assert "refuses connections" in ready_endpoint(server.addresses[0])
+
+
+def test_install(tmp_path: Path) -> None:
+    """A peer that cannot be installed has its reason, and the next is tried; every peer is pinned by exact versions."""
+    broken = [replace(peer, python="/no/such/python") for peer in PEERS[:2]]
+    failed = install(broken, tmp_path, lambda _: None)
+    assert set(failed) == {peer.name for peer in broken}
+    assert all("/no/such/python" in reason for reason in failed.values())
+    assert not any(is_installed(peer, tmp_path) for peer in PEERS)
+    for peer in PEERS:
+        for file in (peer.requirements, peer.lock):
+            assert all("==" in line for line in file.read_text().split()), file
+
+
+def test_peers(tmp_path: Path) -> None:
+    """A peer runs by a program of its own environment, with the model and its port; a name stands for one peer."""
+    specs = [peer.installed(tmp_path, tmp_path / "model.onnx") for peer in PEERS]
+    assert all(one.program[0].startswith(str(tmp_path)) for one in specs)
+    assert all(one.environ["BENCH_MODEL"] == str(tmp_path / "model.onnx") for one in specs)
+    assert len({peer.name for peer in PEERS}) == len({one.name for one in specs}) == len(PEERS)
+
+
+def test_settle(tmp_path: Path) -> None:
+    """A server that still computes when it answers is waited for."""
+    with started(tmp_path, "late") as server:
+        began, before = time.monotonic(), server.tree.cpu_s()
+        server.settle()
+        assert time.monotonic() - began < 8.0
+        assert server.tree.cpu_s() > before + SPENT_S / 2
