@@ -6,50 +6,43 @@ import threading
 from models.artifact.artifact import Artifact
 from service.common.types import Probabilities, Rows
 from service.engines.base import Engine, EngineUnavailableError
-from service.offline.tuning.candidates import Setup
+from service.offline.tuning.candidates import EngineSetup
 from tests.fakes import FakeEngine
 
 
-class HangingEngine(FakeEngine):
-    """Answers single rows, and never returns from a larger batch."""
+class StuckEngine(FakeEngine):
+    """Never returns from a batch that is larger than `answered`."""
+
+    def __init__(self, classes: int, answered: int, slots: int = 1) -> None:
+        super().__init__(classes, slots=slots)
+        self._answered = answered
 
     def run(self, rows: Rows) -> Probabilities:
-        if len(rows) > 1:
+        if len(rows) > self._answered:
             threading.Event().wait()
         return super().run(rows)
 
 
-class StuckEngine(FakeEngine):
-    """Never returns from any batch."""
-
-    def run(self, rows: Rows) -> Probabilities:
-        threading.Event().wait()
-        return super().run(rows)
-
-
-def open_fake(artifact: Artifact, setup: Setup) -> Engine:
+def open_fake(artifact: Artifact, setup: EngineSetup) -> Engine:
     """One of as many slots as are asked for."""
     return FakeEngine(artifact.manifest.classes, slots=setup.slots)
 
 
-def open_hanging(artifact: Artifact, setup: Setup) -> Engine:
-    """With one slot it answers; with more it hangs."""
-    return open_fake(artifact, setup) if setup.slots == 1 else HangingEngine(artifact.manifest.classes)
+def open_troubled(artifact: Artifact, setup: EngineSetup) -> Engine:
+    """With one slot it answers; with two it is stuck, with three it takes its process with it, with four it refuses."""
+    if setup.slots == 2:
+        return StuckEngine(artifact.manifest.classes, answered=1)
+    if setup.slots == 3:
+        os._exit(11)  # as a fault in a library does
+    return open_fake(artifact, setup) if setup.slots == 1 else open_refusing(artifact, setup)
 
 
-def open_dying(artifact: Artifact, setup: Setup) -> Engine:
-    """With one slot it answers; with more it takes its process with it, as a fault in a library does."""
-    if setup.slots > 1:
-        os._exit(11)
-    return open_fake(artifact, setup)
-
-
-def open_refusing(_artifact: Artifact, _setup: Setup) -> Engine:
+def open_refusing(_artifact: Artifact, _setup: EngineSetup) -> Engine:
     """It cannot be had here."""
     raise EngineUnavailableError("this CPU lacks something")
 
 
-def open_announced(artifact: Artifact, setup: Setup) -> Engine:
-    """It hangs at once; the number of its process is printed."""
+def open_announced(artifact: Artifact, setup: EngineSetup) -> Engine:
+    """It is stuck at once; the number of its process is printed."""
     print(os.getpid(), flush=True)  # noqa: T201
-    return StuckEngine(artifact.manifest.classes, slots=setup.slots)
+    return StuckEngine(artifact.manifest.classes, answered=0, slots=setup.slots)

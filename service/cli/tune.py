@@ -1,52 +1,49 @@
-"""The command `topfive tune`: how models are best laid out on this machine, measured and kept for `serve`."""
+"""The command `topfive tune`."""
 
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.markup import escape
-from rich.status import Status
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from models.artifact.artifact import ArtifactError, load
 from models.artifact.tuning import TuningRecord, write_tuning
 from models.catalog import CATALOG
+from service.cli.long_run import say
 from service.cli.options import FiniteRange, option, options, settings_from
 from service.common.cpus import cpu_quota
 from service.common.sample_photo import made_photo
-from service.common.settings import Settings
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.selection.cpu_layout import place_of
-from service.offline.tuning.run import Measuring, Request, record_of, tune
-from service.offline.tuning.search import Row, State, explain
+from service.offline.tuning.search import CandidateResult, CandidateState, explain
+from service.offline.tuning.tune import StartWorker, TuneRequest, record_of, tune
 from service.offline.tuning.worker import Worker
 
 _INTERRUPTED = 130
 
 
-@click.command("tune")
+@click.command("tune", short_help="Measure how models run best on this machine's CPU.")
 @click.argument("names", nargs=-1, required=True, metavar="MODEL...")
-@option("--seconds", type=FiniteRange(min=1), default=30.0, help="How long each model is measured, in all")
-@option("--max-latency-ms", type=FiniteRange(min=0.1), default=100.0, help="How long a batch may run")
+@option("--seconds", type=FiniteRange(min=1), default=30.0, help="Time to measure each model, in all")
+@option("--max-latency-ms", type=FiniteRange(min=0.1), default=100.0, help="Longest time that a batch may run")
 @option(
     "--photo",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="What is decoded beside the engine; else a JPEG of 500 x 375 pixels is made",
+    help="Photo to decode beside the engine; without it a JPEG of 500 x 375 pixels",
 )
 @option("--json", "as_json", is_flag=True, help="Print a JSON array")
 @options("artifacts", "cache", "runtime", "precision", "cpus")
 @click.pass_obj
 def tune_command(
-    measuring: Measuring | None,
+    start_worker: StartWorker | None,
     /,
     names: Sequence[str],
     seconds: float,
@@ -55,14 +52,14 @@ def tune_command(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Measure how each MODEL is best run on this machine's CPU, and keep it for `serve`.
+    """Measure how each MODEL runs best on this machine's CPU, and keep that for `serve`.
 
-    Slots, threads, batch sizes, precisions and runtimes are tried, with threads that decode photos beside them as in a
-    server. Only what answers rightly by the model's parity reports is tried. With --runtime or --precision the
-    result counts where `serve` is asked for the same, and for nothing else.
+    Runtimes, precisions, slots, threads and batch sizes are tried while threads decode photos, as in a server. Only
+    engines whose answers pass the model's parity reports are tried. With --runtime or --precision the result counts
+    only where `serve` gets the same.
     """
-    settings = settings_from(values)
-    request = Request(
+    settings, errors = settings_from(values), Console(stderr=True)
+    request = TuneRequest(
         settings.runtime,
         settings.precision,
         settings.cpus or cpu_quota(),
@@ -70,78 +67,70 @@ def tune_command(
         max_latency_ms,
         photo.read_bytes() if photo else made_photo(),
     )
-    errors, replies, status = Console(stderr=True), [], 0
+    replies, status = [], 0
     for name in dict.fromkeys(map(CATALOG.canonical, names)):
         try:
-            done = _tuned(name, settings, request, measuring or Worker, errors)
+            artifact = load(settings.artifacts, name)
+            with errors.status(f"tuning {name}") as line:
+                watch = lambda one: line.update(f"tuning {name}: {one}")  # noqa: B023, E731 - called within this round
+                results = tune(artifact, request, watch, start_worker or Worker)
         except (ArtifactError, EngineUnavailableError, OSError) as error:
-            errors.print(f"[red]{escape(name)}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
+            say(errors, f"{name}: {error}", "red")
             status = 1
             continue
         except KeyboardInterrupt:
-            errors.print(f"stopped; nothing was stored of {escape(name)}", highlight=False, soft_wrap=True)
+            say(errors, f"stopped; nothing was stored of {name}")
             status = _INTERRUPTED
             break
-        replies.append(done.reply)
-        status = status if done.kept else 1
+        record = record_of(artifact, request, results, settings.cache_folder)
+        path: Path | None = None
+        try:
+            path = write_tuning(place_of(artifact, settings.cache_folder), record)
+        except OSError as error:  # what was measured is shown all the same
+            say(errors, f"{name}: not kept: {error}; name a folder that can be written with --cache", "red")
+            status = 1
+        why = explain(results, max_latency_ms)
+        replies.append(_reply(name, why, path, record, results))
         if not as_json:
-            Console().print(done.shown)
+            _print(name, why, path, record, results)
     if as_json:
         click.echo(json.dumps(replies, indent=2))
     sys.exit(status)
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """A tuned model: what is printed of it as JSON, and as a table; whether its record could be written."""
-
-    reply: dict[str, Any]
-    shown: RenderableType
-    kept: bool
-
-
-def _tuned(name: str, settings: Settings, request: Request, measuring: Measuring, errors: Console) -> _Done:
-    """One model tuned, and its record written where that is allowed."""
-    artifact = load(settings.artifacts, name)
-    with Status(f"tuning {name}", console=errors) as status:
-        rows = tune(artifact, request, lambda one: status.update(f"tuning {name}: {one}"), measuring)
-    record = record_of(artifact, request, rows, settings.cache_folder)
-    path: Path | None = None
-    try:
-        path = write_tuning(place_of(artifact, settings.cache_folder), record)
-        kept = Text(f"kept in {path}; `{_serve(request)}` uses it on machines like this one\n", style="dim")
-    except OSError as error:  # what was measured is shown all the same
-        kept = Text()
-        told = f"{escape(name)}: not kept: {escape(str(error))}; name a folder that can be written with --cache"
-        errors.print(told, style="red", highlight=False, soft_wrap=True)
-    why = explain(rows, request.max_latency_ms)
-    reply = {
+def _reply(
+    name: str, why: str, path: Path | None, record: TuningRecord, results: Sequence[CandidateResult]
+) -> dict[str, Any]:
+    """What --json prints of one model."""
+    return {
         "model": name,
         "why": why,
         "record": path and str(path),
         **record.model_dump(mode="json"),
         "not_measured": [
-            {"candidate": str(row.candidate), "state": str(row.state), "reason": row.reason}
-            for row in rows
-            if row.state is not State.MEASURED
+            {"candidate": str(one.candidate), "state": str(one.state), "reason": one.reason}
+            for one in results
+            if one.state is not CandidateState.MEASURED
         ],
     }
-    table = _table(name, record, rows, request.max_latency_ms)
-    return _Done(reply, Group(table, *_not_measured(rows), Text(f"chose {why}"), kept), path is not None)
 
 
-def _serve(request: Request) -> str:
-    """The command for which the record counts."""
-    asked = (("--runtime", request.runtime, Runtime.AUTO), ("--precision", request.precision, Precision.AUTO))
-    return " ".join(["topfive serve", *(f"{flag} {value}" for flag, value, whole in asked if value is not whole)])
+def _print(name: str, why: str, path: Path | None, record: TuningRecord, results: Sequence[CandidateResult]) -> None:
+    console, asked = Console(), record.conditions
+    console.print(_table(name, record, results))
+    for line in _not_measured(results):
+        console.print(line)
+    console.print(Text(f"chose {why}"))
+    if path is not None:
+        flags = [("--runtime", asked.runtime, Runtime.AUTO), ("--precision", asked.precision, Precision.AUTO)]
+        serve = " ".join(["topfive serve", *(f"{flag} {value}" for flag, value, auto in flags if value != auto)])
+        console.print(Text(f"kept in {path}; `{serve}` uses it on machines like this one\n", style="dim"))
 
 
-def _table(name: str, record: TuningRecord, rows: Sequence[Row], max_latency_ms: float) -> Table:
+def _table(name: str, record: TuningRecord, results: Sequence[CandidateResult]) -> Table:
     """What was measured, the best first."""
-    here = record.conditions
-    title = Text(f"{name} on {here.cpu}, {here.cpus} CPUs")
     table = Table(
-        title=title,
+        title=Text(f"{name} on {record.conditions.cpu}, {record.conditions.cpus} CPUs"),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -153,24 +142,24 @@ def _table(name: str, record: TuningRecord, rows: Sequence[Row], max_latency_ms:
     for column in ("slots", "threads", "batch", "img/s", "run ms", "CPU ms", "n"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for place, row in enumerate(row for row in rows if row.state is State.MEASURED):
-        setup, figures = row.candidate.setup, row.figures
-        note = "best" if not place else "" if row.fits(max_latency_ms) else "slow"
+    measured = [one for one in results if one.state is CandidateState.MEASURED]
+    for one in measured:
+        best, engine, speed = one is measured[0], one.candidate.engine, one.speed
         table.add_row(
-            f"{setup.runtime} {setup.precision}",
-            *map(str, (setup.slots, setup.threads, row.candidate.max_batch)),
-            *(f"{figures.images_per_s:.1f}", f"{figures.run_ms:.1f}", f"{figures.cpu_ms:.1f}", str(len(row.rounds))),
-            note,
-            style=None if place else "bold",
+            f"{engine.runtime} {engine.precision}",
+            *map(str, (engine.slots, engine.threads, one.candidate.max_batch)),
+            *(f"{speed.images_per_s:.1f}", f"{speed.run_ms:.1f}", f"{speed.cpu_ms:.1f}", str(len(one.rounds))),
+            "best" if best else "" if one.fits(record.max_latency_ms) else "slow",
+            style="bold" if best else None,
         )
     return table
 
 
-def _not_measured(rows: Sequence[Row]) -> Iterator[Text]:
-    """A line for each that failed or hangs, and one for each reason why others were left out."""
-    skipped = Counter(row.reason for row in rows if row.state is State.SKIPPED)
-    for row in rows:
-        if row.state in (State.FAILED, State.HANGING):
-            yield Text(f"{row.candidate} is {row.state}: {row.reason}", style="yellow")
+def _not_measured(results: Sequence[CandidateResult]) -> Iterator[Text]:
+    """A line for each candidate that failed or is stuck, and for each reason why others were left out."""
+    for one in results:
+        if one.state in (CandidateState.FAILED, CandidateState.STUCK):
+            yield Text(f"{one.candidate} is {one.state}: {one.reason}", style="yellow")
+    skipped = Counter(one.reason for one in results if one.state is CandidateState.SKIPPED)
     for reason, count in skipped.items():
         yield Text(f"{count} not measured: {reason}", style="dim")

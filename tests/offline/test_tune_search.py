@@ -6,20 +6,20 @@ import pytest
 
 from service.common.types import Precision, Runtime
 from service.engines.selection.cpu_layout import default_layout
-from service.offline.tuning.candidates import Candidate, Setup, candidates, layouts, untuned
-from service.offline.tuning.rig import Figures
+from service.offline.tuning.candidates import Candidate, EngineSetup, candidates, layouts, untuned
+from service.offline.tuning.engine_load import EngineSpeed
 from service.offline.tuning.search import (
     FINALISTS,
-    CandidateFailedError,
-    CandidateHangsError,
-    Row,
+    CandidateFailed,
+    CandidateResult,
+    CandidateState,
+    CandidateStuck,
     Search,
-    State,
     explain,
 )
 
 BF16, F32 = (Runtime.OPENVINO, Precision.BF16), (Runtime.OPENVINO, Precision.F32)
-Speed = Callable[[Candidate, int], Figures | Exception]
+Speed = Callable[[Candidate, int], EngineSpeed | Exception]
 
 
 class Machine:
@@ -31,8 +31,8 @@ class Machine:
         self.now_s = 0.0
         self.asked: list[Candidate] = []
 
-    def __call__(self, candidate: Candidate, seconds: float) -> tuple[str, Figures]:
-        first = candidate.setup not in {one.setup for one in self.asked}
+    def __call__(self, candidate: Candidate, seconds: float) -> tuple[str, EngineSpeed]:
+        first = candidate.engine not in {one.engine for one in self.asked}
         self.now_s += seconds + (self.open_s if first else 0.0)
         self.asked.append(candidate)
         done = self.speed(candidate, self.asked.count(candidate))
@@ -46,7 +46,7 @@ class Machine:
         seconds: float = 30.0,
         bound_ms: float = 100.0,
         default: Candidate | None = None,
-    ) -> list[Row]:
+    ) -> list[CandidateResult]:
         """What a search on it gives."""
         watched: list[Candidate] = []
         rows = Search(seconds, bound_ms, self, lambda: self.now_s, watched.append).run(tried, default)
@@ -56,15 +56,15 @@ class Machine:
         return rows
 
 
-def of(rate: float, run_ms: float = 10.0) -> Figures:
+def of(rate: float, run_ms: float = 10.0) -> EngineSpeed:
     """So many images per second."""
-    return Figures(rate, run_ms, 5.0)
+    return EngineSpeed(rate, run_ms, 5.0)
 
 
-def scaled(candidate: Candidate, _times: int) -> Figures:
+def scaled(candidate: Candidate, _times: int) -> EngineSpeed:
     """bf16 is three times as fast, slots help, batches only run longer."""
-    setup = candidate.setup
-    rate = (3 if setup.precision is Precision.BF16 else 1) * setup.slots * 10 + candidate.max_batch / 10
+    engine = candidate.engine
+    rate = (3 if engine.precision is Precision.BF16 else 1) * engine.slots * 10 + candidate.max_batch / 10
     return of(rate, 10.0 * candidate.max_batch)
 
 
@@ -85,8 +85,8 @@ def test_what_serves_untuned_is_tried(cpus: int, largest_batch: int | None) -> N
     default = untuned([BF16, F32], cpus, largest_batch)
 
     assert default in candidates([BF16, F32], cpus, largest_batch)
-    assert (default.setup.runtime, default.setup.precision) == BF16
-    assert (default.setup.slots, default.setup.threads) == (default_layout(cpus).slots, default_layout(cpus).threads)
+    assert (default.engine.runtime, default.engine.precision) == BF16
+    assert (default.engine.slots, default.engine.threads) == (default_layout(cpus).slots, default_layout(cpus).threads)
 
 
 def test_what_serves_untuned_is_compared_to_the_end() -> None:
@@ -94,7 +94,7 @@ def test_what_serves_untuned_is_compared_to_the_end() -> None:
     tried = candidates([BF16, F32], 8)
     default = untuned([BF16, F32], 8)
 
-    def speed(candidate: Candidate, times: int) -> Figures:
+    def speed(candidate: Candidate, times: int) -> EngineSpeed:
         return of((1 if times == 1 else 1000) if candidate == default else scaled(candidate, times).images_per_s)
 
     assert Machine(speed).search(tried)[0].candidate != default
@@ -111,11 +111,11 @@ def test_every_runtime_is_seen_before_the_second_layout() -> None:
     """The first layout comes in every precision and runtime before the next one does."""
     tried = candidates([BF16, F32], 2)
 
-    assert [one.setup for one in tried[::3]] == [
-        Setup(*BF16, 2, 1),
-        Setup(*F32, 2, 1),
-        Setup(*BF16, 1, 2),
-        Setup(*F32, 1, 2),
+    assert [one.engine for one in tried[::3]] == [
+        EngineSetup(*BF16, 2, 1),
+        EngineSetup(*F32, 2, 1),
+        EngineSetup(*BF16, 1, 2),
+        EngineSetup(*F32, 1, 2),
     ]
 
 
@@ -124,7 +124,7 @@ def test_best_is_first_and_measured_most() -> None:
     machine = Machine(scaled)
     rows = machine.search(candidates([BF16, F32], 2), bound_ms=50)
 
-    assert rows[0].candidate == Candidate(Setup(*BF16, 2, 1), 1)
+    assert rows[0].candidate == Candidate(EngineSetup(*BF16, 2, 1), 1)
     assert [len(row.rounds) for row in rows[:FINALISTS]] == [len(rows[0].rounds)] * FINALISTS
     assert len(rows[0].rounds) >= 4
     last = machine.asked[-2 * FINALISTS :]
@@ -148,7 +148,7 @@ def test_shortest_batches_where_none_is_under_the_bound() -> None:
 
     assert rows[0].candidate.max_batch == 1
     assert "under 100 ms, and these are the shortest" in explain(rows, 100)
-    assert rows[-1].state is State.SKIPPED
+    assert rows[-1].state is CandidateState.SKIPPED
     assert rows[-1].reason == "batches up to 2 are far over the bound already"
 
 
@@ -162,14 +162,14 @@ def test_too_close_to_tell_takes_the_shorter_batches() -> None:
 
 def test_lucky_look_is_found_out() -> None:
     """One good second does not win: later rounds by turns bring the median down."""
-    lucky = Candidate(Setup(*F32, 1, 2), 8)
+    lucky = Candidate(EngineSetup(*F32, 1, 2), 8)
 
-    def speed(candidate: Candidate, times: int) -> Figures:
+    def speed(candidate: Candidate, times: int) -> EngineSpeed:
         return of(500.0 if times == 1 else 1.0) if candidate == lucky else scaled(candidate, times)
 
     rows = Machine(speed).search(candidates([BF16, F32], 2))
 
-    assert rows[0].candidate.setup == Setup(*BF16, 2, 1)
+    assert rows[0].candidate.engine == EngineSetup(*BF16, 2, 1)
 
 
 @pytest.mark.parametrize("seconds", [2.0, 5.0, 30.0, 120.0])
@@ -186,32 +186,30 @@ def test_time_is_kept(seconds: float, cpus: int) -> None:
     assert {row.reason for row in left_out} <= {"the time was over before it; give more --seconds"}
 
 
-@pytest.mark.parametrize("error", [CandidateHangsError("20 s"), CandidateFailedError("no")])
+@pytest.mark.parametrize("error", [CandidateStuck("20 s"), CandidateFailed("no")])
 def test_engine_that_does_not_run_is_named_and_left(error: Exception) -> None:
     """It is tried once, its other batches are not tried at all, and the rest goes on."""
-    broken = Setup(*BF16, 2, 1)
-    machine = Machine(lambda one, times: error if one.setup == broken else scaled(one, times))
+    broken = EngineSetup(*BF16, 2, 1)
+    machine = Machine(lambda one, times: error if one.engine == broken else scaled(one, times))
 
     rows = machine.search(candidates([BF16, F32], 2))
 
-    assert sum(one.setup == broken for one in machine.asked) == 1
-    state = State.HANGING if isinstance(error, CandidateHangsError) else State.FAILED
+    assert sum(one.engine == broken for one in machine.asked) == 1
+    state = CandidateState.STUCK if isinstance(error, CandidateStuck) else CandidateState.FAILED
     [row] = [row for row in rows if row.state is state]
     assert (row.candidate, row.reason) == (Candidate(broken, 1), str(error))
-    others = [one for one in rows if one.candidate.setup == broken and one is not row]
+    others = [one for one in rows if one.candidate.engine == broken and one is not row]
     assert {one.reason for one in others} == {f"its engine is {state} in batches up to 1"}
-    assert rows[0].candidate.setup == Setup(*BF16, 1, 2)
+    assert rows[0].candidate.engine == EngineSetup(*BF16, 1, 2)
 
 
-def test_finalist_that_hangs_late_is_not_chosen() -> None:
-    """An engine that hangs in its second round has figures, and is not the best all the same."""
-    best = Candidate(Setup(*BF16, 2, 1), 8)
-    machine = Machine(
-        lambda one, times: CandidateHangsError("20 s") if one == best and times > 1 else scaled(one, times)
-    )
+def test_finalist_that_gets_stuck_late_is_not_chosen() -> None:
+    """An engine that is stuck in its second round has figures, and is not the best all the same."""
+    best = Candidate(EngineSetup(*BF16, 2, 1), 8)
+    machine = Machine(lambda one, times: CandidateStuck("20 s") if one == best and times > 1 else scaled(one, times))
 
     rows = machine.search(candidates([BF16, F32], 2))
 
     assert rows[0].candidate != best
-    assert rows[0].state is State.MEASURED
-    assert [row.state for row in rows if row.candidate == best] == [State.HANGING]
+    assert rows[0].state is CandidateState.MEASURED
+    assert [row.state for row in rows if row.candidate == best] == [CandidateState.STUCK]

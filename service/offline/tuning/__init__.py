@@ -1,1 +1,1 @@
-"""Measures how an engine is best laid out on this machine; what it finds is kept by `models.artifact.tuning`."""
+"""Measures which engine serves a model best on this CPU; `models.artifact.tuning` keeps the record."""

@@ -1,4 +1,4 @@
-"""What is tried: engines by runtime and precision, slots and threads of each, and batch sizes. Measures nothing."""
+"""What tuning tries: engines by runtime and precision, their slots and threads, and batch sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ _MOST_SLOTS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """An engine: its runtime and precision, and the batches that it runs at once with the threads of each."""
+class EngineSetup:
+    """How an engine is opened: batches that it runs at once, and threads of each."""
 
     runtime: Runtime
     precision: Precision
@@ -26,20 +26,20 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An engine and the largest batch that it is given."""
+    """An engine with the largest batch that it gets."""
 
-    setup: Setup
+    engine: EngineSetup
     max_batch: int
 
     def __str__(self) -> str:
-        setup = self.setup
-        return f"{setup.runtime} {setup.precision}, {setup.slots} x {setup.threads}, batches up to {self.max_batch}"
+        one = self.engine
+        return f"{one.runtime} {one.precision}, {one.slots} x {one.threads}, batches up to {self.max_batch}"
 
 
 def allowed(artifact: Artifact, runtime: Runtime, precision: Precision) -> list[tuple[Runtime, Precision]]:
-    """Runtimes on the CPU and precisions that may answer for `artifact` here, AUTO for any; the lowest first.
+    """The runtimes and precisions that may serve `artifact` on this CPU, the lowest precision first.
 
-    Raises EngineUnavailableError with the reason of each where none may, and where what was asked for cannot be tuned.
+    AUTO means any. Raises EngineUnavailableError with the reasons if there are none, or the runtime cannot be tuned.
     """
     if runtime not in (Runtime.AUTO, *TUNABLE):
         raise EngineUnavailableError(f"{runtime} has nothing to tune; use --runtime {' or '.join(TUNABLE)}")
@@ -62,9 +62,9 @@ def allowed(artifact: Artifact, runtime: Runtime, precision: Precision) -> list[
 
 
 def layouts(cpus: int) -> list[tuple[int, int]]:
-    """Slots and threads of each, together at most `cpus`, those of the defaults among them.
+    """Numbers of slots and of threads of each, together at most `cpus`; those of the defaults come first.
 
-    Powers of two of slots, each with every CPU in use, and from 4 CPUs on each with half of them left to who decodes.
+    Slots are powers of two. Threads use all CPUs, or, from 4 CPUs on, half of them: the others decode.
     """
     powers = [1 << power for power in range(cpus.bit_length()) if 1 << power <= min(cpus, _MOST_SLOTS)]
     whole = [(slots, cpus // slots) for slots in reversed(powers)]
@@ -76,14 +76,14 @@ def layouts(cpus: int) -> list[tuple[int, int]]:
 def candidates(
     engines: Sequence[tuple[Runtime, Precision]], cpus: int, largest_batch: int | None = None
 ) -> list[Candidate]:
-    """All of them, grouped by engine, smaller batches first.
+    """All candidates, smaller batches first.
 
-    A layout comes in every runtime and precision before the next one: a search that runs out of time has compared
-    those all the same.
+    One layout comes in every runtime and precision before the next one, so that a search that runs out of time has
+    still compared them.
     """
     batches = [size for size in _BATCHES if largest_batch is None or size <= largest_batch]
     return [
-        Candidate(Setup(runtime, precision, slots, threads), size)
+        Candidate(EngineSetup(runtime, precision, slots, threads), size)
         for slots, threads in layouts(cpus)
         for runtime, precision in engines
         for size in batches
@@ -91,10 +91,10 @@ def candidates(
 
 
 def untuned(engines: Sequence[tuple[Runtime, Precision]], cpus: int, largest_batch: int | None = None) -> Candidate:
-    """Which of `candidates` serves as long as nothing is tuned."""
+    """The one of `candidates` that serves without tuning."""
     runtime, precision = engines[0]
     layout = default_layout(cpus)
     batch = layout.max_batch if largest_batch is None else min(layout.max_batch, largest_batch)
     tried = candidates([(runtime, precision)], cpus, largest_batch)
-    same = [one for one in tried if (one.setup.slots, one.setup.threads) == (layout.slots, layout.threads)]
+    same = [one for one in tried if (one.engine.slots, one.engine.threads) == (layout.slots, layout.threads)]
     return min(same, key=lambda one: abs(one.max_batch - batch))

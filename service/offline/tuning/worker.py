@@ -1,4 +1,4 @@
-"""Measures candidates in a process of its own, so that an engine that hangs or crashes takes nothing else with it."""
+"""Measures candidates in another process, so that an engine that is stuck or crashes takes nothing else with it."""
 
 import multiprocessing
 import os
@@ -6,11 +6,10 @@ import signal
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -19,75 +18,58 @@ from service.common.types import Layout
 from service.engines.base import Engine
 from service.engines.selection.opening import build_engine
 from service.engines.selection.select import EngineOptions
-from service.offline.tuning.candidates import Candidate, Setup
-from service.offline.tuning.rig import Figures, Load, measure
-from service.offline.tuning.search import FINALISTS, CandidateFailedError, CandidateHangsError
+from service.offline.tuning.candidates import Candidate, EngineSetup
+from service.offline.tuning.engine_load import EngineLoad, EngineSpeed, measure
+from service.offline.tuning.search import FINALISTS, CandidateFailed, CandidateStuck
 
-HANG_S = 20.0  # an engine of VGG-19 opens in three; what takes longer is of no use to a server either
+STUCK_S = 20.0  # an engine of VGG-19 opens in three; one that takes longer is of no use to a server either
 _START_S = 60.0
 _END_S = 5.0
 
-Open = Callable[[Artifact, Setup], Engine]
-"""Opens an engine in the other process: a function of a module, because it is sent by name."""
+OpenSetup = Callable[[Artifact, EngineSetup], Engine]
+"""Opens an engine in the other process. It must be a function of a module, because it is sent by name."""
 
 
-def open_setup(artifact: Artifact, setup: Setup) -> Engine:
-    """The engine itself, not warmed up."""
+def open_setup(artifact: Artifact, setup: EngineSetup) -> Engine:
+    """The engine, not warmed up."""
     layout = Layout(setup.slots, setup.threads, 1)
     return build_engine(artifact, setup.runtime, setup.precision, EngineOptions(layout=layout))
 
 
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """What the other process is asked."""
-
-    candidate: Candidate
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """What it answers."""
-
-    version: str
-    figures: Figures
-
-
 class Worker:
-    """The process, started when it is first asked and anew after a hang; use it as a context manager.
+    """A `Measure` in another process, which is started when it is first called, and again after a stuck engine.
 
-    A candidate hangs where it takes `hang_s` longer than it is measured.
+    An engine is stuck if it takes `stuck_s` longer than it is measured. The process ends with the context.
     """
 
-    def __init__(self, artifact: Artifact, load: Load, *, open_engine: Open = open_setup, hang_s: float = HANG_S):
+    def __init__(
+        self, artifact: Artifact, load: EngineLoad, *, open_engine: OpenSetup = open_setup, stuck_s: float = STUCK_S
+    ) -> None:
         self._work = artifact, load, open_engine
-        self._hang_s = hang_s
+        self._stuck_s = stuck_s
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._kill()
 
-    def __call__(self, candidate: Candidate, seconds: float) -> tuple[str, Figures]:
-        """As `search.Measure`."""
-        bound_s = seconds + self._hang_s
+    def __call__(self, candidate: Candidate, seconds: float) -> tuple[str, EngineSpeed]:
+        bound_s = seconds + self._stuck_s
         try:
             connection = self._started()
-            connection.send(_Order(candidate, seconds))
+            connection.send((candidate, seconds))
             if not connection.poll(bound_s):
                 self._kill()
-                raise CandidateHangsError(f"it has not returned for {bound_s:g} s")
-            answer = connection.recv()
+                raise CandidateStuck(f"it has not returned for {bound_s:g} s")
+            answer: tuple[str, EngineSpeed] | str = connection.recv()
         except (EOFError, OSError) as error:
-            raise CandidateFailedError(f"its process died ({self._death()})") from error
-        if isinstance(answer, _Done):
-            return answer.version, answer.figures
-        raise CandidateFailedError(str(answer))
+            raise CandidateFailed(f"its process died (exit status {self._exit_status()})") from error
+        if isinstance(answer, str):
+            raise CandidateFailed(answer)
+        return answer
 
     def _started(self) -> Connection:
         if self._connection is not None:
@@ -95,7 +77,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, *self._work), daemon=True)
-        # Ctrl-C is sent to the whole group: it is for this process to end the other, which inherits that it is blocked.
+        # A terminal sends Ctrl-C to both processes. The other one inherits that it is blocked: this one ends it.
         resource_tracker.ensure_running()  # by itself it would be started below, and unblock it again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -105,17 +87,16 @@ class Worker:
         theirs.close()
         if not self._connection.poll(_START_S):
             self._kill()
-            raise CandidateHangsError(f"its process has not started for {_START_S:g} s")
+            raise CandidateStuck(f"its process has not started for {_START_S:g} s")
         self._connection.recv()
         return self._connection
 
-    def _death(self) -> str:
-        """How the process ended."""
+    def _exit_status(self) -> int | None:
         assert self._process is not None
         self._process.join(_END_S)
         status = self._process.exitcode
         self._kill()
-        return f"exit status {status}"
+        return status
 
     def _kill(self) -> None:
         if self._connection is not None:
@@ -126,53 +107,50 @@ class Worker:
         self._connection = self._process = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Warm:
-    """An open engine, and the batch sizes that it has run."""
-
-    engine: Engine
-    sizes: set[int] = field(default_factory=set)
-
-
-def _serve(connection: Connection, artifact: Artifact, load: Load, open_engine: Open) -> None:
-    """In the other process: measure what is asked for until nobody asks any more.
-
-    It ends with the process that asks, however that ends and whatever an engine does meanwhile.
-    """
+def _serve(connection: Connection, artifact: Artifact, load: EngineLoad, open_engine: OpenSetup) -> None:
+    """In the other process: measure what is asked until the connection or the process that asks ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    engines: OrderedDict[Setup, _Warm] = OrderedDict()
+    engines = _OpenEngines(artifact, open_engine)
     connection.send(None)  # the imports are done: from here on time counts
     while True:
         try:
-            order: _Order = connection.recv()
+            candidate, seconds = connection.recv()
         except EOFError:
             return
         try:
-            engine = _opened(engines, artifact, order.candidate, open_engine)
-            figures = measure(engine, load, order.candidate.max_batch, order.seconds)
-            connection.send(_Done(engine.describe().version, figures))
+            engine = engines.warm(candidate)
+            speed = measure(engine, load, candidate.max_batch, seconds)
+            connection.send((engine.describe().version, speed))
         except Exception as error:  # a runtime's own exceptions have no common base
             connection.send(str(error) or type(error).__name__)
 
 
 def _end_with_parent() -> None:
-    """On a thread: a hanging engine never comes back to the connection, and would keep its CPUs for ever."""
+    """On a thread: a stuck engine never comes back to the connection, and would keep its CPUs for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _opened(engines: OrderedDict[Setup, _Warm], artifact: Artifact, candidate: Candidate, open_engine: Open) -> Engine:
-    """One that is open, or a new one in the place of the one unused for longest: memory holds a few."""
-    setup, side = candidate.setup, artifact.manifest.input.crop
-    if setup not in engines:
-        while len(engines) >= FINALISTS:
-            engines.popitem(last=False)[1].engine.close()
-        engines[setup] = _Warm(open_engine(artifact, setup))
-    engines.move_to_end(setup)
-    warm = engines[setup]
-    for rows in sorted({1, candidate.max_batch} - warm.sizes):  # or kernels would be made while it is measured
-        warm.engine.run(np.zeros((rows, side, side, 3), dtype=np.uint8))
-        warm.sizes.add(rows)
-    return warm.engine
+class _OpenEngines:
+    """As many open engines as memory should hold, with the batch sizes that each has run."""
+
+    def __init__(self, artifact: Artifact, open_engine: OpenSetup) -> None:
+        self._artifact = artifact
+        self._open = open_engine
+        self._engines: OrderedDict[EngineSetup, tuple[Engine, set[int]]] = OrderedDict()
+
+    def warm(self, candidate: Candidate) -> Engine:
+        """An open engine that has run batches of 1 and of the largest size, so that its kernels are compiled."""
+        setup, side = candidate.engine, self._artifact.manifest.input.crop
+        if setup not in self._engines:
+            while len(self._engines) >= FINALISTS:
+                self._engines.popitem(last=False)[1][0].close()  # the one unused for longest
+            self._engines[setup] = self._open(self._artifact, setup), set()
+        self._engines.move_to_end(setup)
+        engine, sizes = self._engines[setup]
+        for rows in sorted({1, candidate.max_batch} - sizes):
+            engine.run(np.zeros((rows, side, side, 3), dtype=np.uint8))
+            sizes.add(rows)
+        return engine

@@ -1,0 +1,132 @@
+"""Measures an engine under the load of a server: threads decode a photo beside it, and slots take what waits.
+
+There is no event loop and no transport.
+"""
+
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import astuple, dataclass
+
+from models.catalog import InputSpec
+from service.batching.cost_model import even_part
+from service.common.types import Decode, ImageLimits, Sample
+from service.engines.base import Engine
+from service.preprocessing import decode, transforms
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """The photo that is decoded over and over, for the input `spec` of a model.
+
+    Each of `clients` sends it again as soon as it has its answer.
+    """
+
+    photo: bytes
+    spec: InputSpec
+    decoding_threads: int
+    clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpeed:
+    """Images per second, median run time of a batch, and CPU time per image.
+
+    `run_ms` has no wait for a slot, which depends on the clients. `cpu_ms` is that of the process, with decoding.
+    """
+
+    images_per_s: float
+    run_ms: float
+    cpu_ms: float
+
+
+def measure(engine: Engine, load: EngineLoad, max_batch: int, seconds: float) -> EngineSpeed:
+    """The speed of `engine` with batches of up to `max_batch`. Raises what the engine or the decoder raises.
+
+    It takes longer than `seconds` if two batches have not ended by then.
+    """
+    test = _LoadTest(engine, load, max_batch)
+    started_s = time.process_time()
+    with ThreadPoolExecutor(load.decoding_threads + engine.slots) as pool:
+        decoders = [pool.submit(test.decode) for _ in range(load.decoding_threads)]
+        slots = [pool.submit(test.run, slot) for slot in range(engine.slots)]
+        test.over.wait(seconds)
+        while len(test.ended) < 2 and not test.over.is_set():
+            test.over.wait(seconds / 10)
+        test.over.set()
+        test.free.release(load.decoding_threads)
+        wait(decoders)
+        for _ in slots:
+            test.samples.put(None)
+    for thread in (*decoders, *slots):
+        thread.result()
+    return _speed(sorted(test.ended), time.process_time() - started_s)
+
+
+def median(rounds: Sequence[EngineSpeed]) -> EngineSpeed:
+    """The median of each figure."""
+    return EngineSpeed(*(statistics.median(column) for column in zip(*map(astuple, rounds), strict=True)))
+
+
+class _LoadTest:
+    """What the threads of one measurement share. `ended` has the end, size and seconds of each batch."""
+
+    def __init__(self, engine: Engine, load: EngineLoad, max_batch: int) -> None:
+        self.over = threading.Event()
+        self.free = threading.Semaphore(load.clients)
+        self.samples: queue.SimpleQueue[Sample | None] = queue.SimpleQueue()
+        self.ended: list[tuple[float, int, float]] = []
+        self._engine = engine
+        self._load = load
+        self._max_batch = max_batch
+        self._running = [0] * engine.slots  # images in the batch of each slot
+
+    def decode(self) -> None:
+        """On a thread: decode for every client that waits for no answer."""
+        limits, spec = ImageLimits(), self._load.spec
+        enough = transforms.enough(spec, Decode.AUTO)  # as the server does by default
+        try:
+            while self.free.acquire() and not self.over.is_set():
+                self.samples.put(transforms.crops(spec, decode.picture(self._load.photo, limits, enough), 1)[0])
+        finally:
+            self.over.set()
+
+    def run(self, slot: int) -> None:
+        """On a thread: run batches of an even part of what waits, as the batcher does."""
+        try:
+            while (first := self.samples.get()) is not None and not self.over.is_set():
+                even = even_part(1 + self.samples.qsize(), sum(self._running), self._engine.slots)
+                batch = [first, *self._waiting(min(self._max_batch, even) - 1)]
+                self._running[slot] = len(batch)
+                started = time.monotonic()
+                self._engine.run(batch)
+                ended = time.monotonic()
+                self._running[slot] = 0
+                self.ended.append((ended, len(batch), ended - started))
+                self.free.release(len(batch))
+        finally:
+            self.over.set()
+
+    def _waiting(self, most: int) -> list[Sample]:
+        found: list[Sample] = []
+        while len(found) < most:
+            try:
+                sample = self.samples.get_nowait()
+            except queue.Empty:
+                break
+            if sample is None:
+                self.samples.put(None)  # for the next slot
+                break
+            found.append(sample)
+        return found
+
+
+def _speed(ended: Sequence[tuple[float, int, float]], cpu_s: float) -> EngineSpeed:
+    """The rate from the end of the first batch to that of the last: before the first, threads were still starting."""
+    took_s = ended[-1][0] - ended[0][0]
+    sizes = [size for _, size, _ in ended]
+    run_s = statistics.median(run_s for _, _, run_s in ended)
+    return EngineSpeed(sum(sizes[1:]) / took_s, run_s * 1000, cpu_s / sum(sizes) * 1000)
