@@ -68,14 +68,14 @@ def plain_photo(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def our_photo(data: bytes, mode: Decode, spec: InputSpec = _SPEC) -> decode.Picture:
+def our_photo(data: bytes, mode: Decode, spec: InputSpec = _SPEC) -> decode.DecodedImage:
     """The first step of `ours`."""
-    return decode.picture(data, ImageLimits(), transforms.enough(spec, mode))
+    return decode.decode_image(data, ImageLimits(), transforms.needed_side(spec, mode))
 
 
 def ours(data: bytes, mode: Decode, spec: InputSpec = _SPEC) -> Sample:
     """The sample that the server makes of a photo."""
-    sample: Sample = transforms.crops(spec, our_photo(data, mode, spec), 1)[0]
+    sample: Sample = transforms.make_samples(spec, our_photo(data, mode, spec), 1)[0]
     return sample
 
 

@@ -65,7 +65,7 @@ def enlarged(file: Path, megapixels: float, pattern: int) -> bytes:
     """
     try:
         data = file.read_bytes()
-        photo = Image.fromarray(decode.decode(data, ImageLimits()))
+        photo = Image.fromarray(decode.decode_pixels(data, ImageLimits()))
     except (OSError, TopfiveError) as error:
         raise click.ClickException(f"{file}: {error}") from error
     random = np.random.default_rng((zlib.crc32(data), pattern))

@@ -97,12 +97,12 @@ def _opened(limit: Limit, model: str, artifacts: Path) -> tuple[Callable[[], obj
         options = EngineOptions(Runtime.ONNXRUNTIME, Precision.F32, cpus=cpu_quota())
     engine = open_engine(artifact, options).engine
     spec, image_limits, photo = artifact.manifest.input, ImageLimits(), bench_photo()
-    enough = transforms.enough(spec, Decode.AUTO)
+    enough = transforms.needed_side(spec, Decode.AUTO)
 
     def sample() -> Sample:
         if limit is Limit.PEERS:
             return cut(Image.open(io.BytesIO(photo)))
-        ours: Sample = transforms.crops(spec, decode.picture(photo, image_limits, enough), 1)[0]
+        ours: Sample = transforms.make_samples(spec, decode.decode_image(photo, image_limits, enough), 1)[0]
         return ours
 
     def work() -> None:

@@ -21,8 +21,8 @@ from service.engines.base import CPU, Engine
 from service.engines.selection.opening import Opened
 from service.inference.local import LocalDataPlane
 from service.preprocessing import decode, transforms
-from service.preprocessing.decode import Picture
-from service.preprocessing.preprocessor import Decoder
+from service.preprocessing.decode import DecodedImage
+from service.preprocessing.preprocessor import Preprocessor
 from service.server.app import Core, Service
 
 T = TypeVar("T")
@@ -63,11 +63,11 @@ class TimedDecoding:
     def __init__(self) -> None:
         self.spent_s = 0.0
 
-    def read(self, data: bytes, limits: ImageLimits, enough: int | None) -> Picture:
-        return self._timed(lambda: decode.picture(data, limits, enough))
+    def read(self, data: bytes, limits: ImageLimits, enough: int | None) -> DecodedImage:
+        return self._timed(lambda: decode.decode_image(data, limits, enough))
 
-    def cut(self, spec: InputSpec, picture: Picture, count: int) -> Samples:
-        return self._timed(lambda: transforms.crops(spec, picture, count))
+    def cut(self, spec: InputSpec, picture: DecodedImage, count: int) -> Samples:
+        return self._timed(lambda: transforms.make_samples(spec, picture, count))
 
     def _timed(self, work: Callable[[], T]) -> T:
         began = time.thread_time()
@@ -83,13 +83,13 @@ class NullDecoding:
     spent_s = 0.0
 
     def __init__(self) -> None:
-        self._picture = Picture.of(np.zeros((1, 1, 3), dtype=np.uint8))
+        self._picture = DecodedImage.from_pixels(np.zeros((1, 1, 3), dtype=np.uint8))
         self._samples: dict[tuple[int, int], Samples] = {}
 
-    def read(self, _data: bytes, _limits: ImageLimits, _enough: int | None) -> Picture:
+    def read(self, _data: bytes, _limits: ImageLimits, _enough: int | None) -> DecodedImage:
         return self._picture
 
-    def cut(self, spec: InputSpec, _picture: Picture, count: int) -> Samples:
+    def cut(self, spec: InputSpec, _picture: DecodedImage, count: int) -> Samples:
         return self._samples.setdefault((spec.crop, count), np.zeros((count, spec.crop, spec.crop, 3), dtype=np.uint8))
 
 
@@ -98,7 +98,7 @@ async def serve(port: int, decoding: Decoding, model: str, artifacts: Path) -> N
     settings = Settings(models=(model,), artifacts=artifacts, port=port, grpc_port=port + 1, cpus=2)
     core = Core(settings, opener=_open)
     spent = TimedDecoding() if decoding is Decoding.REAL else NullDecoding()
-    decoder = Decoder(settings.limits, threads=2, clock=core.clock, read=spent.read, cut=spent.cut)
+    decoder = Preprocessor(settings.limits, threads=2, clock=core.clock, decode=spent.read, crop=spent.cut)
     core.data_plane = LocalDataPlane(core.repository, decoder, clock=core.clock, metrics=core.metrics)
     service = Service(core)
     await service.start()

@@ -14,7 +14,9 @@ PHOTOS = Path(__file__).parent / "photos"
 def photos(spec: InputSpec, folder: Path = PHOTOS) -> Batch:
     """Every photo of `folder` through the intake that serves, [N, crop, crop, 3]."""
     files = sorted(file for file in folder.iterdir() if file.suffix in (".jpeg", ".jpg", ".png"))
-    return np.stack([transforms.apply(spec, decode.decode(file.read_bytes(), ImageLimits())) for file in files])
+    return np.stack(
+        [transforms.center_crop(spec, decode.decode_pixels(file.read_bytes(), ImageLimits())) for file in files]
+    )
 
 
 def random_pixels(spec: InputSpec, count: int, seed: int = 1998) -> Batch:

@@ -20,8 +20,8 @@ from service.inference.comparison import Comparison
 from service.inference.dataplane import ClassifyOptions
 from service.inference.local import LocalDataPlane
 from service.preprocessing import decode, transforms
-from service.preprocessing.decode import Picture
-from service.preprocessing.preprocessor import Decoder
+from service.preprocessing.decode import DecodedImage
+from service.preprocessing.preprocessor import Preprocessor
 from service.repository.device_memory import Device
 from service.repository.repository import Repository
 from tests.exposition import families
@@ -78,19 +78,19 @@ class Fleet(Counted):
             clock=self.clock,
             metrics=self.metrics,
         )
-        decoder = Decoder(ImageLimits(), threads=2, clock=self.clock, read=self._read, cut=self._cut)
+        decoder = Preprocessor(ImageLimits(), threads=2, clock=self.clock, decode=self._read, crop=self._cut)
         self.classifier = LocalDataPlane(self.repository, decoder, clock=self.clock, metrics=self.metrics)
 
     def _open(self, artifact: Artifact) -> Opened:
         return Opened(self.engines[artifact.manifest.name])
 
-    def _read(self, data: bytes, limits: ImageLimits, enough: int | None) -> Picture:
+    def _read(self, data: bytes, limits: ImageLimits, enough: int | None) -> DecodedImage:
         self.did["decoded"] += 1
-        return decode.picture(data, limits, enough)
+        return decode.decode_image(data, limits, enough)
 
-    def _cut(self, spec: InputSpec, picture: Picture, count: int) -> Samples:
+    def _cut(self, spec: InputSpec, picture: DecodedImage, count: int) -> Samples:
         self.did["resized"] += 1
-        return transforms.crops(spec, picture, count)
+        return transforms.make_samples(spec, picture, count)
 
     async def classify(self, data: bytes, model: str, *, top_k: int = 5, crops: int = 1) -> Classification:
         """One model or ensemble."""

@@ -58,7 +58,7 @@ class Photos:
     def _read(self, file: Path) -> Sample:
         if not file.is_file():  # a pipe would be waited for
             raise OSError("it is no file")
-        return transforms.apply(self._spec, decode.decode(file.read_bytes(), ImageLimits()))
+        return transforms.center_crop(self._spec, decode.decode_pixels(file.read_bytes(), ImageLimits()))
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from models.artifact.artifact import exported_names
 from service.cli import tables
 from service.cli.options import ANSWER_OPTIONS, crops_option, option, options, settings_from, split_names
 from service.common.errors import TopfiveError
+from service.common.image_file import read_image_file
 from service.common.settings import Settings
 from service.common.tasks import together
 from service.inference.dataplane import ClassifyOptions
@@ -58,7 +59,7 @@ async def _compare(
         await together([_loaded(core, name) for name in names])
         for path in images:
             try:
-                data = await asyncio.to_thread(path.read_bytes)
+                data = await asyncio.to_thread(read_image_file, path, settings.limits)
                 deadline = core.clock.now() + settings.timeout_s
                 comparison = await core.data_plane.compare(data, names, ClassifyOptions(deadline, top_k, crops))
             except (OSError, TopfiveError) as error:

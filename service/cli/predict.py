@@ -14,6 +14,7 @@ from rich.markup import escape
 from service.cli import tables
 from service.cli.options import ANSWER_OPTIONS, crops_option, model_option, option, options, settings_from, top_k_option
 from service.common.errors import TopfiveError
+from service.common.image_file import read_image_file
 from service.common.settings import Settings
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
@@ -50,7 +51,7 @@ async def _predict(
         await core.repository.start(settings.models)
         for path in images:
             try:
-                data = await asyncio.to_thread(path.read_bytes)
+                data = await asyncio.to_thread(read_image_file, path, settings.limits)
                 deadline = core.clock.now() + settings.timeout_s
                 answer = await core.data_plane.classify(data, model, ClassifyOptions(deadline, top_k, crops))
             except (OSError, TopfiveError) as error:

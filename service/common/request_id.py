@@ -6,10 +6,15 @@ from contextvars import ContextVar
 
 _USABLE = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
-under_way: ContextVar[str] = ContextVar("under_way", default="")
-"""The id of the request that this task works for, empty outside of one: for calls to other processes on its behalf."""
+current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
+"""The id of the request that the current task answers, empty outside of one."""
 
 
-def request_id(given: str | None) -> str:
-    """The caller's own id where it is short and plain enough for a log line and a header, else a new one."""
-    return given if given and _USABLE.fullmatch(given) else os.urandom(16).hex()
+def begin_request(given: str | None) -> str:
+    """The id of a request that begins, which becomes the current one.
+
+    It is the caller's own where that is short and plain enough for a log line and a header, else a new one.
+    """
+    identity = given if given and _USABLE.fullmatch(given) else os.urandom(16).hex()
+    current_request_id.set(identity)
+    return identity

@@ -9,7 +9,7 @@ from service.common.clock import Clock
 from service.common.errors import BadRequest, ShuttingDown, TopfiveError
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
-from service.common.request_id import under_way
+from service.common.request_id import current_request_id
 from service.common.types import DEFAULT_CROPS, ENSEMBLE, ENSEMBLE_PREFIX, TEN_CROPS, Classification
 from service.gateway import converters
 from service.gateway.replicas import Replicas
@@ -36,7 +36,7 @@ class GatewayDataPlane:
         with self._counted(_label(name)):
             _check_fields(options)
             request = pb.ClassifyRequest(
-                image=image, model=name, top_k=options.top_k, crops=options.crops, request_id=under_way.get()
+                image=image, model=name, top_k=options.top_k, crops=options.crops, request_id=current_request_id.get()
             )
             answer = converters.classification(await self._replicas.call("Classify", request, options.deadline))
         self._metrics.answered(_label(answer.model.name, answer.model.name), "ok", answer.timing_ms)
@@ -46,7 +46,7 @@ class GatewayDataPlane:
         with self._counted(UNKNOWN):
             _check_fields(options)
             request = pb.CompareRequest(
-                image=image, models=models, top_k=options.top_k, crops=options.crops, request_id=under_way.get()
+                image=image, models=models, top_k=options.top_k, crops=options.crops, request_id=current_request_id.get()
             )
             comparison = converters.comparison(await self._replicas.call("Compare", request, options.deadline))
         for row in comparison.rows:

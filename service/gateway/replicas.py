@@ -22,7 +22,7 @@ from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from service.common.clock import Clock
 from service.common.errors import DeadlineExceeded, NotReady, Overloaded, ShuttingDown
 from service.common.metrics import Metrics
-from service.common.request_id import under_way
+from service.common.request_id import current_request_id
 from service.gateway.errors import translated
 
 _SERVICE_CONFIG = {
@@ -148,7 +148,7 @@ class Replicas:
                 raise  # no other server may have room
             await self.until_ready(deadline)
             self._metrics.retried(error.code)
-            log.info("%s: %s; trying another inference server", under_way.get(), error.detail)
+            log.info("%s: %s; trying another inference server", current_request_id.get(), error.detail)
         return await self._send(method, request, deadline)
 
     def stop(self) -> None:

@@ -13,7 +13,7 @@ from service.inference.comparison import Comparison, ComparisonTiming, Row, comp
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import Ensembles, ServedModel, admitted, canonical, is_ensemble, mean, stripped
 from service.inference.topk import resolve_top_k, top_k
-from service.preprocessing.preprocessor import Decoder, Photo, joined
+from service.preprocessing.preprocessor import Preprocessor, RequestImage, joined
 from service.repository.loaded_model import Lease
 from service.repository.model_info import model_detail, model_layers
 from service.repository.repository import Repository
@@ -24,18 +24,18 @@ MAX_ROWS = 64
 class LocalDataPlane:
     """Classifies images with the models of a repository. Counts every request once, however it ends."""
 
-    def __init__(self, repository: Repository, decoder: Decoder, *, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, repository: Repository, preprocessor: Preprocessor, *, clock: Clock, metrics: Metrics) -> None:
         self.repository = repository
         self.clock = clock
         self.metrics = metrics
-        self._decoder = decoder
+        self._preprocessor = preprocessor
         self._ensembles = Ensembles(repository)
 
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
         """The best classes of an image file, by that model or ensemble, None for the default one."""
         name = model or ""
-        with self._decoder.photo(image, options.crops, [name]) as photo:
-            return await self._counted(photo, name, options)
+        with RequestImage(self._preprocessor, image, options.crops, [name]) as request_image:
+            return await self._counted(request_image, name, options)
 
     async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:
         """The answers of several models to one image file, which is decoded once.
@@ -50,13 +50,13 @@ class LocalDataPlane:
         except TopfiveError as error:
             self.metrics.answered(UNKNOWN, error.code)
             raise
-        with self._decoder.photo(image, options.crops, names) as photo:
-            rows = await together([self._row(photo, name, options) for name in names])
+        with RequestImage(self._preprocessor, image, options.crops, names) as request_image:
+            rows = await together([self._row(request_image, name, options) for name in names])
             for row in rows:
                 if isinstance(row.result, (BadImage, TooLarge)):
                     raise row.result
             total_ms = (self.clock.now() - started) * 1000
-            return compared(rows, ComparisonTiming(photo.seconds * 1000, total_ms))
+            return compared(rows, ComparisonTiming(request_image.seconds * 1000, total_ms))
 
     async def models(self) -> ModelList:
         """All models of the catalog and all other exported ones, by name."""
@@ -84,7 +84,7 @@ class LocalDataPlane:
     async def aclose(self, drain_s: float) -> None:
         """Finish what was accepted within `drain_s` seconds, then close every model and the decoding threads."""
         await self.repository.aclose(drain_s)
-        self._decoder.close()
+        self._preprocessor.close()
 
     async def served(self, name: str, lease: Lease | None = None) -> ServedModel:
         """The model or ensemble of that name, loaded, and kept so by `lease`. Raises as `Repository.get` does."""
@@ -105,13 +105,13 @@ class LocalDataPlane:
             raise BadRequest(f"{len(rows)} models are to be compared; name at most {MAX_ROWS}")
         return list(rows.values())
 
-    async def _row(self, photo: Photo, name: str, options: ClassifyOptions) -> Row:
+    async def _row(self, image: RequestImage, name: str, options: ClassifyOptions) -> Row:
         try:
-            return Row(name, await self._counted(photo, name, options))
+            return Row(name, await self._counted(image, name, options))
         except Exception as error:  # whatever it is, the other models still answer
             return Row(name, error)
 
-    async def _counted(self, photo: Photo, name: str, options: ClassifyOptions) -> Classification:
+    async def _counted(self, image: RequestImage, name: str, options: ClassifyOptions) -> Classification:
         """The answer of the model of that name, counted however it ends."""
         label = ENSEMBLE if is_ensemble(name) else UNKNOWN
         try:
@@ -119,7 +119,7 @@ class LocalDataPlane:
                 with Lease() as lease:
                     model = await self.served(name, lease)
                     label = model.metrics_label
-                    answer = await self._answer(model, photo, name, options)
+                    answer = await self._answer(model, image, name, options)
         except TopfiveError as error:
             self.metrics.answered(label, error.code)
             raise
@@ -130,18 +130,19 @@ class LocalDataPlane:
             self.metrics.answered(label, "internal")
             raise
         finally:
-            photo.leave(name)
+            image.leave(name)
         self.metrics.answered(label, "ok", answer.timing_ms)
         return answer
 
-    async def _answer(self, model: ServedModel, photo: Photo, name: str, options: ClassifyOptions) -> Classification:
+    async def _answer(
+        self, model: ServedModel, image: RequestImage, name: str, options: ClassifyOptions
+    ) -> Classification:
         started = self.clock.now()
         count = resolve_top_k(options.top_k, len(model.labels), model.name)
         _check(options)
-        photo.check_size()
         with admitted(model.members, options.crops) as admissions:
             arrived = self.clock.now()
-            prepared = await photo.samples(name, [member.input for member in model.members])
+            prepared = await image.samples(name, [member.input for member in model.members])
             decode_s = max(one.took_s for one in prepared)
             waited_s = self.clock.now() - arrived - decode_s  # for a decoding thread
             runs = await together(

@@ -1,19 +1,17 @@
 """Runs many images through a model in this process, some of them at once, and stores each result in a journal."""
 
 import asyncio
-import os
-import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
 from models.artifact.artifact import WeightRecord
 from service.common.clock import Clock
 from service.common.errors import BadImage, EngineError, NotReady, TooLarge
+from service.common.image_file import read_image_file
 from service.common.tasks import together
-from service.common.types import Decode, ImageLimits, check_size
+from service.common.types import Decode, ImageLimits
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import ServedModel, member_names
 from service.inference.local import LocalDataPlane
@@ -152,7 +150,7 @@ class ModelRunner:
         is unloaded.
         """
         try:
-            data = await asyncio.to_thread(_read, image.path, self.options.limits)
+            data = await asyncio.to_thread(read_image_file, image.path, self.options.limits)
         except (OSError, ValueError) as error:
             detail = error.strerror if isinstance(error, OSError) else None
             return _failed(image, _UNREADABLE, detail or str(error))
@@ -232,17 +230,6 @@ def _version_of(member: LoadedModel) -> dict[str, object]:
 def _weights(weights: WeightRecord) -> str:
     seed = None if weights.seed is None else f"seed {weights.seed}"
     return " ".join(part for part in (weights.source, weights.name, weights.sha256, seed) if part)
-
-
-def _read(path: Path, limits: ImageLimits) -> bytes:
-    """The bytes of a file. Raises OSError, ValueError if it is no regular file, TooLarge before it is read."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
-        check_size(status.st_size, limits)
-        return file.read()
 
 
 async def _unless(stop: asyncio.Event, loading: Awaitable[None]) -> None:

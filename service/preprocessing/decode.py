@@ -1,4 +1,4 @@
-"""Image intake: bytes of unknown origin to RGB pixels, or a clear error. It does not resize; see `recipe`."""
+"""Decodes image files of unknown origin to RGB pixels, or raises a clear error. It does not resize."""
 
 import logging
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from service.common.errors import BadImage, TooLarge
-from service.common.types import FORMATS, ImageLimits, Pixels, check_size
+from service.common.types import FORMATS, ImageLimits, Pixels
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 _PNG_END = b"IEND\xaeB`\x82"  # Pillow does without it; the other formats' readers miss their own last bytes
-_ORIENTATION = 0x0112  # EXIF tag; its values 2 to 8 and what undoes them
+_ORIENTATION_TAG = 0x0112  # of EXIF; its values 2 to 8 are the keys of _ORIENTATIONS
 
 
-class Turn(NamedTuple):
-    """What turns a photo upright, and what becomes of its sides.
+class Orientation(NamedTuple):
+    """How to turn a stored image upright, and what becomes of its sides.
 
-    `sideways` turns change their places. `from_right` says that the first column of the upright photo is the last one,
-    or row, as it is stored, `from_below` the same of the first row.
+    `sideways` says that width and height change places. `from_right` says that the first column of the upright image is
+    the last one, or row, as it is stored; `from_below` says the same of its first row.
     """
 
     operation: Image.Transpose | None
@@ -34,19 +34,19 @@ class Turn(NamedTuple):
     from_below: bool
 
     def upright(self, image: Image.Image) -> Image.Image:
-        """What is stored so, or a part of it, as a person sees it."""
+        """A stored image, or a part of it, as a person sees it."""
         return image if self.operation is None else image.transpose(self.operation)
 
 
-AS_STORED = Turn(None, False, False, False)
-_TURNS = {
-    2: Turn(Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
-    3: Turn(Image.Transpose.ROTATE_180, False, True, True),
-    4: Turn(Image.Transpose.FLIP_TOP_BOTTOM, False, False, True),
-    5: Turn(Image.Transpose.TRANSPOSE, True, False, False),
-    6: Turn(Image.Transpose.ROTATE_270, True, True, False),
-    7: Turn(Image.Transpose.TRANSVERSE, True, True, True),
-    8: Turn(Image.Transpose.ROTATE_90, True, False, True),
+AS_STORED = Orientation(None, False, False, False)
+_ORIENTATIONS = {
+    2: Orientation(Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
+    3: Orientation(Image.Transpose.ROTATE_180, False, True, True),
+    4: Orientation(Image.Transpose.FLIP_TOP_BOTTOM, False, False, True),
+    5: Orientation(Image.Transpose.TRANSPOSE, True, False, False),
+    6: Orientation(Image.Transpose.ROTATE_270, True, True, False),
+    7: Orientation(Image.Transpose.TRANSVERSE, True, True, True),
+    8: Orientation(Image.Transpose.ROTATE_90, True, False, True),
 }
 
 _REDUCTIONS = (8, 4, 2)  # of libjpeg's decoder, with vector instructions; 3/8, 5/8 and so on cost more than 1/2 does
@@ -64,58 +64,57 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded photo in RGB: all of its pixels, or fewer that stand for them.
+class DecodedImage:
+    """A decoded image in RGB: all of its pixels, or fewer that stand for them.
 
-    `image` is as it is stored, and `turn` turns it upright: what is made of it is smaller, and so is better turned.
-    `size` is the whole upright photo's width and height, `reduction` how many of its pixels along each side one pixel
-    of `image` stands for; the decoder rounds a reduced size up. Only a `reducible` photo, a JPEG that is not lossless,
-    can be decoded to fewer pixels.
+    `image` is as it is stored, and `orientation` turns it upright: samples are smaller, so they are turned instead.
+    `size` is the width and height of the whole upright image. `reduction` says how many of its pixels along each side
+    one pixel of `image` stands for; the decoder rounds a reduced size up. Only a `reducible` image, a JPEG that is not
+    lossless, can be decoded to fewer pixels.
     """
 
     image: Image.Image
     size: tuple[int, int]
     reduction: int = 1
-    turn: Turn = AS_STORED
+    orientation: Orientation = AS_STORED
     reducible: bool = False
     decoder: str = _PILLOW
 
     @classmethod
-    def of(cls, pixels: Pixels) -> "Picture":
-        """Pixels that are there already."""
+    def from_pixels(cls, pixels: Pixels) -> "DecodedImage":
+        """Pixels uint8 [H, W, 3] that need no decoding."""
         image = Image.fromarray(pixels)
         return cls(image, image.size)
 
-    def reduction_for(self, enough: int | None) -> int:
-        """The `reduction` that `picture` gives this photo where so many pixels are enough."""
-        return _reduction(self.size, enough) if self.reducible else 1
+    def reduction_for(self, needed_side: int | None) -> int:
+        """The `reduction` that `decode_image` gives this image for that `needed_side`."""
+        return _reduction(self.size, needed_side) if self.reducible else 1
 
     @property
     def pixels(self) -> Pixels:
         """Those of `image`, upright; uint8 [H, W, 3]."""
-        return np.asarray(self.turn.upright(self.image))
+        return np.asarray(self.orientation.upright(self.image))
 
 
-def decode(data: bytes, limits: ImageLimits) -> Pixels:
-    """Every pixel of `picture`, uint8 [H, W, 3] RGB."""
-    return picture(data, limits).pixels
+def decode_pixels(data: bytes, limits: ImageLimits) -> Pixels:
+    """Every pixel of an image file, uint8 [H, W, 3] RGB. Raises as `decode_image` does."""
+    return decode_image(data, limits).pixels
 
 
-def picture(data: bytes, limits: ImageLimits, enough: int | None = None) -> Picture:
-    """The photo as a person sees it, with what turns it upright by its EXIF orientation.
+def decode_image(data: bytes, limits: ImageLimits, needed_side: int | None = None) -> DecodedImage:
+    """The image in a file, with its EXIF orientation.
 
-    Where `enough` pixels along the shorter side are all that is needed (None: every pixel is), a JPEG is decoded to
-    1/8, 1/4 or 1/2 of its width and height, the smallest of these that leaves so many. Of an animation or a multi-page
-    file the first picture counts. Transparent parts show white. 16 bits per channel are scaled to 8. Raises TooLarge
+    `needed_side` is how many pixels along the shorter side are needed, None for all of them: a JPEG is decoded to 1/8,
+    1/4 or 1/2 of its width and height, the smallest of these that leaves so many. Of an animation or a multi-page file
+    the first picture is taken. Transparent parts show white. 16 bits per channel are scaled to 8. Raises TooLarge
     before decoding where a limit is passed, and BadImage for anything that is not one whole image in one of `FORMATS`.
     """
-    check_size(len(data), limits)
     if not data:
         raise BadImage("the image is empty (0 bytes)")
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as file:
             _check_pixels(file, limits)
-            return _read(file, data, enough)
+            return _decoded(file, data, needed_side)
     except (TooLarge, BadImage, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -136,37 +135,36 @@ def _check_pixels(image: Image.Image, limits: ImageLimits) -> None:
         )
 
 
-def _reduction(size: tuple[int, int], enough: int | None) -> int:
-    return next((by for by in _REDUCTIONS if enough is not None and min(size) >= by * enough), 1)
+def _reduction(size: tuple[int, int], needed_side: int | None) -> int:
+    return next((by for by in _REDUCTIONS if needed_side is not None and min(size) >= by * needed_side), 1)
 
 
-def _read(file: ImageFile, data: bytes, enough: int | None) -> Picture:
-    """Decode an opened file."""
+def _decoded(file: ImageFile, data: bytes, needed_side: int | None) -> DecodedImage:
     size, by, reducible = file.size, 1, False
     if jpeg := isinstance(file, JpegImageFile):
         reducible = bool(file.quantization)  # a lossless one has no such tables, and libjpeg cannot scale it
         # In one piece: for each further block Pillow would take the GIL, which other threads may hold for 5 ms.
         file.decodermaxblock = len(data)
-        if reducible and (by := _reduction(size, enough)) > 1:
+        if reducible and (by := _reduction(size, needed_side)) > 1:
             file.draft(None, (size[0] // by, size[1] // by))
             if file.size != (ceil(size[0] / by), ceil(size[1] / by)):
                 raise RuntimeError(f"Pillow {PIL.__version__} decodes 1/{by} of {size} as {file.size}")
     file.load()
     if file.format == "PNG" and _PNG_END not in data:
         raise BadImage("the image is damaged or cut off (its last chunk is missing)")
-    turn = _turn(file)
-    upright = size[::-1] if turn.sideways else size
-    return Picture(_rgb(file), upright, by, turn, reducible, _LIBJPEG if jpeg else _PILLOW)
+    orientation = _orientation(file)
+    upright = size[::-1] if orientation.sideways else size
+    return DecodedImage(_rgb(file), upright, by, orientation, reducible, _LIBJPEG if jpeg else _PILLOW)
 
 
-def _turn(image: Image.Image) -> Turn:
-    """What turns it upright by its EXIF orientation; an unreadable EXIF block counts as none, as in a browser."""
+def _orientation(image: Image.Image) -> Orientation:
+    """By EXIF; an unreadable EXIF block counts as none, as in a browser."""
     try:
-        orientation = image.getexif().get(_ORIENTATION)
+        value = image.getexif().get(_ORIENTATION_TAG)
     except Exception as error:  # the picture itself is whole: only its side note is not
         log.debug("EXIF block ignored: %s", error)
         return AS_STORED
-    return _TURNS.get(orientation, AS_STORED) if isinstance(orientation, int) else AS_STORED
+    return _ORIENTATIONS.get(value, AS_STORED) if isinstance(value, int) else AS_STORED
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The input recipe: resize and crop a decoded photo as torchvision's transform of the same weights does."""
+"""Resizes and crops a decoded image as torchvision's transform of the same weights does."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from PIL import Image
 from models.catalog import InputSpec, Interpolation
 from service.common.types import TEN_CROPS, Decode, Pixels, Sample, Samples
 from service.preprocessing import simd_resize
-from service.preprocessing.decode import Picture
+from service.preprocessing.decode import DecodedImage
 from service.preprocessing.simd_resize import Span
 
 _FILTERS = {
@@ -20,10 +20,10 @@ _FILTERS = {
 # How many pixels along the shorter side the decoder must leave for one after the resize: `python -m benchmarks.drift`
 # measures how far that moves answers.
 _LEFT = {Decode.AUTO: 4, Decode.FAST: 2}
-_COMMON_RESIZE = 256  # of most weights; those that ask for less share the decoded photo with them
+_COMMON_RESIZE = 256  # of most weights; those that ask for less share the decoded image with them
 
-# How many crops long a resized side may become before ten crops are cut from their own parts of the photo. Below it
-# the whole photo is resized, which gives torchvision's very pixels.
+# How many crops long a resized side may become before ten crops are cut from their own parts of the image. Below it
+# the whole image is resized, which gives torchvision's very pixels.
 _MAX_CROPS = 64
 _BINARY_DIGITS = 8  # after the point, beside 16 before it a 32-bit float
 _MAX_EXACT_EVERY = 64  # a span that begins and ends where floats are exact may be so many pixels longer at each end
@@ -34,42 +34,42 @@ _VECTORISED_FROM = 1.45
 _REACH = 4  # source pixels beside such a part that the filters may read when they enlarge
 
 
-def enough(spec: InputSpec, decode: Decode) -> int | None:
-    """How many pixels along the shorter side the decoder must leave for this recipe; None for all."""
-    return None if decode is Decode.EXACT else _LEFT[decode] * max(spec.resize, _COMMON_RESIZE)
+def needed_side(spec: InputSpec, mode: Decode) -> int | None:
+    """How many pixels along the shorter side the decoder must leave for this transform; None for all."""
+    return None if mode is Decode.EXACT else _LEFT[mode] * max(spec.resize, _COMMON_RESIZE)
 
 
-def apply(spec: InputSpec, pixels: Pixels) -> Sample:
-    """The only crop of `crops` from an array; uint8 [crop, crop, 3]."""
-    sample: Sample = crops(spec, Picture.of(pixels), 1)[0]
+def center_crop(spec: InputSpec, pixels: Pixels) -> Sample:
+    """The sample of `make_samples` from pixels [H, W, 3]; uint8 [crop, crop, 3]."""
+    sample: Sample = make_samples(spec, DecodedImage.from_pixels(pixels), 1)[0]
     return sample
 
 
 def ten_crops(spec: InputSpec, pixels: Pixels) -> Samples:
-    """The ten of `crops` from an array; uint8 [10, crop, crop, 3]."""
-    return crops(spec, Picture.of(pixels), TEN_CROPS)
+    """The ten samples of `make_samples` from pixels [H, W, 3]; uint8 [10, crop, crop, 3]."""
+    return make_samples(spec, DecodedImage.from_pixels(pixels), TEN_CROPS)
 
 
-def crops(spec: InputSpec, picture: Picture, count: int) -> Samples:
-    """Resize the shorter side to `spec.resize` with antialiasing, keep the centre; uint8 [count, crop, crop, 3].
+def make_samples(spec: InputSpec, image: DecodedImage, crops: int) -> Samples:
+    """Resize the shorter side to `spec.resize` with antialiasing, keep the centre; uint8 [crops, crop, crop, 3].
 
     Sizes and offsets round as torchvision's `resize` and `center_crop` do. Only what the crop is made of is resized,
     so pixels differ by a grey level here and there (one in a thousand, or one in five hundred with vector instructions;
     one in a hundred million by two), because Pillow takes parts of pixels in 32 bits, and weights have 16 bits with
-    vector instructions. Of a reduced picture the grid is the whole photo's.
+    vector instructions. Of a reduced image the grid is the whole image's.
 
-    With ten crops, the corners and the centre of the photo and of its mirror: those of torchvision's `TenCrop` in its
-    order, top left, top right, bottom left, bottom right, centre; then these of the mirrored photo, whose top left is
+    With ten crops, the corners and the centre of the image and of its mirror: those of torchvision's `TenCrop` in its
+    order, top left, top right, bottom left, bottom right, centre; then these of the mirrored image, whose top left is
     the mirror of the top right.
     """
-    photo = _Resized(spec, picture)
-    right, bottom = photo.size[0] - spec.crop, photo.size[1] - spec.crop
-    middle = _offset(photo.size[0], spec.crop), _offset(photo.size[1], spec.crop)
-    if count != TEN_CROPS:
-        return np.array(photo.crop(*middle))[np.newaxis]  # not `asarray`: engines share only memory that may be written
-    samples = np.empty((count, spec.crop, spec.crop, 3), np.uint8)
+    resized = _Resized(spec, image)
+    right, bottom = resized.size[0] - spec.crop, resized.size[1] - spec.crop
+    middle = round(right / 2), round(bottom / 2)  # halves to even, as torchvision rounds
+    if crops != TEN_CROPS:
+        return np.array(resized.crop(*middle))[np.newaxis]  # not `asarray`: engines share only writable memory
+    samples = np.empty((crops, spec.crop, spec.crop, 3), np.uint8)
     places = [(0, 0), (right, 0), (0, bottom), (right, bottom), middle]
-    cut = photo.crop if max(photo.size) > _MAX_CROPS * spec.crop else photo.whole()
+    cut = resized.crop if max(resized.size) > _MAX_CROPS * spec.crop else resized.whole()
     for upright, mirrored, (left, top) in zip(samples[:5], samples[5:], places, strict=True):
         upright[:] = np.asarray(cut(left, top))
         mirrored[:] = np.asarray(cut(right - left, top))[:, ::-1]
@@ -81,59 +81,62 @@ def geometry(spec: InputSpec) -> tuple[int, int, Interpolation]:
     return spec.resize, spec.crop, spec.interpolation
 
 
-def described(spec: InputSpec) -> str:
-    """The same in words."""
+def describe_transform(spec: InputSpec) -> str:
+    """`geometry` in words."""
     return f"resize {spec.resize} {spec.interpolation}, crop {spec.crop}"
 
 
 class _Resized:
-    """A photo on the grid of its pixels after the resize, of which squares are computed when they are asked for.
+    """An image on the grid of its pixels after the resize, of which squares are computed when they are asked for.
 
-    `size` and what is asked for are upright. All the rest is as the photo is stored, and squares are turned at the end.
+    `size` and what is asked for are upright. All the rest is as the image is stored, and squares are turned at the end.
     """
 
-    def __init__(self, spec: InputSpec, picture: Picture) -> None:
-        self.size = resized_size(*picture.size, spec.resize)
-        self._image = picture.image
-        self._turn = picture.turn
+    def __init__(self, spec: InputSpec, image: DecodedImage) -> None:
+        self.size = resized_size(*image.size, spec.resize)
+        self._image = image.image
+        self._orientation = image.orientation
         self._side = spec.crop
-        self._grid, whole, image_size = (self._sides(*one) for one in (self.size, picture.size, picture.image.size))
-        self._down_first = _down_first(image_size, self.size) is not self._turn.sideways
+        sideways = image.orientation.sideways
+        self._grid = _swapped(self.size, sideways)
+        self._down_first = _down_first(_swapped(self._image.size, sideways), self.size) is not sideways
         self._resample = _FILTERS[spec.interpolation]
         # its bicubic resize was up to 31 grey levels away from Pillow's
-        self._vectorised = simd_resize.VECTORISED if spec.interpolation is Interpolation.BILINEAR else None
-        # pixels of `image` for one of the grid, and every how many of the grid that is a number with few binary digits
-        sides = [(old, new * picture.reduction) for old, new in zip(whole, self._grid, strict=True)]
+        self._simd_resize = simd_resize.RESIZE if spec.interpolation is Interpolation.BILINEAR else None
+        # pixels of the image for one of the grid, and every how many of the grid that has few binary digits
+        sides = [
+            (old, new * image.reduction) for old, new in zip(_swapped(image.size, sideways), self._grid, strict=True)
+        ]
         self._steps = [old / new for old, new in sides]
         self._exact_every = [new // math.gcd(new, old << _BINARY_DIGITS) for old, new in sides]
+        self._ends = [
+            min(size, step * length)
+            for size, step, length in zip(self._image.size, self._steps, self._grid, strict=True)
+        ]
 
     def crop(self, left: int, top: int) -> Image.Image:
-        """The square whose first corner is there, from the part of the photo that it is made of."""
-        return self._turn.upright(self._stored(*self._place(left, top)))
+        """The square whose first corner is there, from the part of the image that it is made of."""
+        return self._orientation.upright(self._stored_square(*self._stored_corner(left, top)))
 
     def whole(self) -> Callable[[int, int], Image.Image]:
-        """As `crop`, but the whole photo is resized first, once."""
-        image = self._resize(self._edges(0), self._edges(1), self._grid)
+        """As `crop`, but the whole image is resized first, once."""
+        image = self._resize((0.0, self._ends[0]), (0.0, self._ends[1]), self._grid)
 
         def cut(left: int, top: int) -> Image.Image:
-            left, top = self._place(left, top)
-            return self._turn.upright(image.crop((left, top, left + self._side, top + self._side)))
+            left, top = self._stored_corner(left, top)
+            return self._orientation.upright(image.crop((left, top, left + self._side, top + self._side)))
 
         return cut
 
-    def _sides(self, first: int, second: int) -> tuple[int, int]:
-        """Two numbers of the upright photo's sides as those of the stored one's, or the other way round."""
-        return (second, first) if self._turn.sideways else (first, second)
+    def _stored_corner(self, left: int, top: int) -> tuple[int, int]:
+        """Where a square begins in the stored image."""
+        left = self.size[0] - self._side - left if self._orientation.from_right else left
+        top = self.size[1] - self._side - top if self._orientation.from_below else top
+        return _swapped((left, top), self._orientation.sideways)
 
-    def _place(self, left: int, top: int) -> tuple[int, int]:
-        """Where a square begins in the stored photo."""
-        left = self.size[0] - self._side - left if self._turn.from_right else left
-        top = self.size[1] - self._side - top if self._turn.from_below else top
-        return self._sides(left, top)
-
-    def _stored(self, left: int, top: int) -> Image.Image:
-        if self._vectorised and min(self._steps) >= _VECTORISED_FROM:
-            return self._shrunk(self._vectorised, self._span(0, left), self._span(1, top))
+    def _stored_square(self, left: int, top: int) -> Image.Image:
+        if self._simd_resize and min(self._steps) >= _VECTORISED_FROM:
+            return self._shrunk(self._simd_resize, self._span(0, left), self._span(1, top))
         (x, width, left), (y, height, top) = self._part(0, left), self._part(1, top)
         resized = self._resize(x, y, (width, height))
         if width == height == self._side:
@@ -141,7 +144,7 @@ class _Resized:
         return resized.crop((left, top, left + self._side, top + self._side))
 
     def _shrunk(self, resize: simd_resize.Resize, x: Span, y: Span) -> Image.Image:
-        """Those spans of the photo as a square, by a resize that takes columns before rows, in the order of Pillow."""
+        """Those spans of the image as a square, by a resize that takes columns before rows, in the order of Pillow."""
         side = self._side
         if self._down_first:
             return resize(self._image, x, y, (side, side))
@@ -150,7 +153,7 @@ class _Resized:
         return resize(across, (0, side), (y[0] - top, y[1] - top), (side, side))
 
     def _resize(self, x: Span, y: Span, size: tuple[int, int]) -> Image.Image:
-        """Those spans of the photo as so many pixels."""
+        """Those spans of the image as so many pixels."""
         image, down_first = self._image, self._down_first
         if down_first == _down_first(image.size, size) and (size == self._grid or min(self._steps) >= 1):
             return image.resize(size, self._resample, box=(x[0], y[0], x[1], y[1]))
@@ -162,17 +165,16 @@ class _Resized:
         return _down(_across(part, x, size[0], self._resample), y, size[1], self._resample)
 
     def _part(self, axis: int, first: int) -> tuple[Span, int, int]:
-        """What of the photo to resize for a square that begins at `first` on the grid, to how many pixels, and where
+        """What of the image to resize for a square that begins at `first` on the grid, to how many pixels, and where
         among them the square begins.
 
         Pillow takes spans in 32-bit floats. Where these miss the grid, pixels that lie just between two grey levels go
-        to the other one: where the photo grows and where a few pixels become a few others, that is many of them. So
+        to the other one: where the image grows and where a few pixels become a few others, that is many of them. So
         there the whole side is resized, unless it is very long, or the span begins and ends where a float is exact.
         """
-        begin, end = self._edges(axis)
-        step, size = self._steps[axis], self._grid[axis]
+        step, size, end = self._steps[axis], self._grid[axis], self._ends[axis]
         if step < 1 and size <= _MAX_CROPS * self._side:
-            return (begin, end), size, first
+            return (0.0, end), size, first
         last = first + self._side
         if (every := self._exact_every[axis]) <= _MAX_EXACT_EVERY:
             begins, ends = first - first % every, min(size, last + -last % every)
@@ -181,18 +183,18 @@ class _Resized:
         return (begins * step, min(end, ends * step)), ends - begins, first - begins
 
     def _span(self, axis: int, first: int) -> Span:
-        """What of the photo a square is made of that begins at `first` on the grid."""
-        _, end = self._edges(axis)
-        return first * self._steps[axis], min(end, (first + self._side) * self._steps[axis])
-
-    def _edges(self, axis: int) -> Span:
-        """Where the photo begins and ends in `image`."""
-        return 0.0, min(self._image.size[axis], self._steps[axis] * self._grid[axis])
+        """What of the image a square is made of that begins at `first` on the grid."""
+        return first * self._steps[axis], min(self._ends[axis], (first + self._side) * self._steps[axis])
 
     def _reach(self, axis: int, span: Span) -> tuple[int, int]:
         """The whole pixels that the filters may read for that span."""
         reach = math.ceil(_REACH * max(1.0, self._steps[axis]))
         return max(0, math.floor(span[0]) - reach), min(self._image.size[axis], math.ceil(span[1]) + reach)
+
+
+def _swapped(sides: tuple[int, int], sideways: bool) -> tuple[int, int]:
+    """Numbers of the upright image's axes as those of the stored one's, or the other way round."""
+    return sides[::-1] if sideways else sides
 
 
 def _down_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
@@ -213,8 +215,3 @@ def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
     if width <= height:
         return shorter, int(shorter * height / width)
     return int(shorter * width / height), shorter
-
-
-def _offset(size: int, crop: int) -> int:
-    """Where the centre `crop` of `size` pixels begins; Python's round takes halves to even, as torchvision's does."""
-    return round((size - crop) / 2)

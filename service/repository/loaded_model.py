@@ -97,6 +97,12 @@ class LoadedModel:
         scheduler: FairScheduler | None = None,
     ) -> None:
         self.artifact = artifact
+        self.name = self.metrics_label = artifact.manifest.name
+        self.labels: Sequence[Label] = artifact.labels
+        self.input: InputSpec = artifact.manifest.input
+        self.members = (self,)
+        """The model itself, where an ensemble has its members."""
+        self.member_cards: tuple[ModelCard, ...] = ()
         self.choice = opened.choice
         self._engine = opened.engine
         self.engine_info: EngineInfo = self._engine.describe()
@@ -124,36 +130,6 @@ class LoadedModel:
         self.batcher: Batcher[Sample, Probabilities] = Batcher(
             self._run, limits, clock=clock, metrics=metrics, on_health=on_health, scheduler=self._scheduler
         )
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.artifact.manifest.name
-
-    @property
-    def members(self) -> "tuple[LoadedModel, ...]":
-        """The model itself, where an ensemble has its members."""
-        return (self,)
-
-    @property
-    def member_cards(self) -> tuple[ModelCard, ...]:
-        """None: the card of a single model says it all."""
-        return ()
-
-    @property
-    def metrics_label(self) -> str:
-        """The value of the label `model` in metrics."""
-        return self.name
-
-    @property
-    def labels(self) -> Sequence[Label]:
-        """A label per class."""
-        return self.artifact.labels
-
-    @property
-    def input(self) -> InputSpec:
-        """What its samples are like."""
-        return self.artifact.manifest.input
 
     @property
     def healthy(self) -> bool:

@@ -13,9 +13,9 @@ from service.common.metrics import Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
 from service.common.types import Timing
 from service.inference.comparison import ComparisonTiming
-from service.inference.dataplane import ClassifyOptions, DataPlane
+from service.inference.dataplane import DataPlane
 from service.rest.errors import row_problem
-from service.rest.image_request import BODY, ImageReader, ImageRequest, unless_disconnected
+from service.rest.image_request import BODY, ImageReader, unless_disconnected
 from service.rest.schemas import (
     CompareQuery,
     CompareReply,
@@ -56,14 +56,14 @@ def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, 
     async def predict(request: Request) -> Response:
         async with reader.read(request, PredictQuery) as sent:
             answer = await unless_disconnected(
-                request, data_plane.classify(sent.image, sent.query.model, _options(sent))
+                request, data_plane.classify(sent.image, sent.query.model, sent.options)
             )
         return _replied(predict_reply(request.state.request_id, answer))
 
     async def compare(request: Request) -> Response:
         async with reader.read(request, CompareQuery) as sent:
             names = [name.strip() for value in sent.query.model or () for name in value.split(",") if name.strip()]
-            comparison = await unless_disconnected(request, data_plane.compare(sent.image, names, _options(sent)))
+            comparison = await unless_disconnected(request, data_plane.compare(sent.image, names, sent.options))
         identity: str = request.state.request_id
         problems = [row_problem(row.result, identity) for row in comparison.rows]
         return _replied(compare_reply(identity, comparison, problems))
@@ -133,10 +133,6 @@ def health(data_plane: DataPlane, metrics: Metrics) -> APIRouter:
         return Response(await metrics.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
-
-
-def _options(sent: ImageRequest[PredictQuery] | ImageRequest[CompareQuery]) -> ClassifyOptions:
-    return ClassifyOptions(sent.deadline, sent.query.top_k, sent.query.crops)
 
 
 async def _written(reply: object) -> Response:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.common.errors import TABLE, Code, NotReady, Overloaded, ShuttingDown, TopfiveError
-from service.common.request_id import request_id, under_way
+from service.common.request_id import begin_request
 from service.rest.schemas import Problem, RowProblem, to_json
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identity = request_id(Headers(scope=scope).get(REQUEST_ID))
+        identity = begin_request(Headers(scope=scope).get(REQUEST_ID))
         scope.setdefault("state", {})["request_id"] = identity
-        under_way.set(identity)
         started = False
 
         async def send_with_id(message: Message) -> None:

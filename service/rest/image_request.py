@@ -16,6 +16,7 @@ from service.common.errors import BadRequest, DeadlineExceeded, TopfiveError
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.types import FORMATS, ImageLimits
 from service.common.upload_budget import UploadBudget
+from service.inference.dataplane import ClassifyOptions
 from service.rest.body import FIELD, LONGEST_NAME, read_image
 from service.rest.schemas import ImageQuery
 
@@ -41,11 +42,11 @@ BODY = {
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest(Generic[Q]):
-    """A request that was read: the bytes of its image, its parameters, and its deadline by the service's clock."""
+    """A request that was read: the bytes of its image, its parameters, and how to classify it."""
 
     image: bytes
     query: Q
-    deadline: float
+    options: ClassifyOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class ImageReader:
                 refusal = error if isinstance(error, TopfiveError) else DeadlineExceeded()
                 self.metrics.answered(UNKNOWN, refusal.code)  # the data plane never sees, so never counts, this one
                 raise refusal from error
-            yield ImageRequest(image, query, deadline)
+            yield ImageRequest(image, query, ClassifyOptions(deadline, query.top_k, query.crops))
 
 
 def read_query(kind: type[Q], params: QueryParams) -> Q:

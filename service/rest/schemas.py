@@ -20,10 +20,13 @@ _TopK = Annotated[
 
 
 class ImageQuery(BaseModel):
-    """The parameters of a request with an image."""
+    """The parameters of a request with an image. Those in `repeated` may be given more than once."""
 
     repeated: ClassVar[frozenset[str]] = frozenset()
-    """Those that may be given more than once."""
+
+    model: object = None
+    top_k: _TopK = None
+    crops: _Crops = DEFAULT_CROPS
 
 
 class PredictQuery(ImageQuery):
@@ -32,8 +35,6 @@ class PredictQuery(ImageQuery):
     model: Annotated[
         str | None, Field(description="A name from /models, or ensemble:a+b; else the server's default")
     ] = None
-    top_k: _TopK = None
-    crops: _Crops = DEFAULT_CROPS
 
 
 class CompareQuery(ImageQuery):
@@ -44,8 +45,6 @@ class CompareQuery(ImageQuery):
     model: Annotated[
         list[str] | None, Field(description="Names as of /predict, repeated or with commas; else all loaded models")
     ] = None
-    top_k: _TopK = None
-    crops: _Crops = DEFAULT_CROPS
 
 
 @dataclass(frozen=True)  # without slots: only one of a class's bases may have them

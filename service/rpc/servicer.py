@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
 from service.common.clock import Clock
-from service.common.errors import ShuttingDown
-from service.common.request_id import request_id
-from service.common.types import DEFAULT_CROPS
+from service.common.errors import ShuttingDown, TopfiveError
+from service.common.metrics import UNKNOWN, Metrics
+from service.common.request_id import begin_request
+from service.common.types import DEFAULT_CROPS, ImageLimits, check_size
 from service.common.upload_budget import UploadBudget
 from service.inference.dataplane import ClassifyOptions, DataPlane
 from service.rpc import converters
@@ -21,8 +22,19 @@ _STREAM_WINDOW = 32  # images of one stream in flight; the client is slowed down
 class Servicer(ClassifierServicer):
     """`topfive.v1.Classifier`. A cancelled call cancels its work: grpc.aio cancels the coroutine."""
 
-    def __init__(self, data_plane: DataPlane, *, budget: UploadBudget, timeout_s: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        data_plane: DataPlane,
+        *,
+        limits: ImageLimits,
+        budget: UploadBudget,
+        timeout_s: float,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
         self._data_plane = data_plane
+        self._limits = limits
+        self._metrics = metrics
         self._budget = budget
         self._timeout_s = timeout_s
         self._clock = clock
@@ -40,7 +52,7 @@ class Servicer(ClassifierServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyReply:
         """One image."""
-        identity = request_id(request.request_id)
+        identity = begin_request(request.request_id)
         try:
             return await self._classify(request, identity, self._deadline(context))
         except Exception as error:
@@ -76,7 +88,7 @@ class Servicer(ClassifierServicer):
 
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareReply:
         """One image, many models."""
-        identity = request_id(request.request_id)
+        identity = begin_request(request.request_id)
         try:
             image = request.image  # each reading of the field copies it
             with self._accepted(len(image)):
@@ -88,25 +100,28 @@ class Servicer(ClassifierServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
         """All models."""
+        identity = begin_request(None)
         try:
             return converters.list_models_reply(await self._data_plane.models())
         except Exception as error:
-            await abort(context, error, request_id(""))
+            await abort(context, error, identity)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelReply:
         """One model."""
+        identity = begin_request(None)
         try:
             return converters.get_model_reply(await self._data_plane.model(request.name))
         except Exception as error:
-            await abort(context, error, request_id(""))
+            await abort(context, error, identity)
 
     async def GetLayers(self, request: pb.GetLayersRequest, context: Context) -> pb.GetLayersReply:
         """The layers of one model."""
+        identity = begin_request(None)
         try:
             known = await self._data_plane.layers(request.name)
             return await asyncio.to_thread(converters.get_layers_reply, known)  # of hundreds of layers
         except Exception as error:
-            await abort(context, error, request_id(""))
+            await abort(context, error, identity)
 
     async def _classify(self, request: pb.ClassifyRequest, identity: str, deadline: float) -> pb.ClassifyReply:
         image = request.image  # each reading of the field copies it
@@ -116,20 +131,25 @@ class Servicer(ClassifierServicer):
 
     @contextmanager
     def _accepted(self, size_bytes: int) -> Iterator[None]:
-        """An image is owed its answer, and its bytes count. Raises ShuttingDown or Overloaded."""
-        if self._closing:
-            raise ShuttingDown
-        self._owed += 1
-        try:
-            with self._budget.share() as take:
+        """An image is owed its answer, and its bytes count. Counts and raises ShuttingDown, TooLarge or Overloaded."""
+        with self._budget.share() as take:
+            try:
+                if self._closing:
+                    raise ShuttingDown
+                check_size(size_bytes, self._limits)
                 take(size_bytes)
+            except TopfiveError as error:
+                self._metrics.answered(UNKNOWN, error.code)  # the data plane never sees, so never counts, this one
+                raise
+            self._owed += 1
+            try:
                 yield
-        finally:
-            self._owed -= 1
+            finally:
+                self._owed -= 1
 
     async def _reply(self, request: pb.ClassifyRequest, deadline: float) -> pb.ClassifyStreamReply:
         """One image of a stream; its error is its own."""
-        identity = request_id(request.request_id)
+        identity = begin_request(request.request_id)
         try:
             return pb.ClassifyStreamReply(request_id=identity, reply=await self._classify(request, identity, deadline))
         except Exception as error:

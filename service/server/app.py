@@ -16,7 +16,7 @@ from service.engines.base import CPU, Engine
 from service.engines.selection.opening import OpenEngine
 from service.engines.selection.select import EngineOptions
 from service.inference.local import LocalDataPlane
-from service.preprocessing.preprocessor import Decoder
+from service.preprocessing.preprocessor import Preprocessor
 from service.repository.device_discovery import devices
 from service.repository.device_memory import Device
 from service.repository.recovery import Recovery
@@ -61,8 +61,8 @@ class Core:
             clock=self.clock,
             metrics=self.metrics,
         )
-        decoder = Decoder(settings.limits, threads=cpus, clock=self.clock, decode=settings.decode)
-        self.data_plane = LocalDataPlane(self.repository, decoder, clock=self.clock, metrics=self.metrics)
+        preprocessor = Preprocessor(settings.limits, threads=cpus, clock=self.clock, mode=settings.decode)
+        self.data_plane = LocalDataPlane(self.repository, preprocessor, clock=self.clock, metrics=self.metrics)
 
     def _limits(self, engine: Engine) -> BatchLimits:
         return BatchLimits(
@@ -91,7 +91,14 @@ class Service:
         budget = UploadBudget(settings.max_upload_bytes)
         reader = ImageReader(settings.limits, budget, settings.timeout_s, core.clock, core.metrics)
         app = create_app(core.data_plane, reader, core.metrics)
-        servicer = Servicer(core.data_plane, budget=budget, timeout_s=settings.timeout_s, clock=core.clock)
+        servicer = Servicer(
+            core.data_plane,
+            limits=settings.limits,
+            budget=budget,
+            timeout_s=settings.timeout_s,
+            clock=core.clock,
+            metrics=core.metrics,
+        )
         self.rest = RestServer(app, listen(settings.host, settings.port))
         try:
             self.rpc = RpcServer(servicer, settings.host, settings.grpc_port)

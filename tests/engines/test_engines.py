@@ -111,7 +111,7 @@ def test_answers_outlive_the_next_run(engines: dict[Runtime, Engine], runtime: R
 
 def test_a_single_sample_is_not_copied(tiny: Artifact) -> None:
     """What the recipe made of one photo is the very memory that the runtime reads."""
-    samples = transforms.apply(tiny.manifest.input, random_pixels(tiny.manifest.input, 1)[0])[np.newaxis]
+    samples = transforms.center_crop(tiny.manifest.input, random_pixels(tiny.manifest.input, 1)[0])[np.newaxis]
     rows = list(samples)
     engine = OpenVinoEngine(tiny, Precision.F32, slots=1, threads=1, max_batch=8)
     engine.run(rows)

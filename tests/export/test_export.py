@@ -361,8 +361,8 @@ def labelled(shared_data: Path) -> Labelled:
     limits = ImageLimits()
     samples = np.stack(
         [
-            transforms.apply(
-                SQUEEZENET.input, decode.decode((shared_data / "photos" / row["file"]).read_bytes(), limits)
+            transforms.center_crop(
+                SQUEEZENET.input, decode.decode_pixels((shared_data / "photos" / row["file"]).read_bytes(), limits)
             )
             for row in rows
         ]

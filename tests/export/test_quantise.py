@@ -63,7 +63,7 @@ def answers(artifact: Artifact, graph: Path, images: Batch) -> Probabilities:
 
 def photo(file: Path, spec: InputSpec) -> Sample:
     """A photo as the network gets it."""
-    return transforms.apply(spec, decode.decode(file.read_bytes(), ImageLimits()))
+    return transforms.center_crop(spec, decode.decode_pixels(file.read_bytes(), ImageLimits()))
 
 
 def test_photos_come_through_the_intake(folder: Path) -> None:

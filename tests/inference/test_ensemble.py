@@ -52,7 +52,7 @@ async def test_ten_crops_are_the_mean_of_ten_runs(exported: Path, photo: bytes) 
     async with fleet_of(exported, "tiny") as fleet:
         answer = await fleet.classify(photo, "tiny", top_k=1000, crops=10)
         manifest = (await fleet.repository.get("tiny")).artifact.manifest
-        crops = transforms.ten_crops(manifest.input, decode.decode(photo, ImageLimits()))
+        crops = transforms.ten_crops(manifest.input, decode.decode_pixels(photo, ImageLimits()))
         expected = np.mean([FakeEngine().run(crop[np.newaxis])[0] for crop in crops], axis=0, dtype=np.float64)
 
         assert np.abs(probabilities(answer) - expected).max() < 1e-7

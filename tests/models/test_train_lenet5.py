@@ -112,7 +112,7 @@ def test_digit_is_presented_as_the_service_would_see_it(data: tuple[Digits, Digi
     file = io.BytesIO()
     Image.fromarray(sent).save(file, "PNG")
 
-    sample = transforms.apply(InputSpec(resize=32, crop=32), decode.decode(file.getvalue(), ImageLimits()))
+    sample = transforms.center_crop(InputSpec(resize=32, crop=32), decode.decode_pixels(file.getvalue(), ImageLimits()))
 
     assert (sample == present(digit, inverted)[:, :, None]).all()
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from models.catalog import InputSpec
 from service.preprocessing import simd_resize, transforms
-from service.preprocessing.decode import Picture
+from service.preprocessing.decode import DecodedImage
 from tests.conftest import noise
 
 ROOT = Path(__file__).resolve().parents[2]
-vectorised = pytest.mark.skipif(simd_resize.VECTORISED is None, reason="no build of the resizer for this machine")
+vectorised = pytest.mark.skipif(simd_resize.RESIZE is None, reason="no build of the resizer for this machine")
 
 SHRUNK = [
     (500, 375),
@@ -32,8 +32,8 @@ SHRUNK = [
 
 def resized(image: Image.Image, side: int = 60) -> np.ndarray:
     """A square from the middle of it, at spans that are no whole pixels."""
-    assert simd_resize.VECTORISED is not None
-    return np.array(simd_resize.VECTORISED(image, (10.25, 190.5), (5.75, 170.125), (side, side)))
+    assert simd_resize.RESIZE is not None
+    return np.array(simd_resize.RESIZE(image, (10.25, 190.5), (5.75, 170.125), (side, side)))
 
 
 def test_used_where_it_is_published() -> None:
@@ -42,7 +42,7 @@ def test_used_where_it_is_published() -> None:
     (marker,) = [one.partition(";")[2].strip() for one in dependencies if one.startswith("cykooz-resizer")]
 
     assert marker == "platform_machine == 'x86_64'"
-    assert (simd_resize.VECTORISED is not None) == (platform.machine() == "x86_64")
+    assert (simd_resize.RESIZE is not None) == (platform.machine() == "x86_64")
 
 
 @vectorised
@@ -64,7 +64,7 @@ def test_few_pixels_of_a_crop_differ(size: tuple[int, int]) -> None:
     left, top = (round((side - spec.crop) / 2) for side in (width, height))
     whole = image.resize((width, height), Image.Resampling.BILINEAR)
     expected = np.asarray(whole.crop((left, top, left + spec.crop, top + spec.crop)))
-    difference = np.abs(transforms.crops(spec, Picture(image, image.size), 1)[0].astype(int) - expected)
+    difference = np.abs(transforms.make_samples(spec, DecodedImage(image, image.size), 1)[0].astype(int) - expected)
 
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.02

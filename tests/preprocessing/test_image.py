@@ -1,8 +1,10 @@
 """The image intake: formats, modes, orientation, limits, and bytes that are not what they claim to be."""
 
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.common.errors import BadImage, TooLarge
-from service.common.types import FORMATS, ImageLimits, Pixels, check_size
-from service.preprocessing.decode import decode
+from service.common.image_file import read_image_file
+from service.common.types import FORMATS, ImageLimits, Pixels
+from service.preprocessing.decode import decode_pixels
 from tests.conftest import noise, png
 from tests.orientations import ORIENTATIONS, stored, tagged
 
@@ -105,7 +108,7 @@ SAMPLES: dict[str, bytes] = {
 def test_lossless_modes(format_name: str, mode: str) -> None:
     """Every mode of a lossless file becomes the RGB it stands for, to the last bit."""
     image = picture().convert(mode)
-    pixels = decode(encode(image, format_name), LIMITS)
+    pixels = decode_pixels(encode(image, format_name), LIMITS)
 
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
@@ -116,7 +119,7 @@ def test_lossless_modes(format_name: str, mode: str) -> None:
 def test_jpeg_modes(mode: str, progressive: bool) -> None:
     """JPEG in colour, grey and CMYK, baseline and progressive, becomes the RGB it stands for."""
     image = picture().convert(mode)
-    pixels = decode(encode(image, "JPEG", progressive=progressive), LIMITS)
+    pixels = decode_pixels(encode(image, "JPEG", progressive=progressive), LIMITS)
 
     assert difference(pixels, np.asarray(image.convert("RGB"))) <= 8
 
@@ -131,7 +134,7 @@ def test_alpha_over_white(format_name: str, mode: str) -> None:
     image.putalpha(Image.fromarray(alpha.astype(np.uint8)))
     assert image.mode == mode
     expected = colour * alpha[..., None] / 255 + (255 - alpha[..., None])
-    pixels = decode(encode(image, format_name), LIMITS)
+    pixels = decode_pixels(encode(image, format_name), LIMITS)
 
     assert difference(pixels, expected.round().astype(np.uint8)) <= 1
     assert (pixels[:, 0] == 255).all()
@@ -143,7 +146,7 @@ def test_transparent_palette_entry(format_name: str) -> None:
     image = Image.new("P", (20, 10), 1)
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.paste(0, (0, 0, 10, 10))
-    pixels = decode(encode(image, format_name, transparency=0), LIMITS)
+    pixels = decode_pixels(encode(image, format_name, transparency=0), LIMITS)
 
     assert (pixels[:, :10] == 255).all()
     assert (pixels[:, 10:] == (40, 50, 60)).all()
@@ -154,7 +157,7 @@ def test_palette_with_alpha() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([0, 0, 0, 0, 0, 0])
     image.putpixel((1, 0), 1)
-    pixels = decode(encode(image, "PNG", transparency=bytes([0, 127])), LIMITS)
+    pixels = decode_pixels(encode(image, "PNG", transparency=bytes([0, 127])), LIMITS)
 
     assert pixels.tolist() == [[[255] * 3, [128] * 3]]
 
@@ -166,14 +169,14 @@ def test_transparent_colour(colour_type: int, key: bytes) -> None:
     rows = b"\0" + b"\x10" * samples + b"\x20" * samples
     data = raw_png(2, 1, depth=8, colour_type=colour_type, rows=rows, extra=chunk(b"tRNS", key))
 
-    assert decode(data, LIMITS).tolist() == [[[255] * 3, [32] * 3]]
+    assert decode_pixels(data, LIMITS).tolist() == [[[255] * 3, [32] * 3]]
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "TIFF"])
 def test_grey_of_16_bits(format_name: str) -> None:
     """Grey of 16 bits is scaled to 8, each value rounded to the nearest, and not clipped."""
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    pixels = decode(encode(Image.fromarray(values), format_name), LIMITS)
+    pixels = decode_pixels(encode(Image.fromarray(values), format_name), LIMITS)
 
     assert np.array_equal(pixels, np.round(values / 257).astype(np.uint8)[..., None].repeat(3, axis=2))
 
@@ -183,7 +186,7 @@ def test_big_endian_tiff_of_16_bits() -> None:
     values = np.array([[0, 257, 25700, 65535]], dtype=np.uint16)
     image = Image.frombytes("I;16B", (4, 1), values.astype(">u2").tobytes())
 
-    assert decode(encode(image, "TIFF"), LIMITS)[0, :, 0].tolist() == [0, 1, 100, 255]
+    assert decode_pixels(encode(image, "TIFF"), LIMITS)[0, :, 0].tolist() == [0, 1, 100, 255]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +201,7 @@ def test_big_endian_tiff_of_16_bits() -> None:
 def test_colour_png_of_16_bits(colour_type: int, samples: list[int], expected: tuple[int, ...]) -> None:
     """A PNG with 16 bits a channel is taken in colour and with alpha as well."""
     rows = b"\0" + struct.pack(f">{len(samples)}H", *samples)
-    pixels = decode(raw_png(1, 1, depth=16, colour_type=colour_type, rows=rows), LIMITS)
+    pixels = decode_pixels(raw_png(1, 1, depth=16, colour_type=colour_type, rows=rows), LIMITS)
 
     assert difference(pixels, np.array([[expected]], dtype=np.uint8)) <= 1
 
@@ -215,14 +218,14 @@ def test_colour_png_of_16_bits(colour_type: int, samples: list[int], expected: t
 def test_values_without_a_white(values: NDArray[np.int32] | NDArray[np.float32]) -> None:
     """A TIFF of floats or 32-bit integers does not say what is white: it is refused, with what to do."""
     with pytest.raises(BadImage, match=r"convert (it|the image) to 8 or 16 bits"):
-        decode(encode(Image.fromarray(values), "TIFF"), LIMITS)
+        decode_pixels(encode(Image.fromarray(values), "TIFF"), LIMITS)
 
 
 @pytest.mark.parametrize("format_name", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
 def test_first_picture(format_name: str) -> None:
     """Of an animation, of pages and of a phone's several pictures the first is taken."""
     first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
-    pixels = decode(encode(first, format_name, save_all=True, append_images=[second]), LIMITS)
+    pixels = decode_pixels(encode(first, format_name, save_all=True, append_images=[second]), LIMITS)
 
     assert difference(pixels, np.full((16, 16, 3), (255, 0, 0), dtype=np.uint8)) <= 2
 
@@ -231,7 +234,7 @@ def test_first_picture(format_name: str) -> None:
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_orientation(format_name: str, orientation: int) -> None:
     """Every EXIF orientation is turned upright, in each format that carries one."""
-    pixels = decode(stored(blocks(), orientation, format_name, **BEST.get(format_name, {})), LIMITS)
+    pixels = decode_pixels(stored(blocks(), orientation, format_name, **BEST.get(format_name, {})), LIMITS)
 
     assert difference(pixels, blocks()) <= 2
 
@@ -239,7 +242,9 @@ def test_orientation(format_name: str, orientation: int) -> None:
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_meaningless_orientation(orientation: int) -> None:
     """An orientation that EXIF does not define turns nothing."""
-    assert np.array_equal(decode(encode(Image.fromarray(blocks()), "PNG", exif=tagged(orientation)), LIMITS), blocks())
+    assert np.array_equal(
+        decode_pixels(encode(Image.fromarray(blocks()), "PNG", exif=tagged(orientation)), LIMITS), blocks()
+    )
 
 
 @pillow_warns
@@ -258,34 +263,29 @@ def test_meaningless_orientation(orientation: int) -> None:
 def test_broken_exif(format_name: str, exif: bytes) -> None:
     """A damaged EXIF block is ignored: the picture itself is whole."""
     image = Image.fromarray(blocks())
-    pixels = decode(encode(image, format_name, exif=b"Exif\0\0" + exif), LIMITS)
+    pixels = decode_pixels(encode(image, format_name, exif=b"Exif\0\0" + exif), LIMITS)
 
-    assert np.array_equal(pixels, decode(encode(image, format_name), LIMITS))
-
-
-def test_byte_limit() -> None:
-    """As many bytes as the limit are taken, one more is TooLarge, and nobody looks at what they are."""
-    data = png()
-    assert decode(data, ImageLimits(max_bytes=len(data))).shape == (40, 40, 3)
-    with pytest.raises(TooLarge, match=f"{len(data)} bytes"):
-        decode(data, ImageLimits(max_bytes=len(data) - 1))
-    with pytest.raises(TooLarge, match="at most 10"):
-        decode(b"no image at all", ImageLimits(max_bytes=10))
+    assert np.array_equal(pixels, decode_pixels(encode(image, format_name), LIMITS))
 
 
-def test_announced_size() -> None:
-    """A size can be checked before the bytes are there."""
-    check_size(1000, ImageLimits(max_bytes=1000))
+def test_image_file(tmp_path: Path) -> None:
+    """A file is read up to the limit of bytes; larger ones and what is no plain file are refused before."""
+    file = tmp_path / "photo"
+    file.write_bytes(bytes(1001))
+    assert len(read_image_file(file, ImageLimits(max_bytes=1001))) == 1001
     with pytest.raises(TooLarge, match="1,001 bytes"):
-        check_size(1001, ImageLimits(max_bytes=1000))
+        read_image_file(file, ImageLimits(max_bytes=1000))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        read_image_file(tmp_path / "pipe", ImageLimits())
 
 
 def test_pixel_limit() -> None:
     """As many pixels as the limit are taken, one more is TooLarge."""
     data = png(size=(40, 30))
-    assert decode(data, ImageLimits(max_pixels=1200)).shape == (30, 40, 3)
+    assert decode_pixels(data, ImageLimits(max_pixels=1200)).shape == (30, 40, 3)
     with pytest.raises(TooLarge, match="40 x 30 = 1,200 pixels"):
-        decode(data, ImageLimits(max_pixels=1199))
+        decode_pixels(data, ImageLimits(max_pixels=1199))
 
 
 def huge_headers() -> dict[str, bytes]:
@@ -310,7 +310,7 @@ def huge_headers() -> dict[str, bytes]:
 def test_pixels_are_counted_before_decoding(format_name: str) -> None:
     """A header that claims too many pixels is TooLarge; decoding those few bytes could only have been BadImage."""
     with pytest.raises(TooLarge, match="pixels"):
-        decode(huge_headers()[format_name], LIMITS)
+        decode_pixels(huge_headers()[format_name], LIMITS)
 
 
 def test_huge_tile() -> None:
@@ -318,7 +318,7 @@ def test_huge_tile() -> None:
     data = zlib.compress(bytes(1 << 16))
     tags = {256: 10, 257: 10, 259: 8, 322: 32768, 323: 32768, 324: 0, 325: len(data)}
     with pytest.raises(TooLarge, match="32768 x 32768"):
-        decode(raw_tiff(data, tags), LIMITS)
+        decode_pixels(raw_tiff(data, tags), LIMITS)
 
 
 def test_tile_larger_than_the_picture() -> None:
@@ -326,7 +326,7 @@ def test_tile_larger_than_the_picture() -> None:
     data = zlib.compress(bytes([85]) * 256 * 256)
     tags = {256: 10, 257: 12, 259: 8, 322: 256, 323: 256, 324: 0, 325: len(data)}
 
-    assert np.array_equal(decode(raw_tiff(data, tags), LIMITS), np.full((12, 10, 3), 85, dtype=np.uint8))
+    assert np.array_equal(decode_pixels(raw_tiff(data, tags), LIMITS), np.full((12, 10, 3), 85, dtype=np.uint8))
 
 
 @pillow_warns
@@ -336,7 +336,7 @@ def test_truncated(name: str, fraction: float) -> None:
     """A file that was cut off is BadImage in every format, wherever it was cut."""
     data = SAMPLES[name]
     with pytest.raises(BadImage):
-        decode(data[: int(len(data) * fraction)], LIMITS)
+        decode_pixels(data[: int(len(data) * fraction)], LIMITS)
 
 
 @pillow_warns
@@ -344,10 +344,10 @@ def test_truncated(name: str, fraction: float) -> None:
 def test_last_bytes_missing(name: str) -> None:
     """Without its last bytes a file is BadImage, unless every pixel was before them."""
     data = SAMPLES[name]
-    whole = decode(data, LIMITS)
+    whole = decode_pixels(data, LIMITS)
     for cut in range(1, 40):
         try:
-            pixels = decode(data[:-cut], LIMITS)
+            pixels = decode_pixels(data[:-cut], LIMITS)
         except BadImage:
             continue
         assert np.array_equal(pixels, whole)
@@ -357,13 +357,13 @@ def test_last_bytes_missing(name: str) -> None:
 def test_png_without_its_end(name: str) -> None:
     """A PNG that lost even its last byte is BadImage, although every pixel was before it."""
     with pytest.raises(BadImage, match="cut off"):
-        decode(SAMPLES[name][:-1], LIMITS)
+        decode_pixels(SAMPLES[name][:-1], LIMITS)
 
 
 def test_truncated_photo(photo: bytes) -> None:
     """A real photo that was cut off in its last percent is still an error, not a photo with a grey edge."""
     with pytest.raises(BadImage, match="damaged or cut off"):
-        decode(photo[: len(photo) * 99 // 100], LIMITS)
+        decode_pixels(photo[: len(photo) * 99 // 100], LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -383,13 +383,13 @@ def test_truncated_photo(photo: bytes) -> None:
 def test_not_an_image(data: bytes) -> None:
     """What is not an image, or not in a format that is served, is BadImage, and the detail names those that are."""
     with pytest.raises(BadImage, match="JPEG, PNG, WEBP, GIF, BMP, TIFF"):
-        decode(data, LIMITS)
+        decode_pixels(data, LIMITS)
 
 
 def test_empty() -> None:
     """No bytes at all is an error of its own."""
     with pytest.raises(BadImage, match="empty"):
-        decode(b"", LIMITS)
+        decode_pixels(b"", LIMITS)
 
 
 @pillow_warns
@@ -405,7 +405,7 @@ def test_damaged_anywhere(name: str, edits: list[tuple[float, bytes, int]]) -> N
         position = int(where**3 * len(data))  # most of them in the header, where they do most
         data[position : position + lost] = new
     try:
-        pixels = decode(bytes(data), ImageLimits(max_pixels=1_000_000))
+        pixels = decode_pixels(bytes(data), ImageLimits(max_pixels=1_000_000))
     except (BadImage, TooLarge):
         return
     assert pixels.dtype == np.uint8

@@ -18,7 +18,7 @@ from models.build import ServedNetwork
 from models.catalog import CATALOG, Channels, InputSpec, Interpolation, WeightSet
 from service.common.types import ImageLimits, Pixels, Sample
 from service.preprocessing import transforms
-from service.preprocessing.decode import Picture, decode
+from service.preprocessing.decode import DecodedImage, decode_pixels
 from tests.conftest import noise
 
 PUBLISHED = [
@@ -52,7 +52,7 @@ def torchvision_sample(pixels: Pixels, spec: InputSpec) -> Sample:
 
 def worst(pixels: Pixels, spec: InputSpec) -> int:
     """Grey levels between the recipe and torchvision, at the worst pixel."""
-    sample, expected = transforms.apply(spec, pixels), torchvision_sample(pixels, spec)
+    sample, expected = transforms.center_crop(spec, pixels), torchvision_sample(pixels, spec)
     assert sample.dtype == np.uint8
     assert sample.shape == expected.shape == (spec.crop, spec.crop, 3)
     return int(np.abs(sample.astype(int) - expected.astype(int)).max())
@@ -105,7 +105,7 @@ def test_endless_strip(size: tuple[int, int]) -> None:
     width, height = size
     pixels = np.full((height, width, 3), (10, 20, 30), dtype=np.uint8)
 
-    assert (transforms.apply(InputSpec(), pixels) == (10, 20, 30)).all()
+    assert (transforms.center_crop(InputSpec(), pixels) == (10, 20, 30)).all()
 
 
 def torchvision_ten(pixels: Pixels, spec: InputSpec) -> Sample:
@@ -125,7 +125,7 @@ def test_ten_crops(size: tuple[int, int], interpolation: Interpolation) -> None:
 
     assert crops.shape == (10, 224, 224, 3)
     assert np.array_equal(crops, torchvision_ten(pixels, spec))
-    assert np.abs(crops[4].astype(int) - transforms.apply(spec, pixels)).max() <= 1
+    assert np.abs(crops[4].astype(int) - transforms.center_crop(spec, pixels)).max() <= 1
     assert np.array_equal(crops[5:9], crops[[1, 0, 3, 2], :, ::-1])
 
 
@@ -150,9 +150,9 @@ def test_ten_crops_of_an_endless_strip() -> None:
 def test_crops(count: int) -> None:
     """One crop is the centre, ten are the ten, stacked alike."""
     pixels = noise(50, 40)
-    expected = transforms.ten_crops(SMALL, pixels) if count == 10 else transforms.apply(SMALL, pixels)[np.newaxis]
+    expected = transforms.ten_crops(SMALL, pixels) if count == 10 else transforms.center_crop(SMALL, pixels)[np.newaxis]
 
-    assert np.array_equal(transforms.crops(SMALL, Picture.of(pixels), count), expected)
+    assert np.array_equal(transforms.make_samples(SMALL, DecodedImage.from_pixels(pixels), count), expected)
 
 
 def test_geometry() -> None:
@@ -175,9 +175,9 @@ def test_resized_size() -> None:
 
 def test_read_only_pixels(photo: bytes) -> None:
     """What the intake gives is taken as it is, and left as it was."""
-    pixels = decode(photo, ImageLimits())
+    pixels = decode_pixels(photo, ImageLimits())
     before = pixels.copy()
-    transforms.apply(InputSpec(), pixels)
+    transforms.center_crop(InputSpec(), pixels)
 
     assert np.array_equal(pixels, before)
 
@@ -185,9 +185,9 @@ def test_read_only_pixels(photo: bytes) -> None:
 @pytest.mark.parametrize(("name", "weights"), PUBLISHED, ids=IDS)
 def test_photo(name: str, weights: WeightSet, photo: bytes) -> None:
     """A photo through the recipe and the catalog's normalisation is what the weights' own transform gives."""
-    pixels = decode(photo, ImageLimits())
+    pixels = decode_pixels(photo, ImageLimits())
     preset = preset_of(name, weights)
-    sample = transforms.apply(weights.input, pixels)
+    sample = transforms.center_crop(weights.input, pixels)
     expected = preset(Image.fromarray(pixels))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std))
     as_preset = (torch.from_numpy(sample.copy()).permute(2, 0, 1) / 255 - mean) / std
@@ -233,6 +233,6 @@ def test_catalog_normalisation(name: str, weights: WeightSet) -> None:
 def test_labelled_photos(shared_data: Path) -> None:
     """Every photo beside the project comes through the recipe as through torchvision, with both filters."""
     for file in sorted((shared_data / "photos").glob("*.jp*g")):
-        pixels = decode(file.read_bytes(), ImageLimits())
+        pixels = decode_pixels(file.read_bytes(), ImageLimits())
         for interpolation in Interpolation:
             assert worst(pixels, InputSpec(resize=232, interpolation=interpolation)) <= 1

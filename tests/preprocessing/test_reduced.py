@@ -20,8 +20,8 @@ from service.common.errors import BadImage, TooLarge
 from service.common.types import Decode, ImageLimits, Pixels, Runtime
 from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.preprocessing import transforms
-from service.preprocessing.decode import Picture, decode, picture
-from service.preprocessing.preprocessor import Decoder, joined
+from service.preprocessing.decode import DecodedImage, decode_image, decode_pixels
+from service.preprocessing.preprocessor import Preprocessor, RequestImage, joined
 from tests.conftest import noise, png
 from tests.orientations import ORIENTATIONS, stored
 from tests.serving import serving
@@ -53,7 +53,7 @@ def photo(width: int, height: int, **options: Any) -> bytes:
 
 def cut(data: bytes, enough: int | None) -> NDArray[np.int_]:
     """The centre crop, in numbers that may be subtracted."""
-    sample: Pixels = transforms.crops(SMALL, picture(data, LIMITS, enough), 1)[0]
+    sample: Pixels = transforms.make_samples(SMALL, decode_image(data, LIMITS, enough), 1)[0]
     return sample.astype(int)
 
 
@@ -62,7 +62,7 @@ def cut(data: bytes, enough: int | None) -> NDArray[np.int_]:
 def test_the_grid_stays(by: int, orientation: int) -> None:
     """Whatever the reduction and the orientation, a crop of an odd size shows the same place: within 0.1 pixels."""
     data = stored(ramp(*SIZE), orientation, "JPEG", quality=100, subsampling=0)
-    reduced = picture(data, LIMITS, SIZE[1] // by)
+    reduced = decode_image(data, LIMITS, SIZE[1] // by)
     shift = (cut(data, SIZE[1] // by) - cut(data, None)).mean(axis=(0, 1))  # the ramps rise by 7 levels a crop's pixel
 
     assert (reduced.reduction, reduced.size) == (by, SIZE)
@@ -87,8 +87,8 @@ def test_turned_after_the_crop(orientation: int, size: tuple[int, int], how: Int
     """Crops of the photo as it is stored, turned, are those of the photo turned first, to a level in a few pixels."""
     spec = replace(SMALL, interpolation=how)
     upright = np.asarray(Image.fromarray(noise(40, 31)).resize(size, Image.Resampling.BICUBIC))
-    crops = transforms.crops(spec, picture(stored(upright, orientation, "PNG"), LIMITS), count).astype(int)
-    off = np.abs(crops - transforms.crops(spec, Picture.of(upright), count))
+    crops = transforms.make_samples(spec, decode_image(stored(upright, orientation, "PNG"), LIMITS), count).astype(int)
+    off = np.abs(crops - transforms.make_samples(spec, DecodedImage.from_pixels(upright), count))
 
     assert off.max() <= 1
     assert (off > 0).mean() < 0.005
@@ -110,7 +110,7 @@ def test_turned_after_the_crop(orientation: int, size: tuple[int, int], how: Int
 )
 def test_as_much_as_is_enough(size: tuple[int, int], enough: int | None, by: int) -> None:
     """The shorter side keeps as many pixels as are enough, never fewer, and is reduced as far as that allows."""
-    one = picture(photo(*size), LIMITS, enough)
+    one = decode_image(photo(*size), LIMITS, enough)
 
     assert one.reduction == by == one.reduction_for(enough)
     assert one.image.size == (-(-size[0] // by), -(-size[1] // by))
@@ -120,7 +120,7 @@ def test_as_much_as_is_enough(size: tuple[int, int], enough: int | None, by: int
 @pytest.mark.parametrize("decode_mode", Decode)
 def test_how_much_is_enough(decode_mode: Decode) -> None:
     """Every pixel; four or two for one of the resize; as much for 32 pixels as for 256, so that models share."""
-    asked = [transforms.enough(InputSpec(resize=resize, crop=32), decode_mode) for resize in (32, 256, 342)]
+    asked = [transforms.needed_side(InputSpec(resize=resize, crop=32), decode_mode) for resize in (32, 256, 342)]
 
     assert (
         asked
@@ -141,7 +141,7 @@ def test_kinds_of_jpeg(mode: str, progressive: bool) -> None:
     image.save(file, "JPEG", quality=95, progressive=progressive)
     data = file.getvalue()
 
-    assert picture(data, LIMITS, 180).reduction == 4
+    assert decode_image(data, LIMITS, 180).reduction == 4
     assert np.abs(cut(data, 180) - cut(data, None)).max() <= 3
 
 
@@ -150,7 +150,7 @@ def test_several_pictures_in_a_file() -> None:
     file = io.BytesIO()
     first, second = (Image.new("RGB", (640, 480), colour) for colour in ("red", "blue"))
     first.save(file, "MPO", save_all=True, append_images=[second])
-    one = picture(file.getvalue(), LIMITS, 100)
+    one = decode_image(file.getvalue(), LIMITS, 100)
 
     assert one.reduction == 4
     assert one.pixels.shape == (120, 160, 3)
@@ -162,7 +162,7 @@ def test_other_formats(format_name: str) -> None:
     """Only a JPEG can be decoded at a part of its size."""
     file = io.BytesIO()
     Image.new("RGB", (640, 480)).save(file, format_name)
-    one = picture(file.getvalue(), LIMITS, 10)
+    one = decode_image(file.getvalue(), LIMITS, 10)
 
     assert (one.reduction, one.reduction_for(10), one.image.size) == (1, 1, (640, 480))
     assert one.decoder.startswith("Pillow ")
@@ -179,7 +179,7 @@ def lossless(width: int, height: int) -> bytes:
 
 def test_lossless_jpeg() -> None:
     """A lossless JPEG, which libjpeg decodes at its whole size only, is taken however few pixels are enough."""
-    one = picture(lossless(640, 480), LIMITS, 100)
+    one = decode_image(lossless(640, 480), LIMITS, 100)
 
     assert (one.reduction, one.reduction_for(100), one.image.size) == (1, 1, (640, 480))
     assert np.array_equal(one.pixels, np.full((480, 640, 3), 128))
@@ -188,13 +188,13 @@ def test_lossless_jpeg() -> None:
 def test_limits_count_the_whole_photo() -> None:
     """A photo with too many pixels is TooLarge even where only an eighth of each side would be decoded."""
     with pytest.raises(TooLarge, match="640 x 480"):
-        picture(photo(640, 480), ImageLimits(max_pixels=640 * 480 - 1), 10)
+        decode_image(photo(640, 480), ImageLimits(max_pixels=640 * 480 - 1), 10)
 
 
 def verdict(data: bytes, enough: int | None) -> str:
     """What becomes of it."""
     try:
-        return str(picture(data, LIMITS, enough).size)
+        return str(decode_image(data, LIMITS, enough).size)
     except BadImage:
         return "bad"
 
@@ -238,17 +238,17 @@ class Reading:
 
     def __init__(self, decode_mode: Decode) -> None:
         self.asked: list[int | None] = []
-        self.decoder = Decoder(LIMITS, threads=1, clock=LoopClock(), decode=decode_mode, read=self._read)
+        self.preprocessor = Preprocessor(LIMITS, threads=1, clock=LoopClock(), mode=decode_mode, decode=self._read)
 
-    def _read(self, data: bytes, limits: ImageLimits, enough: int | None) -> Picture:
+    def _read(self, data: bytes, limits: ImageLimits, enough: int | None) -> DecodedImage:
         self.asked.append(enough)
-        return picture(data, limits, enough)
+        return decode_image(data, limits, enough)
 
     def samples(self, data: bytes, *specs: InputSpec) -> list[tuple[Pixels, str]]:
         """Those of all recipes asked for at once, and the scale that is named."""
 
         async def ask() -> list[tuple[Pixels, str]]:
-            with self.decoder.photo(data, 1, ["m"]) as asked:
+            with RequestImage(self.preprocessor, data, 1, ["m"]) as asked:
                 prepared = await asked.samples("m", specs)
                 named = joined(prepared).scale.split("+")
                 assert named == list(dict.fromkeys(one.preprocessing.scale for one in prepared))
@@ -257,7 +257,7 @@ class Reading:
         try:
             return asyncio.run(ask())
         finally:
-            self.decoder.close()
+            self.preprocessor.close()
 
 
 LARGE, LARGER = InputSpec(resize=342, crop=299), InputSpec(resize=300, crop=299)
@@ -298,13 +298,13 @@ async def test_the_reply_names_it(artifacts: Path) -> None:
             reply = (await running.http.post("/predict", files={"image": data})).json()
         named[decode_mode.value] = reply["preprocessing"]["scale"]
     assert reply["preprocessing"]["decoder"].startswith(("libjpeg-turbo ", "Pillow "))
-    assert reply["preprocessing"]["recipe"] == transforms.described(load(artifacts, "tiny").manifest.input)
+    assert reply["preprocessing"]["recipe"] == transforms.describe_transform(load(artifacts, "tiny").manifest.input)
     assert named == {"auto": "1/2", "fast": "1/4", "exact": "1/1"}
 
 
 def test_whole_pixels_are_the_default_of_arrays() -> None:
     """`decode` gives every pixel of the largest photo."""
-    assert decode(photo(1100, 1050), LIMITS).shape == (1050, 1100, 3)
+    assert decode_pixels(photo(1100, 1050), LIMITS).shape == (1050, 1100, 3)
 
 
 @pytest.mark.parametrize("size", [(3264, 2448), (4031, 3023)])
@@ -315,8 +315,10 @@ def test_answers_of_large_photos(trained: Path, shared_data: Path, size: tuple[i
     for name in ("peacock.jpeg", "gorilla.jpeg", "dog.jpg", "kitten.jpg"):
         large = Image.open(shared_data / "photos" / name).convert("RGB").resize(size, Image.Resampling.LANCZOS)
         data = jpeg(np.asarray(large), quality=90, subsampling=2)
-        whole, reduced = (picture(data, LIMITS, transforms.enough(spec, one)) for one in (Decode.EXACT, Decode.AUTO))
-        expected, found = (engine.run(transforms.crops(spec, one, 1))[0] for one in (whole, reduced))
+        whole, reduced = (
+            decode_image(data, LIMITS, transforms.needed_side(spec, one)) for one in (Decode.EXACT, Decode.AUTO)
+        )
+        expected, found = (engine.run(transforms.make_samples(spec, one, 1))[0] for one in (whole, reduced))
         assert (whole.reduction, reduced.reduction) == (1, 2)
         assert np.abs(found - expected).max() <= 0.02
         assert found.argmax() == expected.argmax()

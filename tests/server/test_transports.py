@@ -17,9 +17,11 @@ from models.artifact.artifact import load
 from models.artifact.engine_plan import EnginePlan
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import TABLE, Code
-from service.common.types import Layout, Precision
+from service.common.request_id import current_request_id
+from service.common.types import Classification, Layout, Precision
 from service.engines.selection.compatibility import Source, judge
 from service.engines.selection.opening import Choice
+from service.inference.dataplane import ClassifyOptions
 from tests.conftest import png
 from tests.engines.test_plans import ADA, TURING, machine
 from tests.fakes import FakeEngine, reached
@@ -137,6 +139,23 @@ async def test_unusable_request_id(artifacts: Path, identity: str) -> None:
     assert good.request_id != identity
     assert rest.status_code == 422
     assert len(rest.json()["request_id"]) == len(good.request_id) == 32
+
+
+async def test_current_request_id(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a request is answered its id is the current one in both transports, for whatever logs."""
+    seen = []
+    async with serving(artifacts, FakeEngine()) as running:
+        classify = running.core.data_plane.classify
+
+        async def noted(image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
+            seen.append(current_request_id.get())
+            return await classify(image, model, options)
+
+        monkeypatch.setattr(running.core.data_plane, "classify", noted)
+        await running.http.post("/predict", files={"image": png()}, headers={"X-Request-Id": "order-1"})
+        await running.stub.Classify(pb.ClassifyRequest(image=png(), request_id="order-2"))
+        await running.stub.ClassifyStream(iter([pb.ClassifyRequest(image=png(), request_id="order-3")])).read()
+    assert seen == ["order-1", "order-2", "order-3"]
 
 
 async def test_damaged_manifest(artifacts: Path) -> None:

@@ -87,10 +87,10 @@ class _LoadTest:
     def decode(self) -> None:
         """On a thread: decode for every client that waits for no answer."""
         limits, spec = ImageLimits(), self._load.spec
-        enough = transforms.enough(spec, Decode.AUTO)  # as the server does by default
+        enough = transforms.needed_side(spec, Decode.AUTO)  # as the server does by default
         try:
             while self.free.acquire() and not self.over.is_set():
-                self.samples.put(transforms.crops(spec, decode.picture(self._load.photo, limits, enough), 1)[0])
+                self.samples.put(transforms.make_samples(spec, decode.decode_image(self._load.photo, limits, enough), 1)[0])
         finally:
             self.over.set()
 

@@ -1,0 +1,19 @@
+"""Reads image files from disk within the limit on their size."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from service.common.types import ImageLimits, check_size
+
+
+def read_image_file(path: Path, limits: ImageLimits) -> bytes:
+    """The file's bytes. Raises TooLarge before it reads, and OSError, also where it is not a regular file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        check_size(status.st_size, limits)
+        return file.read()
