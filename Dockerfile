@@ -15,8 +15,8 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 # The dependencies first and alone: a change of the code does not install them anew.
 RUN set -eu; \
     case "${FLAVOUR}" in \
-      cpu) extras=cpu ;; \
-      gpu) extras=gpu,tensorrt,tensorrt-rtx ;; \
+      cpu) extras=cpu,simd ;; \
+      gpu) extras=gpu,simd,tensorrt,tensorrt-rtx ;; \
       export) extras=cpu,export,${ENGINES} ;; \
       *) echo "FLAVOUR is ${FLAVOUR}; it is cpu, gpu or export" >&2; exit 2 ;; \
     esac; \

@@ -46,7 +46,11 @@ class GatewayDataPlane:
         with self._counted(UNKNOWN):
             _check_fields(options)
             request = pb.CompareRequest(
-                image=image, models=models, top_k=options.top_k, crops=options.crops, request_id=current_request_id.get()
+                image=image,
+                models=models,
+                top_k=options.top_k,
+                crops=options.crops,
+                request_id=current_request_id.get(),
             )
             comparison = converters.comparison(await self._replicas.call("Compare", request, options.deadline))
         for row in comparison.rows:

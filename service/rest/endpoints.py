@@ -55,9 +55,7 @@ def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, 
 
     async def predict(request: Request) -> Response:
         async with reader.read(request, PredictQuery) as sent:
-            answer = await unless_disconnected(
-                request, data_plane.classify(sent.image, sent.query.model, sent.options)
-            )
+            answer = await unless_disconnected(request, data_plane.classify(sent.image, sent.query.model, sent.options))
         return _replied(predict_reply(request.state.request_id, answer))
 
     async def compare(request: Request) -> Response:

@@ -90,7 +90,9 @@ class _LoadTest:
         enough = transforms.needed_side(spec, Decode.AUTO)  # as the server does by default
         try:
             while self.free.acquire() and not self.over.is_set():
-                self.samples.put(transforms.make_samples(spec, decode.decode_image(self._load.photo, limits, enough), 1)[0])
+                self.samples.put(
+                    transforms.make_samples(spec, decode.decode_image(self._load.photo, limits, enough), 1)[0]
+                )
         finally:
             self.over.set()
 

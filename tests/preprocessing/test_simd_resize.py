@@ -1,9 +1,8 @@
 """The resize with vector instructions: its pixels are Pillow's, on every thread, wherever the package is published."""
 
 import platform
-import tomllib
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ from PIL import Image
 from models.catalog import InputSpec
 from service.preprocessing import simd_resize, transforms
 from service.preprocessing.decode import DecodedImage
+from service.preprocessing.simd_resize import Span
 from tests.conftest import noise
 
-ROOT = Path(__file__).resolve().parents[2]
 vectorised = pytest.mark.skipif(simd_resize.RESIZE is None, reason="no build of the resizer for this machine")
 
 SHRUNK = [
@@ -37,12 +36,8 @@ def resized(image: Image.Image, side: int = 60) -> np.ndarray:
 
 
 def test_used_where_it_is_published() -> None:
-    """The code and the dependency name the same machines: what is installed is used, and nothing else is needed."""
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    (marker,) = [one.partition(";")[2].strip() for one in dependencies if one.startswith("cykooz-resizer")]
-
-    assert marker == "platform_machine == 'x86_64'"
-    assert (simd_resize.RESIZE is not None) == (platform.machine() == "x86_64")
+    """The development install has the extra: where there are builds the resize is used, and elsewhere Pillow's."""
+    assert (simd_resize.RESIZE is not None) is (platform.machine() == "x86_64")
 
 
 @vectorised
@@ -79,3 +74,22 @@ def test_threads() -> None:
         together = list(threads.map(resized, images * 8))
 
     assert all(np.array_equal(one, alone[at % 8]) for at, one in enumerate(together))
+
+
+def test_falls_back_to_pillow(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the package is missing, fails or gives other pixels than Pillow, Pillow resizes; the log says so."""
+
+    def black(_image: Image.Image, _x: Span, _y: Span, size: tuple[int, int]) -> Image.Image:
+        return Image.new("RGB", size)
+
+    def failing(_image: Image.Image, _x: Span, _y: Span, _size: tuple[int, int]) -> Image.Image:
+        raise ValueError("no such buffer")
+
+    assert not simd_resize._agrees_with_pillow(black)
+    assert not simd_resize._agrees_with_pillow(failing)
+    monkeypatch.setitem(sys.modules, "cykooz_resizer", None)
+    assert simd_resize._load() is None
+    assert [record.getMessage().partition(", so Pillow")[0] for record in caplog.records] == [
+        "cykooz-resizer differs from Pillow by 218 grey levels",
+        "cykooz-resizer fails",
+    ]
