@@ -24,3 +24,10 @@ def translated(error: grpc.aio.AioRpcError) -> TopfiveError:
             return TooLarge(f"the inference server does not take the image: {details}")
         case status:
             return EngineError(f"the inference server failed with {status.name}: {details}")
+
+
+def refusing_server(error: TopfiveError) -> str | None:
+    """The id of the server that had no room for a call that ended with `error`; None where it did not say."""
+    cause = error.__cause__
+    trailing = cause.trailing_metadata() if isinstance(cause, grpc.aio.AioRpcError) else None
+    return next((str(value) for key, value in trailing or () if key == "topfive-server"), None)

@@ -23,7 +23,7 @@ from service.common.clock import Clock
 from service.common.errors import DeadlineExceeded, NotReady, Overloaded, ShuttingDown
 from service.common.metrics import Metrics
 from service.common.request_id import current_request_id
-from service.gateway.errors import translated
+from service.gateway.errors import refusing_server, translated
 
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -42,6 +42,7 @@ _OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 _RESOLVE_EVERY_S = 2.0
+_TRIES = 8  # of a call that a full server refused, until gRPC chooses another server
 _SETTLE_S = 60.0  # for calls on a channel that another has replaced
 
 log = logging.getLogger(__name__)
@@ -136,8 +137,8 @@ class Replicas:
     async def call(self, method: str, request: Message, deadline: float) -> Any:
         """The reply of a server to `request`. Raises the TopfiveError that the last server answered with.
 
-        Requests change nothing, so a call is sent once more where the connection broke, or where the server stops,
-        has no room or cannot load the model. It is never sent a third time: an image that ends the process of its
+        Requests change nothing, so another server is asked once where the connection broke, or where the server stops,
+        has no room or cannot load the model. A third server is never asked: an image that ends the process of its
         server must not end all of them.
         """
         await self.until_ready(deadline)
@@ -149,6 +150,13 @@ class Replicas:
             await self.until_ready(deadline)
             self._metrics.retried(error.code)
             log.info("%s: %s; trying another inference server", current_request_id.get(), error.detail)
+            refused_by = refusing_server(error)
+        for _ in range(_TRIES):
+            try:
+                return await self._send(method, request, deadline)
+            except Overloaded as error:
+                if refused_by is None or refusing_server(error) != refused_by:
+                    raise
         return await self._send(method, request, deadline)
 
     def stop(self) -> None:

@@ -1,12 +1,15 @@
 """Errors as gRPC status codes, from the one table."""
 
 import logging
+import os
 from typing import Any, NoReturn
 
 import grpc
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import TABLE, Code, Overloaded, TopfiveError
+
+_SERVER_ID = os.urandom(8).hex()  # a client that is refused can tell whether another server refuses next
 
 log = logging.getLogger(__name__)
 
@@ -32,5 +35,6 @@ async def abort(context: Context, error: Exception, identity: str) -> NoReturn:
     trailing = [("topfive-code", described.code), ("x-request-id", identity)]
     if isinstance(error, Overloaded):
         trailing.append(("grpc-retry-pushback-ms", str(max(1, round(error.retry_after_s * 1000)))))
+        trailing.append(("topfive-server", _SERVER_ID))
     status: grpc.StatusCode = getattr(grpc.StatusCode, TABLE[Code(described.code)].grpc)
     await context.abort(status, described.detail, tuple(trailing))

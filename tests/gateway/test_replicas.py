@@ -85,6 +85,21 @@ async def test_two_servers_are_asked_at_most(step: Step, code: str, kind: type[T
         assert (caught.value.detail, caught.value.retry_after_s) == ("full", 2.5)
 
 
+async def test_a_full_server_refuses_again() -> None:
+    """A full server that gRPC chooses again is no other server: the call goes on to one that has room."""
+    full, free = Inference("full"), Inference("free")
+    step = refusing(STATUS.RESOURCE_EXHAUSTED, "full", ("topfive-code", "overloaded"), ("topfive-server", "a"))
+    async with asked(full, free) as asker:
+        full.script = [step] * 100
+        labels = await asyncio.gather(*(asker.label() for _ in range(40)))
+        free.script = [step] * 100  # as if it were the same server
+        with pytest.raises(Overloaded):
+            await asker.label()
+
+    assert set(labels) == {"free"}
+    assert full.calls > 10
+
+
 async def test_an_image_that_kills() -> None:
     """An image that ends the process of its server ends two of four, and the others go on."""
     servers = [Inference(label) for label in "abcd"]
