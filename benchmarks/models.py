@@ -23,7 +23,6 @@ from loadgen.target import RequestFormat, ServerApi, image_request
 from models.artifact.artifact import exported_names
 from service.common.cpus import cpu_quota
 
-_WATCH_S = 0.05
 _TICK_S = 0.01  # in which the kernel counts CPU time
 
 
@@ -40,8 +39,7 @@ class ModelsFigures:
     """Medians over the rounds of one number of models; `ratio` is the median of mixed over alone, round by round.
 
     `cpu_ratio` is the CPU time of alone over that of mixed: 1 where mixing costs nothing. `threads` is how many the
-    server has with all models loaded, `runnable` the most that were seen running or waiting for a core at once, and
-    `usual` the median of these.
+    server has with all models loaded.
     """
 
     models: int
@@ -50,90 +48,46 @@ class ModelsFigures:
     ratio: float
     cpu_ratio: float
     threads: int
-    runnable: int
-    usual: float
-
-
-def thread_states(pid: int) -> list[str]:
-    """The kernel's letter for each thread of a process: R where it runs or waits for a core, S where it sleeps."""
-    found = []
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-        try:
-            found.append(stat.read_text().rpartition(")")[2].split()[0])
-        except (FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
-            continue
-    return found
-
-
-async def _watch(pid: int, seen: list[int]) -> None:
-    while True:
-        seen.append(thread_states(pid).count("R"))
-        await asyncio.sleep(_WATCH_S)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelsLoad:
-    """Sends requests to a server by the index of the model that answers them."""
-
-    server: ServerUnderTest
-    requests: list[bytes]
-    connections: int
-
-    async def send(self, parts: Sequence[Sequence[int]]) -> ModelsRound:
-        """Send the parts one after the other. Raises LoadError."""
-        address = ServerAddress.parse(self.server.addresses[0])
-        cpu_s, began = self.server.tree.cpu_s(), time.monotonic()
-        for part in parts:
-            await send_requests(
-                lambda _, on_result: HttpConnection(address, self.requests, on_result), part, self.connections
-            )
-        took_s, count = time.monotonic() - began, sum(map(len, parts))
-        return ModelsRound(count / took_s, max(_TICK_S, self.server.tree.cpu_s() - cpu_s) / count)
-
-    async def send_watched(self, parts: Sequence[Sequence[int]], seen: list[int]) -> ModelsRound:
-        """The same, while the runnable threads of the server are counted into `seen`."""
-        watching = asyncio.create_task(_watch(self.server.pid, seen))
-        try:
-            return await self.send(parts)
-        finally:
-            watching.cancel()
-
-
-async def measure_server(load: ModelsLoad, rounds: int, each: int) -> ModelsFigures:
-    """Send `each` requests to every model of a running server, mixed and model after model, so many times."""
-    count, pid = len(load.requests), load.server.pid
-    alone_parts = [[model] * each for model in range(count)]
-    mixed_parts = [list(range(count)) * each]
-    await load.send(alone_parts)  # what is made at a first request
-    threads, seen = len(thread_states(pid)), list[int]()
-    mixed: list[ModelsRound] = []
-    alone: list[ModelsRound] = []
-    for _ in range(rounds):
-        mixed.append(await load.send_watched(mixed_parts, seen))
-        alone.append(await load.send(alone_parts))
-    pairs = list(zip(mixed, alone, strict=True))
-    return ModelsFigures(
-        models=count,
-        mixed_per_s=statistics.median(one.rate for one in mixed),
-        alone_per_s=statistics.median(one.rate for one in alone),
-        ratio=statistics.median(one.rate / other.rate for one, other in pairs),
-        cpu_ratio=statistics.median(other.cpu_s / one.cpu_s for one, other in pairs),
-        threads=threads,
-        runnable=max(seen),
-        usual=statistics.median(seen),
-    )
 
 
 def measure_models(
     models: Sequence[str], photo: bytes, artifacts: Path, *, rounds: int, each: int, connections: int
 ) -> ModelsFigures:
-    """Start a server with these models and measure it. Raises ServerError and LoadError."""
+    """Start a server with these models, and send `each` requests to every model in a round.
+
+    Raises ServerError and LoadTestError.
+    """
     spec = ours("topfive", ",".join(models), artifacts)
     with tempfile.TemporaryDirectory() as folder, ServerUnderTest(spec, Path(folder), ready_endpoint) as server:
-        formats = [RequestFormat(ServerApi.TOPFIVE, model) for model in models]
         address = ServerAddress.parse(server.addresses[0])
+        formats = [RequestFormat(ServerApi.TOPFIVE, model) for model in models]
         requests = [image_request(one, address, jpeg(photo)) for one in formats]
-        return asyncio.run(measure_server(ModelsLoad(server, requests, connections), rounds, each))
+
+        async def send_all(parts: Sequence[Sequence[int]]) -> None:
+            for part in parts:
+                await send_requests(
+                    lambda _, on_result: HttpConnection(address, requests, on_result), part, connections
+                )
+
+        def sent(parts: Sequence[Sequence[int]]) -> ModelsRound:
+            """Send the parts, which are indexes of models, one after the other."""
+            cpu_s, began = server.tree.cpu_s(), time.monotonic()
+            asyncio.run(send_all(parts))
+            took_s, count = time.monotonic() - began, sum(map(len, parts))
+            return ModelsRound(count / took_s, max(_TICK_S, server.tree.cpu_s() - cpu_s) / count)
+
+        one_by_one = [[model] * each for model in range(len(models))]
+        sent(one_by_one)  # what is made at a first request
+        threads = sum(process.num_threads() for process in server.tree.processes())
+        pairs = [(sent([[*range(len(models))] * each]), sent(one_by_one)) for _ in range(rounds)]
+    return ModelsFigures(
+        models=len(models),
+        mixed_per_s=statistics.median(mixed.rate for mixed, _ in pairs),
+        alone_per_s=statistics.median(alone.rate for _, alone in pairs),
+        ratio=statistics.median(mixed.rate / alone.rate for mixed, alone in pairs),
+        cpu_ratio=statistics.median(alone.cpu_s / mixed.cpu_s for mixed, alone in pairs),
+        threads=threads,
+    )
 
 
 @click.command()
@@ -175,11 +129,11 @@ def main(
             str(one.models),
             *(f"{value:.1f}" for value in (one.mixed_per_s, one.alone_per_s)),
             *(f"{value:.2f}" for value in (one.ratio, one.cpu_ratio)),
-            *(f"{value:g}" for value in (one.threads, one.runnable, one.usual)),
+            str(one.threads),
         )
         for one in figures
     ]
-    heads = ("models", "mixed/s", "one by one/s", "ratio", "CPU ratio", "threads", "most runnable", "usually")
+    heads = ("models", "mixed/s", "one by one/s", "ratio", "CPU ratio", "threads")
     print_table(title, heads, rows)
 
 

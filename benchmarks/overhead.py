@@ -13,6 +13,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 
 import click
@@ -20,11 +21,10 @@ import click
 from benchmarks.command import artifacts_option, json_option, model_option, photo_option, print_json, print_table
 from benchmarks.figures import medians
 from benchmarks.load import send_requests
-from benchmarks.null_server import Decoding
+from benchmarks.overhead_server import OverheadServer, read_spent
 from benchmarks.requests import jpeg
 from benchmarks.server_under_test import ServerUnderTest, ready_endpoint
 from benchmarks.servers import ServerSpec
-from benchmarks.spent import read_spent
 from loadgen.grpc_connection import GrpcTarget
 from loadgen.target import HttpTarget, LoadTarget, RequestFormat, ServerApi
 
@@ -56,19 +56,10 @@ class Overhead:
     per_second: float
 
 
-def null_server(decoding: Decoding, model: str, artifacts: Path) -> ServerSpec:
-    """This server over an engine that does nothing."""
-    return _spec("null_server", "--decoding", decoding, "--model", model, "--artifacts", str(artifacts.resolve()))
-
-
-def bare_server() -> ServerSpec:
-    """The libraries under it alone."""
-    return _spec("bare_server")
-
-
-def _spec(module: str, *arguments: str) -> ServerSpec:
-    name = "-".join([module, *arguments[1:2]])
-    return ServerSpec(name, (sys.executable, "-m", f"benchmarks.{module}", "--port", "{port}", *arguments))
+def overhead_server(kind: OverheadServer, model: str, artifacts: Path) -> ServerSpec:
+    """A server to measure; its ports are those of REST, of gRPC, and of what it has spent."""
+    program = (sys.executable, "-m", "benchmarks.overhead_server", "--port", "{port}", "--kind", kind.value)
+    return ServerSpec(kind.value, (*program, "--model", model, "--artifacts", str(artifacts.resolve())))
 
 
 def target_of(kind: RequestKind, port: int, photo: bytes) -> LoadTarget:
@@ -106,26 +97,16 @@ async def measure_overhead(kind: RequestKind, port: int, photo: bytes, *, connec
 def measure(model: str, photo: bytes, artifacts: Path, requests: int) -> dict[str, list[Overhead]]:
     """What a request of each kind cost each server in each round."""
     padded = photo.ljust(_BODY_BYTES, b"\0")  # what follows the end of a picture is not read
-    specs = {
-        "null decoder": null_server(Decoding.NULL, model, artifacts),
-        "real decoder": null_server(Decoding.REAL, model, artifacts),
-        "libraries alone": bare_server(),
-    }
     figures: dict[str, list[Overhead]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        servers = {
-            name: stack.enter_context(ServerUnderTest(spec, folder, ready_endpoint)) for name, spec in specs.items()
-        }
+        specs = [overhead_server(kind, model, artifacts) for kind in OverheadServer]
+        servers = [stack.enter_context(ServerUnderTest(spec, folder, ready_endpoint)) for spec in specs]
         for _ in range(_ROUNDS):
-            for name, server in servers.items():
-                for kind in RequestKind:
-                    for connections in _CONNECTIONS:
-                        measuring = measure_overhead(
-                            kind, server.ports[0], padded, connections=connections, requests=requests
-                        )
-                        found = figures.setdefault(f"{kind} x {connections}, {name}", [])
-                        found.append(asyncio.run(measuring))
+            for server, kind, connections in product(servers, RequestKind, _CONNECTIONS):
+                port, name = server.ports[0], f"{kind} x {connections}, {server.spec.name}"
+                one = measure_overhead(kind, port, padded, connections=connections, requests=requests)
+                figures.setdefault(name, []).append(asyncio.run(one))
     return figures
 
 

@@ -5,11 +5,11 @@ CPU seconds are given beside the seconds of the wall: on a shared machine only t
 """
 
 import asyncio
+import re
 import statistics
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 import click
 
@@ -20,7 +20,6 @@ from benchmarks.server_under_test import ServerUnderTest, ready_endpoint
 from benchmarks.servers import Body, ours
 
 _CONNECTIONS = 16
-_MIB = 1 << 10  # /proc counts in KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +29,6 @@ class ProcessMemory:
     resident: float
     peak: float
     anonymous: float
-
-    @classmethod
-    def of(cls, pid: int, proc: Path = Path("/proc")) -> Self:
-        """By the kernel's VmRSS, VmHWM and RssAnon, of which psutil gives no peak."""
-        lines = (proc / str(pid) / "status").read_text().splitlines()
-        values = {line.partition(":")[0]: line.partition(":")[2].split() for line in lines}
-        resident, peak, anonymous = (int(values[name][0]) / _MIB for name in ("VmRSS", "VmHWM", "RssAnon"))
-        return cls(resident, peak, anonymous)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +45,17 @@ class StartFigures:
     after_requests: ProcessMemory
 
 
+def memory_of(pid: int) -> ProcessMemory:
+    """The memory of a process by /proc/PID/status, which counts in KiB; psutil gives no peak."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    kib = {name: int(value) for name, value in re.findall(r"(\w+):\s+(\d+) kB", status)}
+    return ProcessMemory(*(kib[name] / 1024 for name in ("VmRSS", "VmHWM", "RssAnon")))
+
+
 def measure_start(model: str, artifacts: Path, photo: bytes, starts: int, requests: int) -> StartFigures:
     """Start the server once and then `starts` times, and send `requests` to the last one.
 
-    Raises ServerError and LoadError.
+    Raises ServerError and LoadTestError.
     """
     start_s: list[float] = []
     cpu_s: list[float] = []
@@ -68,10 +66,10 @@ def measure_start(model: str, artifacts: Path, photo: bytes, starts: int, reques
                 cpu_s.append(server.tree.cpu_s())
                 start_s.append(server.start_s)
                 if number == starts:
-                    at_ready = ProcessMemory.of(server.pid)
+                    at_ready = memory_of(server.pid)
                     target = photo_target(spec, server.addresses, photo)
                     asyncio.run(send_requests(target.open_connection, [0] * requests, _CONNECTIONS))
-                    after_requests = ProcessMemory.of(server.pid)
+                    after_requests = memory_of(server.pid)
     return StartFigures(
         model=model,
         starts=starts,
