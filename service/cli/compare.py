@@ -4,19 +4,18 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 from models.artifact.artifact import exported_names
 from service.cli import tables
 from service.cli.options import ANSWER_OPTIONS, crops_option, option, options, settings_from, split_names
+from service.cli.predict import OptionsUntil, answers
 from service.common.errors import TopfiveError
-from service.common.image_file import read_image_file
-from service.common.settings import Settings
 from service.common.tasks import together
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
@@ -45,26 +44,21 @@ def compare_command(
             errors.print(f"no model is exported in {settings.artifacts}; run: topfive export NAME", highlight=False)
             sys.exit(1)
         errors.print(f"comparing what is exported: {', '.join(names)}", highlight=False)
-    sys.exit(asyncio.run(_compare(settings, images, names, (top_k, crops), as_json)))
+    options_until = partial(ClassifyOptions, top_k=top_k, crops=crops)
+    sys.exit(asyncio.run(_compare(Core(settings), images, names, options_until, as_json)))
 
 
 async def _compare(
-    settings: Settings, images: Sequence[Path], names: Sequence[str], question: tuple[int | None, int], as_json: bool
+    core: Core, images: Sequence[Path], names: Sequence[str], options_until: OptionsUntil, as_json: bool
 ) -> int:
     """Print a comparison of each image; 1 where any row or image has an error."""
-    core, failures = Core(settings), 0
-    console, errors = Console(), Console(stderr=True)
-    top_k, crops = question
+    console, failures = Console(), 0
     try:
         await together([_loaded(core, name) for name in names])
-        for path in images:
-            try:
-                data = await asyncio.to_thread(read_image_file, path, settings.limits)
-                deadline = core.clock.now() + settings.timeout_s
-                comparison = await core.data_plane.compare(data, names, ClassifyOptions(deadline, top_k, crops))
-            except (OSError, TopfiveError) as error:
-                reason = (error.strerror or str(error)) if isinstance(error, OSError) else error.detail
-                errors.print(f"[red]{escape(str(path))}[/]: {escape(reason)}", highlight=False, soft_wrap=True)
+        async for path, comparison in answers(
+            core, images, lambda data, deadline: core.data_plane.compare(data, names, options_until(deadline))
+        ):
+            if comparison is None:
                 failures += 1
                 continue
             failures += sum(isinstance(row.result, Exception) for row in comparison.rows)
@@ -80,7 +74,7 @@ async def _compare(
 
 
 async def _loaded(core: Core, name: str) -> None:
-    """Load it without a limit of time; what is wrong with it will stand in its row."""
+    """Load the model, however long that takes. Its row says what is wrong with it."""
     try:
         for member in member_names(name):
             await core.repository.get(member)

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -15,11 +16,15 @@ from service.cli import tables
 from service.cli.options import ANSWER_OPTIONS, crops_option, model_option, option, options, settings_from, top_k_option
 from service.common.errors import TopfiveError
 from service.common.image_file import read_image_file
-from service.common.settings import Settings
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
 from service.rest.schemas import to_dict
 from service.server.app import Core
+
+T = TypeVar("T")
+
+OptionsUntil = Callable[[float], ClassifyOptions]
+"""The options that the command was given, with a deadline."""
 
 
 @click.command("predict")
@@ -37,35 +42,48 @@ def predict_command(
         settings = settings_from({**values, "models": member_names(model)})
     except TopfiveError as error:
         raise click.UsageError(error.detail) from error
-    sys.exit(asyncio.run(_predict(settings, images, model, (top_k, crops), as_json)))
+    options_until = partial(ClassifyOptions, top_k=top_k, crops=crops)
+    sys.exit(asyncio.run(_predict(Core(settings), images, model, options_until, as_json)))
 
 
-async def _predict(
-    settings: Settings, images: Sequence[Path], model: str, question: tuple[int | None, int], as_json: bool
-) -> int:
+async def _predict(core: Core, images: Sequence[Path], model: str, options_until: OptionsUntil, as_json: bool) -> int:
     """Print an answer for each image; 1 where any could not be answered."""
-    top_k, crops = question
-    core, failures = Core(settings), 0
-    console, errors = Console(), Console(stderr=True)
+    console, failures = Console(), 0
     try:
-        await core.repository.start(settings.models)
-        for path in images:
-            try:
-                data = await asyncio.to_thread(read_image_file, path, settings.limits)
-                deadline = core.clock.now() + settings.timeout_s
-                answer = await core.data_plane.classify(data, model, ClassifyOptions(deadline, top_k, crops))
-            except (OSError, TopfiveError) as error:
-                reason = (error.strerror or str(error)) if isinstance(error, OSError) else error.detail
-                errors.print(f"[red]{escape(str(path))}[/]: {escape(reason)}", highlight=False, soft_wrap=True)
+        await core.repository.start(core.settings.models)
+        async for path, answer in answers(
+            core, images, lambda data, deadline: core.data_plane.classify(data, model, options_until(deadline))
+        ):
+            if answer is None:
                 failures += 1
-                continue
-            if as_json:
+            elif as_json:
                 click.echo(json.dumps({"image": str(path), **to_dict(answer)}))
             else:
                 console.print(tables.answer(str(path), answer, console.width))
     except TopfiveError as error:  # the model itself
-        errors.print(f"[red]error[/]: {escape(error.detail)}", highlight=False, soft_wrap=True)
+        print_error("error", error.detail)
         failures += 1
     finally:
         await core.aclose(0)
     return int(failures > 0)
+
+
+async def answers(
+    core: Core, images: Iterable[Path], ask: Callable[[bytes, float], Awaitable[T]]
+) -> AsyncIterator[tuple[Path, T | None]]:
+    """Each image with what `ask` answers to its bytes until a deadline; None where it fails, which is printed."""
+    for path in images:
+        try:
+            data = await asyncio.to_thread(read_image_file, path, core.settings.limits)
+            yield path, await ask(data, core.clock.now() + core.settings.timeout_s)
+        except OSError as error:
+            print_error(str(path), error.strerror or str(error))
+            yield path, None
+        except TopfiveError as error:
+            print_error(str(path), error.detail)
+            yield path, None
+
+
+def print_error(where: str, reason: str) -> None:
+    """Print a line on standard error."""
+    Console(stderr=True).print(f"[red]{escape(where)}[/]: {escape(reason)}", highlight=False, soft_wrap=True)
