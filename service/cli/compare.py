@@ -1,4 +1,4 @@
-"""`topfive compare`: many models beside each other on the same photos, in this process, without a server."""
+"""The command `topfive compare`: many models side by side on the same images, without a server."""
 
 import asyncio
 import json
@@ -26,15 +26,20 @@ from service.server.app import Core
 
 @click.command("compare")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@option("--model", "models", multiple=True, help="Which exported models, repeated or a,b; else all of them")
-@option("--top-k", type=int, help="How many classes of each are looked at for what all have in common")
+@option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Exported models, repeated or with commas; else all of them",
+)
+@option("--top-k", type=int, help="Classes of each model among which common ones are searched")
 @crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
 @options(*ANSWER_OPTIONS)
 def compare_command(
     images: Sequence[Path], models: Sequence[str], top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:
-    """Classify IMAGES with many models, or ensemble:a+b, side by side; status 1 where any has no answer."""
+    """Classify IMAGES with many models side by side. The exit status is 1 where any model has no answer."""
     settings = settings_from(values)
     errors = Console(stderr=True)
     names = split_names(models)
@@ -51,7 +56,7 @@ def compare_command(
 async def _compare(
     core: Core, images: Sequence[Path], names: Sequence[str], options_until: OptionsUntil, as_json: bool
 ) -> int:
-    """Print a comparison of each image; 1 where any row or image has an error."""
+    """Print a comparison for each image. Returns 1 where an image or a row has an error, else 0."""
     console, failures = Console(), 0
     try:
         await together([_loaded(core, name) for name in names])

@@ -1,4 +1,4 @@
-"""The command `topfive layers`: the layers of a network with their costs, as a table, JSON or CSV."""
+"""The command `topfive layers`: the layers of a model with their costs, as a table, JSON or CSV."""
 
 import csv
 import json
@@ -42,8 +42,8 @@ _TORCH = ("torch", "torchvision")
 def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **values: Any) -> None:
     """Print the layers of NAME: maps, parameters, multiply-accumulates, receptive fields.
 
-    Of an exported or imported model they are those of its artifact; of another one of the catalog they are computed,
-    which needs PyTorch.
+    The artifact of an exported or imported model has them. For other models of the catalog they are computed, which
+    needs PyTorch.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv are two forms of one table; choose one")
@@ -65,7 +65,7 @@ def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **
 
 
 def _layers(repository: Repository, name: str) -> ModelLayers:
-    """From the artifact, or where there is none from the network itself. Raises TopfiveError."""
+    """The layers from the artifact, or where there is none from the network. Raises TopfiveError."""
     entry = repository.entry(name)
     if entry.exported is not None or entry.damage is not None or entry.architecture is None:
         return model_layers(entry, repository.root)
@@ -79,7 +79,7 @@ def _layers(repository: Repository, name: str) -> ModelLayers:
 
 
 def _computed(architecture: Architecture) -> LayerTable:
-    """The table of a network of the catalog, which needs torch."""
+    """The layers of a network of the catalog. Needs torch."""
     from models.analysis.trace import network_layers
     from models.build import build
 
@@ -87,7 +87,7 @@ def _computed(architecture: Architecture) -> LayerTable:
 
 
 def _write_csv(rows: Sequence[LayerRow] | Sequence[StageRow]) -> None:
-    """A line per row; sizes and maps with `x` between their numbers."""
+    """Print a line per row, with `x` between the numbers of sizes and maps."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     for row in rows[:1]:
         writer.writerow(field.name for field in fields(row))
@@ -96,9 +96,9 @@ def _write_csv(rows: Sequence[LayerRow] | Sequence[StageRow]) -> None:
 
 
 def _layer_table(known: ModelLayers, width: int) -> Table:
-    """A row per layer, and a line of totals after each stage and at the end.
+    """A row for each layer, and totals after each stage and at the end.
 
-    Where there is little room, a name within its stage is short: `.conv` in the stage `conv1` for `conv1.conv`.
+    Where there is little room, names are relative to their stage: `.conv` in the stage `conv1` is `conv1.conv`.
     """
     table = _empty(known, ("layer", "kind", "kernel", "output"), width)
     narrow = width < _WIDTH_FOR_DIGITS
@@ -117,7 +117,7 @@ def _layer_table(known: ModelLayers, width: int) -> Table:
 
 
 def _stage_table(known: ModelLayers, width: int) -> Table:
-    """A row per stage, and the total."""
+    """A row for each stage, and the total."""
     table = _empty(known, ("stage", "layers", "output"), width)
     for stage in known.stages:
         table.add_row(stage.name, str(stage.layers), _sizes(stage.output), *_numbers(stage, width))
@@ -127,7 +127,7 @@ def _stage_table(known: ModelLayers, width: int) -> Table:
 
 
 def _empty(known: ModelLayers, columns: Sequence[str], width: int) -> Table:
-    """A table without rows: those columns, then the numbers."""
+    """A table without rows: first these columns, then those of the numbers."""
     version = "computed, not exported" if known.version is None else f"version {known.version}"
     table = Table(
         title=f"{escape(known.model)} ({version}), input {_sizes(known.input_shape)}",
@@ -156,13 +156,13 @@ def _numbers(row: LayerRow | StageRow, width: int) -> tuple[str, ...]:
 
 
 def _cost(part: LayerRow | StageRow | ModelLayers, width: int) -> tuple[str, str]:
-    """Parameters and operations, to the last digit where there is room."""
+    """Parameters and operations, with all digits where there is room."""
     write = "{:,}".format if width >= _WIDTH_FOR_DIGITS else _short
     return write(part.parameters), write(part.macs)
 
 
 def _short(number: int) -> str:
-    """Four digits at most: 37.75 M."""
+    """The number with two decimals and a unit: 37.75 M."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number / size >= _ROUNDS_TO_ONE:
             return f"{number / size:.2f} {unit}"
@@ -170,7 +170,7 @@ def _short(number: int) -> str:
 
 
 def _kernel(layer: LayerRow) -> str:
-    """3x3, with its stride where that is not 1 (3x3/2) and its groups (3x3/2 g2) where the kind does not tell them."""
+    """The kernel, 3x3; with a stride other than 1, 3x3/2; with groups that the kind does not imply, 3x3/2 g2."""
     if layer.kernel is None or layer.stride is None:
         return "" if layer.kernel is None else _sizes(layer.kernel)
     high, wide = layer.stride

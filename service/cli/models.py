@@ -1,4 +1,4 @@
-"""The command `topfive models`: every model that there is, as a table or JSON."""
+"""The command `topfive models`: all known models, as a table or JSON."""
 
 import json
 from typing import Any
@@ -21,13 +21,11 @@ from service.server.app import Core
 @options("artifacts")
 def models_command(as_json: bool, **values: Any) -> None:
     """List every model: size, accuracy, and whether it is exported."""
-    settings = settings_from(values)
-    entries = Core(settings).repository.entries()
+    rows = [model_detail(entry) for entry in Core(settings_from(values)).repository.entries()]
     if as_json:
-        rows = [to_dict(copy_as(ModelSummary, model_detail(entry))) for entry in entries]
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps([to_dict(copy_as(ModelSummary, row)) for row in rows], indent=2))
     else:
         order = {name: place for place, name in enumerate(CATALOG.names())}
         console = Console()
-        entries.sort(key=lambda entry: order.get(entry.name, len(order)))  # as the lectures go; others by name, last
-        console.print(tables.models(entries, console.width))
+        rows.sort(key=lambda row: order.get(row.name, len(order)))  # as in the catalog; others last, by name
+        console.print(tables.models(rows, console.width))

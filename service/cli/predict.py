@@ -1,4 +1,4 @@
-"""The command `topfive predict`: a few photos classified in this process, without a server."""
+"""The command `topfive predict`: classifies a few images in this process, without a server."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from service.server.app import Core
 T = TypeVar("T")
 
 OptionsUntil = Callable[[float], ClassifyOptions]
-"""The options that the command was given, with a deadline."""
+"""From a deadline to the options of the command with that deadline."""
 
 
 @click.command("predict")
@@ -47,7 +47,7 @@ def predict_command(
 
 
 async def _predict(core: Core, images: Sequence[Path], model: str, options_until: OptionsUntil, as_json: bool) -> int:
-    """Print an answer for each image; 1 where any could not be answered."""
+    """Print an answer for each image. Returns 1 where an image has no answer, else 0."""
     console, failures = Console(), 0
     try:
         await core.repository.start(core.settings.models)
@@ -71,7 +71,7 @@ async def _predict(core: Core, images: Sequence[Path], model: str, options_until
 async def answers(
     core: Core, images: Iterable[Path], ask: Callable[[bytes, float], Awaitable[T]]
 ) -> AsyncIterator[tuple[Path, T | None]]:
-    """Each image with what `ask` answers to its bytes until a deadline; None where it fails, which is printed."""
+    """Each image with the answer of `ask`, which gets its bytes and a deadline. An error is printed, and gives None."""
     for path in images:
         try:
             data = await asyncio.to_thread(read_image_file, path, core.settings.limits)

@@ -1,4 +1,4 @@
-"""The command `topfive show`: one model with all that is known of it, what its paper reports among it."""
+"""The command `topfive show`: all that is known of one model, also what its paper reports."""
 
 import json
 from dataclasses import replace
@@ -49,7 +49,7 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
 
 
 def _engines(root: Path, entry: Entry) -> tuple[tuple[BuiltEngine, ...], list[str]]:
-    """The engines in the artifact that were built for cards, judged for this machine, and records not to be read."""
+    """The engines in the artifact that were built for NVIDIA cards, and what is wrong with records of others."""
     if entry.exported is None:
         return (), []
     version, manifest = entry.exported
@@ -62,9 +62,9 @@ def _engines(root: Path, entry: Entry) -> tuple[tuple[BuiltEngine, ...], list[st
 
 
 def _layout(settings: Settings, entry: Entry) -> tuple[Layout | None, tuple[str, ...]]:
-    """How an engine on the CPU would be laid out here, and what is wrong with records; None where it is not exported.
+    """The layout of an engine on the CPU with `--runtime auto`, and what is wrong with records of tuning.
 
-    With `auto`, and what was tuned first.
+    The layout is None where the model is not exported.
     """
     if entry.exported is None:
         return None, ()
@@ -109,7 +109,7 @@ def _facts(known: ModelDetail) -> Table:
 
 
 def _accuracy(known: ModelDetail) -> Table | str:
-    """Error rates in percent: the paper's, the published weights', the user's own measurements."""
+    """Error rates in percent: those of the paper, of published weights, and of measurements on own images."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("errors in %")
     table.add_column("top-1", justify="right", no_wrap=True)
@@ -133,7 +133,7 @@ def _accuracy(known: ModelDetail) -> Table | str:
 
 
 def _parity(known: ModelDetail) -> Table | str:
-    """How each engine compared with PyTorch, or an imported model's with its own file."""
+    """How each engine compares with PyTorch, or with the file that was imported."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for column in ("engine", "precision", "max |dp|", "cosine", "top-1 agrees", "used"):
         table.add_column(column)
@@ -150,7 +150,7 @@ def _parity(known: ModelDetail) -> Table | str:
 
 
 def _built(known: ModelDetail) -> Table | str:
-    """The engines that were built for NVIDIA cards, and why they are not used here."""
+    """The engines that were built for NVIDIA cards, and why some do not fit here."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("built", overflow="fold")
     table.add_column("batches", no_wrap=True)
@@ -178,7 +178,7 @@ def _rate(percent: float | None) -> str:
 
 
 def _measured(accuracy: float | None, low: float | None, high: float | None) -> Text:
-    """The error rate, and below it the interval: accuracies turned round."""
+    """The error rate of that accuracy, and its interval below."""
     if accuracy is None or low is None or high is None:
         return Text("-")
     return Text(f"{100 - accuracy:.2f}\n[{100 - high:.2f}, {100 - low:.2f}]")

@@ -10,10 +10,9 @@ from rich.text import Text
 
 from models.artifact.measured import MeasuredAccuracy, protocol
 from service.common.errors import Code, TopfiveError
+from service.common.model_info import ModelSummary
 from service.common.types import Classification
 from service.inference.comparison import Comparison
-from service.repository.model_info import model_detail
-from service.repository.repository import Entry
 
 _BAR_WIDTH = 24
 _WIDTH_FOR_BAR = 70
@@ -23,7 +22,7 @@ _TWO_DIGITS, _THREE_DIGITS, _FOUR_DIGITS = 9.995, 99.95, 999.5  # before the poi
 
 
 def answer(title: str, classification: Classification, width: int) -> RenderableType:
-    """The best classes of one image, with a bar each where `width` columns have room for it, and what answered."""
+    """The best classes of one image, with bars where `width` columns have room for them, and what answered."""
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("#", justify="right")
     table.add_column("class")
@@ -55,7 +54,7 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
 
 
 def comparison(title: str, compared: Comparison) -> RenderableType:
-    """The best classes of each model or its error, then where they agree."""
+    """The best classes of each model, or its error, and below where models agree."""
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("model", overflow="fold", ratio=3, min_width=8)
     table.add_column("best classes", no_wrap=True, ratio=4, min_width=8)
@@ -64,7 +63,7 @@ def comparison(title: str, compared: Comparison) -> RenderableType:
     reasons: list[RenderableType] = []
     for row in compared.rows:
         if isinstance(row.result, Exception):
-            code, reason = _told(row.result)
+            code, reason = _code_and_reason(row.result)
             table.add_row(Text(row.model), Text(code, style="red"))
             reasons.append(Text(f"{row.model}: {reason}", style="red"))
             continue
@@ -91,20 +90,19 @@ def comparison(title: str, compared: Comparison) -> RenderableType:
 
 
 def _lines(values: Iterable[str]) -> Text:
-    """One below the other, the first one bold."""
+    """The values below each other; the first is bold."""
     first, *others = values
     return Text.assemble((first, "bold"), *(f"\n{other}" for other in others))
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    """Code and detail."""
+def _code_and_reason(error: Exception) -> tuple[str, str]:
     return (error.code, error.detail) if isinstance(error, TopfiveError) else (Code.INTERNAL, f"it failed: {error}")
 
 
-def models(entries: Sequence[Entry], width: int) -> RenderableType:
-    """Every known model, a row each; below, a line for each measurement on the user's own images.
+def models(rows: Sequence[ModelSummary], width: int) -> RenderableType:
+    """A row for each model; below, a line for each measurement on the user's own images.
 
-    `width` columns decide whether there is room for year and family; in 80 no name of the catalog is folded.
+    The year and the family are shown where `width` columns have room. In 80 columns no name of the catalog is folded.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("name", overflow="fold")
@@ -114,8 +112,7 @@ def models(entries: Sequence[Entry], width: int) -> RenderableType:
     for column in ("parameters", "MACs", "top-1", "top-5"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("exported", no_wrap=True)
-    for entry in entries:
-        row = model_detail(entry)
+    for row in rows:
         table.add_row(
             Text(row.name),
             *(("-" if row.year is None else str(row.year), Text(row.family)) if wide else ()),
@@ -126,16 +123,15 @@ def models(entries: Sequence[Entry], width: int) -> RenderableType:
             "-" if row.version is None else Text(f"v{row.version} {row.weights}", "yellow" if row.warnings else ""),
         )
     lines = [
-        Text(f"{entry.name} v{entry.exported[0]} measured: {_measured(measurement)}", style="dim")
-        for entry in entries
-        if entry.exported
-        for measurement in entry.exported[1].measured
+        Text(f"{row.name} v{row.version} measured: {_measured(measurement)}", style="dim")
+        for row in rows
+        for measurement in row.measured
     ]
     return Group(table, Text(), *lines) if lines else table
 
 
 def _prefixed(count: int) -> str:
-    """Three digits with a prefix: 326 k, 1.50 G."""
+    """The count with three digits and a prefix: 326 k, 1.50 G."""
     value, prefix = float(count), ""
     for prefix in ("", "k", "M", "G"):
         if value < _FOUR_DIGITS or prefix == "G":

@@ -1,6 +1,7 @@
-"""Dataclasses as protobuf messages and back, by the names of their fields, which are not listed anywhere else.
+"""Converts dataclasses to protobuf messages and back: a field of the one is the field of the same name of the other.
 
-A pydantic model counts as a dataclass. What converts a class is made at its first use and kept.
+A pydantic model counts as a dataclass. The functions that convert the fields of a class are made once, at its first
+use, because answers to images are converted at each request.
 """
 
 from collections.abc import Callable, Sequence, Set
@@ -23,9 +24,9 @@ _NONE: frozenset[str] = frozenset()
 
 
 def to_message(message: type[M], source: object, **given: object) -> M:
-    """A message with the `given` fields; every other field has the value that it has in the dataclass `source`.
+    """A message with the `given` fields. Every other field has the value that it has in the dataclass `source`.
 
-    None leaves a field unset. A field that is a message and that `source` does not have takes its own fields from
+    None leaves a field unset. A nested message that `source` does not have as a field takes its own fields from
     `source`: `ModelInfo.model` holds a part of a `ModelSummary`.
     """
     cls: Any = type(source)
@@ -34,10 +35,10 @@ def to_message(message: type[M], source: object, **given: object) -> M:
 
 
 def from_message(cls: type[T], message: Message, **given: object) -> T:
-    """The inverse of `to_message`: a dataclass `cls` with the `given` fields, all others from `message`.
+    """A dataclass `cls` with the `given` fields. Every other field has the value that it has in `message`.
 
-    A field that may be None is None where the message does not set it. Where the message cannot tell whether it is
-    set, 0 and empty are None.
+    A field that may be None is None where the message does not set it, or has 0 or nothing in a field without
+    presence. Raises LookupError where the message has no such field.
     """
     readers = _readers(cls, message.DESCRIPTOR, frozenset(given))  # type: ignore[arg-type]  # a class has a hash
     return cls(**given, **{name: read(message) for name, read in readers})
@@ -45,7 +46,7 @@ def from_message(cls: type[T], message: Message, **given: object) -> T:
 
 @cache
 def _writers(cls: Any, message: Descriptor, given: frozenset[str] = _NONE) -> Sequence[tuple[str, _Get]]:
-    """The fields of the message without the given ones, each with what gets its value from a `cls`."""
+    """The names of the message's fields, each with the function that gets its value from a `cls`."""
     hints = _hints(cls)
     own = [
         (field.name, _writer(attrgetter(field.name), _class(hints[field.name]), field))
@@ -56,7 +57,7 @@ def _writers(cls: Any, message: Descriptor, given: frozenset[str] = _NONE) -> Se
 
 
 def _writer(get: _Get, cls: Any, field: FieldDescriptor) -> _Get:
-    """What takes the value that `get` gets into the field: of a `cls` its fields, by the names that the message has."""
+    """The function that gets the value of the field. `get` gets it as the dataclass has it: a `cls`, if a message."""
     if field.message_type is None:
         return get
     writers = _writers(cls, field.message_type)
@@ -71,14 +72,14 @@ def _writer(get: _Get, cls: Any, field: FieldDescriptor) -> _Get:
 
 @cache
 def _readers(cls: Any, message: Descriptor, given: frozenset[str] = _NONE) -> Sequence[tuple[str, _Get]]:
-    """The fields of a `cls` without the given ones, each with what gets its value from the message."""
+    """The names of the fields of a `cls`, each with the function that gets its value from the message."""
     hints = _hints(cls)
     own = hints.keys() | given
     return [(name, _reader(hint, *_find(name, message, own))) for name, hint in hints.items() if name not in given]
 
 
 def _reader(hint: Any, path: str, field: FieldDescriptor) -> _Get:
-    """What gets a value of the type `hint` from a message that has the field at `path`."""
+    """The function that gets a value of the type `hint` from a message that has the field at the dotted `path`."""
     get, read = attrgetter(path), _value_reader(hint, path, field)
     if NoneType not in get_args(hint):
         return read
@@ -89,7 +90,7 @@ def _reader(hint: Any, path: str, field: FieldDescriptor) -> _Get:
 
 
 def _value_reader(hint: Any, path: str, field: FieldDescriptor) -> _Get:
-    """The same where the field is set."""
+    """The same for a field that is set."""
     get, cls = attrgetter(path), _class(hint)
     convert: _Get = cls if issubclass(cls, Enum) else _itself
     if field.message_type is not None:
@@ -100,10 +101,10 @@ def _value_reader(hint: Any, path: str, field: FieldDescriptor) -> _Get:
 
 
 def _builder(cls: Any, message: Descriptor) -> _Get:
-    """What makes a `cls` from the message; a dataclass by position, which is quicker than by name."""
+    """The function that makes a `cls` from the message."""
     readers = _readers(cls, message)
     gets = [get for _, get in readers]
-    by_position = is_dataclass(cls)
+    by_position = is_dataclass(cls)  # it is quicker than by name
     if by_position:
         return lambda message: cls(*[get(message) for get in gets])
     return lambda message: cls(**{name: get(message) for name, get in readers})
@@ -118,19 +119,19 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _class(hint: Any) -> Any:
-    """X, for the types X, `X | None`, `tuple[X, ...]` and `tuple[X, X] | None`."""
+    """The class X of the types `X`, `X | None`, `tuple[X, ...]` and `tuple[X, X] | None`."""
     while arguments := get_args(hint):
         hint = arguments[0]
     return hint
 
 
 def _parts(message: Descriptor, own: Set[str]) -> list[FieldDescriptor]:
-    """The fields of the message that are messages with some of a dataclass's `own` fields."""
+    """The nested messages that are not among the `own` fields of a dataclass, and so hold some of these."""
     return [one for one in message.fields if one.message_type and not one.is_repeated and one.name not in own]
 
 
 def _find(name: str, message: Descriptor, own: Set[str]) -> tuple[str, FieldDescriptor]:
-    """The path to the field of that name, in the message or in a part of it, and the field."""
+    """The dotted path to the field of that name, which may be in a part of the message, and the field."""
     if name in message.fields_by_name:
         return name, message.fields_by_name[name]
     for part in _parts(message, own):

@@ -1,6 +1,6 @@
-"""What the service says about a model: its row in the list, its page, its layers.
+"""What the service tells about a model: its row in the list, its page, its layers.
 
-Replies, messages and tables are made from these classes; descriptions of fields are for the OpenAPI document.
+Replies of REST, messages of gRPC and tables are made from these classes. The descriptions are for the OpenAPI document.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from service.common.types import EngineInfo, Latency, Layout
 
 
 class ModelState(StrEnum):
-    """Where a model is on its way: known, exported, loading, ready, or failing its last real runs."""
+    """Whether a model is exported and loaded. A failing one is loaded, and its last batches failed."""
 
     NOT_EXPORTED = "not_exported"
     EXPORTED = "exported"
@@ -28,7 +28,7 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """A model the server knows, what only an exported model has is null before the export."""
+    """A model that the server knows. What only an exported model has is null before the export."""
 
     name: str
     state: ModelState
@@ -78,7 +78,7 @@ class WeightsInfo:
 
 @dataclass(frozen=True, slots=True)
 class PublishedWeights:
-    """A published set of weights, with its accuracy in percent on `dataset` and the input it asks for."""
+    """A published set of weights, with its accuracy in percent on `dataset` and the input that it needs."""
 
     tag: str
     acc1: float
@@ -91,8 +91,8 @@ class PublishedWeights:
 class BuiltEngine:
     """An engine in the artifact that was built for NVIDIA cards, and whether it fits those of this machine.
 
-    `card` is the one that it was built on, None where it was built without; it takes batches from `smallest` to
-    `largest`. `reason` says what differs and `remedy` what to run, both empty where it fits.
+    `card` is the card that it was built on, and null where it was built without one. It takes batches from `smallest`
+    to `largest`. `reason` says what differs and `remedy` what to run; both are empty where the engine fits.
     """
 
     name: str
@@ -111,7 +111,7 @@ class BuiltEngine:
 
 @dataclass(frozen=True, slots=True)
 class ModelDetail(ModelSummary):
-    """A model with its input recipe, its weights and how every engine compared with PyTorch, or with its file."""
+    """A model with its input, its weights, and how each engine compares with PyTorch, or with the imported file."""
 
     input: InputSpec
     weights_file: WeightsInfo | None
@@ -135,7 +135,7 @@ class ModelDetail(ModelSummary):
 
 @dataclass(frozen=True, slots=True)
 class ModelList:
-    """All models of the catalog and all other exported ones."""
+    """All models of the catalog, all other exported ones, and the model that answers where a request names none."""
 
     default: str
     models: tuple[ModelSummary, ...]
@@ -143,7 +143,7 @@ class ModelList:
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
-    """A layer in the order of the run; sizes are height and width, maps are channels, height and width."""
+    """A layer of a model. Sizes are height and width; maps are channels, height and width."""
 
     name: Annotated[str, Field(description="The module's path in the network")]
     kind: str
@@ -164,7 +164,7 @@ class LayerRow:
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """Consecutive layers that belong together: how many, what they give, their totals, their largest field."""
+    """Consecutive layers that belong together: their number, output, totals, and largest receptive field."""
 
     name: str
     layers: int
@@ -177,7 +177,10 @@ class StageRow:
 
 @dataclass(frozen=True, slots=True)
 class ModelLayers:
-    """The layers of a model, its stages, and its totals for one image of `input_shape` = channels, height, width."""
+    """The layers of a model in the order in which they run, its stages, and its totals for one image.
+
+    `input_shape` is channels, height and width of that image.
+    """
 
     model: str
     version: Annotated[

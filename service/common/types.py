@@ -1,4 +1,4 @@
-"""The types that pass between the steps, each made once and never changed.
+"""The types of the values that pass between the steps. A value is made once and never changed.
 
 bytes -> Pixels -> Sample -> batch -> probabilities -> Classification
 """
@@ -25,10 +25,10 @@ DEFAULT_TOP_K = 5
 DEFAULT_CROPS = 1
 TEN_CROPS = 10
 MAX_MEMBERS = 8
-"""Of an ensemble, `ensemble:a+b+c`, which averages the probabilities of its members."""
+"""Most members of an ensemble, `ensemble:a+b+c`, which averages the probabilities of its members."""
 
 CACHE = Path("~/.cache/topfive")
-"""The folder for what this machine finds out, unless somebody names another; `~` stands as it is."""
+"""The default folder for what this machine measures and compiles. `~` is not expanded in it."""
 
 Pixels = NDArray[np.uint8]
 """A decoded photo: [H, W, 3], RGB."""
@@ -50,7 +50,7 @@ Probabilities = NDArray[np.float32]
 
 
 class Runtime(StrEnum):
-    """The runtimes of `--runtime`; AUTO takes the best that is installed and fits the machine."""
+    """The values of `--runtime`. AUTO takes the best runtime that is installed and fits the machine."""
 
     AUTO = "auto"
     TENSORRT = "tensorrt"
@@ -62,7 +62,7 @@ class Runtime(StrEnum):
 
 
 class Precision(StrEnum):
-    """The precisions of `--precision`; AUTO takes a lower one only where the artifact's parity report allows it."""
+    """The values of `--precision`. AUTO takes a lower one only where the parity report of the artifact passes."""
 
     AUTO = "auto"
     F32 = "f32"
@@ -72,9 +72,9 @@ class Precision(StrEnum):
 
 
 class Decode(StrEnum):
-    """The values of `--decode`: how much of a large JPEG may be left out while it is decoded.
+    """The values of `--decode`, which say whether a large JPEG may be decoded at a reduced size.
 
-    EXACT decodes every pixel. AUTO leaves out what the answers hardly show, FAST more than that.
+    EXACT decodes every pixel. AUTO reduces as far as answers hardly change, FAST reduces further.
     """
 
     AUTO = "auto"
@@ -88,7 +88,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """The largest image taken: bytes as sent, and width times height as decoded."""
+    """The largest image that is accepted: its bytes as sent, and its width times height in pixels."""
 
     max_bytes: int = 32 << 20
     max_pixels: int = 64_000_000
@@ -137,7 +137,7 @@ class SloOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ItemResult(Generic[R]):
-    """The answer to one item, and what it went through."""
+    """The answer to one item, with its time in the queue, and the time and the size of its batch."""
 
     value: R
     queue_s: float
@@ -147,7 +147,10 @@ class ItemResult(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Batches that run at once, threads of each, and the largest batch. `origin` says where it comes from."""
+    """How an engine uses the CPU: batches that run at the same time, threads of each, and the largest batch.
+
+    `origin` says when the layout was tuned, or that it is the default.
+    """
 
     slots: int
     threads: int
@@ -160,7 +163,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """On what a model runs: runtime and its version, device, and the precision it computes in."""
+    """What a model runs on: the runtime and its version, the device, and the precision of the computation."""
 
     runtime: str
     version: str
@@ -170,7 +173,7 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One of the best classes; `rank` counts from 1, `probability` is in [0, 1]."""
+    """One of the most probable classes. `rank` counts from 1; `probability` is in [0, 1]."""
 
     rank: int
     class_id: int
@@ -181,7 +184,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """What this server measured for one model since its start, in milliseconds; percentiles are None before any."""
+    """The latency of one model since this server started, in milliseconds; null before the first request."""
 
     count: int
     p50: float | None
@@ -191,7 +194,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a model is. Accuracy is in percent on `acc_dataset`, None where nobody published it for these weights."""
+    """The model that answered. Accuracy is in percent on `acc_dataset`, and null where these weights have none."""
 
     name: str
     version: int
@@ -208,7 +211,7 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds: decoding with resize and crop, waiting for a thread and a slot, the engine's run, and in all."""
+    """Milliseconds: decoding with resize and crop, waiting for a thread and a slot, the engine's run, the total."""
 
     decode: float
     queue: float
@@ -218,10 +221,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What was done to an image before the model saw it, in words; where models differ, each part joined by `+`.
+    """How an image became the input of the model, in words. Where the members of an ensemble differ, `+` joins them.
 
-    `decoder` is the library and its version. `scale` is 1/1 where every pixel was decoded, else the part of width and
-    height that a JPEG was decoded at. `recipe` is the resize and the crop.
+    `decoder` is the library and its version. `scale` is 1/1 where every pixel was decoded, else the fraction of width
+    and height at which a JPEG was decoded. `recipe` is the resize and the crop.
     """
 
     decoder: str
@@ -231,7 +234,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """What a model says of one image. Probabilities are in [0, 1], accuracy in percent, times in milliseconds."""
+    """The answer of a model to one image. Probabilities are in [0, 1], accuracy in percent, times in milliseconds."""
 
     predictions: tuple[Prediction, ...]
     model: ModelCard
@@ -244,7 +247,7 @@ class Classification:
 
 
 def copy_as(cls: type[T], source: object, **given: object) -> T:
-    """A dataclass `cls` with the `given` fields; every other field has the value that it has in `source`."""
+    """A dataclass `cls` with the `given` fields. Every other field has the value that it has in `source`."""
     return cls(**given, **{name: getattr(source, name) for name in _names(cls) if name not in given})
 
 

@@ -11,7 +11,7 @@ from service.common.errors import error_of
 from service.common.messages import from_message
 from service.common.model_info import ModelDetail, ModelLayers, ModelList, ModelSummary, WeightsInfo
 from service.common.types import Classification
-from service.inference.comparison import Comparison, Row
+from service.inference.comparison import Comparison, ComparisonRow
 
 
 def classification(reply: pb.ClassifyReply) -> Classification:
@@ -42,10 +42,10 @@ def model_layers(reply: pb.GetLayersReply) -> ModelLayers:
     return from_message(ModelLayers, reply)
 
 
-def _row(row: pb.CompareRow) -> Row:
+def _row(row: pb.CompareRow) -> ComparisonRow:
     if row.HasField("error"):
-        return Row(row.model, error_of(row.error.code, row.error.detail))
-    return Row(row.model, classification(row.answer))
+        return ComparisonRow(row.model, error_of(row.error.code, row.error.detail))
+    return ComparisonRow(row.model, classification(row.answer))
 
 
 def as_written(spec: InputSpec) -> InputSpec:

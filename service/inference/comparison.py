@@ -1,4 +1,4 @@
-"""The answers of several models to one photo side by side, and where they agree."""
+"""The answers of several models to one image side by side, and where they agree."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from service.common.types import Classification, Prediction
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What the model of that name, as it was asked for, answered: a classification or the reason why there is none."""
+class ComparisonRow:
+    """The answer of one model, or the error that it ended in. `model` is the name that the request has."""
 
     model: str
     result: Classification | Exception
@@ -16,7 +16,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class ClassName:
-    """A class of any model: its WordNet id (empty where it has none) and its English name."""
+    """A class by its WordNet id, which is empty where it has none, and its English name."""
 
     wnid: str
     label: str
@@ -24,7 +24,7 @@ class ClassName:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A class that is the best of some models, and which."""
+    """A class that is the best of some models, and the names of these models."""
 
     wnid: str
     label: str
@@ -33,7 +33,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonTiming:
-    """Milliseconds: threads that decoded, resized and cropped, and in all."""
+    """Milliseconds: decoding with every resize and crop, and the total."""
 
     decode: float
     total: float
@@ -41,21 +41,21 @@ class ComparisonTiming:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A row per model in the order asked for.
+    """A row for each model, in the order of the request.
 
-    `agreement` has the best classes, that of the most models first; `common` the classes among the best of every model
-    that answered, most probable first.
+    `agreement` has the best classes of all models, that of the most models first. `common` has the classes that are
+    among the best of every model that answered, the most probable first.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     agreement: tuple[Agreement, ...]
     common: tuple[ClassName, ...]
     timing_ms: ComparisonTiming
     warnings: tuple[str, ...]
 
 
-def compared(rows: Sequence[Row], timing_ms: ComparisonTiming) -> Comparison:
-    """The comparison of these rows. Classes are the same where their wnid is, or without one their label."""
+def compared(rows: Sequence[ComparisonRow], timing_ms: ComparisonTiming) -> Comparison:
+    """The comparison of these rows. Two classes are the same if their wnid is, or without one their label."""
     answers = [(row.model, row.result) for row in rows if isinstance(row.result, Classification)]
     return Comparison(
         rows=tuple(rows),

@@ -9,7 +9,7 @@ from service.common.metrics import UNKNOWN, Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
 from service.common.tasks import together
 from service.common.types import DEFAULT_CROPS, ENSEMBLE, TEN_CROPS, Classification, Timing
-from service.inference.comparison import Comparison, ComparisonTiming, Row, compared
+from service.inference.comparison import Comparison, ComparisonRow, ComparisonTiming, compared
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import Ensembles, ServedModel, admitted, canonical, is_ensemble, mean, stripped
 from service.inference.topk import resolve_top_k, top_k
@@ -105,11 +105,11 @@ class LocalDataPlane:
             raise BadRequest(f"{len(rows)} models are to be compared; name at most {MAX_ROWS}")
         return list(rows.values())
 
-    async def _row(self, image: RequestImage, name: str, options: ClassifyOptions) -> Row:
+    async def _row(self, image: RequestImage, name: str, options: ClassifyOptions) -> ComparisonRow:
         try:
-            return Row(name, await self._counted(image, name, options))
+            return ComparisonRow(name, await self._counted(image, name, options))
         except Exception as error:  # whatever it is, the other models still answer
-            return Row(name, error)
+            return ComparisonRow(name, error)
 
     async def _counted(self, image: RequestImage, name: str, options: ClassifyOptions) -> Classification:
         """The answer of the model of that name, counted however it ends."""

@@ -1,4 +1,4 @@
-"""What the service says about a model, from its manifest where it is exported and from the catalog where it is not."""
+"""What is known of a model: from its manifest where it is exported, from the catalog where it is not."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from service.repository.repository import Entry
 
 
 def built_engine(fit: Fit) -> BuiltEngine:
-    """What is known of a plan, with the verdict on whether it fits."""
+    """The record of an engine, and whether it fits this machine."""
     record = fit.plan.record
     return BuiltEngine(
         name=record.stem,
@@ -84,7 +84,7 @@ def layers_of(name: str, version: int | None, table: LayerTable) -> ModelLayers:
 
 
 def model_detail(entry: Entry) -> ModelDetail:
-    """Everything known of that entry."""
+    """All that is known of the model."""
     version, manifest = entry.exported or (None, None)
     architecture = entry.architecture
     source = manifest or architecture
@@ -131,7 +131,7 @@ def model_detail(entry: Entry) -> ModelDetail:
 
 
 def _accuracy(manifest: Manifest | None, published: WeightSet | None) -> tuple[float | None, float | None, str | None]:
-    """Top-1, top-5 and on what."""
+    """Top-1, top-5, and the dataset."""
     if manifest is not None:
         return manifest.acc1, manifest.acc5, manifest.acc_dataset
     return (published.acc1, published.acc5, published.dataset) if published else (None, None, None)

@@ -1,6 +1,6 @@
 """The parameters and replies of the REST interface, as clients and the OpenAPI document see them.
 
-Most replies are the service's own dataclasses; here is what only REST has.
+Most replies are dataclasses of the service; this module has the parameters, and what only REST adds.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ class PredictReply(Classification, _Identified):  # the id first: fields come in
 
 @dataclass(frozen=True, slots=True)
 class RowProblem:
-    """Why one model of a comparison has no answer; `code` is that of the problem it would have been alone."""
+    """Why one model of a comparison has no answer. `code` is the one that /predict gives for the same error."""
 
     code: str
     detail: str
@@ -68,7 +68,7 @@ class RowProblem:
 
 @dataclass(frozen=True, slots=True)
 class CompareRow:
-    """One model of a comparison, by the name it was asked for: its answer or its error, the other is null."""
+    """One model of a comparison, by its name in the request, with its answer or its error; the other is null."""
 
     model: str
     answer: Classification | None
@@ -77,7 +77,7 @@ class CompareRow:
 
 @dataclass(frozen=True, slots=True)
 class CompareReply:
-    """One image and many models, each once, in the order of the request."""
+    """The answers of many models to one image: each model once, in the order of the request."""
 
     request_id: str
     rows: tuple[CompareRow, ...]
@@ -127,12 +127,12 @@ def compare_reply(request_id: str, comparison: Comparison, problems: Sequence[Ro
 
 
 def to_json(reply: object) -> bytes:
-    """The body of a response. The reply is one of the dataclasses."""
+    """The JSON of a reply, which is a dataclass."""
     return _adapter(type(reply)).dump_json(reply)
 
 
 def to_dict(reply: object) -> dict[str, Any]:
-    """The same as a dictionary."""
+    """The values of that JSON."""
     values: dict[str, Any] = _adapter(type(reply)).dump_python(reply, mode="json")
     return values
 

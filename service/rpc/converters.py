@@ -4,7 +4,7 @@ from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.messages import to_message
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
 from service.common.types import Classification
-from service.inference.comparison import Comparison, Row
+from service.inference.comparison import Comparison, ComparisonRow
 from service.rpc.errors import describe
 
 
@@ -36,7 +36,7 @@ def get_layers_reply(known: ModelLayers) -> pb.GetLayersReply:
     return to_message(pb.GetLayersReply, known)
 
 
-def _row(row: Row, request_id: str) -> pb.CompareRow:
+def _row(row: ComparisonRow, request_id: str) -> pb.CompareRow:
     if isinstance(row.result, Exception):
         return pb.CompareRow(model=row.model, error=describe(row.result, request_id))
     return pb.CompareRow(model=row.model, answer=to_message(pb.ClassifyReply, row.result))

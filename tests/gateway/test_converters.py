@@ -18,7 +18,7 @@ from service.common.messages import from_message, to_message
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
 from service.common.types import Classification, EngineInfo
 from service.gateway import converters as back
-from service.inference.comparison import Comparison, ComparisonTiming, Row
+from service.inference.comparison import Comparison, ComparisonRow, ComparisonTiming
 from service.rpc import converters as there
 
 CONVERTERS: dict[type, tuple[Callable[..., Message], Callable[..., object]]] = {
@@ -109,7 +109,7 @@ def test_every_field_of_the_contract(cls: type, data: st.DataObject) -> None:
 def test_rows_with_errors() -> None:
     """Rows without an answer arrive with the classes and the words of their errors."""
     errors = [BadImage("not an image"), NotReady("it fails")]
-    rows = tuple(Row("model", error) for error in errors)
+    rows = tuple(ComparisonRow("model", error) for error in errors)
     message = there.compare_reply("id", Comparison(rows, (), (), ComparisonTiming(1.5, 2.5), ()))
     arrived = [row.result for row in back.comparison(sent(message)).rows]
 

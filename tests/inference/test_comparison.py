@@ -7,7 +7,7 @@ import pytest
 
 from service.common.errors import BadImage, BadRequest, Code, NotReady, TopfiveError
 from service.common.types import Classification, EngineInfo, Latency, ModelCard, Prediction, Preprocessing, Timing
-from service.inference.comparison import Comparison, ComparisonTiming, Row, compared
+from service.inference.comparison import Comparison, ComparisonRow, ComparisonTiming, compared
 from tests.conftest import png
 from tests.fakes import reached, settle
 from tests.fleet import copy_model, fleet_of
@@ -46,11 +46,11 @@ def test_agreement() -> None:
     """The class that most call the best comes first; the same label without a wnid is not the class with one."""
     zebra, bee, five = ("n1", "zebra"), ("n2", "bee"), ("", "5")
     rows = [
-        Row("a", answer_of(bee, zebra)),
-        Row("b", answer_of(zebra, bee)),
-        Row("c", BadRequest("no")),
-        Row("d", answer_of(zebra, bee)),
-        Row("e", answer_of(five)),
+        ComparisonRow("a", answer_of(bee, zebra)),
+        ComparisonRow("b", answer_of(zebra, bee)),
+        ComparisonRow("c", BadRequest("no")),
+        ComparisonRow("d", answer_of(zebra, bee)),
+        ComparisonRow("e", answer_of(five)),
     ]
     comparison = compared(rows, ComparisonTiming(1.0, 2.0))
 
