@@ -18,8 +18,8 @@ from rich.table import Table
 from models.analysis.layer_table import Kind, LayerTable
 from models.artifact.artifact import NotExportedError
 from models.catalog import Architecture
+from service.cli.long_run import say
 from service.cli.options import option, options, settings_from
-from service.cli.predict import print_error
 from service.common.errors import ModelNotFound, TopfiveError
 from service.common.model_info import LayerRow, ModelLayers, StageRow
 from service.repository.model_info import layers_of, model_layers
@@ -50,7 +50,7 @@ def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **
     try:
         known = _layers(Core(settings_from(values)).repository, name)
     except TopfiveError as error:
-        print_error("error", error.detail)
+        say(Console(stderr=True), f"error: {error.detail}", "red")
         sys.exit(1)
     if as_json:
         reply = to_dict(known)

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 from service.cli import tables
+from service.cli.long_run import say
 from service.cli.options import ANSWER_OPTIONS, crops_option, model_option, option, options, settings_from, top_k_option
 from service.common.errors import TopfiveError
 from service.common.image_file import read_image_file
@@ -61,7 +61,7 @@ async def _predict(core: Core, images: Sequence[Path], model: str, options_until
             else:
                 console.print(tables.answer(str(path), answer, console.width))
     except TopfiveError as error:  # the model itself
-        print_error("error", error.detail)
+        say(Console(stderr=True), f"error: {error.detail}", "red")
         failures += 1
     finally:
         await core.aclose(0)
@@ -72,18 +72,12 @@ async def answers(
     core: Core, images: Iterable[Path], ask: Callable[[bytes, float], Awaitable[T]]
 ) -> AsyncIterator[tuple[Path, T | None]]:
     """Each image with the answer of `ask`, which gets its bytes and a deadline. An error is printed, and gives None."""
+    errors = Console(stderr=True)
     for path in images:
         try:
             data = await asyncio.to_thread(read_image_file, path, core.settings.limits)
             yield path, await ask(data, core.clock.now() + core.settings.timeout_s)
-        except OSError as error:
-            print_error(str(path), error.strerror or str(error))
+        except (OSError, TopfiveError) as error:
+            reason = error.detail if isinstance(error, TopfiveError) else error.strerror or str(error)
+            say(errors, f"{path}: {reason}", "red")
             yield path, None
-        except TopfiveError as error:
-            print_error(str(path), error.detail)
-            yield path, None
-
-
-def print_error(where: str, reason: str) -> None:
-    """Print a line on standard error."""
-    Console(stderr=True).print(f"[red]{escape(where)}[/]: {escape(reason)}", highlight=False, soft_wrap=True)
