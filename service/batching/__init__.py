@@ -1,1 +1,1 @@
-"""Dynamic batching: admission, queue, batches on engine slots, the latency bound."""
+"""Dynamic batching: admission, queue, batches in the slots of an engine, the latency bound."""

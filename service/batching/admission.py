@@ -1,62 +1,75 @@
-"""The places of one model: who is let in before anything is decoded, and what became of the bound on their time."""
+"""Admits images before they are decoded, because decoding is where memory grows; refuses at once what is too much."""
 
-from service.batching.cost_model import Pacer
-from service.batching.slo import Place, Slo, SloUnattainable
+from collections import deque
+from itertools import repeat
+
+from service.batching.cost_model import CostModel
+from service.batching.queue import Admission
+from service.batching.slo import LatencyBound
 from service.common.clock import Clock
 from service.common.errors import BadRequest, Overloaded
 from service.common.metrics import BatchMetrics
-from service.common.types import BatchLimits, ItemOutcome, SloOutcome
+from service.common.types import BatchLimits, ItemOutcome
+
+_LATELY_S, _FEWEST, _MOST = 10.0, 8, 64  # images answered of late that tell how fast the model is, decoding included
+_FIRST_RETRY_S = 1.0  # what to tell a refused caller before any batch has been measured
 
 
-class Admission:
-    """At most `capacity` places at once, and with an `slo` no more than answers can be given for in time."""
+class AdmissionControl:
+    """At most `limits.capacity` images of one model at once; with a `bound`, none that it expects to be late."""
 
     def __init__(
-        self, limits: BatchLimits, slo: Slo | None, *, pacer: Pacer, clock: Clock, metrics: BatchMetrics
+        self, limits: BatchLimits, cost: CostModel, bound: LatencyBound | None, *, clock: Clock, metrics: BatchMetrics
     ) -> None:
         self._limits = limits
-        self._slo = slo
-        self._pacer = pacer
+        self._cost = cost
+        self._bound = bound
         self._clock = clock
         self._metrics = metrics
+        self._released: deque[float] = deque(maxlen=_MOST)
         self.admitted = 0
-        """Places taken: by images being decoded, waiting or running."""
+        """Images that are decoded, wait or run now."""
 
-    def take(self, count: int, max_batch: int) -> Place:
-        """So many places, all or none. Raises Overloaded, or BadRequest where they never can be free at once."""
+    def admit(self, count: int, max_batch: int) -> Admission:
+        """Admit `count` images, all or none.
+
+        Raises Overloaded or its SloUnattainable, and BadRequest where so many never fit.
+        """
         if count > self._limits.capacity:
             raise BadRequest(f"{count} crops fit in no --capacity of {self._limits.capacity}; raise it or send 1")
+        now, in_flight = self._clock.now(), self.admitted + count
         try:
-            place = self._place(count, max_batch)
-        except Overloaded as error:
+            if in_flight > self._limits.capacity:
+                raise Overloaded(self._retry_after_s(max_batch))
+            admission = Admission(now, count, in_flight)
+            if self._bound is not None:
+                admission = self._bound.admit(admission)
+        except Overloaded:
             for _ in range(count):
                 self._metrics.ended(ItemOutcome.OVERLOADED)
-            if isinstance(error, SloUnattainable):
-                self.refused(count)
             raise
-        self.admitted += count
-        return place
+        self.admitted = in_flight
+        return admission
 
-    def give_back(self, place: Place) -> None:
-        """Its request has ended, however it did."""
-        self.admitted -= place.count
-        for _ in range(place.count):
-            self._pacer.released(self._clock.now())
+    def release(self, admission: Admission) -> None:
+        """The request has ended, however it did."""
+        self.admitted -= admission.count
+        self._released.extend(repeat(self._clock.now(), admission.count))
 
-    def answered(self, place: Place) -> None:
-        """All answers of the request are there."""
-        if self._slo is not None:
-            within = self._slo.answered(self._clock.now(), place)
-            self._metrics.attained(SloOutcome.WITHIN if within else SloOutcome.OVER, place.count)
+    def _retry_after_s(self, max_batch: int) -> float:
+        """Seconds until the images admitted now should have ended.
 
-    def refused(self, count: int) -> None:
-        """So many items were refused because of the bound."""
-        self._metrics.attained(SloOutcome.REFUSED, count)
+        By the time of their batches in all slots, and by how fast images ended of late: the larger of both.
+        """
+        drained_s = self._drained_s()
+        batch_s = self._cost.predict(min(self.admitted, max_batch))
+        if batch_s is None:
+            return drained_s or _FIRST_RETRY_S
+        return max(batch_s, batch_s * self.admitted / max_batch / self._limits.slots, drained_s)
 
-    def _place(self, count: int, max_batch: int) -> Place:
-        now = self._clock.now()
-        if self.admitted + count > self._limits.capacity:
-            raise Overloaded(self._pacer.retry_after_s(self.admitted, max_batch, self._limits.slots))
-        if self._slo is None:
-            return Place(now, count, self.admitted + count)
-        return self._slo.place(now, self.admitted, count)
+    def _drained_s(self) -> float:
+        """Seconds for the images admitted now at the rate of late; 0 where too few have ended to tell."""
+        lately = [at for at in self._released if self._released[-1] - at <= _LATELY_S]
+        if len(lately) < _FEWEST:
+            return 0.0
+        return self.admitted * (lately[-1] - lately[0]) / (len(lately) - 1)

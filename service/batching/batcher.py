@@ -1,33 +1,34 @@
 """Dynamic batching: a batch starts as soon as a slot is free, and grows only while every slot is busy.
 
-Everything happens on the event loop. One synchronous method, `_pump`, decides; it is called after an item is queued and
-when a batch has finished. There is no timer, no lock, no thread and no background task that could die.
+Everything happens on the event loop. One synchronous method, `_dispatch`, decides; it is called after `submit` has
+queued items and when a batch has ended. There is no timer, no lock, no thread and no background task that could die.
 The batcher knows no engine: it is given a function that runs a batch.
 """
 
 import asyncio
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from functools import partial
 from typing import Generic, TypeVar
 
-from service.batching.admission import Admission
-from service.batching.cost_model import Pacer, even_part
-from service.batching.execution import Runner, as_engine_error
+from service.batching.admission import AdmissionControl
+from service.batching.cost_model import CostModel, even_share
 from service.batching.fair_scheduler import FairScheduler, SlotLease
-from service.batching.pending import Pending
-from service.batching.queue import Waiting
-from service.batching.slo import Place, Slo, SloUnattainable
+from service.batching.queue import Admission, QueuedItem, RequestQueue, cut_batch
+from service.batching.slo import LatencyBound
 from service.common.clock import Clock
-from service.common.errors import DeadlineExceeded, EngineError, NotReady, ShuttingDown, TopfiveError
+from service.common.errors import EngineError, NotReady, ShuttingDown, TopfiveError
 from service.common.metrics import BatchMetrics
 from service.common.types import BatchLimits, ItemOutcome, ItemResult
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_UNBOUNDED = nullcontext()
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class BatcherState(StrEnum):
 class Batcher(Generic[T, R]):
     """Runs items of T in batches through `run`, which gives a result R or an exception for each, in order.
 
-    `scheduler` is that of its device, shared with other batchers; alone it has as many slots as its limits say.
+    `scheduler` is that of the device, shared with other batchers; alone a batcher has as many slots as its limits say.
     `run` may raise MemoryError: the batch is halved, each half tried once, and the maximum lowered. Any other error
     of `run` fails that batch alone. `max_failures` of them in a row make `healthy` false until a batch succeeds.
     """
@@ -59,21 +60,26 @@ class Batcher(Generic[T, R]):
         on_health: Callable[[], None] = lambda: None,
         scheduler: FairScheduler | None = None,
     ) -> None:
-        self._runner = Runner(run, limits.max_batch)
+        self._run = run
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
         self._on_health = on_health
-        self._pacer = Pacer()
-        self._slo = Slo(limits.slo_s, limits.slots) if limits.slo_s else None
-        self._queue: Waiting[T, R] = Waiting(self._slo)
-        self._running: dict[asyncio.Task[None], list[Pending[T, R]]] = {}
-        self._admission = Admission(limits, self._slo, pacer=self._pacer, clock=clock, metrics=metrics)
+        self._cost = CostModel()
+        self._slo: LatencyBound | None = None
+        if limits.slo_s:
+            self._slo = LatencyBound(limits.slo_s, limits.slots, clock=clock, metrics=metrics)
+        self._admissions = AdmissionControl(limits, self._cost, self._slo, clock=clock, metrics=metrics)
+        self._queue: RequestQueue[T, R] = OrderedDict()
+        self._running: dict[asyncio.Task[None], list[QueuedItem[T, R]]] = {}
+        self._scheduler = scheduler or FairScheduler(limits.slots, clock)
+        self._flow = self._scheduler.join(self._dispatch, limits.slots)
         self._failures = 0
-        self._share = (scheduler or FairScheduler(limits.slots, clock)).join(self._pump, limits.slots)
         self._drained: asyncio.Event | None = None
         self._cause: BaseException | None = None
         self.state = BatcherState.OPEN
+        self.max_batch = limits.max_batch
+        """The largest batch that is run: lower than configured after the engine ran out of memory."""
 
     @property
     def depth(self) -> int:
@@ -83,17 +89,12 @@ class Batcher(Generic[T, R]):
     @property
     def in_flight(self) -> int:
         """Items in batches that run now."""
-        return sum(len(items) for items in self._running.values())
+        return sum(map(len, self._running.values()))
 
     @property
     def admitted(self) -> int:
-        """Places taken: by images being decoded, waiting or running."""
-        return self._admission.admitted
-
-    @property
-    def max_batch(self) -> int:
-        """The largest batch dispatched now: lower than configured after the engine ran out of memory."""
-        return self._runner.max_batch
+        """Images that are decoded, wait or run now."""
+        return self._admissions.admitted
 
     @property
     def healthy(self) -> bool:
@@ -101,55 +102,58 @@ class Batcher(Generic[T, R]):
         return self.state is BatcherState.OPEN and self._failures < self._limits.max_failures
 
     @contextmanager
-    def admit(self, places: int = 1) -> Iterator[Place]:
-        """Hold places of `capacity`, all or none; taken before the decoding, because that is where memory grows.
+    def admit(self, count: int = 1) -> Iterator[Admission]:
+        """Admit `count` images, all or none, until the block ends. They need not be decoded yet.
 
-        Raises Overloaded at once where they are not free or the answer could not be ready within the bound, BadRequest
-        where they never can be, ShuttingDown or NotReady where no work is taken.
+        Raises Overloaded at once where `capacity` is reached or the answer could not be ready within the bound,
+        BadRequest where so many never fit, ShuttingDown or NotReady where no work is taken.
         """
-        self._check_open()
-        place = self._admission.take(places, self.max_batch)
+        if self.state is not BatcherState.OPEN:
+            raise self._refusal()
+        admission = self._admissions.admit(count, self.max_batch)
         try:
-            yield place
+            yield admission
         finally:
-            self._admission.give_back(place)
-            self._note_drained()
+            self._admissions.release(admission)
+            if self._drained is not None:
+                self._note_drained(self._drained)
 
-    async def submit(self, values: Iterable[T], *, deadline: float, place: Place | None = None) -> list[ItemResult[R]]:
-        """The results for `values`. `deadline` is a time of the clock in seconds, `place` what `admit` gave for them.
+    async def submit(
+        self, values: Iterable[T], *, deadline: float, admission: Admission | None = None
+    ) -> list[ItemResult[R]]:
+        """The results for `values`, of which `admission` was given. `deadline` is a time of the clock in seconds.
 
         All are queued before any runs, so that they fill batches together. Raises the DeadlineExceeded, EngineError,
         Overloaded, ShuttingDown or NotReady of the first that has none. The caller watches the deadline and cancels;
         an item that has expired is never run. A caller that is cancelled leaves the queue in the same turn of the
-        loop; in flight, its rows are computed and dropped. Without a `place` no bound is kept.
+        loop; in flight, its rows are computed and dropped. Without an `admission` no bound is kept.
         """
-        items = [self._enqueued(value, deadline, place) for value in values]
+        now, loop = self._clock.now(), asyncio.get_running_loop()
+        items = [QueuedItem[T, R](value, deadline, now, admission, loop.create_future()) for value in values]
         left: ItemOutcome | None = None  # its results may be there already, in the turn of the loop in which it leaves
-        try:
-            self._pump()
-            results = [await item.future for item in items]
-            if place is not None:
-                self._admission.answered(place)
-            return results
-        except SloUnattainable:
-            self._admission.refused(len(items))
-            raise
-        except asyncio.CancelledError:
-            left = ItemOutcome.EXPIRED if self._clock.now() >= deadline else ItemOutcome.CANCELLED
-            raise
-        finally:
-            for item in items:
-                self._queue.remove(item)
-                outcome = item.leave()
-                self._metrics.ended(left or outcome)
+        with _UNBOUNDED if self._slo is None or admission is None else self._slo.watch(admission, self._queue, items):
+            try:
+                if self.state in (BatcherState.OPEN, BatcherState.DRAINING):  # draining: it was admitted before
+                    self._queue.update(dict.fromkeys(items))
+                    self._dispatch()
+                else:
+                    self._fail(items, self._refusal())
+                return [await item.future for item in items]
+            except asyncio.CancelledError:
+                left = ItemOutcome.EXPIRED if self._clock.now() >= deadline else ItemOutcome.CANCELLED
+                raise
+            finally:
+                for item in items:
+                    self._queue.pop(item, None)
+                    outcome = item.close()
+                    self._metrics.ended(left or outcome)
 
     async def aclose(self, drain_s: float) -> None:
         """Take no new work, wait at most `drain_s` seconds for what was accepted, then fail the rest."""
         if self.state is BatcherState.OPEN:
             self.state = BatcherState.DRAINING
         self._drained = self._drained or asyncio.Event()  # a second call waits with the first, to the earlier limit
-        self._note_drained()
-        self._pump()
+        self._note_drained(self._drained)
         limit = self._clock.call_at(self._clock.now() + drain_s, self._drained.set)
         try:
             await self._drained.wait()
@@ -159,95 +163,106 @@ class Batcher(Generic[T, R]):
             self.state = BatcherState.CLOSED
         self._fail_all(ShuttingDown())
 
-    def _check_open(self) -> None:
-        if self.state is BatcherState.BROKEN:
-            raise NotReady("the model's queue has failed; restart the server") from self._cause
-        if self.state is not BatcherState.OPEN:
-            raise ShuttingDown
+    def _refusal(self) -> TopfiveError:
+        """Why no work is taken."""
+        if self.state is not BatcherState.BROKEN:
+            return ShuttingDown()
+        error = NotReady("the model's queue has failed; restart the server")
+        error.__cause__ = self._cause
+        return error
 
-    def _enqueued(self, value: T, deadline: float, place: Place | None) -> Pending[T, R]:
-        """The value in the queue, or settled at once where it cannot run any more."""
-        now = self._clock.now()
-        future: asyncio.Future[ItemResult[R]] = asyncio.get_running_loop().create_future()
-        item = Pending[T, R](value, deadline, now, place or Place(now, 1, 1), future)
+    def _dispatch(self) -> None:
+        """Start batches while items wait and a slot is free; a bug in here fails everything pending, openly."""
         try:
-            if self.state is not BatcherState.DRAINING:  # draining: it was admitted before
-                self._check_open()
-            if deadline <= now:
-                raise DeadlineExceeded
-        except TopfiveError as error:
-            item.settle(error)
-            return item
-        self._queue.put(item)
-        if not math.isinf(due := item.place.due):
-            item.timer = self._clock.call_at(due, lambda: self._queue.refuse(item, self._clock.now()))
-        return item
-
-    def _pump(self) -> None:
-        """Start batches while a slot is free and items wait; a bug in here fails everything pending, openly."""
-        try:
-            while self._may_start() and (slot := self._share.take()):
-                self._dispatch(slot)
+            while self._queue and len(self._running) < self._limits.slots:
+                lease = self._scheduler.take(self._flow)
+                if lease is None:
+                    return
+                self._start_batch(lease)
         except Exception as error:
             self._break(error)
 
-    def _may_start(self) -> bool:
-        """Whether something waits and this engine, if not the device, is free for it."""
-        return len(self._queue) > 0 and len(self._running) < self._limits.slots
-
-    def _dispatch(self, slot: SlotLease) -> None:
-        """Cut a batch from the front of the queue and run it; expired items are failed instead."""
-        now, quantum_s = self._clock.now(), self._share.quantum_s
-        items: list[Pending[T, R]] = []
+    def _start_batch(self, lease: SlotLease) -> None:
+        """Cut a batch from the front of the queue and run it; nothing is run where all that waited has expired."""
+        now = self._clock.now()
+        items: list[QueuedItem[T, R]] = []
         try:
-            items = self._queue.cut(now, min(self._portion(), self._pacer.most_within(quantum_s, self.max_batch)))
+            cut = self._slo.cut_batch if self._slo is not None else cut_batch
+            items = cut(self._queue, now, self._largest_batch(lease))
         finally:
-            if not items:  # a bug in here is no reason to keep the other models from the slot
-                slot.give_back()
-        if not items:
-            return
-        task = asyncio.get_running_loop().create_task(self._execute(items, now))
-        self._running[task] = items
-        task.add_done_callback(partial(self._finished, slot))
-        self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
+            if not items:  # a bug in here must not keep the other models from the slot
+                self._scheduler.release(lease)
+        if items:
+            task = asyncio.get_running_loop().create_task(self._run_batch(items, now))
+            self._running[task] = items
+            task.add_done_callback(partial(self._batch_ended, lease))
+            self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
 
-    def _portion(self) -> int:
-        """How many of those who wait are for the next slot: all, or its part where slots compute apart."""
-        slots = min(self._limits.slots, len(self._running) + 1 + self._share.free)
-        return even_part(self.depth, self.in_flight, slots) if self._limits.apart else self.depth
+    def _largest_batch(self, lease: SlotLease) -> int:
+        most = self.max_batch
+        if not math.isinf(lease.quantum_s):
+            most = self._cost.largest_within(lease.quantum_s, most)
+        if self._limits.apart and len(self._queue) > 1:
+            slots = min(self._limits.slots, len(self._running) + 1 + self._scheduler.free_slots(self._flow))
+            most = min(most, even_share(len(self._queue), self.in_flight, slots))
+        return most
 
-    async def _execute(self, items: list[Pending[T, R]], started: float) -> None:
+    async def _run_batch(self, items: list[QueuedItem[T, R]], started: float) -> None:
         """Run one batch and settle its items."""
         size = len(items)
         results: Sequence[R | Exception]
         try:
-            results = await self._runner.rows([item.value for item in items])
+            results = await self._results([item.value for item in items])
         except Exception as caught:
             log.error("a batch of %d failed", size, exc_info=caught)
             results = [caught] * size
-        now = self._clock.now()
-        took = now - started
+        took = self._clock.now() - started
         self._metrics.ran(took)
-        self._pacer.finished(size, took)
+        self._cost.observe(size, took)
         if self._slo is not None:
             self._slo.ran(size, took)
-        self._note_health(failed=all(isinstance(result, Exception) for result in results))
+        failed = all(isinstance(result, Exception) for result in results)
+        if failed or self._failures:
+            self._note_health(failed=failed)
         for item, result in zip(items, results, strict=True):
             if isinstance(result, Exception):
-                item.settle(as_engine_error(result))
+                item.settle(_as_engine_error(result))
             else:
                 item.settle(ItemResult(result, started - item.enqueued, took, size))
 
-    def _finished(self, slot: SlotLease, task: asyncio.Task[None]) -> None:
+    async def _results(self, values: Sequence[T]) -> Sequence[R | Exception]:
+        """A result or an exception for each value. Raises what `run` raised where there is no result at all."""
+        try:
+            return _checked(values, await self._run(values))
+        except MemoryError as error:
+            if len(values) == 1:
+                raise
+            half = (len(values) + 1) // 2
+            self.max_batch = min(self.max_batch, half)
+            log.warning("out of memory at a batch of %d (%s); batches are at most %d now", len(values), error, half)
+        results: list[R | Exception] = []
+        errors: list[Exception] = []
+        for part in (values[:half], values[half:]):
+            try:
+                results += _checked(part, await self._run(part))
+            except Exception as error:
+                log.error("half a batch of %d failed", len(values), exc_info=error)
+                errors.append(error)
+                results += [error] * len(part)
+        if len(errors) == 2:
+            raise errors[0]
+        return results
+
+    def _batch_ended(self, lease: SlotLease, task: asyncio.Task[None]) -> None:
         """Free the slot of a batch that has ended, however it ended."""
         if task.cancelled():  # its engine's threads have gone, or the loop is ending
-            for item in self._running[task]:
-                item.settle(EngineError("the run was cancelled"))
+            self._fail(self._running[task], EngineError("the run was cancelled"))
         elif (error := task.exception()) is not None:
             self._break(error)
         del self._running[task]
-        slot.give_back()  # and pump, when it is this queue's turn
-        self._note_drained()
+        self._scheduler.release(lease)  # and dispatch, when it is this model's turn
+        if self._drained is not None:
+            self._note_drained(self._drained)
 
     def _note_health(self, *, failed: bool) -> None:
         before = self.healthy
@@ -255,9 +270,9 @@ class Batcher(Generic[T, R]):
         if self.healthy is not before:
             self._on_health()
 
-    def _note_drained(self) -> None:
-        if self._drained is not None and not self.admitted and not self._queue and not self._running:
-            self._drained.set()
+    def _note_drained(self, drained: asyncio.Event) -> None:
+        if not (self.admitted or self._queue or self._running):
+            drained.set()
 
     def _break(self, cause: BaseException) -> None:
         """A bug: refuse everything from now on and tell every waiting caller, rather than hang."""
@@ -269,6 +284,27 @@ class Batcher(Generic[T, R]):
         self._on_health()
 
     def _fail_all(self, error: Exception) -> None:
-        for item in [*self._queue, *(item for items in self._running.values() for item in items)]:
-            item.settle(error)
+        self._fail(self._queue, error)
+        for items in self._running.values():
+            self._fail(items, error)
         self._queue.clear()
+
+    @staticmethod
+    def _fail(items: Iterable[QueuedItem[T, R]], error: Exception) -> None:
+        for item in items:
+            item.settle(error)
+
+
+def _checked(values: Sequence[T], results: Sequence[R | Exception]) -> Sequence[R | Exception]:
+    if len(results) != len(values):
+        raise EngineError(f"the engine gave {len(results)} rows for {len(values)} items")
+    return results
+
+
+def _as_engine_error(error: Exception) -> EngineError:
+    """The same failure as an error of the table, its cause kept for the log."""
+    if isinstance(error, EngineError):
+        return error
+    wrapped = EngineError(f"the engine failed: {error}")
+    wrapped.__cause__ = error
+    return wrapped

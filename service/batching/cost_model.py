@@ -1,13 +1,10 @@
-"""How long batches and a queue will take, by what was measured. Pure: given times, it returns times."""
+"""How long a batch will take, by what was measured. Pure: it knows no clock."""
 
 import math
 from bisect import bisect_right
-from collections import deque
 from dataclasses import dataclass
 
 _MEMORY = 0.95  # weight that one more batch leaves to all before it
-_LATELY_S, _FEWEST, _MOST = 10.0, 8, 64  # places given back that tell how fast the house drains, decoding included
-_FIRST_RETRY_S = 1.0  # what to tell a refused caller before any batch has been measured
 
 
 @dataclass(slots=True)
@@ -42,56 +39,16 @@ class CostModel:
         slope = min(max(slope, 0.0), mean_t / mean_n)
         return mean_t + slope * (n - mean_n)
 
+    def largest_within(self, seconds: float, most: int) -> int:
+        """The largest batch, at most `most`, that should run no longer than `seconds`; at least 1, and 1 unmeasured."""
+        if not self.weight:
+            return 1
+        return max(1, bisect_right(range(1, most + 1), seconds, key=lambda n: self.predict(n) or 0.0))
 
-def even_part(waiting: int, running: int, slots: int) -> int:
-    """How many of those who wait the next of `slots` should take for all slots to end together.
 
-    A batch that takes all lasts while another slot stands idle. Those that run are taken for half done.
+def even_share(waiting: int, running: int, slots: int) -> int:
+    """How many of the waiting items the next of `slots` should take, so that all slots end together.
+
+    A batch of all of them would leave other slots idle. What runs counts half: on average half of it is done.
     """
     return math.ceil((waiting + running / 2) / slots)
-
-
-class Pacer:
-    """Predicts the run of a batch, and how long a refused caller should wait, for one batcher."""
-
-    def __init__(self) -> None:
-        self._cost = CostModel()
-        self._released: deque[float] = deque(maxlen=_MOST)
-
-    def finished(self, n: int, took_s: float) -> None:
-        """Note that a batch of `n` took so long."""
-        self._cost.observe(n, took_s)
-
-    def most_within(self, quantum_s: float, max_batch: int) -> int:
-        """The largest batch, at most `max_batch`, that should run no longer than `quantum_s`; at least 1.
-
-        Before any was measured that is 1, unless the time is infinite.
-        """
-        if math.isinf(quantum_s):
-            return max_batch
-        return max(1, bisect_right(range(1, max_batch + 1), quantum_s, key=self._run_s))
-
-    def _run_s(self, n: int) -> float:
-        seconds = self._cost.predict(n)
-        return math.inf if seconds is None else seconds
-
-    def retry_after_s(self, queued: int, max_batch: int, slots: int) -> float:
-        """Seconds until `queued` items should have drained through `slots` executors, `max_batch` at a time."""
-        drained_s = self._drained_s(queued)
-        one = self._cost.predict(min(max(queued, 1), max_batch))
-        if one is None:
-            return drained_s or _FIRST_RETRY_S
-        return max(one, one * queued / max_batch / slots, drained_s)
-
-    def released(self, now: float) -> None:
-        """Note that a place was given back at `now`, whatever its image had been waiting for."""
-        self._released.append(now)
-        while now - self._released[0] > _LATELY_S:
-            self._released.popleft()
-
-    def _drained_s(self, queued: int) -> float:
-        """Seconds for `queued` places at the rate of late; 0 where too few were given back to tell."""
-        if len(self._released) < _FEWEST:
-            return 0.0
-        span_s = self._released[-1] - self._released[0]
-        return queued * span_s / (len(self._released) - 1)

@@ -1,171 +1,137 @@
-"""Shares the executors of one device among the queues of its models, so that a flood on one does not starve the rest.
+"""Shares the slots of one device among its models, so that a flood on one of them does not starve the others.
 
-Start-time fair queueing (Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996) over seconds of running: whoever has
-used the device least goes next; time without work earns nothing, and once nobody has any all are equals again. It lives
-on the event loop: no lock, no task.
+Start-time fair queueing (Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996) over seconds of running: the model
+that has used the device least goes next. Time without work earns nothing, and once no model has work all are equal
+again. Everything runs on the event loop.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from service.common.clock import Clock
 
 _ROUNDING = 1e-9
-_LATELY_S = 5.0  # since another queue had work: one that has some again and again should find no long batch each time
-
-
-@dataclass(slots=True, eq=False)
-class SlotLease:
-    """Leave to run one batch. Give it back exactly once."""
-
-    _share: "Flow"
-    _started: float
-    _expected_s: float
-    _weight: float
-
-    def give_back(self) -> None:
-        """The batch has ended; who is next begins now, its own queue among those that are asked."""
-        self._share.gave_back(self._started, self._expected_s, self._weight)
-
-
-class FairScheduler:
-    """At most `limit` batches at once on one device. Stuck ones among them go on counting.
-
-    An engine that runs fewer at once has more threads for each: a batch of it counts as so many more. A batch should
-    last at most `quantum_s` while, or soon after, another queue has had work: it cannot be interrupted.
-    """
-
-    def __init__(self, limit: int, clock: Clock, quantum_s: float = math.inf) -> None:
-        self.limit = limit
-        self.running = 0.0
-        self.stuck = 0.0
-        self.clock = clock
-        self.quantum_s = quantum_s
-        self.virtual_s = 0.0
-        self._asked: tuple[object, float] = None, -math.inf
-        self._other_asked_at = -math.inf
-        self._latest_s = 0.0
-        self._waiting: dict[Flow, None] = {}
-        self._chosen: Flow | None = None
-        self._offering = False
-
-    @property
-    def all_stuck(self) -> bool:
-        """Whether every slot is held by a batch that does not return: then nobody can run here."""
-        return self.stuck >= self.limit - _ROUNDING
-
-    def join(self, on_turn: Callable[[], None], own: int = 0) -> "Flow":
-        """A queue's part in the device; `on_turn` is called when a slot that it asked for is there.
-
-        `own` is how many batches fill the device when they are all of this queue; 0 for as many as of any.
-        """
-        return Flow(self, on_turn, own)
-
-    def weight(self, own: int) -> float:
-        """How many slots a batch takes of a queue that fills the device with `own` of its batches."""
-        return max(1.0, self.limit / own) if own else 1.0
-
-    def _fits(self, share: "Flow") -> bool:
-        return self.running + self.weight(share.own) <= self.limit + _ROUNDING or not self.running
-
-    def resize(self, limit: int) -> None:
-        """Run more or fewer at once from now on; nothing that runs is stopped."""
-        self.limit = limit
-        self.offer()
-
-    def freed(self, share: "Flow", weight: float) -> None:
-        """It gave one back: ask who is next; with nobody there, all who come later are equals."""
-        left = self.running - weight
-        self.running = left if left > _ROUNDING else 0.0
-        self._latest_s = max(self._latest_s, share.used_s)
-        self.wait(share)  # or those who wait would go first, whatever they have used
-        self.offer()
-        if not (self.running or self._waiting):
-            self.virtual_s = max(self.virtual_s, self._latest_s)
-
-    def asked(self, share: "Flow") -> None:
-        """It has work now."""
-        last, at = self._asked
-        if last is not share.name:
-            self._other_asked_at = at
-        self._asked = share.name, self.clock.now()
-
-    def is_contended(self, share: "Flow") -> bool:
-        """Whether another queue than that one has, or had within the last seconds, work."""
-        last, at = self._asked
-        at = self._other_asked_at if last is share.name else at
-        return self.clock.now() - at <= _LATELY_S
-
-    def wait(self, share: "Flow") -> None:
-        """Ask it as soon as it is its turn."""
-        self._waiting[share] = None
-
-    def is_next(self, share: "Flow") -> bool:
-        """Whether a slot is free, and it was asked just now, or all who wait have used the device more."""
-        if not self._fits(share):
-            return False
-        if self._chosen is share:
-            self._chosen = None
-            return True
-        return all(share.used_s < other.used_s for other in self._waiting if other is not share)
-
-    def offer(self) -> None:
-        """Ask those who wait, in the order of their use, until no slot is free or nobody waits."""
-        if self._offering:  # who is asked below may give a slot back at once: the loop sees it
-            return
-        self._offering = True
-        try:
-            while self._waiting and self.running < self.limit:
-                self._chosen = share = min(self._waiting, key=lambda one: one.used_s)  # the first of equals
-                del self._waiting[share]
-                share.on_turn()
-                if share in self._waiting and not self._fits(share):
-                    return  # there is not room enough for it; were others let by, it might wait for ever
-        finally:
-            self._offering, self._chosen = False, None
+_LATELY_S = 5.0  # a model that has work again and again should find no long batch of another one each time
 
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """What one queue has used of its device, in seconds of virtual time."""
+    """The batches of one model on a device; `used_s` is what they have used of it, in seconds of virtual time.
 
-    slots: FairScheduler
+    `own_slots` of its batches fill the device, or as many as of any model where that is 0. `on_turn` is called once a
+    slot that the flow waits for is free.
+    """
+
+    number: int
     on_turn: Callable[[], None]
-    own: int = 0
+    own_slots: int
     used_s: float = 0.0
-    name: object = field(default_factory=object)
-    """Who it is: the device remembers this of the last one, and no queue whose model has been unloaded."""
-    _last_s: float = field(default=0.0)  # how long its last batch ran: what the next one is expected to
+    last_s: float = 0.0
+    """How long its last batch ran; the next one is expected to take as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLease:
+    """Leave to run one batch, which should last at most `quantum_s`. It is released exactly once."""
+
+    flow: Flow
+    started: float
+    expected_s: float
+    weight: float
+    quantum_s: float
+
+
+class FairScheduler:
+    """At most `limit` batches at once on one device, stuck ones included.
+
+    An engine that runs fewer at once has more threads for each: a batch of it counts as several. A batch should last
+    at most `quantum_s` while, or soon after, another flow has had work: it cannot be interrupted.
+    """
+
+    def __init__(self, limit: int, clock: Clock, quantum_s: float = math.inf) -> None:
+        self.limit = limit
+        self.clock = clock
+        self.quantum_s = quantum_s
+        self.running = 0.0
+        self.stuck = 0.0
+        self._flows = 0
+        self._virtual_s = 0.0
+        self._latest_s = 0.0
+        self._waiting: dict[Flow, None] = {}
+        self._offered: Flow | None = None
+        self._offering = False
+        self._last_flow, self._last_work_at, self._other_work_at = 0, -math.inf, -math.inf
 
     @property
-    def quantum_s(self) -> float:
-        """How long its next batch should last at most: infinity while no other queue wants the device."""
-        return self.slots.quantum_s if self.slots.is_contended(self) else math.inf
+    def all_stuck(self) -> bool:
+        """Whether a stuck batch holds every slot: then nothing can run here."""
+        return self.stuck >= self.limit - _ROUNDING
 
-    @property
-    def free(self) -> int:
-        """How many batches of it the device could start now."""
-        slots = self.slots
-        return max(0, int((slots.limit - slots.running + _ROUNDING) / slots.weight(self.own)))
+    def join(self, on_turn: Callable[[], None], own_slots: int = 0) -> Flow:
+        """A new flow of this device."""
+        self._flows += 1
+        return Flow(self._flows, on_turn, own_slots)
 
-    def take(self) -> SlotLease | None:
-        """A slot now, or None: then `on_turn` is called once there is one, where work may have gone meanwhile."""
-        slots = self.slots
-        slots.asked(self)
-        self.used_s = max(self.used_s, slots.virtual_s)
-        if not slots.is_next(self):
-            slots.wait(self)
+    def weight(self, own_slots: int) -> float:
+        """How many slots a batch takes of a flow that fills the device with `own_slots` of its batches."""
+        return max(1.0, self.limit / own_slots) if own_slots else 1.0
+
+    def free_slots(self, flow: Flow) -> int:
+        """How many batches of the flow the device could start now."""
+        return max(0, int((self.limit - self.running + _ROUNDING) / self.weight(flow.own_slots)))
+
+    def resize(self, limit: int) -> None:
+        """Run more or fewer at once from now on; nothing that runs is stopped."""
+        self.limit = limit
+        self._offer()
+
+    def take(self, flow: Flow) -> SlotLease | None:
+        """A slot for a batch of the flow, or None: then `on_turn` is called later, where its work may be gone."""
+        now = self.clock.now()
+        if flow.number != self._last_flow:
+            self._last_flow, self._other_work_at = flow.number, self._last_work_at
+        self._last_work_at = now
+        flow.used_s = max(flow.used_s, self._virtual_s)
+        offered, self._offered = self._offered is flow, None
+        weight = self.weight(flow.own_slots)
+        first = offered or all(flow.used_s < other.used_s for other in self._waiting if other is not flow)
+        if not (first and self._fits(weight)):
+            self._waiting[flow] = None
             return None
-        weight = slots.weight(self.own)
-        slots.running += weight
-        slots.virtual_s = self.used_s
-        self.used_s += self._last_s
-        return SlotLease(self, slots.clock.now(), self._last_s, weight)
+        self.running += weight
+        self._virtual_s = flow.used_s
+        flow.used_s += flow.last_s
+        contended = now - self._other_work_at <= _LATELY_S
+        return SlotLease(flow, now, flow.last_s, weight, self.quantum_s if contended else math.inf)
 
-    def gave_back(self, started: float, expected_s: float, weight: float) -> None:
-        """Charge what the batch really took, and let the next begin."""
-        slots = self.slots
-        self._last_s = (slots.clock.now() - started) * weight
-        self.used_s += self._last_s - expected_s
-        slots.freed(self, weight)
+    def release(self, lease: SlotLease) -> None:
+        """The batch has ended: charge the flow what it took, and offer the slot to those that wait."""
+        flow = lease.flow
+        flow.last_s = (self.clock.now() - lease.started) * lease.weight
+        flow.used_s += flow.last_s - lease.expected_s
+        running = self.running - lease.weight
+        self.running = running if running > _ROUNDING else 0.0
+        self._latest_s = max(self._latest_s, flow.used_s)
+        self._waiting[flow] = None  # else the others would go first, whatever they have used
+        self._offer()
+        if not (self.running or self._waiting):
+            self._virtual_s = max(self._virtual_s, self._latest_s)
+
+    def _fits(self, weight: float) -> bool:
+        return self.running + weight <= self.limit + _ROUNDING or not self.running
+
+    def _offer(self) -> None:
+        """Let the flows that wait start batches, in the order of their use, until no slot is free."""
+        if self._offering:  # a flow that is asked below released a slot at once: the loop goes on with it
+            return
+        self._offering = True
+        try:
+            while self._waiting and self.running < self.limit:
+                self._offered = flow = min(self._waiting, key=lambda one: one.used_s)  # the first of equals
+                del self._waiting[flow]
+                flow.on_turn()
+                if flow in self._waiting and not self._fits(self.weight(flow.own_slots)):
+                    return  # it needs more than is free; if others went before it, it might wait for ever
+        finally:
+            self._offering, self._offered = False, None

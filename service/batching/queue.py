@@ -1,77 +1,74 @@
 """The items that wait for a slot, in the order in which they came, and how a batch is cut from them."""
 
+import asyncio
+import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from service.batching.pending import Pending
-from service.batching.slo import Slo
-from service.common.errors import DeadlineExceeded, TopfiveError
+from service.common.errors import DeadlineExceeded, Overloaded
+from service.common.types import ItemOutcome, ItemResult
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Waiting(Generic[T, R]):
-    """A queue whose every operation takes as long with one item as with ten thousand, `cut` by the size of its batch.
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """`count` images of one request were admitted at the time `at`, when with them `in_flight` were.
 
-    With an `slo` items that cannot be answered within it any more are refused instead of being run.
+    `due` is the time by which the latency bound wants their answers; infinity where they run however late. Times are
+    those of the clock, in seconds.
     """
 
-    def __init__(self, slo: Slo | None) -> None:
-        self._slo = slo
-        self._items: OrderedDict[Pending[T, R], None] = OrderedDict()
+    at: float
+    count: int
+    in_flight: int
+    due: float = math.inf
 
-    def __len__(self) -> int:
-        return len(self._items)
 
-    def __iter__(self) -> Iterator[Pending[T, R]]:
-        return iter(self._items)
+@dataclass(slots=True, eq=False)
+class QueuedItem(Generic[T, R]):
+    """A value that waits for a slot, or runs in a batch. Its caller awaits `future`."""
 
-    def put(self, item: Pending[T, R]) -> None:
-        """It is the last one now."""
-        self._items[item] = None
+    value: T
+    deadline: float
+    enqueued: float
+    admission: Admission | None
+    future: asyncio.Future[ItemResult[R]]
 
-    def remove(self, item: Pending[T, R]) -> None:
-        """It waits no more, if it did."""
-        self._items.pop(item, None)
+    def settle(self, result: ItemResult[R] | Exception) -> None:
+        """Give the caller its result. Only here a future is completed, and only here somebody asks whether it is."""
+        if self.future.done():  # its caller has left
+            return
+        if isinstance(result, Exception):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
 
-    def refuse(self, item: Pending[T, R], now: float) -> None:
-        """Its answer is due: settled, where it still waits."""
-        if self._slo is not None and item in self._items:
-            del self._items[item]
-            item.settle(self._slo.too_late(now, item.place))
+    def close(self) -> ItemOutcome:
+        """Its caller awaits it no longer. How it ended: CANCELLED where it has no result."""
+        if self.future.cancel() or self.future.cancelled():
+            return ItemOutcome.CANCELLED
+        error = self.future.exception()
+        if error is None:
+            return ItemOutcome.OK
+        if isinstance(error, Overloaded):
+            return ItemOutcome.OVERLOADED
+        return ItemOutcome.EXPIRED if isinstance(error, DeadlineExceeded) else ItemOutcome.FAILED
 
-    def clear(self) -> None:
-        """Nobody waits any more."""
-        self._items.clear()
 
-    def cut(self, now: float, most: int) -> list[Pending[T, R]]:
-        """At most `most` items from the front, to be run now; those for which it is too late are settled instead."""
-        items: list[Pending[T, R]] = []
-        while self._items and len(items) < most:
-            item = next(iter(self._items))
-            fate = self._fate(item, now, most)
-            if isinstance(fate, int) and fate <= len(items):  # with it the batch would take longer than it can wait
-                break
-            del self._items[item]
-            if isinstance(fate, int):
-                items.append(item)
-                most = fate
-            elif fate is not None:
-                item.settle(fate)
-        return items
+RequestQueue = OrderedDict[QueuedItem[T, R], None]
+"""Items in the order of their arrival. A plain dict would search for its first item past all that were deleted."""
 
-    def _fate(self, item: Pending[T, R], now: float, most: int) -> int | TopfiveError | None:
-        """The largest batch in which it is run, at most `most`; or why it is not run, None where nobody asks for it."""
-        if item.future.done():
-            return None
+
+def cut_batch(queue: RequestQueue[T, R], now: float, most: int) -> list[QueuedItem[T, R]]:
+    """Take at most `most` items from the front, to be run now. Items that have expired get DeadlineExceeded instead."""
+    batch: list[QueuedItem[T, R]] = []
+    while queue and len(batch) < most:
+        item, _ = queue.popitem(last=False)
         if item.deadline <= now:
-            return DeadlineExceeded()
-        if self._slo is None:
-            return most
-        if fitting := self._slo.fitting(now, item.place, most, item.deadline):
-            return fitting
-        if item.deadline < item.place.due:  # run for nobody, it would make the next one as late
-            return DeadlineExceeded()
-        return self._slo.too_late(now, item.place)
+            item.settle(DeadlineExceeded())
+        elif not item.future.done():  # done: its caller leaves in this turn of the event loop
+            batch.append(item)
+    return batch

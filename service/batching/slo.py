@@ -1,39 +1,35 @@
-"""Keeps answers within a bound on their time: who is admitted, who is refused in time, and how large a batch may be.
+"""Keeps answers within a latency bound: who is admitted, who is refused in time, and how large a batch may be.
 
-Pure: given times, it returns times. Everything is learned from what was measured last; nothing is configured but the
-bound. It knows neither the decoder nor the engine nor the other models on the device: a request's whole time is
-measured over the places that were taken when it came, and so whatever it has to wait for is in the figure.
+All is learned from what was measured last; only the bound is configured. A request's whole time, decoding and other
+models on the device included, is measured over the number of images in flight when it came.
 """
 
 import math
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
 
 from service.batching.cost_model import CostModel
-from service.common.errors import Overloaded
+from service.batching.queue import Admission, QueuedItem, RequestQueue
+from service.common.clock import Clock
+from service.common.errors import DeadlineExceeded, Overloaded, TopfiveError
+from service.common.metrics import BatchMetrics
+from service.common.types import SloOutcome
 
-_LET_IN = 0.95  # of those let in should be in time; the others are refused before they are run
-_RUN = 0.99  # of those run should be in time
+T = TypeVar("T")
+R = TypeVar("R")
+
+_ADMITTED = 0.95  # of the admitted should be in time; the others are refused before they run
+_RUN = 0.99  # of those that run should be in time
 _MEMORY = 0.98  # weight that one more measurement leaves to all before it
-_FAR_OFF = 1.5  # times as long as expected, or as short
+_FAR_OFF = 1.5  # times as long as predicted, or as short
 _RUNS_CHANGED, _ANSWERS_CHANGED = 12, 48  # in a row; answers of one batch are late together
-_WINDOW, _EVERY = 128, 8  # measurements whose spread counts, and after how many new ones it is found anew
+_WINDOW, _EVERY = 128, 8  # measurements whose spread counts, and after how many new ones it is computed again
 _TIGHTEN, _LOOSEN, _TIGHTEST = 0.98, 1e-4, 0.5  # per answer over and within the bound: they balance at one in 200
 _SHORTEST_RETRY_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What one request was admitted with: when, for how many items, and how many places were taken with its own.
-
-    `due` is the time of the clock by which its answer should be ready; infinity where it is run however late.
-    """
-
-    arrived: float
-    count: int
-    position: int
-    due: float = math.inf
 
 
 class SloUnattainable(Overloaded):
@@ -43,21 +39,21 @@ class SloUnattainable(Overloaded):
         super().__init__(retry_after_s, f"no answer could be ready within the {bound_s * 1000:g} ms of --slo-ms")
 
 
-class Forecast:
-    """Seconds as a straight line over a number, and by how much a `share` of the last measurements stayed below it.
+class QuantileForecast:
+    """Predicts a quantile of seconds over a number: a fitted line, raised by the spread of the last measurements.
 
-    After `change` measurements in a row that were far off only those count: the world has changed.
+    After `change` measurements in a row far from the line only those count: the model has become faster or slower.
     """
 
-    def __init__(self, share: float, change: int) -> None:
-        self._share = share
+    def __init__(self, quantile: float, change: int) -> None:
+        self._quantile = quantile
         self._change = change
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._line = CostModel(memory=_MEMORY)
         self._latest: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
-        self._odd: list[tuple[float, float]] = []
+        self._far_off: list[tuple[float, float]] = []
         self._margin = 1.0
         self._since = 0
 
@@ -65,13 +61,13 @@ class Forecast:
         """Take in one measurement."""
         if usual_s := self._line.predict(n):
             if 1 / _FAR_OFF < took_s / usual_s < _FAR_OFF:
-                self._odd.clear()
+                self._far_off.clear()
             else:
-                self._odd.append((n, took_s))
-            if len(self._odd) == self._change:
-                odd = self._odd
-                self._begin()
-                for one in odd:
+                self._far_off.append((n, took_s))
+            if len(self._far_off) == self._change:
+                far_off = self._far_off
+                self._reset()
+                for one in far_off:
                     self.observe(*one)
                 return
         self._line.observe(n, took_s)
@@ -80,80 +76,134 @@ class Forecast:
         if self._since >= min(_EVERY, len(self._latest)):
             self._since, self._margin = 0, self._spread()
 
-    def at_most(self, n: float) -> float | None:
-        """Seconds that are enough in that share of cases, or None before any measurement."""
+    def predict(self, n: float) -> float | None:
+        """Seconds that are enough for the quantile of cases, or None before any measurement."""
         usual_s = self._line.predict(n)
         return None if usual_s is None else usual_s * self._margin
 
     def _spread(self) -> float:
-        """By how much the line of now must be raised for that share of the last measurements; at least 1.
+        """The factor by which the quantile of the last measurements lies above the line; at least 1.
 
-        By the line of now, or what it did not know at first would be held against what it has learned since.
+        Above the line of now: an older line would count what it did not know yet as spread.
         """
         ratios = sorted(took_s / max(self._line.predict(n) or 0.0, 1e-9) for n, took_s in self._latest)
-        return max(1.0, ratios[math.ceil(self._share * len(ratios)) - 1])
+        return max(1.0, ratios[math.ceil(self._quantile * len(ratios)) - 1])
 
 
-class Slo:
-    """One model's bound. `slots` is how many batches of it run at once, which is as many as are admitted unmeasured."""
+class LatencyBound:
+    """Keeps the answers of one model within `bound_s` seconds. `slots` is how many batches of it run at once."""
 
-    def __init__(self, bound_s: float, slots: int) -> None:
+    def __init__(self, bound_s: float, slots: int, *, clock: Clock, metrics: BatchMetrics) -> None:
         self.bound_s = bound_s
         self._aim_s = bound_s
         self._slots = slots
-        self._answers = Forecast(_LET_IN, _ANSWERS_CHANGED)
-        self._runs = Forecast(_RUN, _RUNS_CHANGED)
+        self._clock = clock
+        self._metrics = metrics
+        self._answers = QuantileForecast(_ADMITTED, _ANSWERS_CHANGED)
+        self._runs = QuantileForecast(_RUN, _RUNS_CHANGED)
 
-    def place(self, now: float, taken: int, count: int) -> Place:
-        """Admit a request of `count` items while `taken` places are taken. Raises SloUnattainable.
+    def admit(self, admission: Admission) -> Admission:
+        """The admission with the time when its answer is due. Raises SloUnattainable where that would be missed.
 
-        With no place taken it is admitted whatever is expected, and never refused later: so an idle server answers,
-        and a model whose expectations are outdated measures again.
+        While nothing else is in flight it is admitted whatever is expected, and never refused later: so an idle server
+        answers, and a model whose expectations are outdated measures again. Before any answer was measured, as many
+        images are admitted as there are slots.
         """
-        if not taken:
-            return Place(now, count, count)
-        position = taken + count
-        expected_s = self._answers.at_most(self._rounds(position))
-        if (expected_s or 0.0) > self._aim_s or (expected_s is None and position > self._slots):
+        if admission.in_flight == admission.count:
+            return admission
+        expected_s = self._answers.predict(self._rounds(admission))
+        if (expected_s or 0.0) > self._aim_s or (expected_s is None and admission.in_flight > self._slots):
+            self._metrics.attained(SloOutcome.REFUSED, admission.count)
             raise self._refusal(expected_s)
-        return Place(now, count, position, now + self._aim_s)
+        return replace(admission, due=admission.at + self._aim_s)
 
-    def fitting(self, now: float, place: Place, most: int, deadline: float = math.inf) -> int:
-        """The largest batch, at most `most`, that ends when its answer is due, and before its caller's `deadline`.
+    @contextmanager
+    def watch(
+        self, admission: Admission, queue: RequestQueue[T, R], items: Sequence[QueuedItem[T, R]]
+    ) -> Iterator[None]:
+        """Refuse those of a request's `items` that still wait when its answer is due, and count how it ends."""
+        due = admission.due
+        timer = None if math.isinf(due) else self._clock.call_at(due, lambda: self._refuse_waiting(queue, items))
+        try:
+            yield
+            self._answered(admission)
+        except SloUnattainable:
+            self._metrics.attained(SloOutcome.REFUSED, admission.count)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
 
-        0 where not even it alone does. A lone one is run whatever remains.
+    def cut_batch(self, queue: RequestQueue[T, R], now: float, most: int) -> list[QueuedItem[T, R]]:
+        """Take at most `most` items from the front, and so few that each of them is answered in time.
+
+        Items for which even a batch of one ends too late get SloUnattainable or DeadlineExceeded instead.
         """
-        if math.isinf(place.due):
-            return most
-        if self._runs.at_most(1) is None:
-            return 1
-        left_s = min(place.due, deadline) - now
-        return bisect_right(range(1, most + 1), left_s, key=lambda n: self._runs.at_most(n) or 0.0)
+        batch: list[QueuedItem[T, R]] = []
+        while queue and len(batch) < most:
+            item = next(iter(queue))
+            size = self._largest_batch(item, now, most)
+            if 0 < size <= len(batch):  # with it the batch would end too late for it
+                break
+            del queue[item]
+            if item.future.done():  # its caller leaves in this turn of the event loop
+                continue
+            if size:
+                batch.append(item)
+                most = size
+            else:
+                item.settle(self._too_late(item, now))
+        return batch
 
     def ran(self, n: int, took_s: float) -> None:
-        """A batch of `n` took so long."""
+        """A batch of `n` took so many seconds."""
         self._runs.observe(n, took_s)
 
-    def answered(self, now: float, place: Place) -> bool:
-        """Its answer is ready; whether that is within the bound."""
-        took_s = now - place.arrived
-        self._answers.observe(self._rounds(place.position), took_s)
-        within = took_s <= self.bound_s
-        if within:
+    def _answered(self, admission: Admission) -> None:
+        """Count an answer and learn from it: late ones bring the aim forward, many good ones move it back."""
+        took_s = self._clock.now() - admission.at
+        self._answers.observe(self._rounds(admission), took_s)
+        if took_s <= self.bound_s:
+            self._metrics.attained(SloOutcome.WITHIN, admission.count)
             self._aim_s = min(self.bound_s, self._aim_s + _LOOSEN * self.bound_s)
-        elif not math.isinf(place.due):
+            return
+        self._metrics.attained(SloOutcome.OVER, admission.count)
+        if not math.isinf(admission.due):
             self._aim_s = max(_TIGHTEST * self.bound_s, self._aim_s * _TIGHTEN)
-        return within
 
-    def too_late(self, now: float, place: Place) -> SloUnattainable:
-        """It cannot be ready in time any more: learn from it, and what to tell its caller."""
-        took_s = now - place.arrived + (self._runs.at_most(1) or 0.0)
-        self._answers.observe(self._rounds(place.position), took_s)
-        return self._refusal(self._answers.at_most(self._rounds(place.position)))
+    def _largest_batch(self, item: QueuedItem[T, R], now: float, most: int) -> int:
+        """The largest batch, at most `most`, that ends before the item's answer is due and its deadline; 0 for none."""
+        if item.deadline <= now:
+            return 0
+        if item.admission is None or math.isinf(item.admission.due):
+            return most
+        if self._runs.predict(1) is None:
+            return 1
+        left_s = min(item.admission.due, item.deadline) - now
+        return bisect_right(range(1, most + 1), left_s, key=lambda n: self._runs.predict(n) or 0.0)
 
-    def _rounds(self, position: int) -> float:
-        """How often all slots must have been free before it has run: what time is a line over, even unmeasured."""
-        return max(1.0, position / self._slots)
+    def _refuse_waiting(self, queue: RequestQueue[T, R], items: Sequence[QueuedItem[T, R]]) -> None:
+        now = self._clock.now()
+        for item in items:
+            if item in queue:
+                del queue[item]
+                item.settle(self._too_late(item, now))
+
+    def _too_late(self, item: QueuedItem[T, R], now: float) -> TopfiveError:
+        """The error of an item that is not run, because its answer would be too late; learns from how long it waited.
+
+        Where its deadline comes first, running it would answer nobody and make the next item as late.
+        """
+        admission = item.admission
+        if admission is None or item.deadline <= now or item.deadline < admission.due:
+            return DeadlineExceeded()
+        took_s = now - admission.at + (self._runs.predict(1) or 0.0)
+        self._answers.observe(self._rounds(admission), took_s)
+        return self._refusal(self._answers.predict(self._rounds(admission)))
+
+    def _rounds(self, admission: Admission) -> float:
+        """How often all slots must have become free before the request has run: its time is a line over that number."""
+        return max(1.0, admission.in_flight / self._slots)
 
     def _refusal(self, expected_s: float | None) -> SloUnattainable:
         return SloUnattainable(self.bound_s, max(_SHORTEST_RETRY_S, (expected_s or 0.0) - self._aim_s))

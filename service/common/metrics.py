@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -49,52 +50,45 @@ class LatencyRecord:
 
     _GROWTH = math.log(1.02)
     _LOWEST_MS = 0.01
-    _SHARES = (0.50, 0.90, 0.99)
 
     def __init__(self) -> None:
-        self._buckets: list[int] = []
+        self._counts: list[int] = []
         self._count = 0
-        self._marks = [_Mark() for _ in self._SHARES]
+        self._percentiles = [_Percentile(rank) for rank in (0.50, 0.90, 0.99)]
 
     def record(self, duration_ms: float) -> None:
         """Add one duration in milliseconds."""
         bucket = max(0, math.ceil(math.log(max(duration_ms, self._LOWEST_MS) / self._LOWEST_MS) / self._GROWTH))
-        if bucket >= len(self._buckets):
-            self._buckets.extend([0] * (bucket + 1 - len(self._buckets)))
-        self._buckets[bucket] += 1
+        counts = self._counts
+        if bucket >= len(counts):
+            counts.extend([0] * (bucket + 1 - len(counts)))
+        counts[bucket] += 1
         self._count += 1
-        for share, mark in zip(self._SHARES, self._marks, strict=True):
-            mark.below += bucket < mark.bucket
-            mark.move(self._buckets, math.ceil(share * self._count))
+        for one in self._percentiles:
+            one.below += bucket < one.bucket
+            rank = math.ceil(one.rank * self._count)
+            while one.below >= rank:
+                one.bucket -= 1
+                one.below -= counts[one.bucket]
+            while one.below + counts[one.bucket] < rank:
+                one.below += counts[one.bucket]
+                one.bucket += 1
 
     def snapshot(self) -> Latency:
         """Count, and the 50th, 90th and 99th percentile in milliseconds."""
         if not self._count:
             return Latency(0, None, None, None)
-        p50, p90, p99 = (self._upper_edge_ms(mark.bucket) for mark in self._marks)
+        p50, p90, p99 = (round(self._LOWEST_MS * math.exp(one.bucket * self._GROWTH), 3) for one in self._percentiles)
         return Latency(self._count, p50, p90, p99)
 
-    def _upper_edge_ms(self, bucket: int) -> float:
-        return round(self._LOWEST_MS * math.exp(bucket * self._GROWTH), 3)
 
+@dataclass(slots=True)
+class _Percentile:
+    """The bucket of one percentile, and how many values lie in those below it: it moves a little with each value."""
 
-class _Mark:
-    """The bucket of one percentile, and how many are in those below: it moves a little with each that is added."""
-
-    __slots__ = ("below", "bucket")
-
-    def __init__(self) -> None:
-        self.bucket = 0
-        self.below = 0
-
-    def move(self, buckets: Sequence[int], rank: int) -> None:
-        """To the bucket of the one that has this rank among all, the lowest first, from 1 on."""
-        while self.below >= rank:
-            self.bucket -= 1
-            self.below -= buckets[self.bucket]
-        while self.below + buckets[self.bucket] < rank:
-            self.below += buckets[self.bucket]
-            self.bucket += 1
+    rank: float
+    bucket: int = 0
+    below: int = 0
 
 
 class Metrics:

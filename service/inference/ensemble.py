@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.labels import Label
-from service.batching.slo import Place
+from service.batching.queue import Admission
 from service.common.errors import BadRequest
 from service.common.metrics import LatencyRecord
 from service.common.tasks import together
@@ -115,7 +115,7 @@ class Ensembles:
 
 
 @contextmanager
-def admitted(members: Sequence[LoadedModel], crops: int) -> Iterator[list[Place]]:
+def admitted(members: Sequence[LoadedModel], crops: int) -> Iterator[list[Admission]]:
     """Admit `crops` images to the batcher of each member, all or none, until the block ends.
 
     Raises what `Batcher.admit` raises.

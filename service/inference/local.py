@@ -147,7 +147,7 @@ class LocalDataPlane:
             waited_s = self.clock.now() - arrived - decode_s  # for a decoding thread
             runs = await together(
                 [
-                    member.batcher.submit(one.samples, deadline=options.deadline, place=admission)
+                    member.batcher.submit(one.samples, deadline=options.deadline, admission=admission)
                     for member, one, admission in zip(model.members, prepared, admissions, strict=True)
                 ]
             )

@@ -40,8 +40,8 @@ async def calls_per_item(queued: int, limits: BatchLimits) -> float:
     batcher: Batcher[int, str] = Batcher(run, limits, clock=clock, metrics=Tally(), scheduler=slots)
 
     async def call() -> None:
-        with batcher.admit() as place:
-            await batcher.submit([1], deadline=clock.now() + 60, place=place)
+        with batcher.admit() as admission:
+            await batcher.submit([1], deadline=clock.now() + 60, admission=admission)
 
     first = asyncio.create_task(call())  # measured: before, a bound admits nobody who would have to wait
     await settle()
@@ -72,13 +72,13 @@ async def test_an_item_costs_the_same_in_a_long_queue(slo_s: float) -> None:
 
 @pytest.mark.parametrize("models", [3, 30])
 def test_a_turn_among_models_costs_a_step_for_each_of_them(models: int) -> None:
-    """Who is next is looked for among the models, never among their requests."""
+    """Which is next is looked for among the models, never among their requests."""
     device = FairScheduler(1, ManualClock())
-    shares = [device.join(lambda: None) for _ in range(models)]
-    held = shares[0].take()
-    assert held is not None
-    for share in shares:
-        share.take()
+    flows = [device.join(lambda: None) for _ in range(models)]
+    lease = device.take(flows[0])
+    assert lease is not None
+    for flow in flows:
+        device.take(flow)
     with Calls() as calls:
-        held.give_back()
+        device.release(lease)
     assert calls.count <= 40 * models

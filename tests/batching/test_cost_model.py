@@ -1,11 +1,11 @@
-"""The cost model and what it says to refused callers, as pure functions of given times."""
+"""The cost model, as a pure function of given times."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching.cost_model import CostModel, Pacer
+from service.batching.cost_model import CostModel
 
 BATCHES = st.lists(st.tuples(st.integers(1, 128), st.floats(0, 100, allow_nan=False)), min_size=1, max_size=60)
 
@@ -62,29 +62,3 @@ def test_a_prediction_is_never_negative_and_never_falls(batches: list[tuple[int,
     assert here is not None
     assert next_one is not None
     assert 0 <= here <= next_one
-
-
-def test_retry_after_before_any_batch_is_a_second() -> None:
-    """Without a measurement the advice is a round figure, whatever waits."""
-    assert Pacer().retry_after_s(500, max_batch=8, slots=1) == 1.0
-
-
-def test_retry_after_is_the_time_that_the_queue_takes() -> None:
-    """Eight batches of 8 at 0.5 s each: 4 s through one slot, 2 s through two; never less than one batch."""
-    pacer = Pacer()
-    for _ in range(10):
-        pacer.finished(8, 0.5)
-    assert pacer.retry_after_s(64, max_batch=8, slots=1) == pytest.approx(4.0)
-    assert pacer.retry_after_s(64, max_batch=8, slots=2) == pytest.approx(2.0)
-    assert pacer.retry_after_s(8, max_batch=8, slots=4) == pytest.approx(0.5)
-
-
-@given(batches=BATCHES, queued=st.integers(0, 10_000), max_batch=st.integers(1, 128), slots=st.integers(1, 16))
-def test_retry_after_is_a_time(batches: list[tuple[int, float]], queued: int, max_batch: int, slots: int) -> None:
-    """It is finite and not negative, and more waiting never makes it shorter."""
-    pacer = Pacer()
-    for n, took_s in batches:
-        pacer.finished(n, took_s)
-    seconds = pacer.retry_after_s(queued, max_batch, slots)
-    assert 0 <= seconds < float("inf")
-    assert pacer.retry_after_s(queued + 1, max_batch, slots) >= seconds

@@ -1,4 +1,4 @@
-"""One device, several queues: who runs next, for how much of the time, and that no slot is lost or held twice."""
+"""One device, several models: which runs next, for how much of the time, and that no slot is lost or taken twice."""
 
 import asyncio
 import gc
@@ -12,42 +12,46 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batching.batcher import Batcher, BatcherState
-from service.batching.fair_scheduler import FairScheduler, Flow, SlotLease
+from service.batching.fair_scheduler import FairScheduler, SlotLease
 from service.common.errors import EngineError
 from service.common.types import BatchLimits
-from tests.batching.test_batcher import STEPS, Bench, Step, Story, answers, endings, values
+from tests.batching.test_batcher import BREAKS, LIMITS, STEPS, Bench, Step, Story, answers, endings, values
 from tests.fakes import ManualClock, Tally, settle
 
 pytestmark = pytest.mark.anyio
 
 
 class Member:
-    """A queue of `work` batches on a device; `ran` holds the slots that it was given."""
+    """A model with `work` batches to run on a device; `ran` are those that run."""
 
-    def __init__(self, device: FairScheduler, work: int = 0) -> None:
+    def __init__(self, device: FairScheduler, work: int = 0, own_slots: int = 0) -> None:
+        self.device = device
         self.work = work
         self.ran: deque[SlotLease] = deque()
-        self.share: Flow = device.join(self.go)
+        self.flow = device.join(self.go, own_slots)
 
     def go(self) -> None:
-        while self.work and (slot := self.share.take()):
+        while self.work and (lease := self.device.take(self.flow)):
             self.work -= 1
-            self.ran.append(slot)
+            self.ran.append(lease)
 
     def end(self) -> None:
         """Its oldest batch has ended."""
-        self.ran.popleft().give_back()
+        self.device.release(self.ran.popleft())
 
 
 class Load:
-    """A model whose batches take `run_s` each on the manual clock; it counts what it ran, and who runs at a time."""
+    """A model whose batches take `run_s` each on the manual clock, and `item_s` more for each item."""
 
-    def __init__(self, clock: ManualClock, slots: FairScheduler, run_s: float, *, own_slots: int = 1) -> None:
+    def __init__(
+        self, clock: ManualClock, device: FairScheduler, run_s: float = 0, *, item_s: float = 0, own_slots: int = 1
+    ) -> None:
         self.clock = clock
         self.run_s = run_s
+        self.item_s = item_s
         self.tally = Tally()
         self.batcher: Batcher[int, int] = Batcher(
-            self._run, BatchLimits(own_slots, 4, 1000), clock=clock, metrics=self.tally, scheduler=slots
+            self._run, BatchLimits(own_slots, 4, 1000), clock=clock, metrics=self.tally, scheduler=device
         )
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -67,7 +71,8 @@ class Load:
 
     async def _run(self, items: Sequence[int]) -> list[int | Exception]:
         ended = asyncio.get_running_loop().create_future()
-        self.clock.call_at(self.clock.now() + self.run_s, lambda: ended.set_result(None))
+        took_s = self.run_s + self.item_s * len(items)
+        self.clock.call_at(self.clock.now() + took_s, lambda: ended.set_result(None))
         await ended
         return list(items)
 
@@ -127,13 +132,13 @@ def test_a_slot_given_back_in_its_own_turn_goes_on_to_the_next() -> None:
     dropped: list[SlotLease] = []
 
     def drop() -> None:
-        if not dropped and (slot := late.take()):
-            dropped.append(slot)
-            slot.give_back()
+        if not dropped and (lease := device.take(late)):
+            dropped.append(lease)
+            device.release(lease)
 
     late = device.join(drop)
     one.go()
-    assert late.take() is None
+    assert device.take(late) is None
     last.go()
     one.end()
     assert (len(dropped), len(last.ran), device.running) == (1, 1, 1)
@@ -198,26 +203,28 @@ def test_slots_are_neither_lost_nor_doubled(seed: int) -> None:
 def test_an_engine_with_fewer_slots_takes_more_of_the_device() -> None:
     """On four slots a batch of one that fills it with two counts double, so threads stay four."""
     device = FairScheduler(4, ManualClock())
-    ran: dict[int, list[SlotLease]] = {4: [], 2: [], 1: [], 3: []}
-    shares = {own: device.join(lambda: None, own) for own in ran}
+    flows = {own_slots: device.join(lambda: None, own_slots) for own_slots in (4, 2, 1, 3)}
+    ran: dict[int, list[SlotLease]] = {own_slots: [] for own_slots in flows}
 
-    def take(own: int) -> bool:
-        if slot := shares[own].take():
-            ran[own].append(slot)
-        return slot is not None
+    def take(own_slots: int) -> bool:
+        if lease := device.take(flows[own_slots]):
+            ran[own_slots].append(lease)
+        return lease is not None
+
+    def release(own_slots: int) -> None:
+        while ran[own_slots]:
+            device.release(ran[own_slots].pop())
 
     assert [take(2), take(4), take(4), take(4)] == [True, True, True, False]
     assert device.running == 4
-    ran[2].pop().give_back()
+    release(2)
     assert not take(1), "it needs all four"
-    for slot in ran[4]:
-        slot.give_back()
+    release(4)
     assert device.running == 0
     assert take(1)
-    ran[1].pop().give_back()
+    release(1)
     assert [take(3), take(3), take(3), take(3)] == [True, True, True, False]
-    for slot in ran[3]:
-        slot.give_back()
+    release(3)
     assert device.running == 0
 
 
@@ -226,8 +233,7 @@ def test_one_that_needs_the_whole_device_is_not_kept_out() -> None:
     clock = ManualClock()
     device = FairScheduler(2, clock)
     small, other = Member(device, work=20), Member(device, work=20)
-    whole = Member(device, work=3)
-    whole.share.own = 1
+    whole = Member(device, work=3, own_slots=1)
     for member in (small, other, whole):
         member.go()
     for _ in range(60):
@@ -382,7 +388,7 @@ class Pair:
         """A device with room for all who wait has nobody who waits."""
         device = self.device
         assert device.running <= device.limit + 1e-9
-        if not all(device._fits(share) for share in device._waiting):
+        if not all(device._fits(device.weight(flow.own_slots)) for flow in device._waiting):
             return  # one that needs more than is left goes first
         for story in self.stories:
             bench, limits = story.bench, story.limits
@@ -398,12 +404,6 @@ class Pair:
         assert self.device.running == 0
 
 
-LIMITS = st.builds(
-    BatchLimits,
-    slots=st.integers(1, 3),
-    max_batch=st.integers(1, 5),
-    capacity=st.integers(1, 12),
-)
 MIXED = st.lists(st.integers(0, 1), min_size=25, max_size=25)
 
 
@@ -411,7 +411,7 @@ MIXED = st.lists(st.integers(0, 1), min_size=25, max_size=25)
     limits=st.tuples(LIMITS, LIMITS),
     slots=st.integers(1, 3),
     before=st.tuples(STEPS, MIXED),
-    how=st.sampled_from(["nothing", "close", "force", "dispatched", "ran"]),
+    how=BREAKS,
     after=st.tuples(STEPS, MIXED),
 )
 @settings(max_examples=200, deadline=None)
@@ -436,19 +436,6 @@ def test_every_submit_of_two_ends_exactly_once(
     asyncio.run(live())
 
 
-async def test_shares_follow_the_clock_and_not_the_count() -> None:
-    """Three floods with batches of 1, 2 and 3 tenths of a second: equal times, so unequal numbers of batches."""
-    clock = ManualClock()
-    device = FairScheduler(1, clock)
-    loads = [Load(clock, device, run_s) for run_s in (0.1, 0.2, 0.3)]
-    for load in loads:
-        await load.ask(700)
-    await clock.advance(18.0)
-    assert [round(load.used_s) for load in loads] == [6, 6, 6]
-    assert [len(load.tally.runs_s) for load in loads] == pytest.approx([60, 30, 20], abs=2)
-    await end_all(clock, loads)
-
-
 def test_all_stuck_means_every_slot() -> None:
     """One of two leaves a slot; two of two leave none."""
     device = FairScheduler(2, ManualClock())
@@ -462,20 +449,10 @@ def test_all_stuck_means_every_slot() -> None:
 # --- how long a batch may be while others wait ---
 
 
-class Steady(Load):
-    """A model whose batches take `run_s` for each item; it keeps the sizes of its batches in its tally."""
-
-    async def _run(self, items: Sequence[int]) -> list[int | Exception]:
-        ended = asyncio.get_running_loop().create_future()
-        self.clock.call_at(self.clock.now() + self.run_s * len(items), lambda: ended.set_result(None))
-        await ended
-        return list(items)
-
-
 async def test_alone_batches_grow_as_before() -> None:
     """A quantum says nothing while no other model has work."""
     clock = ManualClock()
-    alone = Steady(clock, FairScheduler(1, clock, quantum_s=0.02), 0.01)
+    alone = Load(clock, FairScheduler(1, clock, quantum_s=0.02), item_s=0.01)
     await alone.ask(21)
     await end_all(clock, [alone])
     assert alone.tally.sizes == [1, 4, 4, 4, 4, 4]
@@ -485,7 +462,7 @@ async def test_beside_others_a_batch_is_cut_to_the_quantum() -> None:
     """Two floods: each batch lasts at most 20 ms by what was measured, one item at least, and both get half."""
     clock = ManualClock()
     device = FairScheduler(1, clock, quantum_s=0.02)
-    light, heavy = Steady(clock, device, 0.009), Steady(clock, device, 0.03)
+    light, heavy = Load(clock, device, item_s=0.009), Load(clock, device, item_s=0.03)
     await light.ask(400)
     await heavy.ask(400)
     await clock.advance(3.0)
@@ -499,7 +476,10 @@ async def test_a_light_model_waits_for_single_runs_of_a_flooded_heavy_one() -> N
     """Two slots, one flood of 50 ms an item: a light request is answered within one item of it and its own run."""
     clock = ManualClock()
     device = FairScheduler(2, clock, quantum_s=0.02)
-    heavy, light = Steady(clock, device, 0.05, own_slots=2), Steady(clock, device, 0.002, own_slots=2)
+    heavy, light = (
+        Load(clock, device, item_s=0.05, own_slots=2),
+        Load(clock, device, item_s=0.002, own_slots=2),
+    )
     await heavy.ask(900)
     await light.ask(1)
     await clock.advance(1.0)
@@ -520,7 +500,7 @@ async def test_the_quantum_is_forgotten_when_the_others_have_been_silent() -> No
     """Within seconds of another model's request batches stay short; after that they grow again."""
     clock = ManualClock()
     device = FairScheduler(1, clock, quantum_s=0.02)
-    flooded, other = Steady(clock, device, 0.01), Steady(clock, device, 0.01)
+    flooded, other = Load(clock, device, item_s=0.01), Load(clock, device, item_s=0.01)
     await other.ask(1)
     await flooded.ask(900)
     await clock.advance(4.5)

@@ -1,8 +1,10 @@
 """Answers within a bound: loads of every kind on an engine of known speed, in virtual time."""
 
 import asyncio
+import contextlib
 import math
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,13 +12,15 @@ import pytest
 
 from service.batching.batcher import Batcher
 from service.batching.fair_scheduler import FairScheduler
-from service.batching.slo import Forecast, Place, Slo, SloUnattainable
+from service.batching.queue import Admission, QueuedItem
+from service.batching.slo import LatencyBound, QuantileForecast, SloUnattainable
 from service.common.clock import timeout_at
 from service.common.errors import DeadlineExceeded, Overloaded
-from service.common.types import BatchLimits, ItemOutcome, SloOutcome
-from tests.fakes import Tally
+from service.common.types import BatchLimits, ItemOutcome, ItemResult, SloOutcome
+from tests.fakes import ManualClock, Tally
 from tests.virtual_time import VirtualClock, play
 
+WITHIN, OVER, REFUSED = SloOutcome
 BOUND_S = 0.05
 SLOTS = 2
 
@@ -55,7 +59,7 @@ def slow_for_a_while(n: int, second: float, chance: random.Random) -> float:
 
 
 @dataclass
-class House:
+class Server:
     """A batcher behind two decoding threads; it keeps when each answered request came, and how long it took."""
 
     cost: Cost
@@ -94,10 +98,10 @@ class House:
         deadline = self.clock.now() + self.patience_s
         try:
             async with timeout_at(deadline, self.clock):
-                with self.batcher.admit(crops) as place:
+                with self.batcher.admit(crops) as admission:
                     async with self.decoders:
                         await asyncio.sleep(0.001)
-                    await self.batcher.submit(range(crops), deadline=deadline, place=place)
+                    await self.batcher.submit(range(crops), deadline=deadline, admission=admission)
             self.answered.append((came, self.second - came))
         except Overloaded:
             self.refused_s.append(self.second - came)
@@ -130,10 +134,10 @@ def most_in_time(cost: Cost, max_batch: int) -> float:
     return max(SLOTS * n / mean for n, mean in means.items() if mean <= BOUND_S / 2)
 
 
-async def loaded(cost: Cost, load: float, max_batch: int) -> House:
-    house = House(cost, max_batch=max_batch)
-    await house.poisson(load * most_in_time(cost, max_batch), 6.0)
-    return house
+async def loaded(cost: Cost, load: float, max_batch: int) -> Server:
+    server = Server(cost, max_batch=max_batch)
+    await server.poisson(load * most_in_time(cost, max_batch), 6.0)
+    return server
 
 
 # --- loads ---
@@ -143,74 +147,74 @@ async def loaded(cost: Cost, load: float, max_batch: int) -> House:
 @pytest.mark.parametrize(("cost", "max_batch"), [(steady, 8), (bimodal, 8), (spread, 8), (flat, 4)])
 def test_accepted_requests_are_answered_in_time(cost: Cost, max_batch: int, load: float) -> None:
     """At half, most, one and a half and three times what the slots can do: p99 within the bound, and goodput stays."""
-    house = play(loaded(cost, load, max_batch))
-    took = house.within(1, 6)
+    server = play(loaded(cost, load, max_batch))
+    took = server.within(1, 6)
     goodput = len(took) / 5 / most_in_time(cost, max_batch)
     assert p99(took) <= BOUND_S
     assert goodput >= (0.8 if load > 1 else 0.7 * load), goodput
-    assert house.tally.slo[SloOutcome.WITHIN] + house.tally.slo[SloOutcome.OVER] == len(house.answered)
-    assert house.tally.slo[SloOutcome.REFUSED] == house.tally.outcomes[ItemOutcome.OVERLOADED] == len(house.refused_s)
+    assert server.tally.slo[WITHIN] + server.tally.slo[OVER] == len(server.answered)
+    assert server.tally.slo[REFUSED] == server.tally.outcomes[ItemOutcome.OVERLOADED] == len(server.refused_s)
 
 
 def test_without_a_bound_nothing_is_refused_and_answers_are_late() -> None:
     """The same load without the setting, up to the capacity: that is what the bound is for."""
-    house = play(_unbounded())
-    assert p99([took for _, took in house.answered]) > 5 * BOUND_S
-    assert not house.tally.slo
+    server = play(_unbounded())
+    assert p99([took for _, took in server.answered]) > 5 * BOUND_S
+    assert not server.tally.slo
 
 
-async def _unbounded() -> House:
-    house = House(steady, bound_s=0.0)
-    await house.poisson(1.5 * most_in_time(steady, 8), 6.0)
-    return house
+async def _unbounded() -> Server:
+    server = Server(steady, bound_s=0.0)
+    await server.poisson(1.5 * most_in_time(steady, 8), 6.0)
+    return server
 
 
 def test_refusals_come_early() -> None:
     """At three times the capacity 9 in 10 of the refused are told at once, before anything is decoded."""
-    house = play(loaded(steady, 3.0, 8))
-    at_once = sum(took == 0 for took in house.refused_s)
-    assert at_once >= 0.9 * len(house.refused_s) > 100
-    assert max(house.refused_s) <= BOUND_S + 1e-9
+    server = play(loaded(steady, 3.0, 8))
+    at_once = sum(took == 0 for took in server.refused_s)
+    assert at_once >= 0.9 * len(server.refused_s) > 100
+    assert max(server.refused_s) <= BOUND_S + 1e-9
 
 
 def test_a_model_that_is_slow_for_a_while_refuses_more_and_recovers() -> None:
     """Three times as slow for two seconds: hardly an answer is late, some are given, and then as many as before."""
 
-    async def live() -> House:
-        house = House(slow_for_a_while)
-        await house.poisson(2.0 * most_in_time(steady, 8), 8.0)
-        return house
+    async def live() -> Server:
+        server = Server(slow_for_a_while)
+        await server.poisson(2.0 * most_in_time(steady, 8), 8.0)
+        return server
 
-    house = play(live())
-    late = sum(took > BOUND_S for _, took in house.answered)
-    assert late <= 0.02 * len(house.answered)
-    assert len(house.within(4, 5)) >= 15
-    assert len(house.within(7, 8)) >= 0.9 * len(house.within(2, 3))
+    server = play(live())
+    late = sum(took > BOUND_S for _, took in server.answered)
+    assert late <= 0.02 * len(server.answered)
+    assert len(server.within(4, 5)) >= 15
+    assert len(server.within(7, 8)) >= 0.9 * len(server.within(2, 3))
 
 
 def test_a_burst_after_idle_is_cut_to_what_fits() -> None:
-    """A hundred at once on a house that has only seen single ones: the accepted are in time, and there are some."""
+    """A hundred at once on a server that has only seen single ones: the accepted are in time, and there are some."""
 
-    async def live() -> House:
-        house = House(steady)
+    async def live() -> Server:
+        server = Server(steady)
         for _ in range(100):
             await asyncio.sleep(0.2)
-            await house.ask()
-        await asyncio.gather(*(house.ask() for _ in range(100)))
-        return house
+            await server.ask()
+        await asyncio.gather(*(server.ask() for _ in range(100)))
+        return server
 
-    house = play(live())
-    assert 3 <= len(house.answered) - 100 <= 97
-    assert max(took for _, took in house.answered) <= BOUND_S
+    server = play(live())
+    assert 3 <= len(server.answered) - 100 <= 97
+    assert max(took for _, took in server.answered) <= BOUND_S
 
 
 def test_the_first_burst_of_all_admits_one_for_each_slot() -> None:
     """With nothing measured, nobody has to wait for another one's run."""
 
-    async def live() -> House:
-        house = House(steady)
-        await asyncio.gather(*(house.ask() for _ in range(50)))
-        return house
+    async def live() -> Server:
+        server = Server(steady)
+        await asyncio.gather(*(server.ask() for _ in range(50)))
+        return server
 
     assert len(play(live()).answered) == SLOTS
 
@@ -219,155 +223,169 @@ def test_the_first_burst_of_all_admits_one_for_each_slot() -> None:
 def test_a_lone_request_is_never_refused(crops: int) -> None:
     """On an engine that can never meet the bound each request that finds nobody is answered, late, and counted so."""
 
-    async def live() -> House:
-        house = House(lambda n, _second, _chance: 0.2 * n)
+    async def live() -> Server:
+        server = Server(lambda n, _second, _chance: 0.2 * n)
         for _ in range(20):
-            await house.ask(crops)
-        return house
+            await server.ask(crops)
+        return server
 
-    house = play(live())
-    assert (len(house.answered), house.refused_s) == (20, [])
-    assert house.tally.slo == {SloOutcome.OVER: 20 * crops}
+    server = play(live())
+    assert (len(server.answered), server.refused_s) == (20, [])
+    assert server.tally.slo == {OVER: 20 * crops}
 
 
 def test_a_model_that_could_never_answer_in_time_accepts_again_once_it_can() -> None:
     """No memory of bad times locks it: the traffic itself, one at a time, finds out."""
 
-    async def live() -> House:
-        house = House(lambda n, second, _chance: 0.2 if second < 5 else 0.004 * n)
-        await house.poisson(100.0, 8.0)
-        return house
+    async def live() -> Server:
+        server = Server(lambda n, second, _chance: 0.2 if second < 5 else 0.004 * n)
+        await server.poisson(100.0, 8.0)
+        return server
 
-    house = play(live())
-    assert 0 < len(house.within(0, 4)) <= 4 / 0.2 + 1
-    assert len(house.within(6, 8)) >= 150
-    assert p99(house.within(6, 8)) <= BOUND_S
+    server = play(live())
+    assert 0 < len(server.within(0, 4)) <= 4 / 0.2 + 1
+    assert len(server.within(6, 8)) >= 150
+    assert p99(server.within(6, 8)) <= BOUND_S
 
 
 def test_ten_crops_take_ten_places() -> None:
     """Requests of ten beside single ones: each is answered whole and in time, or not at all."""
 
-    async def live() -> House:
-        house = House(lambda n, _second, _chance: 0.001 + 0.001 * n)
+    async def live() -> Server:
+        server = Server(lambda n, _second, _chance: 0.001 + 0.001 * n)
         for _ in range(400):
-            await asyncio.gather(*(house.ask(crops) for crops in (1, 10, 1, 10, 10)))
-        return house
+            await asyncio.gather(*(server.ask(crops) for crops in (1, 10, 1, 10, 10)))
+        return server
 
-    house = play(live())
-    assert p99([took for _, took in house.answered]) <= BOUND_S
-    assert len(house.answered) > 800
-    assert sum(house.tally.slo.values()) == sum(house.tally.outcomes.values()) == 400 * 32
+    server = play(live())
+    assert p99([took for _, took in server.answered]) <= BOUND_S
+    assert len(server.answered) > 800
+    assert sum(server.tally.slo.values()) == sum(server.tally.outcomes.values()) == 400 * 32
 
 
 def test_a_deadline_is_kept_apart_from_the_bound() -> None:
     """A caller who gives less time than the bound gets its own error, and no refusal is counted."""
 
-    async def live() -> House:
-        house = House(lambda _n, _second, _chance: 0.02)
-        house.patience_s = 0.01
-        await house.ask()
-        return house
+    async def live() -> Server:
+        server = Server(lambda _n, _second, _chance: 0.02)
+        server.patience_s = 0.01
+        await server.ask()
+        return server
 
-    house = play(live())
-    assert (house.expired, house.tally.outcomes) == (1, {ItemOutcome.EXPIRED: 1})
-    assert not house.tally.slo
+    server = play(live())
+    assert (server.expired, server.tally.outcomes) == (1, {ItemOutcome.EXPIRED: 1})
+    assert not server.tally.slo
 
 
 def test_callers_in_more_of_a_hurry_than_the_bound_are_answered() -> None:
     """Who would have left by then is not run: an engine that runs for those answers nobody, one run after the other."""
 
-    async def live() -> House:
-        house = House(steady, bound_s=0.1, patience_s=0.06)
-        await house.poisson(2.0 * most_in_time(steady, 8), 6.0)
-        return house
+    async def live() -> Server:
+        server = Server(steady, bound_s=0.1, patience_s=0.06)
+        await server.poisson(2.0 * most_in_time(steady, 8), 6.0)
+        return server
 
-    house = play(live())
-    assert len(house.within(1, 6)) / 5 >= 0.5 * most_in_time(steady, 8)
-    assert sum(house.sizes) <= 1.01 * len(house.answered)
-    assert house.tally.outcomes[ItemOutcome.EXPIRED] == house.expired > 100
-    assert house.tally.slo[SloOutcome.REFUSED] == len(house.refused_s)
+    server = play(live())
+    assert len(server.within(1, 6)) / 5 >= 0.5 * most_in_time(steady, 8)
+    assert sum(server.sizes) <= 1.01 * len(server.answered)
+    assert server.tally.outcomes[ItemOutcome.EXPIRED] == server.expired > 100
+    assert server.tally.slo[REFUSED] == len(server.refused_s)
 
 
 def test_two_models_with_long_runs_keep_the_device_at_work() -> None:
     """Runs of half the bound make whole queues too late at once: the other model goes on all the same."""
 
-    async def live() -> tuple[House, House]:
+    async def live() -> tuple[Server, Server]:
         device = FairScheduler(SLOTS, VirtualClock(), 0.02)
-        one, other = (House(half_the_bound, device=device) for _ in range(2))
+        one, other = (Server(half_the_bound, device=device) for _ in range(2))
         await asyncio.gather(one.poisson(100.0, 6.0), other.poisson(100.0, 6.0))
         assert device.running == 0
         return one, other
 
-    for house in play(live()):
-        assert len(house.within(1, 6)) >= 50
-        assert max(took for _, took in house.answered) <= 2 * BOUND_S
+    for server in play(live()):
+        assert len(server.within(1, 6)) >= 50
+        assert max(took for _, took in server.answered) <= 2 * BOUND_S
 
 
 # --- the parts ---
 
 
-def measured(run_s: Callable[[int], float]) -> Slo:
-    """A bound whose runs have been measured."""
-    slo = Slo(BOUND_S, SLOTS)
-    for n in (1, 2, 4, 8) * 4:
-        slo.ran(n, run_s(n))
-    return slo
+def new_bound(slots: int = SLOTS) -> tuple[LatencyBound, ManualClock]:
+    """A bound that has measured nothing, and its clock."""
+    clock = ManualClock()
+    return LatencyBound(BOUND_S, slots, clock=clock, metrics=Tally()), clock
+
+
+def answer(bound: LatencyBound, clock: ManualClock, took_s: float, in_flight: int) -> None:
+    """An answer that took so long, of a request that found so many images in flight, itself among them."""
+    now = clock.now()
+    with bound.watch(Admission(now, 1, in_flight, now + BOUND_S), OrderedDict(), []):
+        clock.jump(took_s)
 
 
 def test_the_batch_is_the_largest_that_ends_in_time() -> None:
-    """By the measured time of each size; one that is lone runs whatever remains."""
-    slo = measured(lambda n: 0.005 + 0.005 * n)
-    place = Place(arrived=10.0, count=1, position=2, due=10.05)
-    assert [slo.fitting(now, place, 8) for now in (10.0, 10.0199, 10.0301, 10.0399, 10.0401)] == [8, 5, 2, 1, 0]
-    assert slo.fitting(11.0, Place(10.0, 1, 1), 8) == 8
+    """By the measured time of each size; one that was admitted alone runs whatever remains."""
+    bound, _ = new_bound()
+    for n in (1, 2, 4, 8) * 4:
+        bound.ran(n, 0.005 + 0.005 * n)
+
+    def cut(now: float, due: float) -> int:
+        admission = Admission(at=10.0, count=8, in_flight=9, due=due)
+        futures = [asyncio.Future[ItemResult[int]](loop=loop) for _ in range(8)]
+        items = [QueuedItem(1, 60.0, 10.0, admission, future) for future in futures]
+        return len(bound.cut_batch(OrderedDict.fromkeys(items), now, 8))
+
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        assert [cut(now, 10.05) for now in (10.0, 10.0199, 10.0301, 10.0399, 10.0401)] == [8, 5, 2, 1, 0]
+        assert cut(11.0, math.inf) == 8
 
 
 def test_late_answers_tighten_and_good_ones_loosen() -> None:
     """After answers over the bound the next are due earlier, at most by half; many good ones give it all back."""
-    slo = Slo(BOUND_S, SLOTS)
+    bound, clock = new_bound()
 
     def due_s() -> float:
-        return slo.place(0.0, 1, 1).due
+        return bound.admit(Admission(0.0, 1, 2)).due
 
-    slo.answered(0.001, Place(0.0, 1, 2, BOUND_S))
+    answer(bound, clock, 0.001, 2)
     assert due_s() == pytest.approx(BOUND_S)
     for _ in range(5):
-        slo.answered(0.06, Place(0.0, 1, 40, BOUND_S))
+        answer(bound, clock, 0.06, 40)
     assert due_s() == pytest.approx(BOUND_S * 0.98**5)
     for _ in range(10_000):
-        slo.answered(0.001, Place(0.0, 1, 2, BOUND_S))
+        answer(bound, clock, 0.001, 2)
     assert due_s() == pytest.approx(BOUND_S)
 
 
 def test_a_refusal_says_when_and_why() -> None:
     """The setting, and as many seconds as the excess should take."""
-    slo = Slo(BOUND_S, 1)
-    for position in range(1, 20):
-        slo.answered(0.01 * position, Place(0.0, 1, position, BOUND_S))
+    bound, clock = new_bound(slots=1)
+    for in_flight in range(1, 20):
+        answer(bound, clock, 0.01 * in_flight, in_flight)
     with pytest.raises(SloUnattainable, match="within the 50 ms of --slo-ms") as caught:
-        slo.place(0.0, 39, 1)
+        bound.admit(Admission(0.0, 1, 40))
     assert caught.value.retry_after_s == pytest.approx(0.4 - BOUND_S, rel=0.2)
 
 
-def test_a_forecast_covers_its_share() -> None:
-    """Of a thousand random times 95 in 100 stay below what was forecast, and not all of them."""
+def test_a_forecast_covers_its_quantile() -> None:
+    """Of a thousand random times 95 in 100 stay below what was predicted, and not all of them."""
     chance = random.Random(2)
-    forecast = Forecast(0.95, 48)
+    forecast = QuantileForecast(0.95, 48)
     below = 0
     for _ in range(1000):
         n = chance.randint(1, 8)
         took_s = 0.01 * n * chance.lognormvariate(0, 0.3)
-        below += took_s <= (forecast.at_most(n) or math.inf)
+        below += took_s <= (forecast.predict(n) or math.inf)
         forecast.observe(n, took_s)
     assert 920 <= below <= 980
 
 
-def test_a_forecast_begins_anew_when_the_world_has_changed() -> None:
+def test_a_forecast_starts_again_when_the_model_has_changed() -> None:
     """After a row of times that are all far off only those count; a few odd ones among good ones change little."""
-    forecast = Forecast(0.99, 12)
+    forecast = QuantileForecast(0.99, 12)
     for _ in range(300):
         forecast.observe(1, 0.01)
     for _ in range(12):
         forecast.observe(1, 0.05)
-    assert forecast.at_most(1) == pytest.approx(0.05)
-    assert forecast.at_most(2) == pytest.approx(0.1)
+    assert forecast.predict(1) == pytest.approx(0.05)
+    assert forecast.predict(2) == pytest.approx(0.1)

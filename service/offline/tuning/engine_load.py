@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import astuple, dataclass
 
 from models.catalog import InputSpec
-from service.batching.cost_model import even_part
+from service.batching.cost_model import even_share
 from service.common.types import Decode, ImageLimits, Sample
 from service.engines.base import Engine
 from service.preprocessing import decode, transforms
@@ -100,7 +100,7 @@ class _LoadTest:
         """On a thread: run batches of an even part of what waits, as the batcher does."""
         try:
             while (first := self.samples.get()) is not None and not self.over.is_set():
-                even = even_part(1 + self.samples.qsize(), sum(self._running), self._engine.slots)
+                even = even_share(1 + self.samples.qsize(), sum(self._running), self._engine.slots)
                 batch = [first, *self._waiting(min(self._max_batch, even) - 1)]
                 self._running[slot] = len(batch)
                 started = time.monotonic()
