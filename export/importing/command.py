@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from export.importing.pipeline import Request
 
 
-@click.command("import")
+@click.command("import", short_help="Make a model of an ONNX classifier of any origin.")
 @click.argument("file", metavar="FILE.onnx", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="What the model is called when it is served")
 @click.option(

@@ -24,7 +24,7 @@ from service.rest.schemas import compare_reply, to_dict
 from service.server.app import Core
 
 
-@click.command("compare")
+@click.command("compare", short_help="Classify images with many models side by side.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option(
     "--model",

@@ -1,20 +1,21 @@
-"""What `serve` would find on this machine: cards, packages, processor, ports, folders, artifacts, and what they lack.
+"""What `serve` would find on this machine, what keeps it from starting, and what would make it better.
 
-Reads and asks, and changes nothing; neither opens an engine nor hashes an artifact.
+It changes nothing, opens no engine, and does not check the sha256 of files: loading does that.
 """
 
 import os
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models.artifact.artifact import Artifact, ArtifactError, Manifest, exported_names, read_manifest
+from models.artifact.artifact import Artifact, ArtifactError, exported_names, read_manifest
 from models.artifact.engine_plan import Flavour
 from models.catalog import CATALOG, UnknownModelError
-from service.common.cpus import Host, host
+from service.common.cpus import Host, cpu_quota, host
 from service.common.model_info import BuiltEngine
 from service.common.packages import package_version
+from service.common.settings import Settings
 from service.common.types import Precision, Runtime
 from service.engines.base import INSTALL
 from service.engines.selection.compatibility import Machine, Source, this_machine
@@ -31,19 +32,11 @@ _FLAVOURS = {Flavour.TENSORRT: "TensorRT", Flavour.TENSORRT_RTX: "TensorRT for R
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What would be served: names, folders, address and ports (0 takes any), and what is asked of engines."""
-
-    models: tuple[str, ...]
-    artifacts: Path
-    host: str
-    ports: tuple[int, ...]
-    options: EngineOptions
-
-
-@dataclass(frozen=True, slots=True)
 class Package:
-    """A package, its version or None, and the command that installs it; `details` are ONNX Runtime's providers."""
+    """A package with its version, None if it is not installed, and the command that installs it.
+
+    `details` are the providers of ONNX Runtime.
+    """
 
     name: str
     version: str | None
@@ -52,21 +45,21 @@ class Package:
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
-    """An exported model: what would serve it, or why nothing does; `damage` says why it cannot be loaded at all.
+class DiagnosedModel:
+    """An exported model with the runtime that would serve it, or the reason (`refusal`) why none would.
 
-    Its files are not compared with their sha256; loading does that. `unreadable` are records of engines, `failed` says
-    which engines fit and are known not to answer rightly here.
+    `damage` says why it cannot be loaded at all. `unreadable` are records of built engines, `failed` says which engines
+    fit and are known to give wrong answers on this machine.
     """
 
     name: str
-    version: int | None
-    weights: str | None
-    engines: tuple[BuiltEngine, ...]
-    runtime: Runtime | None
-    refusal: str | None
-    damage: str | None
-    unreadable: tuple[str, ...]
+    version: int | None = None
+    weights: str | None = None
+    engines: tuple[BuiltEngine, ...] = ()
+    runtime: Runtime | None = None
+    refusal: str | None = None
+    damage: str | None = None
+    unreadable: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
 
 
@@ -80,10 +73,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Everything that was found. `broken` keeps `serve` from starting, `advice` makes it better.
-
-    `models` are those that would be loaded at the start.
-    """
+    """All that was found. `models` would be loaded at start; `broken` keeps `serve` from starting."""
 
     models: tuple[str, ...]
     machine: Machine
@@ -91,67 +81,64 @@ class Diagnosis:
     packages: tuple[Package, ...]
     ports: tuple[Port, ...]
     cache_problem: str | None
-    artifacts: tuple[Exported, ...]
+    artifacts: tuple[DiagnosedModel, ...]
     broken: tuple[str, ...]
     advice: tuple[str, ...]
 
 
 def diagnose(
-    question: Question, *, look: Callable[[], Machine] = this_machine, measure: Callable[[], Host] = host
+    settings: Settings, look: Callable[[], Machine] = this_machine, measure: Callable[[], Host] = host
 ) -> Diagnosis:
-    """What there is for `question`; `look` and `measure` find out what machine this is."""
+    """What `serve` would find with these settings. `look` and `measure` find out what machine this is."""
     machine = look()
-    exported = tuple(_exported(name, question, machine) for name in exported_names(question.artifacts))
-    ports = tuple(Port(number, _taken(question.host, number)) for number in question.ports)
-    cache = _unwritable(question.options.cache)
+    models = tuple(CATALOG.canonical(name) for name in settings.models)
+    options = EngineOptions(
+        settings.runtime, settings.precision, settings.cpus or cpu_quota(), cache=settings.cache_folder
+    )
+    exported = {name: _exported(name, settings, options, machine) for name in exported_names(settings.artifacts)}
+    ports = tuple(Port(number, _taken(settings.host, number)) for number in (settings.port, settings.grpc_port))
+    cache = _unwritable(settings.cache_folder)
     return Diagnosis(
-        models=question.models,
+        models=models,
         machine=machine,
         host=measure(),
         packages=_packages(machine),
         ports=ports,
         cache_problem=cache,
-        artifacts=exported,
-        broken=tuple(_broken(question, exported, ports)),
-        advice=tuple(dict.fromkeys(_advice(question, machine, exported, cache))),
+        artifacts=tuple(exported.values()),
+        broken=(*_broken(models, exported, settings), *_broken_ports(ports, settings.host)),
+        advice=tuple(dict.fromkeys(_advice(models, exported, settings, machine, cache))),
     )
 
 
-def _exported(name: str, question: Question, machine: Machine) -> Exported:
-    root, options = question.artifacts, question.options
+def _exported(name: str, settings: Settings, options: EngineOptions, machine: Machine) -> DiagnosedModel:
     try:
-        number, manifest = read_manifest(root, name)
+        number, manifest = read_manifest(settings.artifacts, name)
     except ArtifactError as error:
-        return Exported(name, None, None, (), None, None, str(error), ())
-    folder = root / name / str(number)
+        return DiagnosedModel(name, damage=str(error))
+    folder = settings.artifacts / name / str(number)
     missing = [file for file in manifest.files if not (folder / file).is_file()]
-    damage = f"{folder} lacks {', '.join(missing)}; export it again" if missing else None
     selection = Selection.of(Artifact(folder, number, manifest, ()), options, machine)
     expected, passed = selection.expected()
-    refusal = None if expected else selection.refusal([attempt.reason or attempt.doubt for attempt in passed])
-    return Exported(
+    weights = manifest.weights
+    return DiagnosedModel(
         name,
         number,
-        _weights(manifest),
+        weights=weights.source if weights.source == weights.name else f"{weights.source}: {weights.name}",
         engines=tuple(map(built_engine, selection.fits)),
         runtime=expected.runtime if expected else None,
-        refusal=refusal,
-        damage=damage,
+        refusal=None if expected else selection.refusal([attempt.reason or attempt.doubt for attempt in passed]),
+        damage=f"{folder} lacks {', '.join(missing)}; export it again" if missing else None,
         unreadable=selection.damage,
         failed=tuple(attempt.reason for attempt in passed if attempt.fit) if expected else (),
     )
-
-
-def _weights(manifest: Manifest) -> str:
-    source, name = manifest.weights.source, manifest.weights.name
-    return source if source == name else f"{source}: {name}"
 
 
 def _packages(machine: Machine) -> tuple[Package, ...]:
     flavours = [Package(name, machine.versions.get(one), INSTALL[one]) for one, name in _FLAVOURS.items()]
     others = [Package(name, package_version(*names), install) for name, (names, install) in _PACKAGES.items()]
     return tuple(
-        Package(one.name, one.version, one.install, _providers()) if one.name == "ONNX Runtime" and one.version else one
+        replace(one, details=_providers()) if one.name == "ONNX Runtime" and one.version else one
         for one in (*flavours, *others)
     )
 
@@ -163,7 +150,7 @@ def _providers() -> tuple[str, ...]:
 
 
 def _taken(address: str, port: int) -> str | None:
-    """Why nothing can listen there, found out by listening for a moment."""
+    """Why nothing can listen there, None if it can. It listens for a moment to find out."""
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -176,57 +163,62 @@ def _taken(address: str, port: int) -> str | None:
 
 
 def _unwritable(folder: Path) -> str | None:
-    """Why nothing can be kept there; a folder that is not there yet is made when it is needed."""
+    """Why nothing can be kept in the folder, None if it can. A missing folder is made when it is needed."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         return f"{there} is not a folder"
     return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written by this user"
 
 
-def _broken(question: Question, exported: tuple[Exported, ...], ports: tuple[Port, ...]) -> list[str]:
-    known = {one.name: one for one in exported}
-    lines = []
-    for name in question.models:
-        if (one := known.get(name)) is None and name not in CATALOG:
-            lines.append(str(UnknownModelError(name, {*CATALOG.names(), *known})))
-        elif one is None:
-            lines.append(f"{name} is not exported; run: topfive export {name} --artifacts {question.artifacts}")
-        elif one.damage:
-            lines.append(one.damage)
-        elif one.refusal:
-            lines.append(f"nothing runs {name}: {one.refusal}")
-    lines += [f"port {one.number} of {question.host}: {one.problem}" for one in ports if one.problem]
-    twice = {one.number for one in ports if one.number and question.ports.count(one.number) > 1}
-    return [*lines, *(f"port {number} is asked for twice; choose another --port or --grpc-port" for number in twice)]
+def _broken(models: Sequence[str], exported: Mapping[str, DiagnosedModel], settings: Settings) -> Iterator[str]:
+    for name in models:
+        if (one := exported.get(name)) is not None:
+            if one.damage or one.refusal:
+                yield one.damage or f"nothing runs {name}: {one.refusal}"
+        elif name in CATALOG:
+            yield f"{name} is not exported; run: topfive export {name} --artifacts {settings.artifacts}"
+        else:
+            yield str(UnknownModelError(name, {*CATALOG.names(), *exported}))
 
 
-def _advice(question: Question, machine: Machine, exported: tuple[Exported, ...], cache: str | None) -> list[str]:
-    """What would make it better, the most important first; nothing of cards where nobody expects one."""
-    lines = []
-    if machine.driver is not None and not machine.cards.found:
-        lines.append(f"there is an NVIDIA driver and no card can be used: {machine.cards.reason}")
-    if machine.cards.found:
-        lines += filter(None, [machine.cards.reason])
-        wanted = [one for one in exported if one.name in question.models and one.damage is None]
-        lines += filter(None, (_of_cards(one, question, machine) for one in wanted))
-        lines += [f"{one.name} on {why}" for one in wanted for why in one.failed]
+def _broken_ports(ports: Sequence[Port], host: str) -> Iterator[str]:
+    yield from (f"port {one.number} of {host}: {one.problem}" for one in ports if one.problem)
+    rest, rpc = ports
+    if rest.number and rest.number == rpc.number:
+        yield f"port {rest.number} is asked for twice; choose another --port or --grpc-port"
+
+
+def _advice(
+    models: Sequence[str],
+    exported: Mapping[str, DiagnosedModel],
+    settings: Settings,
+    machine: Machine,
+    cache_problem: str | None,
+) -> Iterator[str]:
+    """What would make it better, the most important first. Cards are left out if nobody expects one."""
+    cards = machine.cards
+    if machine.driver is not None and not cards.found:
+        yield f"there is an NVIDIA driver and no card can be used: {cards.reason}"
+    if cards.found:
+        if cards.reason:
+            yield cards.reason
+        wanted = [exported[name] for name in models if name in exported and exported[name].damage is None]
+        yield from filter(None, (_for_cards(one, settings, machine) for one in wanted))
+        yield from (f"{one.name} on {why}" for one in wanted for why in one.failed)
     if not installed(Runtime.OPENVINO):
-        lines.append("the CPU is used best by OpenVINO; run: pip install openvino")
-    if cache is not None:
-        lines.append(f"nothing is kept between starts: {cache}; name another folder with --cache")
-    return lines
+        yield "OpenVINO uses the CPU best; run: pip install openvino"
+    if cache_problem is not None:
+        yield f"nothing is kept between starts: {cache_problem}; name another folder with --cache"
 
 
-def _of_cards(one: Exported, question: Question, machine: Machine) -> str | None:
-    """What to run so that a card serves this model with an engine built for it, None where one does."""
-    if any(engine.fits for engine in one.engines):
+def _for_cards(model: DiagnosedModel, settings: Settings, machine: Machine) -> str | None:
+    """What to run so that an engine built for a card serves this model, None if one does."""
+    if any(engine.fits for engine in model.engines):
         return None
-    if one.engines:
-        best = one.engines[0]
+    if model.engines:
+        best = model.engines[0]
         run = f"; run: {best.remedy}" if best.remedy else ""
-        return f"no engine of {one.name} fits; {best.name}: {best.reason}{run}"
-    source = Source(one.name, question.artifacts, "")
-    asked = question.options.precision
-    if asked is Precision.BF16:
+        return f"no engine of {model.name} fits; {best.name}: {best.reason}{run}"
+    if settings.precision is Precision.BF16:
         return None
-    return source.nothing_built(machine.best_flavour, machine, asked)
+    return Source(model.name, settings.artifacts, "").nothing_built(machine.best_flavour, machine, settings.precision)

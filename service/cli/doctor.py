@@ -1,4 +1,4 @@
-"""The command `topfive doctor`: on one screen, what `serve` would find here and what would make it better."""
+"""The command `topfive doctor`: what `serve` would find on this machine, on one screen."""
 
 import json
 import sys
@@ -7,61 +7,45 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from models.catalog import CATALOG
-from service.cli.diagnosis import Diagnosis, Exported, Question, diagnose
+from service.cli.diagnosis import DiagnosedModel, Diagnosis, diagnose
 from service.cli.options import option, options, settings_from
-from service.common.cpus import cpu_quota
+from service.cli.tables import new_table
 from service.common.settings import Settings
 from service.engines.selection.compatibility import Machine
-from service.engines.selection.select import EngineOptions
 
 _GOOD, _POOR, _BAD, _DIM = "green", "yellow", "red", "dim"
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Show what serve would find on this machine.")
 @option("--json", "as_json", is_flag=True, help="Print a JSON object")
 @options("models", "artifacts", "cache", "host", "port", "grpc_port", "runtime", "precision", "cpus")
 def doctor_command(as_json: bool, **values: Any) -> None:
-    """Show what serve would find on this machine, and what to do to make it better. Status 1 where it cannot serve."""
+    """Show what serve would find on this machine, and what would make it better. The status is 1 if it cannot serve."""
     settings = settings_from(values)
-    found = diagnose(_question(settings))
+    found = diagnose(settings)
     if as_json:
-        click.echo(json.dumps(_plain(found), indent=2))
+        click.echo(json.dumps(_to_json(found), indent=2))
     else:
         console = Console()
-        console.print(screen(found, settings))
-        for line in verdict(found):
+        console.print(_screen(found, settings))
+        for line in _verdict(found):
             console.print(line, soft_wrap=True)  # so that a command can be copied
     sys.exit(1 if found.broken else 0)
 
 
-def _question(settings: Settings) -> Question:
-    return Question(
-        models=tuple(CATALOG.canonical(name) for name in settings.models),
-        artifacts=settings.artifacts,
-        host=settings.host,
-        ports=(settings.port, settings.grpc_port),
-        options=EngineOptions(
-            settings.runtime, settings.precision, settings.cpus or cpu_quota(), cache=settings.cache_folder
-        ),
-    )
-
-
-def _plain(found: Diagnosis) -> dict[str, Any]:
-    """The diagnosis as JSON has it; compute capabilities as they are written elsewhere."""
-    plain = asdict(found)
-    for card, made in zip(plain["machine"]["cards"]["found"], found.machine.cards.found, strict=True):
+def _to_json(found: Diagnosis) -> dict[str, Any]:
+    """The diagnosis with compute capabilities as `sm89`."""
+    content = asdict(found)
+    for card, made in zip(content["machine"]["cards"]["found"], found.machine.cards.found, strict=True):
         card["target"] = str(made.target)
-    return plain
+    return content
 
 
-def screen(found: Diagnosis, settings: Settings) -> RenderableType:
-    """What was found, for a terminal."""
+def _screen(found: Diagnosis, settings: Settings) -> RenderableType:
     rows = [*_cards(found), *_packages(found), *_host(found), *_places(found, settings)]
     table = Table.grid(padding=(0, 2))
     table.add_column(style=_DIM, no_wrap=True)
@@ -117,45 +101,37 @@ def _places(found: Diagnosis, settings: Settings) -> Iterator[tuple[str, Text]]:
 def _artifacts(found: Diagnosis) -> Iterator[RenderableType]:
     if not found.artifacts:
         return
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = new_table()
     for column in ("model", "weights", "would run on", "built for cards"):
         table.add_column(column, overflow="fold")
     for one in found.artifacts:
-        table.add_row(_name(one), Text(one.weights or "-"), _runs_on(one), _engines(one, found.machine))
+        name = one.name if one.version is None else f"{one.name} v{one.version}"
+        table.add_row(Text(name), Text(one.weights or "-"), _runs_on(one), _engines(one, found.machine))
     yield table
     yield Text()
 
 
-def _name(one: Exported) -> Text:
-    return Text(one.name if one.version is None else f"{one.name} v{one.version}")
-
-
-def _runs_on(one: Exported) -> Text:
+def _runs_on(one: DiagnosedModel) -> Text:
     if one.damage:
         return Text(f"damaged: {one.damage}", _BAD)
     return Text(one.runtime, _GOOD) if one.runtime else Text(f"nothing: {one.refusal}", _BAD)
 
 
-def _engines(one: Exported, machine: Machine) -> Text:
-    """A line for each engine; why no card can be used stands above, once."""
+def _engines(one: DiagnosedModel, machine: Machine) -> Text:
+    """A line for each engine. Why no card can be used stands above, once."""
     lines = []
     for engine in one.engines:
-        named = f"{engine.runtime} {'+'.join(engine.targets)} {engine.precision}"
+        name = f"{engine.runtime} {'+'.join(engine.targets)} {engine.precision}"
         reason = engine.reason if machine.cards.found else "no card"
-        lines.append(Text(f"{named}: fits", _GOOD) if engine.fits else Text(f"{named}: {reason}", _POOR))
-    return (
-        Text("\n").join([*lines, *(Text(line, _POOR) for line in one.unreadable)])
-        if lines or one.unreadable
-        else Text("-")
-    )
+        lines.append(Text(f"{name}: fits", _GOOD) if engine.fits else Text(f"{name}: {reason}", _POOR))
+    lines += [Text(line, _POOR) for line in one.unreadable]
+    return Text("\n").join(lines) if lines else Text("-")
 
 
-def verdict(found: Diagnosis) -> Iterator[Text]:
-    """What would serve, what keeps it from that, what would make it better."""
-    known = {one.name: one for one in found.artifacts}
-    ready = [known[name] for name in found.models if name in known and known[name].runtime and not known[name].damage]
-    for one in ready:
-        yield Text(f"{one.name} would be served by {one.runtime}", _BAD if found.broken else _GOOD)
+def _verdict(found: Diagnosis) -> Iterator[Text]:
+    for one in found.artifacts:
+        if one.name in found.models and one.runtime and not one.damage:
+            yield Text(f"{one.name} would be served by {one.runtime}", _BAD if found.broken else _GOOD)
     for line in found.broken:
         yield Text(f"serve cannot start: {line}", _BAD)
     for line in found.advice:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +15,7 @@ from rich.text import Text
 from models.artifact.measured import Proportion, protocol
 from service.cli.long_run import OpenFromSettings, display_on, local_data_plane, run_options, run_until_done, say
 from service.cli.options import BATCH_OPTIONS, crops_option, option, options, settings_from, split_names
+from service.cli.tables import new_table
 from service.offline.evaluate import EvaluateJob, evaluate
 from service.offline.images import OfflineError, read_dataset
 from service.offline.report import Evaluation
@@ -92,18 +92,7 @@ def table(evaluation: Evaluation) -> Table:
     members = evaluation.members
     version = ", ".join(f"v{member.version}" for member in members)
     title = f"{evaluation.name} {version if len(members) == 1 else f'({version})'}: errors in %, with 95 % intervals"
-    found = Table(
-        title=Text(title),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    found.add_column("")
-    found.add_column("top-1", justify="right", no_wrap=True)
-    found.add_column("top-5", justify="right", no_wrap=True)
+    found = new_table("", title=title, numbers=("top-1", "top-5"))
     found.add_column("on")
     scores = evaluation.scores
     five = f"{len(evaluation.labels)} classes" if scores.top5 is None else _rate_and_interval(scores.top5)

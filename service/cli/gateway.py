@@ -10,7 +10,7 @@ from service.gateway.replicas import parse_targets
 from service.server.gateway import run_gateway
 
 
-@click.command("gateway")
+@click.command("gateway", short_help="Serve REST in front of inference servers.")
 @option(
     "--inference",
     required=True,

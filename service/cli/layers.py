@@ -10,9 +10,7 @@ from textwrap import wrap
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from models.analysis.layer_table import Kind, LayerTable
@@ -20,6 +18,7 @@ from models.artifact.artifact import NotExportedError
 from models.catalog import Architecture
 from service.cli.long_run import say
 from service.cli.options import option, options, settings_from
+from service.cli.tables import new_table
 from service.common.errors import ModelNotFound, TopfiveError
 from service.common.model_info import LayerRow, ModelLayers, StageRow
 from service.repository.model_info import layers_of, model_layers
@@ -33,7 +32,7 @@ _ROUNDS_TO_ONE = 0.999995  # with two decimals it is the next unit: 1.00 M, not 
 _TORCH = ("torch", "torchvision")
 
 
-@click.command("layers")
+@click.command("layers", short_help="Print the layers of a network with their costs.")
 @click.argument("name")
 @option("--stages", "only_stages", is_flag=True, help="Only the totals of each stage")
 @option("--json", "as_json", is_flag=True, help="Print a JSON object, as GET /models/NAME/layers answers")
@@ -129,18 +128,11 @@ def _stage_table(known: ModelLayers, width: int) -> Table:
 def _empty(known: ModelLayers, columns: Sequence[str], width: int) -> Table:
     """A table without rows: first these columns, then those of the numbers."""
     version = "computed, not exported" if known.version is None else f"version {known.version}"
-    table = Table(
-        title=f"{escape(known.model)} ({version}), input {_sizes(known.input_shape)}",
-        title_justify="left",
-        title_style="bold",
-        caption="MACs: multiply-accumulates for one image; field: pixels of the input that one value sees",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1) if width >= _WIDTH_FOR_DIGITS else 0,
-        collapse_padding=True,
-    )
+    table = new_table(title=f"{known.model} ({version}), input {_sizes(known.input_shape)}")
+    table.caption = "MACs: multiply-accumulates for one image; field: pixels of the input that one value sees"
+    table.caption_justify = "left"
+    if width < _WIDTH_FOR_DIGITS:
+        table.padding = 0
     for name in columns:
         table.add_column(name, overflow="fold", no_wrap=name not in ("layer", "stage"))
     for name in ("params", "MACs", "%", "field"):

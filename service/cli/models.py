@@ -16,7 +16,7 @@ from service.rest.schemas import to_dict
 from service.server.app import Core
 
 
-@click.command("models")
+@click.command("models", short_help="List all models, exported or not.")
 @option("--json", "as_json", is_flag=True, help="Print a JSON array")
 @options("artifacts")
 def models_command(as_json: bool, **values: Any) -> None:

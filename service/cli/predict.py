@@ -27,7 +27,7 @@ OptionsUntil = Callable[[float], ClassifyOptions]
 """From a deadline to the options of the command with that deadline."""
 
 
-@click.command("predict")
+@click.command("predict", short_help="Classify images without a server.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_option
 @top_k_option

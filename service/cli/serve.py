@@ -10,7 +10,7 @@ from service.common.settings import Settings
 from service.server.app import run
 
 
-@click.command("serve")
+@click.command("serve", short_help="Serve exported models over REST and gRPC.")
 @options(*Settings.model_fields)
 def serve_command(**values: Any) -> None:
     """Serve exported models over REST and gRPC until SIGTERM or Ctrl-C."""

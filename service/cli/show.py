@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +14,7 @@ from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import read_plans
 from models.artifact.measured import protocol
 from service.cli.options import option, options, settings_from
+from service.cli.tables import new_table
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.model_info import BuiltEngine, ModelDetail
@@ -28,7 +28,7 @@ from service.rest.schemas import to_dict
 from service.server.app import Core
 
 
-@click.command("show")
+@click.command("show", short_help="Print what is known of one model.")
 @click.argument("name")
 @option("--json", "as_json", is_flag=True, help="Print what GET /models/NAME answers")
 @options("artifacts", "cache", "cpus")
@@ -45,7 +45,9 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
     if as_json:
         click.echo(json.dumps(to_dict(known), indent=2))
     else:
-        Console().print(Group(_facts(known), _accuracy(known), _parity(known), _built(known)))
+        for table in (_facts(known), _accuracy(known), _parity(known), _built(known)):
+            if table.row_count:
+                Console().print(table, Text())
 
 
 def _engines(root: Path, entry: Entry) -> tuple[tuple[BuiltEngine, ...], list[str]]:
@@ -108,12 +110,9 @@ def _facts(known: ModelDetail) -> Table:
     return table
 
 
-def _accuracy(known: ModelDetail) -> Table | str:
+def _accuracy(known: ModelDetail) -> Table:
     """Error rates in percent: those of the paper, of published weights, and of measurements on own images."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("errors in %")
-    table.add_column("top-1", justify="right", no_wrap=True)
-    table.add_column("top-5", justify="right", no_wrap=True)
+    table = new_table("errors in %", numbers=("top-1", "top-5"))
     table.add_column("on")
     for errors in known.published_errors:
         table.add_row("paper", _rate(errors.top1), _rate(errors.top5), Text(errors.protocol))
@@ -129,14 +128,12 @@ def _accuracy(known: ModelDetail) -> Table | str:
             _measured(one.acc5, one.acc5_low, one.acc5_high),
             Text(on),
         )
-    return table if table.row_count else ""
+    return table
 
 
-def _parity(known: ModelDetail) -> Table | str:
+def _parity(known: ModelDetail) -> Table:
     """How each engine compares with PyTorch, or with the file that was imported."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("engine", "precision", "max |dp|", "cosine", "top-1 agrees", "used"):
-        table.add_column(column)
+    table = new_table("engine", "precision", "max |dp|", "cosine", "top-1 agrees", "used")
     for report in known.parity:
         table.add_row(
             f"{report.runtime} {report.runtime_version}",
@@ -146,15 +143,12 @@ def _parity(known: ModelDetail) -> Table | str:
             f"{report.top1_agreement:.1%}",
             Text("yes", style="green") if report.passed else Text("no", style="yellow"),
         )
-    return table if table.row_count else ""
+    return table
 
 
-def _built(known: ModelDetail) -> Table | str:
+def _built(known: ModelDetail) -> Table:
     """The engines that were built for NVIDIA cards, and why some do not fit here."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("built", overflow="fold")
-    table.add_column("batches", no_wrap=True)
-    table.add_column("MB", justify="right", no_wrap=True)
+    table = new_table("built", numbers=("batches", "MB"))
     table.add_column("fits here", overflow="fold")
     for engine in known.engines:
         differs = Text(f"no: {engine.reason}", style="yellow")
@@ -166,7 +160,7 @@ def _built(known: ModelDetail) -> Table | str:
             f"{engine.size_bytes / 1e6:.1f}",
             Text("yes", style="green") if engine.fits else differs,
         )
-    return table if table.row_count else ""
+    return table
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -21,10 +21,27 @@ _WIDTH_FOR_FAMILY = 100
 _TWO_DIGITS, _THREE_DIGITS, _FOUR_DIGITS = 9.995, 99.95, 999.5  # before the point, once rounded to three in all
 
 
+def new_table(*columns: str, title: str = "", numbers: Sequence[str] = ()) -> Table:
+    """An empty table of these columns, then of columns of numbers, which are never broken. Nothing in it is markup."""
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
 def answer(title: str, classification: Classification, width: int) -> RenderableType:
     """The best classes of one image, with bars where `width` columns have room for them, and what answered."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("#", justify="right")
+    table = new_table(title=title, numbers=["#"])
     table.add_column("class")
     table.add_column("probability", justify="right", no_wrap=True)
     if with_bar := width >= _WIDTH_FOR_BAR:
@@ -55,7 +72,7 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
 
 def comparison(title: str, compared: Comparison) -> RenderableType:
     """The best classes of each model, or its error, and below where models agree."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    table = new_table(title=title)
     table.add_column("model", overflow="fold", ratio=3, min_width=8)
     table.add_column("best classes", no_wrap=True, ratio=4, min_width=8)
     for column in ("prob.", "params", "MACs", "top-1", "ms"):
@@ -79,12 +96,15 @@ def comparison(title: str, compared: Comparison) -> RenderableType:
             end_section=len(best) > 1,
         )
     answered = sum(not isinstance(row.result, Exception) for row in compared.rows)
-    said = [f"{group.label}: {len(group.models)} of {answered}" for group in compared.agreement]
+    said = [f"{group.label} ({len(group.models)} of {answered})" for group in compared.agreement]
     lines: list[RenderableType] = [
         *reasons,
         *(Text(f"warning: {warning}", style="yellow") for warning in compared.warnings),
         Text(f"best class: {', '.join(said) or 'no model answered'}"),
-        Text(f"among the best of all: {', '.join(same.label for same in compared.common) or 'none'}\n", style="dim"),
+        Text(
+            f"among the best of every model: {', '.join(same.label for same in compared.common) or 'none'}\n",
+            style="dim",
+        ),
     ]
     return Group(table, *lines)
 
@@ -104,13 +124,9 @@ def models(rows: Sequence[ModelSummary], width: int) -> RenderableType:
 
     The year and the family are shown where `width` columns have room. In 80 columns no name of the catalog is folded.
     """
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("name", overflow="fold")
-    if wide := width >= _WIDTH_FOR_FAMILY:
-        table.add_column("year", no_wrap=True)
-        table.add_column("family", no_wrap=True)
-    for column in ("parameters", "MACs", "top-1", "top-5"):
-        table.add_column(column, justify="right", no_wrap=True)
+    wide = width >= _WIDTH_FOR_FAMILY
+    numbers = ("parameters", "MACs", "top-1", "top-5")
+    table = new_table("name", *(("year", "family") if wide else ()), numbers=numbers)
     table.add_column("exported", no_wrap=True)
     for row in rows:
         table.add_row(

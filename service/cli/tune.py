@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +17,7 @@ from models.artifact.tuning import TuningRecord, write_tuning
 from models.catalog import CATALOG
 from service.cli.long_run import say
 from service.cli.options import FiniteRange, option, options, settings_from
+from service.cli.tables import new_table
 from service.common.cpus import cpu_quota
 from service.common.sample_photo import made_photo
 from service.common.types import Precision, Runtime
@@ -129,18 +129,9 @@ def _print(name: str, why: str, path: Path | None, record: TuningRecord, results
 
 def _table(name: str, record: TuningRecord, results: Sequence[CandidateResult]) -> Table:
     """What was measured, the best first."""
-    table = Table(
-        title=Text(f"{name} on {record.conditions.cpu}, {record.conditions.cpus} CPUs"),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("engine", no_wrap=True)
-    for column in ("slots", "threads", "batch", "img/s", "run ms", "CPU ms", "n"):
-        table.add_column(column, justify="right", no_wrap=True)
+    title = f"{name} on {record.conditions.cpu}, {record.conditions.cpus} CPUs"
+    numbers = ("slots", "threads", "batch", "img/s", "run ms", "CPU ms", "n")
+    table = new_table("engine", title=title, numbers=numbers)
     table.add_column("", no_wrap=True)
     measured = [one for one in results if one.state is CandidateState.MEASURED]
     for one in measured:

@@ -5,19 +5,14 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from export.gate_images import PHOTOS
 from models.catalog import CATALOG
 from service.cli.main import main
 from service.common.settings import Settings
+from tests.command_line import topfive
 from tests.conftest import png
 from tests.fleet import copy_model
-
-
-def topfive(*command: str | Path, columns: int = 100) -> Result:
-    """Run the command in this process."""
-    return CliRunner().invoke(main, [str(word) for word in command], env={"COLUMNS": str(columns)})
 
 
 def test_predict_table(artifacts: Path) -> None:

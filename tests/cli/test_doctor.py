@@ -7,23 +7,25 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from models.artifact.artifact import GRAPH, load, read_manifest
 from models.artifact.engine_plan import Flavour, write_plan
 from models.artifact.tuning import write_tuning
-from service.cli.diagnosis import Diagnosis, Question, diagnose
-from service.cli.main import main
+from service.cli.diagnosis import Diagnosis, diagnose
 from service.common.cpus import Host
 from service.common.gpus import Cards
+from service.common.settings import Settings
 from service.common.types import Precision, Runtime
 from service.engines.selection.compatibility import Machine
 from service.engines.selection.cpu_layout import conditions_here, installed_version, place_of
 from service.engines.selection.opening import open_engine
 from service.engines.selection.parity import reference_of
 from service.engines.selection.select import EngineOptions, installed
+from tests.command_line import topfive
 from tests.engines.test_gate import Faithful
 from tests.engines.test_plans import ADA, NO_CARD, TURING, machine
 from tests.models.test_plan import CONTENT, record
@@ -34,15 +36,15 @@ from tests.test_layers import ROOT
 HOST = Host(2, 16, ("AVX2",), 32 << 30, 4 << 30)
 
 
-def question(artifacts: Path, *models: str, **options: object) -> Question:
-    """What would be served of that folder, on any ports."""
-    asked = EngineOptions(cache=artifacts / "cache", **options)  # type: ignore[arg-type]
-    return Question(models or ("tiny",), artifacts, "127.0.0.1", (0, 0), asked)
+def settings(artifacts: Path, *models: str, **changes: Any) -> Settings:
+    """Those of a server of that folder, on any ports."""
+    ports = {"port": 0, "grpc_port": 0}
+    return Settings(models=models or ("tiny",), artifacts=artifacts, cache=artifacts / "cache", **{**ports, **changes})
 
 
-def found(asked: Question, where: Machine = NO_CARD) -> Diagnosis:
+def found(given: Settings, where: Machine = NO_CARD) -> Diagnosis:
     """The diagnosis of that machine."""
-    return diagnose(asked, look=lambda: where, measure=lambda: HOST)
+    return diagnose(given, look=lambda: where, measure=lambda: HOST)
 
 
 def plan(artifacts: Path, **changes: object) -> None:
@@ -51,14 +53,14 @@ def plan(artifacts: Path, **changes: object) -> None:
     write_plan(artifacts / "tiny" / "1", CONTENT, record(**{"graph_sha256": graph, **changes}))
 
 
-def doctor(*arguments: object, columns: int = 120) -> Result:
-    """The command's outcome in a terminal of that width."""
-    return CliRunner().invoke(main, ["doctor", *map(str, arguments)], env={"COLUMNS": str(columns)})
+def doctor(artifacts: Path, *words: object, columns: int = 120) -> Result:
+    """The command's outcome on any ports, in a terminal of that width."""
+    return topfive("doctor", "--artifacts", artifacts, "--port", 0, "--grpc-port", 0, *words, columns=columns)
 
 
 def test_machine_without_card(artifacts: Path) -> None:
     """Nothing is broken and nothing is advised where no card is expected: OpenVINO would serve."""
-    diagnosis = found(question(artifacts))
+    diagnosis = found(settings(artifacts))
 
     assert (diagnosis.broken, diagnosis.advice) == ((), ())
     [tiny] = diagnosis.artifacts
@@ -75,16 +77,16 @@ def test_runtime_that_was_tuned(artifacts: Path) -> None:
     kept = tuning_record(trial("onnxruntime", "f32", version=version), conditions=conditions_here(2))
     write_tuning(place, kept.model_copy(update={"graph_sha256": place.graph_sha256}))
 
-    assert found(question(artifacts, cpus=2)).artifacts[0].runtime is Runtime.ONNXRUNTIME
-    assert found(question(artifacts, cpus=1)).artifacts[0].runtime is Runtime.OPENVINO
-    printed = json.loads(doctor("--artifacts", artifacts, "--models", "tiny", "--cpus", 2, "--json").output)
+    assert found(settings(artifacts, cpus=2)).artifacts[0].runtime is Runtime.ONNXRUNTIME
+    assert found(settings(artifacts, cpus=1)).artifacts[0].runtime is Runtime.OPENVINO
+    printed = json.loads(doctor(artifacts, "--models", "tiny", "--cpus", 2, "--json").output)
     assert printed["artifacts"][0]["runtime"] == "onnxruntime"
 
 
 def test_card_with_its_engine(artifacts: Path) -> None:
     """An engine that fits is what `auto` would try, and there is nothing to make better."""
     plan(artifacts)
-    diagnosis = found(question(artifacts), machine(ADA))
+    diagnosis = found(settings(artifacts), machine(ADA))
 
     assert diagnosis.artifacts[0].runtime is Runtime.TENSORRT_RTX
     assert diagnosis.advice == ()
@@ -92,7 +94,7 @@ def test_card_with_its_engine(artifacts: Path) -> None:
 
 def test_card_without_engine(artifacts: Path) -> None:
     """Where nothing is built, the command that builds it is advised, and what is installed serves meanwhile."""
-    diagnosis = found(question(artifacts), machine(TURING))
+    diagnosis = found(settings(artifacts), machine(TURING))
 
     assert diagnosis.artifacts[0].runtime is Runtime.OPENVINO
     [advice] = diagnosis.advice
@@ -102,7 +104,7 @@ def test_card_without_engine(artifacts: Path) -> None:
 def test_card_with_the_engine_of_another(artifacts: Path) -> None:
     """What differs is in the list of engines and in the advice, with the command."""
     plan(artifacts)
-    diagnosis = found(question(artifacts), machine(TURING))
+    diagnosis = found(settings(artifacts), machine(TURING))
 
     [engine] = diagnosis.artifacts[0].engines
     assert not engine.fits
@@ -113,7 +115,7 @@ def test_card_with_the_engine_of_another(artifacts: Path) -> None:
 
 def test_driver_without_card(artifacts: Path) -> None:
     """A driver that shows no card is worth a line, with CUDA's own reason."""
-    diagnosis = found(question(artifacts), replace(NO_CARD, driver="580.82.07"))
+    diagnosis = found(settings(artifacts), replace(NO_CARD, driver="580.82.07"))
 
     assert diagnosis.advice == (
         "there is an NVIDIA driver and no card can be used: no CUDA-capable device is detected",
@@ -123,14 +125,14 @@ def test_driver_without_card(artifacts: Path) -> None:
 def test_engine_that_is_known_to_fail(artifacts: Path) -> None:
     """What an earlier start measured counts: the engine fits, would not serve, and the advice has the figures."""
     plan(artifacts)
-    asked, where = question(artifacts), machine(ADA)
+    asked, where = settings(artifacts), machine(ADA)
     artifact = load(artifacts, "tiny")
     reference = reference_of(artifact)
 
     def build(*_: object) -> Faithful:
         return Faithful(reference, error=0.2)
 
-    opened = open_engine(artifact, asked.options, look=lambda: where, build_plan=build)
+    opened = open_engine(artifact, EngineOptions(cache=asked.cache), look=lambda: where, build_plan=build)
     opened.engine.close()
     diagnosis = found(asked, where)
 
@@ -139,7 +141,7 @@ def test_engine_that_is_known_to_fail(artifacts: Path) -> None:
     assert tiny.runtime == opened.engine.describe().runtime == "openvino"
     assert diagnosis.broken == ()
     assert "its answers on this card differ" in diagnosis.advice[0]
-    strict = found(question(artifacts, precision=Precision.FP16), where)
+    strict = found(settings(artifacts, precision=Precision.FP16), where)
     assert "its answers on this card differ" in strict.broken[0]
 
 
@@ -150,7 +152,7 @@ def test_artifact_of_an_older_version(artifacts: Path) -> None:
     known = json.loads(manifest.read_text())
     del known["files"]["reference.npz"]
     manifest.write_text(json.dumps(known))
-    diagnosis = found(question(artifacts), machine(ADA))
+    diagnosis = found(settings(artifacts), machine(ADA))
 
     assert diagnosis.artifacts[0].runtime is Runtime.OPENVINO
     assert "nothing to check its answers against" in diagnosis.advice[0]
@@ -162,7 +164,7 @@ def test_one_card_of_two(artifacts: Path) -> None:
     plan(artifacts)
     where = replace(machine(ADA), cards=Cards((ADA,), "card 0 cannot be used: busy"))
 
-    assert found(question(artifacts), where).advice == ("card 0 cannot be used: busy",)
+    assert found(settings(artifacts), where).advice == ("card 0 cannot be used: busy",)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +175,9 @@ def test_one_card_of_two(artifacts: Path) -> None:
         ({"runtime": Runtime.ONNXRUNTIME, "precision": Precision.FP16}, "onnxruntime computes in f32"),
     ],
 )
-def test_what_was_asked_for_cannot_run(artifacts: Path, options: dict[str, object], reason: str) -> None:
+def test_what_was_asked_for_cannot_run(artifacts: Path, options: dict[str, Any], reason: str) -> None:
     """What `serve` would refuse is broken here too, with the reason."""
-    diagnosis = found(question(artifacts, **options))
+    diagnosis = found(settings(artifacts, **options))
 
     assert diagnosis.artifacts[0].runtime is None
     [broken] = diagnosis.broken
@@ -187,24 +189,24 @@ def test_damaged_artifacts(artifacts: Path) -> None:
     """A manifest that cannot be read and a file that is gone are named; so is a record of an engine, without harm."""
     (artifacts / "tiny" / "1" / "engines").mkdir()
     (artifacts / "tiny" / "1" / "engines" / "zzz.json").write_text("{")
-    assert found(question(artifacts)).broken == ()
-    assert "zzz.json" in found(question(artifacts)).artifacts[0].unreadable[0]
+    assert found(settings(artifacts)).broken == ()
+    assert "zzz.json" in found(settings(artifacts)).artifacts[0].unreadable[0]
     (artifacts / "tiny" / "1" / GRAPH).unlink()
-    assert "lacks model.onnx" in found(question(artifacts)).broken[0]
+    assert "lacks model.onnx" in found(settings(artifacts)).broken[0]
     (artifacts / "tiny" / "1" / "manifest.json").write_text("{}")
-    assert "is not a manifest that this version reads" in found(question(artifacts)).broken[0]
+    assert "is not a manifest that this version reads" in found(settings(artifacts)).broken[0]
 
 
 def test_not_exported(artifacts: Path) -> None:
     """A model that would be loaded and is not there: the command that exports it."""
-    assert found(question(artifacts, "tiny", "resnet50")).broken == (
+    assert found(settings(artifacts, "tiny", "resnet50")).broken == (
         f"resnet50 is not exported; run: topfive export resnet50 --artifacts {artifacts}",
     )
 
 
 def test_unknown_model(artifacts: Path) -> None:
     """A name that nothing has: no command that would fail, but the names that look like it."""
-    [broken] = found(question(artifacts, "resnet5")).broken
+    [broken] = found(settings(artifacts, "resnet5")).broken
 
     assert "no model 'resnet5'; did you mean resnet50" in broken
 
@@ -213,7 +215,7 @@ def test_one_port_for_both(artifacts: Path) -> None:
     """The same port for REST and gRPC is free and still no good."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         number = free.getsockname()[1]
-    diagnosis = found(replace(question(artifacts), ports=(number, number)))
+    diagnosis = found(settings(artifacts, port=number, grpc_port=number))
 
     assert diagnosis.broken == (f"port {number} is asked for twice; choose another --port or --grpc-port",)
 
@@ -222,7 +224,7 @@ def test_port_in_use(artifacts: Path) -> None:
     """A port that another process listens on is broken; the same port free again is not, and nobody connected."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        asked = replace(question(artifacts), ports=(number, 0))
+        asked = settings(artifacts, port=number)
         diagnosis = found(asked)
         taken.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -235,10 +237,10 @@ def test_port_in_use(artifacts: Path) -> None:
 
 def test_cache(artifacts: Path) -> None:
     """A cache that is not there yet will be made, and is not made by asking; one that cannot be is advised against."""
-    assert found(question(artifacts)).cache_problem is None
+    assert found(settings(artifacts)).cache_problem is None
     assert not (artifacts / "cache").exists()
     (artifacts / "cache").write_text("")
-    diagnosis = found(question(artifacts))
+    diagnosis = found(settings(artifacts))
     assert diagnosis.broken == ()
     assert "is not a folder; name another folder with --cache" in diagnosis.advice[0]
 
@@ -247,12 +249,12 @@ def test_cache(artifacts: Path) -> None:
 def test_cache_of_another(artifacts: Path) -> None:
     """A folder of somebody else is named."""
     (artifacts / "cache").mkdir(mode=0o500)
-    assert "cannot be written by this user" in (found(question(artifacts)).cache_problem or "")
+    assert "cannot be written by this user" in (found(settings(artifacts)).cache_problem or "")
 
 
 def test_packages(artifacts: Path) -> None:
     """Each package has its version, or the command that installs it."""
-    packages = {one.name: one for one in found(question(artifacts), replace(NO_CARD, versions={})).packages}
+    packages = {one.name: one for one in found(settings(artifacts), replace(NO_CARD, versions={})).packages}
 
     assert packages["TensorRT"].version is None
     assert packages["TensorRT"].install == "pip install '.[tensorrt]'"
@@ -264,7 +266,7 @@ def test_packages(artifacts: Path) -> None:
 def test_screen(artifacts: Path, columns: int) -> None:
     """One screen: no line of the tables is wider than the terminal, and the verdict is the last line."""
     plan(artifacts)
-    result = doctor("--artifacts", artifacts, "--models", "tiny", "--port", 0, "--grpc-port", 0, columns=columns)
+    result = doctor(artifacts, "--models", "tiny", columns=columns)
 
     assert result.exit_code == 0
     lines = result.output.splitlines()
@@ -276,7 +278,7 @@ def test_screen(artifacts: Path, columns: int) -> None:
 
 def test_status(artifacts: Path) -> None:
     """Where `serve` could not start the status is 1, and the last line says why in one piece."""
-    result = doctor("--artifacts", artifacts, "--models", "vgg16", "--port", 0, "--grpc-port", 0, columns=80)
+    result = doctor(artifacts, "--models", "vgg16", columns=80)
 
     assert result.exit_code == 1
     assert result.output.splitlines()[-1] == (
@@ -287,8 +289,7 @@ def test_status(artifacts: Path) -> None:
 def test_json(artifacts: Path) -> None:
     """--json has the same as one object, with the same status."""
     plan(artifacts, flavour=Flavour.TENSORRT, targets=("sm75",))
-    arguments = ("--artifacts", artifacts, "--models", "tiny", "--port", 0, "--grpc-port", 0, "--json")
-    result = doctor(*arguments)
+    result = doctor(artifacts, "--models", "tiny", "--json")
     printed = json.loads(result.output)
 
     assert result.exit_code == 0

@@ -4,20 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from models.artifact.artifact import read_manifest
 from models.artifact.engine_plan import write_plan
 from models.artifact.measured import MeasuredAccuracy, record_accuracy
-from service.cli.main import main
+from tests.command_line import topfive
 from tests.models.test_plan import CONTENT
 from tests.models.test_plan import record as plan_record
 from tests.serving import serving
-
-
-def show(*arguments: object, columns: int = 100) -> Result:
-    """The command's outcome in a terminal of that width."""
-    return CliRunner().invoke(main, ["show", *map(str, arguments)], env={"COLUMNS": str(columns)})
 
 
 def measurement() -> MeasuredAccuracy:
@@ -41,7 +35,7 @@ def measurement() -> MeasuredAccuracy:
 
 def test_facts_of_the_paper(tmp_path: Path) -> None:
     """A network that is not exported shows what its paper and the competition say, and both counts of parameters."""
-    output = show("googlenet_2014", "--artifacts", tmp_path).output
+    output = topfive("show", "googlenet_2014", "--artifacts", tmp_path).output
 
     assert "googlenet_2014, not exported" in output
     assert "6,998,552, 13,378,280 in training" in output
@@ -56,7 +50,7 @@ def test_facts_of_the_paper(tmp_path: Path) -> None:
 
 def test_weights_as_errors(tmp_path: Path) -> None:
     """The accuracy of every published weight set is shown as an error rate, the default first."""
-    lines = show("resnet50", "--artifacts", tmp_path).output.splitlines()
+    lines = topfive("show", "resnet50", "--artifacts", tmp_path).output.splitlines()
 
     rates = [line.split()[1:4] for line in lines if line.strip().startswith("weights IMAGENET")]
     assert rates == [["IMAGENET1K_V2", "19.14", "4.57"], ["IMAGENET1K_V1", "23.87", "7.14"]]
@@ -66,7 +60,7 @@ def test_exported(artifacts: Path) -> None:
     """An exported model shows its weights, its warning, its parity, and what was measured with the interval."""
     version, manifest = read_manifest(artifacts, "tiny")
     record_accuracy(artifacts / "tiny" / str(version) / "manifest.json", measurement())
-    output = show("tiny", "--artifacts", artifacts, columns=200).output
+    output = topfive("show", "tiny", "--artifacts", artifacts, columns=200).output
 
     assert "tiny, version 1" in output
     assert "untrained: untrained" in output
@@ -81,14 +75,14 @@ def test_exported(artifacts: Path) -> None:
 def test_width(artifacts: Path, columns: int) -> None:
     """No line is wider than the terminal."""
     for name in ("tiny", "alexnet_2012", "resnet50"):
-        lines = show(name, "--artifacts", artifacts, columns=columns).output.splitlines()
+        lines = topfive("show", name, "--artifacts", artifacts, columns=columns).output.splitlines()
         assert max(len(line) for line in lines) <= columns
 
 
 @pytest.mark.anyio
 async def test_json_is_the_reply_of_the_server(artifacts: Path) -> None:
     """--json prints what GET /models/NAME answers, the state and the latency of a loaded model aside."""
-    printed = json.loads(show("tiny", "--artifacts", artifacts, "--json").output)
+    printed = json.loads(topfive("show", "tiny", "--artifacts", artifacts, "--json").output)
     async with serving(artifacts) as running:
         answered = (await running.http.get("/models/tiny")).json()
 
@@ -100,7 +94,7 @@ async def test_json_is_the_reply_of_the_server(artifacts: Path) -> None:
 
 def test_unknown(tmp_path: Path) -> None:
     """A name that nobody knows ends in an error with the nearest one."""
-    result = show("resnet5", "--artifacts", tmp_path)
+    result = topfive("show", "resnet5", "--artifacts", tmp_path)
 
     assert result.exit_code == 1
     assert "did you mean resnet50" in result.output
@@ -109,7 +103,7 @@ def test_unknown(tmp_path: Path) -> None:
 def test_damaged_manifest(artifacts: Path) -> None:
     """A model whose manifest cannot be read is not passed off as one that was never exported."""
     (artifacts / "tiny" / "1" / "manifest.json").write_text("{}", encoding="utf-8")
-    output = show("tiny", "--artifacts", artifacts, columns=200).output
+    output = topfive("show", "tiny", "--artifacts", artifacts, columns=200).output
 
     assert "is not a manifest" in output
     assert "topfive export tiny" in output
@@ -122,8 +116,8 @@ def test_built_engines(artifacts: Path, columns: int) -> None:
     plan = write_plan(
         artifacts / "tiny" / "1", CONTENT, plan_record(graph_sha256=manifest.files["model.onnx"], version="0.1")
     )
-    output = show("tiny", "--artifacts", artifacts, columns=columns).output
-    printed = json.loads(show("tiny", "--artifacts", artifacts, "--json").output)
+    output = topfive("show", "tiny", "--artifacts", artifacts, columns=columns).output
+    printed = json.loads(topfive("show", "tiny", "--artifacts", artifacts, "--json").output)
 
     assert max(len(line) for line in output.splitlines()) <= columns
     assert "1 to 32" in output
@@ -138,6 +132,6 @@ def test_record_of_an_engine_that_cannot_be_read(artifacts: Path) -> None:
     folder = artifacts / "tiny" / "1" / "engines"
     folder.mkdir()
     (folder / "zzz.json").write_text("{")
-    warnings = json.loads(show("tiny", "--artifacts", artifacts, "--json").output)["warnings"]
+    warnings = json.loads(topfive("show", "tiny", "--artifacts", artifacts, "--json").output)["warnings"]
 
     assert any("zzz.json cannot be read" in text and "build that engine again" in text for text in warnings)
