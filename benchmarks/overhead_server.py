@@ -34,7 +34,8 @@ from service.inference.local import LocalDataPlane
 from service.preprocessing.decode import DecodedImage, decode_image
 from service.preprocessing.preprocessor import Preprocessor
 from service.preprocessing.transforms import make_samples
-from service.server.app import Core, Service
+from service.server.app import Service
+from service.server.data_plane import build_data_plane
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -143,18 +144,18 @@ async def serve_bare(port: int) -> None:
 async def serve_null(port: int, kind: OverheadServer, model: str, artifacts: Path) -> None:
     """The same for this server."""
     settings = Settings(models=(model,), artifacts=artifacts, port=port, grpc_port=port + 1, cpus=2)
-    core, timer = Core(settings, opener=_open), CpuTimer()
+    data_plane, timer = build_data_plane(settings, open_engine=_open), CpuTimer()
     pixel = DecodedImage.from_pixels(np.zeros((1, 1, 3), dtype=np.uint8))
     real = kind is OverheadServer.REAL
     preprocessor = Preprocessor(
         settings.limits,
         threads=2,
-        clock=core.clock,
+        clock=data_plane.clock,
         decode=timer.timed(decode_image) if real else lambda _data, _limits, _needed: pixel,
         crop=timer.timed(make_samples) if real else lambda spec, _image, count: _black(count, spec.crop),
     )
-    core.data_plane = LocalDataPlane(core.repository, preprocessor, clock=core.clock, metrics=core.metrics)
-    service = Service(core)
+    timed = LocalDataPlane(data_plane.repository, preprocessor, clock=data_plane.clock, metrics=data_plane.metrics)
+    service = Service(settings, timed)
     await service.start()
     await service.load()
     await _serve_spent(port + 2, timer)

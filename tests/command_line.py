@@ -12,7 +12,7 @@ from service.cli.main import main
 from service.common.settings import Settings
 from service.common.types import Probabilities, Rows
 from service.inference.local import LocalDataPlane
-from service.server.app import Core
+from service.server.data_plane import build_data_plane
 from tests.fakes import FakeEngine, opener
 
 
@@ -45,7 +45,7 @@ def topfive(*words: object, columns: int = 100, engine: FakeEngine | None = None
     if engine is not None:
 
         def obj(settings: Settings) -> LocalDataPlane:
-            return Core(settings, opener=opener(engine)).data_plane
+            return build_data_plane(settings, open_engine=opener(engine))
 
     return CliRunner().invoke(main, [str(word) for word in words], env={"COLUMNS": str(columns)}, obj=obj)
 

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import grpc
 import httpx
@@ -13,27 +12,18 @@ import httpx
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from service.common.settings import Settings
 from service.engines.selection.opening import Choice, OpenEngine
-from service.server.app import Core, Service
+from service.inference.local import LocalDataPlane
+from service.server.app import Service
+from service.server.data_plane import build_data_plane
 from tests.fakes import FakeEngine, opener
-
-
-class Clients(Protocol):
-    """A client of each transport of a service, however many processes that has."""
-
-    @property
-    def http(self) -> httpx.AsyncClient:
-        """Of REST."""
-
-    @property
-    def stub(self) -> ClassifierStub:
-        """Of gRPC."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
     """A started service and a client of each transport."""
 
-    core: Core
+    settings: Settings
+    data_plane: LocalDataPlane
     service: Service
     http: httpx.AsyncClient
     channel: grpc.aio.Channel
@@ -55,11 +45,9 @@ async def serving(
     `open_engine` opens what it runs on otherwise than settings do.
     """
     values = {"models": ("tiny",), "port": 0, "grpc_port": 0, "cpus": 2, "drain_s": 5.0, "recover_s": 0.05, **settings}
-    core = Core(
-        Settings.model_validate({"artifacts": artifacts, "cache": artifacts.parent / "cache", **values}),
-        opener=opener(engine, choice) if engine else open_engine,
-    )
-    service = Service(core)
+    given = Settings.model_validate({"artifacts": artifacts, "cache": artifacts.parent / "cache", **values})
+    data_plane = build_data_plane(given, open_engine=opener(engine, choice) if engine else open_engine)
+    service = Service(given, data_plane)
     await service.start()
     try:
         if load:
@@ -70,6 +58,6 @@ async def serving(
                 f"127.0.0.1:{service.rpc.port}", options=(("grpc.max_send_message_length", 1 << 30),)
             ) as channel,
         ):
-            yield Running(core, service, http, channel, ClassifierStub(channel))  # type: ignore[no-untyped-call]
+            yield Running(given, data_plane, service, http, channel, ClassifierStub(channel))  # type: ignore[no-untyped-call]
     finally:
         await service.stop(asyncio.Event())

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from service.cli import tables
 from service.cli.options import ANSWER_OPTIONS, crops_option, option, options, settings_from, split_names
 from service.cli.predict import OptionsUntil, answers
 from service.common.errors import TopfiveError
+from service.common.settings import Settings
 from service.common.tasks import together
+from service.inference.comparison import Comparison
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
+from service.inference.local import LocalDataPlane
 from service.rest.errors import row_problem
 from service.rest.schemas import compare_reply, to_dict
-from service.server.app import Core
+from service.server.data_plane import build_data_plane
 
 
 @click.command("compare", short_help="Classify images with many models side by side.")
@@ -50,19 +53,21 @@ def compare_command(
             sys.exit(1)
         errors.print(f"comparing what is exported: {', '.join(names)}", highlight=False)
     options_until = partial(ClassifyOptions, top_k=top_k, crops=crops)
-    sys.exit(asyncio.run(_compare(Core(settings), images, names, options_until, as_json)))
+    sys.exit(asyncio.run(_compare(settings, images, names, options_until, as_json)))
 
 
 async def _compare(
-    core: Core, images: Sequence[Path], names: Sequence[str], options_until: OptionsUntil, as_json: bool
+    settings: Settings, images: Sequence[Path], names: Sequence[str], options_until: OptionsUntil, as_json: bool
 ) -> int:
     """Print a comparison for each image. Returns 1 where an image or a row has an error, else 0."""
-    console, failures = Console(), 0
+    data_plane, console, failures = build_data_plane(settings), Console(), 0
+
+    def ask(data: bytes, deadline: float) -> Awaitable[Comparison]:
+        return data_plane.compare(data, names, options_until(deadline))
+
     try:
-        await together([_loaded(core, name) for name in names])
-        async for path, comparison in answers(
-            core, images, lambda data, deadline: core.data_plane.compare(data, names, options_until(deadline))
-        ):
+        await together([_loaded(data_plane, name) for name in names])
+        async for path, comparison in answers(settings, data_plane.clock, images, ask):
             if comparison is None:
                 failures += 1
                 continue
@@ -74,14 +79,14 @@ async def _compare(
             else:
                 console.print(tables.comparison(str(path), comparison))
     finally:
-        await core.aclose(0)
+        await data_plane.aclose(0)
     return int(failures > 0)
 
 
-async def _loaded(core: Core, name: str) -> None:
+async def _loaded(data_plane: LocalDataPlane, name: str) -> None:
     """Load the model, however long that takes. Its row says what is wrong with it."""
     try:
         for member in member_names(name):
-            await core.repository.get(member)
+            await data_plane.repository.get(member)
     except TopfiveError:
         return

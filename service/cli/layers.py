@@ -24,7 +24,7 @@ from service.common.model_info import LayerRow, ModelLayers, StageRow
 from service.repository.model_info import layers_of, model_layers
 from service.repository.repository import Repository
 from service.rest.schemas import to_dict
-from service.server.app import Core
+from service.server.data_plane import build_data_plane
 
 _WIDTH_FOR_DIGITS = 120
 _LONGEST_WORD = len("convolution")
@@ -47,7 +47,7 @@ def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **
     if as_json and as_csv:
         raise click.UsageError("--json and --csv are two forms of one table; choose one")
     try:
-        known = _layers(Core(settings_from(values)).repository, name)
+        known = _layers(build_data_plane(settings_from(values)).repository, name)
     except TopfiveError as error:
         say(Console(stderr=True), f"error: {error.detail}", "red")
         sys.exit(1)

@@ -17,7 +17,7 @@ from service.common.settings import Settings
 from service.inference.local import LocalDataPlane
 from service.offline.images import OfflineError
 from service.offline.runner import Display, RunOptions, RunProgress, Stopped
-from service.server.app import Core
+from service.server.data_plane import build_data_plane
 
 _PERIOD_S = 5.0
 
@@ -26,7 +26,7 @@ OpenFromSettings = Callable[[Settings], LocalDataPlane]
 
 def local_data_plane(settings: Settings) -> LocalDataPlane:
     """Models and their engines as the settings ask. Tests give commands others."""
-    return Core(settings).data_plane
+    return build_data_plane(settings)
 
 
 def run_options(settings: Settings, crops: int) -> RunOptions:

@@ -14,12 +14,15 @@ from rich.console import Console
 from service.cli import tables
 from service.cli.long_run import say
 from service.cli.options import ANSWER_OPTIONS, crops_option, model_option, option, options, settings_from, top_k_option
+from service.common.clock import Clock
 from service.common.errors import TopfiveError
 from service.common.image_file import read_image_file
+from service.common.settings import Settings
+from service.common.types import Classification
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
 from service.rest.schemas import to_dict
-from service.server.app import Core
+from service.server.data_plane import build_data_plane
 
 T = TypeVar("T")
 
@@ -43,17 +46,21 @@ def predict_command(
     except TopfiveError as error:
         raise click.UsageError(error.detail) from error
     options_until = partial(ClassifyOptions, top_k=top_k, crops=crops)
-    sys.exit(asyncio.run(_predict(Core(settings), images, model, options_until, as_json)))
+    sys.exit(asyncio.run(_predict(settings, images, model, options_until, as_json)))
 
 
-async def _predict(core: Core, images: Sequence[Path], model: str, options_until: OptionsUntil, as_json: bool) -> int:
+async def _predict(
+    settings: Settings, images: Sequence[Path], model: str, options_until: OptionsUntil, as_json: bool
+) -> int:
     """Print an answer for each image. Returns 1 where an image has no answer, else 0."""
-    console, failures = Console(), 0
+    data_plane, console, failures = build_data_plane(settings), Console(), 0
+
+    def ask(data: bytes, deadline: float) -> Awaitable[Classification]:
+        return data_plane.classify(data, model, options_until(deadline))
+
     try:
-        await core.repository.start(core.settings.models)
-        async for path, answer in answers(
-            core, images, lambda data, deadline: core.data_plane.classify(data, model, options_until(deadline))
-        ):
+        await data_plane.repository.start(settings.models)
+        async for path, answer in answers(settings, data_plane.clock, images, ask):
             if answer is None:
                 failures += 1
             elif as_json:
@@ -64,19 +71,19 @@ async def _predict(core: Core, images: Sequence[Path], model: str, options_until
         say(Console(stderr=True), f"error: {error.detail}", "red")
         failures += 1
     finally:
-        await core.aclose(0)
+        await data_plane.aclose(0)
     return int(failures > 0)
 
 
 async def answers(
-    core: Core, images: Iterable[Path], ask: Callable[[bytes, float], Awaitable[T]]
+    settings: Settings, clock: Clock, images: Iterable[Path], ask: Callable[[bytes, float], Awaitable[T]]
 ) -> AsyncIterator[tuple[Path, T | None]]:
     """Each image with the answer of `ask`, which gets its bytes and a deadline. An error is printed, and gives None."""
     errors = Console(stderr=True)
     for path in images:
         try:
-            data = await asyncio.to_thread(read_image_file, path, core.settings.limits)
-            yield path, await ask(data, core.clock.now() + core.settings.timeout_s)
+            data = await asyncio.to_thread(read_image_file, path, settings.limits)
+            yield path, await ask(data, clock.now() + settings.timeout_s)
         except (OSError, TopfiveError) as error:
             reason = error.detail if isinstance(error, TopfiveError) else error.strerror or str(error)
             say(errors, f"{path}: {reason}", "red")

@@ -25,7 +25,7 @@ from service.engines.selection.cpu_layout import at_most, default_layout, read_t
 from service.repository.model_info import built_engine, model_detail
 from service.repository.repository import Entry
 from service.rest.schemas import to_dict
-from service.server.app import Core
+from service.server.data_plane import build_data_plane
 
 
 @click.command("show", short_help="Print what is known of one model.")
@@ -36,7 +36,7 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
     """Print what is known of the model NAME: size, input, weights, published and measured accuracy, parity."""
     try:
         settings = settings_from(values)
-        entry = Core(settings).repository.entry(name)
+        entry = build_data_plane(settings).repository.entry(name)
         known, (engines, unreadable) = model_detail(entry), _engines(settings.artifacts, entry)
         layout, notes = _layout(settings, entry)
         known = replace(known, engines=engines, warnings=(*known.warnings, *unreadable, *notes), layout=layout)

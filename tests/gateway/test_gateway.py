@@ -168,7 +168,7 @@ async def test_a_client_leaves(artifacts: Path) -> None:
     """A client that hangs up frees its place at the inference server."""
     engine = FakeEngine(max_batch=1)
     async with serving(artifacts, engine) as running, gateway([running.service.rpc.port]) as front:
-        model = await running.core.repository.get("tiny")
+        model = await running.data_plane.repository.get("tiny")
         engine.gate.clear()
         kept = asyncio.create_task(front.http.post("/predict", files={"image": png()}))
         await until(lambda: model.batcher.admitted == 1)

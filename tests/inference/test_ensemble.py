@@ -245,16 +245,16 @@ async def test_latency_of_few_ensembles_is_kept(artifacts: Path) -> None:
 async def test_trained_ten_crops(trained: Path, shared_data: Path, tmp_path: Path) -> None:
     """With trained weights ten crops name every labelled photo rightly."""
     from service.common.settings import Settings
-    from service.server.app import Core
+    from service.server.data_plane import build_data_plane
 
-    core = Core(Settings(artifacts=trained, cache=tmp_path, models=("squeezenet1_1",), cpus=2))
+    data_plane = build_data_plane(Settings(artifacts=trained, cache=tmp_path, models=("squeezenet1_1",), cpus=2))
     rows = [line.split(",") for line in (shared_data / "photos" / "labels.csv").read_text().splitlines()[1:]]
     best: list[Prediction] = []
-    await core.repository.start(["squeezenet1_1"])
+    await data_plane.repository.start(["squeezenet1_1"])
     for file, *_ in rows:
         data = (shared_data / "photos" / file).read_bytes()
-        answer = await core.data_plane.classify(data, None, ClassifyOptions(crops=10, deadline=core.clock.now() + 60))
+        answer = await data_plane.classify(data, None, ClassifyOptions(crops=10, deadline=data_plane.clock.now() + 60))
         best.append(answer.predictions[0])
-    await core.aclose(5)
+    await data_plane.aclose(5)
     assert [prediction.class_id for prediction in best] == [int(class_id) for _, class_id, *_ in rows]
     assert len(rows) == 10

@@ -22,7 +22,7 @@ from service.offline.runner import (
     images_in_flight,
     open_runner,
 )
-from service.server.app import Core
+from service.server.data_plane import build_data_plane
 from tests.conftest import png
 from tests.fakes import FakeEngine, ManualClock, Opener, opener, reached, settle
 from tests.offline.results import bad, good
@@ -143,7 +143,7 @@ async def opened(
     """The model tiny on two CPUs."""
     settings = Settings(models=("tiny",), artifacts=artifacts, cpus=2, capacity=capacity)
     options = RunOptions(crops, settings.decode, settings.limits, 2, capacity)
-    open_data_plane = lambda: Core(settings, opener=opening).data_plane  # noqa: E731
+    open_data_plane = lambda: build_data_plane(settings, open_engine=opening)  # noqa: E731
     async with open_runner("tiny", open_data_plane, options, stop or asyncio.Event()) as runner:
         yield runner
 

@@ -42,7 +42,7 @@ MODEL = {
 def items(running: Running, outcome: ItemOutcome) -> float:
     """How many images of `tiny` ended so."""
     labels = {"model": "tiny", "outcome": outcome.value}
-    return value(running.core.metrics, "topfive_items_total", **labels) or 0.0
+    return value(running.data_plane.metrics, "topfive_items_total", **labels) or 0.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -224,7 +224,7 @@ async def test_overloaded(artifacts: Path) -> None:
     async with serving(artifacts, engine, capacity=3) as running:
         engine.gate.clear()
         accepted = [asyncio.create_task(running.http.post("/predict", files={"image": png(i)})) for i in range(3)]
-        model = await running.core.repository.get("tiny")
+        model = await running.data_plane.repository.get("tiny")
         await until(lambda: model.batcher.admitted == 3)
         refused = await running.http.post("/predict", files={"image": png()})
         engine.gate.set()
@@ -258,7 +258,7 @@ async def test_upload_budget(artifacts: Path) -> None:
     engine = FakeEngine()
     async with serving(artifacts, engine, max_upload_bytes=2 * len(image)) as running:
         engine.gate.clear()
-        model = await running.core.repository.get("tiny")
+        model = await running.data_plane.repository.get("tiny")
         held = [asyncio.create_task(running.http.post("/predict", content=image, headers=headers)) for _ in range(2)]
         await until(lambda: model.batcher.admitted == 2)
         refused = await running.http.post("/predict", content=image, headers=headers)
@@ -276,7 +276,7 @@ async def test_timeout(artifacts: Path) -> None:
     async with serving(artifacts, engine) as running:
         engine.gate.clear()
         response = await running.http.post("/predict", files={"image": png()}, headers={"X-Request-Timeout": "0.05"})
-        model = await running.core.repository.get("tiny")
+        model = await running.data_plane.repository.get("tiny")
         waited = model.batcher.in_flight
         engine.gate.set()
 
@@ -305,7 +305,7 @@ async def test_disconnect_frees_the_place(artifacts: Path) -> None:
     engine = FakeEngine(max_batch=1)
     async with serving(artifacts, engine) as running:
         engine.gate.clear()
-        model = await running.core.repository.get("tiny")
+        model = await running.data_plane.repository.get("tiny")
         first = asyncio.create_task(running.http.post("/predict", files={"image": png(1)}))
         await until(lambda: model.batcher.in_flight == 1)
         ran = len(engine.batches)
@@ -336,7 +336,7 @@ async def test_health(artifacts: Path) -> None:
         failures = [(await running.http.post("/predict", files={"image": png()})).status_code for _ in range(3)]
         failing = await running.http.get("/readyz")
         alive = (await running.http.get("/livez")).status_code
-        await until(lambda: running.core.repository.ready)  # tried again without traffic, first in vain
+        await until(lambda: running.data_plane.repository.ready)  # tried again without traffic, first in vain
         recovered = (await running.http.get("/readyz")).status_code
 
     assert before == [200, 503]

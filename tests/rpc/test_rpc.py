@@ -12,7 +12,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import TABLE
-from service.server.app import Core, Service
+from service.server.app import Service
+from service.server.data_plane import build_data_plane
 from tests.conftest import png
 from tests.fakes import FakeEngine
 from tests.rest.test_rest import until
@@ -62,7 +63,7 @@ async def test_stream_is_bounded(artifacts: Path) -> None:
     engine = FakeEngine()
     async with serving(artifacts, engine) as running:
         engine.gate.clear()
-        model = await running.core.repository.get("tiny")
+        model = await running.data_plane.repository.get("tiny")
         call = running.stub.ClassifyStream(stream(*(pb.ClassifyRequest(image=png(i)) for i in range(100))))
         await until(lambda: model.batcher.admitted == 32)
         engine.gate.set()
@@ -76,7 +77,7 @@ async def test_cancelled_stream(artifacts: Path) -> None:
     engine = FakeEngine(max_batch=1)
     async with serving(artifacts, engine) as running:
         engine.gate.clear()
-        model = await running.core.repository.get("tiny")
+        model = await running.data_plane.repository.get("tiny")
         call = running.stub.ClassifyStream(stream(*(pb.ClassifyRequest(image=png(i)) for i in range(10))))
         await until(lambda: model.batcher.admitted == 10)
         call.cancel()
@@ -92,7 +93,7 @@ async def test_cancelled_call(artifacts: Path) -> None:
     engine = FakeEngine(max_batch=1)
     async with serving(artifacts, engine) as running:
         engine.gate.clear()
-        model = await running.core.repository.get("tiny")
+        model = await running.data_plane.repository.get("tiny")
         first = asyncio.ensure_future(running.stub.Classify(pb.ClassifyRequest(image=png(1))))
         await until(lambda: model.batcher.in_flight == 1)
         second = running.stub.Classify(pb.ClassifyRequest(image=png(2)))
@@ -112,7 +113,7 @@ async def test_deadline(artifacts: Path) -> None:
     engine = FakeEngine(max_batch=1)
     async with serving(artifacts, engine) as running:
         engine.gate.clear()
-        model = await running.core.repository.get("tiny")
+        model = await running.data_plane.repository.get("tiny")
         first = asyncio.ensure_future(running.stub.Classify(pb.ClassifyRequest(image=png(1))))
         await until(lambda: model.batcher.in_flight == 1)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -131,7 +132,7 @@ async def test_overloaded(artifacts: Path) -> None:
     engine = FakeEngine()
     async with serving(artifacts, engine, capacity=1) as running:
         engine.gate.clear()
-        model = await running.core.repository.get("tiny")
+        model = await running.data_plane.repository.get("tiny")
         first = asyncio.ensure_future(running.stub.Classify(pb.ClassifyRequest(image=png(1))))
         await until(lambda: model.batcher.admitted == 1)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -153,7 +154,7 @@ async def test_health_watch(artifacts: Path) -> None:
         await running.service.load()
         seen.append((await watch.read()).status)
         overall = await stub.Check(health_pb2.HealthCheckRequest())
-        running.core.repository.stop()
+        running.data_plane.repository.stop()
         seen.append((await watch.read()).status)
         watch.cancel()
         assert await watch.code() is grpc.StatusCode.CANCELLED
@@ -194,9 +195,9 @@ async def test_large_message(artifacts: Path) -> None:
 async def test_port_taken(artifacts: Path) -> None:
     """A second server on the same gRPC port fails and says which option to use, rather than sharing the calls."""
     async with serving(artifacts, FakeEngine()) as running:
-        settings = running.core.settings.model_copy(update={"grpc_port": running.service.rpc.port})
+        settings = running.settings.model_copy(update={"grpc_port": running.service.rpc.port})
         with pytest.raises(OSError, match="--grpc-port"):
-            Service(Core(settings))
+            Service(settings, build_data_plane(settings))
 
 
 def test_every_status_exists() -> None:

@@ -26,7 +26,7 @@ from tests.conftest import png
 from tests.engines.test_plans import ADA, TURING, machine
 from tests.fakes import FakeEngine, reached
 from tests.models.test_plan import record
-from tests.serving import Clients, serving
+from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +40,7 @@ class Answer:
     detail: str = ""
 
 
-async def by_rest(running: Clients, image: bytes, model: str | None, top_k: int | None) -> Answer:
+async def by_rest(running: Running, image: bytes, model: str | None, top_k: int | None) -> Answer:
     query = {key: value for key, value in {"model": model, "top_k": top_k}.items() if value is not None}
     response = await running.http.post("/predict", params=query, files={"image": ("a.jpg", image)})
     body = response.json()
@@ -50,7 +50,7 @@ async def by_rest(running: Clients, image: bytes, model: str | None, top_k: int 
     return Answer(None, body["code"], body["detail"])
 
 
-async def by_grpc(running: Clients, image: bytes, model: str | None, top_k: int | None) -> Answer:
+async def by_grpc(running: Running, image: bytes, model: str | None, top_k: int | None) -> Answer:
     try:
         reply = await running.stub.Classify(pb.ClassifyRequest(image=image, model=model or "", top_k=top_k))
     except grpc.aio.AioRpcError as error:
@@ -145,13 +145,13 @@ async def test_current_request_id(artifacts: Path, monkeypatch: pytest.MonkeyPat
     """While a request is answered its id is the current one in both transports, for whatever logs."""
     seen = []
     async with serving(artifacts, FakeEngine()) as running:
-        classify = running.core.data_plane.classify
+        classify = running.data_plane.classify
 
         async def noted(image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
             seen.append(current_request_id.get())
             return await classify(image, model, options)
 
-        monkeypatch.setattr(running.core.data_plane, "classify", noted)
+        monkeypatch.setattr(running.data_plane, "classify", noted)
         await running.http.post("/predict", files={"image": png()}, headers={"X-Request-Id": "order-1"})
         await running.stub.Classify(pb.ClassifyRequest(image=png(), request_id="order-2"))
         await running.stub.ClassifyStream(iter([pb.ClassifyRequest(image=png(), request_id="order-3")])).read()
@@ -257,7 +257,7 @@ async def test_same_layers(artifacts: Path) -> None:
     async with serving(artifacts, FakeEngine(), load=False) as running:
         rest = await running.http.get("/models/tiny/layers")
         rpc = await running.stub.GetLayers(pb.GetLayersRequest(name="tiny"))
-        states = [entry.state for entry in running.core.repository.entries() if entry.name == "tiny"]
+        states = [entry.state for entry in running.data_plane.repository.entries() if entry.name == "tiny"]
 
     message = MessageToDict(rpc, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     body = rest.json()
@@ -320,7 +320,7 @@ async def test_a_bound_refuses_early_over_both(artifacts: Path) -> None:
     async with serving(artifacts, engine, slo_ms=1) as running:
         engine.gate.clear()
         lone = asyncio.create_task(by_rest(running, png(3), None, None))
-        model = await running.core.repository.get("tiny")
+        model = await running.data_plane.repository.get("tiny")
         await reached(lambda: model.batcher.in_flight == 1)
         refused = [await by_rest(running, png(), None, None), await by_grpc(running, png(), None, None)]
         engine.gate.set()
