@@ -127,6 +127,14 @@ class FakeTensorRt:
             self.cudart.poison = fault
         return True
 
+    def assert_clean(self) -> None:
+        """Nothing is left on the card, and nothing was done that a real one punishes."""
+        assert self.cudart.live == {}
+        assert self.cudart.made == self.cudart.freed
+        assert self.cudart.used == 0
+        assert self.alive == []
+        assert self.cudart.misused == []
+
 
 class _Object:
     """Something of TensorRT's; what it `needs` must outlive it."""

@@ -1,4 +1,4 @@
-"""The NVIDIA cards of this machine, as CUDA sees them. Answers on any machine: without a driver there are none."""
+"""The NVIDIA cards of this machine, as CUDA sees them. Works on any machine: without a driver there are none."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -31,37 +31,46 @@ class Cards:
     reason: str = ""
 
 
+def cuda_runtime() -> ModuleType:
+    """The module `cuda.bindings.runtime`. Raises ImportError, with the pip command, where it is missing."""
+    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        raise ImportError("cuda-bindings is not installed; run: pip install '.[gpu]'")
+    return import_module("cuda.bindings.runtime")
+
+
+def cuda_message(cudart: Any, error: Any) -> str:
+    """What CUDA says of an error, by `cudart`, which is `cuda.bindings.runtime` or has its functions."""
+    _, text = cudart.cudaGetErrorString(error)
+    return text.decode() if isinstance(text, bytes) else str(text)
+
+
 def cards(cudart: ModuleType | None = None) -> Cards:
-    """The cards that this process may use; `cudart` is `cuda.bindings.runtime` or what stands for it."""
-    if cudart is None:
-        if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
-            return Cards((), "cuda-bindings is not installed; run: pip install '.[gpu]'")
-        cudart = import_module("cuda.bindings.runtime")
+    """The cards that this process may use, by `cudart`, which is `cuda.bindings.runtime` or has its functions."""
     try:
+        cudart = cudart or cuda_runtime()
         count = _checked(cudart, cudart.cudaGetDeviceCount())
-    except _CudaError as error:
+    except (ImportError, _CallError) as error:
         return Cards((), str(error))
     found, refused = [], []
     for index in range(count):
         try:
             found.append(_card(cudart, index))
-        except _CudaError as error:
+        except _CallError as error:
             refused.append(f"card {index} cannot be used: {error}")
     return Cards(tuple(found), "; ".join(refused) if count else "there is no card")
 
 
 def driver_version(file: Path = _DRIVER) -> str | None:
-    """The kernel driver's own line, such as that of 580.82.07; None where there is no NVIDIA driver."""
+    """The version of the kernel driver, as 580.82.07. None where there is no NVIDIA driver."""
     try:
         line = file.read_text().partition("\n")[0]
     except OSError:
         return None
-    words = line.split()
-    return next((word for word in words if word[:1].isdigit() and "." in word), line)
+    return next((word for word in line.split() if word[:1].isdigit() and "." in word), line)
 
 
-class _CudaError(Exception):
-    """What CUDA said."""
+class _CallError(Exception):
+    """A call failed; the message is CUDA's."""
 
 
 def _card(cudart: ModuleType, index: int) -> Card:
@@ -69,15 +78,13 @@ def _card(cudart: ModuleType, index: int) -> Card:
     _checked(cudart, cudart.cudaSetDevice(index))
     free, total = _checked(cudart, cudart.cudaMemGetInfo())
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
-    return Card(
-        index, name.rstrip("\0"), ComputeCapability(int(properties.major), int(properties.minor)), int(total), int(free)
-    )
+    capability = ComputeCapability(int(properties.major), int(properties.minor))
+    return Card(index, name.rstrip("\0"), capability, int(total), int(free))
 
 
 def _checked(cudart: ModuleType, result: tuple[Any, ...]) -> Any:
-    """The values of a call. Raises _CudaError with CUDA's own words."""
+    """The values of a call. Raises _CallError."""
     error, *values = result
     if error != cudart.cudaError_t.cudaSuccess:
-        _, text = cudart.cudaGetErrorString(error)
-        raise _CudaError(text.decode() if isinstance(text, bytes) else str(text))
+        raise _CallError(cuda_message(cudart, error))
     return values[0] if len(values) == 1 else tuple(values)

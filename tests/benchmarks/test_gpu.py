@@ -20,7 +20,7 @@ from models.artifact.engine_plan import ComputeCapability, Flavour
 from service.common.gpus import Card, Cards
 from service.engines.base import Engine, EngineUnavailableError
 from tests.fakes import FakeEngine
-from tests.tensorrt_bench import CARD, Bench, pixels
+from tests.scripted_card import CARD, ScriptedCard, pixels
 
 SIZES = (1, 4, 8)
 
@@ -32,9 +32,9 @@ def failing() -> Engine:
 
 def test_measure(tmp_path: Path) -> None:
     """Each engine is measured at each size that it takes, in turns, and closed; one that fails says why."""
-    bench, fake = Bench(tmp_path), FakeEngine(max_batch=4)
+    scripted, fake = ScriptedCard(tmp_path), FakeEngine(max_batch=4)
     found = [
-        GpuEngine("tensorrt", lambda: bench.open(slots=2, max_batch=8)),
+        GpuEngine("tensorrt", lambda: scripted.open(slots=2, max_batch=8)),
         GpuEngine("fake", lambda: fake),
         GpuEngine("absent", failing),
     ]
@@ -46,7 +46,7 @@ def test_measure(tmp_path: Path) -> None:
     order = [size for before, size in zip([0, *fake.batches], fake.batches, strict=False) if size != before]
     assert order == [4, *(1, 4) * 5]
     assert fake.closed
-    bench.assert_clean()
+    scripted.trt.assert_clean()
 
 
 def test_table() -> None:
@@ -76,9 +76,9 @@ def test_page() -> None:
 def test_plans_of_this_card(tmp_path: Path, exported: Path) -> None:
     """A plan is measured with graphs and without where they are ours; a plan for other cards is not tried."""
     artifact = load(exported, "tiny")
-    names = [one.name for one in plan_engines(artifact, Bench(tmp_path).plan(), CARD, 8, tmp_path)]
+    names = [one.name for one in plan_engines(artifact, ScriptedCard(tmp_path).plan(), CARD, 8, tmp_path)]
     assert [name.partition(", ")[2] for name in names] == ["one slot", "two slots", "one slot, no CUDA graphs"]
-    rtx = plan_engines(artifact, Bench(tmp_path, Flavour.TENSORRT_RTX).plan(), CARD, 8, tmp_path)
+    rtx = plan_engines(artifact, ScriptedCard(tmp_path, Flavour.TENSORRT_RTX).plan(), CARD, 8, tmp_path)
     assert len(rtx) == 2
     other = Card(0, "NVIDIA H200", ComputeCapability(9, 0), 1, 1)
     assert [one.name for one in gpu_engines(artifact, other, 8, tmp_path)] == [

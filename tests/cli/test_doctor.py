@@ -26,8 +26,8 @@ from service.engines.selection.opening import open_engine
 from service.engines.selection.parity import reference_of
 from service.engines.selection.select import EngineOptions, installed
 from tests.command_line import topfive
-from tests.engines.test_gate import Faithful
-from tests.engines.test_plans import ADA, NO_CARD, TURING, machine
+from tests.engines.test_compatibility import ADA, NO_CARD, TURING, machine
+from tests.engines.test_parity_check import Faithful
 from tests.models.test_plan import CONTENT, record
 from tests.models.test_tuning import record as tuning_record
 from tests.models.test_tuning import trial

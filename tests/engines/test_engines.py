@@ -63,11 +63,6 @@ def pixels(count: int) -> Batch:
     return random_pixels(CATALOG["tiny"].input, count)
 
 
-def changed(artifact: Artifact, folder: Path) -> Artifact:
-    """The same artifact in another folder, whose files nobody verifies."""
-    return replace(artifact, folder=folder)
-
-
 @pytest.mark.parametrize("size", range(1, 9))
 def test_engines_agree(engines: dict[Runtime, Engine], size: int) -> None:
     """At each batch size all engines give float32 [N, C], rows that sum to one, and the same within 1e-5."""
@@ -84,29 +79,19 @@ def test_engines_agree(engines: dict[Runtime, Engine], size: int) -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_threads_at_once_get_their_own_answers(engines: dict[Runtime, Engine], runtime: Runtime) -> None:
-    """Batches of different sizes from several threads, more than the engine has slots, do not mix."""
+    """Batches of different sizes from more threads than the engine has slots do not mix, nor write over each other."""
     engine = engines[runtime]
     images = pixels(64)
     batches = [images[start : start + 1 + start % 5] for start in range(56)]
     alone = [engine.run(batch) for batch in batches]
+    kept = [answers.copy() for answers in alone]
 
     with ThreadPoolExecutor(THREADS) as pool:
         together = list(pool.map(engine.run, batches))
 
-    for first, second in zip(alone, together, strict=True):
+    for first, copy, second in zip(alone, kept, together, strict=True):
+        np.testing.assert_array_equal(first, copy)
         np.testing.assert_allclose(second, first, atol=1e-6)
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_answers_outlive_the_next_run(engines: dict[Runtime, Engine], runtime: Runtime) -> None:
-    """What a run gave belongs to the caller: the next run does not write over it."""
-    engine = engines[runtime]
-    first = engine.run(pixels(2))
-    kept = first.copy()
-
-    engine.run(pixels(4)[2:])
-
-    np.testing.assert_array_equal(first, kept)
 
 
 def test_a_single_sample_is_not_copied(tiny: Artifact) -> None:
@@ -173,14 +158,6 @@ def test_bf16_computes_in_bf16_and_says_so(tiny: Artifact, engines: dict[Runtime
     assert bf16.dtype == np.float32
 
 
-def test_bf16_needs_the_instructions(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU without them bf16 is refused, not emulated and not replaced by f32."""
-    monkeypatch.setattr("service.engines.openvino.engine.has_bf16", lambda: False)
-
-    with pytest.raises(EngineUnavailableError, match="no bf16 instructions"):
-        OpenVinoEngine(tiny, Precision.BF16, slots=1, threads=1, max_batch=8)
-
-
 class _OtherPrecision:
     """A `Core` whose compiled models say that they compute in f16 whatever was asked for."""
 
@@ -195,9 +172,12 @@ class _OtherPrecision:
 
 
 def test_another_precision_than_asked_for_is_refused(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where OpenVINO says that it computes in something else, there is no engine."""
-    monkeypatch.setattr("service.engines.openvino.engine.Core", _OtherPrecision)
+    """bf16 on a CPU without it is not emulated; nor is there an engine that says it computes in something else."""
+    monkeypatch.setattr("service.engines.openvino.engine.has_bf16", lambda: False)
+    with pytest.raises(EngineUnavailableError, match="no bf16 instructions"):
+        OpenVinoEngine(tiny, Precision.BF16, slots=1, threads=1, max_batch=8)
 
+    monkeypatch.setattr("service.engines.openvino.engine.Core", _OtherPrecision)
     with pytest.raises(EngineUnavailableError, match="asked for f32 and chose f16"):
         OpenVinoEngine(tiny, Precision.F32, slots=1, threads=1, max_batch=8)
 
@@ -248,7 +228,7 @@ def test_damaged_graph_is_a_clear_error(
     (tmp_path / GRAPH).write_bytes(data)
 
     with pytest.raises(EngineUnavailableError, match=GRAPH) as caught:
-        build_engine(changed(tiny, tmp_path), runtime, Precision.F32, EngineOptions(cpus=1))
+        build_engine(replace(tiny, folder=tmp_path), runtime, Precision.F32, EngineOptions(cpus=1))
 
     assert "\n" not in str(caught.value).strip()
     assert "src/" not in str(caught.value).partition(GRAPH)[0]
@@ -328,20 +308,15 @@ def test_closed_engine_gives_its_memory_back(tiny: Artifact, runtime: Runtime) -
 
 
 def test_torch_engine_needs_the_weights(tiny: Artifact, tmp_path: Path) -> None:
-    """An artifact without a state dict, or of a network that the catalog does not know, names another way."""
+    """An artifact without a whole state dict, or of a network that the catalog does not know, is refused by name."""
     with pytest.raises(EngineUnavailableError, match=rf"{WEIGHTS}.*--runtime"):
-        TorchEngine(changed(tiny, tmp_path), threads=1, max_batch=8)
+        TorchEngine(replace(tiny, folder=tmp_path), threads=1, max_batch=8)
+    (tmp_path / WEIGHTS).write_bytes(b"this is no state dict")
+    with pytest.raises(EngineUnavailableError, match=WEIGHTS):
+        TorchEngine(replace(tiny, folder=tmp_path), threads=1, max_batch=8)
     renamed = replace(tiny, manifest=tiny.manifest.model_copy(update={"name": "mine"}))
     with pytest.raises(EngineUnavailableError, match="mine"):
         TorchEngine(renamed, threads=1, max_batch=8)
-
-
-def test_torch_engine_refuses_damaged_weights(tiny: Artifact, tmp_path: Path) -> None:
-    """A state dict that cannot be read is an EngineUnavailableError that names the file."""
-    (tmp_path / WEIGHTS).write_bytes(b"this is no state dict")
-
-    with pytest.raises(EngineUnavailableError, match=WEIGHTS):
-        TorchEngine(changed(tiny, tmp_path), threads=1, max_batch=8)
 
 
 def test_torch_engine_leaves_the_global_generator_alone(tiny: Artifact) -> None:
@@ -355,19 +330,14 @@ def test_torch_engine_leaves_the_global_generator_alone(tiny: Artifact) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.skipif(has_cuda(), reason="this ONNX Runtime was built with CUDA")
-def test_cuda_is_not_installed_where_onnxruntime_has_none() -> None:
-    """The package of the CPU does not count as the runtime for CUDA, though its module has the same name."""
-    assert installed(Runtime.ONNXRUNTIME)
-    assert not installed(Runtime.ONNXRUNTIME_CUDA)
-
-
-def test_cuda_is_installed_where_onnxruntime_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answer is ONNX Runtime's own list of providers."""
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+@pytest.mark.parametrize("cuda", [False, True])
+def test_cuda_is_installed_where_onnxruntime_has_it(monkeypatch: pytest.MonkeyPatch, cuda: bool) -> None:
+    """ONNX Runtime's own list of providers decides: the package of the CPU has a module of the same name."""
+    providers = ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: providers)
 
-    assert installed(Runtime.ONNXRUNTIME_CUDA)
+    assert installed(Runtime.ONNXRUNTIME)
+    assert installed(Runtime.ONNXRUNTIME_CUDA) is cuda
 
 
 @pytest.mark.skipif(has_cuda(), reason="this ONNX Runtime was built with CUDA")

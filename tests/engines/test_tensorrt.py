@@ -3,7 +3,7 @@
 import gc
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,24 @@ from service.engines.tensorrt.plan import TensorRtError
 from service.engines.tensorrt.slot import Launch, buckets
 from tests.fake_cuda import Error, Fault, Script
 from tests.fake_tensorrt import ACTIVATIONS_BYTES, BROKEN, OUT_OF_MEMORY, WEIGHTS_BYTES, network
-from tests.tensorrt_bench import CLASSES, SIZE, Bench, pixels
+from tests.scripted_card import CLASSES, SIZE, ScriptedCard, pixels
 
 BOTH = pytest.mark.parametrize("flavour", list(Flavour))
+MakeCard = Callable[..., ScriptedCard]
 NAMED = (CudaError, MemoryError, TensorRtError, CardLostError)
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Callable[..., Bench]:
-    """Makes benches in the test's own folder."""
-    return lambda **values: Bench(tmp_path, **values)
+def scripted(tmp_path: Path) -> MakeCard:
+    """Makes scripted cards in the test's own folder."""
+    return lambda **values: ScriptedCard(tmp_path, **values)
 
 
 @BOTH
 @pytest.mark.parametrize("launch", list(Launch))
-def test_every_size(bench: Callable[..., Bench], flavour: Flavour, launch: Launch) -> None:
+def test_every_size(scripted: MakeCard, flavour: Flavour, launch: Launch) -> None:
     """Each batch size gives the network's own answer, in one piece and row by row, with graphs and without."""
-    here = bench(flavour=flavour)
+    here = scripted(flavour=flavour)
     engine = here.open(slots=2, max_batch=11, launch=launch)
     for count in [*range(1, 12), *range(11, 0, -1)]:
         images = pixels(count, seed=count)
@@ -42,10 +43,10 @@ def test_every_size(bench: Callable[..., Bench], flavour: Flavour, launch: Launc
         np.testing.assert_array_equal(engine.run(images), expected)
         np.testing.assert_array_equal(engine.run(list(images)), expected)
     engine.close()
-    here.assert_clean()
+    here.trt.assert_clean()
 
 
-def life(here: Bench) -> None:
+def life(here: ScriptedCard) -> None:
     """Open, run, close, with one call that fails: it costs at most one batch, the others are right, nothing leaks."""
     lost, failed = False, 0
     try:
@@ -71,12 +72,12 @@ def life(here: Bench) -> None:
     if lost or here.cudart.poison is not None:
         assert here.cudart.misused == []
     else:
-        here.assert_clean()
+        here.trt.assert_clean()
 
 
 def positions(flavour: Flavour, folder: Path) -> int:
     """How many calls and steps a life without failures has."""
-    here = Bench(folder, flavour)
+    here = ScriptedCard(folder, flavour)
     life(here)
     return len(here.script.calls)
 
@@ -87,34 +88,34 @@ def positions(flavour: Flavour, folder: Path) -> int:
     [Error.cudaErrorInvalidValue, Error.cudaErrorMemoryAllocation, Error.cudaErrorIllegalAddress, OUT_OF_MEMORY],
     ids=["invalid", "memory", "lost", "refused"],
 )
-def test_each_call_fails_in_turn(bench: Callable[..., Bench], flavour: Flavour, fault: Fault, tmp_path: Path) -> None:
+def test_each_call_fails_in_turn(scripted: MakeCard, flavour: Flavour, fault: Fault, tmp_path: Path) -> None:
     """Whichever call fails, at whichever place: a named error or an open step down, and all is freed exactly once."""
     total = positions(flavour, tmp_path)
     assert total > 100
     for place in range(1, total + 1):
-        life(bench(flavour=flavour, script=Script(at={place: fault})))
+        life(scripted(flavour=flavour, script=Script(at={place: fault})))
 
 
-def test_each_failure_is_seen(bench: Callable[..., Bench]) -> None:
+def test_each_failure_is_seen(scripted: MakeCard) -> None:
     """A call whose status nobody read would let a life go on unchanged: none of a batch's calls can fail unnoticed."""
     for name in ("cudaSetDevice", "cudaGraphLaunch", "cudaEventRecord", "cudaEventSynchronize"):
-        here = bench()
+        here = scripted()
         engine = here.open(max_batch=2)
         here.script.fail(name, Error.cudaErrorInvalidValue)
         with pytest.raises(CudaError, match=f"{name} on card 0: cudaErrorInvalidValue"):
             engine.run(pixels(2))
         assert engine.run(pixels(2)).shape == (2, CLASSES)
     for name in ("cudaMemcpyAsync", "execute_async_v3"):
-        here = bench()
+        here = scripted()
         engine = here.open(max_batch=2, launch=Launch.CALLS)
         here.script.fail(name, Error.cudaErrorInvalidValue)
         with pytest.raises((CudaError, TensorRtError), match=r"cudaErrorInvalidValue|cudaError 1:"):
             engine.run(pixels(2))
 
 
-def test_graphs(bench: Callable[..., Bench]) -> None:
+def test_graphs(scripted: MakeCard) -> None:
     """Each bucket of each slot is captured once when the engine opens; from then on one launch runs a batch."""
-    here = bench()
+    here = scripted()
     engine = here.open(slots=2, max_batch=8)
     assert engine.captured == (1, 2, 4, 8)
     assert here.cudart.made["launchable"] == 8
@@ -124,9 +125,9 @@ def test_graphs(bench: Callable[..., Bench]) -> None:
 
 
 @pytest.mark.parametrize("call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
-def test_without_a_graph(bench: Callable[..., Bench], call: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_graph(scripted: MakeCard, call: str, caplog: pytest.LogCaptureFixture) -> None:
     """A size that cannot be captured runs call by call, says so once, and gives the same answers."""
-    here = bench()
+    here = scripted()
     here.script.fail(call, Error.cudaErrorMemoryAllocation, after=1)
     with caplog.at_level(logging.WARNING):
         engine = here.open(max_batch=8)
@@ -138,7 +139,7 @@ def test_without_a_graph(bench: Callable[..., Bench], call: str, caplog: pytest.
         images = pixels(count)
         np.testing.assert_array_equal(engine.run(images), network(images, CLASSES))
     engine.close()
-    here.assert_clean()
+    here.trt.assert_clean()
 
 
 @pytest.mark.parametrize(
@@ -157,9 +158,9 @@ def test_buckets(smallest: int, max_batch: int, expected: tuple[int, ...]) -> No
     assert buckets(smallest, max_batch) == expected
 
 
-def test_smallest_bucket(bench: Callable[..., Bench]) -> None:
+def test_smallest_bucket(scripted: MakeCard) -> None:
     """A batch is padded no further than to the next bucket."""
-    here = bench()
+    here = scripted()
     engine = here.open(max_batch=11, launch=Launch.CALLS)
     here.trt.ran.clear()
     for count in range(1, 12):
@@ -168,9 +169,9 @@ def test_smallest_bucket(bench: Callable[..., Bench]) -> None:
 
 
 @pytest.mark.parametrize(("profile", "asked", "most"), [((1, 8, 32), 64, 32), ((1, 8, 32), 5, 5), ((8, 8, 16), 2, 2)])
-def test_profile(bench: Callable[..., Bench], profile: tuple[int, int, int], asked: int, most: int) -> None:
+def test_profile(scripted: MakeCard, profile: tuple[int, int, int], asked: int, most: int) -> None:
     """No more rows than asked for or than the plan takes; batches below its smallest are padded up to it."""
-    here = bench(profile=profile)
+    here = scripted(profile=profile)
     engine = here.open(max_batch=asked)
     assert engine.max_batch == most
     for count in (1, most):
@@ -179,20 +180,13 @@ def test_profile(bench: Callable[..., Bench], profile: tuple[int, int, int], ask
         engine.run(pixels(most + 1))
 
 
-def test_padding_is_not_seen(bench: Callable[..., Bench]) -> None:
-    """What an earlier batch left in the buffer changes no answer of a smaller one."""
-    engine = bench().open(max_batch=8)
+def test_buffers_are_shared_by_nothing(scripted: MakeCard) -> None:
+    """What an earlier batch left in the buffer changes no answer of a smaller one, nor a later batch an earlier one."""
+    engine = scripted().open(max_batch=8)
     engine.run(np.full((8, SIZE, SIZE, 3), 255, dtype=np.uint8))
-    np.testing.assert_array_equal(engine.run(pixels(5)), network(pixels(5), CLASSES))
-
-
-def test_answers_are_the_callers(bench: Callable[..., Bench]) -> None:
-    """A later batch does not change what an earlier one gave."""
-    engine = bench().open()
-    first = engine.run(pixels(2, seed=1))
-    kept = first.copy()
-    engine.run(pixels(2, seed=2))
-    np.testing.assert_array_equal(first, kept)
+    answers = engine.run(pixels(5))
+    engine.run(pixels(8, seed=2))
+    np.testing.assert_array_equal(answers, network(pixels(5), CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -206,18 +200,18 @@ def test_answers_are_the_callers(bench: Callable[..., Bench]) -> None:
     ],
     ids=["none", "other size", "broadcast", "floats", "mixed"],
 )
-def test_wrong_rows(bench: Callable[..., Bench], rows: Any) -> None:
+def test_wrong_rows(scripted: MakeCard, rows: Any) -> None:
     """Rows of another shape or type are refused, neither broadcast nor converted, and the next batch is right."""
-    engine = bench().open()
+    engine = scripted().open()
     with pytest.raises(ValueError, match="rows"):
         engine.run(rows)
     np.testing.assert_array_equal(engine.run(pixels(2)), network(pixels(2), CLASSES))
 
 
 @BOTH
-def test_threads(bench: Callable[..., Bench], flavour: Flavour) -> None:
+def test_threads(scripted: MakeCard, flavour: Flavour) -> None:
     """Batches of several threads, more than there are slots, get their own answers."""
-    here = bench(flavour=flavour)
+    here = scripted(flavour=flavour)
     engine = here.open(slots=2)
     batches = [pixels(1 + seed % 8, seed) for seed in range(100)]
     with ThreadPoolExecutor(4) as pool:
@@ -225,37 +219,34 @@ def test_threads(bench: Callable[..., Bench], flavour: Flavour) -> None:
     for images, given in zip(batches, answers, strict=True):
         np.testing.assert_array_equal(given, network(images, CLASSES))
     engine.close()
-    here.assert_clean()
+    here.trt.assert_clean()
 
 
-def test_out_of_memory_passes(bench: Callable[..., Bench]) -> None:
-    """A launch for which memory lacks is a MemoryError, and the same batch runs when there is some again."""
-    here = bench()
-    engine = here.open()
-    here.script.fail("cudaGraphLaunch", Error.cudaErrorMemoryAllocation)
-    with pytest.raises(MemoryError, match="cudaGraphLaunch"):
+@pytest.mark.parametrize(
+    ("launch", "step", "fault", "kind", "said"),
+    [
+        (Launch.GRAPH, "cudaGraphLaunch", Error.cudaErrorMemoryAllocation, MemoryError, "cudaGraphLaunch"),
+        (Launch.CALLS, "execute_async_v3", OUT_OF_MEMORY, MemoryError, "OutOfMemory"),
+        (Launch.CALLS, "execute_async_v3", BROKEN, TensorRtError, "the script says so"),
+    ],
+)
+def test_batch_that_fails(
+    scripted: MakeCard, launch: Launch, step: str, fault: Fault, kind: type[Exception], said: str
+) -> None:
+    """A lack of memory, CUDA's or TensorRT's own, is a MemoryError, another refusal has its words; the next runs."""
+    here = scripted()
+    engine = here.open(launch=launch)
+    here.script.fail(step, fault)
+    with pytest.raises(kind, match=said):
         engine.run(pixels(8))
     np.testing.assert_array_equal(engine.run(pixels(8)), network(pixels(8), CLASSES))
-    here.script.fail("execute_async_v3", OUT_OF_MEMORY)
     engine.close()
-    here.assert_clean()
+    here.trt.assert_clean()
 
 
-def test_out_of_memory_in_tensorrt(bench: Callable[..., Bench]) -> None:
-    """Memory that TensorRT itself misses is a MemoryError as well; its other refusals carry its words."""
-    engine = (here := bench()).open(launch=Launch.CALLS)
-    here.script.fail("execute_async_v3", OUT_OF_MEMORY)
-    with pytest.raises(MemoryError, match="OutOfMemory"):
-        engine.run(pixels(4))
-    here.script.fail("execute_async_v3", BROKEN)
-    with pytest.raises(TensorRtError, match="the script says so"):
-        engine.run(pixels(4))
-    np.testing.assert_array_equal(engine.run(pixels(4)), network(pixels(4), CLASSES))
-
-
-def test_shape_that_is_refused(bench: Callable[..., Bench]) -> None:
+def test_shape_that_is_refused(scripted: MakeCard) -> None:
     """After a shape that TensorRT refused none is taken for granted: the batch size before it is set anew."""
-    engine = (here := bench()).open(launch=Launch.CALLS)
+    engine = (here := scripted()).open(launch=Launch.CALLS)
     engine.run(pixels(2))
     here.script.fail("set_input_shape", BROKEN)
     with pytest.raises(TensorRtError, match="no batch of 4"):
@@ -268,41 +259,34 @@ def slot_bytes(max_batch: int) -> int:
     return ACTIVATIONS_BYTES + max_batch * (SIZE * SIZE * 3 + 4 * CLASSES)
 
 
-def test_memory(bench: Callable[..., Bench]) -> None:
-    """`memory_bytes` is what the engine takes on the card, to the byte, and all of it comes back."""
-    here = bench()
-    engine = here.open(slots=3, max_batch=8)
-    assert engine.memory_bytes == here.cudart.used == WEIGHTS_BYTES + 3 * slot_bytes(8)
-    assert engine.device == "cuda:0"
-    engine.close()
-    here.assert_clean()
-
-
-def test_fewer_slots(bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture) -> None:
-    """Where memory lacks for all slots there are as many as fit, and the log says so."""
-    here = bench(capacity=WEIGHTS_BYTES + 2 * slot_bytes(8) + 100)
+@pytest.mark.parametrize(("room", "slots"), [(None, 4), (2, 2)])
+def test_memory(scripted: MakeCard, caplog: pytest.LogCaptureFixture, room: int | None, slots: int) -> None:
+    """As many slots as fit, with a word where some do not. `memory_bytes` is what is taken, and all comes back."""
+    here = scripted(**({} if room is None else {"capacity": WEIGHTS_BYTES + room * slot_bytes(8) + 100}))
     with caplog.at_level(logging.WARNING):
         engine = here.open(slots=4, max_batch=8)
-    assert engine.slots == 2
-    assert "memory for 2 of 4 slots" in caplog.text
+    assert engine.slots == slots
+    assert engine.memory_bytes == here.cudart.used == WEIGHTS_BYTES + slots * slot_bytes(8)
+    assert engine.device == "cuda:0"
+    assert ("memory for 2 of 4 slots" in caplog.text) is (slots == 2)
     engine.close()
-    here.assert_clean()
+    here.trt.assert_clean()
 
 
 @pytest.mark.parametrize("capacity", [WEIGHTS_BYTES - 1, WEIGHTS_BYTES + slot_bytes(8) - 1])
-def test_no_room(bench: Callable[..., Bench], capacity: int) -> None:
+def test_no_room(scripted: MakeCard, capacity: int) -> None:
     """Where not even one slot fits the engine is refused, as one for which room can be made."""
-    here = bench(capacity=capacity)
+    here = scripted(capacity=capacity)
     with pytest.raises(NoRoomError, match=r"does not fit on cuda:0 \(NVIDIA GeForce RTX 2080 Ti\)") as caught:
         here.open(slots=2)
     assert isinstance(caught.value, MemoryError)
     assert isinstance(caught.value, EngineUnavailableError)
-    here.assert_clean()
+    here.trt.assert_clean()
 
 
-def test_lost_card(bench: Callable[..., Bench]) -> None:
+def test_lost_card(scripted: MakeCard) -> None:
     """After an illegal address every batch says that the card is lost; closing asks nothing of it and drops nothing."""
-    here = bench()
+    here = scripted()
     engine = here.open(slots=2)
     here.script.fail("cudaEventSynchronize", Error.cudaErrorIllegalAddress)
     with pytest.raises(
@@ -320,9 +304,9 @@ def test_lost_card(bench: Callable[..., Bench]) -> None:
 
 
 @pytest.mark.parametrize("step", ["deserialize_cuda_engine", "create_execution_context", "execute_async_v3"])
-def test_lost_by_tensorrts_word(bench: Callable[..., Bench], step: str) -> None:
+def test_lost_by_tensorrts_word(scripted: MakeCard, step: str) -> None:
     """A loss that TensorRT tells of while the engine opens is one, and what was made so far is never let go."""
-    here = bench()
+    here = scripted()
     here.script.fail(step, Error.cudaErrorIllegalAddress)
     with pytest.raises(CardLostError, match="cudaErrorIllegalAddress: a kernel used an address"):
         here.open()
@@ -331,28 +315,28 @@ def test_lost_by_tensorrts_word(bench: Callable[..., Bench], step: str) -> None:
     assert here.cudart.freed == {}
 
 
-def test_logger_outlives_all(bench: Callable[..., Bench]) -> None:
+def test_logger_outlives_all(scripted: MakeCard) -> None:
     """TensorRT may hold the logger of the first engine for later ones, so it stays when the engine has gone."""
-    here = bench()
+    here = scripted()
     here.open().close()
     gc.collect()
-    here.assert_clean()
+    here.trt.assert_clean()
     (first,) = here.trt.loggers
     assert first() is not None
 
 
-def test_card_that_cannot_be_used(bench: Callable[..., Bench]) -> None:
+def test_card_that_cannot_be_used(scripted: MakeCard) -> None:
     """A card that is busy when it is first asked is no lost card: something else may serve."""
-    here = bench()
+    here = scripted()
     here.script.fail("cudaSetDevice", Error.cudaErrorDevicesUnavailable)
     with pytest.raises(EngineUnavailableError, match=r"the card cannot be used: .*DevicesUnavailable"):
         here.open()
-    here.assert_clean()
+    here.trt.assert_clean()
 
 
-def test_closed_while_it_runs(bench: Callable[..., Bench]) -> None:
+def test_closed_while_it_runs(scripted: MakeCard) -> None:
     """Closing does not free what a running batch uses: its answer is right, and then all is given back."""
-    here = bench()
+    here = scripted()
     engine = here.open()
     inside, leave = threading.Event(), threading.Event()
     synchronize = here.cudart.cudaEventSynchronize
@@ -373,75 +357,60 @@ def test_closed_while_it_runs(bench: Callable[..., Bench]) -> None:
         leave.set()
         np.testing.assert_array_equal(running.result(), network(pixels(3), CLASSES))
     del running
-    here.assert_clean()
+    here.trt.assert_clean()
 
 
-def tensors(**changes: Any) -> dict[str, Any]:
-    """The tensors of the contract, with changes."""
-    return {
-        "tensors": {
-            "image": ["INPUT", "UINT8", [-1, SIZE, SIZE, 3]],
-            "probabilities": ["OUTPUT", "FLOAT", [-1, CLASSES]],
-            **changes,
-        }
-    }
+TENSORS = {"image": ["INPUT", "UINT8", [-1, SIZE, SIZE, 3]], "probabilities": ["OUTPUT", "FLOAT", [-1, CLASSES]]}
 
 
-def others() -> Iterator[Any]:
-    """Plans that are not what the contract or the record says."""
-    yield pytest.param(tensors(probabilities=["OUTPUT", "HALF", [-1, CLASSES]]), "HALF", id="type")
-    yield pytest.param(tensors(probabilities=["OUTPUT", "FLOAT", [-1, 5]]), r"\[-1, 5\]", id="classes")
-    yield pytest.param(tensors(image=["INPUT", "UINT8", [-1, 3, SIZE, SIZE]]), r"\[-1, 3, 4, 4\]", id="layout")
-    yield pytest.param(tensors(image=["OUTPUT", "UINT8", [-1, SIZE, SIZE, 3]]), "tensors", id="direction")
-    yield pytest.param(tensors(more=["OUTPUT", "FLOAT", [-1]]), "more", id="another output")
-    yield pytest.param({"tensors": {}}, "its tensors are none", id="nothing")
-    yield pytest.param({"profiles": [[[1, SIZE, SIZE, 3]] * 3]}, "of its record", id="profile")
-    yield pytest.param({"profiles": []}, "of its record", id="no profile")
-
-
-@pytest.mark.parametrize(("changes", "said"), list(others()))
-def test_wrong_plan(bench: Callable[..., Bench], changes: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tensors": TENSORS | {"probabilities": ["OUTPUT", "HALF", [-1, CLASSES]]}}, "HALF"),
+        ({"tensors": TENSORS | {"probabilities": ["OUTPUT", "FLOAT", [-1, 5]]}}, r"\[-1, 5\]"),
+        ({"tensors": TENSORS | {"image": ["INPUT", "UINT8", [-1, 3, SIZE, SIZE]]}}, r"\[-1, 3, 4, 4\]"),
+        ({"tensors": TENSORS | {"image": ["OUTPUT", "UINT8", [-1, SIZE, SIZE, 3]]}}, "tensors"),
+        ({"tensors": TENSORS | {"more": ["OUTPUT", "FLOAT", [-1]]}}, "more"),
+        ({"tensors": {}}, "its tensors are none"),
+        ({"profiles": [[[1, SIZE, SIZE, 3]] * 3]}, "of its record"),
+        ({"profiles": []}, "of its record"),
+    ],
+    ids=["type", "classes", "layout", "direction", "another output", "nothing", "profile", "no profile"],
+)
+def test_wrong_plan(scripted: MakeCard, changes: dict[str, Any], said: str) -> None:
     """A plan whose names, types, shapes or batch sizes are others than the contract's is refused with both."""
-    here = bench(changes=changes)
+    here = scripted(changes=changes)
     with pytest.raises(EngineUnavailableError, match=said) as caught:
         here.open()
     assert "topfive export tiny --engine tensorrt" in str(caught.value)
     del caught
-    here.assert_clean()
+    here.trt.assert_clean()
 
 
 @pytest.mark.parametrize(
     ("step", "said"),
     [
         ("Runtime", "TensorRT does not start"),
+        ("deserialize_cuda_engine", "engine.plan cannot be loaded"),
         ("create_execution_context", "no execution context"),
         ("set_tensor_address", "no address for image"),
         ("set_input_shape", "no batch of 8"),
         ("execute_async_v3", "a batch of 8 did not run"),
     ],
 )
-def test_steps_that_fail(bench: Callable[..., Bench], step: str, said: str) -> None:
+def test_steps_that_fail(scripted: MakeCard, step: str, said: str) -> None:
     """A step that TensorRT refuses when the engine opens is named, with its words."""
-    here = bench()
+    here = scripted()
     here.script.fail(step, BROKEN)
     with pytest.raises(EngineUnavailableError, match=f"{said}: .*the script says so"):
         here.open()
-    here.assert_clean()
-
-
-def test_plan_that_does_not_load(bench: Callable[..., Bench]) -> None:
-    """TensorRT's own words reach whoever asked for the engine."""
-    here = bench()
-    here.script.fail("deserialize_cuda_engine", BROKEN)
-    with pytest.raises(EngineUnavailableError, match=r"engine.plan cannot be loaded: .*the script says so"):
-        here.open()
-    here.assert_clean()
+    here.trt.assert_clean()
 
 
 @BOTH
-def test_describe(bench: Callable[..., Bench], flavour: Flavour) -> None:
+def test_describe(scripted: MakeCard, flavour: Flavour) -> None:
     """It says runtime, version, card and precision."""
-    engine = bench(flavour=flavour).open()
+    engine = scripted(flavour=flavour).open()
     info = engine.describe()
     assert (info.runtime, info.device) == (flavour.value, "cuda:0 NVIDIA GeForce RTX 2080 Ti")
     assert (info.version, info.precision) == ("11.4.0.106" if flavour is Flavour.TENSORRT else "1.7.1.116", "fp16")

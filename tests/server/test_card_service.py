@@ -27,7 +27,7 @@ from service.engines.selection.opening import Opened, open_engine
 from service.engines.selection.select import EngineOptions
 from service.engines.tensorrt.engine import Libraries, TensorRtEngine
 from tests.conftest import png
-from tests.engines.test_plans import ADA, BOTH, machine
+from tests.engines.test_compatibility import ADA, BOTH, machine
 from tests.fake_cuda import Error, FakeCudart
 from tests.fake_tensorrt import FakeTensorRt, network, plan_bytes
 from tests.fakes import reached
@@ -105,11 +105,7 @@ class Station:
         """All that was made on the card was given back once, and nothing was done that a real one punishes."""
         self.engines.clear()
         gc.collect()
-        assert self.cudart.made == self.cudart.freed
-        assert self.cudart.used == 0
-        assert self.cudart.live == {}
-        assert self.trt.alive == []
-        assert self.cudart.misused == []
+        self.trt.assert_clean()
 
     def _engine(self, plan: EnginePlan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
         engine = TensorRtEngine(

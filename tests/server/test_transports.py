@@ -23,7 +23,7 @@ from service.engines.selection.compatibility import Source, judge
 from service.engines.selection.opening import Choice
 from service.inference.dataplane import ClassifyOptions
 from tests.conftest import png
-from tests.engines.test_plans import ADA, TURING, machine
+from tests.engines.test_compatibility import ADA, TURING, machine
 from tests.fakes import FakeEngine, reached
 from tests.models.test_plan import record
 from tests.serving import Running, serving

@@ -59,26 +59,19 @@ class OpenVinoEngine(Engine):
             "ENABLE_CPU_PINNING": False,  # with pinning an inference was once seen never to return
         }
         try:
-            self._compiled: CompiledModel | None
             with _ONE_AT_A_TIME:
-                self._compiled, self.from_cache = _compile(artifact, properties, cache)
+                compiled, self.from_cache = _compile(artifact, properties, cache)
         except RuntimeError as error:
             raise EngineUnavailableError(f"OpenVINO cannot run {artifact.graph}: {_reason(error)}") from error
+        if (got := compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()) != precision:
+            raise EngineUnavailableError(f"OpenVINO was asked for {precision} and chose {got}")
         self.input_size = artifact.manifest.input.crop
         self.memory_bytes = held_bytes(artifact.graph.stat().st_size, slots * max_batch, self.input_size)
-        self._check(precision)
+        self._compiled: CompiledModel | None = compiled
         self._requests: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
         for _ in range(slots):
-            self._requests.put(self._compiled.create_infer_request())
+            self._requests.put(compiled.create_infer_request())
         self._precision = precision
-
-    def _check(self, precision: Precision) -> None:
-        """Raise EngineUnavailableError where the plugin says that it computes in another precision."""
-        assert self._compiled is not None
-        got = self._compiled.get_property("INFERENCE_PRECISION_HINT")
-        expected = ov.Type.bf16 if precision is Precision.BF16 else ov.Type.f32
-        if got != expected:
-            raise EngineUnavailableError(f"OpenVINO was asked for {precision} and chose {got.get_type_name()}")
 
     def run(self, rows: Rows) -> Probabilities:
         if self._compiled is None:

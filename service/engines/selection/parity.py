@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from models.artifact.artifact import IMPORTED, Artifact, ArtifactError, Manifest, ParityReport, Thresholds, read_file
 from models.artifact.files import CacheFile
@@ -75,7 +75,7 @@ def compare(
     found = [_figures(_run(engine, images, size), reference, tie, smallest) for size in bounds.batch_sizes]
     diff, cosine, top1, top5 = np.array(found).T
     thresholds = bounds.thresholds[precision]
-    measured = (float(diff.max()), float(cosine.min()), float(top1.mean()), float(top5.mean()))
+    measured = float(diff.max()), float(cosine.min()), float(top1.mean()), float(top5.mean())
     return ParityReport(
         runtime=info.runtime,
         runtime_version=info.version,
@@ -151,13 +151,6 @@ class CheckedEngine:
     driver: str
 
 
-class _StoredReport(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    subject: CheckedEngine
-    report: ParityReport
-
-
 @dataclass(frozen=True, slots=True)
 class ParityCheck:
     """The comparison of an engine, on the card that is to run it, with the answers that the artifact keeps.
@@ -184,12 +177,10 @@ class ParityCheck:
         if content is None:
             return None
         try:
-            stored = _StoredReport.model_validate_json(content)
+            report = ParityReport.model_validate_json(content)
         except ValidationError:
             return None  # another version of topfive wrote it
-        report = stored.report
-        holds = stored.subject == self.subject and report.thresholds == self.thresholds
-        return report if holds and set(self.batch_sizes) <= set(report.batch_sizes) else None
+        return report if set(self.batch_sizes) <= set(report.batch_sizes) else None
 
     def failure(self, report: ParityReport | None) -> str:
         """Why the engine may not serve: by `report`, or before there is one. Empty where nothing is known."""
@@ -215,13 +206,13 @@ class ParityCheck:
         report = compare(engine, precision, reference.images, reference.probabilities, bounds)
         log.info("checked %s on %s: %s", manifest.name, self.subject.card or "the card", figures(report))
         if self.cache is not None:
-            content = _StoredReport(subject=self.subject, report=report).model_dump_json(indent=2) + "\n"
-            self._file(self.cache).write(content.encode())
+            self._file(self.cache).write(report.model_dump_json(indent=2).encode())
         return report
 
     def _file(self, cache: Path) -> CacheFile:
-        parts = "\0".join(str(value) for value in asdict(self.subject).values())
-        path = cache / "parity" / f"{sha256(parts.encode()).hexdigest()[:32]}.report"
+        """The file of the report, named for all that the report holds for."""
+        subject = "\0".join([*map(str, asdict(self.subject).values()), self.thresholds.model_dump_json()])
+        path = cache / "parity" / f"{sha256(subject.encode()).hexdigest()[:32]}.json"
         return CacheFile(path, "the engine is checked at each load; name a folder with --cache")
 
 
@@ -233,12 +224,8 @@ def thresholds(manifest: Manifest, precision: Precision) -> Thresholds:
     own, f32 = BOUNDS.thresholds[precision], _thresholds_of_import(manifest)
     if f32 is None:
         return own
-    return Thresholds(
-        max_abs_diff=max(own.max_abs_diff, f32.max_abs_diff),
-        logit_cosine=min(own.logit_cosine, f32.logit_cosine),
-        top1_agreement=min(own.top1_agreement, f32.top1_agreement),
-        top5_agreement=min(own.top5_agreement, f32.top5_agreement),
-    )
+    looser = {name: min(getattr(own, name), getattr(f32, name)) for name in Thresholds.model_fields}
+    return Thresholds(**{**looser, "max_abs_diff": max(own.max_abs_diff, f32.max_abs_diff)})
 
 
 def _thresholds_of_import(manifest: Manifest) -> Thresholds | None:

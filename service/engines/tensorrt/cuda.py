@@ -8,15 +8,14 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from importlib import import_module
-from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engines.base import CardLostError, EngineUnavailableError
+from service.common.gpus import cuda_message
+from service.engines.base import CardLostError
 
 S = TypeVar("S", bound=np.generic)
 
@@ -62,13 +61,6 @@ class CudaError(Exception):
     """A call failed, and later ones may succeed. The message has the call, and CUDA's own name and words."""
 
 
-def bindings() -> Any:
-    """The module `cuda.bindings.runtime`. Raises EngineUnavailableError where it is not installed."""
-    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
-        raise EngineUnavailableError("cuda-bindings is not installed; run: pip install '.[gpu]'")
-    return import_module("cuda.bindings.runtime")
-
-
 def loss_in(text: str) -> Loss | None:
     """The loss of a card that another library quotes in its own error, None where it quotes none."""
     return next((loss for number in _QUOTED.findall(text) if (loss := _LOST.get(int(number))) is not None), None)
@@ -93,40 +85,33 @@ class Cuda:
 
     def device_memory(self, owner: ExitStack, size_bytes: int) -> int:
         """Allocate memory on the card and give its address."""
-        address = int(self._call("cudaMalloc", size_bytes))
-        owner.callback(self._free, "cudaFree", address)
-        return address
+        return int(self._owned(owner, "cudaFree", self._call("cudaMalloc", size_bytes)))
 
     def pinned(self, owner: ExitStack, shape: tuple[int, ...], dtype: type[S]) -> NDArray[S]:
         """Zeros in pinned memory of the host, which the card reads and writes by itself."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        address = int(self._call("cudaHostAlloc", size, self._runtime.cudaHostAllocDefault))
-        owner.callback(self._free, "cudaFreeHost", address)
-        memory = (ctypes.c_uint8 * size).from_address(address)
+        allocated = self._call("cudaHostAlloc", size, self._runtime.cudaHostAllocDefault)
+        memory = (ctypes.c_uint8 * size).from_address(int(self._owned(owner, "cudaFreeHost", allocated)))
         view: NDArray[S] = np.ndarray(shape, dtype, buffer=memoryview(memory))
         view[:] = 0
         return view
 
     def stream(self, owner: ExitStack) -> Any:
         """A stream that does not wait for the default stream."""
-        stream = self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
-        owner.callback(self._free, "cudaStreamDestroy", stream)
-        return stream
+        made = self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
+        return self._owned(owner, "cudaStreamDestroy", made)
 
     def event(self, owner: ExitStack) -> Any:
         """An event whose waiter sleeps. By default the waiter would spin."""
         flags = self._runtime.cudaEventBlockingSync | self._runtime.cudaEventDisableTiming
-        event = self._call("cudaEventCreateWithFlags", flags)
-        owner.callback(self._free, "cudaEventDestroy", event)
-        return event
+        return self._owned(owner, "cudaEventDestroy", self._call("cudaEventCreateWithFlags", flags))
 
+    # A copy is only queued. `rows` lie in pinned memory in one piece.
     def upload(self, address: int, rows: NDArray[Any], stream: Any) -> None:
-        """Queue a copy of `rows`, which lie in pinned memory in one piece, to the card."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, rows.ctypes.data, rows.nbytes, kind, stream)
 
     def download(self, rows: NDArray[Any], address: int, stream: Any) -> None:
-        """Queue a copy from the card to `rows`, which lie in pinned memory in one piece."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", rows.ctypes.data, address, rows.nbytes, kind, stream)
 
@@ -158,18 +143,19 @@ class Cuda:
                 self._free("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
             raise
         graph = self._call("cudaStreamEndCapture", stream)
-        with ExitStack() as made:
-            try:
-                launchable = self._call("cudaGraphInstantiate", graph, 0)
-                made.callback(self._free, "cudaGraphExecDestroy", launchable)
-            finally:
-                self._free("cudaGraphDestroy", graph)
-            self._call("cudaGraphUpload", launchable, stream)
-            owner.callback(made.pop_all().close)
+        try:
+            launchable = self._owned(owner, "cudaGraphExecDestroy", self._call("cudaGraphInstantiate", graph, 0))
+        finally:
+            self._free("cudaGraphDestroy", graph)
+        self._call("cudaGraphUpload", launchable, stream)
         return launchable
 
     def launch(self, graph: Any, stream: Any) -> None:
         self._call("cudaGraphLaunch", graph, stream)
+
+    def _owned(self, owner: ExitStack, free: str, handle: Any) -> Any:
+        owner.callback(self._free, free, handle)
+        return handle
 
     def _free(self, function: str, handle: Any) -> None:
         """Free one thing. A failure is only logged, because nothing better can be done."""
@@ -188,9 +174,7 @@ class Cuda:
         return values[0] if values else None
 
     def _failure(self, function: str, error: Any) -> Exception:
-        _, text = self._runtime.cudaGetErrorString(error)
-        words = text.decode() if isinstance(text, bytes) else str(text)
-        what = f"{function} on card {self.index}: {error.name} ({words})"
+        what = f"{function} on card {self.index}: {error.name} ({cuda_message(self._runtime, error)})"
         if (loss := _LOST.get(int(error))) is not None:
             self.lost = f"{what}: {loss.meaning}"
             return CardLostError(self.lost)

@@ -10,11 +10,11 @@ from typing import Any
 from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import EnginePlan, Flavour
 from models.artifact.files import CacheFile, file_name
-from service.common.gpus import Card, driver_version
+from service.common.gpus import Card, cuda_runtime, driver_version
 from service.common.types import EngineInfo, Probabilities, Rows, Runtime
 from service.engines.base import CardLostError, Engine, EngineUnavailableError, NoRoomError, keep_for_ever
 from service.engines.tensorrt import packages
-from service.engines.tensorrt.cuda import Cuda, CudaError, bindings
+from service.engines.tensorrt.cuda import Cuda, CudaError
 from service.engines.tensorrt.plan import Contract, LoadedPlan, TensorRtError
 from service.engines.tensorrt.slot import CardSlot, Launch, buckets
 
@@ -32,7 +32,10 @@ class Libraries:
     @classmethod
     def installed(cls, flavour: Flavour) -> "Libraries":
         """Those of this machine. Raises EngineUnavailableError where one is not installed."""
-        return cls(packages.module(flavour), bindings(), driver_version() or "unknown")
+        try:
+            return cls(packages.module(flavour), cuda_runtime(), driver_version() or "unknown")
+        except ImportError as error:
+            raise EngineUnavailableError(str(error)) from error
 
 
 class TensorRtEngine(Engine):

@@ -68,9 +68,7 @@ class LoadedPlan:
 
     @property
     def weights_bytes(self) -> int:
-        """The memory of the weights on the card. Where this TensorRT cannot tell it, the size of the plan."""
-        if not hasattr(self._engine, "get_engine_stat"):
-            return self._plan.record.size_bytes
+        """The memory of the weights on the card. Where TensorRT cannot tell it, the size of the plan."""
         found = int(self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE))
         return found if found > 0 else self._plan.record.size_bytes
 

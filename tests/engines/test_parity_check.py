@@ -1,14 +1,15 @@
 """The check on the card: made once per engine, card and versions, kept, and never taken for another's."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from models.artifact.artifact import IMPORTED, Artifact, load
+from models.artifact.files import CacheFile
 from models.artifact.reference import Reference
 from service.common.types import EngineInfo, Precision, Probabilities, Rows
 from service.engines.base import EngineUnavailableError, as_batch
@@ -58,120 +59,93 @@ def reference(tiny: Artifact) -> Reference:
 
 
 @pytest.fixture
-def gate(tiny: Artifact, tmp_path: Path) -> ParityCheck:
+def check(tiny: Artifact, tmp_path: Path) -> ParityCheck:
     """The check of a plan of `tiny` that takes 8 rows."""
     return ParityCheck.of(tiny, SUBJECT, 8, tmp_path)
 
 
-def test_measured_once(gate: ParityCheck, reference: Reference) -> None:
+def test_measured_once(check: ParityCheck, reference: Reference) -> None:
     """The report of a check is what the next load reads, equal in every field; before it there is none."""
-    assert gate.stored() is None
+    assert check.stored() is None
     engine = Faithful(reference)
 
-    report = gate.run(engine, reference)
+    report = check.run(engine, reference)
 
     assert report.passed
     assert (report.device, report.precision, report.images) == ("cuda:0", "fp16", len(reference.images))
     images = len(reference.images)
     assert len(engine.batches) == images + -(-images // 3) + -(-images // 8)
-    assert gate.stored() == report
-    assert len([path for path in (gate.cache or Path()).rglob("*") if path.is_file()]) == 1
+    assert check.stored() == report
+    assert len([path for path in (check.cache or Path()).rglob("*") if path.is_file()]) == 1
 
 
-def test_failure_says_what_to_do(gate: ParityCheck, reference: Reference) -> None:
-    """The error names other options, and the file without which the engine is checked again."""
-    report = gate.run(Faithful(reference, error=0.05), reference)
-    [file] = ((gate.cache or Path()) / "parity").iterdir()
-    assert f"use another --precision or --runtime; it is checked again once {file} is deleted" in gate.failure(report)
-    file.unlink()
-    assert gate.stored() is None
-
-
-def test_failure_is_kept(gate: ParityCheck, reference: Reference) -> None:
-    """An engine that differs fails with its figure, and is remembered as failed."""
-    report = gate.run(Faithful(reference, error=0.05), reference)
+def test_failure(check: ParityCheck, reference: Reference) -> None:
+    """An engine that differs is remembered as failed; the error has its figure, what to do and the file to delete."""
+    report = check.run(Faithful(reference, error=0.05), reference)
 
     assert not report.passed
     assert report.max_abs_diff == pytest.approx(0.05, rel=0.1)
-    kept = gate.stored()
-    assert kept is not None
-    assert not kept.passed
+    assert check.stored() == report
+    [file] = ((check.cache or Path()) / "parity").iterdir()
+    assert f"use another --precision or --runtime; it is checked again once {file} is deleted" in check.failure(report)
+    file.unlink()
+    assert check.stored() is None
 
 
 @pytest.mark.parametrize(
-    "other",
+    "change",
     [
-        replace(SUBJECT, engine_sha256="another"),
-        replace(SUBJECT, reference_sha256="another"),
-        replace(SUBJECT, runtime="tensorrt-rtx"),
-        replace(SUBJECT, runtime_version="11.5"),
-        replace(SUBJECT, precision=Precision.F32),
-        replace(SUBJECT, card="NVIDIA GeForce RTX 2080"),
-        replace(SUBJECT, driver="580.82.08"),
+        {"engine_sha256": "another"},
+        {"reference_sha256": "another"},
+        {"runtime": "tensorrt-rtx"},
+        {"runtime_version": "11.5"},
+        {"precision": Precision.F32},
+        {"card": "NVIDIA GeForce RTX 2080"},
+        {"driver": "580.82.08"},
     ],
 )
-def test_holds_for_its_subject_only(gate: ParityCheck, reference: Reference, other: CheckedEngine) -> None:
+def test_holds_for_its_subject_only(check: ParityCheck, reference: Reference, change: dict[str, Any]) -> None:
     """Another plan, reference, runtime, version, precision, card or driver is checked anew."""
-    gate.run(Faithful(reference), reference)
+    check.run(Faithful(reference), reference)
 
-    assert replace(gate, subject=other).stored() is None
-    assert gate.stored() is not None
+    assert replace(check, subject=replace(SUBJECT, **change)).stored() is None
+    assert check.stored() is not None
 
 
-def test_holds_for_its_thresholds_and_batches_only(tiny: Artifact, gate: ParityCheck, reference: Reference) -> None:
+def test_holds_for_its_thresholds_and_batches_only(tiny: Artifact, check: ParityCheck, reference: Reference) -> None:
     """A report by other thresholds, or of fewer batch sizes than will run, is not enough; one of more is."""
-    few = ParityCheck.of(tiny, SUBJECT, 2, gate.cache)
+    few = ParityCheck.of(tiny, SUBJECT, 2, check.cache)
     assert few.batch_sizes == (1, 2)
     few.run(Faithful(reference, max_batch=2), reference)
-    assert gate.stored() is None
-    gate.run(Faithful(reference), reference)
-    assert ParityCheck.of(tiny, SUBJECT, 1, gate.cache).stored() is not None
-    assert replace(gate, thresholds=BOUNDS.thresholds[Precision.F32]).stored() is None
+    assert check.stored() is None
+    check.run(Faithful(reference), reference)
+    assert ParityCheck.of(tiny, SUBJECT, 1, check.cache).stored() is not None
+    assert replace(check, thresholds=BOUNDS.thresholds[Precision.F32]).stored() is None
 
 
-@pytest.mark.parametrize("spoil", [lambda text: "", lambda text: text[:-20], lambda text: "{}", lambda text: "\0\xff"])
-def test_damaged_report(gate: ParityCheck, reference: Reference, spoil: Callable[[str], str]) -> None:
-    """A report that cannot be read is none, and the next check writes it anew."""
-    report = gate.run(Faithful(reference), reference)
-    [file] = ((gate.cache or Path()) / "parity").iterdir()
-    file.write_text(spoil(file.read_text()), encoding="latin-1")
+def test_report_of_another_version(check: ParityCheck, reference: Reference) -> None:
+    """A report that this version does not read is none, and the next check writes it anew."""
+    report = check.run(Faithful(reference), reference)
+    [file] = ((check.cache or Path()) / "parity").iterdir()
+    CacheFile(file, "").write(b"{}")
 
-    assert gate.stored() is None
-    gate.run(Faithful(reference), reference)
-    assert gate.stored() == report
-
-
-def test_report_of_another_under_its_name(gate: ParityCheck, reference: Reference) -> None:
-    """A file that was copied to the name of another subject does not speak for it."""
-    gate.run(Faithful(reference), reference)
-    [file] = ((gate.cache or Path()) / "parity").iterdir()
-    other = replace(gate, subject=replace(SUBJECT, card="another"))
-    other.run(Faithful(reference), reference)
-    [another] = set(file.parent.iterdir()) - {file}
-    another.write_bytes(file.read_bytes())
-
-    assert gate.stored() is not None
-    assert other.stored() is None
+    assert check.stored() is None
+    check.run(Faithful(reference), reference)
+    assert check.stored() == report
 
 
-def test_cache_that_cannot_be_written(
-    tiny: Artifact, reference: Reference, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("cache", [None, "file"])
+def test_without_a_cache(
+    tiny: Artifact, reference: Reference, tmp_path: Path, caplog: pytest.LogCaptureFixture, cache: str | None
 ) -> None:
-    """The check counts all the same; the log says that it will be made again, and which option helps."""
+    """The check counts all the same. Where it cannot be kept the log says so, and which option helps."""
     (tmp_path / "file").write_text("")
-    gate = ParityCheck.of(tiny, SUBJECT, 8, tmp_path / "file")
+    check = ParityCheck.of(tiny, SUBJECT, 8, tmp_path / cache if cache else None)
     with caplog.at_level(logging.WARNING):
-        assert gate.run(Faithful(reference), reference).passed
+        assert check.run(Faithful(reference), reference).passed
 
-    assert "checked at each load; name a folder with --cache" in caplog.text
-    assert gate.stored() is None
-
-
-def test_nothing_kept_without_a_cache(tiny: Artifact, reference: Reference) -> None:
-    """Where there is no cache each check is made."""
-    gate = ParityCheck.of(tiny, SUBJECT, 8, None)
-    assert gate.run(Faithful(reference), reference).passed
-    assert gate.stored() is None
+    assert ("checked at each load; name a folder with --cache" in caplog.text) is (cache is not None)
+    assert check.stored() is None
 
 
 def test_no_reference(tiny: Artifact) -> None:

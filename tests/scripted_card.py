@@ -28,7 +28,7 @@ def pixels(count: int, seed: int = 0) -> Batch:
 
 
 @dataclass
-class Bench:
+class ScriptedCard:
     """A card, a TensorRT and a plan, to open engines on."""
 
     folder: Path
@@ -78,11 +78,3 @@ class Bench:
             libraries=Libraries(self.trt, self.cudart, self.driver),
             launch=launch,
         )
-
-    def assert_clean(self) -> None:
-        """Nothing is left on the card, and nothing was done that a real one punishes."""
-        assert self.cudart.live == {}
-        assert self.cudart.made == self.cudart.freed
-        assert self.cudart.used == 0
-        assert self.trt.alive == []
-        assert self.cudart.misused == []

@@ -1,7 +1,7 @@
 """Engines built for cards: which is taken, what is passed over and said of it, and when answers are checked."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,15 +17,16 @@ from service.engines.selection.compatibility import Machine
 from service.engines.selection.opening import Opened, open_engine
 from service.engines.selection.parity import reference_of
 from service.engines.selection.select import EngineOptions
-from tests.engines.test_gate import Faithful
-from tests.engines.test_plans import ADA, BOTH, NO_CARD, TURING, machine
+from tests.engines.test_compatibility import ADA, BOTH, NO_CARD, TURING, machine
+from tests.engines.test_parity_check import Faithful
 from tests.models.test_plan import CONTENT, record
 
+OnCuda = Callable[[float], Faithful]
 CPU_RUNTIMES = (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH)
 
 
 @dataclass
-class Shop:
+class CardMachine:
     """Opens engines of plans on a machine of the test's choice; `errors` says by how much those of a precision err."""
 
     artifact: Artifact
@@ -35,6 +36,7 @@ class Shop:
     fails: dict[str, Exception] = field(default_factory=dict)
     built: list[tuple[str, Card]] = field(default_factory=list)
     engines: list[Faithful] = field(default_factory=list)
+    opened: list[Engine] = field(default_factory=list)
 
     def plan(self, **changes: object) -> EnginePlan:
         """Put a plan with that record into the artifact."""
@@ -44,7 +46,9 @@ class Shop:
     def open(self, runtime: Runtime = Runtime.AUTO, precision: Precision = Precision.AUTO, **options: object) -> Opened:
         """Open the artifact with these options."""
         asked = replace(EngineOptions(runtime, precision, cache=self.cache), **options)  # type: ignore[arg-type]
-        return open_engine(self.artifact, asked, look=lambda: self.machine, build_plan=self._build)
+        opened = open_engine(self.artifact, asked, look=lambda: self.machine, build_plan=self._build)
+        self.opened.append(opened.engine)
+        return opened
 
     def _build(self, plan: EnginePlan, card: Card, artifact: Artifact, options: EngineOptions) -> Engine:
         stem = plan.record.stem
@@ -65,48 +69,50 @@ class Shop:
 
 
 @pytest.fixture
-def shop(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    """A shop with `tiny`, both flavours of TensorRT installed and an RTX 4090."""
+def here(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CardMachine]:
+    """A machine with `tiny`, both flavours of TensorRT installed and an RTX 4090."""
     monkeypatch.setattr(select, "is_installed", lambda _flavour: True)
-    return Shop(load(artifacts, "tiny"), tmp_path / "cache")
+    machine = CardMachine(load(artifacts, "tiny"), tmp_path / "cache")
+    yield machine
+    for engine in machine.opened:
+        engine.close()
 
 
-def test_auto_takes_the_engine_of_the_card(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_takes_the_engine_of_the_card(here: CardMachine, caplog: pytest.LogCaptureFixture) -> None:
     """An engine that fits and answers rightly serves, before every runtime that reads the graph; nothing is noted."""
-    plan = shop.plan()
+    plan = here.plan()
     with caplog.at_level(logging.WARNING):
-        opened = shop.open()
+        opened = here.open()
 
-    assert opened.engine is shop.engines[0]
-    assert shop.built == [(plan.record.stem, ADA)]
+    assert opened.engine is here.engines[0]
+    assert here.built == [(plan.record.stem, ADA)]
     assert opened.choice.passed_over == ()
     assert [fit.fits for fit in opened.choice.fits] == [True]
     assert [(report.precision, report.passed) for report in opened.choice.parity] == [("fp16", True)]
     assert caplog.text == ""
 
 
-def test_order_of_flavours(shop: Shop) -> None:
+def test_order_of_flavours(here: CardMachine) -> None:
     """TensorRT itself comes before TensorRT for RTX, and fp16 before f32."""
-    shop.plan()
-    shop.plan(flavour=Flavour.TENSORRT, version=BOTH[Flavour.TENSORRT], card=ADA.name, precision="f32")
-    best = shop.plan(flavour=Flavour.TENSORRT, version=BOTH[Flavour.TENSORRT], card=ADA.name)
-    shop.open()
-    shop.open(Runtime.TENSORRT_RTX)
+    here.plan()
+    here.plan(flavour=Flavour.TENSORRT, version=BOTH[Flavour.TENSORRT], card=ADA.name, precision="f32")
+    best = here.plan(flavour=Flavour.TENSORRT, version=BOTH[Flavour.TENSORRT], card=ADA.name)
+    here.open()
+    here.open(Runtime.TENSORRT_RTX)
 
-    assert [stem for stem, _ in shop.built] == [best.record.stem, record().stem]
+    assert [stem for stem, _ in here.built] == [best.record.stem, record().stem]
 
 
-def test_misfit_is_said_and_never_loaded(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_misfit_is_said_and_never_loaded(here: CardMachine, caplog: pytest.LogCaptureFixture) -> None:
     """Another card: the log and the choice name plan, difference, command and what serves; nothing is built."""
-    plan = shop.plan()
-    shop.machine = machine(TURING)
+    plan = here.plan()
+    here.machine = machine(TURING)
     with caplog.at_level(logging.WARNING):
-        opened = shop.open(precision=Precision.F32)
+        opened = here.open(precision=Precision.F32)
     with pytest.raises(EngineUnavailableError) as strict:
-        shop.open(Runtime.TENSORRT_RTX)
-    opened.engine.close()
+        here.open(Runtime.TENSORRT_RTX)
 
-    assert shop.built == []
+    assert here.built == []
     assert opened.engine.describe().runtime == "openvino"
     [note] = opened.choice.passed_over
     assert note in caplog.text
@@ -118,13 +124,12 @@ def test_misfit_is_said_and_never_loaded(shop: Shop, caplog: pytest.LogCaptureFi
         assert "run: topfive export tiny --engine tensorrt-rtx" in text
 
 
-def test_damage_is_passed_over(shop: Shop) -> None:
+def test_damage_is_passed_over(here: CardMachine) -> None:
     """A plan whose bytes are not those of its record, and a record that cannot be read, are named."""
-    shop.plan()
-    shop.fails["fp16"] = PlanError("some.plan differs from its record (sha256); build it again")
-    (shop.artifact.folder / "engines" / "zzz.json").write_text("{")
-    opened = shop.open(precision=Precision.AUTO)
-    opened.engine.close()
+    here.plan()
+    here.fails["fp16"] = PlanError("some.plan differs from its record (sha256); build it again")
+    (here.artifact.folder / "engines" / "zzz.json").write_text("{")
+    opened = here.open(precision=Precision.AUTO)
 
     assert opened.engine.describe().runtime == "openvino"
     damaged, differs = opened.choice.passed_over
@@ -132,42 +137,32 @@ def test_damage_is_passed_over(shop: Shop) -> None:
     assert "differs from its record (sha256); build it again" in differs
 
 
-def test_nothing_is_said_without_card_and_plans(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
-    """On a machine that nobody expects a card of, `auto` does not speak of cards, whatever is installed."""
-    shop.machine = NO_CARD
+@pytest.mark.parametrize("built", [False, True])
+def test_no_card(here: CardMachine, caplog: pytest.LogCaptureFixture, built: bool) -> None:
+    """Where nobody expects a card, `auto` speaks of cards only if plans lie there, and then not as a warning."""
+    here.machine = NO_CARD
+    if built:
+        here.plan()
     with caplog.at_level(logging.INFO):
-        opened = shop.open(precision=Precision.F32)
-    opened.engine.close()
+        choice = here.open(precision=Precision.AUTO if built else Precision.F32).choice
 
-    assert (opened.choice.passed_over, opened.choice.fits, opened.choice.parity) == ((), (), ())
-    assert caplog.text == ""
-
-
-def test_plans_without_a_card(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
-    """Where plans lie and no card is there, that is noted, but as nothing to worry about."""
-    shop.machine = NO_CARD
-    shop.plan()
-    with caplog.at_level(logging.INFO):
-        opened = shop.open()
-    opened.engine.close()
-
-    [note] = opened.choice.passed_over
-    assert "no NVIDIA card can be used here" in note
-    assert [entry.levelname for entry in caplog.records if entry.getMessage() == note] == ["INFO"]
+    assert len(choice.passed_over) == len(choice.fits) == built
+    assert choice.parity == ()
+    assert all("no NVIDIA card can be used here" in note for note in choice.passed_over)
+    logged = [one for one in caplog.records if not one.name.endswith("precision")]  # bf16 depends on this machine
+    assert [(one.levelname, one.getMessage()) for one in logged] == [("INFO", note) for note in choice.passed_over]
 
 
 @pytest.mark.parametrize("built", [True, False])
-def test_a_driver_whose_card_cannot_be_used(shop: Shop, caplog: pytest.LogCaptureFixture, built: bool) -> None:
+def test_a_driver_whose_card_cannot_be_used(here: CardMachine, caplog: pytest.LogCaptureFixture, built: bool) -> None:
     """Driver and TensorRT are there and CUDA gives no card: a warning with CUDA's words, and who asks is told."""
-    shop.machine = replace(NO_CARD, driver="470.57.02")
+    here.machine = replace(NO_CARD, driver="470.57.02")
     if built:
-        shop.plan()
+        here.plan()
     with caplog.at_level(logging.INFO):
-        opened = shop.open()
-        shop.machine = replace(shop.machine, versions={})  # an image for the CPU on a machine with a card
-        elsewhere = shop.open()
-    for one in (opened, elsewhere):
-        one.engine.close()
+        opened = here.open()
+        here.machine = replace(here.machine, versions={})  # an image for the CPU on a machine with a card
+        elsewhere = here.open()
 
     [note] = opened.choice.passed_over
     assert "no NVIDIA card can be used here: no CUDA-capable device is detected" in note
@@ -176,217 +171,194 @@ def test_a_driver_whose_card_cannot_be_used(shop: Shop, caplog: pytest.LogCaptur
     assert len(elsewhere.choice.passed_over) == built
 
 
-def test_card_without_plans(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
-    """A card that nothing is built for: once per load the log says what to run."""
+@pytest.mark.parametrize(
+    ("versions", "command"),
+    [
+        (BOTH, "topfive export tiny --engine tensorrt --precision fp16 --target this --artifacts "),
+        ({}, "pip install '.[tensorrt]' and then topfive export tiny --engine tensorrt "),
+        ({Flavour.TENSORRT_RTX: "1.7.1.116"}, "topfive export tiny --engine tensorrt-rtx "),
+    ],
+    ids=["both", "none", "rtx"],
+)
+def test_card_without_plans(
+    here: CardMachine, caplog: pytest.LogCaptureFixture, versions: dict[Flavour, str], command: str
+) -> None:
+    """A card that nothing is built for: once per load the log says what to run, to install what is missing first."""
+    here.machine = replace(machine(ADA), versions=versions)
     with caplog.at_level(logging.WARNING):
-        opened = shop.open()
-    opened.engine.close()
+        [note] = here.open().choice.passed_over
 
-    root = shop.artifact.folder.parent.parent
-    command = f"topfive export tiny --engine tensorrt --precision fp16 --target this --artifacts {root}"
-    [note] = opened.choice.passed_over
-    assert f"no tensorrt engine is built for tiny; run: {command}; openvino in " in note
+    flavour = "tensorrt-rtx" if "tensorrt-rtx" in command else "tensorrt"
+    assert note.startswith(f"no {flavour} engine is built for tiny; run: {command}")
+    assert "; openvino in " in note
     assert caplog.text.count(command) == 1
 
 
-def test_advice_where_nothing_is_installed(shop: Shop) -> None:
-    """The packages come first; where only TensorRT for RTX is installed, it is that which is advised."""
-    shop.machine = replace(machine(ADA), versions={})
-    opened = shop.open()
-    opened.engine.close()
-    assert (
-        "run: pip install '.[tensorrt]' and then topfive export tiny --engine tensorrt " in opened.choice.passed_over[0]
-    )
-
-    shop.machine = replace(machine(ADA), versions={Flavour.TENSORRT_RTX: "1.7.1.116"})
-    opened = shop.open()
-    opened.engine.close()
-    assert "run: topfive export tiny --engine tensorrt-rtx " in opened.choice.passed_over[0]
-
-
 @pytest.mark.parametrize("runtime", [Runtime.TENSORRT, Runtime.TENSORRT_RTX])
-def test_strict_without_plans(shop: Shop, runtime: Runtime) -> None:
-    """A runtime of plans that was asked for refuses where there is none, with the command that builds one."""
+def test_strict_without_plans(here: CardMachine, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime of plans that was asked for refuses where there is none, or it is not installed, with the command."""
     with pytest.raises(EngineUnavailableError, match=f"no {runtime} engine is built .* --engine {runtime} "):
-        shop.open(runtime)
-
-
-def test_strict_and_not_installed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the packages are missing the error has the pip command."""
+        here.open(runtime)
     monkeypatch.setattr(select, "is_installed", lambda _flavour: False)
-    with pytest.raises(EngineUnavailableError, match=r"tensorrt is not installed; run: pip install '\.\[tensorrt\]'"):
-        shop.open(Runtime.TENSORRT)
+    with pytest.raises(EngineUnavailableError, match=rf"{runtime} is not installed; run: .* '\.\[{runtime}\]'"):
+        here.open(runtime)
 
 
-def test_checked_once(shop: Shop) -> None:
-    """The first load runs the reference images, the next only warms up, and has the same report."""
-    shop.plan()
-    first, second = shop.open(), shop.open()
+def test_checked_once(here: CardMachine) -> None:
+    """The first load runs the reference images, the next only warms up; with another driver nothing is known yet."""
+    here.plan()
+    first, second = here.open(), here.open()
+    here.machine = replace(here.machine, driver="590.1")
+    here.open()
 
     warm = [1, 8]
-    assert shop.engines[0].batches[:2] == warm
-    assert sum(shop.engines[0].batches) == sum(warm) + 3 * len(reference_of(shop.artifact).images)
-    assert shop.engines[1].batches == warm
+    checked, known, again = (engine.batches for engine in here.engines)
+    assert checked[:2] == known == warm
+    assert sum(checked) == sum(warm) + 3 * len(reference_of(here.artifact).images)
+    assert again == checked
     assert first.choice.parity == second.choice.parity
 
 
-def test_checked_again_for_another_driver(shop: Shop) -> None:
-    """What another driver computes is not known yet."""
-    shop.plan()
-    shop.open()
-    shop.machine = replace(shop.machine, driver="590.1")
-    shop.open()
-
-    assert shop.engines[0].batches == shop.engines[1].batches
-
-
-def test_checked_at_its_own_batch_sizes(shop: Shop) -> None:
+def test_checked_at_its_own_batch_sizes(here: CardMachine) -> None:
     """A plan of at most two rows is checked with one and with two, and never runs more."""
-    shop.plan(profile=BatchProfile(smallest=1, best=2, largest=2))
-    opened = shop.open()
+    here.plan(profile=BatchProfile(smallest=1, best=2, largest=2))
+    opened = here.open()
 
     assert opened.engine.max_batch == 2
     assert opened.choice.parity[0].batch_sizes == (1, 2)
-    assert max(shop.engines[0].batches) == 2
+    assert max(here.engines[0].batches) == 2
 
 
-def test_failed_check_is_passed_over(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_check_is_passed_over(here: CardMachine, caplog: pytest.LogCaptureFixture) -> None:
     """An engine that answers wrongly is closed and passed over, with its figures, and is not built again."""
-    shop.plan()
-    shop.errors["fp16"] = 0.2
+    here.plan()
+    here.errors["fp16"] = 0.2
     with caplog.at_level(logging.WARNING):
-        opened = shop.open()
-    again = shop.open()
+        opened = here.open()
+    again = here.open()
     with pytest.raises(EngineUnavailableError, match=r"differ from .*max \|dp\| 0\.2 \(at most 0\.01\)"):
-        shop.open(Runtime.TENSORRT_RTX)
-    for one in (opened, again):
-        one.engine.close()
+        here.open(Runtime.TENSORRT_RTX)
 
-    assert len(shop.built) == 1
-    assert shop.engines[0].closed
+    assert len(here.built) == 1
+    assert here.engines[0].closed
     assert opened.engine.describe().runtime == "openvino"
     assert "max |dp| 0.2" in opened.choice.passed_over[0]
     assert opened.choice.passed_over[0] in caplog.text
     assert again.choice.passed_over == opened.choice.passed_over
 
 
-def test_f32_where_fp16_fails(shop: Shop) -> None:
+def test_f32_where_fp16_fails(here: CardMachine) -> None:
     """Among the engines of one flavour the next best serves, and what failed is noted."""
-    shop.plan()
-    shop.plan(precision="f32")
-    shop.errors["fp16"] = 0.2
-    opened = shop.open(Runtime.TENSORRT_RTX)
+    here.plan()
+    here.plan(precision="f32")
+    here.errors["fp16"] = 0.2
+    opened = here.open(Runtime.TENSORRT_RTX)
 
     assert [report.precision for report in opened.choice.parity] == ["f32"]
-    assert [engine.closed for engine in shop.engines] == [True, False]
+    assert [engine.closed for engine in here.engines] == [True, False]
     assert len(opened.choice.passed_over) == 1
     assert opened.choice.passed_over[0].startswith("tiny on tensorrt-rtx: ")
     assert "-fp16: its answers on this card differ" in opened.choice.passed_over[0]
 
 
-def test_int8_only_when_asked_for(shop: Shop) -> None:
+def test_int8_only_when_asked_for(here: CardMachine) -> None:
     """`auto` leaves int8 lying and says so; asked for it is taken, and fp16 is not taken in its place."""
-    shop.plan(precision="int8")
-    opened = shop.open()
-    opened.engine.close()
+    here.plan(precision="int8")
+    opened = here.open()
     assert "auto does not take int8" in opened.choice.passed_over[0]
-    shop.open(precision=Precision.INT8)
-    assert [stem.rpartition("-")[2] for stem, _ in shop.built] == ["int8"]
+    here.open(precision=Precision.INT8)
+    assert [stem.rpartition("-")[2] for stem, _ in here.built] == ["int8"]
     with pytest.raises(EngineUnavailableError, match="it computes in int8, and fp16 is asked for"):
-        shop.open(precision=Precision.FP16)
+        here.open(precision=Precision.FP16)
 
 
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
 @pytest.mark.parametrize("runtime", [*CPU_RUNTIMES, Runtime.ONNXRUNTIME_CUDA])
 def test_precisions_of_cards_are_refused_elsewhere(
-    shop: Shop, runtime: Runtime, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    here: CardMachine, runtime: Runtime, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A runtime that has neither fp16 nor int8 refuses them, rather than compute in f32."""
     monkeypatch.setattr(select, "installed", lambda _runtime: True)
     with pytest.raises(EngineUnavailableError, match=rf"{runtime} computes in f32.* --runtime tensorrt"):
-        shop.open(runtime, precision)
+        here.open(runtime, precision)
 
 
 @pytest.mark.parametrize("where", [NO_CARD, machine(ADA)])
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
-def test_auto_with_a_precision_of_cards(shop: Shop, where: Machine, precision: Precision) -> None:
+def test_auto_with_a_precision_of_cards(here: CardMachine, where: Machine, precision: Precision) -> None:
     """With nothing built for it, `auto` refuses too, and says what to build."""
-    shop.machine = where
+    here.machine = where
     with pytest.raises(EngineUnavailableError, match=f"topfive export tiny --engine tensorrt --precision {precision}"):
-        shop.open(precision=precision)
+        here.open(precision=precision)
 
 
-def test_bf16_is_not_for_plans(shop: Shop) -> None:
+def test_bf16_is_not_for_plans(here: CardMachine) -> None:
     """No plan computes in bf16: asked for, TensorRT refuses."""
-    shop.plan()
+    here.plan()
     with pytest.raises(EngineUnavailableError, match=r"tensorrt-rtx computes in fp16 .* --runtime openvino"):
-        shop.open(Runtime.TENSORRT_RTX, Precision.BF16)
+        here.open(Runtime.TENSORRT_RTX, Precision.BF16)
 
 
-def test_engine_that_fails_first(shop: Shop) -> None:
+def test_engine_that_fails_first(here: CardMachine) -> None:
     """An engine that cannot run its first batch is closed, and the next runtime serves."""
-    shop.plan()
-    shop.fails["fp16"] = RuntimeError("an illegal instruction")
-    opened = shop.open()
-    opened.engine.close()
+    here.plan()
+    here.fails["fp16"] = RuntimeError("an illegal instruction")
+    opened = here.open()
 
-    assert shop.engines[0].closed
+    assert here.engines[0].closed
     assert "fails on its first batches: an illegal instruction" in opened.choice.passed_over[0]
 
 
-def test_artifact_without_reference(shop: Shop) -> None:
+def test_artifact_without_reference(here: CardMachine) -> None:
     """An artifact of an older version has nothing to check with: its engine is not even built."""
-    files = {name: digest for name, digest in shop.artifact.manifest.files.items() if name != "reference.npz"}
-    shop.plan()
-    shop.artifact = replace(shop.artifact, manifest=shop.artifact.manifest.model_copy(update={"files": files}))
-    opened = shop.open()
-    opened.engine.close()
+    files = {name: digest for name, digest in here.artifact.manifest.files.items() if name != "reference.npz"}
+    here.plan()
+    here.artifact = replace(here.artifact, manifest=here.artifact.manifest.model_copy(update={"files": files}))
+    opened = here.open()
 
-    assert shop.built == []
+    assert here.built == []
     assert "nothing to check its answers against" in opened.choice.passed_over[0]
     assert "run: topfive export tiny" in opened.choice.passed_over[0]
 
 
-def test_a_full_card_is_left_to_who_chose_it(shop: Shop) -> None:
+def test_a_full_card_is_left_to_who_chose_it(here: CardMachine) -> None:
     """Where a card was named, `auto` does not pass over it for lack of memory: others may leave it. Else it does."""
-    shop.plan()
-    shop.fails = {"fp16": MemoryError("2 GiB do not fit")}
+    here.plan()
+    here.fails = {"fp16": MemoryError("2 GiB do not fit")}
     with pytest.raises(EngineUnavailableError, match="2 GiB do not fit") as full:
-        shop.open(card=ADA)
+        here.open(card=ADA)
     assert out_of_memory(full.value)
-    opened = shop.open()
-    opened.engine.close()
+    opened = here.open()
     assert opened.engine.describe().runtime == "openvino"
 
 
-def test_among(shop: Shop) -> None:
+def test_among(here: CardMachine) -> None:
     """`auto` tries those it is told, so that a model for which the card has no room does not go there after all."""
-    shop.plan()
-    opened = shop.open(among=(Runtime.ONNXRUNTIME, Runtime.OPENVINO))
-    opened.engine.close()
-    assert shop.built == []
+    here.plan()
+    opened = here.open(among=(Runtime.ONNXRUNTIME, Runtime.OPENVINO))
+    assert here.built == []
     assert opened.engine.describe().runtime == "onnxruntime"
 
 
-def test_which_card(shop: Shop) -> None:
+def test_which_card(here: CardMachine) -> None:
     """Of the cards that fit, the one with the most free memory; a card that is named is the only one."""
     other = replace(ADA, index=2, free_bytes=ADA.free_bytes - 1)
-    shop.machine = machine(TURING, other, ADA)
-    shop.plan()
-    shop.open()
-    shop.open(card=other)
+    here.machine = machine(TURING, other, ADA)
+    here.plan()
+    here.open()
+    here.open(card=other)
     with pytest.raises(EngineUnavailableError, match="here is NVIDIA GeForce RTX 2080 Ti"):
-        shop.open(Runtime.TENSORRT_RTX, card=TURING)
+        here.open(Runtime.TENSORRT_RTX, card=TURING)
 
-    assert [card.index for _, card in shop.built] == [ADA.index, other.index]
+    assert [card.index for _, card in here.built] == [ADA.index, other.index]
 
 
 @pytest.fixture
-def on_cuda(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Faithful]:
+def on_cuda(here: CardMachine, monkeypatch: pytest.MonkeyPatch) -> OnCuda:
     """What ONNX Runtime's CUDA provider would give, with answers that err so much."""
 
     def prepare(error: float) -> Faithful:
-        engine = Faithful(reference_of(shop.artifact), error)
+        engine = Faithful(reference_of(here.artifact), error)
         real = opening.build_engine
 
         def build(artifact: Artifact, runtime: Runtime, precision: Precision, options: EngineOptions) -> Engine:
@@ -401,39 +373,38 @@ def on_cuda(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Fa
     return prepare
 
 
-def test_cuda_provider_is_checked_where_the_export_could_not(shop: Shop, on_cuda: Callable[[float], Faithful]) -> None:
+def test_cuda_provider_that_the_export_could_not_check(here: CardMachine, on_cuda: OnCuda) -> None:
     """Exported on a machine without a card, ONNX Runtime's CUDA is checked at its first load here, and once."""
     engine = on_cuda(0.0)
-    first = shop.open()
+    first = here.open()
     checked = list(engine.batches)
-    second = shop.open()
+    second = here.open()
 
     assert first.engine is second.engine is engine
     assert [report.passed for report in first.choice.parity] == [True]
-    assert sum(checked) == 9 + 3 * len(reference_of(shop.artifact).images)
+    assert sum(checked) == 9 + 3 * len(reference_of(here.artifact).images)
     assert engine.batches == [*checked, 1, 8]
 
 
-def test_cuda_provider_that_differs(shop: Shop, on_cuda: Callable[[float], Faithful]) -> None:
+def test_cuda_provider_that_differs(here: CardMachine, on_cuda: OnCuda) -> None:
     """Where it answers wrongly it is passed over, or refused, as with a report of the export."""
     engine = on_cuda(0.01)
-    opened = shop.open()
-    opened.engine.close()
+    opened = here.open()
     with pytest.raises(EngineUnavailableError, match="its answers on this card differ"):
-        shop.open(Runtime.ONNXRUNTIME_CUDA)
+        here.open(Runtime.ONNXRUNTIME_CUDA)
 
     assert engine.closed
     assert opened.engine.describe().runtime == "openvino"
     assert any("onnxruntime-cuda does not run tiny" in note for note in opened.choice.passed_over)
 
 
-def test_nothing_is_kept_for_an_unknown_card(shop: Shop, on_cuda: Callable[[float], Faithful]) -> None:
+def test_nothing_is_kept_for_an_unknown_card(here: CardMachine, on_cuda: OnCuda) -> None:
     """Without cuda-bindings nobody knows which card it is: the check is made at each load."""
     engine = on_cuda(0.0)
-    shop.machine = Machine(Cards((), "cuda-bindings is not installed"), None, {})
-    shop.open()
+    here.machine = Machine(Cards((), "cuda-bindings is not installed"), None, {})
+    here.open()
     runs = len(engine.batches)
-    shop.open()
+    here.open()
 
     assert len(engine.batches) == 2 * runs
-    assert not shop.cache.exists()
+    assert not here.cache.exists()
