@@ -88,17 +88,17 @@ class Tally:
         self.queued_s: list[float] = []
         self.runs_s: list[float] = []
 
-    def ended(self, outcome: ItemOutcome) -> None:
+    def item_ended(self, outcome: ItemOutcome) -> None:
         self.outcomes[outcome] += 1
 
-    def attained(self, how: SloOutcome, count: int) -> None:
-        self.slo[how] += count
+    def slo_ended(self, outcome: SloOutcome, count: int) -> None:
+        self.slo[outcome] += count
 
-    def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
+    def batch_started(self, size: int, queued_s: Sequence[float]) -> None:
         self.sizes.append(size)
         self.queued_s.extend(queued_s)
 
-    def ran(self, run_s: float) -> None:
+    def batch_ended(self, run_s: float) -> None:
         self.runs_s.append(run_s)
 
 

@@ -46,7 +46,7 @@ class AdmissionControl:
                 admission = self._bound.admit(admission)
         except Overloaded:
             for _ in range(count):
-                self._metrics.ended(ItemOutcome.OVERLOADED)
+                self._metrics.item_ended(ItemOutcome.OVERLOADED)
             raise
         self.admitted = in_flight
         return admission

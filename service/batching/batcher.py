@@ -146,7 +146,7 @@ class Batcher(Generic[T, R]):
                 for item in items:
                     self._queue.pop(item, None)
                     outcome = item.close()
-                    self._metrics.ended(left or outcome)
+                    self._metrics.item_ended(left or outcome)
 
     async def aclose(self, drain_s: float) -> None:
         """Take no new work, wait at most `drain_s` seconds for what was accepted, then fail the rest."""
@@ -196,7 +196,7 @@ class Batcher(Generic[T, R]):
             task = asyncio.get_running_loop().create_task(self._run_batch(items, now))
             self._running[task] = items
             task.add_done_callback(partial(self._batch_ended, lease))
-            self._metrics.dispatched(len(items), [now - item.enqueued for item in items])
+            self._metrics.batch_started(len(items), [now - item.enqueued for item in items])
 
     def _largest_batch(self, lease: SlotLease) -> int:
         most = self.max_batch
@@ -217,10 +217,10 @@ class Batcher(Generic[T, R]):
             log.error("a batch of %d failed", size, exc_info=caught)
             results = [caught] * size
         took = self._clock.now() - started
-        self._metrics.ran(took)
+        self._metrics.batch_ended(took)
         self._cost.observe(size, took)
         if self._slo is not None:
-            self._slo.ran(size, took)
+            self._slo.batch_ended(size, took)
         failed = all(isinstance(result, Exception) for result in results)
         if failed or self._failures:
             self._note_health(failed=failed)

@@ -113,7 +113,7 @@ class LatencyBound:
             return admission
         expected_s = self._answers.predict(self._rounds(admission))
         if (expected_s or 0.0) > self._aim_s or (expected_s is None and admission.in_flight > self._slots):
-            self._metrics.attained(SloOutcome.REFUSED, admission.count)
+            self._metrics.slo_ended(SloOutcome.REFUSED, admission.count)
             raise self._refusal(expected_s)
         return replace(admission, due=admission.at + self._aim_s)
 
@@ -128,7 +128,7 @@ class LatencyBound:
             yield
             self._answered(admission)
         except SloUnattainable:
-            self._metrics.attained(SloOutcome.REFUSED, admission.count)
+            self._metrics.slo_ended(SloOutcome.REFUSED, admission.count)
             raise
         finally:
             if timer is not None:
@@ -155,7 +155,7 @@ class LatencyBound:
                 item.settle(self._too_late(item, now))
         return batch
 
-    def ran(self, n: int, took_s: float) -> None:
+    def batch_ended(self, n: int, took_s: float) -> None:
         """A batch of `n` took so many seconds."""
         self._runs.observe(n, took_s)
 
@@ -164,10 +164,10 @@ class LatencyBound:
         took_s = self._clock.now() - admission.at
         self._answers.observe(self._rounds(admission), took_s)
         if took_s <= self.bound_s:
-            self._metrics.attained(SloOutcome.WITHIN, admission.count)
+            self._metrics.slo_ended(SloOutcome.WITHIN, admission.count)
             self._aim_s = min(self.bound_s, self._aim_s + _LOOSEN * self.bound_s)
             return
-        self._metrics.attained(SloOutcome.OVER, admission.count)
+        self._metrics.slo_ended(SloOutcome.OVER, admission.count)
         if not math.isinf(admission.due):
             self._aim_s = max(_TIGHTEST * self.bound_s, self._aim_s * _TIGHTEN)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,30 +16,30 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _STAGES = ("decode", "queue", "inference", "total")
 
-# Else each counter and histogram has a second series: the time since when it counts.
+# Otherwise each counter and histogram has a second series: the time when it began to count.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 UNKNOWN = "unknown"
-"""The model of an answer whose request names none that there is: a client's own words must not become a label."""
+"""The label of a request for a model that does not exist: the words of a client must not become a label."""
 
 Gauges = Callable[[], Sequence[tuple[str | tuple[str, ...], dict[str, float]]]]
-"""For each loaded model, device or whatever else its name, or the value of each label, and the present gauges of it."""
+"""For each model, device or other thing the value of its label, or of each of its labels, and its gauges by name."""
 
 
 class BatchMetrics(Protocol):
     """What a batcher reports; `ModelMetrics` keeps it for Prometheus."""
 
-    def ended(self, outcome: ItemOutcome) -> None:
-        """An item ended so."""
+    def item_ended(self, outcome: ItemOutcome) -> None:
+        """An item has ended."""
 
-    def attained(self, how: SloOutcome, count: int) -> None:
-        """So many items were answered, or refused, so under a bound on their time."""
+    def slo_ended(self, outcome: SloOutcome, count: int) -> None:
+        """A request of `count` images under a latency bound has ended."""
 
-    def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
-        """A batch of `size` was started; each of its items had waited so many seconds."""
+    def batch_started(self, size: int, queued_s: Sequence[float]) -> None:
+        """A batch of `size` items has started; `queued_s` are the seconds that each of them waited."""
 
-    def ran(self, run_s: float) -> None:
-        """A batch took so many seconds."""
+    def batch_ended(self, run_s: float) -> None:
+        """A batch has run for so many seconds."""
 
 
 class LatencyRecord:
@@ -92,53 +92,46 @@ class _Percentile:
 
 
 class Metrics:
-    """All metrics of one service, in a registry of its own so that two services fit in one process."""
+    """All metrics of one service, in a registry of its own, so that two services fit in one process."""
 
     def __init__(self) -> None:
-        self._counted = counted = CollectorRegistry()
-        self._gauges: list[_GaugeCollector] = []
+        self._registry = registry = CollectorRegistry()
+        self._gauges: list[tuple[Gauges, Sequence[str]]] = []
         self._requests = Counter(
-            "topfive_requests", "Requests answered, by error code or ok", ["model", "code"], registry=counted
+            "topfive_requests", "Requests answered, by error code or ok", ["model", "code"], registry=registry
         )
         self._stages = Histogram(
-            "topfive_stage_seconds", "Time in each step", ["model", "stage"], buckets=_SECONDS, registry=counted
+            "topfive_stage_seconds", "Time in each step", ["model", "stage"], buckets=_SECONDS, registry=registry
         )
         self._stages_of: dict[str, list[Histogram]] = {}
         """The histogram of each of `_STAGES` by model: a look-up in `_stages` costs as much as an observation."""
         self._retries = Counter(
-            "topfive_retries",
-            "Calls sent to an inference server again, by error",
-            ["code"],
-            registry=counted,
+            "topfive_retries", "Calls sent to an inference server again, by error", ["code"], registry=registry
         )
         self.items = Counter(
-            "topfive_items", "Images given to the batcher, by outcome", ["model", "outcome"], registry=counted
+            "topfive_items", "Images given to the batcher, by outcome", ["model", "outcome"], registry=registry
         )
-        self.attained = Counter(
+        self.slo = Counter(
             "topfive_slo",
             "Images under --slo-ms: within it, over it, or refused",
             ["model", "result"],
-            registry=counted,
+            registry=registry,
         )
         self.sizes = Histogram(
-            "topfive_batch_size", "Images in each executed batch", ["model"], buckets=_SIZES, registry=counted
+            "topfive_batch_size", "Images in each executed batch", ["model"], buckets=_SIZES, registry=registry
         )
         self.queued = Histogram(
-            "topfive_queue_seconds", "Wait for a slot", ["model"], buckets=_SECONDS, registry=counted
+            "topfive_queue_seconds", "Wait for a slot", ["model"], buckets=_SECONDS, registry=registry
         )
         self.runs = Histogram(
-            "topfive_run_seconds",
-            "Time of each batch in the engine",
-            ["model"],
-            buckets=_SECONDS,
-            registry=counted,
+            "topfive_run_seconds", "Time of each batch in the engine", ["model"], buckets=_SECONDS, registry=registry
         )
         self.unloads = Counter(
-            "topfive_unloads", "Models unloaded to make room for others", ["model"], registry=counted
+            "topfive_unloads", "Models unloaded to make room for others", ["model"], registry=registry
         )
 
     def answered(self, model: str, code: str, timing_ms: Timing | None = None) -> None:
-        """Count one answer; `code` is `ok` or an error's."""
+        """Count one answer; `code` is `ok` or that of an error."""
         self._requests.labels(model, code).inc()
         if timing_ms is not None:
             if model not in self._stages_of:
@@ -150,81 +143,70 @@ class Metrics:
             total.observe(timing_ms.total / 1000)
 
     def retried(self, code: str) -> None:
-        """Count one call of a gateway that is sent again because of an error of that code."""
+        """Count one call that a gateway sends again because of an error of that code."""
         self._retries.labels(code).inc()
 
     def watch(self, gauges: Gauges, *labels: str) -> None:
-        """Read `gauges` whenever the metrics are asked for; `labels` say what their names are names of: models."""
-        self._gauges.append(_GaugeCollector(gauges, labels or ("model",)))
+        """Read `gauges` at each scrape. `labels` are the names of their labels, `model` where none is given."""
+        self._gauges.append((gauges, labels or ("model",)))
 
     def for_model(self, model: str) -> "ModelMetrics":
-        """The batcher's view of the metrics of one model."""
+        """What the batcher of that model reports to."""
         return ModelMetrics(self, model)
 
     def page(self) -> Collector:
-        """What a scrape shows: the gauges as they are now, what is counted as it is when it is written."""
-        return _Page(self._counted, [family for collector in self._gauges for family in collector.collect()])
+        """What a scrape shows: the gauges as they are now, counters and histograms as they are when it is written."""
+        gauges = [family for read, labels in self._gauges for family in _families(read(), labels)]
+        return _Page(self._registry, gauges)
 
     async def scrape(self) -> bytes:
-        """The same in the text format of Prometheus, written on a thread."""
+        """The page in the text format of Prometheus, written on a thread."""
         return await asyncio.to_thread(generate_latest, self.page())
 
 
 class _Page(Collector):
-    """What is counted, read when it is written, and gauges that were read before."""
-
-    def __init__(self, counted: Collector, present: Sequence[Metric]) -> None:
-        self._counted = counted
-        self._present = present
+    def __init__(self, registry: Collector, gauges: Sequence[Metric]) -> None:
+        self._registry = registry
+        self._gauges = gauges
 
     def collect(self) -> Iterator[Metric]:
-        """All families."""
-        yield from self._counted.collect()
-        yield from self._present
+        yield from self._registry.collect()
+        yield from self._gauges
+
+
+def _families(
+    gauges: Sequence[tuple[str | tuple[str, ...], dict[str, float]]], labels: Sequence[str]
+) -> Iterable[GaugeMetricFamily]:
+    """One family for each name of a gauge, with one sample for each thing that has it."""
+    families: dict[str, GaugeMetricFamily] = {}
+    for owner, values in gauges:
+        for name, value in values.items():
+            meaning = f"Present {name.replace('_', ' ')}"
+            family = families.setdefault(name, GaugeMetricFamily(f"topfive_{name}", meaning, labels=labels))
+            family.add_metric([owner] if isinstance(owner, str) else owner, value)
+    return families.values()
 
 
 class ModelMetrics:
-    """`BatchMetrics` of one model."""
+    """`BatchMetrics` of one model, in the registry of `metrics`."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._items = {outcome: metrics.items.labels(model, outcome.value) for outcome in ItemOutcome}
+        self._slo = {outcome: metrics.slo.labels(model, outcome.value) for outcome in SloOutcome}
         self._sizes = metrics.sizes.labels(model)
         self._queued = metrics.queued.labels(model)
         self._runs = metrics.runs.labels(model)
-        self._attained = {how: metrics.attained.labels(model, how.value) for how in SloOutcome}
 
-    def ended(self, outcome: ItemOutcome) -> None:
-        """An item ended so."""
+    def item_ended(self, outcome: ItemOutcome) -> None:
         self._items[outcome].inc()
 
-    def attained(self, how: SloOutcome, count: int) -> None:
-        """So many items were answered, or refused, so under a bound on their time."""
-        self._attained[how].inc(count)
+    def slo_ended(self, outcome: SloOutcome, count: int) -> None:
+        self._slo[outcome].inc(count)
 
-    def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
-        """A batch was started."""
+    def batch_started(self, size: int, queued_s: Sequence[float]) -> None:
         self._sizes.observe(size)
         for wait_s in queued_s:
             self._queued.observe(wait_s)
 
-    def ran(self, run_s: float) -> None:
-        """A batch took so many seconds."""
+    def batch_ended(self, run_s: float) -> None:
         self._runs.observe(run_s)
-
-
-class _GaugeCollector:
-    """Gauges read at the moment of the scrape."""
-
-    def __init__(self, gauges: Gauges, labels: Sequence[str]) -> None:
-        self._gauges = gauges
-        self._labels = labels
-
-    def collect(self) -> Iterator[Metric]:
-        """One family per gauge, one sample per owner."""
-        families: dict[str, GaugeMetricFamily] = {}
-        for owner, values in self._gauges():
-            for name, value in values.items():
-                meaning = f"Present {name.replace('_', ' ')}"
-                family = families.setdefault(name, GaugeMetricFamily(f"topfive_{name}", meaning, labels=self._labels))
-                family.add_metric([owner] if isinstance(owner, str) else owner, value)
-        yield from families.values()

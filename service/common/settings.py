@@ -48,9 +48,12 @@ class Settings(BaseModel):
     memory_budget_mib: Annotated[
         int, Field(ge=0, description="Memory of models per device, in MiB; 0 is 90% of a card's, on a CPU no limit")
     ] = 0
-    capacity: Annotated[int, Field(ge=1, description="Images per model in the house at once; more get 429")] = 256
+    capacity: Annotated[
+        int, Field(ge=1, description="Images per model that may be in flight; further ones get 429")
+    ] = 256
     slo_ms: Annotated[
-        float, Field(ge=0, description="Bound of 99 in 100 answers; what cannot meet it gets 429; 0 for none")
+        float,
+        Field(ge=0, description="Latency bound of 99 in 100 answers; requests that would miss it get 429; 0 for none"),
     ] = 0.0
     max_image_bytes: Annotated[int, Field(ge=1, le=64 << 20, description="Largest image file")] = 32 << 20
     max_image_pixels: Annotated[int, Field(ge=1, description="Largest image, width times height")] = 64_000_000

@@ -102,10 +102,11 @@ def check_size(size_bytes: int, limits: ImageLimits) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Sizes of a batcher. `capacity` counts places, each held from before the decoding to the answer.
+    """Limits of the batcher of one model. `capacity` counts images from before they are decoded to their answer.
 
-    `slo_s` bounds the time from the admission to the answer of 99 in 100 requests; 0 for no bound. Slots that compute
-    `apart`, as threads of a CPU do and those of one card do not, divide evenly what waits.
+    `max_failures` failed batches in a row make the model unhealthy, and so does a batch that runs for `max_run_s`.
+    `slo_s` is the latency bound, from the admission to the answer, of 99 in 100 requests; 0 for none. Slots that
+    compute `apart`, as threads of a CPU do and slots of one card do not, divide the waiting items evenly.
     """
 
     slots: int
@@ -118,7 +119,7 @@ class BatchLimits:
 
 
 class ItemOutcome(StrEnum):
-    """How a submitted item ended; each ends exactly once."""
+    """How an item that was given to a batcher ended; each ends exactly once."""
 
     OK = "ok"
     OVERLOADED = "overloaded"

@@ -30,15 +30,15 @@ class FaultyTally(Tally):
         super().__init__()
         self.bug_in: str | None = None
 
-    def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
-        if self.bug_in == "dispatched":
+    def batch_started(self, size: int, queued_s: Sequence[float]) -> None:
+        if self.bug_in == "batch_started":
             raise ZeroDivisionError("a bug")
-        super().dispatched(size, queued_s)
+        super().batch_started(size, queued_s)
 
-    def ran(self, run_s: float) -> None:
-        if self.bug_in == "ran":
+    def batch_ended(self, run_s: float) -> None:
+        if self.bug_in == "batch_ended":
             raise ZeroDivisionError("a bug")
-        super().ran(run_s)
+        super().batch_ended(run_s)
 
 
 class Bench:
@@ -429,7 +429,7 @@ async def test_out_of_memory_with_one_item_is_a_failed_batch() -> None:
 # --- a bug in the batcher itself ---
 
 
-@pytest.mark.parametrize(("bug_in", "answered"), [("dispatched", 1), ("ran", 0)])
+@pytest.mark.parametrize(("bug_in", "answered"), [("batch_started", 1), ("batch_ended", 0)])
 async def test_a_bug_fails_everything_pending_openly(bug_in: str, answered: int) -> None:
     """Every caller, waiting or in flight, gets the cause at once; new ones are refused and readiness hears of it."""
     bench = Bench(BatchLimits(slots=2, max_batch=2))
@@ -453,7 +453,7 @@ async def test_a_bug_fails_everything_pending_openly(bug_in: str, answered: int)
 async def test_a_bug_on_a_first_arrival_reaches_its_caller() -> None:
     """A dispatch that breaks inside `submit` fails that very item; the batcher closes, and stays broken."""
     bench = Bench()
-    bench.tally.bug_in = "dispatched"
+    bench.tally.bug_in = "batch_started"
     [failed] = await endings(await bench.submit(0))
     assert isinstance(failed, EngineError)
     assert bench.batcher.admitted == 0
@@ -729,7 +729,7 @@ LIMITS = st.builds(
     slo_s=st.sampled_from([0.0, 0.004]),
     apart=st.booleans(),
 )
-BREAKS = st.sampled_from(["nothing", "close", "force", "dispatched", "ran"])
+BREAKS = st.sampled_from(["nothing", "close", "force", "batch_started", "batch_ended"])
 
 
 FAULTS: dict[str, BaseException | list[str | Exception]] = {

@@ -327,7 +327,7 @@ def test_the_batch_is_the_largest_that_ends_in_time() -> None:
     """By the measured time of each size; one that was admitted alone runs whatever remains."""
     bound, _ = new_bound()
     for n in (1, 2, 4, 8) * 4:
-        bound.ran(n, 0.005 + 0.005 * n)
+        bound.batch_ended(n, 0.005 + 0.005 * n)
 
     def cut(now: float, due: float) -> int:
         admission = Admission(at=10.0, count=8, in_flight=9, due=due)
