@@ -60,7 +60,7 @@ class ModelMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryUse:
+class DeviceMemory:
     """One device, its budget in bytes (0 for no limit), and what the models on it hold."""
 
     device: str
@@ -128,7 +128,7 @@ class DeviceModels:
         self.models.remove(model)
         self._resize()
 
-    def memory(self, loaded: Collection[LoadedModel], is_configured: Callable[[str], bool]) -> MemoryUse:
+    def memory(self, loaded: Collection[LoadedModel], is_configured: Callable[[str], bool]) -> DeviceMemory:
         """What its models hold now; those that are not among `loaded` are being unloaded."""
 
         def use(model: LoadedModel) -> ModelUse:
@@ -143,7 +143,7 @@ class DeviceModels:
             return ModelUse.IDLE if model.idle else ModelUse.IN_USE
 
         models = [ModelMemory(one.name, one.memory_bytes, one.last_used_s, use(one)) for one in self.models]
-        return MemoryUse(self.device, self.budget_bytes, tuple(models))
+        return DeviceMemory(self.device, self.budget_bytes, tuple(models))
 
     def stuck_reason(self, model: LoadedModel) -> str:
         """The model's own stuck batches, or else those of other models that hold every slot here; '' without any."""
@@ -177,7 +177,7 @@ def expected_bytes(graph_held_bytes: int, plans_bytes: Iterable[int]) -> int:
     return _HELD_PER_PLAN * max(plans_bytes, default=0) or graph_held_bytes
 
 
-def most_free_first(devices: Sequence[MemoryUse]) -> list[MemoryUse]:
+def most_free_first(devices: Sequence[DeviceMemory]) -> list[DeviceMemory]:
     """The same, most free bytes first; equals stay in their order."""
     return sorted(devices, key=lambda one: -one.free_bytes)
 

@@ -19,7 +19,7 @@ from service.engines.selection.opening import Opened, OpenEngine
 from service.repository.device_memory import (
     Device,
     DeviceModels,
-    MemoryUse,
+    DeviceMemory,
     OverBudgetError,
     expected_bytes,
     most_free_first,
@@ -129,7 +129,7 @@ class ModelLoader:
         memories = most_free_first([self._memory(self._on_devices[name]) for name in by_name])
         return sorted((by_name[memory.device] for memory in memories), key=lambda one: one.name == CPU)
 
-    def _memory(self, there: DeviceModels) -> MemoryUse:
+    def _memory(self, there: DeviceModels) -> DeviceMemory:
         return there.memory(self.loaded.values(), self._is_configured)
 
     async def _load_on(self, device: Device, artifact: Artifact, others: Sequence[Device]) -> LoadedModel:

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from service.repository.device_memory import (
-    MemoryUse,
+    DeviceMemory,
     ModelMemory,
     ModelUse,
     OverBudgetError,
@@ -17,9 +17,9 @@ from service.repository.device_memory import (
 MIB = 1 << 20
 
 
-def room(*held: tuple[str, int, float, ModelUse], budget: int = 100) -> MemoryUse:
+def room(*held: tuple[str, int, float, ModelUse], budget: int = 100) -> DeviceMemory:
     """A device with that budget."""
-    return MemoryUse("cuda:0", budget, tuple(ModelMemory(*one) for one in held))
+    return DeviceMemory("cuda:0", budget, tuple(ModelMemory(*one) for one in held))
 
 
 OLD, YOUNG = ("old", 40, 1.0, ModelUse.IDLE), ("young", 30, 2.0, ModelUse.IDLE)
@@ -123,13 +123,13 @@ def test_unloading_ends_with_room_or_touches_nothing(seed: int) -> None:
         ModelMemory(f"m{number}", chance.randint(1, 40), chance.random(), chance.choice(list(ModelUse)))
         for number in range(6)
     )
-    before = MemoryUse("cpu", sum(one.size_bytes for one in held) + chance.randint(0, 20), held)
+    before = DeviceMemory("cpu", sum(one.size_bytes for one in held) + chance.randint(0, 20), held)
     need, now, left = chance.randint(1, 150), before, list[ModelMemory]()
     try:
         while (name := now.next_to_evict("new", need)) is not None:
             [gone] = [one for one in now.models if one.name == name]
             left.append(gone)
-            now = MemoryUse(now.device, now.budget_bytes, tuple(one for one in now.models if one is not gone))
+            now = DeviceMemory(now.device, now.budget_bytes, tuple(one for one in now.models if one is not gone))
     except OverBudgetError:
         assert left == []
         return
