@@ -18,8 +18,8 @@ from service.engines.base import CPU, Engine, EngineUnavailableError, card_lost,
 from service.engines.selection.opening import Opened, OpenEngine
 from service.repository.device_memory import (
     Device,
-    DeviceModels,
     DeviceMemory,
+    DeviceModels,
     OverBudgetError,
     expected_bytes,
     most_free_first,

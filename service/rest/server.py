@@ -1,4 +1,4 @@
-"""The HTTP server under REST: uvicorn, with signals left to the service and a shutdown that loses nothing."""
+"""The HTTP server under REST: uvicorn, which leaves signals to the service, and stops without losing a request."""
 
 import asyncio
 import socket
@@ -16,10 +16,10 @@ _CLOSE = (b"connection", b"close")
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than the idle time of common load balancers, so that they close first
 
-# When it stops: how long open connections may still send, and how old those may be that never have.
+# At the stop: how long open connections may still send, and how old those may be that have sent nothing.
 _SETTLE_S = 0.1
 _FIRST_REQUEST_S = 5.0
-_TELL_S = 0.05
+_REFUSAL_S = 0.05
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -60,10 +60,10 @@ class RestServer:
                 self._task.result()
             await asyncio.sleep(0.005)
 
-    async def settle(self, over: asyncio.Task[None]) -> None:
+    async def stop_listening(self, over: asyncio.Task[None]) -> None:
         """Accept no new connection, and let those accepted send what they came with, until `over` at the latest."""
-        self._server.say_close()
-        await self._server.stop_listening(self._listener)
+        self._server.announce_close()
+        await self._server.close_listener(self._listener)
         await asyncio.wait({over}, timeout=_SETTLE_S)
         while self._server.expects_requests() and not over.done():
             await asyncio.wait({over}, timeout=0.02)
@@ -78,12 +78,12 @@ class RestServer:
         """Give the port back without ever having started."""
         self._listener.close()
 
-    async def cut_off(self) -> None:
-        """End the requests that are still open: 503 for those that can be told."""
-        await asyncio.sleep(_TELL_S)
+    async def cancel_requests(self) -> None:
+        """Cancel the requests that are still open; those that have no answer yet get 503."""
+        await asyncio.sleep(_REFUSAL_S)
         for task in list(self._server.server_state.tasks):
             task.cancel()
-        await asyncio.sleep(_TELL_S)
+        await asyncio.sleep(_REFUSAL_S)
         self._server.force_exit = True
 
 
@@ -95,7 +95,7 @@ class _Server(uvicorn.Server):
         """Leave the signals alone."""
         yield
 
-    async def stop_listening(self, listener: socket.socket) -> None:
+    async def close_listener(self, listener: socket.socket) -> None:
         """Accept the connections that the kernel holds in its queue, which closing would reset, and no later ones."""
         waiting: list[socket.socket] = []
         with suppress(OSError):  # until none waits; or no descriptor is left for another
@@ -109,7 +109,7 @@ class _Server(uvicorn.Server):
             connection.setblocking(False)
             await self._begin(connection)
 
-    def say_close(self) -> None:
+    def announce_close(self) -> None:
         """Let every response from now on say that its connection closes: a client would send its next request there."""
         for headers in (self.server_state.default_headers, self.config.encoded_headers):  # the second makes the first
             headers.append(_CLOSE)

@@ -18,7 +18,7 @@ import uvloop
 from service.common.errors import ShuttingDown, TopfiveError
 from service.rest.server import RestServer
 
-_LAST_WORDS_S = 0.3  # of the drain limit, for the refusals at its end to reach their callers
+_REFUSALS_S = 0.3  # of the drain limit, for the refusals at its end to reach their clients
 _JOIN_S = 0.5
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -39,8 +39,8 @@ class Server(Protocol):
         """Answer what was accepted, at `hurry` refuse it, and end."""
 
 
-class Ending(Enum):
-    """How a server ended: as it was told to, because it could not start, or because only a new process can go on."""
+class ExitReason(Enum):
+    """Why a server ended: a signal, a start that failed, or a failure that only a new process can mend."""
 
     STOPPED = 0
     FAILED = 1
@@ -49,24 +49,24 @@ class Ending(Enum):
     @property
     def status(self) -> int:
         """The exit status."""
-        return int(self is not Ending.STOPPED)
+        return int(self is not ExitReason.STOPPED)
 
 
 Fatal = Callable[[str], None]
-"""Called on the event loop, with the reason, where only a new process can go on: this one ends at once."""
+"""Called on the event loop, with the reason, where only a new process can serve: this one ends at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrainLimit:
-    """How long accepted work may take at the end: so many seconds, or until `hurry`."""
+    """How long the drain may take: `drain_s` seconds, or until `hurry` is set."""
 
     drain_s: float
     hurry: asyncio.Event
 
     async def over(self) -> None:
-        """Until the limit, less what it takes to tell those who are refused."""
+        """Wait until the limit, less the time that the refusals take to reach their clients."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self.drain_s - _LAST_WORDS_S)):
+            async with asyncio.timeout(max(0.0, self.drain_s - _REFUSALS_S)):
                 await self.hurry.wait()
 
 
@@ -83,18 +83,18 @@ async def drain(
     refuse: Callable[[], Awaitable[None]],
     limit: DrainLimit,
 ) -> None:
-    """Take no new connection, and wait for `answered`; at the limit `refuse` what is left and end its requests.
+    """Take no new connection, and wait for `answered`; at the limit `refuse` what is left and cancel its requests.
 
-    `answered` gets the task that ends at the limit. It stops the servers, and ends once they owe no answer.
+    `answered` gets the task that ends at the limit. It stops the servers, and ends once every answer is sent.
     """
     over = asyncio.create_task(limit.over())
-    await rest.settle(over)
+    await rest.stop_listening(over)
     answering = asyncio.ensure_future(answered(over))
     await asyncio.wait({answering, over}, return_when=asyncio.FIRST_COMPLETED)
     if not answering.done():
         log.warning("the drain limit is over: what is left is refused")
         await refuse()
-        await rest.cut_off()
+        await rest.cancel_requests()
     await answering
     over.cancel()
 
@@ -109,20 +109,20 @@ def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            ending = runner.run(_serve(make))
+            exit_reason = runner.run(_serve(make))
     except Exception:  # a bug; the threads of a pool that it left open would keep the process from ending
         log.critical("the server failed", exc_info=True)
-        ending = Ending.FAILED
+        exit_reason = ExitReason.FAILED
     if stuck := _threads_left():
-        log.error("%s did not return; ending without it", ", ".join(thread.name for thread in stuck))
-        _exit(ending.status)  # a plain exit would wait for those threads for ever
-    if ending is Ending.FATAL:
-        _exit(ending.status)  # a library that lets go of a lost card at its end may abort, with another status
-    return ending.status
+        log.error("%s did not return; exit_reason without it", ", ".join(thread.name for thread in stuck))
+        _exit(exit_reason.status)  # a plain exit would wait for those threads for ever
+    if exit_reason is ExitReason.FATAL:
+        _exit(exit_reason.status)  # a library that lets go of a lost card at its end may abort, with another status
+    return exit_reason.status
 
 
 def _threads_left() -> list[threading.Thread]:
-    """The threads that would keep the process from ending and do not end within `_JOIN_S` seconds in all."""
+    """The threads that would keep the process from exit_reason and do not end within `_JOIN_S` seconds in all."""
     until = time.monotonic() + _JOIN_S
     others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
     for thread in others:
@@ -136,7 +136,7 @@ def _exit(status: int) -> None:
     os._exit(status)
 
 
-async def _serve(make: Callable[[Fatal], Server]) -> Ending:
+async def _serve(make: Callable[[Fatal], Server]) -> ExitReason:
     stop, hurry, fatal = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -160,7 +160,7 @@ async def _serve(make: Callable[[Fatal], Server]) -> Ending:
         server = make(on_fatal)
     except OSError as error:
         log.error("%s", error)
-        return Ending.FAILED
+        return ExitReason.FAILED
     await server.start()
     loading = asyncio.create_task(server.load())
     stopped = asyncio.create_task(stop.wait())
@@ -174,8 +174,8 @@ async def _serve(make: Callable[[Fatal], Server]) -> Ending:
     log.info("stopped")
     await asyncio.gather(loading, stopped, return_exceptions=True)
     if fatal.is_set():
-        return Ending.FATAL
-    return Ending.FAILED if failed else Ending.STOPPED
+        return ExitReason.FATAL
+    return ExitReason.FAILED if failed else ExitReason.STOPPED
 
 
 async def _failed(loading: asyncio.Task[None]) -> bool:

@@ -19,7 +19,7 @@ from benchmarks.limit import Limit, LimitFigures
 from benchmarks.load import LoadResult, StepTimes
 from benchmarks.modules import MODULES, Module, WantedFigure, flattened, measured, row_of
 from benchmarks.report import BenchmarkReport, page, write
-from benchmarks.server_under_test import DeviceMemory, ServerUnderTest
+from benchmarks.server_under_test import MemoryUse, ServerUnderTest
 from loadgen.results import LoadLevel
 from tests.scripted_server import scripted
 
@@ -103,7 +103,7 @@ def scripted_round(rate: float, yardstick: float) -> ComparisonRound:
     """A round with these rates."""
     limit = LimitFigures(yardstick, 16.0, 20.0, 2, "scripted f32")
     result = LoadResult(rate, 20.5, 50.0, 30.0, 0)
-    return ComparisonRound(limit, limit, 1.5, result, result, 20.0, result, DeviceMemory(300_000_000, 200_000_000))
+    return ComparisonRound(limit, limit, 1.5, result, result, 20.0, result, MemoryUse(300_000_000, 200_000_000))
 
 
 def test_where_the_time_goes() -> None:
