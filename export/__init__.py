@@ -1,1 +1,1 @@
-"""From a catalog entry to an artifact: network, weights, ONNX graph, and the gate that compares it with PyTorch."""
+"""Makes artifacts: from catalog networks, from any ONNX file, and TensorRT engines for them."""

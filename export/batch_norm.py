@@ -1,4 +1,4 @@
-"""Batch-norm statistics for untrained networks: with those of the raw initialisation a deep one is chaotic."""
+"""Batch-norm statistics of untrained networks: with those of the initialisation a deep network is chaotic."""
 
 import numpy as np
 import torch
@@ -9,9 +9,9 @@ from service.common.types import Batch
 
 
 def calibrate_batch_norm(served: ServedNetwork, images: Batch) -> int:
-    """Set mean and variance of each batch norm from one pass over `images` and their mirrors; how many there are.
+    """Set mean and variance of each batch norm from one pass over `images` and their mirrors; returns their number.
 
-    Every layer sees inputs of about zero mean and unit variance then, as in a trained network.
+    Then every layer sees inputs of about zero mean and unit variance, as in a trained network.
     """
     norms = [module for module in served.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -19,7 +19,7 @@ def calibrate_batch_norm(served: ServedNetwork, images: Batch) -> int:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain average: with one pass, the statistics of that pass
+        norm.momentum = None  # a plain average: of one pass, its statistics
         norm.train()
     with torch.inference_mode():
         served(torch.from_numpy(np.concatenate([images, images[:, :, ::-1]])))

@@ -1,6 +1,5 @@
 """The command `topfive export`."""
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,14 +8,21 @@ import click
 from rich.markup import escape
 from rich.panel import Panel
 
-from export.options import artifacts_option
-from export.tensorrt.command import build_one, engine_options, read_order
-from export.terminal import Bars, console, report, say
+from export.common import ExportError
+from export.tensorrt.command import build_one, engine_options, read_request
+from export.terminal import (
+    ProgressBars,
+    artifacts_option,
+    console,
+    print_artifact,
+    print_line,
+    sigterm_as_interrupt,
+)
 from models.artifact.artifact import IMPORTED, ArtifactError, NotExportedError, WeightRecord, read_manifest
 from models.catalog import CATALOG, Architecture, UnknownModelError
 
 if TYPE_CHECKING:
-    from export.pipeline import Exported, WeightsChoice
+    from export.pipeline import WeightsChoice
 
 
 @click.command("export")
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
     metavar="auto|pretrained|untrained|FILE",
     help="pretrained downloads torchvision's file; untrained is seeded noise; FILE is a .pth or .safetensors state "
     "dict, or an .onnx file of the same architecture; auto is pretrained, or untrained where the download host "
-    "cannot be reached",
+    "does not answer",
 )
 @artifacts_option
 @click.option(
@@ -39,7 +45,7 @@ if TYPE_CHECKING:
     show_envvar=True,
     metavar="URL",
     show_default="torchvision's own host",
-    help="Download torchvision's files from this folder instead of its own host",
+    help="Folder to download torchvision's files from",
 )
 @click.option(
     "--missing",
@@ -47,22 +53,21 @@ if TYPE_CHECKING:
     envvar="TOPFIVE_MISSING",
     show_default="off",
     show_envvar=True,
-    help="Export only what is not there yet; an untrained model counts as missing unless untrained was asked for",
+    help="Export only missing models; an untrained model is missing too, except with --weights untrained",
 )
 @engine_options
 def export_command(
     names: tuple[str, ...], weights: str, artifacts: Path, weights_mirror: str | None, missing: bool, **engine: Any
 ) -> None:
-    """Export MODEL... for serving, checked against PyTorch.
+    """Export MODEL... for serving, and check each against PyTorch.
 
-    With --engine, an artifact that is there is kept where its weights are those asked for, and the engine is built
-    into it.
+    With --engine, an existing artifact with the right weights is kept, and the engine is built into it.
     """
-    order = read_order(engine)
+    request = read_request(engine)
     wanted = [name.strip() for name in ",".join(names).split(",") if name.strip()]
     if not wanted:
         raise click.UsageError("name at least one model")
-    imported = [name for name in dict.fromkeys(wanted) if order is not None and _is_imported(name, artifacts)]
+    imported = [name for name in dict.fromkeys(wanted) if request is not None and _is_imported(name, artifacts)]
     try:
         catalogued = [CATALOG[name] for name in wanted if name not in imported]
     except UnknownModelError as error:
@@ -75,67 +80,60 @@ def export_command(
             f"{error.name} is not installed; exporting needs: pip install '.[export]'"
         ) from error
     choice = WeightsChoice.parse(weights, weights_mirror)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing half done is left behind
-    try:
-        keep = missing or order is not None
+    with sigterm_as_interrupt():
+        keep = missing or request is not None
         failed = [one.name for one in architectures if not _export_one(one, choice, artifacts, keep)]
-        if order is not None:
-            there = [*imported, *(one.name for one in architectures if one.name not in failed)]
-            failed += [name for name in there if not build_one(name, artifacts, order, missing)]
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        if request is not None:
+            present = [*imported, *(one.name for one in architectures if one.name not in failed)]
+            failed += [name for name in present if not build_one(name, artifacts, request, missing)]
     sys.exit(1 if failed else 0)
 
 
-def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path, missing: bool) -> bool:
-    """Export one model and say so; False where it failed, with the reason on the screen."""
-    from export.onnx_common import ExportError
-    from export.parity_gate import GateError
+def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path, keep: bool) -> bool:
+    """Export one model and print the result. Returns False where it fails."""
+    from export.parity_gate import engine_kinds
+    from export.pipeline import STEPS, export
     from models.weights.weights import HostUnreachableError, WeightsError
 
-    present = _present(architecture, root) if missing else None
-    if present is not None and choice.satisfied_by(present, architecture):
-        say(f"{architecture.name}: exported already, {present.source} weights")
-        return True
+    present = _present_weights(architecture, root) if keep else None
+    if present is not None:
+        if choice.satisfied_by(present, architecture):
+            print_line(f"{architecture.name}: exported already, {present.source} weights")
+            return True
+        attempt = choice.without_fallback()  # untrained weights would add nothing
+    else:
+        attempt = choice
     try:
-        # with something untrained already there, auto has only one thing left to try
-        done = _with_progress(architecture, choice.strictly() if present else choice, root)
-    except HostUnreachableError as error:
-        if present is None or choice.source is not None:
-            say(f"[bold red]{architecture.name} was not exported:[/] {escape(str(error))}")
-            return False
-        _warn_untrained(architecture, str(error))
-        return True
-    except (WeightsError, ExportError, GateError, OSError) as error:
-        say(f"[bold red]{architecture.name} was not exported:[/] {escape(str(error))}")
+        with ProgressBars(architecture.name, STEPS + len(engine_kinds())) as bars:
+            done = export(architecture, attempt, root, bars)
+    except (WeightsError, ExportError, OSError) as error:
+        if present is not None and choice.source is None and isinstance(error, HostUnreachableError):
+            _warn_untrained(architecture, str(error))
+            return True
+        print_line(f"[bold red]{architecture.name} was not exported:[/] {escape(str(error))}")
         return False
-    _report(architecture, done, root)
+    if done.fallback_reason is not None:
+        _warn_untrained(architecture, done.fallback_reason)
+    print_artifact(done.manifest, done.version, root)
     return True
 
 
 def _is_imported(name: str, root: Path) -> bool:
-    """Whether that artifact was made from somebody's ONNX file, so that there is nothing to export."""
     try:
         return read_manifest(root, name)[1].family == IMPORTED
     except ArtifactError:
         return False
 
 
-def _present(architecture: Architecture, root: Path) -> WeightRecord | None:
-    """The weights of the newest artifact, or None where there is none that can be read."""
+def _present_weights(architecture: Architecture, root: Path) -> WeightRecord | None:
+    """The weights of the newest artifact, or None where none can be read."""
     try:
         return read_manifest(root, architecture.name)[1].weights
     except NotExportedError:
         return None
     except ArtifactError as error:
-        say(f"[yellow]{escape(str(error))}[/]")
+        print_line(f"[yellow]{escape(str(error))}[/]")
         return None
-
-
-def _report(architecture: Architecture, done: "Exported", root: Path) -> None:
-    if done.unreachable is not None:
-        _warn_untrained(architecture, done.unreachable)
-    report(done.manifest, done.version, root)
 
 
 def _warn_untrained(architecture: Architecture, reason: str) -> None:
@@ -148,11 +146,3 @@ def _warn_untrained(architecture: Architecture, reason: str) -> None:
             border_style="bold yellow",
         )
     )
-
-
-def _with_progress(architecture: Architecture, choice: "WeightsChoice", root: Path) -> "Exported":
-    from export.parity_gate import candidates
-    from export.pipeline import STEPS, export
-
-    with Bars(architecture.name, STEPS + len(candidates())) as bars:
-        return export(architecture, choice, root, bars)

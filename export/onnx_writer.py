@@ -1,4 +1,4 @@
-"""Writes the ONNX file of a served network, and checks that it is the graph contract and nothing else."""
+"""Writes the ONNX file of a network, and checks that the file has the graph contract and nothing else."""
 
 from pathlib import Path
 
@@ -6,18 +6,17 @@ import onnx
 import torch
 from onnx import TensorProto
 
-from export.onnx_common import OPSET, ExportError, strip_metadata
+from export.common import OPSET, ExportError, strip_metadata
 from models.build import ServedNetwork
 from models.catalog import InputSpec
+from models.weights.onnx_reader import LARGEST_BYTES
 
-_LARGEST_BYTES = 2 << 30  # a protobuf holds no more
-
-# Index arithmetic on shapes: the sign that a dynamic batch was exported badly. A plain CNN needs none of it.
+# Index arithmetic on shapes, which shows that a dynamic batch was exported badly: a plain CNN needs none.
 _UNWANTED = {"Range", "Gather", "Shape", "NonZero", "Loop", "If", "Scan"}
 
 
 def write_onnx(served: ServedNetwork, spec: InputSpec, classes: int, path: Path) -> None:
-    """Export `served` to `path` with a dynamic batch. Raises ExportError where the file is not as it must be."""
+    """Export `served` to `path` with a dynamic batch. Raises ExportError where the graph breaks the contract."""
     example = torch.zeros(2, spec.crop, spec.crop, 3, dtype=torch.uint8)
     try:
         program = torch.onnx.export(
@@ -35,7 +34,7 @@ def write_onnx(served: ServedNetwork, spec: InputSpec, classes: int, path: Path)
     if program is None:
         raise ExportError("torch.onnx.export gave no program")
     model = program.model_proto
-    if model.ByteSize() >= _LARGEST_BYTES:
+    if model.ByteSize() >= LARGEST_BYTES:
         raise ExportError(f"the graph has {model.ByteSize():,} bytes; an ONNX file holds less than 2 GiB")
     strip_metadata(model)
     check(model, spec, classes)
@@ -43,7 +42,7 @@ def write_onnx(served: ServedNetwork, spec: InputSpec, classes: int, path: Path)
 
 
 def check(model: onnx.ModelProto, spec: InputSpec, classes: int) -> None:
-    """Raise ExportError unless `model` is valid ONNX, follows the contract, and has no index arithmetic in it."""
+    """Raise ExportError unless `model` is valid ONNX with the graph contract and without index arithmetic."""
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -55,12 +54,12 @@ def check(model: onnx.ModelProto, spec: InputSpec, classes: int) -> None:
         ("image", TensorProto.UINT8, ["batch", spec.crop, spec.crop, 3]),
         ("probabilities", TensorProto.FLOAT, ["batch", classes]),
     ]
-    if (found := [_signature(value) for value in (*model.graph.input, *model.graph.output)]) != expected:
+    if (found := [_tensor_type(value) for value in (*model.graph.input, *model.graph.output)]) != expected:
         raise ExportError(f"the graph has {found}, not {expected}")
     if unwanted := sorted({node.op_type for node in model.graph.node} & _UNWANTED):
         raise ExportError(f"the graph computes shapes at run time ({', '.join(unwanted)})")
 
 
-def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, list[str | int]]:
+def _tensor_type(value: onnx.ValueInfoProto) -> tuple[str, int, list[str | int]]:
     tensor = value.type.tensor_type
     return value.name, tensor.elem_type, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]

@@ -1,6 +1,6 @@
-"""The gate: the file in the engines that will serve it, against what it was made from, image by image.
+"""The parity gate: runs an artifact in the engines that will serve it, and compares the answers with the original's.
 
-What is compared and how strictly is in `service.engines.selection.parity`; here is what follows from it.
+`service.engines.selection.parity` defines what is compared and how strictly; this module decides what follows from it.
 """
 
 import logging
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from export.common import ExportError
 from models.artifact.artifact import Artifact, ParityReport
 from service.common.cpus import cpu_quota
 from service.common.types import Batch, Precision, Probabilities, Runtime
@@ -19,41 +20,41 @@ from service.engines.selection.select import EngineOptions, installed
 log = logging.getLogger(__name__)
 
 
-class Enough(Enum):
-    """On how many engines f32 must agree: an export on all, because then the file is right; an import on one."""
+class RequiredEngines(Enum):
+    """The engines that must pass in f32: all for an export, because then the file is right; one for an import."""
 
-    EVERY_ENGINE = "every engine"
-    ONE_ENGINE = "one engine"
+    ALL = "all"
+    ONE = "one"
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What the original is called, on how many engines its answers must come, and how nearly."""
+class GateRules:
+    """The name of the original in messages, the engines that must pass, and the bounds."""
 
     original: str = "PyTorch"
-    enough: Enough = Enough.EVERY_ENGINE
+    required: RequiredEngines = RequiredEngines.ALL
     bounds: Bounds = BOUNDS
 
 
-EXPORT_RULES = Rules()
+EXPORT_RULES = GateRules()
 
 
-class GateError(Exception):
-    """The file does not give the original's answers; there is no artifact. The message has the figures."""
+class ParityError(ExportError):
+    """The answers differ from the original's, so that no artifact is written; the message has the figures."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """An engine and precision that may serve the file on this machine."""
+class EngineKind:
+    """A runtime at a precision."""
 
     runtime: Runtime
     precision: Precision
 
 
-def candidates() -> list[Candidate]:
-    """Every engine and precision that this machine can run, the reference aside."""
+def engine_kinds() -> list[EngineKind]:
+    """Every runtime and precision on this machine that may serve an artifact, without the torch engine."""
     found = [
-        Candidate(runtime, Precision.F32)
+        EngineKind(runtime, Precision.F32)
         for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.ONNXRUNTIME_CUDA)
         if installed(runtime)
     ]
@@ -61,61 +62,63 @@ def candidates() -> list[Candidate]:
         from service.engines.openvino.engine import has_bf16
 
         if has_bf16():
-            found.append(Candidate(Runtime.OPENVINO, Precision.BF16))
+            found.append(EngineKind(Runtime.OPENVINO, Precision.BF16))
     return found
 
 
-def gate(
+def check_parity(
     artifact: Artifact,
     images: Batch,
     reference: Probabilities,
     step: Callable[[str], None],
-    rules: Rules = EXPORT_RULES,
+    rules: GateRules = EXPORT_RULES,
 ) -> tuple[ParityReport, ...]:
-    """A report for every engine that may serve the artifact.
+    """A report for every engine that runs the artifact; the service uses no engine without a passed report.
 
-    Raises GateError where f32 fails on one engine, or by `rules` on all. What differs too much is reported as such,
-    what does not run at all has no report, and the service will use neither.
+    Raises ParityError where an engine that `rules` require fails in f32.
     """
     reports: list[ParityReport] = []
-    for candidate in candidates():
-        step(f"parity on {candidate.runtime} in {candidate.precision}")
-        if (report := _measure(artifact, candidate, images, reference, rules)) is None:
+    for kind in engine_kinds():
+        step(f"parity on {kind.runtime} in {kind.precision}")
+        if (report := _measure(artifact, kind, images, reference, rules)) is None:
             continue
         reports.append(report)
-        strict = rules.enough is Enough.EVERY_ENGINE and candidate.precision is Precision.F32
-        if strict and not report.passed:
-            raise _differs(artifact, [report], rules)
+        if _is_required(kind, rules) and not report.passed:
+            raise _difference(artifact, [report], rules)
     if not reports:
-        raise GateError(
+        raise ParityError(
             f"no engine runs {artifact.manifest.name}; see the warnings, or if none is installed: pip install '.[cpu]'"
         )
     if not any(report.passed and report.precision == Precision.F32 for report in reports):
-        raise _differs(artifact, reports, rules)
+        raise _difference(artifact, reports, rules)
     return tuple(reports)
 
 
-def _differs(artifact: Artifact, reports: Sequence[ParityReport], rules: Rules) -> GateError:
+def _is_required(kind: EngineKind, rules: GateRules) -> bool:
+    return kind.precision is Precision.F32 and rules.required is RequiredEngines.ALL
+
+
+def _difference(artifact: Artifact, reports: Sequence[ParityReport], rules: GateRules) -> ParityError:
     lines = "; ".join(map(figures, reports))
-    return GateError(f"{artifact.manifest.name} differs from {rules.original}, no artifact was written: {lines}")
+    return ParityError(f"{artifact.manifest.name} differs from {rules.original}, no artifact was written: {lines}")
 
 
 def _measure(
-    artifact: Artifact, candidate: Candidate, images: Batch, reference: Probabilities, rules: Rules
+    artifact: Artifact, kind: EngineKind, images: Batch, reference: Probabilities, rules: GateRules
 ) -> ParityReport | None:
-    """The report of one engine, or None where it will not serve here; raises GateError where it should and fails."""
-    runtime, precision, name = candidate.runtime, candidate.precision, artifact.manifest.name
+    """The report of one engine, or None where it does not run. Raises ParityError where it is required to run."""
     options = EngineOptions(cpus=cpu_quota(), max_batch=max(rules.bounds.batch_sizes))
     try:
-        engine = build_engine(artifact, runtime, precision, options)
+        engine = build_engine(artifact, kind.runtime, kind.precision, options)
         try:
-            return compare(engine, precision, images, reference, rules.bounds)
+            return compare(engine, kind.precision, images, reference, rules.bounds)
         finally:
             engine.close()
     except Exception as error:  # a runtime's own exceptions have no common base
-        if runtime is Runtime.ONNXRUNTIME_CUDA and isinstance(error, EngineUnavailableError):
-            return None  # built with CUDA, but this machine has no card: it will not serve here either
-        if precision is Precision.F32 and rules.enough is Enough.EVERY_ENGINE:
-            raise GateError(f"{name} does not run on {runtime}, no artifact was written: {error}") from error
-        log.warning("%s does not run on %s in %s: %s", name, runtime, precision, error)
+        if kind.runtime is Runtime.ONNXRUNTIME_CUDA and isinstance(error, EngineUnavailableError):
+            return None  # built with CUDA, but this machine has no card: it does not serve here either
+        name = artifact.manifest.name
+        if _is_required(kind, rules):
+            raise ParityError(f"{name} does not run on {kind.runtime}, no artifact was written: {error}") from error
+        log.warning("%s does not run on %s in %s: %s", name, kind.runtime, kind.precision, error)
         return None

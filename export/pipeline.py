@@ -1,4 +1,4 @@
-"""One export from beginning to end: network, weights, graph, gate, artifact. A failure on the way leaves nothing."""
+"""Exports one catalog network: network, weights, graph, parity gate, artifact. A failure leaves nothing."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,20 +8,31 @@ import torch
 from safetensors.torch import save_file
 
 from export.batch_norm import calibrate_batch_norm
+from export.common import Reporter, tool_versions
 from export.gate_images import photos, random_pixels
 from export.onnx_writer import write_onnx
-from export.parity_gate import gate
-from export.progress import Reporter, tool_versions
+from export.parity_gate import check_parity
 from models.analysis.cost import Cost
 from models.analysis.layer_table import write_layers
 from models.analysis.trace import network_layers
-from models.artifact import artifact as artifacts
-from models.artifact.artifact import Artifact, Manifest, WeightRecord, WeightSource
+from models.artifact.artifact import (
+    GRAPH,
+    LABELS,
+    WEIGHTS,
+    Artifact,
+    Manifest,
+    WeightRecord,
+    WeightSource,
+    new_version,
+    read_manifest,
+    sha256,
+    write_manifest,
+)
 from models.artifact.reference import write_reference
 from models.build import ServedNetwork, build
 from models.catalog import Architecture, InputSpec, WeightSet
 from models.labels import named_labels, read_labels, write_labels
-from models.weights import weights as sources
+from models.weights.weights import HostUnreachableError, load_file, load_pretrained, untrained
 
 _RANDOM_IMAGES = 6
 _CALIBRATION_SEED = 2012  # other noise than the gate's
@@ -30,7 +41,7 @@ STEPS = 4  # weights, graph, reference, artifact; the gate adds one for each eng
 
 @dataclass(frozen=True, slots=True)
 class WeightsChoice:
-    """What `--weights` asked for: a source, or None for auto; the file; and the mirror to download from."""
+    """The value of `--weights`: a source, None for auto; the file; and the mirror to download from."""
 
     source: WeightSource | None
     file: Path | None = None
@@ -45,37 +56,37 @@ class WeightsChoice:
             return cls(WeightSource(text), mirror=mirror)
         return cls(WeightSource.FILE, file=Path(text), mirror=mirror)
 
-    def strictly(self) -> "WeightsChoice":
-        """The same, but auto takes nothing else than pretrained weights."""
+    def without_fallback(self) -> "WeightsChoice":
+        """The same choice, except that auto becomes pretrained."""
         return replace(self, source=self.source or WeightSource.PRETRAINED)
 
     def satisfied_by(self, present: WeightRecord, architecture: Architecture) -> bool:
-        """Whether an artifact with these weights is already what was asked for."""
+        """Whether an artifact with these weights is already what the user wants."""
         if self.source is None:
             return present.source is not WeightSource.UNTRAINED or architecture.default_weights is None
         if self.file is not None:
-            return self.file.is_file() and present.sha256 == artifacts.sha256(self.file)
+            return self.file.is_file() and present.sha256 == sha256(self.file)
         return present.source is self.source
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
-    """The artifact that is there now. `unreachable` says why untrained weights had to do, where `auto` took them."""
+class ExportResult:
+    """The new artifact. `fallback_reason` says why `auto` took untrained weights, where it did."""
 
     version: int
     manifest: Manifest
-    unreachable: str | None = None
+    fallback_reason: str | None = None
 
 
-def export(architecture: Architecture, choice: WeightsChoice, root: Path, reporter: Reporter) -> Exported:
+def export(architecture: Architecture, choice: WeightsChoice, root: Path, reporter: Reporter) -> ExportResult:
     """Write the next version of the artifact of `architecture` under `root`.
 
-    Raises WeightsError, ExportError or GateError; then nothing was written.
+    Raises WeightsError or ExportError; then nothing is written.
     """
     reporter.step("network and weights")
     network = build(architecture)
-    record, unreachable = _fill(network, architecture, choice, reporter)
-    spec = _input(architecture, record)
+    record, fallback_reason = _load_weights(network, architecture, choice, reporter)
+    spec = _input_spec(architecture, record)
     served = ServedNetwork(network, spec).eval()
     pictures = photos(spec)
     if record.source is WeightSource.UNTRAINED:
@@ -83,57 +94,53 @@ def export(architecture: Architecture, choice: WeightsChoice, root: Path, report
         noise = random_pixels(spec, len(pictures), seed=_CALIBRATION_SEED)
         calibrate_batch_norm(served, np.concatenate([pictures, noise]))
     reporter.step("ONNX graph")
-    with artifacts.new_version(root, architecture.name) as folder:
-        write_onnx(served, spec, architecture.classes, folder / artifacts.GRAPH)
+    with new_version(root, architecture.name) as folder:
+        write_onnx(served, spec, architecture.classes, folder / GRAPH)
         table = network_layers(network, spec)
         write_layers(folder, table)
-        write_labels(folder / artifacts.LABELS, named_labels(architecture.labels)[: architecture.classes])
-        save_file(
-            {name: value.contiguous() for name, value in network.state_dict().items()}, folder / artifacts.WEIGHTS
-        )
+        write_labels(folder / LABELS, named_labels(architecture.labels)[: architecture.classes])
+        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
         reporter.step("PyTorch's own answers")
         images = np.concatenate([pictures, random_pixels(spec, _RANDOM_IMAGES)])
         with torch.inference_mode():
             reference = served(torch.from_numpy(images)).numpy()
         write_reference(folder, images, reference)
-        draft = _manifest(architecture, table.cost, record)
-        labels = read_labels(folder / artifacts.LABELS)
-        reports = gate(Artifact(folder, 0, draft, labels), images, reference, reporter.step)
-        artifacts.write_manifest(folder, draft.model_copy(update={"parity": reports}))
+        manifest = _manifest(architecture, table.cost, record)
+        artifact = Artifact(folder, 0, manifest, read_labels(folder / LABELS))
+        reports = check_parity(artifact, images, reference, reporter.step)
+        write_manifest(folder, manifest.model_copy(update={"parity": reports}))
         reporter.step("artifact")
-    number, manifest = artifacts.read_manifest(root, architecture.name)
-    return Exported(number, manifest, unreachable)
+    number, manifest = read_manifest(root, architecture.name)
+    return ExportResult(number, manifest, fallback_reason)
 
 
-def _fill(
+def _load_weights(
     network: torch.nn.Module, architecture: Architecture, choice: WeightsChoice, reporter: Reporter
 ) -> tuple[WeightRecord, str | None]:
-    """Put the weights asked for into `network`; with auto also why they are untrained, where they are."""
-    if choice.source is WeightSource.UNTRAINED:
-        return sources.untrained(), None
+    """Load the weights of `choice`; returns their record, and why auto fell back to untrained ones."""
     if choice.file is not None:
-        return sources.load_file(network, architecture, choice.file), None
-    if choice.source is None and architecture.default_weights is None:
-        return sources.untrained(), None
+        return load_file(network, architecture, choice.file), None
+    unpublished = choice.source is None and architecture.default_weights is None
+    if choice.source is WeightSource.UNTRAINED or unpublished:
+        return untrained(), None
     try:
-        record = sources.load_pretrained(network, architecture, mirror=choice.mirror, progress=reporter.download)
-    except sources.HostUnreachableError as error:
+        return load_pretrained(network, architecture, mirror=choice.mirror, progress=reporter.download), None
+    except HostUnreachableError as error:
         if choice.source is WeightSource.PRETRAINED:
             raise
-        return sources.untrained(), str(error)
-    return record, None
+        return untrained(), str(error)
 
 
 def _published(architecture: Architecture, record: WeightRecord) -> WeightSet | None:
-    """The published set that these weights are, or None for a file of the user's and for untrained ones."""
+    """The published set of these weights, or None for a user's file and for untrained weights."""
     for published in architecture.weight_sets:
         if record.source is WeightSource.PRETRAINED and published.tag == record.name:
             return published
     return None
 
 
-def _input(architecture: Architecture, record: WeightRecord) -> InputSpec:
-    """The recipe that belongs to the weights: the published set's own, else that of the architecture's default."""
+def _input_spec(architecture: Architecture, record: WeightRecord) -> InputSpec:
+    """The input of the published set of these weights, else that of the architecture."""
     published = _published(architecture, record)
     return published.input if published else architecture.input
 
@@ -145,7 +152,7 @@ def _manifest(architecture: Architecture, cost: Cost, record: WeightRecord) -> M
         family=architecture.family,
         year=architecture.year,
         paper=architecture.paper,
-        input=_input(architecture, record),
+        input=_input_spec(architecture, record),
         classes=architecture.classes,
         parameters=cost.parameters,
         parameters_train=architecture.parameters_train,

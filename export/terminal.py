@@ -1,9 +1,12 @@
-"""What `topfive export` and `topfive import` show on the terminal: progress, and what was made."""
+"""The terminal of `topfive export` and `topfive import`: a shared option, progress bars, and results."""
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -13,42 +16,62 @@ from models.artifact.engine_plan import EnginePlan, PlanRecord
 
 console = Console(stderr=True)
 
+artifacts_option = click.option(
+    "--artifacts",
+    envvar="TOPFIVE_ARTIFACTS",
+    default="artifacts",
+    show_default=True,
+    show_envvar=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of exported models",
+)
 
-def say(text: str) -> None:
-    """A line of rich's markup, never broken."""
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Raises KeyboardInterrupt at SIGTERM, so that temporary files are deleted as after Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def print_line(text: str) -> None:
+    """Print a line of rich's markup without line breaks."""
     console.print(text, highlight=False, soft_wrap=True)
 
 
-def report(manifest: Manifest, version: int, root: Path) -> None:
-    """Where the artifact is, what its input is, and how each engine compared."""
+def print_artifact(manifest: Manifest, version: int, root: Path) -> None:
+    """Print the folder of an artifact, its input, and how each engine compares."""
     folder = root / manifest.name / str(version)
-    say(f"[bold]{manifest.name}[/] is in {escape(str(folder))}, {manifest.weights.source} weights")
+    print_line(f"[bold]{manifest.name}[/] is in {escape(str(folder))}, {manifest.weights.source} weights")
     spec = manifest.input
     size = f"shorter side {spec.resize}, centre {spec.crop}, {spec.interpolation}"
-    say(f"  input: {size}, {spec.channels}, mean {spec.mean}, std {spec.std}")
+    print_line(f"  input: {size}, {spec.channels}, mean {spec.mean}, std {spec.std}")
     for parity in manifest.parity:
-        say(_judged(parity, "not used"))
+        print_line(_parity_line(parity, "not used"))
 
 
-def report_engines(plans: Sequence[EnginePlan], parity: ParityReport | None) -> None:
-    """Where engines are, for which cards and batches, and how their graph compared with PyTorch on the CPU."""
+def print_engines(plans: Sequence[EnginePlan], parity: ParityReport | None) -> None:
+    """Print each plan with its cards and batch sizes, and how their graph compares with PyTorch on the CPU."""
     for plan in plans:
-        say(f"  {escape(str(plan.path))}")
-        say(f"  {escape(plan_line(plan.record))}")
+        print_line(f"  {escape(str(plan.path))}")
+        print_line(f"  {escape(plan_line(plan.record))}")
         for warning in plan.record.warnings:
-            say(f"  [yellow]{plan.record.flavour}:[/] {escape(warning)}")
+            print_line(f"  [yellow]{plan.record.flavour}:[/] {escape(warning)}")
     if parity is not None:
-        say(_judged(parity))
+        print_line(_parity_line(parity, "not passed"))
 
 
-def _judged(parity: ParityReport, otherwise: str = "not passed") -> str:
+def _parity_line(parity: ParityReport, otherwise: str) -> str:
     from service.engines.selection.parity import figures
 
     return f"  {'[green]passed[/]' if parity.passed else f'[yellow]{otherwise}[/]'} {figures(parity)}"
 
 
 def plan_line(record: PlanRecord) -> str:
-    """An engine in a line."""
+    """One line with the runtime, cards, precision, batch sizes and size of a plan."""
     sizes = record.profile
     where = f"on {record.card}" if record.card else "without a card"
     return (
@@ -58,8 +81,8 @@ def plan_line(record: PlanRecord) -> str:
     )
 
 
-class Bars:
-    """The progress of one export on the terminal: a bar of steps, and one of bytes while weights come in."""
+class ProgressBars:
+    """Shows the progress of one export: a bar of steps, and one for a download or a phase of a step."""
 
     def __init__(self, name: str, steps: int) -> None:
         self._name = name
@@ -69,7 +92,7 @@ class Bars:
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console
         )
         self._steps = self._progress.add_task(name, total=steps)
-        self._begun = False
+        self._started = False
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -82,13 +105,11 @@ class Bars:
         self._progress.stop()
 
     def step(self, what: str) -> None:
-        """A new step began, so the one before has ended."""
         self._end_phase()
-        self._progress.update(self._steps, advance=int(self._begun), description=f"{self._name}: {what}")
-        self._begun = True
+        self._progress.update(self._steps, advance=int(self._started), description=f"{self._name}: {what}")
+        self._started = True
 
     def download(self, done: int, total: int) -> None:
-        """Show how much of the weights is here."""
         if self._download is None:
             self._download = self._progress.add_task(f"{self._name}: download", total=None)
         megabytes = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
@@ -97,7 +118,6 @@ class Bars:
         )
 
     def phase(self, what: str, done: int, total: int) -> None:
-        """Show how far a phase of the present step is."""
         if self._phase is None:
             self._phase = self._progress.add_task(what, total=total)
         self._progress.update(self._phase, completed=done, total=total, description=f"{self._name}: {what}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export.command import export_command
-from export.tensorrt.command import read_order
+from export.tensorrt.command import read_request
 from models.catalog import CATALOG
 from service.common.settings import Settings
 
@@ -75,7 +75,7 @@ def test_engines_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     values = export_command.make_context("export", ["tiny", "--missing"]).params
 
     assert "TOPFIVE_ENGINE" in job
-    assert read_order(values) is None
+    assert read_request(values) is None
 
 
 def test_time_to_stop() -> None:

@@ -1,6 +1,5 @@
 """The command `topfive import`."""
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,22 +7,22 @@ from typing import TYPE_CHECKING
 import click
 from rich.markup import escape
 
-from export.options import artifacts_option
-from export.terminal import Bars, report, say
+from export.common import ExportError
+from export.terminal import ProgressBars, artifacts_option, print_artifact, print_line, sigterm_as_interrupt
 
 if TYPE_CHECKING:
-    from export.importing.pipeline import Request
+    from export.importing.pipeline import ImportRequest
 
 
 @click.command("import", short_help="Make a model of an ONNX classifier of any origin.")
 @click.argument("file", metavar="FILE.onnx", type=click.Path(path_type=Path))
-@click.option("--name", required=True, help="What the model is called when it is served")
+@click.option("--name", required=True, help="Name of the served model")
 @click.option(
     "--recipe",
     required=True,
     type=click.Path(path_type=Path),
     metavar="recipe.toml",
-    help="What its input is: size, resize, interpolation, channels, scale, mean, std, output, output_name",
+    help="Input of the network: size, resize, interpolation, channels, scale, mean, std, output, output_name",
 )
 @click.option(
     "--labels",
@@ -33,43 +32,32 @@ if TYPE_CHECKING:
 )
 @artifacts_option
 def import_command(file: Path, name: str, recipe: Path, labels: Path | None, artifacts: Path) -> None:
-    """Make FILE.onnx, a classifier of any origin, a model for serving, checked against the file itself."""
+    """Import FILE.onnx, a classifier of any origin, for serving, and check it against the file itself."""
     try:
-        from export.importing.pipeline import Request
+        from export.importing.pipeline import ImportRequest
     except ImportError as error:
         raise click.ClickException(
             f"{error.name} is not installed; importing needs: pip install '.[cpu,export]'"
         ) from error
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing half done is left behind
-    try:
-        done = _import(Request(file, name, recipe, labels), artifacts)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with sigterm_as_interrupt():
+        done = _import(ImportRequest(file, name, recipe, labels), artifacts)
     sys.exit(0 if done else 1)
 
 
-def _import(request: "Request", root: Path) -> bool:
-    """Import and say so; False where it failed, with the reason on the screen."""
-    from export.importing.labels import LabelsError
-    from export.importing.pipeline import STEPS, UnfitNameError, import_model
-    from export.importing.recipe import RecipeError
-    from export.onnx_common import ExportError
-    from export.parity_gate import GateError, candidates
+def _import(request: "ImportRequest", root: Path) -> bool:
+    """Import the file and print the result. Returns False where that fails."""
+    from export.importing.pipeline import STEPS, import_model
+    from export.parity_gate import engine_kinds
     from models.weights.onnx_reader import OnnxFileError
 
     try:
-        with Bars(request.name, STEPS + len(candidates())) as bars:
+        with ProgressBars(request.name, STEPS + len(engine_kinds())) as bars:
             done = import_model(request, root, bars)
-    except OSError as error:
-        return _failed(request, f"{error.filename or root}: {error.strerror or error}")
-    except (UnfitNameError, RecipeError, OnnxFileError, LabelsError, ExportError, GateError) as error:
-        return _failed(request, str(error))
-    report(done.manifest, done.version, root)
+    except (ExportError, OnnxFileError, OSError) as error:
+        reason = f"{error.filename or root}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+        print_line(f"[bold red]{escape(request.name)} was not imported:[/] {escape(reason)}")
+        return False
+    print_artifact(done.manifest, done.version, root)
     for note in done.notes:
-        say(f"  [yellow]note:[/] {escape(note)}")
+        print_line(f"  [yellow]note:[/] {escape(note)}")
     return True
-
-
-def _failed(request: "Request", reason: str) -> bool:
-    say(f"[bold red]{escape(request.name)} was not imported:[/] {escape(reason)}")
-    return False

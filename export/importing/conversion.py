@@ -1,6 +1,6 @@
-"""Changes to somebody's graph that keep its answers: only what is needed, float32, a newer opset, any batch.
+"""Converts an imported graph without changing its answers: only needed nodes, float32, a newer opset, any batch.
 
-None of them is trusted: the result is run against the file itself before it is taken.
+The import runs each result against the file itself before it takes it.
 """
 
 import logging
@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
+from export.common import OPSET, strip_metadata
 from export.importing.reference_run import one_line
 from export.importing.signature import Signature, opset
-from export.onnx_common import OPSET, strip_metadata
 from models.weights.onnx_reader import constants, real_inputs, subgraphs, used_nodes
 
 IR_VERSION = 10  # of opset 20 and 21; from 4 on initializers need not be inputs as well
@@ -28,25 +28,25 @@ _QUANTISED = (
     "MatMulInteger",
 )
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
-_SHAPED = {"Reshape": 0, "Expand": 1}  # what keeps the axis of its data: 0 copies it, 1 is broadcast
+_BATCH_ENTRIES = {"Reshape": 0, "Expand": 1}  # the entry of a shape that keeps the batch: 0 copies, 1 broadcasts
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A graph that may stand for the file; `batch` is the number of images it takes at once, None for any."""
+    """A converted graph; `batch` is the fixed batch size of its input, None for any."""
 
     model: ModelProto
     batch: int | None
 
     @property
     def max_batch(self) -> int | None:
-        """The most images that the graph made from it takes at once, None for any; copies of one do not count."""
+        """The largest batch of the served graph, None for any; a fixed batch holds copies of one image."""
         return None if self.batch is None else 1
 
     def fixed(self, signature: Signature) -> ModelProto:
-        """A copy of the graph with every axis of its input fixed, one image where it takes any number."""
+        """A copy of the graph with every axis of its input fixed; a dynamic batch becomes 1."""
         copy = ModelProto()
         copy.CopyFrom(self.model)
         _set_shapes(copy.graph, signature.shape(self.batch or 1))
@@ -54,14 +54,14 @@ class Variant:
 
 
 def variants(model: ModelProto, signature: Signature) -> Iterator[Variant]:
-    """Graphs of one input and one output, the best first: a new opset before the file's own, any batch before its own.
+    """Graphs with one input and one output: a new opset before the file's own, any batch before a fixed one.
 
-    Each computes in float32 what the file computes in float16.
+    Each computes in float32 where the file computes in float16.
     """
     base = _only_needed(model, signature)
     if has_half(base):
-        _to_float(base)
-    newer = _newer(base)
+        _to_float(base.graph)
+    newer = _with_new_opset(base)
     graphs = [graph for graph in (newer, base) if graph is not None]
     for graph in graphs:
         yield Variant(_any_batch(graph, signature), None)
@@ -71,12 +71,12 @@ def variants(model: ModelProto, signature: Signature) -> Iterator[Variant]:
 
 
 def has_half(model: ModelProto) -> bool:
-    """Whether any value that is stored, cast or declared is float16."""
-    return any(kind == TensorProto.FLOAT16 for kind in _kinds(model.graph))
+    """Whether any stored, cast or declared value is float16."""
+    return any(element == TensorProto.FLOAT16 for element in _element_types(model.graph))
 
 
 def has_quantised(model: ModelProto) -> bool:
-    """Whether any value between the layers is rounded to 8 bits or so; weights alone are stored numbers like others."""
+    """Whether any value between layers is quantised; quantised weights alone do not count."""
     return any(node.op_type.startswith(_QUANTISED) for node in _nodes(model.graph))
 
 
@@ -86,7 +86,7 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
         yield from _nodes(inner)
 
 
-def _kinds(graph: GraphProto) -> Iterator[int]:
+def _element_types(graph: GraphProto) -> Iterator[int]:
     for tensor in graph.initializer:
         yield tensor.data_type
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -97,11 +97,11 @@ def _kinds(graph: GraphProto) -> Iterator[int]:
             if attribute.name in _TYPE_ATTRIBUTES:
                 yield attribute.i
     for inner in subgraphs(graph):
-        yield from _kinds(inner)
+        yield from _element_types(inner)
 
 
 def _only_needed(model: ModelProto, signature: Signature) -> ModelProto:
-    """A copy with the image as its only input, one output, and neither dead nodes nor unused weights."""
+    """A copy with the image as its only input, one output, and without unused nodes and weights."""
     graph = model.graph
     nodes = used_nodes(graph, {signature.output})
     names = {name for node in nodes for name in _reads(node)} | {signature.output}
@@ -125,12 +125,8 @@ def _reads(node: NodeProto) -> Iterator[str]:
             yield from _reads(child)
 
 
-def _to_float(model: ModelProto) -> None:
-    """Make every float16 of the graph float32, in place."""
-    _graph_to_float(model.graph)
-
-
-def _graph_to_float(graph: GraphProto) -> None:
+def _to_float(graph: GraphProto) -> None:
+    """Convert every float16 of the graph to float32, in place."""
     for tensor in graph.initializer:
         _tensor_to_float(tensor)
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -143,7 +139,7 @@ def _graph_to_float(graph: GraphProto) -> None:
             if attribute.name in _TYPE_ATTRIBUTES and attribute.i == TensorProto.FLOAT16:
                 attribute.i = TensorProto.FLOAT
     for inner in subgraphs(graph):
-        _graph_to_float(inner)
+        _to_float(inner)
 
 
 def _tensor_to_float(tensor: TensorProto) -> None:
@@ -152,52 +148,52 @@ def _tensor_to_float(tensor: TensorProto) -> None:
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
-def _newer(model: ModelProto) -> ModelProto | None:
-    """The same in the opset that exports have, or None where it is not older or the converter does not know how."""
+def _with_new_opset(model: ModelProto) -> ModelProto | None:
+    """The model in the opset of exports, or None where it is not older or the converter fails."""
     if opset(model) >= OPSET:
         return None
     try:
         return onnx.version_converter.convert_version(model, OPSET)
-    except Exception as error:  # the converter is C++ and fails in its own ways on what it does not know
+    except Exception as error:  # the converter is C++ and fails in many ways
         log.info("the graph stays at opset %d: %s", opset(model), one_line(error))
         return None
 
 
 def _any_batch(model: ModelProto, signature: Signature) -> ModelProto:
-    """A copy whose shapes name no batch: the input's axis is dynamic, and constant shapes take it from their data."""
+    """A copy with a dynamic batch: constant shapes that name the batch take it from their data."""
     copy = ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
     _set_shapes(graph, signature.shape(_BATCH))
-    stored, follows = constants(graph), {signature.input}
+    stored, dependent = constants(graph), {signature.input}  # the values that depend on the image
     for node in graph.node:
-        if not follows & set(node.input):
+        if not dependent & set(node.input):
             continue
-        follows |= set(node.output)
-        if node.op_type in _SHAPED and node.input[0] in follows and len(node.input) == 2:
+        dependent |= set(node.output)
+        if node.op_type in _BATCH_ENTRIES and node.input[0] in dependent and len(node.input) == 2:
             _free_batch(graph, node, stored.get(node.input[1]), signature.batch or 1)
     return copy
 
 
 def _free_batch(graph: GraphProto, node: NodeProto, tensor: TensorProto | None, batch: int) -> None:
-    """Where the constant shape of `node` begins with the batch, give it a shape of its own that does not."""
+    """Give `node` a shape that does not name the batch, where its constant shape begins with it."""
     if tensor is None:
         return
     shape = numpy_helper.to_array(tensor).astype(np.int64).reshape(-1)
     if not len(shape) or shape[0] != batch or 0 in shape:
         return
-    kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]  # it would take 0 as a length
+    kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]  # it makes 0 a length
     node.ClearField("attribute")
     node.attribute.extend(kept)
     shape = shape.copy()
-    shape[0] = _SHAPED[node.op_type]
+    shape[0] = _BATCH_ENTRIES[node.op_type]
     name = f"{node.output[0]}.any_batch"
     graph.initializer.append(numpy_helper.from_array(shape, name))
     node.input[1] = name
 
 
 def _set_shapes(graph: GraphProto, shape: list[int | str]) -> None:
-    """Fix the input's shape, and forget those that followed from what it was."""
+    """Set the input's shape, and remove the shapes that follow from the old one."""
     image = graph.input[0]
     element = image.type.tensor_type.elem_type
     image.CopyFrom(onnx.helper.make_tensor_value_info(image.name, element, shape))

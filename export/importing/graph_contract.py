@@ -1,4 +1,4 @@
-"""Puts the graph contract around somebody's network: its recipe before it, softmax where it wants one after it."""
+"""Adds the graph contract to an imported network: its recipe before it, and a softmax after logits."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from export.importing.conversion import Variant
 from export.importing.recipe import Output
-from export.importing.signature import Layout, Signature
+from export.importing.signature import ChannelLayout, Signature
 from models.catalog import Channels, InputSpec
 from models.weights.onnx_reader import subgraphs
 
 _PREFIX = "network."
-_HALF_UP = 0.5005  # luma is a whole number of thousandths: so no rounding error of its sum moves it over a half
+_HALF_UP = 0.5005  # luma is a whole number of thousandths, so that no rounding error of its sum crosses a half
 
 
-class _Chain:
-    """Nodes one after the other, each with constants of its own."""
+class _NodeChain:
+    """Nodes one after the other, each with its own constants."""
 
     def __init__(self, name: str, first: str) -> None:
         self.nodes: list[NodeProto] = []
@@ -27,7 +27,7 @@ class _Chain:
         self._name = name
 
     def add(self, operator: str, *constants: NDArray[np.generic], **attributes: Any) -> None:
-        """Apply `operator` to the value so far."""
+        """Append a node that applies `operator` to the last value."""
         result = f"{self._name}.{len(self.nodes)}"
         names = [f"{result}.{index}" for index in range(len(constants))]
         self.initializers += [
@@ -37,47 +37,46 @@ class _Chain:
         self.value = result
 
     def end(self, name: str) -> None:
-        """Give the last value that name."""
+        """Append a node that renames the last value to `name`."""
         self.nodes.append(helper.make_node("Identity", [self.value], [name], name=f"{self._name}.end"))
 
 
-def wrap(variant: Variant, signature: Signature, spec: InputSpec, output: Output, classes: int) -> ModelProto:
+def add_contract(variant: Variant, signature: Signature, spec: InputSpec, output: Output, classes: int) -> ModelProto:
     """The served graph: `image`, uint8 [N, S, S, 3] RGB, to `probabilities`, float32 [N, classes].
 
-    A graph that takes no other than a fixed number of images takes one here and gets copies of it; the first row of
-    its answer is kept.
+    Where the batch of `variant` is fixed, N is 1: the network gets copies of the image, and the first row counts.
     """
     model = ModelProto()
     model.CopyFrom(variant.model)
     graph = model.graph
-    _prefix(graph)
+    _add_prefix(graph)
     source, target = graph.input[0], graph.output[0]
-    front = _front(signature, spec, source.type.tensor_type.elem_type, variant.batch)
-    front.end(source.name)
-    back = _back(target, output, classes, variant.batch)
-    back.end("probabilities")
+    before = _preprocessing(signature, spec, source.type.tensor_type.elem_type, variant.batch)
+    before.end(source.name)
+    after = _postprocessing(target, output, classes, variant.batch)
+    after.end("probabilities")
     rows: int | str = "batch" if variant.batch is None else 1
     size = signature.size
     whole = helper.make_graph(
-        [*front.nodes, *graph.node, *back.nodes],
+        [*before.nodes, *graph.node, *after.nodes],
         "served",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, [rows, size, size, 3])],
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [rows, classes])],
-        [*front.initializers, *graph.initializer, *back.initializers],
+        [*before.initializers, *graph.initializer, *after.initializers],
     )
     result = helper.make_model(whole, opset_imports=model.opset_import, ir_version=model.ir_version)
     result.producer_name = "topfive"
     return result
 
 
-def _front(signature: Signature, spec: InputSpec, element: int, batch: int | None) -> _Chain:
-    """From `image` to what the network takes. The cast comes first because TensorRT transposes no uint8."""
-    chain = _Chain("recipe", "image")
+def _preprocessing(signature: Signature, spec: InputSpec, element: int, batch: int | None) -> _NodeChain:
+    """From `image` to the network's input. The cast comes first because TensorRT transposes no uint8."""
+    chain = _NodeChain("recipe", "image")
     chain.add("Cast", to=TensorProto.FLOAT)
     matrix = np.array(spec.channels.matrix, dtype=np.float32)
     mixed = spec.channels is not Channels.RGB
-    planes = signature.layout is Layout.NCHW
-    if planes:
+    channels_first = signature.layout is ChannelLayout.NCHW
+    if channels_first:
         chain.add("Transpose", perm=[0, 3, 1, 2])
         if mixed:
             chain.add("Conv", matrix[:, :, None, None])
@@ -87,7 +86,7 @@ def _front(signature: Signature, spec: InputSpec, element: int, batch: int | Non
     std = np.array(spec.std[:channels])
     scale = (1 / (255 * std)).astype(np.float32)
     shift = (-np.array(spec.mean[:channels]) / std).astype(np.float32)
-    shape = (channels, 1, 1) if planes else (channels,)
+    shape = (channels, 1, 1) if channels_first else (channels,)
     if (scale != 1).any():
         chain.add("Mul", scale.reshape(shape))
     if shift.any():
@@ -102,9 +101,9 @@ def _front(signature: Signature, spec: InputSpec, element: int, batch: int | Non
     return chain
 
 
-def _back(output: onnx.ValueInfoProto, kind: Output, classes: int, batch: int | None) -> _Chain:
-    """From what the network gives, [N, C] with axes of 1 or for one image [C], to `probabilities`."""
-    chain = _Chain("answer", output.name)
+def _postprocessing(output: onnx.ValueInfoProto, kind: Output, classes: int, batch: int | None) -> _NodeChain:
+    """From the network's output, [N, C] with axes of 1 or for one image [C], to `probabilities`."""
+    chain = _NodeChain("answer", output.name)
     if batch is not None and batch > 1:
         chain.add("Gather", np.array([0]), axis=0)
     if output.type.tensor_type.elem_type != TensorProto.FLOAT:
@@ -115,18 +114,18 @@ def _back(output: onnx.ValueInfoProto, kind: Output, classes: int, batch: int | 
     return chain
 
 
-def _prefix(graph: GraphProto) -> None:
-    """Put a prefix before every name of a value or node, in the graphs inside as well, so that none is met twice."""
+def _add_prefix(graph: GraphProto) -> None:
+    """Add a prefix to every name of a value or node, so that none equals a name of the contract."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         value.name = _PREFIX + value.name
     for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
         tensor.name = _PREFIX + tensor.name
-    met: set[str] = set()
+    seen: set[str] = set()
     for node in graph.node:
-        name = "" if node.name in met else node.name  # a node needs none, but from IR 10 on no two have the same
-        met.add(name)
+        name = "" if node.name in seen else node.name  # from IR 10 on two nodes may not have the same name
+        seen.add(name)
         node.name = name and _PREFIX + name
         for names in (node.input, node.output):
             names[:] = [name and _PREFIX + name for name in names]
     for inner in subgraphs(graph):
-        _prefix(inner)
+        _add_prefix(inner)

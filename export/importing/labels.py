@@ -1,38 +1,41 @@
-"""The class names of an imported network: from a CSV or a list of lines, or where none is given what can be assumed."""
+"""The class labels of an imported network: from a CSV, from a list of lines, or assumed where none are given."""
 
 import csv
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+from export.common import ExportError
 from models.labels import Label, imagenet_labels
 
 _COLUMNS = ("class_id", "wnid", "label")
 _LONGEST_ID = 9  # digits; int() refuses thousands of them
 
 
-class LabelsError(Exception):
-    """The file of labels does not fit; the message says which row or how many."""
+class LabelsError(ExportError):
+    """The file of labels does not fit; the message names the row or the count."""
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
-    """A row per class, and what a reader must know of where they come from; empty where the user gave them."""
+class ImportLabels:
+    """A label for each class, and a note on what is assumed, empty where the user gives the labels."""
 
     rows: tuple[Label, ...]
     note: str = ""
 
 
-def labels_for(classes: int, path: Path | None) -> Labels:
-    """The labels in `path`, or without one those that `classes` suggests. Raises LabelsError."""
+def labels_for(classes: int, path: Path | None) -> ImportLabels:
+    """The labels in `path`, or without a file those that `classes` suggests. Raises LabelsError."""
     if path is None:
         if classes == 1000:
-            return Labels(
+            return ImportLabels(
                 imagenet_labels(),
                 "1000 classes are taken to be ImageNet-1k in the order of the competition; if not, give --labels",
             )
         rows = tuple(Label(index, "", f"class {index}") for index in range(classes))
-        return Labels(rows, f"the {classes} classes have no names: they are called class 0 and so on; give --labels")
+        return ImportLabels(
+            rows, f"the {classes} classes have no names: they are called class 0 and so on; give --labels"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -46,7 +49,7 @@ def labels_for(classes: int, path: Path | None) -> Labels:
         raise LabelsError(f"{path} has no label for class {empty[0]}")
     if unprintable := [label.class_id for label in found if not label.label.isprintable()]:
         raise LabelsError(f"{path} has a control character in the label of class {unprintable[0]}; remove it")
-    return Labels(found)
+    return ImportLabels(found)
 
 
 def _lines(text: str) -> tuple[Label, ...]:
@@ -54,40 +57,37 @@ def _lines(text: str) -> tuple[Label, ...]:
 
 
 def _rows(text: str, path: Path) -> tuple[Label, ...]:
-    """From a CSV with the column label, and where they are there class_id (0, 1, 2, ... in any order) and wnid."""
-    lines = csv.reader(StringIO(text, newline=""), strict=True)
+    """From a CSV with the column label, and optionally class_id (0, 1, 2, ... in any order) and wnid."""
+    reader = csv.DictReader(StringIO(text, newline=""), restval="", strict=True)
     try:
-        header = next(lines, [])
-        places = _places(header, path)
-        rows = [_label(line, places, index, path) for index, line in enumerate(line for line in lines if line)]
+        header = list(reader.fieldnames or ())
+        columns = [name.strip().lower() for name in header]
+        if "label" not in columns or len(set(columns)) < len(columns) or set(columns) - set(_COLUMNS):
+            raise LabelsError(
+                f"{path} has the columns {', '.join(header) or 'none'}; there must be label, and there may be class_id "
+                "and wnid, each once and with commas between them, in the first row (a .txt has a name per line and no "
+                "such row)"
+            )
+        reader.fieldnames = columns
+        rows = [_label(row, index, path) for index, row in enumerate(reader)]
     except csv.Error as error:
-        raise LabelsError(f"{path} is not CSV: {error} (line {lines.line_num})") from error
+        raise LabelsError(f"{path} is not CSV: {error} (line {reader.reader.line_num})") from error
     rows.sort(key=lambda label: label.class_id)
     if [label.class_id for label in rows] != list(range(len(rows))):
         raise LabelsError(f"{path}: class_id must be each of 0 to {len(rows) - 1} once")
     return tuple(rows)
 
 
-def _places(header: list[str], path: Path) -> dict[str, int]:
-    """Where each column is. Raises LabelsError where one is missing, unknown or there twice."""
-    names = [name.strip().lower() for name in header]
-    places = {name: place for place, name in enumerate(names)}
-    if "label" in places and len(places) == len(names) and not places.keys() - set(_COLUMNS):
-        return places
-    raise LabelsError(
-        f"{path} has the columns {', '.join(header) or 'none'}; there must be label, and there may be class_id and "
-        "wnid, each once and with commas between them, in the first row (a .txt has a name per line and no such row)"
-    )
-
-
-def _label(line: list[str], places: dict[str, int], index: int, path: Path) -> Label:
-    if len(line) > len(places):
+def _label(row: dict[str | None, str | list[str]], index: int, path: Path) -> Label:
+    """The label in a row of csv.DictReader, which has values without a column under None."""
+    surplus = row.pop(None, [])
+    if surplus:
         raise LabelsError(
-            f"{path} has {len(line)} values in row {index + 1} and {len(places)} columns; "
+            f"{path} has {len(row) + len(surplus)} values in row {index + 1} and {len(row)} columns; "
             'put quotes around a label with a comma in it, as in "horse, mare"'
         )
-    values = {name: line[place].strip() if place < len(line) else "" for name, place in places.items()}
-    written = values.get("class_id", str(index))
-    if not (written.isascii() and written.isdecimal() and len(written) <= _LONGEST_ID):
-        raise LabelsError(f"{path} has the class_id {written[:20]!r} in row {index + 1}; it counts 0, 1, 2, ...")
-    return Label(int(written), values.get("wnid", ""), values["label"])
+    values = {name: str(value).strip() for name, value in row.items()}
+    class_id = values.get("class_id", str(index))
+    if not (class_id.isascii() and class_id.isdecimal() and len(class_id) <= _LONGEST_ID):
+        raise LabelsError(f"{path} has the class_id {class_id[:20]!r} in row {index + 1}; it counts 0, 1, 2, ...")
+    return Label(int(class_id), values.get("wnid", ""), values["label"])

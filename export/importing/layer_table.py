@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export.importing.reference_run import one_line, open_session
-from export.importing.signature import RefusedError, Signature
+from export.importing.reference_run import open_session, run_session
+from export.importing.signature import Signature
 from models.analysis.cost import Size
 from models.analysis.layer_table import Kind, Layer, LayerTable
 from models.weights.onnx_reader import IMAGE_TYPES, constants
@@ -106,7 +106,7 @@ def graph_layers(model: ModelProto, signature: Signature, batch: int) -> LayerTa
 
     A row is a node with learned values, a matrix product or a pooling; a sum or product with learned values is a `bias`
     or a `scale`. A value that two nodes share counts at the first. What loops and branches hold is not counted. Raises
-    RefusedError where ONNX Runtime cannot run the graph.
+    UnsupportedError where ONNX Runtime cannot run the graph.
     """
     graph = model.graph
     nodes = [node for node in graph.node if node.op_type in _LAYERS]
@@ -153,10 +153,7 @@ def _run_shapes(model: ModelProto, names: set[str]) -> dict[str, Shape]:
         watched.graph.node.append(helper.make_node("Shape", [name], [output]))
         watched.graph.output.append(helper.make_tensor_value_info(output, TensorProto.INT64, None))
     session = open_session(watched.SerializeToString())
-    try:
-        found = session.run(outputs, {image.name: zeros}) if wanted else []
-    except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
-        raise RefusedError(f"ONNX Runtime cannot run the graph made from the file: {one_line(error)}") from error
+    found = run_session(session, outputs, {image.name: zeros}, "the graph made from the file") if wanted else []
     return known | {name: tuple(map(int, shape)) for name, shape in zip(wanted, found, strict=True)}
 
 

@@ -1,6 +1,6 @@
-"""One import from beginning to end: somebody's ONNX file, recipe, graph, gate, artifact. A failure leaves nothing.
+"""Imports one ONNX file: file, recipe, graph, parity gate, artifact. A failure leaves nothing.
 
-The file itself, run as it came, is the reference of the gate.
+The reference of the parity gate is the unchanged file.
 """
 
 import re
@@ -10,20 +10,32 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto
 
+from export.common import ExportError, Reporter, tool_versions
 from export.gate_images import photos, random_pixels
 from export.importing.conversion import Variant, has_half, has_quantised, variants
-from export.importing.graph_contract import wrap
-from export.importing.labels import Labels, labels_for
+from export.importing.graph_contract import add_contract
+from export.importing.labels import ImportLabels, labels_for
 from export.importing.layer_table import graph_layers
 from export.importing.recipe import Output, Recipe, RecipeError, read_recipe
-from export.importing.reference_run import Original, Trial, probabilities
-from export.importing.signature import RefusedError, Signature, check_opset, signature
-from export.parity_gate import Enough, GateError, Rules, gate
-from export.progress import Reporter, tool_versions
+from export.importing.reference_run import GraphEngine, ReferenceModel, probabilities
+from export.importing.signature import Signature, UnsupportedError, check_opset, read_signature
+from export.parity_gate import GateRules, ParityError, RequiredEngines, check_parity
 from models.analysis.cost import Cost
 from models.analysis.layer_table import write_layers
-from models.artifact import artifact as artifacts
-from models.artifact.artifact import IMPORTED, Artifact, Manifest, ParityReport, WeightRecord, WeightSource
+from models.artifact.artifact import (
+    GRAPH,
+    IMPORTED,
+    LABELS,
+    Artifact,
+    Manifest,
+    ParityReport,
+    WeightRecord,
+    WeightSource,
+    new_version,
+    read_manifest,
+    sha256,
+    write_manifest,
+)
 from models.artifact.reference import write_reference
 from models.catalog import CATALOG, InputSpec
 from models.labels import read_labels, write_labels
@@ -40,21 +52,21 @@ from service.engines.selection.parity import (
     figures,
 )
 
-STEPS = 4  # file, its answers, graph, artifact; the gate adds one for each engine
+STEPS = 4  # file, reference answers, graph, artifact; the gate adds one for each engine
 
-_SAME = 1e-6  # answers that differ by less from photo to noise tell nothing of what is seen
+_SAME = 1e-6  # answers to photos and noise that differ by less do not depend on the image
 _RANDOM_IMAGES = 6
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _LONGEST_NAME = 100
 
 
-class UnfitNameError(Exception):
-    """A model cannot have that name; the message says why."""
+class ModelNameError(ExportError):
+    """A model cannot have that name; the message names the cause and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What to import: the file, the name it is served by, its recipe, and its labels where there are any."""
+class ImportRequest:
+    """The file to import, the name of the model, its recipe and its labels."""
 
     file: Path
     name: str
@@ -63,8 +75,8 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
-    """The artifact that is there now, and what the user should know of it."""
+class ImportResult:
+    """The new artifact, and notes for the user."""
 
     version: int
     manifest: Manifest
@@ -73,7 +85,7 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The file, understood: what every graph made from it must be and answer."""
+    """The file with its recipe, and the answers that every graph made from it must give."""
 
     model: ModelProto
     signature: Signature
@@ -81,131 +93,128 @@ class _Source:
     spec: InputSpec
     images: Batch
     reference: Probabilities
-    rules: Rules
+    rules: GateRules
 
     @property
     def classes(self) -> int:
-        """How many the file tells apart."""
         return int(self.reference.shape[1])
 
 
-def import_model(request: Request, root: Path, reporter: Reporter) -> Imported:
+def import_model(request: ImportRequest, root: Path, reporter: Reporter) -> ImportResult:
     """Write the next version of the artifact of `request` under `root`.
 
-    Raises UnfitNameError, RecipeError, OnnxFileError, LabelsError, ExportError or GateError; then nothing was written.
+    Raises OnnxFileError or ExportError; then nothing is written.
     """
     check_name(request.name)
     reporter.step("file and recipe")
     recipe = read_recipe(request.recipe)
     model = read_model(request.file)
-    found = signature(model, recipe)
+    signature = read_signature(model, recipe)
     reporter.step("the file's own answers")
-    source = _understood(request.file, model, found, recipe)
+    source = _read_source(request.file, model, signature, recipe)
     labels = labels_for(source.classes, request.labels)
     reporter.step("ONNX graph")
-    with artifacts.new_version(root, request.name) as folder:
-        write_labels(folder / artifacts.LABELS, labels.rows)
-        artifact = _best(source, request, folder)
+    with new_version(root, request.name) as folder:
+        write_labels(folder / LABELS, labels.rows)
+        artifact = _write_first_equal(source, request, folder)
         write_reference(folder, source.images, source.reference)
-        rules = _rules(source.rules, artifact.manifest.max_batch)
-        reports = gate(artifact, source.images, source.reference, reporter.step, rules)
-        artifacts.write_manifest(folder, artifact.manifest.model_copy(update={"parity": reports}))
+        rules = _rules_for(source.rules, artifact.manifest.max_batch)
+        reports = check_parity(artifact, source.images, source.reference, reporter.step, rules)
+        write_manifest(folder, artifact.manifest.model_copy(update={"parity": reports}))
         reporter.step("artifact")
-    number, manifest = artifacts.read_manifest(root, request.name)
-    return Imported(number, manifest, _notes(labels, manifest, source))
+    number, manifest = read_manifest(root, request.name)
+    return ImportResult(number, manifest, _notes(labels, manifest, source))
 
 
 def check_name(name: str) -> None:
-    """Raise UnfitNameError unless `name` is plain and free for a model of other origin."""
+    """Raise ModelNameError unless `name` is plain and not in the catalog."""
     if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
-        raise UnfitNameError(
+        raise ModelNameError(
             f"{name!r} cannot be the name of a model: it is a folder and part of addresses; "
             f"begin with a letter or digit and use a-z, 0-9, '_', '.' and '-', at most {_LONGEST_NAME}"
         )
     if name in CATALOG:
-        raise UnfitNameError(
+        raise ModelNameError(
             f"{name} is the name of a catalog network, whose published facts would be shown for your file; "
             f"choose another name, or fill that network: topfive export {name} --weights FILE.onnx"
         )
 
 
-def _understood(file: Path, model: ModelProto, found: Signature, recipe: Recipe) -> _Source:
-    """Run the file as it came on photos and noise. Raises RefusedError where its answers are not as declared."""
+def _read_source(file: Path, model: ModelProto, signature: Signature, recipe: Recipe) -> _Source:
+    """Run the unchanged file on photos and noise. Raises UnsupportedError where its answers contradict the recipe."""
     scale = recipe.scale if recipe.scale is not None else 255
-    if found.element == TensorProto.UINT8:
+    if signature.element == TensorProto.UINT8:
         if recipe.scale == 255 or any(recipe.mean) or recipe.std != (1.0, 1.0, 1.0):
             raise RecipeError(
                 "the network takes uint8, pixels as they are; leave scale, mean and std out, or write scale = 1, "
                 "mean = 0 and std = 1"
             )
         scale = 1
-    spec = recipe.input_spec(found.size, scale)
+    spec = recipe.input_spec(signature.size, scale)
     images = np.concatenate([photos(spec), random_pixels(spec, _RANDOM_IMAGES)])
-    scores = Original(file, model, found).scores(images, recipe, scale)
+    scores = ReferenceModel(file, model, signature).scores(images, recipe, scale)
     reference = probabilities(scores, recipe, _sum_error(model))
-    return _Source(model, found, recipe, spec, images, reference, _original_rules(file.name, model, recipe))
+    rules = GateRules(original=file.name, required=RequiredEngines.ONE, bounds=_bounds(model, recipe))
+    return _Source(model, signature, recipe, spec, images, reference, rules)
 
 
 def _sum_error(model: ModelProto) -> float:
-    """By how much the roundings of a thousand probabilities may move their sum."""
+    """The most that the rounding of a thousand probabilities may change their sum."""
     if has_quantised(model):
         return 0.1
     return 2e-2 if has_half(model) else 1e-3
 
 
-def _original_rules(name: str, model: ModelProto, recipe: Recipe) -> Rules:
-    """How near the graph must come to a file that rounds its own values to float32, float16 or 8 bits."""
-    return Rules(original=name, enough=Enough.ONE_ENGINE, bounds=_bounds(model, recipe))
-
-
 def _bounds(model: ModelProto, recipe: Recipe) -> Bounds:
+    """The bounds for a file that rounds its own values to float32, float16 or 8 bits."""
     if has_quantised(model):
-        return _as_coarse_as(Precision.BF16)  # the last bit of a pixel becomes a whole step of 256
+        return _bounds_of(Precision.BF16)  # the last bit of a pixel becomes a whole step of 256
     if not has_half(model):
         return BOUNDS
-    half = _as_coarse_as(Precision.FP16)  # the file rounds each of its values to 11 bits; the graph in float32 does not
+    half = _bounds_of(Precision.FP16)  # the file rounds each value to 11 bits, the graph in float32 does not
     return replace(half, smallest=HALF_SMALLEST) if recipe.output is Output.PROBABILITIES else half
 
 
-def _as_coarse_as(precision: Precision) -> Bounds:
-    """Bounds by which float32 may differ from the original as much as `precision` else may."""
+def _bounds_of(precision: Precision) -> Bounds:
+    """Bounds that allow float32 to differ from the original as much as `precision` otherwise may."""
     return Bounds(
         thresholds=THRESHOLDS | {Precision.F32: THRESHOLDS[precision]},
         ties=TIES | {Precision.F32: TIES[precision]},
     )
 
 
-def _best(source: _Source, request: Request, folder: Path) -> Artifact:
-    """The first graph that gives the file's answers, written to `folder`. Raises RefusedError or GateError."""
-    failures: list[RefusedError | GateError] = []
+def _write_first_equal(source: _Source, request: ImportRequest, folder: Path) -> Artifact:
+    """Write the first graph that gives the file's answers to `folder`. Raises UnsupportedError or ParityError."""
+    failures: list[UnsupportedError | ParityError] = []
     for variant in variants(source.model, source.signature):
         try:
             check_opset(variant.model)
-            graph = wrap(variant, source.signature, source.spec, source.recipe.output, source.classes)
+            graph = add_contract(variant, source.signature, source.spec, source.recipe.output, source.classes)
             if (size := graph.ByteSize()) >= LARGEST_BYTES:
-                raise RefusedError(f"in float32 the graph has {size:,} bytes; an ONNX file holds less than 2 GiB")
+                raise UnsupportedError(f"in float32 the graph has {size:,} bytes; an ONNX file holds less than 2 GiB")
             content = graph.SerializeToString(deterministic=True)
-            report = _try(content, source, variant)
-        except RefusedError as error:
+            report = _compare(content, source, variant)
+        except UnsupportedError as error:
             failures.append(error)
             continue
         if report.passed:
-            (folder / artifacts.GRAPH).write_bytes(content)
+            (folder / GRAPH).write_bytes(content)
             table = graph_layers(variant.fixed(source.signature), source.signature, variant.batch or 1)
             write_layers(folder, table)
             manifest = _manifest(source, request, variant, table.cost)
-            return Artifact(folder, 0, manifest, read_labels(folder / artifacts.LABELS))
-        failures.append(GateError(f"the graph made from {request.file} differs from it: {figures(report)}"))
+            return Artifact(folder, 0, manifest, read_labels(folder / LABELS))
+        failures.append(ParityError(f"the graph made from {request.file} differs from it: {figures(report)}"))
     raise failures[-1]
 
 
-def _try(content: bytes, source: _Source, variant: Variant) -> ParityReport:
-    """The graph in ONNX Runtime at every batch size against the file. Raises RefusedError where it does not run."""
-    bounds = _rules(source.rules, variant.max_batch).bounds
-    return compare(Trial(content, max(bounds.batch_sizes)), Precision.F32, source.images, source.reference, bounds)
+def _compare(content: bytes, source: _Source, variant: Variant) -> ParityReport:
+    """Compare the graph in ONNX Runtime with the file. Raises UnsupportedError where the graph does not run."""
+    bounds = _rules_for(source.rules, variant.max_batch).bounds
+    engine = GraphEngine(content, max(bounds.batch_sizes))
+    return compare(engine, Precision.F32, source.images, source.reference, bounds)
 
 
-def _manifest(source: _Source, request: Request, variant: Variant, cost: Cost) -> Manifest:
+def _manifest(source: _Source, request: ImportRequest, variant: Variant, cost: Cost) -> Manifest:
     return Manifest(
         name=request.name,
         family=IMPORTED,
@@ -218,18 +227,19 @@ def _manifest(source: _Source, request: Request, variant: Variant, cost: Cost) -
         macs=cost.macs,
         acc1=None,
         acc5=None,
-        weights=WeightRecord(source=WeightSource.FILE, name=request.file.name, sha256=artifacts.sha256(request.file)),
+        weights=WeightRecord(source=WeightSource.FILE, name=request.file.name, sha256=sha256(request.file)),
         max_batch=variant.max_batch,
         tools=tool_versions(),
     )
 
 
-def _rules(rules: Rules, max_batch: int | None) -> Rules:
+def _rules_for(rules: GateRules, max_batch: int | None) -> GateRules:
+    """The same rules without the batch sizes above `max_batch`."""
     sizes = BATCH_SIZES if max_batch is None else tuple(size for size in BATCH_SIZES if size <= max_batch)
     return replace(rules, bounds=replace(rules.bounds, batch_sizes=sizes))
 
 
-def _notes(labels: Labels, manifest: Manifest, source: _Source) -> tuple[str, ...]:
+def _notes(labels: ImportLabels, manifest: Manifest, source: _Source) -> tuple[str, ...]:
     notes = [labels.note] if labels.note else []
     if manifest.max_batch is not None:
         fixed = source.signature.batch

@@ -1,29 +1,29 @@
-"""Reads `recipe.toml`: what the input of somebody's network is. It looks at no network; see `onnx_signature` for that.
+"""Reads `recipe.toml`, which describes the input of an imported network.
 
-The network gets `(pixel / scale - mean) / std` of each channel, `mean` and `std` in its own channel order. The input
-recipe of an artifact divides by 255 instead, so `InputSpec` holds `mean * scale / 255` and `std * scale / 255`.
+The network gets `(pixel / scale - mean) / std` of each channel, with `mean` and `std` in its own channel order. The
+graph of an artifact divides by 255 instead, so `InputSpec` holds `mean * scale / 255` and `std * scale / 255`.
 """
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 
+from export.common import ExportError
 from models.catalog import Channels, InputSpec, Interpolation
 
 _LARGEST_SIDE = 4096
 _LARGEST_NUMBER, _LEAST_STD = 1e6, 1e-30  # so that no pixel becomes too large for float32
-_KEYS = ("size", "resize", "interpolation", "channels", "scale", "mean", "std", "output", "output_name")
 
 Triple = tuple[float, float, float]
 
 
-class RecipeError(Exception):
-    """The recipe is not one; the message names the key and what to write."""
+class RecipeError(ExportError):
+    """The recipe is wrong; the message names the key and what to write."""
 
 
 class Output(StrEnum):
-    """What the network gives: numbers that want a softmax, or probabilities."""
+    """The output of the network: logits, which need a softmax, or probabilities."""
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
@@ -31,7 +31,7 @@ class Output(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The file as it is written; None where a key is left out whose default depends on the network."""
+    """The keys of the file; None for a key that is left out and whose default depends on the network."""
 
     size: int | None = None
     resize: int | None = None
@@ -46,7 +46,7 @@ class Recipe:
     def input_spec(self, size: int, scale: int) -> InputSpec:
         """The input of an artifact whose network takes `size` x `size` pixels, divided by `scale` first.
 
-        Raises RecipeError where the photo would be made smaller than the crop.
+        Raises RecipeError where `resize` is smaller than the crop.
         """
         resize = self.resize if self.resize is not None else size
         if resize < size:
@@ -82,8 +82,9 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _recipe(table: dict[str, object]) -> Recipe:
-    if unknown := [key for key in table if key not in _KEYS]:
-        raise RecipeError(f"the key {unknown[0]!r} is unknown; there are {', '.join(_KEYS)}")
+    keys = [field.name for field in fields(Recipe)]
+    if unknown := [key for key in table if key not in keys]:
+        raise RecipeError(f"the key {unknown[0]!r} is unknown; there are {', '.join(keys)}")
     channels = Channels(_choice(table, "channels", Channels))
     recipe = Recipe(
         size=_side(table, "size"),
@@ -117,7 +118,7 @@ def _side(table: dict[str, object], key: str) -> int | None:
 
 
 def _choice(table: dict[str, object], key: str, kind: type[StrEnum]) -> str:
-    """What the table says, or the first of `kind`."""
+    """The value in the table, or the first of `kind`."""
     names = [member.value for member in kind]
     value = table.get(key, names[0])
     if not isinstance(value, str) or value not in names:
@@ -136,7 +137,7 @@ def _scale(table: dict[str, object]) -> int | None:
 
 
 def _numbers(table: dict[str, object], key: str, default: float, channels: Channels) -> Triple:
-    """One number for every channel, or one for each: three, or in grey a list of one."""
+    """One number for all channels, or a list with one for each."""
     grey = channels is Channels.GREY
     value = table.get(key, default)
     values = value if isinstance(value, list) else [value]

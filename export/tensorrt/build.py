@@ -1,5 +1,6 @@
-"""Builds engines for NVIDIA cards into an artifact: its graph in a precision, checked, and a plan for each group of
-cards. What is interrupted or fails leaves nothing of the plan at hand; those before it stand.
+"""Builds TensorRT engines into an artifact: its graph in a precision, checked, and a plan for each group of cards.
+
+An interruption or a failure leaves nothing of the current plan, and keeps the plans before it.
 """
 
 import hashlib
@@ -9,20 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from export.progress import Reporter, tool_versions
-from export.tensorrt.builder import BuildError, Job, build_plan
+from export.common import Reporter, tool_versions
+from export.tensorrt.builder import BuildError, BuildJob, build_plan
 from export.tensorrt.graph import EngineGraph, engine_graph
-from export.tensorrt.targets import Order
+from export.tensorrt.targets import BuildRequest
 from models.artifact.artifact import GRAPH, Artifact, ParityReport, sha256
-from models.artifact.engine_plan import (
-    BatchProfile,
-    ComputeCapability,
-    EnginePlan,
-    PlanError,
-    PlanRecord,
-    read_plans,
-    write_plan,
-)
+from models.artifact.engine_plan import EnginePlan, PlanError, PlanRecord, read_plans, write_plan
 from models.artifact.files import CacheFile, file_name
 from service.common.types import Precision
 
@@ -30,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Engines:
-    """The plans that were written, and how their graph compared with PyTorch; None for f32, the artifact's own.
+class BuildResult:
+    """The new plans, and how their graph compares with PyTorch; None in f32, which is the artifact's own graph.
 
-    `failure` is what kept the next of them from being built.
+    `failure` is the error of the next plan, where one failed.
     """
 
     plans: tuple[EnginePlan, ...]
@@ -41,89 +34,83 @@ class Engines:
     failure: BuildError | OSError | None = None
 
 
-def steps(order: Order) -> int:
-    """How many steps `build_engines` reports: those of the graph by its precision, and one for each group of cards."""
-    return {Precision.FP16: 2, Precision.INT8: 3}.get(order.precision, 0) + len(order.groups)
+def steps(request: BuildRequest) -> int:
+    """The number of steps that `build_engines` reports: of the graph by its precision, and one for each plan."""
+    return {Precision.FP16: 2, Precision.INT8: 3}.get(request.precision, 0) + len(request.groups)
 
 
-def present_plans(artifact: Artifact, order: Order, version: str) -> list[EnginePlan]:
-    """The plans of `order` that are in the artifact already, whole and built by `version` from its graph."""
-    profile = order.profile_for(artifact.manifest.max_batch)
+def present_plans(artifact: Artifact, request: BuildRequest, version: str) -> list[EnginePlan]:
+    """The undamaged plans of `request` in the artifact that `version` built from its graph."""
+    profile = request.profile_for(artifact.manifest.max_batch)
     plans, _ = read_plans(artifact.folder)
     return [
         plan
         for plan in plans
-        if plan.record.flavour is order.flavour
+        if plan.record.flavour is request.flavour
         and plan.record.version == version
-        and plan.record.precision == order.precision
+        and plan.record.precision == request.precision
         and plan.record.profile == profile
-        and plan.record.card == (order.card.name if order.card else None)
+        and plan.record.card == (request.card.name if request.card else None)
         and plan.record.graph_sha256 == artifact.manifest.files[GRAPH]
-        and any(plan.record.targets == tuple(map(str, group)) for group in order.groups)
-        and _whole(plan)
+        and any(plan.record.targets == tuple(map(str, group)) for group in request.groups)
+        and _is_undamaged(plan)
     ]
 
 
-def build_engines(artifact: Artifact, order: Order, trt: ModuleType, reporter: Reporter) -> Engines:
+def build_engines(artifact: Artifact, request: BuildRequest, trt: ModuleType, reporter: Reporter) -> BuildResult:
     """Write a plan into the artifact for each group of cards.
 
-    Raises BuildError with the builder's own words, OrderError for the batch sizes, OSError where the artifact's folder
-    takes no more, before anything is computed where it takes nothing, and what `engine_graph` raises. A plan that fails
-    after another was written ends it without raising: that one stands.
+    Raises BuildError with the builder's own message, BuildRequestError for the batch sizes, OSError where the folder of
+    the artifact cannot be written, and what `engine_graph` raises. A plan that fails after another was written ends the
+    build without an exception.
     """
-    profile = order.profile_for(artifact.manifest.max_batch)
-    # Beside the artifact's files, not in /tmp: that of a container holds no VGG in fp16.
+    profile = request.profile_for(artifact.manifest.max_batch)
+    # The folder lies beside the artifact's files: /tmp of a container has no room for VGG in fp16.
     with tempfile.TemporaryDirectory(prefix=".engine-", dir=artifact.folder) as folder:
-        graph = engine_graph(artifact, order.precision, order.calibration, Path(folder), reporter)
+        graph = engine_graph(artifact, request.precision, request.calibration, Path(folder), reporter)
         plans: list[EnginePlan] = []
-        for group in order.groups:
+        for group in request.groups:
+            reporter.step(f"engine for {', '.join(map(str, group))}")
+            job = BuildJob(request.flavour, graph.path, artifact.manifest.input.crop, profile, group)
             try:
-                plans.append(_plan(artifact, order, profile, group, graph, trt, reporter))
+                plans.append(_build(artifact, request, job, graph, trt, reporter))
             except (BuildError, OSError) as error:
                 if not plans:
                     raise
-                return Engines(tuple(plans), graph.parity, error)
-    return Engines(tuple(plans), graph.parity)
+                return BuildResult(tuple(plans), graph.parity, error)
+    return BuildResult(tuple(plans), graph.parity)
 
 
-def _plan(
-    artifact: Artifact,
-    order: Order,
-    profile: BatchProfile,
-    group: tuple[ComputeCapability, ...],
-    graph: EngineGraph,
-    trt: ModuleType,
-    reporter: Reporter,
+def _build(
+    artifact: Artifact, request: BuildRequest, job: BuildJob, graph: EngineGraph, trt: ModuleType, reporter: Reporter
 ) -> EnginePlan:
-    reporter.step(f"engine for {', '.join(map(str, group))}")
-    job = Job(order.flavour, graph.path, artifact.manifest.input.crop, profile, group)
-    if order.card is not None:
-        name = file_name("tensorrt", str(trt.__version__), order.card.name)
-        cache = CacheFile(order.cache / "timing" / f"{name}.cache", "kernels are timed again")
-        written = build_plan(trt, replace(job, timings=cache.read() or b""), reporter.phase)
-        cache.write(written.timings)
+    if request.card is not None:
+        name = file_name("tensorrt", str(trt.__version__), request.card.name)
+        cache = CacheFile(request.cache / "timing" / f"{name}.cache", "kernels are timed again")
+        built = build_plan(trt, replace(job, timings=cache.read() or b""), reporter.phase)
+        cache.write(built.timings)
     else:
-        written = build_plan(trt, job, reporter.phase)
+        built = build_plan(trt, job, reporter.phase)
     record = PlanRecord(
-        flavour=order.flavour,
+        flavour=request.flavour,
         version=str(trt.__version__),
-        targets=tuple(map(str, group)),
-        precision=order.precision,
-        profile=profile,
-        card=order.card.name if order.card else None,
+        targets=tuple(map(str, job.targets)),
+        precision=request.precision,
+        profile=job.profile,
+        card=request.card.name if request.card else None,
         graph_sha256=artifact.manifest.files[GRAPH],
         source_sha256=sha256(graph.path),
-        sha256=hashlib.sha256(written.content).hexdigest(),
-        size_bytes=len(written.content),
-        build_s=round(written.build_s, 3),
+        sha256=hashlib.sha256(built.content).hexdigest(),
+        size_bytes=len(built.content),
+        build_s=round(built.build_s, 3),
         calibration_images=graph.photos,
-        warnings=written.warnings,
+        warnings=built.warnings,
         tools=tool_versions(),
     )
-    return write_plan(artifact.folder, written.content, record)
+    return write_plan(artifact.folder, built.content, record)
 
 
-def _whole(plan: EnginePlan) -> bool:
+def _is_undamaged(plan: EnginePlan) -> bool:
     try:
         plan.content()
     except PlanError as error:

@@ -1,4 +1,4 @@
-"""The options of `topfive export` that ask for engines, and what it does with them once the artifact is there."""
+"""The options of `topfive export` that build engines, and the build after the export."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,8 +8,16 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from export.tensorrt.targets import PRECISIONS, Order, OrderError, ahead, on_this_card, parse_profile
-from export.terminal import Bars, report_engines, say
+from export.common import ExportError
+from export.tensorrt.targets import (
+    PRECISIONS,
+    BuildRequest,
+    BuildRequestError,
+    parse_profile,
+    rtx_targets,
+    tensorrt_targets,
+)
+from export.terminal import ProgressBars, print_engines, print_line
 from models.artifact.engine_plan import Flavour
 from models.artifact.files import expand_home
 from service.common.gpus import cards
@@ -22,13 +30,13 @@ _DEPENDENT = ("precision", "target", "batch", "calibration")
 
 
 def _option(name: str, **attributes: Any) -> Callable[[Command], Command]:
-    """An option of an engine; its variable is not the service's own of that name, which may mean something else."""
+    """An option of an engine; its variable differs from the service's, which may mean something else."""
     variable = "TOPFIVE_ENGINE" if name == "engine" else f"TOPFIVE_ENGINE_{name.upper()}"
     return click.option(f"--{name}", envvar=variable, show_envvar=True, **attributes)
 
 
 def engine_options(command: Command) -> Command:
-    """Add them to `command`, which gets them as keyword arguments."""
+    """Add the options of an engine to `command`, which gets them as keyword arguments."""
     added = (
         _option(
             "engine",
@@ -59,7 +67,7 @@ def engine_options(command: Command) -> Command:
             metavar="DIR",
             type=click.Path(path_type=Path, exists=True, file_okay=False),
             show_default="none",
-            help="Photos that int8 is calibrated on, 100 or more",
+            help="Folder of photos to calibrate int8 on, 100 or more",
         ),
         click.option(
             "--cache",
@@ -68,7 +76,7 @@ def engine_options(command: Command) -> Command:
             type=click.Path(path_type=Path, file_okay=False),
             default="~/.cache/topfive",
             show_default=True,
-            help="Folder for what this machine finds out and may lose again",
+            help="Folder for measurements of this machine, which may be deleted at any time",
         ),
     )
     for one in reversed(added):
@@ -76,8 +84,8 @@ def engine_options(command: Command) -> Command:
     return command
 
 
-def read_order(values: dict[str, Any]) -> Order | None:
-    """What these options ask for, None where no engine; a usage error where they do not fit each other or the cards."""
+def read_request(values: dict[str, Any]) -> BuildRequest | None:
+    """The engines that these options ask for, None without --engine. Raises click.UsageError where they do not fit."""
     if values["engine"] is None:
         if given := [f"--{name}" for name in _DEPENDENT if values[name] is not None]:
             raise click.UsageError(f"{', '.join(given)} without --engine: say which, tensorrt or tensorrt-rtx")
@@ -88,12 +96,12 @@ def read_order(values: dict[str, Any]) -> Order | None:
     try:
         profile = parse_profile(values["batch"]) if values["batch"] is not None else None
         groups, card = _targets(flavour, precision, values["target"])
-    except OrderError as error:
+    except BuildRequestError as error:
         raise click.UsageError(str(error)) from error
     except EngineUnavailableError as error:
         raise click.ClickException(str(error)) from error
     cache = expand_home(values["cache"])
-    return Order(flavour, precision, groups, cache, profile, card, values["calibration"])
+    return BuildRequest(flavour, precision, groups, cache, profile, card, values["calibration"])
 
 
 def _targets(flavour: Flavour, precision: Precision, text: str | None) -> Any:
@@ -102,62 +110,44 @@ def _targets(flavour: Flavour, precision: Precision, text: str | None) -> Any:
 
     trt, found = module(flavour), cards()
     if flavour is Flavour.TENSORRT:
-        return on_this_card(text, found)
-    return ahead(text, precision, known_targets(trt), found), None
+        return tensorrt_targets(text, found)
+    return rtx_targets(text, precision, known_targets(trt), found), None
 
 
-def build_one(name: str, root: Path, order: Order, missing: bool) -> bool:
-    """Build into the newest artifact of `name` and say so; False where it failed, with the reason on the screen.
+def build_one(name: str, root: Path, request: BuildRequest, missing: bool) -> bool:
+    """Build engines into the newest artifact of `name` and print the result. Returns False where that fails.
 
-    With `missing`, a plan that is there already, built by the same version from the same graph, is kept.
+    With `missing`, plans that the same version built from the same graph are kept.
     """
-    from export.onnx_common import ExportError
-    from export.parity_gate import GateError
     from export.tensorrt.build import build_engines, present_plans, steps
-    from export.tensorrt.builder import BuildError
-    from export.tensorrt.calibration import CalibrationError
     from models.artifact.artifact import ArtifactError, load
     from models.weights.weights import WeightsError
     from service.engines.tensorrt.packages import module
 
     try:
-        trt, artifact = module(order.flavour), load(root, name)
+        trt, artifact = module(request.flavour), load(root, name)
         if missing:
-            there = present_plans(artifact, order, str(trt.__version__))
-            for plan in there:
-                say(f"{name}: built already, {escape(str(plan.path))}")
-            built = {plan.record.targets for plan in there}
-            left = tuple(group for group in order.groups if tuple(map(str, group)) not in built)
+            present = present_plans(artifact, request, str(trt.__version__))
+            for plan in present:
+                print_line(f"{name}: built already, {escape(str(plan.path))}")
+            built = {plan.record.targets for plan in present}
+            left = tuple(group for group in request.groups if tuple(map(str, group)) not in built)
             if not left:
                 return True
-            order = replace(order, groups=left)
-        with Bars(name, steps(order)) as bars:
-            done = build_engines(artifact, order, trt, bars)
-    except (
-        ArtifactError,
-        BuildError,
-        CalibrationError,
-        EngineUnavailableError,
-        ExportError,
-        GateError,
-        OrderError,
-        WeightsError,
-    ) as error:
-        return _failed(name, str(error))
-    except OSError as error:
-        return _failed(name, _words(error, root / name))
-    say(f"[bold]{name}[/] has {len(done.plans)} new engine{'s' if len(done.plans) > 1 else ''}")
-    report_engines(done.plans, done.parity)
+            request = replace(request, groups=left)
+        with ProgressBars(name, steps(request)) as bars:
+            done = build_engines(artifact, request, trt, bars)
+    except (ArtifactError, EngineUnavailableError, ExportError, WeightsError, OSError) as error:
+        print_line(f"[bold red]no engine was built for {name}:[/] {escape(_reason(error, root / name))}")
+        return False
+    print_line(f"[bold]{name}[/] has {len(done.plans)} new engine{'s' if len(done.plans) > 1 else ''}")
+    print_engines(done.plans, done.parity)
     if done.failure is not None:
-        say(f"[bold red]the next engine of {name} was not built:[/] {escape(_words(done.failure, root / name))}")
+        reason = escape(_reason(done.failure, root / name))
+        print_line(f"[bold red]the next engine of {name} was not built:[/] {reason}")
     return done.failure is None
 
 
-def _failed(name: str, reason: str) -> bool:
-    say(f"[bold red]no engine was built for {name}:[/] {escape(reason)}")
-    return False
-
-
-def _words(error: Exception, folder: Path) -> str:
+def _reason(error: Exception, folder: Path) -> str:
     room = f"; {folder} must be writable and have room for graphs and engines" if isinstance(error, OSError) else ""
     return f"{error}{room}"

@@ -1,4 +1,4 @@
-"""The network of a catalog entry in half precision: which engines are built from."""
+"""Converts the network of a catalog entry to float16, for the graph that an engine is built from."""
 
 import copy
 import logging
@@ -12,20 +12,19 @@ from models.catalog import InputSpec
 log = logging.getLogger(__name__)
 
 
-class Half(nn.Module):
-    """A network whose values and maps are float16; input and logits are what they are outside."""
+class HalfNetwork(nn.Module):
+    """A network with weights and feature maps in float16; it takes float32 and gives logits in float16, [N, C]."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.half()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits in float16, [N, C]."""
         logits: Tensor = self.network(pixels.half())
         return logits
 
 
-class _InSingle(nn.Module):
+class _Float32Layer(nn.Module):
     """A layer that computes in float32 between layers in float16."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -33,30 +32,29 @@ class _InSingle(nn.Module):
         self.layer = layer
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The layer's own shape, float16."""
         result: Tensor = self.layer(maps.float())
         return result.half()
 
 
-def halved(network: nn.Module, spec: InputSpec) -> Half:
-    """A copy of `network`, in evaluation mode, that computes in float16.
+def to_half(network: nn.Module, spec: InputSpec) -> HalfNetwork:
+    """A copy of `network` in evaluation mode that computes in float16.
 
-    Batch norms are folded into the convolutions before them while all is float32: in float16 small variances vanish.
-    Local response normalisation stays in float32, because it sums squares. Average pooling to the size that the maps
-    have anyway is left out: in float16 the exporter puts a cast on either side of it.
+    Batch norms are folded into the convolutions before them in float32, because small variances vanish in float16.
+    Local response normalisation stays in float32, because it sums squares. An average pooling that keeps the size of
+    its feature map is removed, because the exporter puts a cast on either side of it.
     """
-    folded = _folded(network)
-    for name, layer in _idle_pools(folded, spec):
+    folded = _fold_batch_norms(network)
+    for name, layer in _idle_poolings(folded, spec):
         folded.set_submodule(name, nn.Identity())
         log.debug("%s is left out: %s", name, layer)
     for name, layer in list(folded.named_modules()):
         if isinstance(layer, nn.LocalResponseNorm):
-            folded.set_submodule(name, _InSingle(layer))
-    return Half(folded).eval()
+            folded.set_submodule(name, _Float32Layer(layer))
+    return HalfNetwork(folded).eval()
 
 
-def _folded(network: nn.Module) -> nn.Module:
-    """A copy with its batch norms folded, or as it is where there are none or torch.fx cannot follow its code."""
+def _fold_batch_norms(network: nn.Module) -> nn.Module:
+    """A copy with its batch norms folded; unchanged where there are none or torch.fx cannot trace the network."""
     if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules()):
         return copy.deepcopy(network)
     try:
@@ -66,8 +64,8 @@ def _folded(network: nn.Module) -> nn.Module:
         return copy.deepcopy(network)
 
 
-def _idle_pools(network: nn.Module, spec: InputSpec) -> list[tuple[str, nn.Module]]:
-    """The adaptive average pools that give what they get, at that size of input."""
+def _idle_poolings(network: nn.Module, spec: InputSpec) -> list[tuple[str, nn.Module]]:
+    """The adaptive average poolings that keep the size of their feature map for an input of `spec`."""
     idle = []
     hooks = []
     for name, layer in network.named_modules():

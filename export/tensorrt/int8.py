@@ -1,8 +1,10 @@
-"""From a graph in half precision to one in int8 as TensorRT reads it: pairs of QuantizeLinear and DequantizeLinear."""
+"""Quantises a graph in float16 to int8 as TensorRT reads it: pairs of QuantizeLinear and DequantizeLinear."""
 
 import contextlib
 import io
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,17 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from export.onnx_common import ExportError, strip_metadata
-from export.tensorrt.calibration import CalibrationError, Photos
+from export.common import ExportError, strip_metadata
+from models.catalog import InputSpec
+from service.common.errors import TopfiveError
+from service.common.types import ImageLimits, Sample
+from service.preprocessing import decode, transforms
 
-_QUANTISED = ["Conv", "Gemm"]
-# What TensorRT asks for: zero points of 0, no quantised biases, and no pair where a layer gives its result to a fused
-# addition or ReLU.
+ENOUGH_PHOTOS = 100  # from here on more photos change little; published recipes take some hundred
+_FEWEST_PHOTOS, _MOST_PHOTOS = 10, 512
+_OPERATORS = ["Conv", "Gemm"]
+# TensorRT needs zero points of 0, no quantised biases, and no pair where a layer gives its result to a fused addition
+# or ReLU.
 _OPTIONS = {
     "ActivationSymmetric": True,
     "WeightSymmetric": True,
@@ -30,35 +37,88 @@ _OPTIONS = {
     "AddQDQPairToWeight": True,
     "DedicatedQDQPair": False,
     "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "Add", "Relu"],
-    "CalibStridedMinMax": 1,  # photos taken in at a time: without it the maps of all are kept until the last one
+    "CalibStridedMinMax": 1,  # photos at a time: without it the feature maps of all photos are kept until the last one
 }
-# The key by which ONNX Runtime knows a graph that needs no preparation: batch norms are folded, shapes are inferred.
+# ONNX Runtime prepares no graph with this property: batch norms are folded and shapes are inferred already.
 _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 
+log = logging.getLogger(__name__)
 
-def quantise(half: Path, photos: Photos, path: Path, progress: Callable[[int, int], None]) -> None:
-    """Write `half` to `path` with the inputs and weights of convolutions and fully connected layers in int8.
 
-    The ranges of activations are those of least entropy loss over `photos`, weights have a scale for each channel.
-    Raises CalibrationError where it finds no ranges, and ExportError.
+class CalibrationError(ExportError):
+    """These photos do not calibrate the network."""
+
+
+class CalibrationPhotos:
+    """The readable photos below `folder`, at most 512 of them, evenly over the sorted names.
+
+    The photo with the most contrast comes first: ONNX Runtime takes the bin width of its histograms from it, and fails
+    where a later photo needs far more bins. Unreadable photos are logged and skipped. Raises CalibrationError where
+    fewer than ten are left.
+    """
+
+    def __init__(self, folder: Path, spec: InputSpec) -> None:
+        files = sorted(_image_files(folder))
+        count = min(len(files), _MOST_PHOTOS)
+        self._spec = spec
+        found: list[tuple[float, float, Path]] = []
+        for file in (files[index * len(files) // count] for index in range(count)):
+            try:
+                sample = self._read(file)
+            except (TopfiveError, OSError) as error:
+                log.warning("%s is not used for calibration: %s", file, error)
+            else:
+                found.append((float(sample.std()), float(sample.mean()), file))
+        self._files = [file for _, _, file in sorted(found, reverse=True)]
+        if len(self._files) < _FEWEST_PHOTOS:
+            raise CalibrationError(
+                f"{folder} holds {len(self._files)} photos that can be read; calibration needs {_FEWEST_PHOTOS} at "
+                f"least, better {ENOUGH_PHOTOS} or more, such as the model will see"
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._read(self._files[index])  # again: together the samples may not fit into memory
+
+    def _read(self, file: Path) -> Sample:
+        if not file.is_file():  # reading a pipe would not end
+            raise OSError("it is no file")
+        return transforms.center_crop(self._spec, decode.decode_pixels(file.read_bytes(), ImageLimits()))
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise CalibrationError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in decode.SUFFIXES)
+
+
+def quantise(half: Path, photos: CalibrationPhotos, path: Path, progress: Callable[[int, int], None]) -> None:
+    """Write the graph in `half` to `path`, with inputs and weights of convolutions and linear layers in int8.
+
+    The ranges of activations have the least entropy loss over `photos`; weights have a scale for each channel. Raises
+    CalibrationError where ONNX Runtime finds no ranges, and ExportError.
     """
     model = onnx.load(half)
     onnx.helper.set_model_props(model, _PREPARED)
     prepared = path.with_suffix(".prepared.onnx")
     onnx.save(model, prepared)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+        with contextlib.redirect_stdout(io.StringIO()):  # ONNX Runtime prints its steps
             quantize_static(
                 prepared,
                 path,
-                _Reader(photos, progress),
+                _PhotoReader(photos, progress),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=_QUANTISED,
+                op_types_to_quantize=_OPERATORS,
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.Entropy,
-                nodes_to_exclude=_preprocessing(model),
+                nodes_to_exclude=_preprocessing_nodes(model),
                 extra_options=_OPTIONS,
             )
     except ValueError as error:
@@ -70,10 +130,10 @@ def quantise(half: Path, photos: Photos, path: Path, progress: Callable[[int, in
     path.write_bytes(quantised.SerializeToString(deterministic=True))
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Photos one by one, as ONNX Runtime asks for them: for a range, then until there are none."""
+class _PhotoReader(CalibrationDataReader):  # type: ignore[misc]
+    """Gives ONNX Runtime the photos of a range one by one."""
 
-    def __init__(self, photos: Photos, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, photos: CalibrationPhotos, progress: Callable[[int, int], None]) -> None:
         self._photos = photos
         self._progress = progress
         self._next = self._end = 0
@@ -82,7 +142,6 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return len(self._photos)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Photos from `start_index` up to before `end_index` come next."""
         self._next, self._end = start_index, end_index
 
     def get_next(self) -> dict[str, Any] | None:
@@ -95,8 +154,8 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return {"image": photo[np.newaxis]}
 
 
-def _preprocessing(model: onnx.ModelProto) -> list[str]:
-    """The nodes before the cast to float16: normalising in int8 would lose what the network is about to see."""
+def _preprocessing_nodes(model: onnx.ModelProto) -> list[str]:
+    """The nodes before the cast to float16: normalising in int8 would lose what the network needs to see."""
     names: list[str] = []
     for node in model.graph.node:
         if node.op_type == "Cast" and any(one.name == "to" and one.i == TensorProto.FLOAT16 for one in node.attribute):
@@ -106,7 +165,7 @@ def _preprocessing(model: onnx.ModelProto) -> list[str]:
 
 
 def _check(model: onnx.ModelProto) -> None:
-    """Raise ExportError where a zero point is not 0 in int8, which TensorRT refuses, or nothing is quantised at all."""
+    """Raise ExportError where nothing is quantised, or a zero point is not 0 in int8, which TensorRT refuses."""
     pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     if not pairs:
         raise ExportError("the graph has no convolution and no fully connected layer to quantise")

@@ -8,11 +8,11 @@ from threading import Event
 
 import pytest
 
-from export.tensorrt.builder import BuildError, Job, build_plan
+from export.tensorrt.builder import BuildError, BuildJob, build_plan
 from models.artifact.engine_plan import BatchProfile, ComputeCapability, Flavour
 from tests.scripted_builder import NO_CARD, BuilderFlag, MemoryPoolType, Script, fake
 
-JOB = Job(
+JOB = BuildJob(
     flavour=Flavour.TENSORRT,
     graph=Path("model.onnx"),
     size=224,
@@ -26,7 +26,7 @@ def ignore(phase: str, done: int, total: int) -> None:
     """Nobody watches."""
 
 
-def build(script: Script, job: Job = JOB) -> bytes:
+def build(script: Script, job: BuildJob = JOB) -> bytes:
     """The plan that `script` gives."""
     return build_plan(fake(script), job, ignore).content
 

@@ -10,8 +10,8 @@ import torch
 from export.batch_norm import calibrate_batch_norm
 from export.gate_images import photos, random_pixels
 from export.onnx_writer import write_onnx
-from export.tensorrt.builder import Job, build_plan
-from export.tensorrt.fp16 import halved
+from export.tensorrt.builder import BuildJob, build_plan
+from export.tensorrt.fp16 import to_half
 from models.artifact.engine_plan import BatchProfile, ComputeCapability, Flavour
 from models.build import ServedNetwork, build
 from models.catalog import CATALOG, Architecture
@@ -42,7 +42,7 @@ def test_engines(architecture: Architecture, tmp_path: Path) -> None:
     images = np.concatenate([photos(spec)[:2], random_pixels(spec, 2)])
     calibrate_batch_norm(served, images)
     path = tmp_path / "half.onnx"
-    write_onnx(ServedNetwork(halved(network, spec), spec).eval(), spec, architecture.classes, path)
+    write_onnx(ServedNetwork(to_half(network, spec), spec).eval(), spec, architecture.classes, path)
     with torch.inference_mode():
         wanted = np.log(served(torch.from_numpy(images[:3])).numpy())
     (given,) = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": images[:3]})
@@ -52,7 +52,7 @@ def test_engines(architecture: Architecture, tmp_path: Path) -> None:
     assert ((logits[0] * logits[1]).sum(axis=1) / norms).min() >= 0.98  # noise in place of weights doubles rounding
     told: set[str] = set()
     for targets in (TURING, LATER):
-        job = Job(Flavour.TENSORRT_RTX, path, spec.crop, PROFILE, targets)
+        job = BuildJob(Flavour.TENSORRT_RTX, path, spec.crop, PROFILE, targets)
         written = build_plan(trt, job, lambda phase, done, total: told.add(phase))
         values_bytes = 2 * architecture.parameters
         assert 0.95 * values_bytes <= len(written.content) <= 1.2 * values_bytes + 20e6

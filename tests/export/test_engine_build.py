@@ -16,12 +16,12 @@ import torch
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
-from export.onnx_common import OPSET, ExportError
-from export.parity_gate import GateError
+from export.common import OPSET, ExportError
+from export.parity_gate import ParityError
 from export.pipeline import WeightsChoice, export
 from export.tensorrt.build import build_engines, present_plans
-from export.tensorrt.builder import BuildError, Job, build_plan, known_targets
-from export.tensorrt.targets import Order, ahead
+from export.tensorrt.builder import BuildError, BuildJob, build_plan, known_targets
+from export.tensorrt.targets import BuildRequest, rtx_targets
 from models.artifact.artifact import Artifact, WeightSource, load, sha256, versions
 from models.artifact.engine_plan import ENGINES, BatchProfile, ComputeCapability, Flavour, read_plans
 from models.artifact.reference import REFERENCE
@@ -66,12 +66,12 @@ def run(rtx: ModuleType, artifacts: Path) -> Run:
     return invoke
 
 
-def order(precision: Precision = Precision.FP16, target: str = "sm86") -> Order:
+def order(precision: Precision = Precision.FP16, target: str = "sm86") -> BuildRequest:
     """An order of small batches for those cards."""
-    groups = ahead(
+    groups = rtx_targets(
         target, precision, (SM75, SM86, ComputeCapability(8, 9), ComputeCapability(12, 0)), Cards((), "none")
     )
-    return Order(Flavour.TENSORRT_RTX, precision, groups, Path("cache"), SMALL_PROFILE)
+    return BuildRequest(Flavour.TENSORRT_RTX, precision, groups, Path("cache"), SMALL_PROFILE)
 
 
 def changed(artifact: Artifact, folder: Path) -> Artifact:
@@ -198,7 +198,7 @@ def test_uint8_that_is_transposed_is_the_parsers_error(rtx: ModuleType, tmp_path
         helper.make_node("Cast", ["turned"], ["floats"], name="cast", to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats"], ["probabilities"], name="mean", keepdims=0),
     ]
-    job = Job(Flavour.TENSORRT_RTX, graph(tmp_path / "turned.onnx", nodes), 4, SMALL_PROFILE, (SM86,))
+    job = BuildJob(Flavour.TENSORRT_RTX, graph(tmp_path / "turned.onnx", nodes), 4, SMALL_PROFILE, (SM86,))
 
     with pytest.raises(BuildError, match=r"cannot read the graph: turn Transpose: .*UInt8") as refusal:
         build_plan(rtx, job, ignore)
@@ -208,11 +208,11 @@ def test_uint8_that_is_transposed_is_the_parsers_error(rtx: ModuleType, tmp_path
 def test_builders_that_fail_in_turn_each_give_their_own_words(rtx: ModuleType, tmp_path: Path, exported: Path) -> None:
     """A matrix product in f32 on Turing, twice, then a wrong profile: no error is lost to an earlier build's log."""
     tiny = load(exported, "tiny")
-    job = Job(Flavour.TENSORRT_RTX, tiny.graph, 32, SMALL_PROFILE, (SM75,))
+    job = BuildJob(Flavour.TENSORRT_RTX, tiny.graph, 32, SMALL_PROFILE, (SM75,))
     for _ in range(2):
         with pytest.raises(BuildError, match=r"cannot build it for sm75: .*FP32 GEMM is not supported"):
             build_plan(rtx, job, ignore)
-    wrong = Job(Flavour.TENSORRT_RTX, tiny.graph, 33, SMALL_PROFILE, (SM86,))
+    wrong = BuildJob(Flavour.TENSORRT_RTX, tiny.graph, 33, SMALL_PROFILE, (SM86,))
     with pytest.raises(BuildError, match="Dimension mismatch for tensor image"):
         build_plan(rtx, wrong, ignore)
     assert len(build_plan(rtx, dataclasses.replace(job, targets=(SM86,)), ignore).content) > 1000
@@ -220,7 +220,7 @@ def test_builders_that_fail_in_turn_each_give_their_own_words(rtx: ModuleType, t
 
 def test_real_progress_and_interruption(rtx: ModuleType, exported: Path) -> None:
     """The real builder tells its phases, each up to its end, and stops where it is told to."""
-    job = Job(Flavour.TENSORRT_RTX, load(exported, "tiny").graph, 32, SMALL_PROFILE, (SM86,))
+    job = BuildJob(Flavour.TENSORRT_RTX, load(exported, "tiny").graph, 32, SMALL_PROFILE, (SM86,))
     seen: list[tuple[str, int, int]] = []
     build_plan(rtx, job, lambda *told: seen.append(told))
     (total,) = {total for phase, _, total in seen if phase == "Building engine"}
@@ -332,7 +332,7 @@ def test_tensorrt_on_its_card(exported: Path, tmp_path: Path) -> None:
     artifact = changed(load(exported, "tiny"), tmp_path / "tiny")
     card = Card(0, "NVIDIA GeForce RTX 2080 Ti", SM75, 11 << 30, 10 << 30)
     cache = tmp_path / "cache"
-    wanted = Order(Flavour.TENSORRT, Precision.FP16, ((SM75,),), cache, SMALL_PROFILE, card)
+    wanted = BuildRequest(Flavour.TENSORRT, Precision.FP16, ((SM75,),), cache, SMALL_PROFILE, card)
     first, second = Script(timings=b"first", warnings=["slow"]), Script(timings=b"second")
     (plan,) = build_engines(artifact, wanted, fake(first), NullReporter()).plans
     build_engines(artifact, wanted, fake(second), NullReporter())
@@ -380,7 +380,7 @@ def test_overflow_in_half_precision_is_refused(rtx: ModuleType, tmp_path: Path) 
     export(CATALOG["tiny"], WeightsChoice.parse(str(tmp_path / "large.pth"), None), tmp_path, NullReporter())
     artifact = load(tmp_path, "tiny")
 
-    with pytest.raises(GateError, match=r"tiny in fp16 differs .* use --precision f32: .* cosine -1\.0"):
+    with pytest.raises(ParityError, match=r"tiny in fp16 differs .* use --precision f32: .* cosine -1\.0"):
         build_engines(artifact, order(), rtx, NullReporter())
     assert not (artifact.folder / ENGINES).exists()
     assert build_engines(artifact, order(Precision.F32), rtx, NullReporter()).plans[0].record.precision == "f32"
@@ -399,18 +399,18 @@ def test_other_answers_than_those_kept_are_refused(
     np.savez(artifact.folder / REFERENCE, images=images, probabilities=np.roll(probabilities, 1, axis=0))
     trained = artifact.manifest.weights.model_copy(update={"source": WeightSource.FILE})
     claimed = dataclasses.replace(artifact, manifest=artifact.manifest.model_copy(update={"weights": trained}))
-    with pytest.raises(GateError, match="tiny in fp16 differs from PyTorch, no engine was built"):
+    with pytest.raises(ParityError, match="tiny in fp16 differs from PyTorch, no engine was built"):
         build_engines(claimed, order(), rtx, NullReporter())
     assert not (artifact.folder / ENGINES).exists()
     done = build_engines(artifact, order(), rtx, NullReporter())
     assert done.parity is not None
     assert not done.parity.passed
-    assert "its values are noise" in caplog.text
+    assert "its weights are noise" in caplog.text
     (artifact.folder / REFERENCE).write_bytes(b"damaged")
-    with pytest.raises(GateError, match="cannot be read"):
+    with pytest.raises(ParityError, match="cannot be read"):
         build_engines(artifact, order(), rtx, NullReporter())
     (artifact.folder / REFERENCE).unlink()
-    with pytest.raises(GateError, match="exported by an older version"):
+    with pytest.raises(ParityError, match="exported by an older version"):
         build_engines(artifact, order(), rtx, NullReporter())
 
 

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from export.tensorrt.targets import DEFAULT_PROFILE, Order, OrderError, ahead, on_this_card, parse_profile
+from export.tensorrt.targets import (
+    DEFAULT_PROFILE,
+    BuildRequest,
+    BuildRequestError,
+    parse_profile,
+    rtx_targets,
+    tensorrt_targets,
+)
 from models.artifact.engine_plan import BatchProfile, ComputeCapability, Flavour
 from service.common.gpus import Card, Cards
 from service.common.types import Precision
@@ -21,9 +28,9 @@ NONE = Cards((), "CUDA driver version is insufficient for CUDA runtime version")
 TURING = Cards((Card(0, "NVIDIA GeForce RTX 2080 Ti", SM75, 11 << 30, 10 << 30),))
 
 
-def order(profile: BatchProfile | None = None) -> Order:
+def order(profile: BatchProfile | None = None) -> BuildRequest:
     """An order of those batch sizes."""
-    return Order(Flavour.TENSORRT_RTX, Precision.FP16, ((SM75,),), Path("cache"), profile)
+    return BuildRequest(Flavour.TENSORRT_RTX, Precision.FP16, ((SM75,),), Path("cache"), profile)
 
 
 def test_batch_sizes() -> None:
@@ -37,7 +44,7 @@ def test_batch_sizes() -> None:
 )
 def test_no_batch_sizes(text: str) -> None:
     """Anything else is refused with the right form."""
-    with pytest.raises(OrderError, match=r"such as 1,8,32"):
+    with pytest.raises(BuildRequestError, match=r"such as 1,8,32"):
         parse_profile(text)
 
 
@@ -46,7 +53,7 @@ def test_batch_sizes_of_a_graph_with_a_largest_batch() -> None:
     assert order().profile_for(None) == DEFAULT_PROFILE
     assert order().profile_for(4) == BatchProfile(smallest=1, best=4, largest=4)
     assert order(parse_profile("1,2,4")).profile_for(4) == BatchProfile(smallest=1, best=2, largest=4)
-    with pytest.raises(OrderError, match="batches of 4 at most"):
+    with pytest.raises(BuildRequestError, match="batches of 4 at most"):
         order(parse_profile("1,2,8")).profile_for(4)
 
 
@@ -65,50 +72,54 @@ def test_ahead_of_time(
     text: str | None, precision: Precision, groups: tuple[tuple[ComputeCapability, ...], ...]
 ) -> None:
     """Turing has a plan of its own, all others share one; the default without a card is what runs the precision."""
-    assert ahead(text, precision, KNOWN, NONE) == groups
+    assert rtx_targets(text, precision, KNOWN, NONE) == groups
 
 
 @pytest.mark.parametrize("text", [None, "this"])
 def test_ahead_of_time_with_a_card(text: str | None) -> None:
     """With a card, that card is the default, and what `this` means."""
-    assert ahead(text, Precision.FP16, KNOWN, TURING) == ((SM75,),)
+    assert rtx_targets(text, Precision.FP16, KNOWN, TURING) == ((SM75,),)
 
 
 def test_this_without_a_card() -> None:
     """`this` is refused with CUDA's reason."""
-    with pytest.raises(OrderError, match=r"no card here \(CUDA driver version is insufficient"):
-        ahead("this", Precision.FP16, KNOWN, NONE)
+    with pytest.raises(BuildRequestError, match=r"no card here \(CUDA driver version is insufficient"):
+        rtx_targets("this", Precision.FP16, KNOWN, NONE)
 
 
 def test_unknown_targets() -> None:
     """What the builder does not know is refused with all that it does; what is no target, with the right form."""
-    with pytest.raises(OrderError, match=r"builds for sm75, sm80, sm86, sm89, sm120, sm121, not for sm61, sm90"):
-        ahead("sm90,sm86,sm61", Precision.FP16, KNOWN, NONE)
-    with pytest.raises(OrderError, match=r"--target 8\.6: .* write sm75, sm86, sm89 or sm120, or this"):
-        ahead("8.6", Precision.FP16, KNOWN, NONE)
+    with pytest.raises(BuildRequestError, match=r"builds for sm75, sm80, sm86, sm89, sm120, sm121, not for sm61, sm90"):
+        rtx_targets("sm90,sm86,sm61", Precision.FP16, KNOWN, NONE)
+    with pytest.raises(BuildRequestError, match=r"--target 8\.6: .* write sm75, sm86, sm89 or sm120, or this"):
+        rtx_targets("8.6", Precision.FP16, KNOWN, NONE)
 
 
 @pytest.mark.parametrize("text", ["sm75", "sm86,sm75"])
 def test_f32_on_turing(text: str) -> None:
     """TensorRT for RTX has no f32 matrix product for Turing: refused before the build, with what to do."""
-    with pytest.raises(OrderError, match="use --precision fp16"):
-        ahead(text, Precision.F32, KNOWN, NONE)
+    with pytest.raises(BuildRequestError, match="use --precision fp16"):
+        rtx_targets(text, Precision.F32, KNOWN, NONE)
 
 
 @pytest.mark.parametrize("text", [None, "this", "sm75"])
 def test_on_the_card(text: str | None) -> None:
     """TensorRT builds for the card at hand, whichever way that is said."""
-    assert on_this_card(text, TURING) == (((SM75,),), TURING.found[0])
+    assert tensorrt_targets(text, TURING) == (((SM75,),), TURING.found[0])
 
 
 @pytest.mark.parametrize("text", ["sm86", "sm75,sm86"])
 def test_other_cards(text: str) -> None:
     """TensorRT builds for no other card: refused with the name of the one that is there."""
-    with pytest.raises(OrderError, match=r"card at hand alone, NVIDIA GeForce RTX 2080 Ti \(sm75\)"):
-        on_this_card(text, TURING)
+    with pytest.raises(
+        BuildRequestError, match=r"only for the card of this machine, NVIDIA GeForce RTX 2080 Ti \(sm75\)"
+    ):
+        tensorrt_targets(text, TURING)
 
 
 def test_no_card() -> None:
     """Without a card there is no TensorRT engine: refused with CUDA's reason, and what builds without one."""
-    with pytest.raises(OrderError, match=r"none here \(CUDA driver .*\); --engine tensorrt-rtx builds without one"):
-        on_this_card(None, NONE)
+    with pytest.raises(
+        BuildRequestError, match=r"none here \(CUDA driver .*\); --engine tensorrt-rtx builds without one"
+    ):
+        tensorrt_targets(None, NONE)

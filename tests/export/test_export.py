@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from export.gate_images import photos, random_pixels
-from export.pipeline import Exported, WeightsChoice, export
+from export.pipeline import ExportResult, WeightsChoice, export
 from models.analysis.layer_table import read_layers
 from models.analysis.trace import network_layers
 from models.artifact.artifact import Artifact, ParityReport, WeightSource, load, versions
@@ -218,7 +218,7 @@ def test_untrained_twice_is_the_same_file(artifacts: Path) -> None:
     assert done.version == 2
     assert versions(artifacts, "tiny") == [1, 2]
     assert done.manifest.files == first.manifest.files
-    assert done.unreachable is None
+    assert done.fallback_reason is None
     assert steps.names[:3] == ["network and weights", "ONNX graph", "PyTorch's own answers"]
     assert steps.names[3:] == [*(f"parity on {r.runtime} in {r.precision}" for r in done.manifest.parity), "artifact"]
 
@@ -247,7 +247,7 @@ def test_weights_from_a_file_are_recorded_and_served(tmp_path: Path) -> None:
 class Fallback:
     """An export with `auto` whose download host could not be reached."""
 
-    done: Exported
+    done: ExportResult
     root: Path
 
 
@@ -262,8 +262,8 @@ def fallback(tmp_path_factory: pytest.TempPathFactory, unreachable: str) -> Fall
 def test_auto_falls_back_where_the_host_cannot_be_reached(fallback: Fallback, unreachable: str) -> None:
     """There is an untrained artifact, and the reason is given with the address that was tried."""
     assert fallback.done.manifest.weights.source is WeightSource.UNTRAINED
-    assert fallback.done.unreachable is not None
-    assert f"{unreachable}/squeezenet1_1-b8a52dc0.pth cannot be reached" in fallback.done.unreachable
+    assert fallback.done.fallback_reason is not None
+    assert f"{unreachable}/squeezenet1_1-b8a52dc0.pth cannot be reached" in fallback.done.fallback_reason
     assert load(fallback.root, "squeezenet1_1").manifest == fallback.done.manifest
 
 

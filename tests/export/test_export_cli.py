@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from export.command import export_command
-from export.parity_gate import GateError
-from export.pipeline import Exported, WeightsChoice
-from export.progress import Reporter
+from export.common import Reporter
+from export.parity_gate import ParityError
+from export.pipeline import ExportResult, WeightsChoice
 from models.artifact.artifact import ArtifactError, WeightRecord, WeightSource, load, read_manifest, versions
 from models.catalog import Architecture
 from service.cli.main import main
@@ -70,14 +70,14 @@ def scripted(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Callable[..., l
     def start(**script: Exception | str) -> list[Call]:
         calls: list[Call] = []
 
-        def pretend(architecture: Architecture, choice: WeightsChoice, root: Path, reporter: Reporter) -> Exported:
+        def pretend(architecture: Architecture, choice: WeightsChoice, root: Path, reporter: Reporter) -> ExportResult:
             calls.append(Call(architecture.name, choice, root))
             outcome = script.get(architecture.name)
             if isinstance(outcome, Exception):
                 raise outcome
             reporter.step("network and weights")
             reporter.download(1_000_000, 5_000_000)
-            return Exported(7, load(exported, "tiny").manifest, outcome)
+            return ExportResult(7, load(exported, "tiny").manifest, outcome)
 
         monkeypatch.setattr("export.pipeline.export", pretend)
         return calls
@@ -154,7 +154,7 @@ def test_names_may_be_separated_by_commas_and_repeated(run: Run, scripted: Calla
 
 def test_one_failure_does_not_stop_the_others(run: Run, scripted: Callable[..., list[Call]]) -> None:
     """Models after one that failed are exported all the same; the exit code is 1 and the reason is shown."""
-    calls = scripted(alexnet=GateError("alexnet differs from PyTorch [badly]"))
+    calls = scripted(alexnet=ParityError("alexnet differs from PyTorch [badly]"))
 
     result = run("alexnet", "tiny")
 

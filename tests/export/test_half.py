@@ -10,7 +10,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from export.onnx_writer import write_onnx
-from export.tensorrt.fp16 import halved
+from export.tensorrt.fp16 import to_half
 from models.architectures.blocks import LocalResponseNorm
 from models.build import ServedNetwork, build
 from models.catalog import CATALOG, Architecture, InputSpec
@@ -34,7 +34,7 @@ class Untraceable(nn.Module):
 
 def graph(network: nn.Module, architecture: Architecture, path: Path) -> onnx.ModelProto:
     """The ONNX file of that network in half precision."""
-    served = ServedNetwork(halved(network, architecture.input), architecture.input).eval()
+    served = ServedNetwork(to_half(network, architecture.input), architecture.input).eval()
     write_onnx(served, architecture.input, architecture.classes, path)
     return onnx.load(path)
 
@@ -43,7 +43,7 @@ def test_all_values_are_float16_and_the_original_stays() -> None:
     """The copy holds float16 alone and answers in float16; the network given keeps its float32 values."""
     network = build(CATALOG["tiny"])
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    half = halved(network, SPEC)
+    half = to_half(network, SPEC)
 
     assert {value.dtype for value in half.state_dict().values()} == {torch.float16}
     with torch.inference_mode():
@@ -65,12 +65,12 @@ def test_batch_norms_are_folded_before_they_are_rounded() -> None:
         image = noise(1, 3, 32, 32)
         exact = network(image)
         assert torch.tensor(1e-9).half() == 0
-        assert (halved(network, SPEC)(image).float() - exact).abs().max() <= 2e-3 * exact.abs().max()
+        assert (to_half(network, SPEC)(image).float() - exact).abs().max() <= 2e-3 * exact.abs().max()
 
 
 def test_a_network_that_cannot_be_traced_is_halved_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     """Its batch norm stays, in float16, and the log says so."""
-    half = halved(Untraceable().eval(), SPEC)
+    half = to_half(Untraceable().eval(), SPEC)
 
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in half.modules())
     assert "batch norms are not folded" in caplog.text
@@ -85,7 +85,7 @@ def test_response_normalisation_is_computed_in_float32() -> None:
     with torch.inference_mode():
         exact = norm(image)
         assert torch.tensor(300.0).half().square().isinf()
-        given = halved(nn.Sequential(LocalResponseNorm()), SPEC)(image)
+        given = to_half(nn.Sequential(LocalResponseNorm()), SPEC)(image)
 
     assert (given.float() - exact).abs().max() <= 1e-3 * exact.abs().max()
 

@@ -13,8 +13,8 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export.batch_norm import calibrate_batch_norm
+from export.common import OPSET, ExportError
 from export.gate_images import photos, random_pixels
-from export.onnx_common import OPSET, ExportError
 from export.onnx_writer import check, write_onnx
 from models.build import ServedNetwork, build
 from models.catalog import CATALOG, Architecture

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export import parity_gate
-from export.importing.pipeline import Imported, Request, UnfitNameError, import_model
+from export.common import ExportError
+from export.importing.pipeline import ImportRequest, ImportResult, ModelNameError, import_model
 from export.importing.recipe import RecipeError
 from export.importing.reference_run import one_line
-from export.importing.signature import RefusedError
-from export.onnx_common import ExportError
-from export.parity_gate import Candidate, GateError
+from export.importing.signature import UnsupportedError
+from export.parity_gate import EngineKind, ParityError
 from models.artifact.artifact import IMPORTED, WeightSource, load, sha256, versions
 from models.weights.onnx_reader import OnnxFileError
 from service.common.types import EngineInfo, Precision, Rows, Runtime
@@ -29,15 +29,15 @@ from tests.conftest import NullReporter
 from tests.onnx_models import SIZE, WEIGHT, classifier, model_of, recipe, saved, softmax
 
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (12, 99, 201), (255, 255, 255)], dtype=np.uint8)
-Import = Callable[..., Imported]
+Import = Callable[..., ImportResult]
 
 
 @pytest.fixture
 def importing(tmp_path: Path) -> Import:
     """Imports a model with the text of a recipe as `net` into the test's folder."""
 
-    def run(model: ModelProto, text: str = "", name: str = "net", labels: Path | None = None) -> Imported:
-        request = Request(saved(model, tmp_path), name, recipe(tmp_path, text), labels)
+    def run(model: ModelProto, text: str = "", name: str = "net", labels: Path | None = None) -> ImportResult:
+        request = ImportRequest(saved(model, tmp_path), name, recipe(tmp_path, text), labels)
         return import_model(request, tmp_path / "artifacts", NullReporter())
 
     return run
@@ -233,7 +233,7 @@ def test_external_data_beside_the_file(tmp_path: Path) -> None:
     )
     assert (tmp_path / "net.bin").is_file()
 
-    import_model(Request(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter())
+    import_model(ImportRequest(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter())
 
     np.testing.assert_allclose(answers(tmp_path / "artifacts"), by_hand(), atol=2e-5)
 
@@ -302,7 +302,7 @@ def test_no_engine_is_none(importing: Import, tmp_path: Path, monkeypatch: pytes
     """Where every engine differs from the file there is no artifact, and the error has the figures of each."""
     _distort(monkeypatch, {Runtime.OPENVINO, Runtime.ONNXRUNTIME})
 
-    with pytest.raises(GateError, match=r"net differs from net\.onnx.*openvino f32.*onnxruntime f32"):
+    with pytest.raises(ParityError, match=r"net differs from net\.onnx.*openvino f32.*onnxruntime f32"):
         importing(classifier())
 
     assert versions(tmp_path / "artifacts", "net") == []
@@ -443,8 +443,8 @@ def _distort(monkeypatch: pytest.MonkeyPatch, runtimes: set[Runtime]) -> None:
         engine = build_engine(artifact, runtime, precision, options)
         return Wrong(engine) if runtime in runtimes else engine
 
-    found = [Candidate(runtime, Precision.F32) for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME)]
-    monkeypatch.setattr(parity_gate, "candidates", lambda: found)
+    found = [EngineKind(runtime, Precision.F32) for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME)]
+    monkeypatch.setattr(parity_gate, "engine_kinds", lambda: found)
     monkeypatch.setattr(parity_gate, "build_engine", build)
 
 
@@ -521,75 +521,75 @@ def _zipmap() -> ModelProto:
 
 
 REFUSED: dict[str, tuple[Callable[[], ModelProto], str, type[Exception], str]] = {
-    "two inputs": (_second_input, "", RefusedError, r"has 2 inputs \(x, mask\); one image is served"),
-    "no input": (_no_input, "", RefusedError, r"has 0 inputs \(none\)"),
-    "rank 2": (lambda: _with(input=_image(["N", 10])), "", RefusedError, r"of shape \[\?, 10\]; .* 4 axes"),
+    "two inputs": (_second_input, "", UnsupportedError, r"has 2 inputs \(x, mask\); one image is served"),
+    "no input": (_no_input, "", UnsupportedError, r"has 0 inputs \(none\)"),
+    "rank 2": (lambda: _with(input=_image(["N", 10])), "", UnsupportedError, r"of shape \[\?, 10\]; .* 4 axes"),
     "no shape": (
         lambda: _with(input=helper.make_tensor_value_info("x", TensorProto.FLOAT, None)),
         "",
-        RefusedError,
+        UnsupportedError,
         "of unknown shape",
     ),
     "whole numbers": (
         lambda: _with(input=_image(["N", 3, 16, 16], TensorProto.INT64)),
         "",
-        RefusedError,
+        UnsupportedError,
         r"is int64; float32, float16",
     ),
-    "four channels": (lambda: _with(input=_image(["N", 4, 16, 16])), "", RefusedError, r"one or three channels"),
-    "one channel": (lambda: classifier(weight=GREY), "", RefusedError, r'one channel; write channels = "grey"'),
-    "three channels": (classifier, 'channels = "grey"', RefusedError, r'three channels; write channels = "rgb"'),
-    "not square": (lambda: _with(input=_image(["N", 3, 16, 20])), "", RefusedError, r"16 x 20 pixels; only square"),
-    "size unknown": (lambda: classifier(size="S"), "", RefusedError, r"images of any size; write size = 224"),
-    "size differs": (classifier, "size = 32", RefusedError, r"takes 16 x 16 pixels, not 32; write size = 16"),
+    "four channels": (lambda: _with(input=_image(["N", 4, 16, 16])), "", UnsupportedError, r"one or three channels"),
+    "one channel": (lambda: classifier(weight=GREY), "", UnsupportedError, r'one channel; write channels = "grey"'),
+    "three channels": (classifier, 'channels = "grey"', UnsupportedError, r'three channels; write channels = "rgb"'),
+    "not square": (lambda: _with(input=_image(["N", 3, 16, 20])), "", UnsupportedError, r"16 x 20 pixels; only square"),
+    "size unknown": (lambda: classifier(size="S"), "", UnsupportedError, r"images of any size; write size = 224"),
+    "size differs": (classifier, "size = 32", UnsupportedError, r"takes 16 x 16 pixels, not 32; write size = 16"),
     "resize below the graph's size": (classifier, "resize = 12", RecipeError, r"resize = 12 is smaller than size = 16"),
-    "two outputs": (_two_outputs, "", RefusedError, r"outputs v2 \[\?, 4\], v0 \[\?, 3, 1, 1\]; write output_name"),
-    "no such output": (classifier, 'output_name = "prob"', RefusedError, r"no output 'prob'; it has v2"),
-    "zipmap": (_zipmap, "", RefusedError, r"is a sequence, as scikit-learn.*options=\{'zipmap': False\}"),
+    "two outputs": (_two_outputs, "", UnsupportedError, r"outputs v2 \[\?, 4\], v0 \[\?, 3, 1, 1\]; write output_name"),
+    "no such output": (classifier, 'output_name = "prob"', UnsupportedError, r"no output 'prob'; it has v2"),
+    "zipmap": (_zipmap, "", UnsupportedError, r"is a sequence, as scikit-learn.*options=\{'zipmap': False\}"),
     "a class, not scores": (
         lambda: _ending("ArgMax", helper.make_tensor_value_info("y", TensorProto.INT64, ["N", 1]), axis=1),
         "",
-        RefusedError,
+        UnsupportedError,
         r"is int64, not a score of each class",
     ),
-    "a map": (_segmenter, "", RefusedError, r"is \[1, 3, 16, 16\], which looks like a map over the image"),
-    "boxes": (_detector, "", RefusedError, r"is \[1, 4, 3\], which looks like boxes or tokens"),
-    "one class": (lambda: classifier(weight=WEIGHT[:1]), "", RefusedError, r"1 class; two or more are served"),
-    "nobody's operators": (_foreign, "", RefusedError, r"ONNX Runtime cannot load the file: .*org\.example"),
+    "a map": (_segmenter, "", UnsupportedError, r"is \[1, 3, 16, 16\], which looks like a map over the image"),
+    "boxes": (_detector, "", UnsupportedError, r"is \[1, 4, 3\], which looks like boxes or tokens"),
+    "one class": (lambda: classifier(weight=WEIGHT[:1]), "", UnsupportedError, r"1 class; two or more are served"),
+    "nobody's operators": (_foreign, "", UnsupportedError, r"ONNX Runtime cannot load the file: .*org\.example"),
     "several classes at once": (
         lambda: _ending("Sigmoid", helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])),
         'output = "probabilities"',
-        RefusedError,
+        UnsupportedError,
         r'ends in a Sigmoid, .*export the network without it and write output = "logits"',
     ),
     "random numbers": (
         lambda: _ending("RandomNormalLike", helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])),
         "",
-        RefusedError,
+        UnsupportedError,
         r"answers the same image differently each time.*export the network in evaluation mode",
     ),
     "no score for each": (
         lambda: _ending("ReduceSum", helper.make_tensor_value_info("y", TensorProto.FLOAT, []), keepdims=0),
         "",
-        RefusedError,
+        UnsupportedError,
         r"is \[\] for a batch of 1; a score for each class",
     ),
     "no probabilities, all above 0": (
         lambda: _ending("Exp", helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])),
         'output = "probabilities"',
-        RefusedError,
+        UnsupportedError,
         r'write output = "logits", if they are what a softmax is put after',
     ),
     "no probabilities": (
         classifier,
         'output = "probabilities"',
-        RefusedError,
+        UnsupportedError,
         r'no probabilities: they add up to .*write output = "logits"',
     ),
     "probabilities": (
         lambda: classifier(head="softmax"),
         "",
-        RefusedError,
+        UnsupportedError,
         r'probabilities already.*write output = "probabilities"',
     ),
     "uint8 with a mean": (
@@ -607,7 +607,7 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str, type[Exception], str]] =
     "not finite": (
         lambda: classifier(weight=WEIGHT * np.float32(1e38)),
         "std = 1e-9",
-        RefusedError,
+        UnsupportedError,
         "not finite for photos",
     ),
 }
@@ -643,7 +643,9 @@ def test_other_files_are_told_apart(tmp_path: Path, content: bytes, message: str
     (tmp_path / "net.onnx").write_bytes(content)
 
     with pytest.raises(OnnxFileError, match=message):
-        import_model(Request(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter())
+        import_model(
+            ImportRequest(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter()
+        )
 
 
 def test_external_data_that_is_not_there(tmp_path: Path) -> None:
@@ -654,7 +656,9 @@ def test_external_data_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "net.bin").unlink()
 
     with pytest.raises(OnnxFileError, match=r"keeps its weights in net\.bin, which is not there"):
-        import_model(Request(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter())
+        import_model(
+            ImportRequest(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter()
+        )
 
 
 def test_external_data_that_is_cut_off(tmp_path: Path) -> None:
@@ -665,7 +669,9 @@ def test_external_data_that_is_cut_off(tmp_path: Path) -> None:
     (tmp_path / "net.bin").write_bytes(b"")
 
     with pytest.raises((OnnxFileError, ExportError), match=r"net\.onnx cannot be read"):
-        import_model(Request(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter())
+        import_model(
+            ImportRequest(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter()
+        )
 
 
 @pytest.mark.parametrize("place", ["../net.bin", "sub/../../net.bin", "/etc/hostname", "", "a\0b"])
@@ -692,11 +698,11 @@ def test_opset_that_is_not_said(importing: Import) -> None:
 @pytest.mark.parametrize("name", ["Net", "a/b", "../x", "", "a b", "-x", "é", "x" * 101])
 def test_names_are_plain(importing: Import, name: str) -> None:
     """A name is part of addresses and a folder: anything else is refused."""
-    with pytest.raises(UnfitNameError, match="cannot be the name of a model"):
+    with pytest.raises(ModelNameError, match="cannot be the name of a model"):
         importing(classifier(), name=name)
 
 
 def test_names_of_the_catalog_are_taken(importing: Import) -> None:
     """An import never stands for a network of the catalog."""
-    with pytest.raises(UnfitNameError, match=r"topfive export resnet50 --weights FILE\.onnx"):
+    with pytest.raises(ModelNameError, match=r"topfive export resnet50 --weights FILE\.onnx"):
         importing(classifier(), name="resnet50")

@@ -17,8 +17,8 @@ from onnx.numpy_helper import from_array
 
 from export.importing.conversion import variants
 from export.importing.layer_table import STAGE, graph_layers
-from export.importing.pipeline import Request, import_model
-from export.importing.signature import Layout, Signature
+from export.importing.pipeline import ImportRequest, import_model
+from export.importing.signature import ChannelLayout, Signature
 from models.analysis.cost import Cost
 from models.analysis.layer_table import Kind, Layer, LayerTable, Stage, read_layers
 from models.analysis.trace import network_layers
@@ -31,7 +31,7 @@ from tests.onnx_models import classifier, model_of, recipe
 from tests.serving import serving
 
 
-def table_of(model: ModelProto, channels: int = 3, layout: Layout = Layout.NCHW) -> LayerTable:
+def table_of(model: ModelProto, channels: int = 3, layout: ChannelLayout = ChannelLayout.NCHW) -> LayerTable:
     """The layers of a graph whose input has fixed axes, batch first."""
     image = model.graph.input[0]
     batch, *axes = [dim.dim_value for dim in image.type.tensor_type.shape.dim]
@@ -153,7 +153,7 @@ def test_channels_last() -> None:
         mix=ones(4, 6),
         fc=ones(6, 2),
     )
-    assert table_of(model, layout=Layout.NHWC).layers == (
+    assert table_of(model, layout=ChannelLayout.NHWC).layers == (
         Layer("conv", Kind.CONVOLUTION, STAGE, (3, 8, 8), (4, 8, 4), 108, 3456, None, (3, 3), (1, 1), (1, 0), 1),
         Layer("shift", "bias", STAGE, (8, 4, 4), (8, 4, 4), 4, 0, None),
         Layer("mix", Kind.FULLY_CONNECTED, STAGE, (8, 4, 4), (8, 4, 6), 24, 768, None),
@@ -288,7 +288,7 @@ async def test_shown_by_the_command_line_and_by_rest(folder: Path, tmp_path: Pat
     root = tmp_path / "artifacts"
     text = "mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n"
     file = exported("squeezenet1_1", False, folder)
-    import_model(Request(file, "own", recipe(tmp_path, text)), root, NullReporter())
+    import_model(ImportRequest(file, "own", recipe(tmp_path, text)), root, NullReporter())
 
     result = CliRunner().invoke(main, ["layers", "own", "--json", "--artifacts", str(root)])
     shown = CliRunner().invoke(main, ["layers", "own", "--artifacts", str(root)], env={"COLUMNS": "200"})
@@ -311,7 +311,9 @@ async def test_shown_by_the_command_line_and_by_rest(folder: Path, tmp_path: Pat
 def test_table_of_a_batch_that_cannot_be_freed() -> None:
     """A graph that takes three images at once has the table of one."""
     model = classifier(batch=3, head="reshape")
-    fixed = list(variants(model, Signature("x", Layout.NCHW, TensorProto.FLOAT, 3, 16, 3, model.graph.output[0].name)))
+    fixed = list(
+        variants(model, Signature("x", ChannelLayout.NCHW, TensorProto.FLOAT, 3, 16, 3, model.graph.output[0].name))
+    )
 
     table = table_of(fixed[-1].model)
 

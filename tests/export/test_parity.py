@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from export import parity_gate as gates
-from export.parity_gate import Candidate, GateError, gate
+from export.parity_gate import EngineKind, ParityError, check_parity
 from export.pipeline import WeightsChoice, export
 from models.artifact.artifact import Artifact, load
 from models.catalog import CATALOG
@@ -327,10 +327,10 @@ def test_line_of_figures_has_what_was_measured_and_what_was_asked() -> None:
     )
 
 
-F32 = Candidate(Runtime.OPENVINO, Precision.F32)
-OTHER = Candidate(Runtime.ONNXRUNTIME, Precision.F32)
-CUDA = Candidate(Runtime.ONNXRUNTIME_CUDA, Precision.F32)
-BF16 = Candidate(Runtime.OPENVINO, Precision.BF16)
+F32 = EngineKind(Runtime.OPENVINO, Precision.F32)
+OTHER = EngineKind(Runtime.ONNXRUNTIME, Precision.F32)
+CUDA = EngineKind(Runtime.ONNXRUNTIME_CUDA, Precision.F32)
+BF16 = EngineKind(Runtime.OPENVINO, Precision.BF16)
 
 
 @pytest.fixture
@@ -339,16 +339,16 @@ def tiny(exported: Path) -> Artifact:
     return load(exported, "tiny")
 
 
-def script(monkeypatch: pytest.MonkeyPatch, engines: dict[Candidate, Engine | Exception]) -> None:
+def script(monkeypatch: pytest.MonkeyPatch, engines: dict[EngineKind, Engine | Exception]) -> None:
     """Let the gate find these engines and no others; an exception is raised where the engine would be built."""
 
     def build(_artifact: Artifact, runtime: Runtime, precision: Precision, _options: EngineOptions) -> Engine:
-        engine = engines[Candidate(runtime, precision)]
+        engine = engines[EngineKind(runtime, precision)]
         if isinstance(engine, Exception):
             raise engine
         return engine
 
-    monkeypatch.setattr(gates, "candidates", lambda: list(engines))
+    monkeypatch.setattr(gates, "engine_kinds", lambda: list(engines))
     monkeypatch.setattr(gates, "build_engine", build)
 
 
@@ -359,7 +359,7 @@ def test_gate_reports_on_every_engine(tiny: Artifact, monkeypatch: pytest.Monkey
     script(monkeypatch, dict(engines))
     steps: list[str] = []
 
-    reports = gate(tiny, numbered(16), reference, steps.append)
+    reports = check_parity(tiny, numbered(16), reference, steps.append)
 
     assert [report.passed for report in reports] == [True, True, True]
     assert steps == ["parity on openvino in f32", "parity on onnxruntime in f32", "parity on openvino in bf16"]
@@ -372,8 +372,8 @@ def test_gate_refuses_a_file_that_differs_in_f32(tiny: Artifact, monkeypatch: py
     wrong = TableEngine(reference, add(0.01))
     script(monkeypatch, {F32: TableEngine(reference), OTHER: wrong})
 
-    with pytest.raises(GateError, match=r"tiny differs from PyTorch, no artifact .* fake f32: max \|dp\| 0\.01 "):
-        gate(tiny, numbered(16), reference, NullReporter().step)
+    with pytest.raises(ParityError, match=r"tiny differs from PyTorch, no artifact .* fake f32: max \|dp\| 0\.01 "):
+        check_parity(tiny, numbered(16), reference, NullReporter().step)
 
     assert wrong.closed
 
@@ -383,7 +383,7 @@ def test_gate_reports_bf16_that_differs_and_goes_on(tiny: Artifact, monkeypatch:
     reference = rows()
     script(monkeypatch, {F32: TableEngine(reference), BF16: TableEngine(reference, add(0.05), "bf16")})
 
-    reports = gate(tiny, numbered(16), reference, NullReporter().step)
+    reports = check_parity(tiny, numbered(16), reference, NullReporter().step)
 
     assert [(report.precision, report.passed) for report in reports] == [("f32", True), ("bf16", False)]
 
@@ -399,14 +399,16 @@ def _raise(error: Exception) -> Change:
 def test_gate_refuses_a_file_that_an_engine_cannot_run(
     tiny: Artifact, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    """An engine that should serve and cannot run the file in f32 is a GateError with the engine's own words."""
+    """An engine that should serve and cannot run the file in f32 is a ParityError with the engine's own words."""
     reference = rows()
     engine = TableEngine(reference, _raise(RuntimeError("no kernel for Foo")))
     unavailable = EngineUnavailableError("no kernel for Foo")
     script(monkeypatch, {OTHER: unavailable if broken == "to build" else engine})
 
-    with pytest.raises(GateError, match="tiny does not run on onnxruntime, no artifact was written: no kernel for Foo"):
-        gate(tiny, numbered(16), reference, NullReporter().step)
+    with pytest.raises(
+        ParityError, match="tiny does not run on onnxruntime, no artifact was written: no kernel for Foo"
+    ):
+        check_parity(tiny, numbered(16), reference, NullReporter().step)
 
     assert engine.closed == (broken == "to run")
 
@@ -420,7 +422,7 @@ def test_gate_leaves_out_a_lower_precision_that_does_not_run(
     script(monkeypatch, {F32: TableEngine(reference), BF16: broken})
 
     with caplog.at_level(logging.WARNING):
-        reports = gate(tiny, numbered(16), reference, NullReporter().step)
+        reports = check_parity(tiny, numbered(16), reference, NullReporter().step)
 
     assert [report.precision for report in reports] == ["f32"]
     assert "no bf16 kernel" in caplog.text
@@ -432,26 +434,26 @@ def test_gate_passes_over_cuda_without_a_card(tiny: Artifact, monkeypatch: pytes
     reference = rows()
     script(monkeypatch, {CUDA: EngineUnavailableError("no driver"), F32: TableEngine(reference)})
 
-    assert len(gate(tiny, numbered(16), reference, NullReporter().step)) == 1
+    assert len(check_parity(tiny, numbered(16), reference, NullReporter().step)) == 1
 
 
 def test_gate_needs_an_engine(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no engine is installed nothing was checked: an error that says what to install."""
     script(monkeypatch, {})
 
-    with pytest.raises(GateError, match=r"pip install '\.\[cpu\]'"):
-        gate(tiny, numbered(16), rows(), NullReporter().step)
+    with pytest.raises(ParityError, match=r"pip install '\.\[cpu\]'"):
+        check_parity(tiny, numbered(16), rows(), NullReporter().step)
 
 
-def distort(monkeypatch: pytest.MonkeyPatch, wanted: Candidate, change: Change) -> None:
+def distort(monkeypatch: pytest.MonkeyPatch, wanted: EngineKind, change: Change) -> None:
     """Let the gate run real engines in f32, those in bf16 too, and change what the wanted one gives."""
 
     def build(artifact: Artifact, runtime: Runtime, precision: Precision, options: EngineOptions) -> Engine:
         engine = build_engine(artifact, runtime, Precision.F32, options)
-        mine = Candidate(runtime, precision) == wanted
+        mine = EngineKind(runtime, precision) == wanted
         return Distorted(engine, change if mine else lambda given: given, precision)
 
-    monkeypatch.setattr(gates, "candidates", lambda: [F32, BF16])
+    monkeypatch.setattr(gates, "engine_kinds", lambda: [F32, BF16])
     monkeypatch.setattr(gates, "build_engine", build)
 
 
@@ -459,7 +461,7 @@ def test_no_artifact_where_the_gate_fails(tmp_path: Path, monkeypatch: pytest.Mo
     """An export whose f32 answers are a little off leaves nothing under the artifacts folder."""
     distort(monkeypatch, F32, add(2e-4))
 
-    with pytest.raises(GateError, match=r"max \|dp\| 0\.0002"):
+    with pytest.raises(ParityError, match=r"max \|dp\| 0\.0002"):
         export(CATALOG["tiny"], WeightsChoice.parse("untrained", None), tmp_path, NullReporter())
 
     assert list(tmp_path.iterdir()) == []

@@ -12,14 +12,14 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from export.common import ExportError
 from export.gate_images import PHOTOS
 from export.onnx_writer import check, write_onnx
-from export.parity_gate import GateError
+from export.parity_gate import ParityError
 from export.pipeline import WeightsChoice, export
-from export.tensorrt.calibration import CalibrationError, Photos
-from export.tensorrt.fp16 import halved
+from export.tensorrt.fp16 import to_half
 from export.tensorrt.graph import EngineGraph, engine_graph
-from export.tensorrt.int8 import quantise
+from export.tensorrt.int8 import CalibrationError, CalibrationPhotos, quantise
 from models.architectures.lenet5 import lenet5
 from models.artifact.artifact import Artifact, WeightSource, load
 from models.build import ServedNetwork
@@ -68,7 +68,7 @@ def photo(file: Path, spec: InputSpec) -> Sample:
 
 def test_photos_come_through_the_intake(folder: Path) -> None:
     """All images below the folder count, each as the network gets it, the brightest of even ones first."""
-    photos = Photos(folder, SPEC)
+    photos = CalibrationPhotos(folder, SPEC)
 
     assert len(photos) == 10
     assert [photos[place].shape for place in range(10)] == [(32, 32, 3)] * 10
@@ -80,7 +80,7 @@ def test_unreadable_photos_are_named_and_skipped(folder: Path, caplog: pytest.Lo
     (folder / "broken.jpeg").write_bytes(b"nothing")
     (folder / "labels.csv").write_text("file,label")
 
-    assert len(Photos(folder, SPEC)) == 10
+    assert len(CalibrationPhotos(folder, SPEC)) == 10
     assert f"{folder / 'broken.jpeg'} is not used for calibration: not an image" in caplog.text
     assert "labels.csv" not in caplog.text
 
@@ -89,8 +89,8 @@ def test_what_is_no_file_is_not_opened(folder: Path, caplog: pytest.LogCaptureFi
     """A pipe or a link to nothing is named and skipped: reading from a pipe would not end."""
     os.mkfifo(folder / "pipe.jpg")
     (folder / "nowhere.jpg").symlink_to(folder / "nothing")
-    found: list[Photos] = []
-    reader = Thread(target=lambda: found.append(Photos(folder, SPEC)), daemon=True)
+    found: list[CalibrationPhotos] = []
+    reader = Thread(target=lambda: found.append(CalibrationPhotos(folder, SPEC)), daemon=True)
     reader.start()
     reader.join(timeout=60)
 
@@ -104,7 +104,7 @@ def test_too_few_photos(folder: Path) -> None:
     (folder / "0.png").write_bytes(b"nothing")
 
     with pytest.raises(CalibrationError, match=r"holds 9 photos .* needs 10 at least"):
-        Photos(folder, SPEC)
+        CalibrationPhotos(folder, SPEC)
 
 
 def test_many_photos_are_thinned_evenly(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_many_photos_are_thinned_evenly(tmp_path: Path) -> None:
         (tmp_path / f"{number:04}.png").write_bytes(content)
     for number in range(0, 1024, 2):
         (tmp_path / f"{number:04}.png").write_bytes(png(9))
-    photos = Photos(tmp_path, InputSpec(resize=8, crop=8))
+    photos = CalibrationPhotos(tmp_path, InputSpec(resize=8, crop=8))
 
     assert len(photos) == 512
     assert {int(photos[place][0, 0, 0]) for place in (0, 100, 511)} == {9}
@@ -162,8 +162,8 @@ def test_progress(folder: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     half = tmp_path / "half.onnx"
     spec = CATALOG["lenet5"].input
-    write_onnx(ServedNetwork(halved(seeded(lenet5), spec), spec).eval(), spec, 10, half)
-    quantise(half, Photos(folder, spec), tmp_path / "int8.onnx", lambda *told: seen.append(told))
+    write_onnx(ServedNetwork(to_half(seeded(lenet5), spec), spec).eval(), spec, 10, half)
+    quantise(half, CalibrationPhotos(folder, spec), tmp_path / "int8.onnx", lambda *told: seen.append(told))
 
     assert seen == [(done, 10) for done in range(1, 11)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half.onnx", "int8.onnx", "photos"]
@@ -188,13 +188,13 @@ def test_int8_that_fails_the_gate(tmp_path: Path, folder: Path) -> None:
     for number in range(10):
         (folder / f"{number}.png").write_bytes(png(128))
 
-    with pytest.raises(GateError, match=r"lenet5 in int8 differs .* use other photos, or --precision fp16: .*int8"):
+    with pytest.raises(ParityError, match=r"lenet5 in int8 differs .* use other photos, or --precision fp16: .*int8"):
         engine_graph(artifact, Precision.INT8, folder, work, NullReporter())
 
 
 def test_int8_without_photos(exported: Path, tmp_path: Path) -> None:
     """Without a folder of photos there is no int8."""
-    with pytest.raises(CalibrationError, match="use --calibration with a folder of 10 photos or more"):
+    with pytest.raises(ExportError, match="use --calibration with a folder of 10 photos or more"):
         engine_graph(load(exported, "tiny"), Precision.INT8, None, tmp_path, NullReporter())
 
 
@@ -203,4 +203,4 @@ def test_int8_of_few_photos_is_said(exported: Path, tmp_path: Path, caplog: pyte
     assert len(list(PHOTOS.iterdir())) >= 10
     graph = engine_graph(load(exported, "tiny"), Precision.INT8, PHOTOS, tmp_path, NullReporter())
 
-    assert f"calibrated on {graph.photos} photos alone; use 100 or more" in caplog.text
+    assert f"only {graph.photos} photos calibrate int8; use 100 or more" in caplog.text
