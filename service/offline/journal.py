@@ -5,9 +5,9 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from service.common.errors import Code
 from service.common.types import Prediction
@@ -37,23 +37,6 @@ class ImageResult:
     predictions: tuple[Prediction, ...] = ()
     truth: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON has them, without `truth` if there is no label."""
-        content = asdict(self)
-        if self.truth is None:
-            del content["truth"]
-        return content
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "ImageResult":
-        error = content["error"]
-        return cls(
-            path=content["path"],
-            error=None if error is None else ImageError(**error),
-            predictions=tuple(Prediction(**one) for one in content["predictions"]),
-            truth=content.get("truth"),
-        )
-
 
 class Journal:
     """The results of one run, by the names of the images.
@@ -81,19 +64,19 @@ class Journal:
 
     def append(self, result: ImageResult) -> None:
         """Store the result of one image. Raises OfflineError if the disk is full."""
-        code = result.error and result.error.code
-        row = os.fsencode(result.path), code, json.dumps(result.to_json())  # a path may be no UTF-8, JSON is ASCII
+        error = (None, None) if result.error is None else astuple(result.error)
+        row = os.fsencode(result.path), result.truth, *error, json.dumps([astuple(one) for one in result.predictions])
         with _explained(self.path):
-            self._database.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", row)
+            self._database.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)", row)
 
     def results(self, images: Iterable[ImageFile]) -> Iterator[ImageResult]:
         """The results of those images, in their order. None of them may be missing."""
+        query = "SELECT truth, code, detail, predictions FROM results WHERE path = ?"
         for image in images:
             with _explained(self.path):
-                query = "SELECT content FROM results WHERE path = ?"
-                (content,) = self._database.execute(query, (os.fsencode(image.name),)).fetchone()
-                result = ImageResult.from_json(json.loads(content))
-            yield result
+                truth, code, detail, predictions = self._database.execute(query, (os.fsencode(image.name),)).fetchone()
+            error = None if code is None else ImageError(code, detail)
+            yield ImageResult(image.name, error, tuple(Prediction(*one) for one in json.loads(predictions)), truth)
 
     def missing(self, images: Iterable[ImageFile]) -> list[ImageFile]:
         """Those of `images` that have no result yet."""
@@ -108,7 +91,8 @@ class Journal:
         if not tables:
             database.execute("BEGIN")
             database.execute("CREATE TABLE setup (content TEXT NOT NULL)")
-            database.execute("CREATE TABLE results (path BLOB PRIMARY KEY, code TEXT, content TEXT NOT NULL)")
+            columns = "path BLOB PRIMARY KEY, truth INTEGER, code TEXT, detail TEXT, predictions TEXT NOT NULL"
+            database.execute(f"CREATE TABLE results ({columns})")
             database.execute("INSERT INTO setup VALUES (?)", (json.dumps(setup),))
             database.execute("COMMIT")
         (content,) = database.execute("SELECT content FROM setup").fetchone()

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.util import find_spec
 from itertools import islice
@@ -96,7 +96,10 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object
 def _write_jsonl(path: Path, table: ResultTable) -> None:
     with path.open("w", encoding="ascii") as file:
         for result in table.results:
-            file.write(json.dumps({**result.to_json(), "model": table.model}) + "\n")
+            row = asdict(result)
+            if result.truth is None:
+                del row["truth"]
+            file.write(json.dumps({**row, "model": table.model}) + "\n")
 
 
 def _write_parquet(path: Path, table: ResultTable) -> None:

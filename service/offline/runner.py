@@ -87,24 +87,22 @@ class ModelRunner:
     top_k: int
 
     @property
-    def setup(self) -> dict[str, object]:
-        """All that the results depend on, for the journal."""
-        members = [{"model": member.name, **_version_of(member)} for member in self.model.members]
-        return {
-            **(members[0] if len(members) == 1 else {"model": self.model.name, "members": members}),
-            "decode": self.options.decode,
-            "max_image_bytes": self.options.limits.max_bytes,
-            "max_image_pixels": self.options.limits.max_pixels,
-            "top_k": self.top_k,
-            "crops": self.options.crops,
-        }
-
-    @property
     def provenance(self) -> dict[str, object]:
         """What a results file says of the model: its version, or its members, and how images are read."""
+        return {"name": self.model.name, **self._versions}
+
+    @property
+    def setup(self) -> dict[str, object]:
+        """All that results depend on. Only a run with the same setup may resume a journal."""
+        limits = self.options.limits
+        sizes = {"max_image_bytes": limits.max_bytes, "max_image_pixels": limits.max_pixels, "top_k": self.top_k}
+        return {"model": self.model.name, **self._versions, **sizes}
+
+    @property
+    def _versions(self) -> dict[str, object]:
         members = [{"name": member.name, **_version_of(member)} for member in self.model.members]
-        answered = members[0] if len(members) == 1 else {"name": self.model.name, "members": members}
-        return {**answered, "crops": self.options.crops, "decode": self.options.decode}
+        versions = _version_of(self.model.members[0]) if len(members) == 1 else {"members": members}
+        return {**versions, "crops": self.options.crops, "decode": self.options.decode}
 
     @property
     def title(self) -> str:
@@ -152,7 +150,7 @@ class ModelRunner:
         try:
             data = await asyncio.to_thread(read_image_file, image.path, self.options.limits)
         except (OSError, ValueError) as error:
-            detail = error.strerror if isinstance(error, OSError) else None
+            detail = error.strerror if isinstance(error, OSError) else ""
             return _failed(image, _UNREADABLE, detail or str(error))
         except TooLarge as error:
             return _failed(image, error.code, error.detail)
