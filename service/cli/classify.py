@@ -10,8 +10,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from service.cli.long_run import OpenFromSettings, display_on, local_data_plane, run_options, run_until_done, say
+from service.cli.long_run import OpenFromSettings, display_on, local_data_plane, run_options, run_until_done
 from service.cli.options import BATCH_OPTIONS, crops_option, model_option, option, options, settings_from, top_k_option
+from service.cli.tables import say
 from service.offline.classify import ClassifyJob, classify
 from service.offline.images import OfflineError, find_images
 from service.offline.results_file import ResultsFormat

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from models.artifact.measured import Proportion, protocol
-from service.cli.long_run import OpenFromSettings, display_on, local_data_plane, run_options, run_until_done, say
+from service.cli.long_run import OpenFromSettings, display_on, local_data_plane, run_options, run_until_done
 from service.cli.options import BATCH_OPTIONS, crops_option, option, options, settings_from, split_names
-from service.cli.tables import new_table
+from service.cli.tables import new_table, say
 from service.offline.evaluate import EvaluateJob, evaluate
 from service.offline.images import OfflineError, read_dataset
 from service.offline.report import Evaluation

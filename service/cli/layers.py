@@ -16,9 +16,8 @@ from rich.table import Table
 from models.analysis.layer_table import Kind, LayerTable
 from models.artifact.artifact import NotExportedError
 from models.catalog import Architecture
-from service.cli.long_run import say
 from service.cli.options import option, options, settings_from
-from service.cli.tables import new_table
+from service.cli.tables import new_table, say
 from service.common.errors import ModelNotFound, TopfiveError
 from service.common.model_info import LayerRow, ModelLayers, StageRow
 from service.repository.model_info import layers_of, model_layers

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.text import Text
 
+from service.cli.tables import say
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
@@ -102,8 +102,3 @@ def display_on(console: Console, now: Callable[[], float] = monotonic) -> Displa
         yield advance
 
     return display
-
-
-def say(console: Console, text: str, style: str = "") -> None:
-    """Print a line without markup and without line breaks, so that a path can be copied."""
-    console.print(Text(text, style=style), soft_wrap=True)

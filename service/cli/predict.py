@@ -12,8 +12,8 @@ import click
 from rich.console import Console
 
 from service.cli import tables
-from service.cli.long_run import say
 from service.cli.options import ANSWER_OPTIONS, crops_option, model_option, option, options, settings_from, top_k_option
+from service.cli.tables import say
 from service.common.clock import Clock
 from service.common.errors import TopfiveError
 from service.common.image_file import read_image_file

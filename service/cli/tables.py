@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +19,11 @@ _WIDTH_FOR_BAR = 70
 _WIDTH_FOR_WNID = 80
 _WIDTH_FOR_FAMILY = 100
 _TWO_DIGITS, _THREE_DIGITS, _FOUR_DIGITS = 9.995, 99.95, 999.5  # before the point, once rounded to three in all
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line without markup and without line breaks, so that a path can be copied."""
+    console.print(Text(text, style=style), soft_wrap=True)
 
 
 def new_table(*columns: str, title: str = "", numbers: Sequence[str] = ()) -> Table:

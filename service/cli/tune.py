@@ -15,9 +15,8 @@ from rich.text import Text
 from models.artifact.artifact import ArtifactError, load
 from models.artifact.tuning import TuningRecord, write_tuning
 from models.catalog import CATALOG
-from service.cli.long_run import say
 from service.cli.options import FiniteRange, option, options, settings_from
-from service.cli.tables import new_table
+from service.cli.tables import new_table, say
 from service.common.cpus import cpu_quota
 from service.common.sample_photo import made_photo
 from service.common.types import Precision, Runtime

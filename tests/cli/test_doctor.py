@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -58,14 +59,34 @@ def doctor(artifacts: Path, *words: object, columns: int = 120) -> Result:
     return topfive("doctor", "--artifacts", artifacts, "--port", 0, "--grpc-port", 0, *words, columns=columns)
 
 
-def test_machine_without_card(artifacts: Path) -> None:
-    """Nothing is broken and nothing is advised where no card is expected: OpenVINO would serve."""
-    diagnosis = found(settings(artifacts))
+BUILD = "run: topfive export tiny --engine tensorrt"
+DRIVER = replace(NO_CARD, driver="580.82.07")
+ONE_OF_TWO = replace(machine(ADA), cards=Cards((ADA,), "card 0 cannot be used: busy"))
 
-    assert (diagnosis.broken, diagnosis.advice) == ((), ())
+
+@pytest.mark.parametrize(
+    ("built", "where", "runtime", "advice"),
+    [
+        (False, NO_CARD, Runtime.OPENVINO, []),
+        (False, DRIVER, Runtime.OPENVINO, ["no card can be used: no CUDA-capable device is detected"]),
+        (False, machine(TURING), Runtime.OPENVINO, [f"{BUILD} --precision fp16 --target this"]),
+        (True, machine(TURING), Runtime.OPENVINO, ["built for sm86, sm89; here is NVIDIA GeForce RTX 2080 Ti (sm75)"]),
+        (True, machine(ADA), Runtime.TENSORRT_RTX, []),
+        (True, ONE_OF_TWO, Runtime.TENSORRT_RTX, ["card 0 cannot be used: busy"]),
+    ],
+)
+def test_cards(artifacts: Path, built: bool, where: Machine, runtime: Runtime, advice: list[str]) -> None:
+    """The runtime that would serve, and what to do where a card could serve or an engine does not fit."""
+    if built:
+        plan(artifacts)
+    diagnosis = found(settings(artifacts), where)
+
     [tiny] = diagnosis.artifacts
-    assert (tiny.name, tiny.version, tiny.weights) == ("tiny", 1, "untrained")
-    assert (tiny.runtime, tiny.damage, tiny.engines) == (Runtime.OPENVINO, None, ())
+    assert (tiny.name, tiny.version, tiny.weights, tiny.damage) == ("tiny", 1, "untrained", None)
+    assert tiny.runtime is runtime
+    assert [engine.fits for engine in tiny.engines] == [runtime is Runtime.TENSORRT_RTX] * built
+    assert diagnosis.broken == ()
+    assert [text in line for text, line in zip(advice, diagnosis.advice, strict=True)] == [True] * len(advice)
 
 
 def test_runtime_that_was_tuned(artifacts: Path) -> None:
@@ -81,45 +102,6 @@ def test_runtime_that_was_tuned(artifacts: Path) -> None:
     assert found(settings(artifacts, cpus=1)).artifacts[0].runtime is Runtime.OPENVINO
     printed = json.loads(doctor(artifacts, "--models", "tiny", "--cpus", 2, "--json").output)
     assert printed["artifacts"][0]["runtime"] == "onnxruntime"
-
-
-def test_card_with_its_engine(artifacts: Path) -> None:
-    """An engine that fits is what `auto` would try, and there is nothing to make better."""
-    plan(artifacts)
-    diagnosis = found(settings(artifacts), machine(ADA))
-
-    assert diagnosis.artifacts[0].runtime is Runtime.TENSORRT_RTX
-    assert diagnosis.advice == ()
-
-
-def test_card_without_engine(artifacts: Path) -> None:
-    """Where nothing is built, the command that builds it is advised, and what is installed serves meanwhile."""
-    diagnosis = found(settings(artifacts), machine(TURING))
-
-    assert diagnosis.artifacts[0].runtime is Runtime.OPENVINO
-    [advice] = diagnosis.advice
-    assert "run: topfive export tiny --engine tensorrt --precision fp16 --target this" in advice
-
-
-def test_card_with_the_engine_of_another(artifacts: Path) -> None:
-    """What differs is in the list of engines and in the advice, with the command."""
-    plan(artifacts)
-    diagnosis = found(settings(artifacts), machine(TURING))
-
-    [engine] = diagnosis.artifacts[0].engines
-    assert not engine.fits
-    [advice] = diagnosis.advice
-    assert "built for sm86, sm89; here is NVIDIA GeForce RTX 2080 Ti (sm75)" in advice
-    assert f"run: {engine.remedy}" in advice
-
-
-def test_driver_without_card(artifacts: Path) -> None:
-    """A driver that shows no card is worth a line, with CUDA's own reason."""
-    diagnosis = found(settings(artifacts), replace(NO_CARD, driver="580.82.07"))
-
-    assert diagnosis.advice == (
-        "there is an NVIDIA driver and no card can be used: no CUDA-capable device is detected",
-    )
 
 
 def test_engine_that_is_known_to_fail(artifacts: Path) -> None:
@@ -159,30 +141,31 @@ def test_artifact_of_an_older_version(artifacts: Path) -> None:
     assert "run: topfive export tiny" in diagnosis.advice[0]
 
 
-def test_one_card_of_two(artifacts: Path) -> None:
-    """A card that cannot be used beside one that can is worth a line."""
-    plan(artifacts)
-    where = replace(machine(ADA), cards=Cards((ADA,), "card 0 cannot be used: busy"))
-
-    assert found(settings(artifacts), where).advice == ("card 0 cannot be used: busy",)
-
-
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("models", "changes", "reason"),
     [
-        ({"runtime": Runtime.TENSORRT}, "--engine tensorrt " if installed(Runtime.TENSORRT) else "[tensorrt]"),
-        ({"precision": Precision.INT8}, "int8"),
-        ({"runtime": Runtime.ONNXRUNTIME, "precision": Precision.FP16}, "onnxruntime computes in f32"),
+        (
+            ["tiny"],
+            {"runtime": Runtime.TENSORRT},
+            "nothing runs tiny: .*" + ("--engine tensorrt " if installed(Runtime.TENSORRT) else r"\[tensorrt\]"),
+        ),
+        (["tiny"], {"precision": Precision.INT8}, "nothing runs tiny: .*int8"),
+        (
+            ["tiny"],
+            {"runtime": Runtime.ONNXRUNTIME, "precision": Precision.FP16},
+            "nothing runs tiny: .*onnxruntime computes in f32",
+        ),
+        (["tiny", "resnet50"], {}, "^resnet50 is not exported; run: topfive export resnet50 --artifacts /"),
+        (["resnet5"], {}, "no model 'resnet5'; did you mean resnet50"),
     ],
 )
-def test_what_was_asked_for_cannot_run(artifacts: Path, options: dict[str, Any], reason: str) -> None:
-    """What `serve` would refuse is broken here too, with the reason."""
-    diagnosis = found(settings(artifacts, **options))
+def test_what_cannot_be_served(artifacts: Path, models: list[str], changes: dict[str, Any], reason: str) -> None:
+    """What `serve` would refuse is broken here too, with the reason and what to do."""
+    diagnosis = found(settings(artifacts, *models, **changes))
 
-    assert diagnosis.artifacts[0].runtime is None
+    assert (diagnosis.artifacts[0].runtime is None) == bool(changes)
     [broken] = diagnosis.broken
-    assert broken.startswith("nothing runs tiny: ")
-    assert reason in broken
+    assert re.search(reason, broken)
 
 
 def test_damaged_artifacts(artifacts: Path) -> None:
@@ -197,42 +180,20 @@ def test_damaged_artifacts(artifacts: Path) -> None:
     assert "is not a manifest that this version reads" in found(settings(artifacts)).broken[0]
 
 
-def test_not_exported(artifacts: Path) -> None:
-    """A model that would be loaded and is not there: the command that exports it."""
-    assert found(settings(artifacts, "tiny", "resnet50")).broken == (
-        f"resnet50 is not exported; run: topfive export resnet50 --artifacts {artifacts}",
-    )
-
-
-def test_unknown_model(artifacts: Path) -> None:
-    """A name that nothing has: no command that would fail, but the names that look like it."""
-    [broken] = found(settings(artifacts, "resnet5")).broken
-
-    assert "no model 'resnet5'; did you mean resnet50" in broken
-
-
-def test_one_port_for_both(artifacts: Path) -> None:
-    """The same port for REST and gRPC is free and still no good."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        number = free.getsockname()[1]
-    diagnosis = found(settings(artifacts, port=number, grpc_port=number))
-
-    assert diagnosis.broken == (f"port {number} is asked for twice; choose another --port or --grpc-port",)
-
-
-def test_port_in_use(artifacts: Path) -> None:
-    """A port that another process listens on is broken; the same port free again is not, and nobody connected."""
+def test_ports(artifacts: Path) -> None:
+    """A port is broken while another process listens on it, which nobody notices, or if it is asked for twice."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        asked = settings(artifacts, port=number)
-        diagnosis = found(asked)
+        diagnosis = found(settings(artifacts, port=number))
         taken.setblocking(False)
         with pytest.raises(BlockingIOError):
             taken.accept()
 
     assert [bool(port.problem) for port in diagnosis.ports] == [True, False]
     assert f"port {number} of 127.0.0.1" in diagnosis.broken[0]
-    assert found(asked).broken == ()
+    assert found(settings(artifacts, port=number)).broken == ()
+    twice = f"port {number} is asked for twice; choose another --port or --grpc-port"
+    assert found(settings(artifacts, port=number, grpc_port=number)).broken == (twice,)
 
 
 def test_cache(artifacts: Path) -> None:

@@ -14,7 +14,7 @@ from models.artifact.artifact import load
 from models.artifact.tuning import TuningRecord
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
-from service.offline.tuning.candidates import Candidate, allowed
+from service.offline.tuning.candidates import TuneCandidate, allowed
 from service.offline.tuning.engine_load import EngineSpeed
 from service.offline.tuning.tune import StartWorker
 from service.offline.tuning.worker import Worker
@@ -27,7 +27,7 @@ ONE_ENGINE = ("--precision", "f32", "--runtime", "openvino")
 class LargeFigures(Worker):
     """Measures nothing, and gives figures of many digits."""
 
-    def __call__(self, candidate: Candidate, seconds: float) -> tuple[str, EngineSpeed]:
+    def __call__(self, candidate: TuneCandidate, seconds: float) -> tuple[str, EngineSpeed]:
         threading.Event().wait(seconds)  # a search goes on until its time is over
         return "1.0", EngineSpeed(12345.6, 1234.5, 1234.5)
 

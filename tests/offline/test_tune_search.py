@@ -6,7 +6,7 @@ import pytest
 
 from service.common.types import Precision, Runtime
 from service.engines.selection.cpu_layout import default_layout
-from service.offline.tuning.candidates import Candidate, EngineSetup, candidates, layouts, untuned
+from service.offline.tuning.candidates import EngineSetup, TuneCandidate, candidates, layouts, untuned
 from service.offline.tuning.engine_load import EngineSpeed
 from service.offline.tuning.search import (
     FINALISTS,
@@ -19,7 +19,7 @@ from service.offline.tuning.search import (
 )
 
 BF16, F32 = (Runtime.OPENVINO, Precision.BF16), (Runtime.OPENVINO, Precision.F32)
-Speed = Callable[[Candidate, int], EngineSpeed | Exception]
+Speed = Callable[[TuneCandidate, int], EngineSpeed | Exception]
 
 
 class Machine:
@@ -29,9 +29,9 @@ class Machine:
         self.speed = speed
         self.open_s = open_s
         self.now_s = 0.0
-        self.asked: list[Candidate] = []
+        self.asked: list[TuneCandidate] = []
 
-    def __call__(self, candidate: Candidate, seconds: float) -> tuple[str, EngineSpeed]:
+    def __call__(self, candidate: TuneCandidate, seconds: float) -> tuple[str, EngineSpeed]:
         first = candidate.engine not in {one.engine for one in self.asked}
         self.now_s += seconds + (self.open_s if first else 0.0)
         self.asked.append(candidate)
@@ -42,13 +42,13 @@ class Machine:
 
     def search(
         self,
-        tried: list[Candidate],
+        tried: list[TuneCandidate],
         seconds: float = 30.0,
         bound_ms: float = 100.0,
-        default: Candidate | None = None,
+        default: TuneCandidate | None = None,
     ) -> list[CandidateResult]:
         """What a search on it gives."""
-        watched: list[Candidate] = []
+        watched: list[TuneCandidate] = []
         rows = Search(seconds, bound_ms, self, lambda: self.now_s, watched.append).run(tried, default)
         assert watched == self.asked
         assert len(rows) == len(tried)
@@ -61,7 +61,7 @@ def of(rate: float, run_ms: float = 10.0) -> EngineSpeed:
     return EngineSpeed(rate, run_ms, 5.0)
 
 
-def scaled(candidate: Candidate, _times: int) -> EngineSpeed:
+def scaled(candidate: TuneCandidate, _times: int) -> EngineSpeed:
     """bf16 is three times as fast, slots help, batches only run longer."""
     engine = candidate.engine
     rate = (3 if engine.precision is Precision.BF16 else 1) * engine.slots * 10 + candidate.max_batch / 10
@@ -94,7 +94,7 @@ def test_what_serves_untuned_is_compared_to_the_end() -> None:
     tried = candidates([BF16, F32], 8)
     default = untuned([BF16, F32], 8)
 
-    def speed(candidate: Candidate, times: int) -> EngineSpeed:
+    def speed(candidate: TuneCandidate, times: int) -> EngineSpeed:
         return of((1 if times == 1 else 1000) if candidate == default else scaled(candidate, times).images_per_s)
 
     assert Machine(speed).search(tried)[0].candidate != default
@@ -124,7 +124,7 @@ def test_best_is_first_and_measured_most() -> None:
     machine = Machine(scaled)
     rows = machine.search(candidates([BF16, F32], 2), bound_ms=50)
 
-    assert rows[0].candidate == Candidate(EngineSetup(*BF16, 2, 1), 1)
+    assert rows[0].candidate == TuneCandidate(EngineSetup(*BF16, 2, 1), 1)
     assert [len(row.rounds) for row in rows[:FINALISTS]] == [len(rows[0].rounds)] * FINALISTS
     assert len(rows[0].rounds) >= 4
     last = machine.asked[-2 * FINALISTS :]
@@ -162,9 +162,9 @@ def test_too_close_to_tell_takes_the_shorter_batches() -> None:
 
 def test_lucky_look_is_found_out() -> None:
     """One good second does not win: later rounds by turns bring the median down."""
-    lucky = Candidate(EngineSetup(*F32, 1, 2), 8)
+    lucky = TuneCandidate(EngineSetup(*F32, 1, 2), 8)
 
-    def speed(candidate: Candidate, times: int) -> EngineSpeed:
+    def speed(candidate: TuneCandidate, times: int) -> EngineSpeed:
         return of(500.0 if times == 1 else 1.0) if candidate == lucky else scaled(candidate, times)
 
     rows = Machine(speed).search(candidates([BF16, F32], 2))
@@ -197,7 +197,7 @@ def test_engine_that_does_not_run_is_named_and_left(error: Exception) -> None:
     assert sum(one.engine == broken for one in machine.asked) == 1
     state = CandidateState.STUCK if isinstance(error, CandidateStuck) else CandidateState.FAILED
     [row] = [row for row in rows if row.state is state]
-    assert (row.candidate, row.reason) == (Candidate(broken, 1), str(error))
+    assert (row.candidate, row.reason) == (TuneCandidate(broken, 1), str(error))
     others = [one for one in rows if one.candidate.engine == broken and one is not row]
     assert {one.reason for one in others} == {f"its engine is {state} in batches up to 1"}
     assert rows[0].candidate.engine == EngineSetup(*BF16, 1, 2)
@@ -205,7 +205,7 @@ def test_engine_that_does_not_run_is_named_and_left(error: Exception) -> None:
 
 def test_finalist_that_gets_stuck_late_is_not_chosen() -> None:
     """An engine that is stuck in its second round has figures, and is not the best all the same."""
-    best = Candidate(EngineSetup(*BF16, 2, 1), 8)
+    best = TuneCandidate(EngineSetup(*BF16, 2, 1), 8)
     machine = Machine(lambda one, times: CandidateStuck("20 s") if one == best and times > 1 else scaled(one, times))
 
     rows = machine.search(candidates([BF16, F32], 2))

@@ -25,7 +25,7 @@ class EngineSetup:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class TuneCandidate:
     """An engine with the largest batch that it gets."""
 
     engine: EngineSetup
@@ -75,7 +75,7 @@ def layouts(cpus: int) -> list[tuple[int, int]]:
 
 def candidates(
     engines: Sequence[tuple[Runtime, Precision]], cpus: int, largest_batch: int | None = None
-) -> list[Candidate]:
+) -> list[TuneCandidate]:
     """All candidates, smaller batches first.
 
     One layout comes in every runtime and precision before the next one, so that a search that runs out of time has
@@ -83,14 +83,14 @@ def candidates(
     """
     batches = [size for size in _BATCHES if largest_batch is None or size <= largest_batch]
     return [
-        Candidate(EngineSetup(runtime, precision, slots, threads), size)
+        TuneCandidate(EngineSetup(runtime, precision, slots, threads), size)
         for slots, threads in layouts(cpus)
         for runtime, precision in engines
         for size in batches
     ]
 
 
-def untuned(engines: Sequence[tuple[Runtime, Precision]], cpus: int, largest_batch: int | None = None) -> Candidate:
+def untuned(engines: Sequence[tuple[Runtime, Precision]], cpus: int, largest_batch: int | None = None) -> TuneCandidate:
     """The one of `candidates` that serves without tuning."""
     runtime, precision = engines[0]
     layout = default_layout(cpus)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from service.offline.tuning.candidates import Candidate
+from service.offline.tuning.candidates import TuneCandidate
 from service.offline.tuning.engine_load import EngineSpeed, median
 
 FINALISTS = 3
@@ -44,7 +44,7 @@ class CandidateState(StrEnum):
 class CandidateResult:
     """A candidate with the speed in each of its rounds, or the reason why it is not measured."""
 
-    candidate: Candidate
+    candidate: TuneCandidate
     state: CandidateState = CandidateState.SKIPPED
     reason: str = "the time was over before it; give more --seconds"
     version: str = ""
@@ -63,7 +63,7 @@ class CandidateResult:
 class Measure(Protocol):
     """Measures a candidate for so many seconds."""
 
-    def __call__(self, candidate: Candidate, seconds: float) -> tuple[str, EngineSpeed]:
+    def __call__(self, candidate: TuneCandidate, seconds: float) -> tuple[str, EngineSpeed]:
         """The version of the runtime, and the speed. Raises CandidateFailed or CandidateStuck."""
 
 
@@ -75,9 +75,9 @@ class Search:
     max_latency_ms: float
     measure: Measure
     now: Callable[[], float]
-    watch: Callable[[Candidate], None]
+    watch: Callable[[TuneCandidate], None]
 
-    def run(self, candidates: Sequence[Candidate], default: Candidate | None = None) -> list[CandidateResult]:
+    def run(self, candidates: Sequence[TuneCandidate], default: TuneCandidate | None = None) -> list[CandidateResult]:
         """The results of all candidates, the best first, those that are not measured last.
 
         The best has the most images per second with batches within the bound; of those that are too close to tell, it

@@ -12,7 +12,7 @@ from models.artifact.tuning import Trial, TuningRecord
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.selection.cpu_layout import conditions_here, place_of
-from service.offline.tuning.candidates import Candidate, allowed, candidates, untuned
+from service.offline.tuning.candidates import TuneCandidate, allowed, candidates, untuned
 from service.offline.tuning.engine_load import EngineLoad
 from service.offline.tuning.search import CandidateResult, CandidateState, Measure, Search
 from service.offline.tuning.worker import Worker
@@ -37,7 +37,10 @@ class TuneRequest:
 
 
 def tune(
-    artifact: Artifact, request: TuneRequest, watch: Callable[[Candidate], None], start_worker: StartWorker = Worker
+    artifact: Artifact,
+    request: TuneRequest,
+    watch: Callable[[TuneCandidate], None],
+    start_worker: StartWorker = Worker,
 ) -> list[CandidateResult]:
     """The result of every candidate, the best first. `watch` is called with each before it is measured.
 

@@ -18,7 +18,7 @@ from service.common.types import Layout
 from service.engines.base import Engine
 from service.engines.selection.opening import build_engine
 from service.engines.selection.select import EngineOptions
-from service.offline.tuning.candidates import Candidate, EngineSetup
+from service.offline.tuning.candidates import EngineSetup, TuneCandidate
 from service.offline.tuning.engine_load import EngineLoad, EngineSpeed, measure
 from service.offline.tuning.search import FINALISTS, CandidateFailed, CandidateStuck
 
@@ -56,7 +56,7 @@ class Worker:
     def __exit__(self, *error: object) -> None:
         self._kill()
 
-    def __call__(self, candidate: Candidate, seconds: float) -> tuple[str, EngineSpeed]:
+    def __call__(self, candidate: TuneCandidate, seconds: float) -> tuple[str, EngineSpeed]:
         bound_s = seconds + self._stuck_s
         try:
             connection = self._started()
@@ -141,7 +141,7 @@ class _OpenEngines:
         self._open = open_engine
         self._engines: OrderedDict[EngineSetup, tuple[Engine, set[int]]] = OrderedDict()
 
-    def warm(self, candidate: Candidate) -> Engine:
+    def warm(self, candidate: TuneCandidate) -> Engine:
         """An open engine that has run batches of 1 and of the largest size, so that its kernels are compiled."""
         setup, side = candidate.engine, self._artifact.manifest.input.crop
         if setup not in self._engines:
