@@ -22,7 +22,7 @@ def test_measured(exported: Path, photo: bytes, tmp_path: Path, kind: OverheadSe
     """Each kind of request costs some CPU time, most of it on the event loop; decoding is counted apart."""
     with ServerUnderTest(overhead_server(kind, "tiny", exported), tmp_path, ready_endpoint) as server:
         for one in (measured(request, server, photo) for request in RequestKind):
-            assert 0.01 < one.loop_ms <= one.cpu_ms < 100
+            assert 0.01 < one.loop_ms < 1.05 * one.cpu_ms < 100  # two clocks, which are not read at once
             assert one.switches > 0
             assert (one.decode_ms > 0.1) is (kind is OverheadServer.REAL)
 
