@@ -4,8 +4,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import SubprocessError
 
@@ -16,11 +15,11 @@ from benchmarks.answers import CLOSE, SAME, expected_answers
 from benchmarks.command import artifacts_option, model_option
 from benchmarks.comparison import ComparedServer, Comparison, ComparisonResult, comparison_rows
 from benchmarks.curves import batch_curve, models_curve, served_curves
-from benchmarks.figures import Curve, ReportRow, Verdict, missing
+from benchmarks.figures import Curve, missing
 from benchmarks.limit import Limit, LimitError, limits
 from benchmarks.load import put_load
 from benchmarks.machine import describe, pinned_versions
-from benchmarks.modules import MODULES, Module, ModuleFigures, measured
+from benchmarks.modules import MODULES, Module, measured
 from benchmarks.report import BenchmarkReport, show, write
 from benchmarks.requests import bench_photo
 from benchmarks.server_under_test import ServerError
@@ -29,16 +28,7 @@ from loadgen.connection import LoadTestError
 from models.artifact.artifact import ArtifactError, load
 
 _CURVE_ROUNDS = 2
-
-
-class Part(StrEnum):
-    """The parts of a run, beside the modules."""
-
-    RACE = "race"
-    CURVES = "curves"
-
-
-_PARTS = (Part.RACE.value, Part.CURVES.value, *(module.name for module in MODULES))
+_PARTS = ("race", "curves", *(module.name for module in MODULES))
 
 
 def chosen_peers(names: str) -> list[Peer]:
@@ -51,51 +41,48 @@ def chosen_peers(names: str) -> list[Peer]:
     return [known[name] for name in names.split(",")]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class BenchmarkRun:
-    """What one run has measured so far. Where a part fails, a row says so, and the next part goes on."""
+    """Measures into a report. Where a part fails, a row says so, and the next part goes on."""
 
     model: str
     artifacts: Path
     folder: Path
     rounds: int
     seconds: float
+    report: BenchmarkReport
     tell: Callable[[str], None]
-    results: list[ComparisonResult] = field(default_factory=list)
-    rows: list[ReportRow] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
-    modules: list[ModuleFigures] = field(default_factory=list)
 
     def compare(self, peers: Sequence[Peer], environments: Path) -> None:
         """Compare this server, with default settings and as the peers run, with the peers that can be installed."""
         failed = install(peers, environments, self.tell)
         graph = load(self.artifacts, self.model).folder / "model.onnx"
-        installed = {peer.name: ComparedServer(peer.installed(environments, graph), SAME) for peer in peers}
-        name = "topfive, ONNX Runtime f32"
+        compared = {peer.name: ComparedServer(peer.installed(environments, graph), SAME) for peer in peers}
         options = ("--runtime", "onnxruntime", "--precision", "f32", "--max-batch", "8")  # as the peers have it
+        equal = ours("topfive, ONNX Runtime f32", self.model, self.artifacts, *options)
         servers = [
             ComparedServer(ours("topfive", self.model, self.artifacts), CLOSE, Limit.OURS),
-            ComparedServer(ours(name, self.model, self.artifacts, *options), CLOSE, Limit.OURS_F32),
-            *(server for name, server in installed.items() if name not in failed),
+            ComparedServer(equal, CLOSE, Limit.OURS_F32),
+            *(server for name, server in compared.items() if name not in failed),
         ]
-        expected = expected_answers(self.model, self.artifacts)
+        expected, report = expected_answers(self.model, self.artifacts), self.report
         try:
-            with limits(self.model, self.artifacts) as measure_limit:
-                self.results += Comparison(
-                    self.rounds, self.seconds, expected, self.folder, measure_limit, put_load, self.tell
-                ).run(servers)
+            with limits(self.model, self.artifacts) as limit:
+                comparison = Comparison(self.rounds, self.seconds, expected, self.folder, limit, put_load, self.tell)
+                report.outcomes += comparison.run(servers)
         except LimitError as error:
-            self.rows.append(missing("side by side", str(error)))
-        self.results += [
-            ComparisonResult(installed[name], reason=f"not installed: {reason}") for name, reason in failed.items()
+            report.rows.append(missing("side by side", str(error)))
+        report.outcomes += [
+            ComparisonResult(compared[name], reason=f"not installed: {reason}") for name, reason in failed.items()
         ]
-        self.rows += comparison_rows(self.results)
+        report.rows += comparison_rows(report.outcomes)
 
     def run_module(self, module: Module) -> None:
         self.tell(f"runs benchmarks.{module.name}")
-        self.modules.append(measured(module, self.model, self.artifacts))
-        self.rows += self.modules[-1].rows
-        self.curves += models_curve(self.modules[-1].figures)
+        found = measured(module, self.model, self.artifacts)
+        self.report.modules.append(found)
+        self.report.rows += found.rows
+        self.report.curves += models_curve(found.figures)
 
     def draw_curves(self) -> None:
         """Measure the engine alone over batch sizes, and the server over connections and image sizes."""
@@ -110,21 +97,21 @@ class BenchmarkRun:
         for name, step in steps.items():
             self.tell(f"measures {name}")
             try:
-                self.curves += step()
+                self.report.curves += step()
             except (OSError, SubprocessError, ServerError, LoadTestError) as error:
-                self.rows.append(missing(f"no cliff: {name}", str(error)))
+                self.report.rows.append(missing(f"no cliff: {name}", str(error)))
 
-    @property
-    def how(self) -> str:
-        return (
-            f"Rounds: {self.rounds}, {self.seconds:g} s for each figure; medians, the lowest and highest in brackets. "
-            "In a round each server is started, answers four photos as the model itself does, is loaded and ended; odd "
-            "rounds go the other way. Requests hold one photo of 500 x 375 pixels, "
-            f"{len(bench_photo()) / 1000:.0f} kB; connections stay and are spread evenly over a server's processes. "
-            f"The yardstick is {Limit.PEERS.value} in this machine's threads without a server, measured just before "
-            "each server, and ratios between servers are ratios of requests per image of their yardsticks. CPU time "
-            "is that of all processes of the server."
-        )
+
+def _how(rounds: int, seconds: float) -> str:
+    return (
+        f"Rounds: {rounds}, {seconds:g} s for each figure; medians, the lowest and highest in brackets. "
+        "In a round each server is started, answers four photos as the model itself does, is loaded and ended; odd "
+        "rounds go the other way. Requests hold one photo of 500 x 375 pixels, "
+        f"{len(bench_photo()) / 1000:.0f} kB; connections stay and are spread evenly over a server's processes. "
+        f"The yardstick is {Limit.PEERS.value} in this machine's threads without a server, measured just before "
+        "each server, and ratios between servers are ratios of requests per image of their yardsticks. CPU time "
+        "is that of all processes of the server."
+    )
 
 
 def _interrupt(*_: object) -> None:
@@ -177,23 +164,25 @@ def main(
         load(artifacts, model)
     except ArtifactError as error:
         raise click.UsageError(f"{error}; run: topfive export {model}") from error
-    machine, console = describe(), Console(stderr=True)
+    console = Console(stderr=True)
+    report = BenchmarkReport(machine=describe(), how=_how(rounds, seconds))
     with tempfile.TemporaryDirectory(prefix="topfive-benchmark-") as folder:
-        run = BenchmarkRun(model, artifacts, Path(folder), rounds, seconds, console.log)
-        if Part.RACE in parts:
+        run = BenchmarkRun(model, artifacts, Path(folder), rounds, seconds, report, console.log)
+        if "race" in parts:
             run.compare(peers, environments)
         for module in MODULES:
             if module.name in parts:
                 run.run_module(module)
-        if Part.CURVES in parts:
+        if "curves" in parts:
             run.draw_curves()
-    rows = [*run.rows, *(curve.row for curve in run.curves)]
-    versions = [(peer.spec.name, f"{pinned_versions(peer, environments)}; {peer.spec.settings}") for peer in peers]
-    report = BenchmarkReport(machine, rows, run.results, run.curves, run.modules, versions, run.how)
+    report.rows += [curve.row for curve in report.curves]
+    report.versions = [
+        (peer.spec.name, f"{pinned_versions(peer, environments)}; {peer.spec.settings}") for peer in peers
+    ]
     write(report, output)
     show(report, console)
     console.log(f"written: {output}")
-    sys.exit(any(row.verdict is Verdict.ERROR for row in rows) or any(one.reason for one in run.results))
+    sys.exit(0 if report.complete else 1)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,22 @@ class ComparisonRound:
         """Requests at 16 connections for each image of the yardstick: on a shared machine steadier than a rate."""
         return self.many.per_second / self.yardstick.per_second
 
+    @property
+    def of_limit(self) -> float:
+        return self.many.per_second / self.limit.per_second
+
+    @property
+    def added_ms(self) -> float:
+        """What the server adds to one photo without it."""
+        assert self.alone_ms is not None
+        return self.one.p50_ms - self.alone_ms
+
+    @property
+    def tail(self) -> float:
+        """The 99th percentile of random arrivals over their median."""
+        assert self.open_loop is not None
+        return self.open_loop.p99_ms / self.open_loop.p50_ms
+
 
 @dataclass(slots=True)
 class ComparisonResult:
@@ -164,60 +180,42 @@ def comparison_rows(results: Sequence[ComparisonResult]) -> Iterator[ReportRow]:
     best = best_peer(results)
     ours = [one for one in results if one.server.limit is not Limit.PEERS]
     for one in ours:
-        target = TIMES_BEST if one.server.limit is Limit.OURS else TIMES_BEST_EQUAL
+        by_default = one.server.limit is Limit.OURS
         if len(ours) < len(results):
-            yield _beside(one, best, target)
-        yield _row(one, f"{one.name} / its limit without a server", OF_LIMIT, "", _of_limit, one.server.limit)
-        if one.server.limit is Limit.OURS:
-            yield _row(one, f"{one.name}: p50 at 1 connection beyond decode + inference", ADDED_MS, "ms", _added)
+            yield _beside(one, best, TIMES_BEST if by_default else TIMES_BEST_EQUAL)
+        values = [each.of_limit for each in one.rounds]
+        yield _row(one, f"{one.name} / its limit without a server", values, OF_LIMIT, note=one.server.limit)
+        if by_default:
+            values = [each.added_ms for each in one.rounds]
+            yield _row(one, f"{one.name}: p50 at 1 connection beyond decode + inference", values, ADDED_MS, unit="ms")
+            values = [each.tail for each in one.rounds]
             name = f"{one.name}: p99 / p50 at 70 % of the maximum, random arrivals"
-            yield _row(one, name, TAIL, "", _tail, _failed(one))
+            failed = sum(each.open_loop.errors for each in one.rounds if each.open_loop is not None)
+            note = f"{_engine(one)}; {failed} requests failed and are in no percentile" if failed else ""
+            yield _row(one, name, values, TAIL, note=note)
 
 
 def _beside(one: ComparisonResult, best: ComparisonResult | None, target: FigureTarget) -> ReportRow:
     name = f"{one.name} / best peer, 16 connections"
     if best is None or not one.rounds:
         return missing(name, one.reason or "no peer could be measured", target)
-    pairs = zip(one.rounds, best.rounds, strict=False)
-    ratios = tuple(mine.normalised / theirs.normalised for mine, theirs in pairs)
-    own_ms, other_ms = (statistics.median(r.many.cpu_ms for r in each.rounds) for each in (one, best))
-    own, other = (statistics.median(r.many.per_second for r in each.rounds) for each in (one, best))
-    note = f"best is {best.name}; without the yardstick {own / other:.2f}, by CPU time per request "
-    return ReportRow(name, ratios, "", target, f"{note}{other_ms / own_ms:.2f}; {_engine(one)}")
+    ratios = [ours.normalised / theirs.normalised for ours, theirs in zip(one.rounds, best.rounds, strict=False)]
+    per_second, best_per_second = (statistics.median(r.many.per_second for r in each.rounds) for each in (one, best))
+    cpu_ms, best_cpu_ms = (statistics.median(r.many.cpu_ms for r in each.rounds) for each in (one, best))
+    note = (
+        f"best is {best.name}; without the yardstick {per_second / best_per_second:.2f}, "
+        f"by CPU time per request {best_cpu_ms / cpu_ms:.2f}; {_engine(one)}"
+    )
+    return ReportRow(name, tuple(ratios), "", target, note)
 
 
 def _row(
-    one: ComparisonResult,
-    name: str,
-    target: FigureTarget,
-    unit: str,
-    figure: Callable[[ComparisonRound], float],
-    note: str = "",
+    one: ComparisonResult, name: str, values: Sequence[float], target: FigureTarget, *, unit: str = "", note: str = ""
 ) -> ReportRow:
-    if not one.rounds:
+    if not values:
         return missing(name, one.reason, target)
-    return ReportRow(name, tuple(figure(each) for each in one.rounds), unit, target, note or _engine(one))
+    return ReportRow(name, tuple(values), unit, target, note or _engine(one))
 
 
 def _engine(one: ComparisonResult) -> str:
     return f"the limit runs {one.rounds[0].limit.engine}"
-
-
-def _failed(one: ComparisonResult) -> str:
-    """The note of random arrivals, of which some failed; percentiles are of those that were answered."""
-    failed = sum(each.open_loop.errors for each in one.rounds if each.open_loop is not None)
-    return f"{_engine(one)}; {failed} requests failed and are in no percentile" if failed else ""
-
-
-def _of_limit(one: ComparisonRound) -> float:
-    return one.many.per_second / one.limit.per_second
-
-
-def _added(one: ComparisonRound) -> float:
-    assert one.alone_ms is not None
-    return one.one.p50_ms - one.alone_ms
-
-
-def _tail(one: ComparisonRound) -> float:
-    assert one.open_loop is not None
-    return one.open_loop.p99_ms / one.open_loop.p50_ms

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,23 @@ _ROW_HEADS = ("", "median (lowest to highest)", "target", "", "note")
 _COLOURS = {Verdict.PASS: "green", Verdict.MISS: "yellow", Verdict.ERROR: "red", Verdict.SHOWN: "default"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BenchmarkReport:
-    """Everything that one run has measured. `machine` and `versions` of the peers are names with their values."""
+    """What one run has measured so far. `machine`, and `versions` of the peers, are names with their values."""
 
-    machine: Sequence[tuple[str, str]]
-    rows: Sequence[ReportRow]
-    outcomes: Sequence[ComparisonResult]
-    curves: Sequence[Curve]
-    modules: Sequence[ModuleFigures]
-    versions: Sequence[tuple[str, str]]
-    how: str
+    machine: Sequence[tuple[str, str]] = ()
+    rows: list[ReportRow] = field(default_factory=list)
+    outcomes: list[ComparisonResult] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    modules: list[ModuleFigures] = field(default_factory=list)
+    versions: Sequence[tuple[str, str]] = ()
+    how: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything could be measured."""
+        failed = any(row.verdict is Verdict.ERROR for row in self.rows)
+        return not failed and not any(one.reason for one in self.outcomes)
 
 
 def write(report: BenchmarkReport, path: Path) -> None:

@@ -84,11 +84,16 @@ class Peer:
         """These and every package that they bring, with their versions."""
         return _REQUIREMENTS / f"{self.name}.lock"
 
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.requirements.read_bytes() + self.lock.read_bytes()).hexdigest()
+
 
 def _module(module: str, spec: ServerSpec, python: str = sys.executable) -> Peer:
     return Peer(module.partition("_")[0], ("python", "-m", f"benchmarks.peers.{module}"), spec, python)
 
 
+_AT = ("--host", "127.0.0.1", "--port", "{port}")
 _V2 = "/v2/models/model/infer"
 _BATCHES = "2 workers, batches up to 8"
 _RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
@@ -96,13 +101,13 @@ _RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker
 PEERS = (
     Peer(
         "naive",
-        ("uvicorn", "benchmarks.peers.naive:app", "--host", "127.0.0.1", "--port", "{port}", "--no-access-log"),
+        ("uvicorn", "benchmarks.peers.naive:app", *_AT, "--no-access-log"),
         ServerSpec("naive FastAPI", settings="2 processes of uvicorn, no batching", copies=2),
     ),
     _module("litserve_api", ServerSpec("LitServe", settings=f"{_BATCHES} in 3 ms")),
     Peer(
         "bentoml",
-        ("bentoml", "serve", "benchmarks.peers.bentoml_service:Classifier", "--host", "127.0.0.1", "--port", "{port}"),
+        ("bentoml", "serve", "benchmarks.peers.bentoml_service:BentoClassifier", *_AT),
         ServerSpec("BentoML", settings="2 processes, batches up to 8", copies=2),
     ),
     _module("mosec_worker", ServerSpec("mosec", settings=f"{_BATCHES} in 3 ms", path="/inference", body=Body.RAW)),
@@ -137,11 +142,7 @@ def install(peers: Iterable[Peer], environments: Path, tell: Callable[[str], Non
 def is_installed(peer: Peer, environments: Path) -> bool:
     """Whether the environment was made from the requirements as they are now."""
     stamp = environments / peer.name / _STAMP
-    return stamp.is_file() and stamp.read_text(encoding="utf-8") == _digest(peer)
-
-
-def _digest(peer: Peer) -> str:
-    return hashlib.sha256(peer.requirements.read_bytes() + peer.lock.read_bytes()).hexdigest()
+    return stamp.is_file() and stamp.read_text(encoding="utf-8") == peer.digest
 
 
 def _install(peer: Peer, environment: Path) -> None:
@@ -153,4 +154,4 @@ def _install(peer: Peer, environment: Path) -> None:
         [*pip, "-r", str(peer.requirements), "-c", str(peer.lock)],
     ):
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=_INSTALL_TIMEOUT_S)
-    (environment / _STAMP).write_text(_digest(peer), encoding="utf-8")
+    (environment / _STAMP).write_text(peer.digest, encoding="utf-8")

@@ -7,7 +7,7 @@ from benchmarks.peers.common import MAX_BATCH, Answer, Network, cut
 
 
 @bentoml.service(workers=1, metrics={"enabled": False}, logging={"access": {"enabled": False}})
-class Classifier:
+class BentoClassifier:
     """Opens its model once in each process."""
 
     def __init__(self) -> None:
@@ -15,5 +15,4 @@ class Classifier:
 
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH)
     def predict(self, image: list[Image.Image]) -> list[Answer]:
-        """BentoML opens the photos and joins requests."""
         return self.network.answers([cut(photo) for photo in image])

@@ -5,6 +5,7 @@ It runs in the environments of the peers, so it imports nothing of this project.
 
 import io
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,14 +56,10 @@ class Network:
         path = environment("BENCH_MODEL")
         self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def probabilities(self, samples: list[Pixels]) -> npt.NDArray[np.float32]:
-        """One row for each sample; float32 [N, C]."""
-        rows: npt.NDArray[np.float32] = self._session.run(None, {"image": np.stack(samples)})[0]
-        return rows
-
-    def answers(self, samples: list[Pixels]) -> list[Answer]:
+    def answers(self, samples: Sequence[Pixels]) -> list[Answer]:
         """The five best classes of each sample, best first."""
-        return [top_five(row) for row in self.probabilities(samples)]
+        probabilities = self._session.run(None, {"image": np.stack(samples)})[0]  # float32 [N, C]
+        return [top_five(row) for row in probabilities]
 
 
 def top_five(probabilities: npt.NDArray[np.float32]) -> Answer:

@@ -13,16 +13,14 @@ from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
 from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Network, environment, sample
 
 
-class Runtime(MLModel):
+class MlServerRuntime(MLModel):
     """A model of MLServer whose one input is a tensor of encoded photos."""
 
     async def load(self) -> bool:
-        """Opens the model in the process of the worker."""
         self.network = Network()
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """One run for all photos of the request, which MLServer's batching has joined."""
         photos = [base64.b64decode(one) for one in payload.inputs[0].data.root]
         rows = self.network.answers([sample(one) for one in photos])
         texts = [json.dumps(row) for row in rows]
@@ -42,7 +40,7 @@ if __name__ == "__main__":
     }
     model = {
         "name": "model",
-        "implementation": "benchmarks.peers.mlserver_runtime.Runtime",
+        "implementation": "benchmarks.peers.mlserver_runtime.MlServerRuntime",
         "max_batch_size": MAX_BATCH,
         "max_batch_time": WAIT_MS / 1000,
         "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1, 1]}],

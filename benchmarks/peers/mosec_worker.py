@@ -7,7 +7,7 @@ import mosec
 from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Answer, Network, environment, sample
 
 
-class Worker(mosec.Worker):
+class MosecWorker(mosec.Worker):
     """Decodes and runs a batch."""
 
     def __init__(self) -> None:
@@ -15,11 +15,10 @@ class Worker(mosec.Worker):
         self.network = Network()
 
     def deserialize(self, data: bytes) -> bytes:
-        """The body as it came; `forward` decodes it, so that both processes do."""
-        return data
+        return data  # `forward` decodes it, so that both processes decode
 
     def forward(self, data: list[bytes]) -> list[Answer]:
-        """One run for the whole batch. A broken image fails its batch: mosec has no answer for one item alone."""
+        # A broken image fails its batch: mosec has no answer for one item alone.
         try:
             return self.network.answers([sample(one) for one in data])
         except OSError as error:
@@ -29,5 +28,5 @@ class Worker(mosec.Worker):
 if __name__ == "__main__":
     sys.argv[1:] = ["--address", "127.0.0.1", "--port", environment("BENCH_PORT"), "--timeout", "30000"]
     server = mosec.Server()
-    server.append_worker(Worker, num=WORKERS, max_batch_size=MAX_BATCH, max_wait_time=WAIT_MS)
+    server.append_worker(MosecWorker, num=WORKERS, max_batch_size=MAX_BATCH, max_wait_time=WAIT_MS)
     server.run()

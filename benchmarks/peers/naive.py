@@ -10,13 +10,7 @@ network = Network()
 app = FastAPI()
 
 
-@app.get("/ready")
-def ready() -> str:
-    """Answers as soon as the model is loaded."""
-    return "ready"
-
-
 @app.post("/predict")
 def predict(image: Annotated[bytes, File()]) -> Answer:
-    """Runs in the thread pool of Starlette."""
+    """The five best classes; Starlette runs it in a thread."""
     return network.answers([sample(image)])[0]

@@ -10,7 +10,7 @@ from pytriton.triton import Triton, TritonConfig
 from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Network, environment, sample
 
 
-class Classifier:
+class TritonClassifier:
     """One of the two infer functions; Triton runs each in a process."""
 
     def __init__(self) -> None:
@@ -18,7 +18,6 @@ class Classifier:
 
     @batch
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """One run for all photos that Triton has joined."""
         if self.network is None:
             self.network = Network()
         rows = self.network.answers([sample(one) for one in image[:, 0]])
@@ -31,7 +30,7 @@ if __name__ == "__main__":
     with Triton(config=config) as triton:
         triton.bind(
             model_name="model",
-            infer_func=[Classifier() for _ in range(WORKERS)],
+            infer_func=[TritonClassifier() for _ in range(WORKERS)],
             inputs=[Tensor(name="image", dtype=np.bytes_, shape=(1,))],
             outputs=[Tensor(name="answer", dtype=np.bytes_, shape=(1,))],
             config=ModelConfig(

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Answer, Network, Pixels, environment, sample
 
 
-class Classifier:
+class RayClassifier:
     """Opens its model once in each replica."""
 
     def __init__(self) -> None:
@@ -18,11 +18,9 @@ class Classifier:
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=WAIT_MS / 1000)
     async def run(self, samples: list[Pixels]) -> list[Answer]:
-        """One run for the whole batch."""
         return self.network.answers(samples)
 
     async def __call__(self, request: Request) -> Answer:
-        """The field `image` of the form."""
         form = await request.form()
         file = form["image"]
         assert not isinstance(file, str)
@@ -33,6 +31,6 @@ class Classifier:
 if __name__ == "__main__":
     ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, configure_logging=False)
     serve.start(http_options={"host": "127.0.0.1", "port": int(environment("BENCH_PORT"))})
-    deployed: Any = serve.deployment(num_replicas=WORKERS, max_ongoing_requests=32)(Classifier)
+    deployed: Any = serve.deployment(num_replicas=WORKERS, max_ongoing_requests=32)(RayClassifier)
     serve.run(deployed.bind(), route_prefix="/predict")
     signal.pause()

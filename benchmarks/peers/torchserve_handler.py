@@ -11,16 +11,14 @@ from typing import Any
 from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Answer, Network, environment, sample
 
 
-class Classifier:
+class TorchServeHandler:
     """What TorchServe calls in each worker."""
 
     def initialize(self, context: Any) -> None:
-        """Opens the model."""
         del context
         self.network = Network()
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[Answer]:
-        """One run for the whole batch; the photo is the field `image` of the form."""
         del context
         return self.network.answers([sample(bytes(row["image"])) for row in data])
 

@@ -87,7 +87,7 @@ def test_server_that_fails(tmp_path: Path) -> None:
     assert "ended with status 1 before it was ready; its log ends with: no model here" in reasons["mute"]
     assert "place 1 is class 5 with 0.100000, expected class 1 with 0.500000" in reasons["wrong"]
     assert [len(one.rounds) for one in results] == [0, 0, 0, 2]
-    text = page(BenchmarkReport([], [], results, [], [], [], ""), "report")
+    text = page(BenchmarkReport(outcomes=results), "report")
     for name, reason in reasons.items():
         assert f"- {name} was not measured further: {reason}" in text
 

@@ -113,7 +113,7 @@ def test_where_the_time_goes() -> None:
     failing = replace(plain.many, errors=3, note="the generator fell behind", steps=None)
     rounds = [replace(plain, many=replace(plain.many, steps=steps), open_loop=failing)]
     ours = ComparisonResult(ComparedServer(scripted("ours"), SAME, Limit.OURS), rounds)
-    text = page(BenchmarkReport([], list(comparison_rows([ours])), [ours], [], [], [], ""), "report")
+    text = page(BenchmarkReport(rows=list(comparison_rows([ours])), outcomes=[ours]), "report")
 
     assert "| ours | 40.0 | 30.0 | 5.0 | 7.0 | 17.0 | 30.0 | 16.0 | 16 connections |" in text
     assert "| 1 connection |" not in text  # its answers did not report their steps
@@ -139,9 +139,10 @@ def test_report(tmp_path: Path) -> None:
     curve = kept("connections", "requests over connections", "connections", "requests/s", ((1.0, 30.0), (16.0, 20.0)))
     found = [*comparison_rows(results), curve.row]
     module = measured(Module("no_such_module"), "tiny", tmp_path)
-    machine, versions = [("processor", "a CPU")], [("peer", "1.0")]
     path = tmp_path / "report.md"
-    write(BenchmarkReport(machine, found, results, [curve], [module], versions, "How."), path)
+    report = BenchmarkReport([("processor", "a CPU")], found, results, [curve], [module])
+    write(report, path)
+    assert not report.complete
 
     text = path.read_text(encoding="utf-8")
     assert "- processor: a CPU" in text
