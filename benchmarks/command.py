@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from export.gate_images import PHOTOS
+from service.cli.tables import new_table
 
 model_option = click.option("--model", default="googlenet", show_default=True, help="An exported model")
 artifacts_option = click.option(
@@ -43,11 +43,8 @@ def _object(value: Any) -> Any:
 
 def print_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a title and a table, whose first column is text and whose others are figures, on the right."""
-    table = Table()
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", no_wrap=not number)
+    table, console = new_table(heads[0], numbers=heads[1:]), Console(width=120)
     for row in rows:
         table.add_row(*row)
-    console = Console(width=120)
-    console.print(title, highlight=False)
+    console.print(title, style="bold", markup=False, highlight=False)
     console.print(table)

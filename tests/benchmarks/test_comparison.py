@@ -15,8 +15,9 @@ from benchmarks.load import LoadResult, StepTimes, load_result, put_load, send_r
 from benchmarks.report import BenchmarkReport, page
 from benchmarks.server_under_test import ServerUnderTest
 from loadgen.connection import OK, Connection, LoadTestError, OnResult, RequestResult
-from loadgen.results import LatencySummary, LevelResult, LoadLevel, ServerTiming, SizeGroup
+from loadgen.results import LoadLevel, ServerTiming, SizeGroup
 from tests.benchmarks.test_report import scripted_round
+from tests.loadgen.test_report import GOOD
 from tests.scripted_server import PHOTO, scripted
 
 pytestmark = pytest.mark.anyio
@@ -103,34 +104,16 @@ def test_best_peer() -> None:
 
 def test_result() -> None:
     """CPU time is divided by all requests: good, failed, and those sent before; a load of errors is none."""
-    latency = LatencySummary(mean=6.0, p50=5.0, p90=8.0, p95=8.5, p99=9.0, max=9.5)
-    point = LevelResult(
-        connections=4,
-        rate=None,
-        seconds=2.4,
-        requests=96,
-        requests_per_second=40.0,
-        latency_ms=latency,
-        errors={"status 500": 2},
-        error_examples={"status 500": "broken"},
-        unanswered=0,
-        stable=True,
-        valid=True,
-        notes=(),
-        windows=(),
-        groups=(SizeGroup("photo", 1, 96, latency),),
-        server_ms=ServerTiming(queue=1.0, input=2.0, inference=1.5, total=4.8),
-        bytes_sent=0,
-        bytes_received=0,
-        reconnects=0,
-        late_ms=None,
-        cpu_s=0.1,
-    )
-    assert load_result(point, 2.0, 2) == LoadResult(40.0, 5.0, 9.0, 20.0, 2, steps=StepTimes(6.0, 4.8, 2.0, 1.0, 1.5))
-    assert load_result(replace(point, server_ms=None), 2.0, 2).steps is None
-    assert load_result(replace(point, valid=False, notes=("late", "busy")), 2.0, 2).note == "late; busy"
+    group = SizeGroup("photo", 1, 96, GOOD.latency_ms)
+    timing = ServerTiming(queue=1.0, input=2.0, inference=1.5, total=4.8)
+    errors, examples = {"status 500": 2}, {"status 500": "broken"}
+    result = replace(GOOD, errors=errors, error_examples=examples, groups=(group,), server_ms=timing)
+    expected = LoadResult(50.0, 20.0, 23.0, 20.0, 2, steps=StepTimes(20.0, 4.8, 2.0, 1.0, 1.5))
+    assert load_result(result, 2.0, 2) == expected
+    assert load_result(replace(result, server_ms=None), 2.0, 2).steps is None
+    assert load_result(replace(result, valid=False, notes=("late", "busy")), 2.0, 2).note == "late; busy"
     with pytest.raises(LoadTestError, match="broken"):
-        load_result(replace(point, groups=()), 2.0, 2)
+        load_result(replace(result, groups=()), 2.0, 2)
 
 
 def test_put_load(tmp_path: Path) -> None:
