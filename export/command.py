@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     envvar="TOPFIVE_MISSING",
     show_default="off",
     show_envvar=True,
-    help="Export only missing models; an untrained model is missing too, except with --weights untrained",
+    help="Export only missing models; one with untrained weights counts as missing unless you ask for untrained",
 )
 @engine_options
 def export_command(
