@@ -9,10 +9,7 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from service.cli.main import main
-from service.common.settings import Settings
 from service.common.types import Probabilities, Rows
-from service.inference.local import LocalDataPlane
-from service.server.data_plane import build_data_plane
 from tests.fakes import FakeEngine, opener
 
 
@@ -43,10 +40,7 @@ class SignallingEngine(FakeEngine):
 def topfive(*words: object, columns: int = 100, engine: FakeEngine | None = None, obj: object = None) -> Result:
     """What the command prints in a terminal of that width, and its status. `engine` runs the models, if it is given."""
     if engine is not None:
-
-        def obj(settings: Settings) -> LocalDataPlane:
-            return build_data_plane(settings, open_engine=opener(engine))
-
+        obj = opener(engine)
     return CliRunner().invoke(main, [str(word) for word in words], env={"COLUMNS": str(columns)}, obj=obj)
 
 

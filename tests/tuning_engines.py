@@ -6,7 +6,7 @@ import threading
 from models.artifact.artifact import Artifact
 from service.common.types import Probabilities, Rows
 from service.engines.base import Engine, EngineUnavailableError
-from service.offline.tuning.candidates import EngineSetup
+from service.offline.tuning.candidates import TuneCandidate
 from tests.fakes import FakeEngine
 
 
@@ -23,26 +23,26 @@ class StuckEngine(FakeEngine):
         return super().run(rows)
 
 
-def open_fake(artifact: Artifact, setup: EngineSetup) -> Engine:
+def open_fake(artifact: Artifact, one: TuneCandidate) -> Engine:
     """One of as many slots as are asked for."""
-    return FakeEngine(artifact.manifest.classes, slots=setup.slots)
+    return FakeEngine(artifact.manifest.classes, slots=one.slots)
 
 
-def open_troubled(artifact: Artifact, setup: EngineSetup) -> Engine:
+def open_troubled(artifact: Artifact, one: TuneCandidate) -> Engine:
     """With one slot it answers; with two it is stuck, with three it takes its process with it, with four it refuses."""
-    if setup.slots == 2:
+    if one.slots == 2:
         return StuckEngine(artifact.manifest.classes, answered=1)
-    if setup.slots == 3:
+    if one.slots == 3:
         os._exit(11)  # as a fault in a library does
-    return open_fake(artifact, setup) if setup.slots == 1 else open_refusing(artifact, setup)
+    return open_fake(artifact, one) if one.slots == 1 else open_refusing(artifact, one)
 
 
-def open_refusing(_artifact: Artifact, _setup: EngineSetup) -> Engine:
+def open_refusing(_artifact: Artifact, _one: TuneCandidate) -> Engine:
     """It cannot be had here."""
     raise EngineUnavailableError("this CPU lacks something")
 
 
-def open_announced(artifact: Artifact, setup: EngineSetup) -> Engine:
+def open_announced(artifact: Artifact, one: TuneCandidate) -> Engine:
     """It is stuck at once; the number of its process is printed."""
     print(os.getpid(), flush=True)  # noqa: T201
-    return StuckEngine(artifact.manifest.classes, answered=0, slots=setup.slots)
+    return StuckEngine(artifact.manifest.classes, answered=0, slots=one.slots)

@@ -10,13 +10,15 @@ from typing import Any
 import click
 from rich.console import Console
 
-from service.cli.long_run import OpenFromSettings, display_on, local_data_plane, run_options, run_until_done
+from service.cli.long_run import display_on, run_options, run_until_done
 from service.cli.options import BATCH_OPTIONS, crops_option, model_option, option, options, settings_from, top_k_option
 from service.cli.tables import say
+from service.engines.selection.opening import OpenEngine
 from service.offline.classify import ClassifyJob, classify
 from service.offline.images import OfflineError, find_images
 from service.offline.results_file import ResultsFormat
 from service.offline.runner import OpenDataPlane, RunOptions
+from service.server.data_plane import build_data_plane
 
 
 @click.command("classify", short_help="Classify many images into one results file.")
@@ -35,7 +37,7 @@ from service.offline.runner import OpenDataPlane, RunOptions
 @options(*BATCH_OPTIONS)
 @click.pass_obj
 def classify_command(
-    opener: OpenFromSettings | None,
+    open_engine: OpenEngine | None,
     /,
     sources: Sequence[str],
     model: str,
@@ -60,7 +62,7 @@ def classify_command(
     except OfflineError as error:
         raise click.ClickException(str(error)) from error
     run = run_options(settings, crops)
-    open_data_plane = partial(opener or local_data_plane, settings)
+    open_data_plane = partial(build_data_plane, settings, open_engine=open_engine)
     sys.exit(run_until_done(lambda stop: _classify(job, run, open_data_plane, errors, stop), errors))
 
 

@@ -13,13 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from models.artifact.measured import Proportion, protocol
-from service.cli.long_run import OpenFromSettings, display_on, local_data_plane, run_options, run_until_done
+from service.cli.long_run import display_on, run_options, run_until_done
 from service.cli.options import BATCH_OPTIONS, crops_option, option, options, settings_from, split_names
 from service.cli.tables import new_table, say
+from service.engines.selection.opening import OpenEngine
 from service.offline.evaluate import EvaluateJob, evaluate
 from service.offline.images import OfflineError, read_dataset
 from service.offline.report import Evaluation
 from service.offline.runner import OpenDataPlane, RunOptions
+from service.server.data_plane import build_data_plane
 
 _LISTED = 20  # images without an answer that are printed; report.json has all
 
@@ -41,7 +43,7 @@ _LISTED = 20  # images without an answer that are printed; report.json has all
 @options(*BATCH_OPTIONS)
 @click.pass_obj
 def evaluate_command(
-    opener: OpenFromSettings | None,
+    open_engine: OpenEngine | None,
     /,
     source: Path,
     names: Sequence[str],
@@ -68,7 +70,7 @@ def evaluate_command(
     except OfflineError as error:
         raise click.ClickException(str(error)) from error
     run = run_options(settings, crops)
-    open_data_plane = partial(opener or local_data_plane, settings)
+    open_data_plane = partial(build_data_plane, settings, open_engine=open_engine)
     sys.exit(run_until_done(lambda stop: _evaluate(job, run, open_data_plane, errors, stop), errors))
 
 

@@ -14,19 +14,10 @@ from service.cli.tables import say
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
-from service.inference.local import LocalDataPlane
 from service.offline.images import OfflineError
 from service.offline.runner import Display, RunOptions, RunProgress, Stopped
-from service.server.data_plane import build_data_plane
 
 _PERIOD_S = 5.0
-
-OpenFromSettings = Callable[[Settings], LocalDataPlane]
-
-
-def local_data_plane(settings: Settings) -> LocalDataPlane:
-    """Models and their engines as the settings ask. Tests give commands others."""
-    return build_data_plane(settings)
 
 
 def run_options(settings: Settings, crops: int) -> RunOptions:

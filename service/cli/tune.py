@@ -134,10 +134,10 @@ def _table(name: str, record: TuningRecord, results: Sequence[CandidateResult]) 
     table.add_column("", no_wrap=True)
     measured = [one for one in results if one.state is CandidateState.MEASURED]
     for one in measured:
-        best, engine, speed = one is measured[0], one.candidate.engine, one.speed
+        best, engine, speed = one is measured[0], one.candidate, one.speed
         table.add_row(
             f"{engine.runtime} {engine.precision}",
-            *map(str, (engine.slots, engine.threads, one.candidate.max_batch)),
+            *map(str, (engine.slots, engine.threads, engine.max_batch)),
             *(f"{speed.images_per_s:.1f}", f"{speed.run_ms:.1f}", f"{speed.cpu_ms:.1f}", str(len(one.rounds))),
             "best" if best else "" if one.fits(record.max_latency_ms) else "slow",
             style="bold" if best else None,

@@ -6,7 +6,7 @@ import pytest
 
 from service.common.types import Precision, Runtime
 from service.engines.selection.cpu_layout import default_layout
-from service.offline.tuning.candidates import EngineSetup, TuneCandidate, candidates, layouts, untuned
+from service.offline.tuning.candidates import TuneCandidate, candidates, layouts, untuned
 from service.offline.tuning.engine_load import EngineSpeed
 from service.offline.tuning.search import (
     FINALISTS,
@@ -63,8 +63,7 @@ def of(rate: float, run_ms: float = 10.0) -> EngineSpeed:
 
 def scaled(candidate: TuneCandidate, _times: int) -> EngineSpeed:
     """bf16 is three times as fast, slots help, batches only run longer."""
-    engine = candidate.engine
-    rate = (3 if engine.precision is Precision.BF16 else 1) * engine.slots * 10 + candidate.max_batch / 10
+    rate = (3 if candidate.precision is Precision.BF16 else 1) * candidate.slots * 10 + candidate.max_batch / 10
     return of(rate, 10.0 * candidate.max_batch)
 
 
@@ -85,8 +84,8 @@ def test_what_serves_untuned_is_tried(cpus: int, largest_batch: int | None) -> N
     default = untuned([BF16, F32], cpus, largest_batch)
 
     assert default in candidates([BF16, F32], cpus, largest_batch)
-    assert (default.engine.runtime, default.engine.precision) == BF16
-    assert (default.engine.slots, default.engine.threads) == (default_layout(cpus).slots, default_layout(cpus).threads)
+    assert (default.runtime, default.precision) == BF16
+    assert (default.slots, default.threads) == (default_layout(cpus).slots, default_layout(cpus).threads)
 
 
 def test_what_serves_untuned_is_compared_to_the_end() -> None:
@@ -112,10 +111,10 @@ def test_every_runtime_is_seen_before_the_second_layout() -> None:
     tried = candidates([BF16, F32], 2)
 
     assert [one.engine for one in tried[::3]] == [
-        EngineSetup(*BF16, 2, 1),
-        EngineSetup(*F32, 2, 1),
-        EngineSetup(*BF16, 1, 2),
-        EngineSetup(*F32, 1, 2),
+        (*BF16, 2, 1),
+        (*F32, 2, 1),
+        (*BF16, 1, 2),
+        (*F32, 1, 2),
     ]
 
 
@@ -124,7 +123,7 @@ def test_best_is_first_and_measured_most() -> None:
     machine = Machine(scaled)
     rows = machine.search(candidates([BF16, F32], 2), bound_ms=50)
 
-    assert rows[0].candidate == TuneCandidate(EngineSetup(*BF16, 2, 1), 1)
+    assert rows[0].candidate == TuneCandidate(*BF16, 2, 1, 1)
     assert [len(row.rounds) for row in rows[:FINALISTS]] == [len(rows[0].rounds)] * FINALISTS
     assert len(rows[0].rounds) >= 4
     last = machine.asked[-2 * FINALISTS :]
@@ -162,14 +161,14 @@ def test_too_close_to_tell_takes_the_shorter_batches() -> None:
 
 def test_lucky_look_is_found_out() -> None:
     """One good second does not win: later rounds by turns bring the median down."""
-    lucky = TuneCandidate(EngineSetup(*F32, 1, 2), 8)
+    lucky = TuneCandidate(*F32, 1, 2, 8)
 
     def speed(candidate: TuneCandidate, times: int) -> EngineSpeed:
         return of(500.0 if times == 1 else 1.0) if candidate == lucky else scaled(candidate, times)
 
     rows = Machine(speed).search(candidates([BF16, F32], 2))
 
-    assert rows[0].candidate.engine == EngineSetup(*BF16, 2, 1)
+    assert rows[0].candidate.engine == (*BF16, 2, 1)
 
 
 @pytest.mark.parametrize("seconds", [2.0, 5.0, 30.0, 120.0])
@@ -189,7 +188,7 @@ def test_time_is_kept(seconds: float, cpus: int) -> None:
 @pytest.mark.parametrize("error", [CandidateStuck("20 s"), CandidateFailed("no")])
 def test_engine_that_does_not_run_is_named_and_left(error: Exception) -> None:
     """It is tried once, its other batches are not tried at all, and the rest goes on."""
-    broken = EngineSetup(*BF16, 2, 1)
+    broken = (*BF16, 2, 1)
     machine = Machine(lambda one, times: error if one.engine == broken else scaled(one, times))
 
     rows = machine.search(candidates([BF16, F32], 2))
@@ -197,15 +196,15 @@ def test_engine_that_does_not_run_is_named_and_left(error: Exception) -> None:
     assert sum(one.engine == broken for one in machine.asked) == 1
     state = CandidateState.STUCK if isinstance(error, CandidateStuck) else CandidateState.FAILED
     [row] = [row for row in rows if row.state is state]
-    assert (row.candidate, row.reason) == (TuneCandidate(broken, 1), str(error))
+    assert (row.candidate, row.reason) == (TuneCandidate(*broken, 1), str(error))
     others = [one for one in rows if one.candidate.engine == broken and one is not row]
     assert {one.reason for one in others} == {f"its engine is {state} in batches up to 1"}
-    assert rows[0].candidate.engine == EngineSetup(*BF16, 1, 2)
+    assert rows[0].candidate.engine == (*BF16, 1, 2)
 
 
 def test_finalist_that_gets_stuck_late_is_not_chosen() -> None:
     """An engine that is stuck in its second round has figures, and is not the best all the same."""
-    best = TuneCandidate(EngineSetup(*BF16, 2, 1), 8)
+    best = TuneCandidate(*BF16, 2, 1, 8)
     machine = Machine(lambda one, times: CandidateStuck("20 s") if one == best and times > 1 else scaled(one, times))
 
     rows = machine.search(candidates([BF16, F32], 2))

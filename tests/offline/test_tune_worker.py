@@ -14,7 +14,7 @@ import pytest
 from models.artifact.artifact import load
 from service.common.sample_photo import made_photo
 from service.common.types import Precision, Runtime
-from service.offline.tuning.candidates import EngineSetup, TuneCandidate
+from service.offline.tuning.candidates import TuneCandidate
 from service.offline.tuning.engine_load import EngineLoad
 from service.offline.tuning.search import CandidateFailed, CandidateStuck
 from service.offline.tuning.worker import Worker
@@ -35,7 +35,7 @@ def worker(exported: Path) -> Iterator[Worker]:
 
 def candidate(slots: int, max_batch: int = 1) -> TuneCandidate:
     """An engine that answers with one slot, and has its own trouble with more."""
-    return TuneCandidate(EngineSetup(Runtime.OPENVINO, Precision.F32, slots, 1), max_batch)
+    return TuneCandidate(Runtime.OPENVINO, Precision.F32, slots, 1, max_batch)
 
 
 def test_trouble_is_noticed_and_the_next_engine_runs(worker: Worker) -> None:

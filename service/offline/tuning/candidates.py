@@ -15,25 +15,22 @@ _MOST_SLOTS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSetup:
-    """How an engine is opened: batches that it runs at once, and threads of each."""
+class TuneCandidate:
+    """An engine with the batches that it runs at once, the threads of each, and the largest batch that it gets."""
 
     runtime: Runtime
     precision: Precision
     slots: int
     threads: int
-
-
-@dataclass(frozen=True, slots=True)
-class TuneCandidate:
-    """An engine with the largest batch that it gets."""
-
-    engine: EngineSetup
     max_batch: int
 
+    @property
+    def engine(self) -> tuple[Runtime, Precision, int, int]:
+        """What the engine is opened with: the same for candidates that differ in `max_batch` alone."""
+        return self.runtime, self.precision, self.slots, self.threads
+
     def __str__(self) -> str:
-        one = self.engine
-        return f"{one.runtime} {one.precision}, {one.slots} x {one.threads}, batches up to {self.max_batch}"
+        return f"{self.runtime} {self.precision}, {self.slots} x {self.threads}, batches up to {self.max_batch}"
 
 
 def allowed(artifact: Artifact, runtime: Runtime, precision: Precision) -> list[tuple[Runtime, Precision]]:
@@ -83,7 +80,7 @@ def candidates(
     """
     batches = [size for size in _BATCHES if largest_batch is None or size <= largest_batch]
     return [
-        TuneCandidate(EngineSetup(runtime, precision, slots, threads), size)
+        TuneCandidate(runtime, precision, slots, threads, size)
         for slots, threads in layouts(cpus)
         for runtime, precision in engines
         for size in batches
@@ -96,5 +93,5 @@ def untuned(engines: Sequence[tuple[Runtime, Precision]], cpus: int, largest_bat
     layout = default_layout(cpus)
     batch = layout.max_batch if largest_batch is None else min(layout.max_batch, largest_batch)
     tried = candidates([(runtime, precision)], cpus, largest_batch)
-    same = [one for one in tried if (one.engine.slots, one.engine.threads) == (layout.slots, layout.threads)]
+    same = [one for one in tried if (one.slots, one.threads) == (layout.slots, layout.threads)]
     return min(same, key=lambda one: abs(one.max_batch - batch))

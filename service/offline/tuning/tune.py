@@ -55,7 +55,7 @@ def tune(
         results = Search(request.seconds, request.max_latency_ms, measure, monotonic, watch).run(tried, default)
     if results[0].state is not CandidateState.MEASURED:
         broken = [one for one in results if one.state in (CandidateState.FAILED, CandidateState.STUCK)]
-        reasons = dict.fromkeys(f"{one.candidate.engine.runtime}: {one.reason}" for one in broken)
+        reasons = dict.fromkeys(f"{one.candidate.runtime}: {one.reason}" for one in broken)
         raise EngineUnavailableError("; ".join(reasons) or "nothing could be measured; give it more --seconds")
     return results
 
@@ -65,12 +65,7 @@ def record_of(
 ) -> TuningRecord:
     """The record of what `tune` measured."""
     trials = (
-        Trial(
-            **asdict(one.candidate.engine),
-            **asdict(one.speed),
-            runtime_version=one.version,
-            max_batch=one.candidate.max_batch,
-        )
+        Trial(**asdict(one.candidate), **asdict(one.speed), runtime_version=one.version)
         for one in results
         if one.state is CandidateState.MEASURED
     )

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -18,7 +18,7 @@ from service.common.types import Layout
 from service.engines.base import Engine
 from service.engines.selection.opening import build_engine
 from service.engines.selection.select import EngineOptions
-from service.offline.tuning.candidates import EngineSetup, TuneCandidate
+from service.offline.tuning.candidates import TuneCandidate
 from service.offline.tuning.engine_load import EngineLoad, EngineSpeed, measure
 from service.offline.tuning.search import FINALISTS, CandidateFailed, CandidateStuck
 
@@ -26,14 +26,13 @@ STUCK_S = 20.0  # an engine of VGG-19 opens in three; one that takes longer is o
 _START_S = 60.0
 _END_S = 5.0
 
-OpenSetup = Callable[[Artifact, EngineSetup], Engine]
+OpenCandidate = Callable[[Artifact, TuneCandidate], Engine]
 """Opens an engine in the other process. It must be a function of a module, because it is sent by name."""
 
 
-def open_setup(artifact: Artifact, setup: EngineSetup) -> Engine:
+def open_candidate(artifact: Artifact, one: TuneCandidate) -> Engine:
     """The engine, not warmed up."""
-    layout = Layout(setup.slots, setup.threads, 1)
-    return build_engine(artifact, setup.runtime, setup.precision, EngineOptions(layout=layout))
+    return build_engine(artifact, one.runtime, one.precision, EngineOptions(layout=Layout(one.slots, one.threads, 1)))
 
 
 class Worker:
@@ -43,7 +42,12 @@ class Worker:
     """
 
     def __init__(
-        self, artifact: Artifact, load: EngineLoad, *, open_engine: OpenSetup = open_setup, stuck_s: float = STUCK_S
+        self,
+        artifact: Artifact,
+        load: EngineLoad,
+        *,
+        open_engine: OpenCandidate = open_candidate,
+        stuck_s: float = STUCK_S,
     ) -> None:
         self._work = artifact, load, open_engine
         self._stuck_s = stuck_s
@@ -107,7 +111,7 @@ class Worker:
         self._connection = self._process = None
 
 
-def _serve(connection: Connection, artifact: Artifact, load: EngineLoad, open_engine: OpenSetup) -> None:
+def _serve(connection: Connection, artifact: Artifact, load: EngineLoad, open_engine: OpenCandidate) -> None:
     """In the other process: measure what is asked until the connection or the process that asks ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     engines = _OpenEngines(artifact, open_engine)
@@ -136,20 +140,20 @@ def _end_with_parent() -> None:
 class _OpenEngines:
     """As many open engines as memory should hold, with the batch sizes that each has run."""
 
-    def __init__(self, artifact: Artifact, open_engine: OpenSetup) -> None:
+    def __init__(self, artifact: Artifact, open_engine: OpenCandidate) -> None:
         self._artifact = artifact
         self._open = open_engine
-        self._engines: OrderedDict[EngineSetup, tuple[Engine, set[int]]] = OrderedDict()
+        self._engines: OrderedDict[Hashable, tuple[Engine, set[int]]] = OrderedDict()
 
     def warm(self, candidate: TuneCandidate) -> Engine:
         """An open engine that has run batches of 1 and of the largest size, so that its kernels are compiled."""
-        setup, side = candidate.engine, self._artifact.manifest.input.crop
-        if setup not in self._engines:
+        key, side = candidate.engine, self._artifact.manifest.input.crop
+        if key not in self._engines:
             while len(self._engines) >= FINALISTS:
                 self._engines.popitem(last=False)[1][0].close()  # the one unused for longest
-            self._engines[setup] = self._open(self._artifact, setup), set()
-        self._engines.move_to_end(setup)
-        engine, sizes = self._engines[setup]
+            self._engines[key] = self._open(self._artifact, candidate), set()
+        self._engines.move_to_end(key)
+        engine, sizes = self._engines[key]
         for rows in sorted({1, candidate.max_batch} - sizes):
             engine.run(np.zeros((rows, side, side, 3), dtype=np.uint8))
             sizes.add(rows)
