@@ -1,4 +1,4 @@
-# One file for every image: FLAVOUR is cpu (serves, gateway), gpu (serves on NVIDIA cards) or export (makes artifacts).
+# Makes every image: FLAVOUR is cpu (server, gateway), gpu (server on NVIDIA cards) or export (makes artifacts).
 ARG PYTHON_IMAGE=python:3.13-slim
 ARG FLAVOUR=cpu
 
@@ -6,13 +6,13 @@ FROM ${PYTHON_IMAGE} AS build
 ARG FLAVOUR
 # What the export image builds engines with; tensorrt only builds on the card that runs them.
 ARG ENGINES=tensorrt-rtx
-# Where packages come from, if not from where pip looks by itself; nothing of it reaches the last stage.
+# Where pip gets packages from, if not from its default index. The last stage keeps nothing of it.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /src
 RUN python3 -m venv --without-pip /opt/topfive
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-# The dependencies first and alone: a change of the code does not install them anew.
+# The dependencies come first and alone, so that a change of the code does not install them again.
 RUN set -eu; \
     case "${FLAVOUR}" in \
       cpu) extras=cpu,simd ;; \
@@ -23,7 +23,8 @@ RUN set -eu; \
     python3 -m pip --python /opt/topfive/bin/python install \
       --no-cache-dir --no-compile --disable-pip-version-check -c constraints.txt ".[${extras}]"
 COPY . .
-# Compiled here, since a read-only root would compile at each start; some packages hold files for other Pythons.
+# Compiled here, because with a read-only root each start would compile again. `|| true`: some packages have files for
+# other versions of Python.
 RUN python3 -m pip --python /opt/topfive/bin/python install \
       --no-cache-dir --no-compile --disable-pip-version-check --no-deps --force-reinstall . \
     && { /opt/topfive/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/topfive/lib || true; }
@@ -32,12 +33,12 @@ FROM ${PYTHON_IMAGE} AS cpu
 LABEL org.opencontainers.image.title="topfive" \
       org.opencontainers.image.description="Inference microservice for ImageNet classifiers" \
       org.opencontainers.image.licenses="MIT"
-# A fixed number, so that folders of the host can be given to it.
+# A fixed number, so that folders of the host can belong to this user.
 RUN echo "topfive:x:10001:10001::/nonexistent:/usr/sbin/nologin" >> /etc/passwd \
     && echo "topfive:x:10001:" >> /etc/group \
     && install -d -o 10001 -g 10001 /artifacts /cache
 COPY --from=build /opt/topfive /opt/topfive
-# The root file system may be read-only: what is written goes to /tmp, /cache and, by exports, /artifacts.
+# The root file system may be read-only: topfive writes to /tmp and /cache, and an export to /artifacts.
 ENV PATH=/opt/topfive/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -53,7 +54,7 @@ STOPSIGNAL SIGTERM
 ENTRYPOINT ["topfive"]
 CMD ["serve"]
 
-# What the NVIDIA runtime of the host reads.
+# The NVIDIA runtime of the host reads these.
 FROM cpu AS gpu
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -1,4 +1,4 @@
-# `make serve` and `make test` do everything from a bare checkout; an environment that is already there is reused.
+# `make serve` and `make test` do everything from a bare checkout. They reuse an environment that is already there.
 PYTHON ?= python3
 FLAVOUR ?= cpu
 VENV ?= .venv$(if $(filter-out cpu,$(FLAVOUR)),-$(FLAVOUR))
@@ -39,7 +39,7 @@ serve: export-missing
 test: install
 	$(BIN)/python -m pytest -n 2 -m 'not large'
 
-# With the large networks as well: about an hour on two cores, 12 GB of memory.
+# The tests with the large networks: about an hour on two cores, 12 GB of memory.
 test-all: install
 	$(BIN)/python -m pytest -n 1
 
@@ -47,14 +47,14 @@ test-all: install
 test-gpu: install
 	$(BIN)/python -m pytest tests/gpu -s
 
-# The committed code of the gRPC contract on the other protobuf runtime, in an environment of its own.
+# Tests the committed code of the gRPC contract with another protobuf runtime, in an environment of its own.
 test-protobuf: install
 	test -x $(VENV)-protobuf/bin/python || $(PYTHON) -m venv $(VENV)-protobuf
 	$(VENV)-protobuf/bin/python -m pip install --quiet --disable-pip-version-check 'protobuf==$(PROTOBUF)' 'grpcio==1.85.1'
 	$(VENV)-protobuf/bin/python -W error tests/check_protobuf.py $(PROTOBUF)
 
-# The images and the compose file for real: needs a Docker Engine, and minutes. Where Docker reaches no registry or
-# the build no network of its own, set PYTHON_IMAGE and TOPFIVE_BUILD_NETWORK=host.
+# Builds the images and runs the compose file: needs a Docker Engine, and takes minutes. Where Docker reaches no registry,
+# set PYTHON_IMAGE; where the build has no network of its own, set TOPFIVE_BUILD_NETWORK=host.
 test-compose: install
 	$(BIN)/python -m tests.compose
 
@@ -70,21 +70,21 @@ format: install
 proto: install
 	$(BIN)/python -m proto.generate
 
-# Ten models, of which each part of the benchmarks takes what it needs.
+# The models that the parts of the benchmarks need.
 TEN := googlenet,tiny,lenet5,resnet18,alexnet,resnet50,densenet121,inception_v3,efficientnet_b0,squeezenet1_1
 
 bench-models: install
 	$(BIN)/topfive export $(TEN) --weights $(WEIGHTS) --missing
 
-# This project's own rows, into build/benchmarks/report.md; benchmarks/README.md says more.
+# Measures this server and writes build/benchmarks/report.md; benchmarks/README.md says more.
 bench: bench-models
 	$(BIN)/python -m benchmarks $(BENCH)
 
-# The same beside other servers, which are installed into benchmarks/.envs: writes benchmarks/report.md.
+# Measures it beside other servers, which it installs into benchmarks/.envs, and writes benchmarks/report.md.
 bench-peers: bench-models
 	$(BIN)/python -m benchmarks --peers all --output benchmarks/report.md $(BENCH)
 
-# On a machine with an NVIDIA card: make bench-gpu FLAVOUR=gpu. TensorRT is measured where an engine was built before:
+# On a machine with an NVIDIA card: make bench-gpu FLAVOUR=gpu. It measures TensorRT where an engine was built before:
 # topfive export MODEL --engine tensorrt-rtx --target this
 bench-gpu: export-missing
 	$(BIN)/python -m benchmarks.gpu $(foreach model,$(subst $(comma), ,$(MODELS)),--model $(model)) $(BENCH)
