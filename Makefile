@@ -53,7 +53,7 @@ test-protobuf: install
 	$(VENV)-protobuf/bin/python -m pip install --quiet --disable-pip-version-check 'protobuf==$(PROTOBUF)' 'grpcio==1.85.1'
 	$(VENV)-protobuf/bin/python -W error tests/check_protobuf.py $(PROTOBUF)
 
-# Builds the images and runs the compose file: needs a Docker Engine, and takes minutes. Where Docker reaches no registry,
+# Builds the images and runs the compose file: needs a Docker Engine, and minutes. Where Docker reaches no registry,
 # set PYTHON_IMAGE; where the build has no network of its own, set TOPFIVE_BUILD_NETWORK=host.
 test-compose: install
 	$(BIN)/python -m tests.compose
