@@ -1,4 +1,4 @@
-"""What the machine gives this process: the CPUs that it may really use, what they can do, and memory."""
+"""What the machine gives this process: the CPUs that it may use, what they can do, and memory."""
 
 import math
 import os
@@ -19,12 +19,12 @@ INSTRUCTION_SETS = {
     "amx_bf16": "AMX bf16",
     "amx_int8": "AMX int8",
 }
-"""Those that decide how fast networks run on a CPU: the kernel's word for each, and its name."""
+"""The instruction sets that decide how fast networks run on a CPU: the kernel's word for each, and its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """CPUs for this process and in all, instruction sets by name, memory in bytes; `limit_bytes` None without one."""
+    """CPUs for this process and in all, instruction sets by name, and memory. `limit_bytes` is None without one."""
 
     cpus: int
     all_cpus: int
@@ -48,7 +48,7 @@ def host(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP, proc: Path = _P
 
 
 def cpu_model(proc: Path = _PROC) -> str:
-    """The processor's name; on Arm, where the kernel has none, its numbers; `unknown` where it says nothing."""
+    """The processor's name, or its numbers on Arm, where the kernel has no name. `unknown` where it has neither."""
     if words := _words(proc / "cpuinfo", "model name"):
         return " ".join(words)
     numbers = [*_words(proc / "cpuinfo", "CPU implementer"), *_words(proc / "cpuinfo", "CPU part")]
@@ -56,7 +56,7 @@ def cpu_model(proc: Path = _PROC) -> str:
 
 
 def memory_limit(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int | None:
-    """The smallest memory limit of this process's cgroups in bytes (v2 or v1), None where there is none."""
+    """The smallest memory limit in bytes of this process's cgroups (v2 or v1). None where there is none."""
     files = [cgroup / folder / "memory.max" for folder in _groups(membership)]
     files.append(cgroup / "memory" / "memory.limit_in_bytes")
     texts = [path.read_text().strip() for path in files if path.is_file()]
@@ -73,7 +73,7 @@ def cpu_quota(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
 
 
 def _groups(membership: Path) -> tuple[PurePosixPath, ...]:
-    """This process's group and those around it: v2's line is `0::/PATH`, `/` in a container, deeper under systemd."""
+    """The cgroup of this process and those around it. The line of v2 is `0::/PATH`, with `/` in a container."""
     lines = membership.read_text().splitlines() if membership.is_file() else []
     own = PurePosixPath(next((line[3:].strip("/") for line in lines if line.startswith("0::")), ""))
     return own, *own.parents
@@ -96,6 +96,6 @@ def _quota_v1(folder: Path) -> float | None:
 
 
 def _words(path: Path, key: str) -> list[str]:
-    """The words after the first `key:` of a file of the kernel; none where it has no such line."""
+    """The words after the first `key:` in a file of the kernel. Empty where there is no such line."""
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     return next((line.partition(":")[2].split() for line in lines if line.partition(":")[0].strip() == key), [])

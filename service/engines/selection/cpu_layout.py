@@ -1,4 +1,4 @@
-"""How an engine on the CPU is laid out: batches at once, threads of each, the largest batch; measured or by default."""
+"""The layout of an engine on the CPU: as `topfive tune` measured it, or by default."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from service.common.types import Layout, Precision, Runtime
 
 DEFAULT_MAX_BATCH = 8
 TUNABLE = (Runtime.OPENVINO, Runtime.ONNXRUNTIME)
-"""The runtimes that are laid out by a record."""
+"""The runtimes that `topfive tune` measures."""
 
 _MOST_SLOTS = 4
 _ONE_THREAD_MAX_BATCH = 4
@@ -22,22 +22,22 @@ _PACKAGES = {Runtime.OPENVINO: ("openvino",), Runtime.ONNXRUNTIME: ("onnxruntime
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The record that holds here for one artifact, None where there is none; `notes` say what of it is not used."""
+    """The tuning record of one artifact that holds on this machine. `notes` say what of it is not used."""
 
     record: TuningRecord | None = None
     notes: tuple[str, ...] = ()
 
     def best(self, runtime: Runtime, precision: Precision) -> Trial | None:
-        """The best of what is asked, AUTO for any; None where it was not measured."""
+        """The best trial of what is asked, AUTO for any. None where that was not measured."""
         for trial in self.record.trials if self.record else ():
             if runtime in (Runtime.AUTO, trial.runtime) and precision in (Precision.AUTO, trial.precision):
                 return trial
         return None
 
     def choose(self, runtime: Runtime, asked: Precision, allowed: Precision) -> tuple[Precision, Layout | None]:
-        """What to compute in, and how to lay it out where that was measured.
+        """The precision to compute in, and the layout where it was measured.
 
-        `allowed` is the lowest precision that may be used for what is `asked`; only AUTO leaves a choice.
+        `allowed` is the lowest precision that may be used for what is `asked`. Only AUTO leaves a choice.
         """
         trial = self.best(runtime, asked)
         if trial is not None and trial.precision not in (allowed, Precision.F32):
@@ -48,7 +48,7 @@ class Tuned:
         return Precision(trial.precision), Layout(trial.slots, trial.threads, trial.max_batch, origin)
 
     def order(self, among: Sequence[Runtime], precision: Precision) -> tuple[Runtime, ...]:
-        """The same runtimes, of the tunable ones that first which was measured to be the best in what is asked."""
+        """The same runtimes, with the tunable one that was measured to be the best before the other tunable ones."""
         best = self.best(Runtime.AUTO, precision)
         tunable = [one for one in among if one in TUNABLE]
         if best is None or best.runtime not in tunable:
@@ -61,10 +61,10 @@ NOT_TUNED = Tuned()
 
 
 def default_layout(cpus: int, most_slots: int = _MOST_SLOTS) -> Layout:
-    """That of an engine that nobody has measured: a few slots, because small networks leave many threads idle.
+    """The layout that nobody has measured: a few slots, because small networks leave many threads idle.
 
-    Slots times threads never exceeds `cpus`, nor slots `most_slots`. A slot of one thread gains little by large batches
-    (`python -m benchmarks.batches` measures it): they run longer and take memory.
+    Slots times threads never exceed `cpus`, nor slots `most_slots`. A slot of one thread gains little by large batches,
+    which run longer and take memory (`python -m benchmarks.batches` measures it).
     """
     slots = min(most_slots, cpus)
     threads = max(1, cpus // slots)
@@ -72,24 +72,24 @@ def default_layout(cpus: int, most_slots: int = _MOST_SLOTS) -> Layout:
 
 
 def at_most(rows: int, artifact: Artifact) -> int:
-    """So many rows, or as many as the graph of `artifact` takes."""
+    """The smaller of `rows` and the largest batch that the graph of `artifact` takes."""
     most = artifact.manifest.max_batch
     return rows if most is None else min(rows, most)
 
 
 def conditions_here(cpus: int, runtime: Runtime = Runtime.AUTO, precision: Precision = Precision.AUTO) -> Conditions:
-    """What records of this machine hold for, where so many CPUs are used and no other runtime and precision tried."""
+    """The conditions of a record that is made here with so many CPUs, for one runtime and precision or for any."""
     sets = host().instruction_sets
     return Conditions(cpu=cpu_model(), instruction_sets=sets, cpus=cpus, runtime=runtime, precision=precision)
 
 
 def place_of(artifact: Artifact, cache: Path) -> TuningFiles:
-    """Where records of `artifact` lie."""
+    """Where the tuning records of `artifact` are."""
     return TuningFiles(artifact.folder, cache, artifact.manifest.files.get(GRAPH, ""))
 
 
 def installed_version(runtime: Runtime) -> str | None:
-    """That of a tunable runtime, as its engines say it; None where it is not installed. Nothing heavy is imported."""
+    """The version of a tunable runtime, as its engines say it. None where it is not installed. Imports nothing."""
     return package_version(*_PACKAGES[runtime])
 
 
@@ -102,7 +102,8 @@ def read_tuned(
 ) -> Tuned:
     """What was measured of `artifact` on a machine like this one, with the versions that are installed.
 
-    Of several records that which is confined most closely to what is asked; one confined to less says nothing of it.
+    A record made for one runtime or precision says nothing of others, so it counts only where that one is asked for.
+    Where several count, the most special does.
     """
     place, notes, record = place_of(artifact, cache), list[str](), None
     for confined in product(dict.fromkeys((runtime, Runtime.AUTO)), dict.fromkeys((precision, Precision.AUTO))):
@@ -114,10 +115,7 @@ def read_tuned(
         return Tuned(None, tuple(notes))
     here = {str(runtime): installed_version(runtime) for runtime in TUNABLE}
     fresh = tuple(trial for trial in record.trials if here.get(trial.runtime) == trial.runtime_version)
-    stale = {f"{one.runtime} {one.runtime_version}" for one in record.trials} - {
-        f"{one.runtime} {one.runtime_version}" for one in fresh
-    }
-    if stale:
+    if stale := {f"{one.runtime} {one.runtime_version}" for one in record.trials if one not in fresh}:
         name = artifact.manifest.name
         notes.append(f"{name} was tuned with {', '.join(sorted(stale))}, not installed here; run: topfive tune {name}")
     return Tuned(record.model_copy(update={"trials": fresh}) if fresh else None, tuple(notes))

@@ -82,6 +82,11 @@ class TensorRtLog:
         """The last errors, or what to say where there are none."""
         return "; ".join(self.errors[-count:]) or "TensorRT gave no reason"
 
+    def clear(self) -> None:
+        """Forget what was said so far, which would not explain a later failure."""
+        self.errors.clear()
+        self.warnings.clear()
+
 
 def logger(trt: ModuleType, log: TensorRtLog) -> Any:
     """A logger of that module that writes to `log`, from any thread, and prints nothing."""

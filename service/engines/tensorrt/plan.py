@@ -40,7 +40,7 @@ class LoadedPlan:
     """A runtime, an engine and, for RTX, the configuration and the cache of its contexts.
 
     `cache` is the file of RTX's cache, None for TensorRT proper. Raises EngineUnavailableError where the plan cannot be
-    read or does not follow the contract, and what `failure` gives.
+    read or does not follow the contract, and what `require` raises.
     """
 
     def __init__(self, trt: Any, cuda: Cuda, plan: EnginePlan, contract: Contract, cache: CacheFile | None) -> None:
@@ -83,23 +83,22 @@ class LoadedPlan:
             made = self._engine.create_execution_context()
         else:
             made = self._engine.create_execution_context(self._config)
-        if made is None:
-            raise self.failure("no execution context")
-        self._clear_log()  # TensorRT may have tried what did not fit before it found what does
+        self.require(made, "no execution context")
+        self._log.clear()  # TensorRT may have tried what did not fit before it found what does
         return made
 
-    def failure(self, what: str) -> Exception:
-        """The exception for a step that TensorRT refused: by its words CardLostError, MemoryError or TensorRtError."""
-        text = f"{what}: {self._log.last()}"
+    def require(self, value: Any, refusal: str) -> Any:
+        """The value of a step. A step that TensorRT refused gives None or False, and the log has the reason.
+
+        Raises CardLostError, MemoryError or TensorRtError then, by TensorRT's words.
+        """
+        if value is not None and value is not False:
+            return value
+        text = f"{refusal}: {self._log.last()}"
         lost = self._cuda.loss(" ".join(self._log.errors))
         short = any(sign in error.lower() for error in self._log.errors for sign in _MEMORY)
-        self._clear_log()
-        return lost or (MemoryError(text) if short else TensorRtError(text))
-
-    def _clear_log(self) -> None:
-        """Forget what TensorRT said so far, which would not explain a later failure."""
-        self._log.errors.clear()
-        self._log.warnings.clear()
+        self._log.clear()
+        raise lost or (MemoryError(text) if short else TensorRtError(text))
 
     def keep_cache(self) -> None:
         """Write RTX's cache to its file, unless it is too large."""
@@ -130,24 +129,31 @@ class LoadedPlan:
             self._runtime = self._trt.Runtime(self._logger)
         except TypeError as error:  # so the binding says that TensorRT gave it nothing
             raise EngineUnavailableError(f"TensorRT does not start: {self._log.last()}") from error
-        self._engine = self._runtime.deserialize_cuda_engine(content)
-        if self._engine is None:
-            raise self.failure(f"{self._plan.path} cannot be loaded")
+        refusal = f"{self._plan.path} cannot be loaded"
+        self._engine = self.require(self._runtime.deserialize_cuda_engine(content), refusal)
 
     def _checked(self, contract: Contract) -> BatchProfile:
         """The profile. Raises EngineUnavailableError where the engine is not what contract and record say."""
-        trt, found, profiles = self._trt, self._tensors(), self._profiles()
+        # No local variable may hold the engine here: a traceback would keep it alive longer than its runtime.
+        trt, record, found = self._trt, self._plan.record, self._tensors()
         expected = {
             IMAGE: (trt.TensorIOMode.INPUT, trt.DataType.UINT8, (-1, *contract.image)),
             PROBABILITIES: (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, (-1, contract.classes)),
         }
         if found != expected:
-            raise _refused(self._plan, contract, f"its tensors are {_named(found)}, not {_named(expected)}")
-        profile = self._plan.record.profile
-        wanted = [(size, *contract.image) for size in (profile.smallest, profile.best, profile.largest)]
-        if profiles != [wanted]:
-            raise _refused(self._plan, contract, f"its batches are {profiles}, not the {wanted} of its record")
-        return profile
+            why = f"its tensors are {_named(found)}, not {_named(expected)}"
+        else:
+            profiles = [
+                [tuple(shape) for shape in self._engine.get_tensor_profile_shape(IMAGE, index)]
+                for index in range(self._engine.num_optimization_profiles)
+            ]
+            sizes = record.profile.smallest, record.profile.best, record.profile.largest
+            wanted = [(size, *contract.image) for size in sizes]
+            if profiles == [wanted]:
+                return record.profile
+            why = f"its batches are {profiles}, not the {wanted} of its record"
+        again = f"topfive export {contract.name} --engine {record.flavour}"
+        raise EngineUnavailableError(f"{self._plan.path} is no engine of {contract.name}: {why}; run: {again}")
 
     def _tensors(self) -> dict[str, tuple[Any, Any, tuple[int, ...]]]:
         """Mode, type and shape of each input and output by its name."""
@@ -158,41 +164,20 @@ class LoadedPlan:
             for name in names
         }
 
-    def _profiles(self) -> list[list[tuple[int, ...]]]:
-        """The smallest, best and largest shape of the images in each profile. Empty where there are no images."""
-        engine = self._engine
-        if IMAGE not in {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}:
-            return []
-        return [
-            [tuple(shape) for shape in engine.get_tensor_profile_shape(IMAGE, index)]
-            for index in range(engine.num_optimization_profiles)
-        ]
-
     def _configure(self, file: CacheFile) -> None:
         """Set up RTX: graphs of its own, kernels for the shapes that come, and what was compiled before."""
         trt = self._trt
-        self._config = self._engine.create_runtime_config()
-        if self._config is None:
-            raise self.failure("no runtime configuration")
-        self._cache = self._config.create_runtime_cache()
-        if self._cache is None:
-            raise self.failure("no runtime cache")
+        self._config = self.require(self._engine.create_runtime_config(), "no runtime configuration")
+        self._cache = self.require(self._config.create_runtime_cache(), "no runtime cache")
         if (saved := file.read()) is not None and not self._cache.deserialize(saved):
-            self._clear_log()  # another driver or version wrote it: the file is replaced
-        if not self._config.set_runtime_cache(self._cache):
-            raise self.failure("the runtime cache was not taken")
+            self._log.clear()  # another driver or version wrote it: the file is replaced
+        self.require(self._config.set_runtime_cache(self._cache), "the runtime cache was not taken")
         lazy = trt.DynamicShapesKernelSpecializationStrategy.LAZY
         self._config.dynamic_shapes_kernel_specialization_strategy = lazy
         self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
 
 
-def _refused(plan: EnginePlan, contract: Contract, why: str) -> EngineUnavailableError:
-    again = f"topfive export {contract.name} --engine {plan.record.flavour}"
-    return EngineUnavailableError(f"{plan.path} is no engine of {contract.name}: {why}; run: {again}")
-
-
 def _named(tensors: dict[str, tuple[Any, Any, tuple[int, ...]]]) -> str:
-    """Tensors on one line: name, type and shape."""
-    return (
-        ", ".join(f"{name} {kind.name} {list(shape)}" for name, (_, kind, shape) in sorted(tensors.items())) or "none"
-    )
+    """The name, type and shape of each tensor, in one line."""
+    lines = [f"{name} {kind.name} {list(shape)}" for name, (_, kind, shape) in sorted(tensors.items())]
+    return ", ".join(lines) or "none"

@@ -105,16 +105,13 @@ class CardSlot:
         self._context = self._plan.context()
         addresses = {IMAGE: self._images_there, PROBABILITIES: self._answers_there}
         for name, address in addresses.items():
-            if not self._context.set_tensor_address(name, address):
-                raise self._plan.failure(f"no address for {name}")
+            self._plan.require(self._context.set_tensor_address(name, address), f"no address for {name}")
 
     def _copy_in(self, rows: Rows) -> None:
         """Copy the rows to pinned memory. They need no other copy."""
         shapes = {row.shape for row in rows}
         if shapes != {self._image} or any(row.dtype != np.uint8 for row in rows):
             raise ValueError(f"rows must be uint8 {list(self._image)}, not of shapes {sorted(shapes)}")
-        if len(rows) > len(self._images):
-            raise ValueError(f"a batch holds at most {len(self._images)} rows, not {len(rows)}")
         np.stack(list(rows), out=self._images[: len(rows)])
 
     def _warm(self, size: int, launch: Launch) -> None:
@@ -145,9 +142,8 @@ class CardSlot:
         """Queue the copies and the run of one batch, padded with what the buffer holds."""
         self._cuda.upload(self._images_there, self._images[:size], self._stream)
         if self._shaped != size:
-            if not self._context.set_input_shape(IMAGE, (size, *self._image)):
-                raise self._plan.failure(f"no batch of {size}")
+            taken = self._context.set_input_shape(IMAGE, (size, *self._image))
+            self._plan.require(taken, f"no batch of {size}")
             self._shaped = size
-        if not self._context.execute_async_v3(int(self._stream)):
-            raise self._plan.failure(f"a batch of {size} did not run")
+        self._plan.require(self._context.execute_async_v3(int(self._stream)), f"a batch of {size} did not run")
         self._cuda.download(self._answers[:size], self._answers_there, self._stream)
