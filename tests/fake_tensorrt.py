@@ -142,9 +142,14 @@ class _Object:
     name = "object"
     needs: tuple[str, ...] = ()
 
-    def __init__(self, trt: FakeTensorRt) -> None:
+    def __init__(self, trt: FakeTensorRt, logger: Logger) -> None:
         self.trt = trt
+        self._logger = logger
         trt.alive.append(self.name)
+
+    def refused(self, step: str) -> bool:
+        """Whether the script lets this step fail."""
+        return self.trt.refused(step, self._logger)
 
     def __del__(self) -> None:
         self.trt.alive.remove(self.name)
@@ -156,12 +161,8 @@ class _Object:
 class _Runtime(_Object):
     name = "runtime"
 
-    def __init__(self, trt: FakeTensorRt, logger: Logger) -> None:
-        super().__init__(trt)
-        self._logger = logger
-
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
-        if self.trt.refused("deserialize_cuda_engine", self._logger):
+        if self.refused("deserialize_cuda_engine"):
             return None
         if not self.trt.cudart.reserve(WEIGHTS_BYTES):
             self._logger.log(Severity.ERROR, OUT_OF_MEMORY.words)
@@ -175,8 +176,7 @@ class _Engine(_Object):
     device_memory_size_v2 = ACTIVATIONS_BYTES
 
     def __init__(self, trt: FakeTensorRt, logger: Logger, plan: dict[str, Any]) -> None:
-        super().__init__(trt)
-        self._logger = logger
+        super().__init__(trt, logger)
         self.plan = plan
 
     def __del__(self) -> None:
@@ -210,10 +210,10 @@ class _Engine(_Object):
         return WEIGHTS_BYTES
 
     def create_runtime_config(self) -> Any:
-        return None if self.trt.refused("create_runtime_config", self._logger) else _Config(self.trt, self._logger)
+        return None if self.refused("create_runtime_config") else _Config(self.trt, self._logger)
 
     def create_execution_context(self, config: Any = None) -> Any:
-        if self.trt.refused("create_execution_context", self._logger):
+        if self.refused("create_execution_context"):
             return None
         if not self.trt.cudart.reserve(ACTIVATIONS_BYTES):
             self._logger.log(Severity.ERROR, OUT_OF_MEMORY.words)
@@ -226,14 +226,13 @@ class _Config(_Object):
     needs = ("engine",)
 
     def __init__(self, trt: FakeTensorRt, logger: Logger) -> None:
-        super().__init__(trt)
-        self._logger = logger
+        super().__init__(trt, logger)
         self.cuda_graph_strategy = "disabled"
         self.dynamic_shapes_kernel_specialization_strategy = "eager"
         self.has_cache = False
 
     def create_runtime_cache(self) -> Any:
-        return None if self.trt.refused("create_runtime_cache", self._logger) else _Cache(self.trt, self._logger)
+        return None if self.refused("create_runtime_cache") else _Cache(self.trt, self._logger)
 
     def set_runtime_cache(self, cache: Any) -> bool:
         self.has_cache = not self.trt.refused("set_runtime_cache", self._logger)
@@ -246,18 +245,14 @@ class _Cache(_Object):
     name = "cache"
     needs = ("engine",)
 
-    def __init__(self, trt: FakeTensorRt, logger: Logger) -> None:
-        super().__init__(trt)
-        self._logger = logger
-
     def deserialize(self, blob: bytes) -> bool:
-        if self.trt.refused("deserialize", self._logger):
+        if self.refused("deserialize"):
             return False
         self.trt.compiled |= set(json.loads(blob))
         return True
 
     def serialize(self) -> bytes | None:
-        if self.trt.refused("serialize", self._logger):
+        if self.refused("serialize"):
             return None
         return json.dumps(sorted(self.trt.compiled)).encode()
 
@@ -267,8 +262,7 @@ class _Context(_Object):
 
     def __init__(self, trt: FakeTensorRt, logger: Logger, plan: dict[str, Any], config: Any) -> None:
         self.needs = ("engine", "runtime") if config is None else ("config", "cache", "engine", "runtime")
-        super().__init__(trt)
-        self._logger = logger
+        super().__init__(trt, logger)
         self._limits = [shape[0] for shape in plan["profiles"][0]]
         self._size, self._classes = plan["tensors"]["image"][2][1], plan["tensors"]["probabilities"][2][1]
         self._addresses: dict[str, int] = {}
@@ -281,13 +275,13 @@ class _Context(_Object):
         super().__del__()
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
-        if self.trt.refused("set_tensor_address", self._logger):
+        if self.refused("set_tensor_address"):
             return False
         self._addresses[name] = memory
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        if self.trt.refused("set_input_shape", self._logger):
+        if self.refused("set_input_shape"):
             self._batch = 0  # what it holds then is not said
             return False
         self._batch = shape[0]
@@ -295,7 +289,7 @@ class _Context(_Object):
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         cudart = self.trt.cudart
-        if self.trt.refused("execute_async_v3", self._logger):
+        if self.refused("execute_async_v3"):
             cudart.streams[stream_handle].spoilt = True
             return False
         batch, size, classes = self._batch, self._size, self._classes

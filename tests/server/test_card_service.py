@@ -44,18 +44,14 @@ SLOTS = 2
 
 @dataclass
 class Station:
-    """A machine with an RTX 4090 and an artifact with a plan, whose reference is what the scripted TensorRT computes.
-
-    `capacity` is the memory of the card in bytes.
-    """
+    """A machine with an RTX 4090 and an artifact with a plan, whose answers are those of the scripted TensorRT."""
 
     artifacts: Path
     cache: Path
-    capacity: int = 1 << 30
     engines: list[TensorRtEngine] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.cudart = FakeCudart(capacity=self.capacity)
+        self.cudart = FakeCudart()
         self.trt = FakeTensorRt(self.cudart, Flavour.TENSORRT)
 
     @property

@@ -154,7 +154,7 @@ class Selection:
             return
         if runtime in BUILT and not self._fits_of(runtime):
             advice = Source.of(self.artifact).nothing_built(Flavour(runtime), self.machine, asked)
-            yield Attempt(runtime, asked, advice)
+            yield Attempt(runtime, asked, "; ".join([*self.damage, advice]))
         yield from self._attempts_on(runtime)
 
     def expected(self) -> tuple[Attempt | None, list[Attempt]]:
@@ -179,9 +179,9 @@ class Selection:
 
     def refusal(self, reasons: Sequence[str]) -> str:
         """What to say where every attempt fails, each for its reason."""
-        needs_plans = self.options.runtime in (Runtime.AUTO, *BUILT)
-        if found := [*(self.damage if needs_plans else ()), *reasons]:
-            return "; ".join(found)
+        damage = self.damage if self.options.runtime is Runtime.AUTO else ()
+        if damage or reasons:
+            return "; ".join([*damage, *reasons])
         asked = self.options.precision
         if asked in (Precision.FP16, Precision.INT8):
             return f"{asked} needs an NVIDIA card and an engine built for it; {self._nothing_built()}"
