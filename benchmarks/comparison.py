@@ -13,7 +13,7 @@ from benchmarks.answers import (
     photo_probe,
     send_broken_files,
 )
-from benchmarks.figures import Bound, FigureTarget, ReportRow, missing
+from benchmarks.figures import FigureTarget, ReportRow, missing
 from benchmarks.limit import Limit, LimitFigures, MeasureLimit
 from benchmarks.load import LoadResult, PutLoad
 from benchmarks.server_under_test import MemoryUse, ServerError, ServerUnderTest
@@ -21,11 +21,11 @@ from benchmarks.servers import ServerSpec
 from loadgen.connection import LoadTestError
 from loadgen.results import LoadLevel
 
-TIMES_BEST = FigureTarget(Bound.AT_LEAST, 3.0)
-TIMES_BEST_EQUAL = FigureTarget(Bound.AT_LEAST, 1.05)
-OF_LIMIT = FigureTarget(Bound.AT_LEAST, 0.9)
-ADDED_MS = FigureTarget(Bound.AT_MOST, 1.0)
-TAIL = FigureTarget(Bound.AT_MOST, 3.0)
+TIMES_BEST = FigureTarget(at_least=3.0)
+TIMES_BEST_EQUAL = FigureTarget(at_least=1.05)
+OF_LIMIT = FigureTarget(at_least=0.9)
+ADDED_MS = FigureTarget(at_most=1.0)
+TAIL = FigureTarget(at_most=3.0)
 
 _MANY = LoadLevel(connections=16)
 _ONE = LoadLevel(connections=1)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.answers import photo_probe
-from benchmarks.figures import Bound, Curve, FigureTarget, falling, outgrowing
+from benchmarks.figures import Curve, FigureTarget, falling, outgrowing
 from benchmarks.load import LoadResult, PutLoad
 from benchmarks.modules import Module, run_module
 from benchmarks.requests import bench_photo, resized_photo
@@ -16,8 +16,8 @@ from loadgen.results import LoadLevel
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MEGAPIXELS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0)
 
-KEPT = FigureTarget(Bound.AT_LEAST, 0.85)
-GROWTH = FigureTarget(Bound.AT_MOST, 1.5)
+KEPT = FigureTarget(at_least=0.85)
+GROWTH = FigureTarget(at_most=1.5)
 
 _BATCHES_TIMEOUT_S = 300
 _ANSWERS = 3  # of each connection

@@ -24,26 +24,21 @@ class Verdict(StrEnum):
     ERROR = "not measured"
 
 
-class Bound(StrEnum):
-    """On which side of its target a figure should be."""
-
-    AT_LEAST = "≥"
-    AT_MOST = "≤"
-
-
 @dataclass(frozen=True, slots=True)
 class FigureTarget:
-    """The bound that the project sets for a figure."""
+    """What the project wants of a figure: that it is at least, or at most, some value."""
 
-    bound: Bound
-    value: float
+    at_least: float | None = None
+    at_most: float | None = None
 
     def judge(self, figure: float) -> Verdict:
-        holds = figure >= self.value if self.bound is Bound.AT_LEAST else figure <= self.value
-        return Verdict.PASS if holds else Verdict.MISS
+        missed = (self.at_least is not None and figure < self.at_least) or (
+            self.at_most is not None and figure > self.at_most
+        )
+        return Verdict.MISS if missed else Verdict.PASS
 
     def __str__(self) -> str:
-        return f"{self.bound} {self.value:g}"
+        return f"≥ {self.at_least:g}" if self.at_least is not None else f"≤ {self.at_most:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +57,8 @@ class ReportRow:
 
     @property
     def shown(self) -> str:
-        """The spread with the unit; a small target gets more digits, so that the figure shows on which side it is."""
-        digits = 4 if self.target is not None and 0 < self.target.value < _SMALL else 2
+        """The spread with the unit; with a small target it has more digits, which show on which side of it it is."""
+        digits = 4 if self.target is not None and 0 < (self.target.at_most or 0.0) < _SMALL else 2
         return f"{spread(self.values, digits)} {self.unit if self.values else ''}".rstrip()
 
     @property

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Bound, FigureTarget, ReportRow, missing
+from benchmarks.figures import FigureTarget, ReportRow, missing
 from benchmarks.server_under_test import ProcessTree
 from benchmarks.servers import ROOT
 
@@ -117,7 +117,7 @@ def row_of(wanted: WantedFigure, figures: Mapping[str, float], module: str) -> R
 
 
 def _most(pattern: str, title: str, unit: str, value: float, beside: str = "") -> WantedFigure:
-    return WantedFigure(pattern, title, unit, FigureTarget(Bound.AT_MOST, value), beside)
+    return WantedFigure(pattern, title, unit, FigureTarget(at_most=value), beside)
 
 
 def _overhead(kind: str, title: str, value: float) -> WantedFigure:
@@ -161,11 +161,7 @@ MODULES = (
     ),
     Module(
         "models",
-        (
-            WantedFigure(
-                "models=10.ratio", "ten models mixed / one after the other", "", FigureTarget(Bound.AT_LEAST, 0.85)
-            ),
-        ),
+        (WantedFigure("models=10.ratio", "ten models mixed / one after the other", "", FigureTarget(at_least=0.85)),),
         ("--json", "--artifacts", "{artifacts}", "--each", "12"),
     ),
 )

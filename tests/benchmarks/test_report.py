@@ -14,7 +14,7 @@ from benchmarks.answers import SAME
 from benchmarks.batches import measure_batches
 from benchmarks.comparison import TIMES_BEST, ComparedServer, ComparisonResult, ComparisonRound, comparison_rows
 from benchmarks.curves import CONNECTIONS, MEGAPIXELS, kept, measured_points, models_curve, served_curves
-from benchmarks.figures import Bound, FigureTarget, ReportRow, Verdict, falling, outgrowing
+from benchmarks.figures import FigureTarget, ReportRow, Verdict, falling, outgrowing
 from benchmarks.limit import Limit, LimitFigures
 from benchmarks.load import LoadResult, StepTimes
 from benchmarks.modules import MODULES, Module, WantedFigure, flattened, measured, row_of
@@ -72,7 +72,7 @@ def test_figures_of_modules() -> None:
     figures = {"ours": 0.5, "library": 0.333}
     beside = row_of(WantedFigure("ours", "cost", "ms", TIMES_BEST, "library"), figures, "overhead")
     assert (beside.note, beside.shown) == ("benchmarks.overhead: ours; library: 0.33", "0.50 ms")
-    assert ReportRow("moved", (0.0155,), "of 1", FigureTarget(Bound.AT_MOST, 0.02)).shown == "0.0155 of 1"
+    assert ReportRow("moved", (0.0155,), "of 1", FigureTarget(at_most=0.02)).shown == "0.0155 of 1"
     assert len({module.name for module in MODULES}) == len(MODULES)
 
 
