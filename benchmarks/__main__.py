@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks.answers import CLOSE, SAME, expected_answers
 from benchmarks.command import artifacts_option, model_option
-from benchmarks.comparison import ComparedServer, Comparison, ComparisonResult, comparison_rows
+from benchmarks.comparison import ComparedServer, ComparisonResult, ServerComparison, comparison_rows
 from benchmarks.curves import batch_curve, models_curve, served_curves
 from benchmarks.figures import Curve, missing
 from benchmarks.limit import Limit, LimitError, limits
@@ -68,7 +68,9 @@ class BenchmarkRun:
         expected, report = expected_answers(self.model, self.artifacts), self.report
         try:
             with limits(self.model, self.artifacts) as limit:
-                comparison = Comparison(self.rounds, self.seconds, expected, self.folder, limit, put_load, self.tell)
+                comparison = ServerComparison(
+                    self.rounds, self.seconds, expected, self.folder, limit, put_load, self.tell
+                )
                 report.outcomes += comparison.run(servers)
         except LimitError as error:
             report.rows.append(missing("side by side", str(error)))

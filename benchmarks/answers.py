@@ -13,8 +13,7 @@ from PIL import Image
 
 from benchmarks.peers.common import cut
 from benchmarks.requests import bench_photo, send_photo
-from benchmarks.server_under_test import Probe, ServerUnderTest
-from benchmarks.servers import ServerSpec
+from benchmarks.server_under_test import ServerUnderTest
 from export.gate_images import PHOTOS
 from loadgen.connection import LoadTestError
 from models.artifact.artifact import load
@@ -31,26 +30,12 @@ CLOSE = 0.05
 GOOD_PHOTOS = 7
 TRIES = 5
 
-_PROBE_TIMEOUT_S = 5.0
 _BROKEN_TIMEOUT_S = 10.0
 _ANSWER_TIMEOUT_S = 30.0
 
 
 class AnswerError(Exception):
     """A server did not answer, or it answered wrongly."""
-
-
-def photo_probe(spec: ServerSpec, photo: bytes) -> Probe:
-    """A probe that finds a server ready as soon as it answers the photo with status 200."""
-
-    def probe(url: str) -> str:
-        try:
-            answer = asyncio.run(send_photo(spec, url, photo, _PROBE_TIMEOUT_S))
-        except LoadTestError as error:
-            return str(error)
-        return "" if answer.status == 200 else f"status {answer.status}: {answer.body[:200]!r}"
-
-    return probe
 
 
 def top_five(body: bytes) -> list[tuple[int, float]]:

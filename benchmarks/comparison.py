@@ -10,13 +10,12 @@ from benchmarks.answers import (
     BrokenFileAnswers,
     ExpectedAnswer,
     check_answers,
-    photo_probe,
     send_broken_files,
 )
 from benchmarks.figures import FigureTarget, ReportRow, missing
 from benchmarks.limit import Limit, LimitFigures, MeasureLimit
 from benchmarks.load import LoadResult, PutLoad
-from benchmarks.server_under_test import MemoryUse, ServerError, ServerUnderTest
+from benchmarks.server_under_test import MemoryUse, ServerError, ServerUnderTest, photo_probe
 from benchmarks.servers import ServerSpec
 from loadgen.connection import LoadTestError
 from loadgen.results import LoadLevel
@@ -105,7 +104,7 @@ class ComparisonResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ServerComparison:
     """How servers are compared: with which photos, how often and how long, and where they write their logs."""
 
     rounds: int

@@ -4,12 +4,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.answers import photo_probe
 from benchmarks.figures import Curve, FigureTarget, falling, outgrowing
 from benchmarks.load import LoadResult, PutLoad
 from benchmarks.modules import Module, run_module
 from benchmarks.requests import bench_photo, resized_photo
-from benchmarks.server_under_test import ServerUnderTest
+from benchmarks.server_under_test import ServerUnderTest, photo_probe
 from benchmarks.servers import ServerSpec
 from loadgen.results import LoadLevel
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import psutil
 
+from benchmarks.requests import photo_request
 from benchmarks.servers import ROOT, ServerSpec
 from loadgen.connection import LoadTestError
 from loadgen.http_connection import ServerAddress, fetch
@@ -27,7 +28,7 @@ _IDLE_CPUS = 0.3  # some servers poll while nothing is asked of them
 _LOG_TAIL = 600
 
 Probe = Callable[[str], str]
-"""Asks the server at an address whether it is ready: an empty string if so, else the reason."""
+"""Asks the server at a URL whether it is ready. Returns the reason why it is not, or an empty string."""
 
 
 class ServerError(Exception):
@@ -159,9 +160,7 @@ class ServerUnderTest:
 
     def _started(self, port: int, output: int) -> subprocess.Popen[bytes]:
         def filled(text: str) -> str:
-            for number in range(3):
-                text = text.replace(f"{{port+{number}}}" if number else "{port}", str(port + number))
-            return text
+            return text.replace("{port}", str(port)).replace("{port+1}", str(port + 1))
 
         program = [filled(argument) for argument in self.spec.program]
         environ = {name: filled(value) for name, value in self.spec.environ.items()}
@@ -188,12 +187,25 @@ class ServerUnderTest:
             time.sleep(_POLL_S)
 
 
-def ready_endpoint(address: str) -> str:
+def ready_endpoint(url: str) -> str:
     """Probes `GET /readyz`."""
-    where = ServerAddress.parse(address)
-    request = f"GET /readyz HTTP/1.1\r\nHost: {where.authority}\r\n\r\n".encode()
+    address = ServerAddress.parse(url)
+    return _probe(address, f"GET /readyz HTTP/1.1\r\nHost: {address.authority}\r\n\r\n".encode())
+
+
+def photo_probe(spec: ServerSpec, photo: bytes) -> Probe:
+    """A probe that finds a server ready as soon as it answers the photo with status 200."""
+
+    def probe(url: str) -> str:
+        address = ServerAddress.parse(url)
+        return _probe(address, photo_request(spec, address, photo))
+
+    return probe
+
+
+def _probe(address: ServerAddress, request: bytes) -> str:
     try:
-        answer = asyncio.run(fetch(where, request, _PROBE_TIMEOUT_S))
+        answer = asyncio.run(fetch(address, request, _PROBE_TIMEOUT_S))
     except LoadTestError as error:
         return str(error)
     return "" if answer.status == 200 else f"status {answer.status}: {answer.body[:200]!r}"

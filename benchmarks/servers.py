@@ -31,8 +31,8 @@ class Body(StrEnum):
 class ServerSpec:
     """How a server is started and asked. `program` runs `copies` times; load is spread evenly over the copies.
 
-    Each copy has its own ports: in the arguments and in the values of `environ`, `{port}` is the first one, and
-    `{port+1}` and `{port+2}` are the next ones. `settings` describes the server in the report.
+    Each copy has ten ports of its own: in the arguments and in the values of `environ`, `{port}` is the first one and
+    `{port+1}` the next one. `settings` describes the server in the report.
     """
 
     name: str

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.answers import SAME, BrokenFileAnswers, ExpectedAnswer, photo_probe
-from benchmarks.comparison import ComparedServer, Comparison, ComparisonResult, best_peer, comparison_rows
+from benchmarks.answers import SAME, BrokenFileAnswers, ExpectedAnswer
+from benchmarks.comparison import ComparedServer, ComparisonResult, ServerComparison, best_peer, comparison_rows
 from benchmarks.figures import Verdict
 from benchmarks.limit import Limit, LimitError, LimitFigures, limits
 from benchmarks.load import LoadResult, StepTimes, load_result, put_load, send_requests
 from benchmarks.report import BenchmarkReport, page
-from benchmarks.server_under_test import ServerUnderTest
+from benchmarks.server_under_test import ServerUnderTest, photo_probe
 from loadgen.connection import OK, Connection, LoadTestError, OnResult, RequestResult
 from loadgen.results import LoadLevel, ServerTiming, SizeGroup
 from tests.benchmarks.test_report import scripted_round
@@ -49,7 +49,7 @@ class ScriptedLoad:
     def compare(self, servers: list[ComparedServer], folder: Path, rounds: int) -> list[ComparisonResult]:
         """Compare with the one photo."""
         expected = [ExpectedAnswer(PHOTO, PROBABILITIES)]
-        comparison = Comparison(
+        comparison = ServerComparison(
             rounds, 4.0, expected, folder, self.measure_limit, self.put_load, lambda _: None, stop_timeout_s=0.2
         )
         return comparison.run(servers)

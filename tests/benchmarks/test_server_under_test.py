@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.answers import photo_probe
-from benchmarks.server_under_test import ProcessTree, ServerError, ServerUnderTest, ready_endpoint
+from benchmarks.server_under_test import ProcessTree, ServerError, ServerUnderTest, photo_probe, ready_endpoint
 from benchmarks.servers import PEERS, install, is_installed
 from tests.scripted_server import PHOTO, SPENT_S, scripted
 
