@@ -3,12 +3,7 @@
 from pathlib import Path
 
 from models.analysis.layer_table import LayerTable, read_layers
-from models.artifact.artifact import (
-    ArtifactError,
-    FileNotInArtifactError,
-    Manifest,
-    NotExportedError,
-)
+from models.artifact.artifact import ArtifactError, FileNotInArtifactError, Manifest, NotExportedError
 from models.catalog import WeightSet
 from service.common.errors import ModelNotFound, NotReady
 from service.common.model_info import (
@@ -92,17 +87,12 @@ def model_detail(entry: Entry) -> ModelDetail:
     published = architecture.default_weights if architecture else None
     acc1, acc5, dataset = _accuracy(manifest, published)
     choice = entry.loaded.choice if entry.loaded else Choice()
-    return ModelDetail(
+    return copy_as(
+        ModelDetail,
+        source,  # which has the family, year, paper, parameters, macs, classes and input
         name=entry.name,
         state=entry.state,
-        family=source.family,
-        year=source.year,
-        paper=source.paper,
-        parameters=source.parameters,
-        parameters_train=source.parameters_train,
-        macs=source.macs,
         input_size=source.input.crop,
-        classes=source.classes,
         acc1=acc1,
         acc5=acc5,
         acc_dataset=dataset,
@@ -114,7 +104,6 @@ def model_detail(entry: Entry) -> ModelDetail:
         warnings=warnings_of(manifest) if manifest else tuple(filter(None, [entry.damage])),
         passed_over=choice.passed_over,
         layout=choice.layout,
-        input=source.input,
         weights_file=copy_as(WeightsInfo, manifest.weights) if manifest else None,
         parity=(manifest.parity if manifest else ()) + choice.parity,
         published=tuple(copy_as(PublishedWeights, weights) for weights in architecture.weight_sets)

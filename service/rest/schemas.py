@@ -138,3 +138,5 @@ def to_dict(reply: object) -> dict[str, Any]:
 
 
 _adapter: Callable[[type], TypeAdapter[Any]] = cache(TypeAdapter)
+for _reply in (PredictReply, CompareReply, Problem):
+    _adapter(_reply)  # takes milliseconds, which the first request on the event loop is not to wait

@@ -6,12 +6,9 @@ from typing import Any
 
 import grpc
 import pytest
-from click.testing import CliRunner
 from google.protobuf.json_format import MessageToDict
 
-from export.gate_images import PHOTOS
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.cli.main import main
 from service.common.errors import Code
 from tests.conftest import png
 from tests.fakes import FakeEngine
@@ -147,50 +144,3 @@ async def test_rest_details(pair: Path) -> None:
     schema = document["paths"]["/compare"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/CompareReply"}
     assert "members" in document["components"]["schemas"]["PredictReply"]["properties"]
-
-
-def topfive(*command: str | Path, columns: int = 100) -> tuple[int, str]:
-    """Exit status and output of the command in this process."""
-    result = CliRunner().invoke(main, [str(word) for word in command], env={"COLUMNS": str(columns)})
-    return result.exit_code, result.output
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-def test_compare_command(pair: Path, columns: int) -> None:
-    """Without a name every exported model has a row within the width, and where they agree is said."""
-    status, output = topfive("compare", PHOTOS / "bee.jpeg", "--artifacts", pair, columns=columns)
-
-    assert status == 0
-    assert "comparing what is exported: tiny, twin" in output
-    assert "2 of 2" in output
-    rows = [line.split()[0] for line in output.splitlines() if line.startswith((" tiny ", " twin "))]
-    assert rows == ["tiny", "twin"]
-
-
-def test_compare_command_with_errors(pair: Path) -> None:
-    """A model without an answer is a row with its code, its reason stands below, and the status is 1."""
-    command = ("compare", PHOTOS / "bee.jpeg", "--artifacts", pair, "--model", "tiny,nobody", "--crops", "10")
-    status, output = topfive(*command)
-    json_status, lines = topfive(*command, "--json")
-
-    assert status == json_status == 1
-    assert "model_not_found" in output
-    assert "there is no model 'nobody'" in output
-    reply = json.loads(next(line for line in lines.splitlines() if line.startswith("{")))
-    assert [row["answer"] is None for row in reply["rows"]] == [False, True]
-    assert topfive("compare", PHOTOS / "none.jpeg", "--artifacts", pair)[0] == 1
-
-
-def test_predict_with_an_ensemble(pair: Path) -> None:
-    """predict takes ensembles and ten crops; a server refuses to start with one."""
-    status, output = topfive(
-        "predict", PHOTOS / "bee.jpeg", "--artifacts", pair, "--model", "ensemble:tiny+twin", "--crops", "10", "--json"
-    )
-    reply = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-
-    assert status == 0
-    assert reply["model"]["name"] == "ensemble:tiny+twin"
-    assert topfive("predict", PHOTOS / "bee.jpeg", "--artifacts", pair, "--model", "ensemble:tiny")[0] == 2
-    status, output = topfive("serve", "--models", "ensemble:tiny+twin", "--artifacts", pair)
-    assert status == 2
-    assert "name its members instead" in output

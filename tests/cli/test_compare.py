@@ -1,0 +1,56 @@
+"""`topfive compare`, and ensembles on the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from export.gate_images import PHOTOS
+from tests.cli.test_cli import topfive
+from tests.fleet import copy_model
+
+
+@pytest.fixture
+def pair(artifacts: Path) -> Path:
+    """`tiny` and `twin`."""
+    copy_model(artifacts, "twin")
+    return artifacts
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_table(pair: Path, columns: int) -> None:
+    """Without a name every exported model has a row within the width, and below stands where models agree."""
+    result = topfive("compare", PHOTOS / "bee.jpeg", "--artifacts", pair, columns=columns)
+
+    assert result.exit_code == 0
+    assert "comparing what is exported: tiny, twin" in result.stderr
+    assert "2 of 2" in result.stdout
+    rows = [line.split()[0] for line in result.stdout.splitlines() if line.startswith((" tiny ", " twin "))]
+    assert rows == ["tiny", "twin"]
+    assert max(map(len, result.stdout.splitlines())) <= columns
+
+
+def test_errors(pair: Path) -> None:
+    """A model without an answer is a row with its code, its reason stands below, and the status is 1."""
+    command = ("compare", PHOTOS / "bee.jpeg", "--artifacts", pair, "--model", "tiny,nobody", "--crops", "10")
+    table, lines = topfive(*command), topfive(*command, "--json")
+
+    assert table.exit_code == lines.exit_code == 1
+    assert "model_not_found" in table.stdout
+    assert "there is no model 'nobody'" in table.stdout
+    [line] = lines.stdout.splitlines()
+    assert [row["answer"] is None for row in json.loads(line)["rows"]] == [False, True]
+    assert topfive("compare", PHOTOS / "none.jpeg", "--artifacts", pair).exit_code == 1
+
+
+def test_ensemble(pair: Path) -> None:
+    """predict takes ensembles and ten crops; a server refuses to start with one."""
+    ensemble = ("predict", PHOTOS / "bee.jpeg", "--artifacts", pair, "--model", "ensemble:tiny+twin", "--crops", "10")
+    result = topfive(*ensemble, "--json")
+    served = topfive("serve", "--models", "ensemble:tiny+twin", "--artifacts", pair)
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["model"]["name"] == "ensemble:tiny+twin"
+    assert topfive("predict", PHOTOS / "bee.jpeg", "--artifacts", pair, "--model", "ensemble:tiny").exit_code == 2
+    assert served.exit_code == 2
+    assert "name its members instead" in served.stderr
