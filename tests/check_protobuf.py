@@ -4,6 +4,7 @@ Not a pytest module: it runs in an environment that has a protobuf of another ma
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import google.protobuf
@@ -12,6 +13,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1 import classifier_pb2_grpc
+from service.common.messages import from_message, to_message
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Some fields of a message, with presence and without."""
+
+    protocol: str
+    top1: float | None
+    top5: float | None
 
 
 def main(expected: str) -> None:
@@ -22,6 +33,9 @@ def main(expected: str) -> None:
     copy = pb.ClassifyRequest.FromString(request.SerializeToString())
     if copy != request or not copy.HasField("top_k") or not hasattr(classifier_pb2_grpc, "ClassifierStub"):
         sys.exit(f"the message did not survive: {copy}")
+    errors = Errors("single crop", 0.0, None)
+    if from_message(Errors, to_message(pb.PublishedErrors, errors)) != errors:
+        sys.exit("a dataclass did not survive")
     print(f"the gRPC contract works with protobuf {expected}")  # noqa: T201
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from export.gate_images import PHOTOS
-from tests.cli.test_cli import topfive
+from tests.command_line import topfive
 from tests.fleet import copy_model
 
 
@@ -25,7 +25,7 @@ def test_table(pair: Path, columns: int) -> None:
     assert result.exit_code == 0
     assert "comparing what is exported: tiny, twin" in result.stderr
     assert "2 of 2" in result.stdout
-    rows = [line.split()[0] for line in result.stdout.splitlines() if line.startswith((" tiny ", " twin "))]
+    rows = [line.split()[0] for line in result.stdout.splitlines() if line.startswith(("tiny ", "twin "))]
     assert rows == ["tiny", "twin"]
     assert max(map(len, result.stdout.splitlines())) <= columns
 
