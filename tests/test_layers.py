@@ -72,7 +72,7 @@ HOMES = {
     ),
     "pyarrow": ("service.offline",),
     "httptools": ("loadgen",),
-    "multipart": ("service.rest.body",),
+    "multipart": ("service.rest.image_request",),
     "matplotlib": ("loadgen",),
 }
 

@@ -8,12 +8,7 @@ X = TypeVar("X")
 
 
 async def together(works: Sequence[Coroutine[Any, Any, X]]) -> list[X]:
-    """The results in order. The first failure, or a caller who leaves, cancels the others; all have ended after it.
-
-    One piece alone is awaited in place, without a task of its own.
-    """
-    if len(works) == 1:
-        return [await works[0]]
+    """The results in order. The first failure, or a caller who leaves, cancels the others; all have ended after it."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return list(await asyncio.gather(*tasks))

@@ -1,14 +1,12 @@
 """Models that answer together: `ensemble:a+b+c` averages the probabilities of its members."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from models.labels import Label
-from service.batching.queue import Admission
 from service.common.errors import BadRequest
 from service.common.metrics import LatencyRecord
 from service.common.tasks import together
@@ -114,16 +112,6 @@ class Ensembles:
         return ensemble
 
 
-@contextmanager
-def admitted(members: Sequence[LoadedModel], crops: int) -> Iterator[list[Admission]]:
-    """Admit `crops` images to the batcher of each member, all or none, until the block ends.
-
-    Raises what `Batcher.admit` raises.
-    """
-    with ExitStack() as admissions:
-        yield [admissions.enter_context(member.batcher.admit(crops)) for member in members]
-
-
 def is_ensemble(name: str) -> bool:
     """Whether the name is one of an ensemble."""
     return name.startswith(ENSEMBLE_PREFIX)
@@ -153,8 +141,6 @@ def member_names(name: str) -> tuple[str, ...]:
 
 def mean(rows: Sequence[Probabilities]) -> Probabilities:
     """The plain average of rows [C], computed in float64."""
-    if len(rows) == 1:
-        return rows[0]
     total = np.zeros(rows[0].shape, dtype=np.float64)
     for row in rows:
         total += row

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from service.common.clock import Clock, timeout_at
 from service.common.errors import BadImage, BadRequest, NotReady, TooLarge, TopfiveError
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
 from service.common.tasks import together
-from service.common.types import DEFAULT_CROPS, ENSEMBLE, TEN_CROPS, Classification, Timing
+from service.common.types import DEFAULT_CROPS, ENSEMBLE, ENSEMBLE_PREFIX, TEN_CROPS, Classification, Timing
 from service.inference.comparison import Comparison, ComparisonRow, ComparisonTiming, compared
 from service.inference.dataplane import ClassifyOptions
-from service.inference.ensemble import Ensembles, ServedModel, admitted, canonical, is_ensemble, mean, stripped
+from service.inference.ensemble import Ensembles, ServedModel, canonical, mean, stripped
 from service.inference.topk import resolve_top_k, top_k
 from service.preprocessing.preprocessor import Preprocessor, RequestImage, joined
 from service.repository.loaded_model import Lease
@@ -88,7 +89,7 @@ class LocalDataPlane:
 
     async def served(self, name: str, lease: Lease | None = None) -> ServedModel:
         """The model or ensemble of that name, loaded, and kept so by `lease`. Raises as `Repository.get` does."""
-        if is_ensemble(name):
+        if name.startswith(ENSEMBLE_PREFIX):
             return await self._ensembles.get(name, lease)
         return await self.repository.get(name or self.repository.default, lease)
 
@@ -113,7 +114,7 @@ class LocalDataPlane:
 
     async def _counted(self, image: RequestImage, name: str, options: ClassifyOptions) -> Classification:
         """The answer of the model of that name, counted however it ends."""
-        label = ENSEMBLE if is_ensemble(name) else UNKNOWN
+        label = ENSEMBLE if name.startswith(ENSEMBLE_PREFIX) else UNKNOWN
         try:
             async with timeout_at(options.deadline, self.clock):
                 with Lease() as lease:
@@ -140,24 +141,25 @@ class LocalDataPlane:
         started = self.clock.now()
         count = resolve_top_k(options.top_k, len(model.labels), model.name)
         _check(options)
-        with admitted(model.members, options.crops) as admissions:
+        with ExitStack() as admitted:
+            admissions = [admitted.enter_context(member.batcher.admit(options.crops)) for member in model.members]
             arrived = self.clock.now()
             prepared = await image.samples(name, [member.input for member in model.members])
             decode_s = max(one.took_s for one in prepared)
             waited_s = self.clock.now() - arrived - decode_s  # for a decoding thread
-            runs = await together(
-                [
-                    member.batcher.submit(one.samples, deadline=options.deadline, admission=admission)
-                    for member, one, admission in zip(model.members, prepared, admissions, strict=True)
-                ]
-            )
+            submitted = [
+                member.batcher.submit(one.samples, deadline=options.deadline, admission=admission)
+                for member, one, admission in zip(model.members, prepared, admissions, strict=True)
+            ]
+            runs = [await submitted[0]] if len(submitted) == 1 else await together(submitted)
         ran = [one for run in runs for one in run]
+        probabilities = ran[0].value if len(ran) == 1 else mean([one.value for one in ran])
         queue_s = min(one.queue_s for one in ran)
         ended_s = max(one.queue_s + one.run_s for one in ran)  # all were submitted at once
         total_ms = (self.clock.now() - started) * 1000
         model.latency.record(total_ms)
         return Classification(
-            predictions=top_k(mean([one.value for one in ran]), model.labels, count),
+            predictions=top_k(probabilities, model.labels, count),
             model=model.card,
             engine=model.engine_info,
             preprocessing=joined(prepared),

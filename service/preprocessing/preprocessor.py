@@ -7,7 +7,6 @@ from typing import Any, Self
 
 from models.catalog import InputSpec
 from service.common.clock import Clock
-from service.common.tasks import together
 from service.common.thread_pool import ThreadPool
 from service.common.types import Decode, ImageLimits, Preprocessing, Samples
 from service.preprocessing.decode import DecodedImage, decode_image
@@ -85,9 +84,10 @@ class RequestImage:
     def __exit__(self, *_exception: object) -> None:
         futures: list[asyncio.Future[Any]] = [*self._made.values(), *self._decoded_again.values()]
         for future in futures:
-            future.cancel()
-        self._users.clear()
-        self._release()
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # of those that ended nobody may have asked for the result
+        self._decoded = None
+        self._decoded_again.clear()
 
     @property
     def seconds(self) -> float:
@@ -97,7 +97,9 @@ class RequestImage:
     async def samples(self, user: str, specs: Sequence[InputSpec]) -> list[PreparedSamples]:
         """The samples for each spec; raises BadImage or TooLarge."""
         try:
-            return await together([self._prepared(spec) for spec in specs])
+            made = [self._begun(spec) for spec in specs]
+            # a user that leaves must not take them from the others; alone, a shield would cost a turn of the loop
+            return [await (asyncio.shield(one) if self._shared else one) for one in made]
         finally:
             self.leave(user)
 
@@ -105,13 +107,10 @@ class RequestImage:
         """That user does not ask any more; the pixels are released after the last one, because they are large."""
         self._users.discard(user)
         if not self._users:
-            self._release()
+            self._decoded = None
+            self._decoded_again.clear()
 
-    def _release(self) -> None:
-        self._decoded = None
-        self._decoded_again.clear()
-
-    async def _prepared(self, spec: InputSpec) -> PreparedSamples:
+    def _begun(self, spec: InputSpec) -> asyncio.Future[PreparedSamples]:
         key = geometry(spec)
         if (made := self._made.get(key)) is None:
             if self._first is None:
@@ -119,8 +118,7 @@ class RequestImage:
             else:
                 made = asyncio.get_running_loop().create_task(self._crop_later(self._first, spec))
             self._made[key] = made
-        # a user that leaves must not take it from the others; alone, the turn of the loop that a shield takes is saved
-        return await (asyncio.shield(made) if self._shared else made)
+        return made
 
     async def _crop_later(self, first: asyncio.Future[PreparedSamples], spec: InputSpec) -> PreparedSamples:
         """Once the image is decoded, on a thread of its own."""

@@ -18,7 +18,7 @@ from service.common.clock import Clock, timeout_at
 from service.common.errors import EngineError
 from service.common.metrics import BatchMetrics, LatencyRecord
 from service.common.thread_pool import ThreadPool
-from service.common.types import BatchLimits, EngineInfo, Latency, ModelCard, Probabilities, Sample
+from service.common.types import BatchLimits, EngineInfo, ModelCard, Probabilities, Sample
 from service.engines.base import CardLostError
 from service.engines.selection.opening import Opened
 from service.repository.stuck_batches import StuckBatch
@@ -26,23 +26,6 @@ from service.repository.stuck_batches import StuckBatch
 _PROBE_S = 5.0
 
 log = logging.getLogger(__name__)
-
-
-def describe(manifest: Manifest, version: int, latency: Latency) -> ModelCard:
-    """The card of an artifact."""
-    return ModelCard(
-        name=manifest.name,
-        version=version,
-        family=manifest.family,
-        parameters=manifest.parameters,
-        macs=manifest.macs,
-        input_size=manifest.input.crop,
-        weights=manifest.weights.source,
-        acc1=manifest.acc1,
-        acc5=manifest.acc5,
-        acc_dataset=manifest.acc_dataset,
-        latency_ms=latency,
-    )
 
 
 def warnings_of(manifest: Manifest) -> tuple[str, ...]:
@@ -169,7 +152,20 @@ class LoadedModel:
     @property
     def card(self) -> ModelCard:
         """The model, with the latency measured so far."""
-        return describe(self.artifact.manifest, self.artifact.version, self.latency.snapshot())
+        manifest = self.artifact.manifest
+        return ModelCard(
+            name=manifest.name,
+            version=self.artifact.version,
+            family=manifest.family,
+            parameters=manifest.parameters,
+            macs=manifest.macs,
+            input_size=manifest.input.crop,
+            weights=manifest.weights.source,
+            acc1=manifest.acc1,
+            acc5=manifest.acc5,
+            acc_dataset=manifest.acc_dataset,
+            latency_ms=self.latency.snapshot(),
+        )
 
     def release(self, lease: Lease) -> None:
         """The lease has ended; of the models without one the most recently used is unloaded last."""
@@ -178,7 +174,7 @@ class LoadedModel:
         self._note_unused()
 
     def _note_unused(self) -> None:
-        if not self._busy:
+        if not (self.leases or self._runs):
             self._unused()
 
     async def wait_unused(self, within_s: float) -> bool:

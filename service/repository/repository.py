@@ -95,6 +95,7 @@ class Repository:
             metrics=metrics,
             on_change=self._changed,
         )
+        self._loaded = self._loader.loaded  # a dictionary that the loader fills
         self._loading: dict[str, _Load] = {}
         self._unready = False
         self._closing = False
@@ -139,10 +140,6 @@ class Repository:
     def failing(self) -> list[str]:
         """Configured models that are loaded and whose last real runs failed."""
         return [name for name in self._configured if name in self._loaded and not self._loaded[name].healthy]
-
-    @property
-    def _loaded(self) -> dict[str, LoadedModel]:
-        return self._loader.loaded
 
     @property
     def _absent(self) -> list[str]:

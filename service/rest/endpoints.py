@@ -11,8 +11,6 @@ from starlette.routing import Route
 
 from service.common.metrics import Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
-from service.common.types import Timing
-from service.inference.comparison import ComparisonTiming
 from service.inference.dataplane import DataPlane
 from service.rest.errors import row_problem
 from service.rest.image_request import BODY, ImageReader, unless_disconnected
@@ -139,10 +137,6 @@ async def _written(reply: object) -> Response:
 
 
 def _replied(reply: PredictReply | CompareReply) -> Response:
-    headers = {"Server-Timing": server_timing(reply.timing_ms)}
-    return Response(to_json(reply), headers=headers, media_type="application/json")
-
-
-def server_timing(timing: Timing | ComparisonTiming) -> str:
-    """The Server-Timing header, which browsers show in their network panel."""
-    return ", ".join(f"{step.name};dur={getattr(timing, step.name):.3f}" for step in fields(timing))
+    """The response with that reply, and its times for the network panel of browsers."""
+    steps = (f"{step.name};dur={getattr(reply.timing_ms, step.name):.3f}" for step in fields(reply.timing_ms))
+    return Response(to_json(reply), headers={"Server-Timing": ", ".join(steps)}, media_type="application/json")

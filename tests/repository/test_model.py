@@ -19,7 +19,6 @@ from service.common.types import (
     EngineInfo,
     ItemOutcome,
     ItemResult,
-    Latency,
     Precision,
     Probabilities,
     Rows,
@@ -28,7 +27,7 @@ from service.common.types import (
 from service.engines.base import CardLostError
 from service.engines.openvino.engine import OpenVinoEngine
 from service.engines.selection.opening import Opened
-from service.repository.loaded_model import LoadedModel, describe, warnings_of
+from service.repository.loaded_model import LoadedModel, warnings_of
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 
 pytestmark = pytest.mark.anyio
@@ -293,7 +292,8 @@ async def test_the_card_says_what_the_model_is(exported: Path) -> None:
         assert (card.acc1, card.acc5) == (None, None)
         assert card.latency_ms.count == 1
         assert bench.model.engine_info == EngineInfo("fake", "1", "cpu", "f32")
-        assert bench.model.name == "tiny"
+        assert bench.model.name == bench.model.card.name == "tiny"
+        assert bench.model.card.weights == "untrained"
 
 
 def test_only_untrained_weights_are_warned_of(exported: Path) -> None:
@@ -305,7 +305,6 @@ def test_only_untrained_weights_are_warned_of(exported: Path) -> None:
     for source in (WeightSource.PRETRAINED, WeightSource.FILE):
         trained = manifest.model_copy(update={"weights": WeightRecord(source=source, name="x")})
         assert warnings_of(trained) == ()
-        assert describe(trained, 2, Latency(0, None, None, None)).weights == source.value
 
 
 async def test_closing_answers_first_and_then_closes_the_engine(exported: Path) -> None:

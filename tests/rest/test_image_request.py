@@ -10,7 +10,7 @@ from starlette.types import Message
 
 from service.common.errors import BadRequest, TooLarge
 from service.common.types import ImageLimits
-from service.rest.body import read_image
+from service.rest.image_request import read_image
 
 pytestmark = pytest.mark.anyio
 
