@@ -21,7 +21,7 @@ from service.common.cpus import cpu_quota
 from service.common.sample_photo import made_photo
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
-from service.engines.selection.cpu_layout import place_of
+from service.engines.selection.cpu_layout import tuning_files
 from service.offline.tuning.search import CandidateResult, CandidateState, explain
 from service.offline.tuning.tune import StartWorker, TuneRequest, record_of, tune
 from service.offline.tuning.worker import Worker
@@ -84,7 +84,7 @@ def tune_command(
         record = record_of(artifact, request, results, settings.cache_folder)
         path: Path | None = None
         try:
-            path = write_tuning(place_of(artifact, settings.cache_folder), record)
+            path = write_tuning(tuning_files(artifact, settings.cache_folder), record)
         except OSError as error:  # what was measured is shown all the same
             say(errors, f"{name}: not kept: {error}; name a folder that can be written with --cache", "red")
             status = 1

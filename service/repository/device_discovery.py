@@ -1,4 +1,4 @@
-"""The devices that engines are opened on here: the cards where the runtime may use them, and the CPU."""
+"""Finds the devices that engines are opened on here: the cards where the runtime may use them, and the CPU."""
 
 import logging
 from collections.abc import Callable
@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 
 
 def devices(options: EngineOptions, budget_mib: int, find_cards: Callable[[], Cards]) -> list[Device]:
-    """For a runtime of cards every card, for one of the CPU the CPU, for `auto` both: a full card is not tried again.
+    """The devices for a runtime: every card, or the CPU, or for `auto` both. On the CPU `auto` then tries no card.
 
-    Without a card a runtime that needs one is still asked, because it says best what is missing. Cards are looked for
-    only where they may be used: a look takes memory on each.
+    A runtime that needs a card gets `cuda:0` where none is found, because opening says best what is missing. Cards are
+    looked for only where they may be used, because that takes memory on each card.
     """
     if options.runtime not in (Runtime.AUTO, *ON_CARDS):
         return [_cpu(options, budget_mib)]
     cards = find_cards()
     if cards.found and cards.reason:
-        log.warning("%s", cards.reason)  # that there are none at all is said where one is wanted
+        log.warning("%s", cards.reason)  # where there is none, opening says so
     found = [_on(card, options, budget_mib) for card in cards.found]
     if options.runtime is Runtime.AUTO:
         among = tuple(runtime for runtime in ORDER if runtime not in ON_CARDS) if found else ORDER

@@ -22,7 +22,7 @@ from service.common.gpus import Cards
 from service.common.settings import Settings
 from service.common.types import Precision, Runtime
 from service.engines.selection.compatibility import Machine
-from service.engines.selection.cpu_layout import conditions_here, installed_version, place_of
+from service.engines.selection.cpu_layout import conditions_here, installed_version, tuning_files
 from service.engines.selection.opening import open_engine
 from service.engines.selection.parity import reference_of
 from service.engines.selection.select import EngineOptions, installed
@@ -94,7 +94,7 @@ def test_runtime_that_was_tuned(artifacts: Path) -> None:
     artifact = load(artifacts, "tiny")
     version = installed_version(Runtime.ONNXRUNTIME)
     assert version is not None
-    place = place_of(artifact, artifacts / "cache")
+    place = tuning_files(artifact, artifacts / "cache")
     kept = tuning_record(trial("onnxruntime", "f32", version=version), conditions=conditions_here(2))
     write_tuning(place, kept.model_copy(update={"graph_sha256": place.graph_sha256}))
 

@@ -20,8 +20,8 @@ from service.engines.selection.cpu_layout import (
     conditions_here,
     default_layout,
     installed_version,
-    place_of,
     read_tuned,
+    tuning_files,
 )
 from service.engines.selection.opening import open_engine
 from service.engines.selection.select import EngineOptions
@@ -212,7 +212,7 @@ def test_trials_of_another_version_do_not_count(tiny: Artifact, tmp_path: Path) 
     """Of a runtime that was replaced since, trials are left out and named; the others go on to count."""
     installed = installed_version(Runtime.ONNXRUNTIME)
     assert installed is not None
-    place, here = place_of(tiny, tmp_path), conditions_here(2)
+    place, here = tuning_files(tiny, tmp_path), conditions_here(2)
     fresh, stale = trial("onnxruntime", "f32", version=installed), trial(version="2020.1")
     kept = record(stale, fresh, conditions=here).model_copy(update={"graph_sha256": place.graph_sha256})
     write_tuning(place, kept)
@@ -227,7 +227,7 @@ def test_trials_of_another_version_do_not_count(tiny: Artifact, tmp_path: Path) 
 
 def test_trials_of_an_unknown_runtime_do_not_count(tiny: Artifact, tmp_path: Path) -> None:
     """A record that names a runtime which this version does not know is said, and the model starts by defaults."""
-    place, here = place_of(tiny, tmp_path), conditions_here(2)
+    place, here = tuning_files(tiny, tmp_path), conditions_here(2)
     kept = record(trial("later"), conditions=here).model_copy(update={"graph_sha256": place.graph_sha256})
     write_tuning(place, kept)
 
@@ -248,7 +248,7 @@ def test_defaults(cpus: int, expected: Layout) -> None:
 
 def test_engine_is_laid_out_as_tuned(tiny: Artifact, tmp_path: Path) -> None:
     """What opens has the layout of the record, and the choice says so; what the user asked for wins over it."""
-    place, here = place_of(tiny, tmp_path), conditions_here(2)
+    place, here = tuning_files(tiny, tmp_path), conditions_here(2)
     version = installed_version(Runtime.OPENVINO)
     assert version is not None
     best = trial(precision="f32", version=version).model_copy(update={"slots": 1, "threads": 2})
@@ -302,7 +302,7 @@ def test_record_of_less_than_is_asked_does_not_count(
 
     version = installed_version(Runtime.ONNXRUNTIME)
     assert version is not None
-    place, here = place_of(tiny, tmp_path), conditions_here(2, *words(confined))
+    place, here = tuning_files(tiny, tmp_path), conditions_here(2, *words(confined))
     kept = record(trial("onnxruntime", "f32", version=version), conditions=here)
     write_tuning(place, kept.model_copy(update={"graph_sha256": place.graph_sha256}))
 
@@ -340,7 +340,7 @@ def test_show_says_how_it_would_be_laid_out(tiny: Artifact, tmp_path: Path) -> N
     write_manifest(tiny.folder, tiny.manifest.model_copy(update={"max_batch": 1}))
     assert "defaults: slots 2, threads 1, max_batch 1" in shown()
     write_manifest(tiny.folder, tiny.manifest)
-    place, here = place_of(tiny, tmp_path), conditions_here(2)
+    place, here = tuning_files(tiny, tmp_path), conditions_here(2)
     version = installed_version(Runtime.OPENVINO)
     assert version is not None
     kept = record(trial(precision="f32", version=version), conditions=here)

@@ -83,7 +83,7 @@ def conditions_here(cpus: int, runtime: Runtime = Runtime.AUTO, precision: Preci
     return Conditions(cpu=cpu_model(), instruction_sets=sets, cpus=cpus, runtime=runtime, precision=precision)
 
 
-def place_of(artifact: Artifact, cache: Path) -> TuningFiles:
+def tuning_files(artifact: Artifact, cache: Path) -> TuningFiles:
     """Where the tuning records of `artifact` are."""
     return TuningFiles(artifact.folder, cache, artifact.manifest.files.get(GRAPH, ""))
 
@@ -105,7 +105,7 @@ def read_tuned(
     A record made for one runtime or precision says nothing of others, so it counts only where that one is asked for.
     Where several count, the most special does.
     """
-    place, notes, record = place_of(artifact, cache), list[str](), None
+    place, notes, record = tuning_files(artifact, cache), list[str](), None
     for confined in product(dict.fromkeys((runtime, Runtime.AUTO)), dict.fromkeys((precision, Precision.AUTO))):
         record, damage = read_tuning(place, conditions_here(cpus, *confined))
         notes += damage

@@ -11,7 +11,7 @@ from models.artifact.artifact import Artifact
 from models.artifact.tuning import Trial, TuningRecord
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
-from service.engines.selection.cpu_layout import conditions_here, place_of
+from service.engines.selection.cpu_layout import conditions_here, tuning_files
 from service.offline.tuning.candidates import TuneCandidate, allowed, candidates, untuned
 from service.offline.tuning.engine_load import EngineLoad
 from service.offline.tuning.search import CandidateResult, CandidateState, Measure, Search
@@ -71,7 +71,7 @@ def record_of(
     )
     return TuningRecord(
         conditions=conditions_here(request.cpus, request.runtime, request.precision),
-        graph_sha256=place_of(artifact, cache).graph_sha256,
+        graph_sha256=tuning_files(artifact, cache).graph_sha256,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=request.seconds,
         max_latency_ms=request.max_latency_ms,
