@@ -59,14 +59,13 @@ def load_file(network: nn.Module, architecture: Architecture, path: Path) -> Wei
 
 def _load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> None:
     try:
-        from models.weights.from_onnx import MismatchError, load_onnx
-        from models.weights.onnx_check import DisagreementError
+        from models.weights.from_onnx import load_onnx
         from models.weights.onnx_reader import OnnxFileError
     except ImportError as error:
         raise WeightsError(f"{error.name} is not installed; .onnx files need: pip install '.[cpu,export]'") from error
     try:
         load_onnx(network, architecture, path)
-    except (OnnxFileError, MismatchError, DisagreementError) as error:
+    except OnnxFileError as error:
         raise WeightsError(str(error)) from error
 
 
