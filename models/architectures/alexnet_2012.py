@@ -1,4 +1,4 @@
-"""AlexNet as it won in 2012: two groups, response normalisation, overlapping pooling. Not torchvision's of 2014."""
+"""The AlexNet that won in 2012, with two groups, response normalisation and overlapping pooling."""
 
 from collections import OrderedDict
 
@@ -8,7 +8,7 @@ from models.architectures.blocks import LocalResponseNorm, initialise
 
 
 def _features() -> dict[str, nn.Module]:
-    """[N, 3, 227, 227] to [N, 256, 6, 6]; the groups of conv2, conv4 and conv5 lay on a graphics card each."""
+    """[N, 3, 227, 227] to [N, 256, 6, 6]; each group of conv2, conv4 and conv5 ran on a graphics card of its own."""
     return {
         "conv1": nn.Conv2d(3, 96, kernel_size=11, stride=4),
         "relu1": nn.ReLU(),
@@ -45,7 +45,7 @@ def _classifier(classes: int) -> dict[str, nn.Module]:
 class AlexNet2012(nn.Sequential):
     """Krizhevsky, Sutskever, Hinton 2012. Input [N, 3, 227, 227], output logits [N, classes].
 
-    The paper prints 224 pixels; 227 is what makes conv1 give the 55x55 maps that it counts.
+    The paper prints 224 pixels, but only 227 give the 55x55 feature maps that it counts.
     """
 
     def __init__(self, classes: int = 1000) -> None:

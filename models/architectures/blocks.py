@@ -1,25 +1,24 @@
-"""What the families written here share: response normalisation as the papers define it, and initial values."""
+"""Response normalisation as the papers define it, and initial weights, for the networks of 2012 and 2014."""
 
 import torch
 from torch import Tensor, nn
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
-    """Normalisation across neighbouring channels: each value is divided by `(k + alpha * s) ** beta`.
+    """Divides each value of [N, C, H, W] by `(k + alpha * s) ** beta`.
 
     `s` is the sum of squares over the `size` channels around it, fewer at the edges (Krizhevsky 2012, section 3.3,
-    whose constants are the defaults). torch and ONNX write the same with the mean in place of the sum, so that their
-    `alpha`, the attribute of this layer, is `size` times the one given here.
+    whose constants are the defaults). torch and ONNX use the mean instead of the sum, so that their `alpha`, the
+    attribute of this layer, is `size` times the argument.
     """
 
     def __init__(self, *, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> None:
         super().__init__(size, alpha=alpha * size, beta=beta, k=k)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
-        """Same shape as the input, [N, C, H, W]."""
         if not torch.onnx.is_in_onnx_export():
             return super().forward(input)
-        # torch's own export is a chain of nine operators; the one that ONNX has for it runs in half the time or less.
+        # torch exports a chain of nine operators; ONNX's own LRN runs in half the time or less.
         normalised = torch.onnx.ops.symbolic(
             "LRN",
             (input,),
@@ -32,7 +31,7 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
 
 def initialise(network: nn.Module) -> None:
-    """Give every convolution and fully connected layer values that neither grow nor vanish through ReLUs.
+    """Initialise every convolution and linear layer so that values neither grow nor vanish through ReLUs.
 
     Weights are normal with variance 2 / fan-in (He et al. 2015, Delving Deep into Rectifiers), biases zero.
     """

@@ -1,4 +1,4 @@
-"""GoogLeNet as the paper has it: 5x5 branches, response normalisation, no batch norm. torchvision's differs."""
+"""GoogLeNet as in the paper, with 5x5 branches and response normalisation, and without batch norm."""
 
 from collections import OrderedDict
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from models.architectures.blocks import LocalResponseNorm, initialise
 
 
 class Widths(NamedTuple):
-    """Maps of each convolution of an inception module: a row of the paper's table 1, in its order."""
+    """Output channels of each convolution of an inception module: a row of the paper's table 1, in its order."""
 
     conv1x1: int
     conv3x3_reduce: int
@@ -21,19 +21,19 @@ class Widths(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """Maps of the module: its four branches, one after the other."""
+        """Output channels of the module: the sum of its four branches."""
         return self.conv1x1 + self.conv3x3 + self.conv5x5 + self.pool_proj
 
 
 class Branch(nn.Sequential):
-    """Layers of those names, one after the other."""
+    """Named layers, one after the other."""
 
     def __init__(self, layers: dict[str, nn.Module]) -> None:
         super().__init__(OrderedDict(layers))
 
 
 class Inception(nn.Module):
-    """Four branches over the same input, side by side in the output: [N, inputs, S, S] to [N, outputs, S, S]."""
+    """Four branches over the same input, concatenated: [N, inputs, S, S] to [N, outputs, S, S]."""
 
     def __init__(self, inputs: int, widths: Widths) -> None:
         super().__init__()
@@ -63,12 +63,11 @@ class Inception(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The maps of branch 1, 2, 3 and 4."""
         return torch.cat([self.branch1(maps), self.branch2(maps), self.branch3(maps), self.branch4(maps)], dim=1)
 
 
 class AuxiliaryHead(Branch):
-    """A classifier on maps half-way, which gives gradients to the layers below: [N, inputs, 14, 14] to [N, classes]."""
+    """A classifier half-way, which gives gradients to the layers below: [N, inputs, 14, 14] to [N, classes]."""
 
     def __init__(self, inputs: int, classes: int) -> None:
         super().__init__(
@@ -86,7 +85,7 @@ class AuxiliaryHead(Branch):
 
 
 class TrainingLogits(NamedTuple):
-    """Logits of the network and of its two heads, each [N, classes]; the paper weighs the heads' losses by 0.3."""
+    """Logits of the network and of its two heads, each [N, classes]; the paper weights the heads' losses by 0.3."""
 
     logits: Tensor
     aux1: Tensor
@@ -94,12 +93,12 @@ class TrainingLogits(NamedTuple):
 
 
 def _halve() -> nn.MaxPool2d:
-    """3x3, stride 2; rounded up, because 112 becomes 56."""
+    """3x3 with stride 2, rounded up, because 112 becomes 56."""
     return nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
 
 
 def _normalise() -> LocalResponseNorm:
-    """The paper names no constants; these are of the release by its readers (BVLC), so that its weights would fit."""
+    """The paper gives no constants; these are from BVLC's reimplementation, so that its weights would fit."""
     return LocalResponseNorm(size=5, alpha=1e-4 / 5, beta=0.75, k=1.0)
 
 
@@ -144,7 +143,6 @@ class GoogLeNet2014(nn.Module):
         initialise(self)
 
     def forward(self, image: Tensor) -> Tensor | TrainingLogits:
-        """Logits [N, classes], in training those of the heads with them."""
         early = self.inception4a(self._to_pool3(image))
         late = self.inception4d(self.inception4c(self.inception4b(early)))
         maps = self.inception5b(self.inception5a(self.pool4(self.inception4e(late))))

@@ -1,4 +1,4 @@
-"""LeNet-5 of 1998, layer by layer as the paper describes it: a reader of single digits, 32x32 grey."""
+"""LeNet-5 of 1998, layer by layer as in the paper: a classifier of single digits, 32x32 grey."""
 
 import math
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool2d
 
 CLASSES = 10
 
-# Table I of the paper: which maps of S2 each map of C3 sees.
+# Table I of the paper: the feature maps of S2 that each feature map of C3 sees.
 C3_INPUTS = (
     (0, 1, 2),
     (1, 2, 3),
@@ -29,9 +29,9 @@ C3_INPUTS = (
     (0, 1, 2, 3, 4, 5),
 )
 
-# The digits 0 to 9, seven wide and twelve high, side by side. They were drawn by hand for this file with strokes two
-# cells wide, in the proportions of a seven-segment display with rounded corners: the paper shows its own only as a
-# picture. What they must be is far apart; the nearest, 8 with 0 and 8 with 3, differ in 10 cells.
+# The digits 0 to 9, seven wide and twelve high, side by side. The paper shows its own only as a picture, so these are
+# drawn by hand like a seven-segment display with rounded corners. They must differ enough: the nearest, 8 and 0 and 8
+# and 3, differ in 10 cells.
 _GLYPHS = """
 .#####. ...##.. .#####. .#####. ##...## ####### ..####. ####### .#####. .#####.
 ####### ..###.. ####### ####### ##...## ####### .###### ####### ####### #######
@@ -56,15 +56,14 @@ def bitmaps() -> Tensor:
 
 
 class ScaledTanh(nn.Module):
-    """1.7159 tanh(2x / 3), the paper's squashing function: 1 at 1, -1 at -1, steepest around 0."""
+    """The paper's activation, 1.7159 tanh(2x / 3): 1 at 1 and -1 at -1. Any shape."""
 
     def forward(self, values: Tensor) -> Tensor:
-        """Same shape as the input."""
         return 1.7159 * torch.tanh(values * (2 / 3))
 
 
 class Subsampling(nn.Module):
-    """The sum over 2x2 values, times one learned coefficient per map, plus one learned bias per map.
+    """The sum over 2x2 values, times a learned coefficient and plus a learned bias of each feature map.
 
     [N, maps, S, S] to [N, maps, S/2, S/2].
     """
@@ -75,12 +74,11 @@ class Subsampling(nn.Module):
         self.bias = nn.Parameter(torch.zeros(maps, 1, 1))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Half the height and width."""
         return avg_pool2d(maps, kernel_size=2) * (4 * self.coefficient) + self.bias
 
 
 class PartialConvolution(nn.Module):
-    """C3: sixteen 5x5 convolutions `map0` to `map15`, each over its own choice of the six maps.
+    """C3: sixteen 5x5 convolutions `map0` to `map15`, each over its own selection of the six feature maps.
 
     [N, 6, 14, 14] to [N, 16, 10, 10].
     """
@@ -91,7 +89,6 @@ class PartialConvolution(nn.Module):
             self.add_module(f"map{number}", nn.Conv2d(len(inputs), 1, kernel_size=5))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The sixteen maps in order."""
         single = torch.split(maps, 1, dim=1)
         convolutions = self.children()
         chosen = (torch.cat([single[place] for place in inputs], dim=1) for inputs in C3_INPUTS)
@@ -99,10 +96,10 @@ class PartialConvolution(nn.Module):
 
 
 class RadialBasis(nn.Module):
-    """The output: minus half the squared distance of F6 to each digit's bitmap. [N, 84] to [N, 10].
+    """The output: minus half the squared distance of F6 to the bitmap of each digit. [N, 84] to [N, 10].
 
-    So the largest is the nearest, and a softmax over them is the posterior of ten Gaussians of unit variance around
-    the bitmaps, which is how the paper reads the distance. Nothing in it is learned.
+    A softmax over it is the posterior of ten Gaussians of unit variance around the bitmaps, as the paper interprets the
+    distance. It has no learned values.
     """
 
     targets: Tensor
@@ -112,7 +109,6 @@ class RadialBasis(nn.Module):
         self.register_buffer("targets", bitmaps(), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits, zero at the very bitmap and less elsewhere."""
         difference = features.unsqueeze(1) - self.targets
         return (difference * difference).sum(dim=2) * -0.5
 
@@ -121,7 +117,7 @@ class LeNet5(nn.Sequential):
     """LeCun, Bottou, Bengio, Haffner 1998, section II.B. Input [N, 1, 32, 32], output logits [N, 10].
 
     White is -0.1 and black 1.175 in the paper's input, so that the mean is about 0 and the variance about 1. Layers
-    have the paper's names, and `tanh1` squashes C1, `tanh2` S2, and so on to F6.
+    have the names of the paper; `tanh1` follows C1, `tanh2` S2, and so on to F6.
     """
 
     def __init__(self) -> None:
@@ -148,8 +144,8 @@ class LeNet5(nn.Sequential):
 def _initialise(network: nn.Module) -> None:
     """Uniform weights within 2.4 / sqrt(fan-in), and zero biases.
 
-    The paper divides by the fan-in itself, for inputs that are strongly correlated. Then the logits of the untrained
-    network spread by 0.004, and 30 epochs of `models.architectures.train_lenet5` leave the loss at chance, ln 10.
+    The paper divides by the fan-in itself, for strongly correlated inputs. Then the logits of the untrained network
+    spread by 0.004, and the loss stays at chance (ln 10) for 30 epochs of `models.architectures.train_lenet5`.
     """
     for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):

@@ -1,10 +1,10 @@
-"""A network small enough to export and run in tests within a second; its answers mean nothing."""
+"""A network that tests export and run within a second; its answers mean nothing."""
 
 from torch import Tensor, nn
 
 
-class Block(nn.Sequential):
-    """Convolution 3x3 with stride 2, batch norm, ReLU: the smallest piece that every later network repeats."""
+class TinyBlock(nn.Sequential):
+    """Convolution 3x3 with stride 2, batch norm, ReLU."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
@@ -15,15 +15,14 @@ class Block(nn.Sequential):
 
 
 class Tiny(nn.Module):
-    """Three blocks, global average pooling, one fully connected layer. Input [N, 3, 32, 32], output [N, classes]."""
+    """Three blocks, global average pooling, one linear layer. Input [N, 3, 32, 32], output logits [N, classes]."""
 
     def __init__(self, classes: int = 1000) -> None:
         super().__init__()
-        self.features = nn.Sequential(Block(3, 8), Block(8, 16), Block(16, 16))
+        self.features = nn.Sequential(TinyBlock(3, 8), TinyBlock(8, 16), TinyBlock(16, 16))
         self.classifier = nn.Linear(16, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits, [N, classes]."""
         pooled = self.features(image).mean(dim=(2, 3))
         logits: Tensor = self.classifier(pooled)
         return logits

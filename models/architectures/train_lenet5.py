@@ -1,7 +1,6 @@
-"""Trains LeNet-5 on digits of scikit-learn: `python -m models.architectures.train_lenet5`.
+"""Trains LeNet-5 on the digits of scikit-learn: `python -m models.architectures.train_lenet5`.
 
-The same seed gives the same file on the same kind of machine. Needs the extras `train` and `export`; no part of the
-service imports it.
+The same seed gives the same file on the same kind of machine. It needs the extras `train` and `export`.
 """
 
 import argparse
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
@@ -35,18 +34,18 @@ EPOCHS = 200
 
 _SIDE = 32
 _MEAN, _STD = 0.0784314, 0.7843137  # 0 becomes -0.1 and 255 becomes 1.175, the paper's two levels
-_SPLIT_SEED = 1998  # apart from the seed of a run: whichever run, the test part is the same
+_SPLIT_SEED = 1998  # not the seed of a run: every run has the same test part
 _TEST_SHARE = 0.2
 _BATCH = 64
 _RATE = 3e-3
-_THREADS = 1  # more add up in another order, so that the weights would depend on the number of cores
+_THREADS = 1  # more threads add up in another order, so that the weights depend on the number of cores
 
 Images = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """Handwritten digits: ink on no ground, uint8 [N, 8, 8] of 0 to 255, and what they are, int64 [N]."""
+    """Handwritten digits: white ink on black, uint8 [N, 8, 8], and their labels, int64 [N]."""
 
     images: Images
     labels: Tensor
@@ -54,7 +53,7 @@ class Digits:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How many of the images have their digit first, and among the first five."""
+    """The number of images, and of those with the right digit first and among the first five."""
 
     images: int
     top1: int
@@ -62,7 +61,7 @@ class Score:
 
 
 class Presentation(StrEnum):
-    """How a digit reaches the service: the colour of its ink, and whether it fills the picture or has a margin."""
+    """How a digit is drawn: the colour of its ink, and whether it has a margin."""
 
     WHITE_ON_BLACK = "white on black"
     BLACK_ON_WHITE = "black on white"
@@ -75,7 +74,7 @@ _MARGIN = {Presentation.WHITE_ON_BLACK_MARGIN, Presentation.BLACK_ON_WHITE_MARGI
 
 
 def read_digits() -> tuple[Digits, Digits]:
-    """The training part and the test part, 1437 and 360 images, each digit in both as often as in the whole."""
+    """The training part and the test part, 1437 and 360 images, with equal shares of each digit."""
     found = load_digits()
     images = np.rint(found.images * (255 / 16)).astype(np.uint8)
     train, test = train_test_split(
@@ -86,7 +85,7 @@ def read_digits() -> tuple[Digits, Digits]:
 
 
 def present(digit: Images, how: Presentation) -> Images:
-    """The picture, uint8 [32, 32], that the service's recipe makes of an 8x8 or, with a margin, 28x28 grey PNG."""
+    """The sample, uint8 [32, 32], that preprocessing makes of an 8x8 or, with a margin, 28x28 grey PNG."""
     image = Image.fromarray(digit)
     if how in _MARGIN:
         inner = image.resize((20, 20), Image.Resampling.BILINEAR)
@@ -98,10 +97,9 @@ def present(digit: Images, how: Presentation) -> Images:
 
 
 def vary(digit: Images, random: np.random.Generator) -> Images:
-    """The digit as somebody else might send it, uint8 [32, 32].
+    """A random variation of the digit, uint8 [32, 32].
 
-    Larger or smaller, wider or narrower, off the centre, turned, enlarged by another filter, of other contrast and
-    brightness, and in one half of cases black on white.
+    It varies the size, stretch, place, angle, resampling filter, contrast and brightness; half are black on white.
     """
     size = random.uniform(18, 34)
     stretch = math.exp(random.uniform(-0.12, 0.12))
@@ -118,14 +116,14 @@ def vary(digit: Images, random: np.random.Generator) -> Images:
 
 
 def as_input(images: Sequence[Images]) -> Tensor:
-    """Pictures uint8 [32, 32] as the network takes them, float32 [N, 1, 32, 32]."""
+    """The network's input, float32 [N, 1, 32, 32], for images uint8 [32, 32]."""
     pixels = torch.from_numpy(np.stack(images)).unsqueeze(1)
     return (pixels.float() / 255 - _MEAN) / _STD
 
 
 @contextmanager
 def _repeatable(seed: int) -> Iterator[None]:
-    """Seed torch and hold it to one order of adding up; as it was before, afterwards."""
+    """Seeds torch and makes it deterministic until the block ends."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -139,9 +137,9 @@ def _repeatable(seed: int) -> Iterator[None]:
 
 
 def train(data: Digits, *, seed: int, epochs: int, report: Callable[[float], None]) -> LeNet5:
-    """A network trained on `data` alone; `report` gets the mean loss of each epoch.
+    """A network trained on `data`; `report` gets the mean loss of each epoch.
 
-    Cross-entropy over the output's logits, by Adam with a rate that falls to zero along half a cosine.
+    The loss is cross-entropy; the optimiser is Adam with a learning rate that falls to zero along half a cosine.
     """
     with _repeatable(seed):
         random = np.random.default_rng(seed)
@@ -166,7 +164,7 @@ def train(data: Digits, *, seed: int, epochs: int, report: Callable[[float], Non
 
 
 def evaluate(network: nn.Module, data: Digits, how: Presentation) -> Score:
-    """What `network` makes of all of `data`, presented in that way."""
+    """The score of `network` on `data`, presented in that way."""
     with torch.inference_mode():
         logits: Tensor = network(as_input([present(digit, how) for digit in data.images]))
     hits = logits.topk(5, dim=1).indices == data.labels.unsqueeze(1)
@@ -174,32 +172,30 @@ def evaluate(network: nn.Module, data: Digits, how: Presentation) -> Score:
 
 
 def save(network: LeNet5, path: Path) -> None:
-    """Write the 60,000 values, without folder or date, so that equal values are equal bytes."""
+    """Write the weights as .safetensors; equal weights are equal bytes."""
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, write the weights and a JSON beside them that says what they are, and print the test accuracy."""
+    """Train, write the weights and a JSON record beside them, and print the test accuracy."""
     parser = argparse.ArgumentParser(prog="python -m models.architectures.train_lenet5", description=main.__doc__)
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of initial values and variations; {SEED}")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"runs through all training digits; {EPOCHS}")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"seed of initial weights and variations; {SEED}")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"number of epochs; {EPOCHS}")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="a .safetensors file; the one in models/data")
     chosen = parser.parse_args(arguments)
     if chosen.epochs < 1:
         parser.error("--epochs must be at least 1")
     if chosen.out.suffix != ".safetensors" or not chosen.out.parent.is_dir():
-        parser.error(f"--out must be a .safetensors file in a folder that is there, not {chosen.out}")
+        parser.error(f"--out must be a .safetensors file in an existing folder, not {chosen.out}")
     console = Console()
     data, test = read_digits()
-    columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        task = progress.add_task("training", total=chosen.epochs, loss=math.nan)
-        network = train(
-            data,
-            seed=chosen.seed,
-            epochs=chosen.epochs,
-            report=lambda loss: progress.update(task, advance=1, loss=loss),
-        )
+    with Progress(*Progress.get_default_columns(), console=console) as progress:
+        task = progress.add_task("training", total=chosen.epochs)
+
+        def report(loss: float) -> None:
+            progress.update(task, advance=1, description=f"training, loss {loss:.4f}")
+
+        network = train(data, seed=chosen.seed, epochs=chosen.epochs, report=report)
     scores = {how: evaluate(network, test, how) for how in Presentation}
     save(network, chosen.out)
     record = {

@@ -164,7 +164,7 @@ def test_command_writes_weights_and_their_record(tmp_path: Path, capsys: pytest.
     ("arguments", "message"),
     [
         (["--epochs", "0"], "at least 1"),
-        (["--out", "nowhere/x.safetensors"], "folder that is there"),
+        (["--out", "nowhere/x.safetensors"], "existing folder"),
         (["--out", "weights.pth"], ".safetensors"),
     ],
 )
