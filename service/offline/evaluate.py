@@ -126,6 +126,7 @@ async def _evaluated(runner: ModelRunner, job: EvaluateJob, display: Display, st
         scores=scores,
         unanswered=unanswered,
         images_per_s=progress.images_per_s,
+        warnings=model.warnings,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.artifact.measured import MeasuredAccuracy, Proportion
+from models.artifact.measured import MeasuredAccuracy
 from models.labels import Label
 from service.common.model_info import ModelDetail
 from service.common.types import Decode, EngineInfo
@@ -46,11 +46,7 @@ class Evaluation:
     scores: Scores
     unanswered: tuple[ImageResult, ...]
     images_per_s: float | None
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Those of all members, each once."""
-        return tuple(dict.fromkeys(warning for member in self.members for warning in member.warnings))
+    warnings: tuple[str, ...]
 
     def published(self) -> Iterator[PublishedRate]:
         """What is published of the model, or of each member of an ensemble under the member's name."""
@@ -81,7 +77,10 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """All about this model for report.json; rates are in percent."""
-        members = [_identity(member) for member in self.members]
+        members = [
+            {"model": one.name, "version": one.version, "weights": one.weights_file and asdict(one.weights_file)}
+            for one in self.members
+        ]
         return {
             **(members[0] if len(members) == 1 else {"model": self.name, "members": members}),
             "engine": asdict(self.engine),
@@ -90,10 +89,10 @@ class Evaluation:
             "images": self.scores.images,
             "unanswered": [{"path": one.path, **asdict(one.error)} for one in self.unanswered if one.error],
             "images_per_second": self.images_per_s,
-            "top1_error": _error_interval(self.scores.top1),
-            "top5_error": self.scores.top5 and _error_interval(self.scores.top5),
+            "top1_error": asdict(self.scores.top1.complement),
+            "top5_error": self.scores.top5 and asdict(self.scores.top5.complement),
             "published": [asdict(one) for one in self.published()],
-            "warnings": list(self.warnings),
+            "warnings": self.warnings,
         }
 
 
@@ -129,11 +128,6 @@ def write_report(path: Path, dataset: Dataset, evaluations: Sequence[Evaluation]
         draft.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
 
 
-def _identity(member: ModelDetail) -> dict[str, Any]:
-    weights = member.weights_file and asdict(member.weights_file)
-    return {"model": member.name, "version": member.version, "weights": weights}
-
-
 def _published(member: ModelDetail) -> Iterator[PublishedRate]:
     """The rates of the weights inside, or else of those that are published first, then those of the paper."""
     if member.acc1 is not None:
@@ -153,7 +147,3 @@ def _cells(label: Label) -> tuple[int, str, str]:
 
 def _error(accuracy: float | None) -> float | None:
     return None if accuracy is None else round(100 - accuracy, 6)
-
-
-def _error_interval(accuracy: Proportion) -> dict[str, float]:
-    return asdict(accuracy.complement)
