@@ -15,9 +15,8 @@ from service.cli.options import BATCH_OPTIONS, crops_option, model_option, optio
 from service.cli.tables import say
 from service.engines.selection.opening import OpenEngine
 from service.offline.classify import ClassifyJob, classify
-from service.offline.images import OfflineError, find_images
+from service.offline.images import find_images
 from service.offline.results_file import ResultsFormat
-from service.offline.runner import OpenDataPlane, RunOptions
 from service.server.data_plane import build_data_plane
 
 
@@ -56,23 +55,17 @@ def classify_command(
     resumes from OUT.partial. OUT appears when all images are done.
     """
     settings, errors = settings_from(values), Console(stderr=True)
-    try:
+
+    async def work(stop: asyncio.Event) -> None:
         job = ClassifyJob(model, find_images(sources), out, top_k)
         job.prepare(overwrite)
-    except OfflineError as error:
-        raise click.ClickException(str(error)) from error
-    run = run_options(settings, crops)
-    open_data_plane = partial(build_data_plane, settings, open_engine=open_engine)
-    sys.exit(run_until_done(lambda stop: _classify(job, run, open_data_plane, errors, stop), errors))
+        build = partial(build_data_plane, settings, open_engine=open_engine)
+        done = await classify(job, run_options(settings, crops), build, display_on(errors), stop)
+        rate = "" if done.progress.images_per_s is None else f", {done.progress.images_per_s:.1f} images/s"
+        say(errors, f"{out}: {done.progress.total:,} images{rate}")
+        if done.failed:
+            say(errors, f"{done.failed:,} could not be classified; their rows have the errors", "yellow")
+        for warning in done.warnings:
+            say(errors, f"warning: {warning}", "yellow")
 
-
-async def _classify(
-    job: ClassifyJob, run: RunOptions, open_data_plane: OpenDataPlane, errors: Console, stop: asyncio.Event
-) -> None:
-    done = await classify(job, run, open_data_plane, display_on(errors), stop)
-    rate = "" if done.progress.images_per_s is None else f", {done.progress.images_per_s:.1f} images/s"
-    say(errors, f"{job.out}: {done.progress.total:,} images{rate}")
-    if done.failed:
-        say(errors, f"{done.failed:,} could not be classified; their rows have the errors", "yellow")
-    for warning in done.warnings:
-        say(errors, f"warning: {warning}", "yellow")
+    sys.exit(run_until_done(work, errors))

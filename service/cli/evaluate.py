@@ -18,9 +18,8 @@ from service.cli.options import BATCH_OPTIONS, crops_option, option, options, se
 from service.cli.tables import new_table, say
 from service.engines.selection.opening import OpenEngine
 from service.offline.evaluate import EvaluateJob, evaluate
-from service.offline.images import OfflineError, read_dataset
+from service.offline.images import read_dataset
 from service.offline.report import Evaluation
-from service.offline.runner import OpenDataPlane, RunOptions
 from service.server.data_plane import build_data_plane
 
 _LISTED = 20  # images without an answer that are printed; report.json has all
@@ -61,35 +60,27 @@ def evaluate_command(
     figures of each class, the confusions, and report.json. The accuracy goes into the model's manifest, where /models
     shows it; that of an ensemble is only in the report. After Ctrl-C, SIGTERM or a crash the same command resumes.
     """
-    settings, errors = settings_from(values), Console(stderr=True)
+    settings, console, errors = settings_from(values), Console(), Console(stderr=True)
     models = tuple(split_names(names))
     if not models:
         raise click.UsageError("--model: name at least one model")
-    try:
+
+    async def work(stop: asyncio.Event) -> None:
         job = EvaluateJob(read_dataset(source), models, out, overwrite)
-    except OfflineError as error:
-        raise click.ClickException(str(error)) from error
-    run = run_options(settings, crops)
-    open_data_plane = partial(build_data_plane, settings, open_engine=open_engine)
-    sys.exit(run_until_done(lambda stop: _evaluate(job, run, open_data_plane, errors, stop), errors))
+        build = partial(build_data_plane, settings, open_engine=open_engine)
+        run = run_options(settings, crops)
+        async for evaluation, unrecorded in evaluate(job, run, build, display_on(errors), stop):
+            console.print(_table(evaluation))
+            rate = "" if evaluation.images_per_s is None else f"{evaluation.images_per_s:.1f} images/s; "
+            engine = f"{evaluation.engine.runtime} {evaluation.engine.precision}, decode {evaluation.decode}; "
+            say(console, f"{engine}{rate}tables and report.json in {out}\n", "dim")
+            for line in (*_warnings(evaluation), *filter(None, [unrecorded])):
+                say(errors, line, "yellow")
+
+    sys.exit(run_until_done(work, errors))
 
 
-async def _evaluate(
-    job: EvaluateJob, run: RunOptions, open_data_plane: OpenDataPlane, errors: Console, stop: asyncio.Event
-) -> None:
-    console = Console()
-    async for evaluation, unrecorded in evaluate(job, run, open_data_plane, display_on(errors), stop):
-        console.print(table(evaluation))
-        rate = "" if evaluation.images_per_s is None else f"{evaluation.images_per_s:.1f} images/s; "
-        engine = f"{evaluation.engine.runtime} {evaluation.engine.precision}, decode {evaluation.decode}; "
-        say(console, f"{engine}{rate}tables and report.json in {job.out}\n", "dim")
-        for line in warnings(evaluation):
-            say(errors, line, "yellow")
-        if unrecorded is not None:
-            say(errors, unrecorded, "yellow")
-
-
-def table(evaluation: Evaluation) -> Table:
+def _table(evaluation: Evaluation) -> Table:
     """The error rates that were measured, above those that are published."""
     members = evaluation.members
     version = ", ".join(f"v{member.version}" for member in members)
@@ -105,7 +96,7 @@ def table(evaluation: Evaluation) -> Table:
     return found
 
 
-def warnings(evaluation: Evaluation) -> list[str]:
+def _warnings(evaluation: Evaluation) -> list[str]:
     """Which images do not count, and the warnings of the models."""
     missing = evaluation.unanswered
     lines = [f"not counted, because they have no answer: {len(missing):,}"] if missing else []
