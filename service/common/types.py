@@ -185,7 +185,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """The latency of one model since this server started, in milliseconds; null before the first request."""
+    """The latency of one model since this server started, in milliseconds; percentiles are null before a request."""
 
     count: int
     p50: float | None
