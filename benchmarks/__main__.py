@@ -16,7 +16,7 @@ from benchmarks.command import artifacts_option, model_option
 from benchmarks.comparison import ComparedServer, ComparisonResult, ServerComparison, comparison_rows
 from benchmarks.curves import batch_curve, models_curve, served_curves
 from benchmarks.figures import Curve, missing
-from benchmarks.limit import Limit, LimitError, limits
+from benchmarks.limit import Limit, LimitMeter
 from benchmarks.load import put_load
 from benchmarks.machine import describe, pinned_versions
 from benchmarks.modules import MODULES, Module, measured
@@ -26,6 +26,7 @@ from benchmarks.server_under_test import ServerError
 from benchmarks.servers import ENVIRONMENTS, PEERS, Peer, install, ours
 from loadgen.connection import LoadTestError
 from models.artifact.artifact import ArtifactError, load
+from service.engines.base import EngineUnavailableError
 
 _CURVE_ROUNDS = 2
 _PARTS = ("race", "curves", *(module.name for module in MODULES))
@@ -55,7 +56,7 @@ class BenchmarkRun:
 
     def compare(self, peers: Sequence[Peer], environments: Path) -> None:
         """Compare this server, with default settings and as the peers run, with the peers that can be installed."""
-        failed = install(peers, environments, self.tell)
+        report, failed = self.report, install(peers, environments, self.tell)
         graph = load(self.artifacts, self.model).folder / "model.onnx"
         compared = {peer.name: ComparedServer(peer.installed(environments, graph), SAME) for peer in peers}
         options = ("--runtime", "onnxruntime", "--precision", "f32", "--max-batch", "8")  # as the peers have it
@@ -65,14 +66,12 @@ class BenchmarkRun:
             ComparedServer(equal, CLOSE, Limit.OURS_F32),
             *(server for name, server in compared.items() if name not in failed),
         ]
-        expected, report = expected_answers(self.model, self.artifacts), self.report
         try:
-            with limits(self.model, self.artifacts) as limit:
-                comparison = ServerComparison(
-                    self.rounds, self.seconds, expected, self.folder, limit, put_load, self.tell
-                )
-                report.outcomes += comparison.run(servers)
-        except LimitError as error:
+            meter, expected = LimitMeter(self.model, self.artifacts), expected_answers(self.model, self.artifacts)
+            report.outcomes += ServerComparison(
+                self.rounds, self.seconds, expected, self.folder, meter.measure, put_load, self.tell
+            ).run(servers)
+        except EngineUnavailableError as error:
             report.rows.append(missing("side by side", str(error)))
         report.outcomes += [
             ComparisonResult(compared[name], reason=f"not installed: {reason}") for name, reason in failed.items()

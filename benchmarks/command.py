@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,16 @@ photo_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON")
 
 
-def print_json(figures: Any) -> None:
-    """Print figures as JSON; dataclasses in them become objects of their fields."""
-    click.echo(json.dumps(figures, indent=2, default=_object))
+def print_figures(
+    figures: Any, title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, as_json: bool
+) -> None:
+    """Print figures, dataclasses among them, as JSON, or else their title and rows as a table.
 
-
-def _object(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    raise TypeError(f"{value!r} has no form in JSON")
-
-
-def print_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a title and a table, whose first column is text and whose others are figures, on the right."""
+    Its first column is text, all others are figures on the right.
+    """
+    if as_json:
+        click.echo(json.dumps(figures, indent=2, default=asdict))
+        return
     table, console = new_table(heads[0], numbers=heads[1:]), Console(width=120)
     for row in rows:
         table.add_row(*row)

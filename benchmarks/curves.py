@@ -53,7 +53,7 @@ def kept(name: str, title: str, across: str, up: str, points: tuple[tuple[float,
 def served_curves(
     spec: ServerSpec, folder: Path, put_load: PutLoad, rounds: int, seconds: float, tell: Callable[[str], None]
 ) -> list[Curve]:
-    """The curves over connections and over image sizes, on one server. Raises ServerError and LoadError."""
+    """The curves over connections and over image sizes, on one server. Raises ServerError and LoadTestError."""
     photo = bench_photo()
     with ServerUnderTest(spec, folder, photo_probe(spec, photo)) as server:
         server.settle()

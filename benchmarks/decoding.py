@@ -18,7 +18,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from benchmarks.command import json_option, print_json, print_table
+from benchmarks.command import json_option, print_figures
 from models.catalog import InputSpec
 from service.common.sample_photo import made_photo
 from service.common.types import Decode, ImageLimits, Sample
@@ -135,9 +135,6 @@ def _cpu_s(work: Callable[[], object], times_over: int) -> float:
 def main(rounds: int, megapixels: tuple[float, ...], as_json: bool) -> None:
     """Measure on this machine."""
     costs = decode_costs(megapixels, rounds)
-    if as_json:
-        print_json(costs)
-        return
     rows = [
         (
             f"{cost.width}x{cost.height}",
@@ -152,7 +149,13 @@ def main(rounds: int, megapixels: tuple[float, ...], as_json: bool) -> None:
         for cost in costs
     ]
     title = f"CPU ms of decode, resize and crop (of it decode), medians of {rounds} rounds"
-    print_table(title, ("pixels", "kB", "decode", "scale", "ms (decode)", "plain Pillow", "ratio", "levels"), rows)
+    print_figures(
+        costs,
+        title,
+        ("pixels", "kB", "decode", "scale", "ms (decode)", "plain Pillow", "ratio", "levels"),
+        rows,
+        as_json=as_json,
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.command import artifacts_option, json_option, print_json, print_table
+from benchmarks.command import artifacts_option, json_option, print_figures
 from benchmarks.decoding import ours, plain
 from export.gate_images import PHOTOS
 from models.artifact.artifact import ArtifactError, WeightSource, load
@@ -155,12 +155,15 @@ def main(photos: tuple[Path, ...], model: str, artifacts: Path, megapixels: floa
         drifts = measure_drift(engine, artifact.manifest.input, files, megapixels, each)
     finally:
         engine.close()
-    if as_json:
-        print_json(drifts)
-        return
     title = f"{model} on {drifts[0].photos} photos of {megapixels:g} MP, against every pixel by Pillow"
     heads = ("decode", "largest |dp|", f"|dp| above {FAR:g}", "another best class")
-    print_table(title, heads, [(one.way, f"{one.largest:.4f}", str(one.far), str(one.other_best)) for one in drifts])
+    print_figures(
+        drifts,
+        title,
+        heads,
+        [(one.way, f"{one.largest:.4f}", str(one.far), str(one.other_best)) for one in drifts],
+        as_json=as_json,
+    )
 
 
 if __name__ == "__main__":

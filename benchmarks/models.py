@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.command import artifacts_option, json_option, photo_option, print_json, print_table
+from benchmarks.command import artifacts_option, json_option, photo_option, print_figures
 from benchmarks.load import send_requests
 from benchmarks.requests import jpeg
 from benchmarks.server_under_test import ServerUnderTest, ready_endpoint
@@ -24,14 +24,6 @@ from models.artifact.artifact import exported_names
 from service.common.cpus import cpu_quota
 
 _TICK_S = 0.01  # in which the kernel counts CPU time
-
-
-@dataclass(frozen=True, slots=True)
-class ModelsRound:
-    """The same requests sent once: requests per second, and CPU seconds of the server for each request."""
-
-    rate: float
-    cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +61,23 @@ def measure_models(
                     lambda _, on_result: HttpConnection(address, requests, on_result), part, connections
                 )
 
-        def sent(parts: Sequence[Sequence[int]]) -> ModelsRound:
-            """Send the parts, which are indexes of models, one after the other."""
+        def sent(parts: Sequence[Sequence[int]]) -> tuple[float, float]:
+            """Send the parts, indexes of models, one after the other; the seconds and the CPU seconds of the server."""
             cpu_s, began = server.tree.cpu_s(), time.monotonic()
             asyncio.run(send_all(parts))
-            took_s, count = time.monotonic() - began, sum(map(len, parts))
-            return ModelsRound(count / took_s, max(_TICK_S, server.tree.cpu_s() - cpu_s) / count)
+            return time.monotonic() - began, max(_TICK_S, server.tree.cpu_s() - cpu_s)
 
         one_by_one = [[model] * each for model in range(len(models))]
         sent(one_by_one)  # what is made at a first request
         threads = sum(process.num_threads() for process in server.tree.processes())
         pairs = [(sent([[*range(len(models))] * each]), sent(one_by_one)) for _ in range(rounds)]
+    count = each * len(models)
     return ModelsFigures(
         models=len(models),
-        mixed_per_s=statistics.median(mixed.rate for mixed, _ in pairs),
-        alone_per_s=statistics.median(alone.rate for _, alone in pairs),
-        ratio=statistics.median(mixed.rate / alone.rate for mixed, alone in pairs),
-        cpu_ratio=statistics.median(alone.cpu_s / mixed.cpu_s for mixed, alone in pairs),
+        mixed_per_s=statistics.median(count / mixed_s for (mixed_s, _), _ in pairs),
+        alone_per_s=statistics.median(count / alone_s for _, (alone_s, _) in pairs),
+        ratio=statistics.median(alone_s / mixed_s for (mixed_s, _), (alone_s, _) in pairs),
+        cpu_ratio=statistics.median(alone_cpu_s / mixed_cpu_s for (_, mixed_cpu_s), (_, alone_cpu_s) in pairs),
         threads=threads,
     )
 
@@ -120,9 +112,6 @@ def main(
         )
         for count in sorted({min(int(count), len(names)) for count in counts.split(",")})
     ]
-    if as_json:
-        print_json(figures)
-        return
     title = f"{', '.join(names)}; {photo.name}, {cpu_quota()} CPUs, {connections} connections, medians of {rounds}"
     rows = [
         (
@@ -134,7 +123,7 @@ def main(
         for one in figures
     ]
     heads = ("models", "mixed/s", "one by one/s", "ratio", "CPU ratio", "threads")
-    print_table(title, heads, rows)
+    print_figures(figures, title, heads, rows, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.command import artifacts_option, json_option, model_option, photo_option, print_json, print_table
+from benchmarks.command import artifacts_option, json_option, model_option, photo_option, print_figures
 from benchmarks.figures import medians
 from benchmarks.load import send_requests
 from benchmarks.overhead_server import OverheadServer, read_spent
@@ -71,7 +71,7 @@ def target_of(kind: RequestKind, port: int, photo: bytes) -> LoadTarget:
 
 
 async def measure_overhead(kind: RequestKind, port: int, photo: bytes, *, connections: int, requests: int) -> Overhead:
-    """Load the server at `port` with so many requests, after a few that warm it up. Raises LoadError."""
+    """Load the server at `port` with so many requests, after a few that warm it up. Raises LoadTestError."""
 
     async def send(count: int) -> None:
         target = target_of(kind, port, photo)
@@ -118,17 +118,16 @@ def measure(model: str, photo: bytes, artifacts: Path, requests: int) -> dict[st
 @json_option
 def main(model: str, photo: Path, artifacts: Path, requests: int, as_json: bool) -> None:
     """Measure what a request costs beside decoding and inference; of the model the input and the labels count."""
-    figures = measure(model, photo.read_bytes(), artifacts, requests)
-    if as_json:
-        print_json({name: medians(rounds) for name, rounds in figures.items()})
-        return
+    rounds = measure(model, photo.read_bytes(), artifacts, requests)
+    figures = {name: medians(each) for name, each in rounds.items()}
     rows = []
-    for name, rounds in figures.items():
-        middle, cpu = medians(rounds), [one.cpu_ms for one in rounds]
+    for name, middle in figures.items():
+        cpu = [one.cpu_ms for one in rounds[name]]
         shown = (middle.cpu_ms, min(cpu), max(cpu), middle.loop_ms, middle.decode_ms)
         rows.append((name, *(f"{ms:.3f}" for ms in shown), f"{middle.switches:.1f}", f"{middle.per_second:.0f}"))
     title = f"A body of {_BODY_BYTES:,} bytes, medians of {_ROUNDS} rounds of {requests} requests"
-    print_table(title, ("", "CPU ms", "lowest", "highest", "loop ms", "decode ms", "switches", "per s"), rows)
+    heads = ("", "CPU ms", "lowest", "highest", "loop ms", "decode ms", "switches", "per s")
+    print_figures(figures, title, heads, rows, as_json=as_json)
 
 
 if __name__ == "__main__":

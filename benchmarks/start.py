@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.command import artifacts_option, json_option, model_option, photo_option, print_json, print_table
+from benchmarks.command import artifacts_option, json_option, model_option, photo_option, print_figures
 from benchmarks.load import send_requests
 from benchmarks.requests import photo_target
 from benchmarks.server_under_test import ServerUnderTest, ready_endpoint
@@ -92,9 +92,6 @@ def measure_start(model: str, artifacts: Path, photo: bytes, starts: int, reques
 def main(model: str, photo: Path, artifacts: Path, starts: int, requests: int, as_json: bool) -> None:
     """Measure the start, in seconds, and the memory, in MiB, of an exported model's server."""
     figures = measure_start(model, artifacts, photo.read_bytes(), starts, requests)
-    if as_json:
-        print_json(figures)
-        return
     rows = (
         ("first start, empty cache, s", f"{figures.first_s:.2f}"),
         ("start to ready, s", f"{figures.start_s:.2f}"),
@@ -105,7 +102,7 @@ def main(model: str, photo: Path, artifacts: Path, starts: int, requests: int, a
         ("peak, MiB", f"{figures.after_requests.peak:.0f}"),
     )
     title = f"{model}: median of {starts} starts, {requests} requests over {_CONNECTIONS} connections"
-    print_table(title, ("", ""), rows)
+    print_figures(figures, title, ("", ""), rows, as_json=as_json)
 
 
 if __name__ == "__main__":
