@@ -19,9 +19,10 @@ def started(folder: Path, script: str = "good", *, copies: int = 1) -> ServerUnd
     return ServerUnderTest(spec, folder, photo_probe(spec, PHOTO), start_timeout_s=20.0, stop_timeout_s=0.2)
 
 
-def test_no_process_survives(tmp_path: Path) -> None:
-    """What ignores SIGTERM is killed, and its child in another session with it."""
-    with started(tmp_path, "stubborn") as server:
+@pytest.mark.parametrize("script", ["stubborn", "forgetful"])
+def test_no_process_survives(tmp_path: Path, script: str) -> None:
+    """What ignores SIGTERM is killed, and children in another session or without the environment with it."""
+    with started(tmp_path, script) as server:
         assert len(server.tree.processes()) == 2
         used = server.tree.memory()
         assert 0 < used.proportional <= used.resident
@@ -56,13 +57,6 @@ def test_tree_in_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
         inner.stop([child], 1.0)
 
 
-def test_child_without_the_environment(tmp_path: Path) -> None:
-    """A child that overwrote its environment belongs to the tree of its parent."""
-    with started(tmp_path, "forgetful") as server:
-        assert len(server.tree.processes()) == 2
-    assert server.tree.processes() == []
-
-
 def test_cpu_time(tmp_path: Path) -> None:
     """The CPU time of a server is what its processes have spent, and those of their children that have ended."""
     with started(tmp_path, "busy") as server:
@@ -81,22 +75,18 @@ def test_copies(tmp_path: Path) -> None:
     [
         ("broken", "ended with status 1 before it was ready; its log ends with: no model here"),
         ("unready", r"was not ready in time \(status 400: "),
+        ("absent", "/no/such/program cannot be run"),
     ],
 )
 def test_server_that_does_not_start(tmp_path: Path, script: str, reason: str) -> None:
-    """A server that ends, and one that never answers well, are given up with the reason, and stopped."""
+    """A server that ends, never answers well, or is not there is given up with the reason, and stopped."""
     spec = scripted(script, script)
+    if script == "absent":
+        spec = replace(spec, program=("/no/such/program",))
     server = ServerUnderTest(spec, tmp_path, photo_probe(spec, PHOTO), start_timeout_s=2.0, stop_timeout_s=0.2)
     with pytest.raises(ServerError, match=reason), server:
         pass
     assert server.tree.processes() == []
-
-
-def test_missing_program(tmp_path: Path) -> None:
-    """A program that is not there is named."""
-    spec = replace(scripted("absent"), program=("/no/such/program",))
-    with pytest.raises(ServerError, match="/no/such/program cannot be run"), ServerUnderTest(spec, tmp_path, str):
-        pass
 
 
 def test_ready_endpoint(tmp_path: Path) -> None:
