@@ -3,8 +3,8 @@
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ from rich.console import Console
 from models.artifact.artifact import exported_names
 from service.cli import tables
 from service.cli.options import ANSWER_OPTIONS, crops_option, option, options, settings_from, split_names
-from service.cli.predict import OptionsUntil, answers
+from service.cli.predict import answers
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.common.tasks import together
-from service.inference.comparison import Comparison
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
 from service.inference.local import LocalDataPlane
@@ -29,12 +28,7 @@ from service.server.data_plane import build_data_plane
 
 @click.command("compare", short_help="Classify images with many models side by side.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@option(
-    "--model",
-    "models",
-    multiple=True,
-    help="Exported models, repeated or with commas; else all of them",
-)
+@option("--model", "models", multiple=True, help="Exported models, repeated or with commas; else all of them")
 @option("--top-k", type=int, help="Classes of each model among which common ones are searched")
 @crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
@@ -52,22 +46,19 @@ def compare_command(
             errors.print(f"no model is exported in {settings.artifacts}; run: topfive export NAME", highlight=False)
             sys.exit(1)
         errors.print(f"comparing what is exported: {', '.join(names)}", highlight=False)
-    options_until = partial(ClassifyOptions, top_k=top_k, crops=crops)
-    sys.exit(asyncio.run(_compare(settings, images, names, options_until, as_json)))
+    sys.exit(asyncio.run(_compare(settings, images, names, ClassifyOptions(inf, top_k, crops), as_json)))
 
 
 async def _compare(
-    settings: Settings, images: Sequence[Path], names: Sequence[str], options_until: OptionsUntil, as_json: bool
+    settings: Settings, images: Sequence[Path], names: Sequence[str], options: ClassifyOptions, as_json: bool
 ) -> int:
     """Print a comparison for each image. Returns 1 where an image or a row has an error, else 0."""
     data_plane, console, failures = build_data_plane(settings), Console(), 0
-
-    def ask(data: bytes, deadline: float) -> Awaitable[Comparison]:
-        return data_plane.compare(data, names, options_until(deadline))
-
     try:
         await together([_loaded(data_plane, name) for name in names])
-        async for path, comparison in answers(settings, data_plane.clock, images, ask):
+        async for path, comparison in answers(
+            images, settings, data_plane.clock, options, lambda data, asked: data_plane.compare(data, names, asked)
+        ):
             if comparison is None:
                 failures += 1
                 continue

@@ -4,7 +4,8 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,16 +19,12 @@ from service.common.clock import Clock
 from service.common.errors import TopfiveError
 from service.common.image_file import read_image_file
 from service.common.settings import Settings
-from service.common.types import Classification
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
 from service.rest.schemas import to_dict
 from service.server.data_plane import build_data_plane
 
 T = TypeVar("T")
-
-OptionsUntil = Callable[[float], ClassifyOptions]
-"""From a deadline to the options of the command with that deadline."""
 
 
 @click.command("predict", short_help="Classify images without a server.")
@@ -45,22 +42,19 @@ def predict_command(
         settings = settings_from({**values, "models": member_names(model)})
     except TopfiveError as error:
         raise click.UsageError(error.detail) from error
-    options_until = partial(ClassifyOptions, top_k=top_k, crops=crops)
-    sys.exit(asyncio.run(_predict(settings, images, model, options_until, as_json)))
+    sys.exit(asyncio.run(_predict(settings, images, model, ClassifyOptions(inf, top_k, crops), as_json)))
 
 
 async def _predict(
-    settings: Settings, images: Sequence[Path], model: str, options_until: OptionsUntil, as_json: bool
+    settings: Settings, images: Sequence[Path], model: str, options: ClassifyOptions, as_json: bool
 ) -> int:
     """Print an answer for each image. Returns 1 where an image has no answer, else 0."""
     data_plane, console, failures = build_data_plane(settings), Console(), 0
-
-    def ask(data: bytes, deadline: float) -> Awaitable[Classification]:
-        return data_plane.classify(data, model, options_until(deadline))
-
     try:
         await data_plane.repository.start(settings.models)
-        async for path, answer in answers(settings, data_plane.clock, images, ask):
+        async for path, answer in answers(
+            images, settings, data_plane.clock, options, lambda data, asked: data_plane.classify(data, model, asked)
+        ):
             if answer is None:
                 failures += 1
             elif as_json:
@@ -76,14 +70,21 @@ async def _predict(
 
 
 async def answers(
-    settings: Settings, clock: Clock, images: Iterable[Path], ask: Callable[[bytes, float], Awaitable[T]]
+    images: Iterable[Path],
+    settings: Settings,
+    clock: Clock,
+    options: ClassifyOptions,
+    ask: Callable[[bytes, ClassifyOptions], Awaitable[T]],
 ) -> AsyncIterator[tuple[Path, T | None]]:
-    """Each image with the answer of `ask`, which gets its bytes and a deadline. An error is printed, and gives None."""
+    """Each image with the answer of `ask`, which gets its bytes, and the options with a deadline.
+
+    The answer is None where there is an error, which is printed.
+    """
     errors = Console(stderr=True)
     for path in images:
         try:
             data = await asyncio.to_thread(read_image_file, path, settings.limits)
-            yield path, await ask(data, clock.now() + settings.timeout_s)
+            yield path, await ask(data, replace(options, deadline=clock.now() + settings.timeout_s))
         except (OSError, TopfiveError) as error:
             reason = error.detail if isinstance(error, TopfiveError) else error.strerror or str(error)
             say(errors, f"{path}: {reason}", "red")
