@@ -25,7 +25,7 @@ BATCH_OPTIONS = (*ANSWER_OPTIONS[:5], "max_batch", *ANSWER_OPTIONS[5:-1])
 
 
 class FiniteRange(click.FloatRange):
-    """A range without `nan` and infinity, which click lets through."""
+    """A range of finite numbers. click lets `nan` and infinity through."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))

@@ -1,1 +1,1 @@
-"""Many images through the classifier: what to run, what is done, how it is written and scored. No terminal here."""
+"""Classifies many images, measures accuracy and tunes engines in this process, without a server or a terminal."""

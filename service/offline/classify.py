@@ -22,7 +22,7 @@ class ClassifyJob:
 
     @property
     def journal(self) -> Path:
-        """Where the results are kept until all are there."""
+        """The file that keeps the results until all are there."""
         return self.out.with_name(f"{self.out.name}.partial")
 
     def prepare(self, overwrite: bool) -> None:
@@ -39,7 +39,7 @@ class ClassifyJob:
 
 @dataclass(frozen=True, slots=True)
 class ClassifySummary:
-    """A finished job: how many images of all runs have an error in their row, and the warnings of the model."""
+    """A finished job. `failed` rows of the results file have an error; `warnings` are those of the model."""
 
     progress: RunProgress
     failed: int

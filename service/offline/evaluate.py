@@ -30,7 +30,7 @@ class EvaluateJob:
     overwrite: bool = False
 
     def journal(self, model: str) -> Path:
-        """Where the results of that model are kept for the next run."""
+        """The file that keeps the results of that model for the next run."""
         return self.out / f"{model}.journal"
 
 
@@ -39,8 +39,9 @@ async def evaluate(
 ) -> AsyncIterator[tuple[Evaluation, str | None]]:
     """Evaluate one model after the other: write its files, record its accuracy in the manifest, and yield it.
 
-    It comes with the reason why the accuracy is not recorded, None if it is. Raises TopfiveError or OfflineError before
-    anything is run if a model is not exported or does not know every label, and Stopped if `stop` is set.
+    The second value is the reason why the accuracy is not recorded, None if it is. Before anything is run, it raises
+    TopfiveError or OfflineError if a model is not exported or does not know every label. Raises Stopped if `stop` is
+    set.
     """
     job = await _checked(job, open_data_plane)
     if job.overwrite:
@@ -61,7 +62,7 @@ async def evaluate(
 
 
 def _recorded(evaluation: Evaluation, folders: list[Path]) -> str | None:
-    """Write the accuracy into the manifest of a single model. The reason why /models will not show it, or None."""
+    """Write the accuracy into the manifest of a single model. Returns why /models will not show it, or None."""
     if len(folders) > 1:
         return f"{evaluation.name} has no manifest: its accuracy is in report.json, and /models will not show it"
     manifest = folders[0] / MANIFEST
@@ -91,7 +92,7 @@ async def _checked(job: EvaluateJob, open_data_plane: OpenDataPlane) -> Evaluate
 
 
 def _labels(repository: Repository, name: str) -> tuple[Label, ...]:
-    """Those of the version that would be loaded."""
+    """The labels of the version that would be loaded."""
     entry = repository.entry(name)
     version, _ = exported(entry, repository.root)
     try:

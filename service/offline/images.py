@@ -25,7 +25,7 @@ _LAYOUT = (
 
 
 class OfflineError(Exception):
-    """A run cannot start or go on. The message says what to do."""
+    """A run cannot start or continue. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The results of a run that may end at any moment, in an SQLite file: the next run does only what is missing."""
+"""Stores the results of a run in an SQLite file, so that the next run does only what is missing."""
 
 import json
 import os
@@ -138,7 +138,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Raises OfflineError for what is wrong with the file."""
+    """Turns errors of the file into OfflineError, with what to do."""
     try:
         yield
     except OSError as error:

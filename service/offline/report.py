@@ -129,7 +129,7 @@ def write_report(path: Path, dataset: Dataset, evaluations: Sequence[Evaluation]
 
 
 def _published(member: ModelDetail) -> Iterator[PublishedRate]:
-    """The rates of the weights inside, or else of those that are published first, then those of the paper."""
+    """The rates of the model's weights if they are known, else of the first published ones; then those of the paper."""
     if member.acc1 is not None:
         name = member.weights_file.name if member.weights_file else "inside"
         yield PublishedRate(f"weights {name}", _error(member.acc1), _error(member.acc5), member.acc_dataset or "")

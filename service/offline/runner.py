@@ -29,7 +29,7 @@ class Stopped(Exception):
 
 
 class RunProgress:
-    """How far a run is: `done` of `total` images, `resumed` of them by an earlier run, and its own errors."""
+    """How far a run is: `done` of `total` images, `resumed` of them by an earlier run. `failed` are its errors."""
 
     def __init__(self, total: int, resumed: int, clock: Clock) -> None:
         self.total = total
@@ -185,7 +185,7 @@ async def open_runner(
 
 
 def images_in_flight(slots: int, max_batch: int, options: RunOptions) -> int:
-    """How many images fill a batch in every slot, one in the queue for each, and every decoding thread; at least 1."""
+    """How many images fill two batches for every slot, one of them waiting, and all decoding threads; at least 1."""
     busy = ceil(2 * slots * max_batch / options.crops) + options.decoding_threads
     return max(1, min(options.capacity // options.crops, busy))
 

@@ -1,4 +1,4 @@
-"""Measures an engine under the load of a server: threads decode a photo beside it, and slots take what waits.
+"""Measures an engine under the load of a server: threads decode a photo while its slots run batches.
 
 There is no event loop and no transport.
 """
@@ -85,7 +85,7 @@ class _LoadTest:
         self._running = [0] * engine.slots  # images in the batch of each slot
 
     def decode(self) -> None:
-        """On a thread: decode for every client that waits for no answer."""
+        """On a thread: decode the photo for each client that has no image in flight."""
         limits, spec = ImageLimits(), self._load.spec
         enough = transforms.needed_side(spec, Decode.AUTO)  # as the server does by default
         try:
@@ -97,7 +97,7 @@ class _LoadTest:
             self.over.set()
 
     def run(self, slot: int) -> None:
-        """On a thread: run batches of an even part of what waits, as the batcher does."""
+        """On a thread: run batches, each an even share of the waiting images, as the batcher does."""
         try:
             while (first := self.samples.get()) is not None and not self.over.is_set():
                 even = even_share(1 + self.samples.qsize(), sum(self._running), self._engine.slots)

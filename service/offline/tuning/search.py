@@ -1,4 +1,4 @@
-"""Spends a few seconds on candidates: a look at each, another at the better half, then rounds among the best in turn.
+"""Finds the best candidate in a few seconds: measures each for a moment, the better half again, then the best in turns.
 
 It compares medians of rounds that are apart in time, because a machine that others use changes its speed from one
 second to the next. It opens no engine itself.
@@ -125,9 +125,9 @@ class Search:
             result.state, result.reason = CandidateState.MEASURED, ""
 
     def _halved(self, results: Sequence[CandidateResult], look_s: float, end: float) -> list[CandidateResult]:
-        """The few best, found by another look at each of the better half, again and again while there is time.
+        """The few best: measures each of the better half again, and half of these again, while there is time.
 
-        The later look goes in the other order, so that a slow second does not hit neighbours twice.
+        This goes in the opposite order to the first time, so that a slow second does not hit neighbours twice.
         """
         left = self._ranked(results)
         while len(left) > FINALISTS:
@@ -165,7 +165,7 @@ class Search:
     def _ordered(
         self, results: Sequence[CandidateResult], finalists: Sequence[CandidateResult]
     ) -> list[CandidateResult]:
-        """The finalists before the others, whose one look may have been lucky."""
+        """The finalists before the others, whose few measurements may have been lucky."""
         first = self._ranked(finalists)
         if first and first[0].fits(self.max_latency_ms):
             enough = (1 - _TIE) * first[0].speed.images_per_s
