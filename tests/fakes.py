@@ -12,7 +12,7 @@ import numpy as np
 from models.artifact.artifact import Artifact
 from service.common.clock import Timer
 from service.common.types import EngineInfo, ItemOutcome, Probabilities, Rows, SloOutcome
-from service.engines.base import CPU, Engine, as_batch
+from service.engines.base import CPU, Engine
 from service.engines.selection.opening import Choice, Opened
 
 
@@ -126,7 +126,7 @@ class FakeEngine(Engine):
         self.ending.set()
 
     def run(self, rows: Rows) -> Probabilities:
-        batch = as_batch(rows)
+        batch = np.asarray(rows)
         assert self.gate.wait(30), "a test left the gate closed"
         self.batches.append(len(batch))
         if self.script:

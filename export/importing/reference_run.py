@@ -17,7 +17,7 @@ from export.importing.signature import ChannelLayout, Signature, UnsupportedErro
 from models.catalog import Channels
 from models.weights.onnx_reader import IMAGE_TYPES
 from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
-from service.engines.base import CPU, Engine, as_batch, held_bytes
+from service.engines.base import CPU, Engine, held_bytes
 
 _REPEATED_ERROR = 1e-3  # the most that the order of threads may change
 _SOURCE = re.compile(r"/\S*onnxruntime\S*/\S+:\d+ .*?\) (?=[A-Z])")  # a place in ONNX Runtime's own source
@@ -146,7 +146,7 @@ class GraphEngine(Engine):
         self._session = open_session(graph)
 
     def run(self, rows: Rows) -> Probabilities:
-        inputs = {"image": as_batch(rows)}
+        inputs = {"image": np.asarray(rows)}
         (found,) = run_session(self._session, ["probabilities"], inputs, "the graph made from the file")
         return found.astype(np.float32, copy=False)
 

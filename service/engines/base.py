@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from service.common.types import Batch, EngineInfo, Probabilities, Rows, Runtime
+from service.common.types import EngineInfo, Probabilities, Rows, Runtime
 
 CPU = "cpu"
 """The device of every engine that runs on the processor. A card is `cuda:0`, `cuda:1` and so on."""
@@ -79,13 +79,6 @@ def held_bytes(graph_bytes: int, rows: int = 0, size: int = 0) -> int:
     `rows` are those of a batch in every slot together, each of `size` times `size` pixels.
     """
     return _COPIES_OF_GRAPH * graph_bytes + rows * size**2 * _BYTES_PER_PIXEL
-
-
-def as_batch(rows: Rows) -> Batch:
-    """The samples as one array [N, S, S, 3]. An array, and a single sample, are not copied."""
-    if isinstance(rows, np.ndarray):
-        return rows
-    return rows[0][np.newaxis] if len(rows) == 1 else np.stack(rows)
 
 
 def out_of_memory(error: BaseException | None) -> bool:

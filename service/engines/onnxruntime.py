@@ -11,7 +11,6 @@ from service.engines.base import (
     CardLostError,
     Engine,
     EngineUnavailableError,
-    as_batch,
     held_bytes,
     keep_for_ever,
 )
@@ -83,7 +82,7 @@ class OnnxRuntimeEngine(Engine):
 
     def run(self, rows: Rows) -> Probabilities:
         try:
-            (probabilities,) = self._session.run(["probabilities"], {"image": as_batch(rows)})
+            (probabilities,) = self._session.run(["probabilities"], {"image": np.asarray(rows)})
         except Exception as error:
             if "Failed to allocate memory" in str(error):
                 raise MemoryError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 
 from models.artifact.artifact import WEIGHTS, Artifact
@@ -10,7 +11,7 @@ from models.catalog import CATALOG
 from models.weights.weights import WeightsError, load_state, read_state_dict
 from service.common.gpus import Card
 from service.common.types import EngineInfo, Probabilities, Rows, Runtime
-from service.engines.base import CPU, Engine, EngineUnavailableError, as_batch, held_bytes
+from service.engines.base import CPU, Engine, EngineUnavailableError, held_bytes
 
 
 class TorchEngine(Engine):
@@ -36,7 +37,7 @@ class TorchEngine(Engine):
 
     def run(self, rows: Rows) -> Probabilities:
         with torch.inference_mode(), self._exact():
-            result: Probabilities = self._served(torch.from_numpy(as_batch(rows)).to(self.device)).cpu().numpy()
+            result: Probabilities = self._served(torch.from_numpy(np.asarray(rows)).to(self.device)).cpu().numpy()
         return result
 
     def _exact(self) -> AbstractContextManager[None]:

@@ -162,7 +162,7 @@ class LocalDataPlane:
             predictions=top_k(probabilities, model.labels, count),
             model=model.card,
             engine=model.engine_info,
-            preprocessing=joined(prepared),
+            preprocessing=joined(prepared) if len(prepared) > 1 else prepared[0].preprocessing,
             timing_ms=Timing(
                 decode=decode_s * 1000,
                 queue=(max(0.0, waited_s) + queue_s) * 1000,

@@ -10,7 +10,7 @@ from service.common.clock import Clock
 from service.common.thread_pool import ThreadPool
 from service.common.types import Decode, ImageLimits, Preprocessing, Samples
 from service.preprocessing.decode import DecodedImage, decode_image
-from service.preprocessing.transforms import describe_transform, geometry, make_samples, needed_side
+from service.preprocessing.transforms import geometry, make_samples, needed_side
 
 DecodeImage = Callable[[bytes, ImageLimits, int | None], DecodedImage]
 MakeSamples = Callable[[InputSpec, DecodedImage, int], Samples]
@@ -151,15 +151,14 @@ class RequestImage:
         samples = self._preprocessor.crop(spec, decoded.image, self._crops)
         crop_s = self._preprocessor.clock.now() - began
         self._spent_s.append(crop_s)
-        done = Preprocessing(decoded.image.decoder, f"1/{decoded.image.reduction}", describe_transform(spec))
+        recipe = f"resize {spec.resize} {spec.interpolation}, crop {spec.crop}"
+        done = Preprocessing(decoded.image.decoder, f"1/{decoded.image.reduction}", recipe)
         return PreparedSamples(samples, done, decoded.decode_s + crop_s)
 
 
 def joined(prepared: Sequence[PreparedSamples]) -> Preprocessing:
     """What was done for several models: each part once, joined by `+` where they differ."""
     parts = [one.preprocessing for one in prepared]
-    if len(parts) == 1:
-        return parts[0]
     return Preprocessing(
         decoder="+".join(dict.fromkeys(part.decoder for part in parts)),
         scale="+".join(dict.fromkeys(part.scale for part in parts)),

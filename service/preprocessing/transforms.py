@@ -81,11 +81,6 @@ def geometry(spec: InputSpec) -> tuple[int, int, Interpolation]:
     return spec.resize, spec.crop, spec.interpolation
 
 
-def describe_transform(spec: InputSpec) -> str:
-    """`geometry` in words."""
-    return f"resize {spec.resize} {spec.interpolation}, crop {spec.crop}"
-
-
 class _Resized:
     """An image on the grid of its pixels after the resize, of which squares are computed when they are asked for.
 

@@ -98,7 +98,8 @@ class LoadedModel:
         self.leases: list[Lease] = []
         self._runs = 0
         self._closing: asyncio.Future[None] | None = None
-        self._unused: Callable[[], None] = lambda: None
+        self._unload_waits: asyncio.Event | None = None
+        """Set once nothing uses the model, where `wait_unused` waits for that."""
         self._scheduler = scheduler or FairScheduler(limits.slots, clock)
         self._clock = clock
         self._max_run_s = limits.max_run_s
@@ -171,26 +172,22 @@ class LoadedModel:
         """The lease has ended; of the models without one the most recently used is unloaded last."""
         self.leases.remove(lease)
         self.last_used_s = self._clock.now()
-        self._note_unused()
-
-    def _note_unused(self) -> None:
-        if not (self.leases or self._runs):
-            self._unused()
+        if self._unload_waits is not None and not self._busy:
+            self._unload_waits.set()
 
     async def wait_unused(self, within_s: float) -> bool:
         """Whether within so many seconds it has no lease any more and no batch of it runs.
 
         The caller gives it to no further request. A batch may go on after its requests have ended.
         """
-        over = asyncio.Event()
-        self._unused = over.set
+        over = self._unload_waits = asyncio.Event()
         timer = self._clock.call_at(self._clock.now() + within_s, over.set)
         try:
             if self._busy:
                 await over.wait()
         finally:
             timer.cancel()
-            self._unused = lambda: None
+            self._unload_waits = None
         return not self._busy
 
     async def probe(self) -> bool:
@@ -246,7 +243,8 @@ class LoadedModel:
             self._runs -= 1
             if stuck in self._stuck:
                 self._note_returned(stuck)
-            self._note_unused()
+            if self._unload_waits is not None and not self._busy:
+                self._unload_waits.set()
 
     def _note_stuck(self, stuck: StuckBatch) -> None:
         slots = self._scheduler.weight(self.slots)

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from service.common.metrics import Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
+from service.common.types import copy_as
 from service.inference.dataplane import DataPlane
 from service.rest.errors import row_problem
 from service.rest.image_request import BODY, ImageReader, unless_disconnected
@@ -22,7 +23,6 @@ from service.rest.schemas import (
     PredictReply,
     Problem,
     compare_reply,
-    predict_reply,
     to_json,
 )
 
@@ -54,7 +54,7 @@ def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, 
     async def predict(request: Request) -> Response:
         async with reader.read(request, PredictQuery) as sent:
             answer = await unless_disconnected(request, data_plane.classify(sent.image, sent.query.model, sent.options))
-        return _replied(predict_reply(request.state.request_id, answer))
+        return _replied(copy_as(PredictReply, answer, request_id=request.state.request_id))
 
     async def compare(request: Request) -> Response:
         async with reader.read(request, CompareQuery) as sent:

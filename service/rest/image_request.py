@@ -160,7 +160,13 @@ async def read_image(request: Request, limits: ImageLimits, take: Take) -> bytes
     """
     kind, parameters = parse_options_header(request.headers.get("content-type", ""))
     if kind == "multipart/form-data":
-        return await _from_form(request, parameters.get("boundary", ""), limits, take)
+        try:
+            fields = await _fields(request, parameters.get("boundary", ""), limits, take)
+        except MultipartError as error:
+            raise BadRequest(f"the multipart form cannot be read ({error}); {usage(request)}") from error
+        image = _only_image(request, fields)
+        check_size(image.size_bytes, limits)
+        return await _joined(image.chunks)
     if kind.startswith("image/") or kind == "application/octet-stream":
         return await _joined([chunk async for chunk in _chunks(request, limits, 0, take)])
     got = f"content type {kind}" if kind else "no content type"
@@ -183,16 +189,6 @@ class _Field:
     is_file: bool
     size_bytes: int = 0
     chunks: list[bytes] = field(default_factory=list)
-
-
-async def _from_form(request: Request, boundary: str, limits: ImageLimits, take: Take) -> bytes:
-    try:
-        fields = await _fields(request, boundary, limits, take)
-    except MultipartError as error:
-        raise BadRequest(f"the multipart form cannot be read ({error}); {usage(request)}") from error
-    image = _only_image(request, fields)
-    check_size(image.size_bytes, limits)
-    return await _joined(image.chunks)
 
 
 async def _fields(request: Request, boundary: str, limits: ImageLimits, take: Take) -> list[_Field]:

@@ -112,11 +112,6 @@ class Problem:
     request_id: str
 
 
-def predict_reply(request_id: str, answer: Classification) -> PredictReply:
-    """The reply to one image."""
-    return copy_as(PredictReply, answer, request_id=request_id)
-
-
 def compare_reply(request_id: str, comparison: Comparison, problems: Sequence[RowProblem | None]) -> CompareReply:
     """The reply for a comparison, with a problem for each row that has no answer."""
     rows = [

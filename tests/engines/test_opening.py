@@ -10,7 +10,7 @@ import pytest
 
 from models.artifact.artifact import IMPORTED, Artifact, ParityReport, Thresholds, load
 from service.common.types import Batch, Precision, Probabilities, Rows, Runtime
-from service.engines.base import Engine, EngineUnavailableError, as_batch
+from service.engines.base import Engine, EngineUnavailableError
 from service.engines.selection import opening, select
 from service.engines.selection.opening import open_engine
 from service.engines.selection.precision import choose_precision
@@ -256,7 +256,7 @@ class _Recording(FakeEngine):
         self.ran: list[Batch] = []
 
     def run(self, rows: Rows) -> Probabilities:
-        self.ran.append(as_batch(rows))
+        self.ran.append(np.asarray(rows))
         return super().run(rows)
 
 

@@ -12,7 +12,7 @@ from models.artifact.artifact import IMPORTED, Artifact, load
 from models.artifact.files import CacheFile
 from models.artifact.reference import Reference
 from service.common.types import EngineInfo, Precision, Probabilities, Rows
-from service.engines.base import EngineUnavailableError, as_batch
+from service.engines.base import EngineUnavailableError
 from service.engines.selection.parity import BOUNDS, CheckedEngine, ParityCheck, reference_of, thresholds
 from tests.fakes import FakeEngine
 
@@ -34,7 +34,7 @@ class Faithful(FakeEngine):
     def run(self, rows: Rows) -> Probabilities:
         if self.script:
             return super().run(rows)
-        batch = as_batch(rows)
+        batch = np.asarray(rows)
         self.batches.append(len(batch))
         blank = np.full(self.classes, 1 / self.classes, dtype=np.float32)
         found = np.stack([self._rows.get(image.tobytes(), blank) for image in batch])

@@ -15,7 +15,7 @@ from export.pipeline import WeightsChoice, export
 from models.artifact.artifact import Artifact, load
 from models.catalog import CATALOG
 from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
-from service.engines.base import Engine, EngineUnavailableError, as_batch
+from service.engines.base import Engine, EngineUnavailableError
 from service.engines.selection import parity
 from service.engines.selection.opening import build_engine
 from service.engines.selection.parity import BATCH_SIZES, compare, figures
@@ -41,7 +41,7 @@ class TableEngine(Engine):
         self._precision = precision
 
     def run(self, rows: Rows) -> Probabilities:
-        batch = as_batch(rows)
+        batch = np.asarray(rows)
         self.sizes.append(len(batch))
         return self._change(self._rows[batch[:, 0, 0, 0]])
 

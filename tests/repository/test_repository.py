@@ -315,7 +315,7 @@ async def test_a_broken_queue_is_not_alive(artifacts: Path) -> None:
     """A bug that no request can heal shows in liveness, so that a supervisor restarts the process."""
 
     class FaultyModelMetrics(ModelMetrics):
-        def dispatched(self, size: int, queued_s: Sequence[float]) -> None:
+        def batch_started(self, size: int, queued_s: Sequence[float]) -> None:
             raise ZeroDivisionError("a bug")
 
     class FaultyMetrics(Metrics):

@@ -11,7 +11,7 @@ from openvino import CompiledModel, Core, InferRequest
 
 from models.artifact.artifact import GRAPH, Artifact
 from service.common.types import EngineInfo, Precision, Probabilities, Rows, Runtime
-from service.engines.base import CPU, Engine, EngineUnavailableError, as_batch, held_bytes
+from service.engines.base import CPU, Engine, EngineUnavailableError, held_bytes
 from service.engines.openvino.cache import CompiledGraph
 from service.engines.selection.cpu_layout import conditions_here
 
@@ -78,7 +78,7 @@ class OpenVinoEngine(Engine):
             raise RuntimeError("the engine is closed")  # its requests are gone, so waiting for one would never end
         request = self._requests.get()
         try:
-            result = request.infer([np.ascontiguousarray(as_batch(rows))], share_inputs=True)
+            result = request.infer([np.ascontiguousarray(rows)], share_inputs=True)
             return np.array(result[0], dtype=np.float32)
         except RuntimeError as error:
             if "alloc" in str(error).lower():
