@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from service.batching.batcher import Batcher, BatcherState
 from service.batching.fair_scheduler import FairScheduler
+from service.batching.slo import SloUnattainable
 from service.common.clock import timeout_at
 from service.common.errors import BadRequest, DeadlineExceeded, EngineError, NotReady, Overloaded, ShuttingDown
 from service.common.types import BatchLimits, ItemOutcome, ItemResult, SloOutcome
@@ -523,6 +524,29 @@ async def test_a_deadline_in_flight_ends_the_caller_at_that_moment() -> None:
     await bench.run.finish()
     assert await values(callers) == answers(0, 2)
     assert bench.tally.outcomes == {OK: 2, EXPIRED: 1}
+
+
+async def test_what_waits_behind_a_slow_batch_is_refused_when_its_answer_is_due() -> None:
+    """With a latency bound of 50 ms it is told when they are over, not when the batch returns."""
+    bench = Bench(BatchLimits(1, 4, slo_s=0.05))
+    await bench.run_alone(0, took_s=0.01)
+    callers = await bench.submit(1, 2)
+    await bench.run.finish(2)
+    assert await values(callers) == answers(1, 2)
+    assert bench.clock.pending == 0
+    callers = await bench.submit(3)
+    [late] = await bench.submit(4)
+    await bench.clock.advance(0.0499)
+    assert not late.done()
+    await bench.clock.advance(0.0001)
+    [refusal] = await endings([late])
+    assert isinstance(refusal, SloUnattainable)
+    assert bench.counts == (0, 1, 1)
+    await bench.run.finish()
+    assert await values(callers) == answers(3)
+    assert bench.run.calls == [[0], [1], [2], [3]]
+    assert bench.tally.slo == {SloOutcome.WITHIN: 4, SloOutcome.REFUSED: 1}
+    assert bench.clock.pending == 0
 
 
 # --- capacity ---

@@ -324,20 +324,23 @@ def answer(bound: LatencyBound, clock: ManualClock, took_s: float, in_flight: in
 
 
 def test_the_batch_is_the_largest_that_ends_in_time() -> None:
-    """By the measured time of each size; one that was admitted alone runs whatever remains."""
+    """By the measured time of each size, for every item in it; one that was admitted alone runs whatever remains."""
     bound, _ = new_bound()
     for n in (1, 2, 4, 8) * 4:
         bound.batch_ended(n, 0.005 + 0.005 * n)
 
-    def cut(now: float, due: float) -> int:
-        admission = Admission(at=10.0, count=8, in_flight=9, due=due)
-        futures = [asyncio.Future[ItemResult[int]](loop=loop) for _ in range(8)]
-        items = [QueuedItem(1, 60.0, 10.0, admission, future) for future in futures]
+    def cut(now: float, dues: Sequence[float]) -> int:
+        """How many of the items that are due then run at once."""
+        futures = [asyncio.Future[ItemResult[int]](loop=loop) for _ in dues]
+        admissions = [Admission(at=10.0, count=1, in_flight=9, due=due) for due in dues]
+        items = [QueuedItem(1, 60.0, 10.0, *one) for one in zip(admissions, futures, strict=True)]
         return len(bound.cut_batch(OrderedDict.fromkeys(items), now, 8))
 
     with contextlib.closing(asyncio.new_event_loop()) as loop:
-        assert [cut(now, 10.05) for now in (10.0, 10.0199, 10.0301, 10.0399, 10.0401)] == [8, 5, 2, 1, 0]
-        assert cut(11.0, math.inf) == 8
+        moments = (10.0, 10.0199, 10.0301, 10.0399, 10.0401)
+        assert [cut(now, [10.05] * 8) for now in moments] == [8, 5, 2, 1, 0]
+        assert cut(11.0, [math.inf] * 8) == 8
+        assert cut(10.0, [10.05, 10.05, 10.016, 10.05]) == 2, "the third would be late in a batch of three"
 
 
 def test_late_answers_tighten_and_good_ones_loosen() -> None:

@@ -1,4 +1,4 @@
-"""Work on threads for the event loop: in its order, never more at once than there are threads, and all of it told."""
+"""Work on threads for the event loop: in its order, never more at once than there are threads, each piece answered."""
 
 import asyncio
 import subprocess
@@ -29,57 +29,47 @@ class Gate:
 
 async def test_in_order() -> None:
     """Work is begun in the order in which it was given, as many pieces at once as there are threads."""
-    threads, work = ThreadPool(2, "test"), Gate()
-    futures = [threads.run(work, number) for number in range(6)]
+    pool, work = ThreadPool(2, "test"), Gate()
+    futures = [pool.run(work, number) for number in range(6)]
     await reached(lambda: len(work.begun) == 2)
     await settle()
     first = sorted(work.begun)
     work.gate.set()
     results = await asyncio.gather(*futures)
-    threads.close()
+    pool.close()
 
     assert first == [0, 1]
     assert results == list(range(6))
     assert sorted(work.begun) == list(range(6))
 
 
-async def test_one_thread_one_after_the_other() -> None:
-    """One thread keeps the order, over pauses in which it has nothing to do as well."""
-    threads, done = ThreadPool(1, "test"), list[int]()
-    for number in range(0, 60, 3):
-        await asyncio.gather(*(threads.run(done.append, number + more) for more in range(3)))
-    threads.close()
+async def test_many_callers() -> None:
+    """Thousands of pieces from callers at once all come back, each with its own result."""
+    pool = ThreadPool(3, "test")
 
-    assert done == list(range(60))
+    async def caller(number: int) -> list[int]:
+        return [await pool.run(lambda value: value * 2, number * 100 + step) for step in range(100)]
 
-
-async def test_many_givers() -> None:
-    """Thousands of pieces in bursts of any size all come back, each with its own result."""
-    threads = ThreadPool(3, "test")
-
-    async def giver(number: int) -> list[int]:
-        return [await threads.run(lambda value: value * 2, number * 100 + step) for step in range(100)]
-
-    results = await asyncio.gather(*(giver(number) for number in range(30)))
-    threads.close()
+    results = await asyncio.gather(*(caller(number) for number in range(30)))
+    pool.close()
 
     assert results == [[2 * (number * 100 + step) for step in range(100)] for number in range(30)]
 
 
 async def test_errors() -> None:
     """What work raises is raised to who waits for it, and the thread goes on."""
-    threads = ThreadPool(1, "test")
-    failed, fine = threads.run(int, "x"), threads.run(int, "7")
+    pool = ThreadPool(1, "test")
+    failed, fine = pool.run(int, "x"), pool.run(int, "7")
     with pytest.raises(ValueError, match="invalid literal"):
         await failed
     assert await fine == 7
-    threads.close()
+    pool.close()
 
 
 async def test_cancelled() -> None:
     """Work that nobody waits for any more is not begun; what has begun ends without harm."""
-    threads, work = ThreadPool(1, "test"), Gate()
-    running, waiting, last = (threads.run(work, number) for number in range(3))
+    pool, work = ThreadPool(1, "test"), Gate()
+    running, waiting, last = (pool.run(work, number) for number in range(3))
     await reached(lambda: work.begun == [0])
     running.cancel()
     waiting.cancel()
@@ -87,15 +77,15 @@ async def test_cancelled() -> None:
 
     assert await last == 2
     assert work.begun == [0, 2]
-    threads.close()
+    pool.close()
 
 
 async def test_close() -> None:
     """At the end what waits is cancelled at once, what runs is still told, and the threads go."""
-    threads, work = ThreadPool(1, "test-close"), Gate()
-    running, waiting = threads.run(work, 0), threads.run(work, 1)
+    pool, work = ThreadPool(1, "test-close"), Gate()
+    running, waiting = pool.run(work, 0), pool.run(work, 1)
     await reached(lambda: work.begun == [0])
-    threads.close()
+    pool.close()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     work.gate.set()
@@ -111,21 +101,21 @@ async def test_no_thread_without_work() -> None:
     def names() -> list[str]:
         return sorted(one.name for one in threading.enumerate() if one.name.startswith("test-none"))
 
-    threads = ThreadPool(2, "test-none")
+    pool = ThreadPool(2, "test-none")
     found = [names()]
     for _ in range(3):
-        await threads.run(int)
+        await pool.run(int)
         found.append(names())
 
     assert found == [[], ["test-none_0"], *[["test-none_0", "test-none_1"]] * 2]
-    threads.close()
+    pool.close()
 
 
 async def test_after_close() -> None:
     """Work that comes after the end is cancelled, not left to wait for threads that are gone."""
-    threads, work = ThreadPool(1, "test"), Gate()
-    threads.close()
-    late = threads.run(work, 0)
+    pool, work = ThreadPool(1, "test"), Gate()
+    pool.close()
+    late = pool.run(work, 0)
 
     assert late.cancelled()
     assert work.begun == []
@@ -133,17 +123,17 @@ async def test_after_close() -> None:
 
 async def test_results_are_let_go() -> None:
     """An idle thread keeps neither the work nor its result: they are photos."""
-    threads = ThreadPool(1, "test")
+    pool = ThreadPool(1, "test")
 
     class Photo:
         pass
 
     photo = Photo()
     given = weakref.ref(photo)
-    made = weakref.ref(await threads.run(lambda _photo: Photo(), photo))
+    made = weakref.ref(await pool.run(lambda _photo: Photo(), photo))
     del photo
     await reached(lambda: given() is None and made() is None)
-    threads.close()
+    pool.close()
 
 
 def test_after_the_loop() -> None:
@@ -151,15 +141,15 @@ def test_after_the_loop() -> None:
     work = Gate()
 
     async def begin() -> ThreadPool:
-        threads = ThreadPool(1, "test-late")
-        threads.run(work, 0)
+        pool = ThreadPool(1, "test-late")
+        pool.run(work, 0)
         await reached(lambda: work.begun == [0])
-        return threads
+        return pool
 
     with asyncio.Runner() as runner:
-        threads = runner.run(begin())
+        pool = runner.run(begin())
     [thread] = [one for one in threading.enumerate() if one.name == "test-late_0"]
-    threads.close()
+    pool.close()
     work.gate.set()
     thread.join(10)
 
