@@ -1,22 +1,19 @@
 """The report: as Markdown with its pictures, all figures as JSON beside it, and the rows in the terminal."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from benchmarks.answers import GOOD_PHOTOS, TRIES
 from benchmarks.comparison import ComparisonResult
 from benchmarks.figures import Curve, ReportRow, Verdict, spread
 from benchmarks.modules import ModuleFigures
 from loadgen.plot import line_chart
-
-_ROW_HEADS = ("", "median (lowest to highest)", "target", "", "note")
-_COLOURS = {Verdict.PASS: "green", Verdict.MISS: "yellow", Verdict.ERROR: "red", Verdict.SHOWN: "default"}
 
 
 @dataclass(slots=True)
@@ -46,8 +43,8 @@ def write(report: BenchmarkReport, path: Path) -> None:
         old.unlink()
     for curve in report.curves:
         (folder / f"{curve.name}.svg").write_text(_svg(curve), encoding="utf-8")
-    _replace(folder / "results.json", json.dumps(_figures(report), indent=1) + "\n")
-    _replace(path, page(report, folder.name))
+    (folder / "results.json").write_text(json.dumps(_figures(report), indent=1) + "\n", encoding="utf-8")
+    path.write_text(page(report, folder.name), encoding="utf-8")
 
 
 def _svg(curve: Curve) -> str:
@@ -58,11 +55,7 @@ def _svg(curve: Curve) -> str:
 
 def show(report: BenchmarkReport, console: Console) -> None:
     """Print the rows."""
-    table = Table(*_ROW_HEADS)
-    for row in report.rows:
-        name, shown, target, verdict, note = _cells(row)
-        table.add_row(name, shown, target, f"[{_COLOURS[row.verdict]}]{verdict}[/]", note)
-    console.print(table)
+    console.print(Markdown("\n".join(_targets(report))))
 
 
 def _figures(report: BenchmarkReport) -> dict[str, Any]:
@@ -74,17 +67,11 @@ def _figures(report: BenchmarkReport) -> dict[str, Any]:
     return figures
 
 
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
 def page(report: BenchmarkReport, folder: str) -> str:
     """The Markdown; the pictures are in `folder` beside it."""
     lines = ["# Measured", "", "Written by the command below; nothing in it was written by hand.", ""]
     lines += [f"- {name}: {value}" for name, value in report.machine]
-    lines += ["", report.how, "", "## Targets", "", *markdown_table(_ROW_HEADS, map(_cells, report.rows))]
+    lines += ["", report.how, "", "## Targets", "", *_targets(report)]
     if report.outcomes:
         lines += ["", "## Side by side", "", *_comparison(report.outcomes)]
     if report.curves:
@@ -97,7 +84,7 @@ def page(report: BenchmarkReport, folder: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, text: Sequence[int] = (0, -1)) -> list[str]:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0, -1)) -> list[str]:
     """The lines of a table; all columns hold figures, which stand on the right, but those at the places `text`."""
     marks = ["---:"] * len(heads)
     for place in text:
@@ -106,8 +93,9 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, text:
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in cells]
 
 
-def _cells(row: ReportRow) -> tuple[str, ...]:
-    return row.name, row.shown, str(row.target or ""), row.verdict.value, row.note
+def _targets(report: BenchmarkReport) -> list[str]:
+    rows = [(row.name, row.shown, str(row.target or ""), row.verdict.value, row.note) for row in report.rows]
+    return markdown_table(("", "median (lowest to highest)", "target", "", "note"), rows)
 
 
 def _comparison(outcomes: Sequence[ComparisonResult]) -> Iterator[str]:
