@@ -80,7 +80,7 @@ class ExpectedAnswer:
 
 
 def expected_answers(model: str, artifacts: Path) -> list[ExpectedAnswer]:
-    """What ONNX Runtime f32 answers to the photo that is measured, and to three others."""
+    """Run the model in ONNX Runtime f32 on the photo that is measured, and on three others."""
     engine = open_engine(load(artifacts, model), EngineOptions(Runtime.ONNXRUNTIME, Precision.F32)).engine
     names = ("zebra.jpeg", "airliner.jpeg", "gorilla.jpeg")
     photos = [bench_photo(), *((PHOTOS / name).read_bytes() for name in names)]

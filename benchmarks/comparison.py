@@ -42,10 +42,11 @@ class ComparedServer:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRound:
-    """One server in one round: the limits just before it ran, then its figures.
+    """One server in one round: two limits just before it ran, then its figures.
 
-    `alone_ms` is the time of one photo without a server, the mean of just before and just after `one`. It and
-    `open_loop` are measured for this server with default settings only.
+    `yardstick` is the limit of the peers' recipe, which every server is compared with. `many` and `one` are the
+    results at 16 connections and at one. `alone_ms` is the time of one photo without a server, the mean of just before
+    and just after `one`. It and `open_loop` are measured for this server with default settings only.
     """
 
     yardstick: LimitFigures
@@ -69,7 +70,7 @@ class ComparisonRound:
 
     @property
     def normalised(self) -> float:
-        """Requests at 16 connections for each image of the yardstick: on a shared machine steadier than a rate."""
+        """Requests at 16 connections per image of the yardstick. On a shared machine this varies less than a rate."""
         return self.many.per_second / self.yardstick.per_second
 
     @property
@@ -78,7 +79,7 @@ class ComparisonRound:
 
     @property
     def added_ms(self) -> float:
-        """What the server adds to one photo without it."""
+        """How much longer one photo takes with the server than without it."""
         assert self.alone_ms is not None
         return self.one.p50_ms - self.alone_ms
 

@@ -97,7 +97,7 @@ def served_curves(
 def measured_points(
     places: Sequence[float], rounds: int, figure: Callable[[float], float]
 ) -> tuple[tuple[float, float], ...]:
-    """The median figure at each place, over rounds that go up and down in turn."""
+    """Measure a figure at each place, in rounds that go up and down in turn; return the medians."""
     found: dict[float, list[float]] = {place: [] for place in places}
     for number in range(rounds):
         for place in places if number % 2 == 0 else reversed(places):

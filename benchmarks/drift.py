@@ -82,7 +82,7 @@ def enlarged(file: Path, megapixels: float, pattern: int) -> bytes:
 
 
 def _stripes(width: int, height: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """A wave over [height, width]."""
+    """A wave of random length, direction and strength, [height, width]."""
     period, strength, angle = random.uniform(*_STRIPES), random.uniform(*_STRENGTH), random.uniform(0, math.pi)
     across = np.arange(width, dtype=np.float32) * np.float32(math.cos(angle))
     down = np.arange(height, dtype=np.float32)[:, np.newaxis] * np.float32(math.sin(angle))

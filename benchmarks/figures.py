@@ -57,7 +57,7 @@ class ReportRow:
 
     @property
     def shown(self) -> str:
-        """The spread with the unit; with a small target it has more digits, which show on which side of it it is."""
+        """The spread with its unit. A figure with a small target has more digits, so that the side of it shows."""
         digits = 4 if self.target is not None and 0 < (self.target.at_most or 0.0) < _SMALL else 2
         return f"{spread(self.values, digits)} {self.unit if self.values else ''}".rstrip()
 

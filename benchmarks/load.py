@@ -61,9 +61,9 @@ def put_load(server: ServerUnderTest, photo: bytes, level: LoadLevel, seconds: f
 
 
 def load_result(result: LevelResult, cpu_s: float, checks: int) -> LoadResult:
-    """What the generator measured, after it had sent `checks` requests as a check.
+    """Sum up what the generator measured. Before that it sent `checks` requests, to see whether the server answers.
 
-    `cpu_s` is the CPU time of the server for all of these. Raises LoadTestError where no request was answered well.
+    `cpu_s` is the CPU time of the server for all of them. Raises LoadTestError where no request was answered well.
     """
     latency, good = result.latency_ms, sum(group.requests for group in result.groups)
     if not good or latency.mean is None or latency.p50 is None or latency.p99 is None:
@@ -81,7 +81,7 @@ def load_result(result: LevelResult, cpu_s: float, checks: int) -> LoadResult:
 
 
 async def send_requests(open_connection: OpenConnection, indexes: Iterable[int], connections: int) -> None:
-    """Send each request once, by its index among the payloads of a connection, over so many new connections.
+    """Send requests over so many new connections; `indexes` are those of the payloads, in their order.
 
     A connection sends its next request as soon as it has a response. Raises LoadTestError at the first that fails.
     """

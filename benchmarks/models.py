@@ -62,7 +62,7 @@ def measure_models(
                 )
 
         def sent(parts: Sequence[Sequence[int]]) -> tuple[float, float]:
-            """Send the parts, indexes of models, one after the other; the seconds and the CPU seconds of the server."""
+            """Send the parts one after the other; return the seconds, and the CPU seconds of the server."""
             cpu_s, began = server.tree.cpu_s(), time.monotonic()
             asyncio.run(send_all(parts))
             return time.monotonic() - began, max(_TICK_S, server.tree.cpu_s() - cpu_s)

@@ -88,7 +88,10 @@ def run_module(module: Module, model: str, artifacts: Path, timeout_s: float) ->
 
 
 def flattened(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers by their paths: keys joined by dots; an object in a list is named by its first item and its words."""
+    """Yield every number in a JSON value with its path, which is its keys joined by dots.
+
+    An object in a list is named by its first entry and by its entries that are text, as `models=10` or `way=auto`.
+    """
     if isinstance(value, bool):
         return
     if isinstance(value, (int, float)):

@@ -85,7 +85,7 @@ def page(report: BenchmarkReport, folder: str) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0, -1)) -> list[str]:
-    """The lines of a table; all columns hold figures, which stand on the right, but those at the places `text`."""
+    """The lines of a table. The columns at the places `text` are aligned left, all others hold figures."""
     marks = ["---:"] * len(heads)
     for place in text:
         marks[place] = "---"
@@ -176,7 +176,7 @@ def _steps_of(one: ComparisonResult, load: str) -> list[str]:
 
 
 def _doubts(outcomes: Sequence[ComparisonResult]) -> Iterator[str]:
-    """Results which are rather those of the generator, as it says itself."""
+    """The results that the generator itself calls invalid, because it was the bottleneck."""
     doubts = [
         f"- {one.name}, round {number}, {load}: not to be relied on: {result.note}"
         for one in outcomes

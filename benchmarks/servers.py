@@ -81,7 +81,7 @@ class Peer:
 
     @property
     def lock(self) -> Path:
-        """These and every package that they bring, with their versions."""
+        """These packages and all that they depend on, with their versions."""
         return _REQUIREMENTS / f"{self.name}.lock"
 
     @property
