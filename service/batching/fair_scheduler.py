@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from service.common.clock import Clock
 
 _ROUNDING = 1e-9
-_LATELY_S = 5.0  # a model that has work again and again should find no long batch of another one each time
+_LATELY_S = 5.0  # a model with work now and then should not find a long batch of another model each time
 
 
 @dataclass(slots=True, eq=False)

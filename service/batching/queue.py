@@ -15,10 +15,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """`count` images of one request were admitted at the time `at`, when with them `in_flight` were.
+    """`count` images of one request, admitted at the time `at`; with them `in_flight` images of the model were.
 
-    `due` is the time by which the latency bound wants their answers; infinity where they run however late. Times are
-    those of the clock, in seconds.
+    `due` is the time by which the latency bound wants the answer; infinity where the images run however late. Times
+    are in seconds of the clock.
     """
 
     at: float
@@ -38,7 +38,7 @@ class QueuedItem(Generic[T, R]):
     future: asyncio.Future[ItemResult[R]]
 
     def settle(self, result: ItemResult[R] | Exception) -> None:
-        """Give the caller its result. Only here a future is completed, and only here somebody asks whether it is."""
+        """Give the caller its result or error. No other code completes the future."""
         if self.future.done():  # its caller has left
             return
         if isinstance(result, Exception):
@@ -47,7 +47,7 @@ class QueuedItem(Generic[T, R]):
             self.future.set_result(result)
 
     def close(self) -> ItemOutcome:
-        """Its caller awaits it no longer. How it ended: CANCELLED where it has no result."""
+        """Cancel it where it has no result yet, because its caller has left. Returns how it ended."""
         if self.future.cancel() or self.future.cancelled():
             return ItemOutcome.CANCELLED
         error = self.future.exception()

@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TypeVar
 
 from service.batching.cost_model import CostModel
@@ -115,7 +114,7 @@ class LatencyBound:
         if (expected_s or 0.0) > self._aim_s or (expected_s is None and admission.in_flight > self._slots):
             self._metrics.slo_ended(SloOutcome.REFUSED, admission.count)
             raise self._refusal(expected_s)
-        return replace(admission, due=admission.at + self._aim_s)
+        return Admission(admission.at, admission.count, admission.in_flight, due=admission.at + self._aim_s)
 
     @contextmanager
     def watch(

@@ -15,9 +15,9 @@ _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any
 
 
 class ThreadPool:
-    """`count` threads, named `name` and their number, which take work in its order. Each starts with a piece of work.
+    """`count` threads, named `name` and their number, which take work in its order and start with the first of it.
 
-    The process does not end before the threads do, so whoever makes a pool closes it.
+    The process does not end before its threads do: close the pool.
     """
 
     def __init__(self, count: int, name: str) -> None:
