@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from models.artifact.measured import Proportion, protocol
+from models.artifact.measured import protocol
 from service.cli.long_run import display_on, run_options, run_until_done
 from service.cli.options import BATCH_OPTIONS, crops_option, option, options, settings_from, split_names
-from service.cli.tables import new_table, say
+from service.cli.tables import new_table, rate, rate_and_interval, say
 from service.engines.selection.opening import OpenEngine
 from service.offline.evaluate import EvaluateJob, evaluate
 from service.offline.images import read_dataset
@@ -80,20 +79,20 @@ def evaluate_command(
     sys.exit(run_until_done(work, errors))
 
 
-def _table(evaluation: Evaluation) -> Table:
+def _table(evaluation: Evaluation) -> RenderableType:
     """The error rates that were measured, above those that are published."""
     members = evaluation.members
     version = ", ".join(f"v{member.version}" for member in members)
     title = f"{evaluation.name} {version if len(members) == 1 else f'({version})'}: errors in %, with 95 % intervals"
-    found = new_table("", title=title, numbers=("top-1", "top-5"))
-    found.add_column("on")
+    table = new_table("", numbers=("top-1", "top-5"))
+    table.add_column("on")
     scores = evaluation.scores
-    five = f"{len(evaluation.labels)} classes" if scores.top5 is None else _rate_and_interval(scores.top5)
+    five = f"{len(evaluation.labels)} classes" if scores.top5 is None else rate_and_interval(scores.top5.complement)
     on = f"{scores.images:,} images of {evaluation.dataset.name}, {protocol(evaluation.crops)}"
-    found.add_row("measured", _rate_and_interval(scores.top1), five, Text(on), style="bold")
+    table.add_row("measured", rate_and_interval(scores.top1.complement), five, Text(on), style="bold")
     for one in evaluation.published():
-        found.add_row(Text(one.what), _rate(one.top1), _rate(one.top5), Text(one.on))
-    return found
+        table.add_row(Text(one.what), rate(one.top1), rate(one.top5), Text(one.on))
+    return Group(Text(title, "bold"), table)
 
 
 def _warnings(evaluation: Evaluation) -> list[str]:
@@ -104,13 +103,3 @@ def _warnings(evaluation: Evaluation) -> list[str]:
     if len(missing) > _LISTED:
         lines.append(f"  and {len(missing) - _LISTED:,} more, in report.json")
     return [*lines, *(f"warning: {warning}" for warning in evaluation.warnings)]
-
-
-def _rate_and_interval(accuracy: Proportion) -> Text:
-    """The error rate, and its interval below."""
-    error = accuracy.complement
-    return Text(f"{error.percent:.2f}\n[{error.low:.2f}, {error.high:.2f}]")
-
-
-def _rate(percent: float | None) -> str:
-    return "-" if percent is None else f"{percent:.2f}"

@@ -12,12 +12,13 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from models.analysis.layer_table import Kind, LayerTable
 from models.artifact.artifact import NotExportedError
 from models.catalog import Architecture
 from service.cli.options import option, options, settings_from
-from service.cli.tables import new_table, say
+from service.cli.tables import new_table, prefixed, say
 from service.common.errors import ModelNotFound, TopfiveError
 from service.common.model_info import LayerRow, ModelLayers, StageRow
 from service.repository.model_info import layers_of, model_layers
@@ -27,7 +28,6 @@ from service.server.data_plane import build_data_plane
 
 _WIDTH_FOR_DIGITS = 120
 _LONGEST_WORD = len("convolution")
-_ROUNDS_TO_ONE = 0.999995  # with two decimals it is the next unit: 1.00 M, not 1000.00 k
 _TORCH = ("torch", "torchvision")
 
 
@@ -59,7 +59,11 @@ def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **
         _write_csv(known.stages if only_stages else known.layers)
     else:
         console = Console()
+        version = "computed, not exported" if known.version is None else f"version {known.version}"
+        console.print(Text(f"{known.model} ({version}), input {_sizes(known.input_shape)}", "bold"))
         console.print(_stage_table(known, console.width) if only_stages else _layer_table(known, console.width))
+        note = "MACs: multiply-accumulates for one image; field: pixels of the input that one value sees"
+        console.print(Text(note, "dim"))
 
 
 def _layers(repository: Repository, name: str) -> ModelLayers:
@@ -98,7 +102,7 @@ def _layer_table(known: ModelLayers, width: int) -> Table:
 
     Where there is little room, names are relative to their stage: `.conv` in the stage `conv1` is `conv1.conv`.
     """
-    table = _empty(known, ("layer", "kind", "kernel", "output"), width)
+    table = _empty(("layer", "kind", "kernel", "output"), width)
     narrow = width < _WIDTH_FOR_DIGITS
     stages = iter(known.stages)
     for name, rows in groupby(known.layers, key=lambda layer: layer.stage):
@@ -116,7 +120,7 @@ def _layer_table(known: ModelLayers, width: int) -> Table:
 
 def _stage_table(known: ModelLayers, width: int) -> Table:
     """A row for each stage, and the total."""
-    table = _empty(known, ("stage", "layers", "output"), width)
+    table = _empty(("stage", "layers", "output"), width)
     for stage in known.stages:
         table.add_row(stage.name, str(stage.layers), _sizes(stage.output), *_numbers(stage, width))
     table.add_section()
@@ -124,12 +128,9 @@ def _stage_table(known: ModelLayers, width: int) -> Table:
     return table
 
 
-def _empty(known: ModelLayers, columns: Sequence[str], width: int) -> Table:
+def _empty(columns: Sequence[str], width: int) -> Table:
     """A table without rows: first these columns, then those of the numbers."""
-    version = "computed, not exported" if known.version is None else f"version {known.version}"
-    table = new_table(title=f"{known.model} ({version}), input {_sizes(known.input_shape)}")
-    table.caption = "MACs: multiply-accumulates for one image; field: pixels of the input that one value sees"
-    table.caption_justify = "left"
+    table = new_table()
     if width < _WIDTH_FOR_DIGITS:
         table.padding = 0
     for name in columns:
@@ -148,16 +149,8 @@ def _numbers(row: LayerRow | StageRow, width: int) -> tuple[str, ...]:
 
 def _cost(part: LayerRow | StageRow | ModelLayers, width: int) -> tuple[str, str]:
     """Parameters and operations, with all digits where there is room."""
-    write = "{:,}".format if width >= _WIDTH_FOR_DIGITS else _short
+    write = "{:,}".format if width >= _WIDTH_FOR_DIGITS else prefixed
     return write(part.parameters), write(part.macs)
-
-
-def _short(number: int) -> str:
-    """The number with two decimals and a unit: 37.75 M."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number / size >= _ROUNDS_TO_ONE:
-            return f"{number / size:.2f} {unit}"
-    return str(number)
 
 
 def _kernel(layer: LayerRow) -> str:

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from models.artifact.artifact import Artifact
 from models.artifact.engine_plan import read_plans
-from models.artifact.measured import protocol
+from models.artifact.measured import Proportion, protocol
 from service.cli.options import option, options, settings_from
-from service.cli.tables import new_table
+from service.cli.tables import new_table, rate, rate_and_interval
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.model_info import BuiltEngine, ModelDetail
@@ -115,10 +115,10 @@ def _accuracy(known: ModelDetail) -> Table:
     table = new_table("errors in %", numbers=("top-1", "top-5"))
     table.add_column("on")
     for errors in known.published_errors:
-        table.add_row("paper", _rate(errors.top1), _rate(errors.top5), Text(errors.protocol))
+        table.add_row("paper", rate(errors.top1), rate(errors.top5), Text(errors.protocol))
     for weights in known.published:
         table.add_row(
-            Text(f"weights {weights.tag}"), _rate(100 - weights.acc1), _rate(100 - weights.acc5), Text(weights.dataset)
+            Text(f"weights {weights.tag}"), rate(100 - weights.acc1), rate(100 - weights.acc5), Text(weights.dataset)
         )
     for one in known.measured:
         on = f"{one.images:,} images of {one.dataset}, {one.runtime} {one.precision}, {protocol(one.crops)}, {one.date}"
@@ -167,12 +167,7 @@ def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _rate(percent: float | None) -> str:
-    return "-" if percent is None else f"{percent:.2f}"
-
-
-def _measured(accuracy: float | None, low: float | None, high: float | None) -> Text:
-    """The error rate of that accuracy, and its interval below."""
+def _measured(accuracy: float | None, low: float | None, high: float | None) -> str:
     if accuracy is None or low is None or high is None:
-        return Text("-")
-    return Text(f"{100 - accuracy:.2f}\n[{100 - high:.2f}, {100 - low:.2f}]")
+        return rate(None)
+    return rate_and_interval(Proportion(accuracy, low, high).complement)

@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from models.artifact.measured import MeasuredAccuracy, protocol
+from models.artifact.measured import MeasuredAccuracy, Proportion, protocol
 from service.common.errors import Code, TopfiveError
 from service.common.model_info import ModelSummary
 from service.common.types import Classification
@@ -26,17 +26,9 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(text, style=style), soft_wrap=True)
 
 
-def new_table(*columns: str, title: str = "", numbers: Sequence[str] = ()) -> Table:
-    """An empty table of these columns, then of columns of numbers, which are never broken. Nothing in it is markup."""
-    table = Table(
-        title=Text(title) if title else None,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """An empty table of these columns, then of columns of numbers, which are never broken."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
         table.add_column(name, overflow="fold")
     for name in numbers:
@@ -44,9 +36,30 @@ def new_table(*columns: str, title: str = "", numbers: Sequence[str] = ()) -> Ta
     return table
 
 
+def prefixed(count: int) -> str:
+    """The count with three digits and a prefix: 326 k, 1.50 G."""
+    value, prefix = float(count), ""
+    for prefix in ("", "k", "M", "G"):
+        if value < _FOUR_DIGITS or prefix == "G":
+            break
+        value /= 1000
+    decimals = 0 if not prefix or value >= _THREE_DIGITS else 1 if value >= _TWO_DIGITS else 2
+    return f"{value:.{decimals}f} {prefix}".rstrip()
+
+
+def rate(percent: float | None) -> str:
+    """A rate with two decimals, `-` where it is not known."""
+    return "-" if percent is None else f"{percent:.2f}"
+
+
+def rate_and_interval(error: Proportion) -> str:
+    """The error rate with its interval below."""
+    return f"{error.percent:.2f}\n[{error.low:.2f}, {error.high:.2f}]"
+
+
 def answer(title: str, classification: Classification, width: int) -> RenderableType:
     """The best classes of one image, with bars where `width` columns have room for them, and what answered."""
-    table = new_table(title=title, numbers=["#"])
+    table = new_table(numbers=["#"])
     table.add_column("class")
     table.add_column("probability", justify="right", no_wrap=True)
     if with_bar := width >= _WIDTH_FOR_BAR:
@@ -65,19 +78,19 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
     accuracy = f"top-1 {model.acc1:.1f} %" if model.acc1 is not None else "accuracy not measured"
     summary = Text(
         f"{model.name} v{model.version} ({model.weights}), {model.parameters:,} parameters, "
-        f"{_prefixed(model.macs)} MACs, {accuracy}\n"
+        f"{prefixed(model.macs)} MACs, {accuracy}\n"
         f"{engine.runtime} {engine.version}, {engine.device}, {engine.precision}: decode {timing.decode:.1f} ms, "
         f"inference {timing.inference:.1f} ms, total {timing.total:.1f} ms\n"
         f"decoded at {done.scale} by {done.decoder}, {done.recipe}\n",
         style="dim",
     )
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in classification.warnings]
-    return Group(table, *warnings, summary)
+    return Group(Text(title, "bold"), table, *warnings, summary)
 
 
 def comparison(title: str, compared: Comparison) -> RenderableType:
     """The best classes of each model, or its error, and below where models agree."""
-    table = new_table(title=title)
+    table = new_table()
     table.add_column("model", overflow="fold", ratio=3, min_width=8)
     table.add_column("best classes", no_wrap=True, ratio=4, min_width=8)
     for column in ("prob.", "params", "MACs", "top-1", "ms"):
@@ -94,8 +107,8 @@ def comparison(title: str, compared: Comparison) -> RenderableType:
             Text(row.model),
             _lines(one.label for one in best),
             _lines(f"{one.probability:.3f}" for one in best),
-            _prefixed(card.parameters),
-            _prefixed(card.macs),
+            prefixed(card.parameters),
+            prefixed(card.macs),
             "-" if card.acc1 is None else f"{card.acc1:.1f}",
             f"{row.result.timing_ms.inference:.1f}",
             end_section=len(best) > 1,
@@ -111,7 +124,7 @@ def comparison(title: str, compared: Comparison) -> RenderableType:
             style="dim",
         ),
     ]
-    return Group(table, *lines)
+    return Group(Text(title, "bold"), table, *lines)
 
 
 def _lines(values: Iterable[str]) -> Text:
@@ -138,9 +151,9 @@ def models(rows: Sequence[ModelSummary], width: int) -> RenderableType:
             Text(row.name),
             *(("-" if row.year is None else str(row.year), Text(row.family)) if wide else ()),
             f"{row.parameters:,}",
-            _prefixed(row.macs),
-            "-" if row.acc1 is None else f"{row.acc1:.2f}",
-            "-" if row.acc5 is None else f"{row.acc5:.2f}",
+            prefixed(row.macs),
+            rate(row.acc1),
+            rate(row.acc5),
             "-" if row.version is None else Text(f"v{row.version} {row.weights}", "yellow" if row.warnings else ""),
         )
     lines = [
@@ -149,17 +162,6 @@ def models(rows: Sequence[ModelSummary], width: int) -> RenderableType:
         for measurement in row.measured
     ]
     return Group(table, Text(), *lines) if lines else table
-
-
-def _prefixed(count: int) -> str:
-    """The count with three digits and a prefix: 326 k, 1.50 G."""
-    value, prefix = float(count), ""
-    for prefix in ("", "k", "M", "G"):
-        if value < _FOUR_DIGITS or prefix == "G":
-            break
-        value /= 1000
-    decimals = 0 if not prefix or value >= _THREE_DIGITS else 1 if value >= _TWO_DIGITS else 2
-    return f"{value:.{decimals}f} {prefix}".rstrip()
 
 
 def _measured(one: MeasuredAccuracy) -> str:

@@ -116,7 +116,8 @@ def _reply(
 
 def _print(name: str, why: str, path: Path | None, record: TuningRecord, results: Sequence[CandidateResult]) -> None:
     console, asked = Console(), record.conditions
-    console.print(_table(name, record, results))
+    console.print(Text(f"{name} on {asked.cpu}, {asked.cpus} CPUs", "bold"))
+    console.print(_table(record, results))
     for line in _not_measured(results):
         console.print(line)
     console.print(Text(f"chose {why}"))
@@ -126,11 +127,10 @@ def _print(name: str, why: str, path: Path | None, record: TuningRecord, results
         console.print(Text(f"kept in {path}; `{serve}` uses it on machines like this one\n", style="dim"))
 
 
-def _table(name: str, record: TuningRecord, results: Sequence[CandidateResult]) -> Table:
+def _table(record: TuningRecord, results: Sequence[CandidateResult]) -> Table:
     """What was measured, the best first."""
-    title = f"{name} on {record.conditions.cpu}, {record.conditions.cpus} CPUs"
     numbers = ("slots", "threads", "batch", "img/s", "run ms", "CPU ms", "n")
-    table = new_table("engine", title=title, numbers=numbers)
+    table = new_table("engine", numbers=numbers)
     table.add_column("", no_wrap=True)
     measured = [one for one in results if one.state is CandidateState.MEASURED]
     for one in measured:

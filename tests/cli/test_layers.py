@@ -43,10 +43,10 @@ def test_narrow_table(artifacts: Path) -> None:
     """Within 80 columns names are short and numbers rounded, and no cell is cut off."""
     result = topfive("layers", "tiny", "--artifacts", artifacts, columns=80)
 
-    assert [".0", "convolution", "3x3/2", "16x8x8", "1.15", "k", "73.73", "k", "40.5", "7"] in [
+    assert [".0", "convolution", "3x3/2", "16x8x8", "1.15", "k", "73.7", "k", "40.5", "7"] in [
         line.split() for line in result.output.splitlines()
     ]
-    assert cells(result.output)["total"] == ["total", "20.75", "k", "181.89", "k", "100.0"]
+    assert cells(result.output)["total"] == ["total", "20.8", "k", "182", "k", "100.0"]
     assert "…" not in result.output
 
 
@@ -71,8 +71,8 @@ def test_stages(tmp_path: Path) -> None:
 
     stages = ["conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
     assert [name for name in rows if name in stages] == stages
-    assert rows["layer1"] == ["layer1", "8", "64x56x56", "147.97", "k", "462.42", "M", "25.5", "43"]
-    assert rows["total"] == ["total", "43", "11.69", "M", "1.81", "G", "100.0"]
+    assert rows["layer1"] == ["layer1", "8", "64x56x56", "148", "k", "462", "M", "25.5", "43"]
+    assert rows["total"] == ["total", "43", "11.7", "M", "1.81", "G", "100.0"]
 
 
 def test_json(artifacts: Path) -> None:
