@@ -156,9 +156,8 @@ class DeviceModels:
     def stuck_gauges(self) -> list[tuple[tuple[str, ...], dict[str, float]]]:
         """For each stuck batch here the values of `stuck_batches.LABELS`, and for how long it has not returned."""
         now = self.slots.clock.now()
-        return [
-            (one.labels, {"hanging_seconds": one.age_s(now)}) for model in self.models for one in model.stuck_batches
-        ]
+        stuck = [one for model in self.models for one in model.stuck_batches]
+        return [(one.labels, {"stuck_batch_seconds": one.age_s(now)}) for one in stuck]
 
     def _resize(self) -> None:
         """Run as many batches at once as one engine may alone: each engine has all threads of a CPU for its slots."""

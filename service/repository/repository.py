@@ -307,7 +307,7 @@ class Repository:
                 {
                     "queue_depth": model.batcher.depth,
                     "in_flight": model.batcher.in_flight,
-                    "places": model.batcher.admitted,
+                    "admitted": model.batcher.admitted,
                     "max_batch": model.batcher.max_batch,
                     "healthy": float(model.healthy),
                 },

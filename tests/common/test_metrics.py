@@ -135,7 +135,7 @@ def test_every_metric_has_a_type_and_a_meaning() -> None:
     metrics.for_model("tiny")
     metrics.answered("tiny", "ok", Timing(1, 1, 1, 3))
     metrics.retried("shutting_down")
-    metrics.watch(lambda: [("tiny", {"places": 1.0})])
+    metrics.watch(lambda: [("tiny", {"admitted": 1.0})])
     found = {family.name: family for family in families(metrics)}
     kinds = {name: family.type for name, family in found.items()}
     assert kinds == {
@@ -148,6 +148,6 @@ def test_every_metric_has_a_type_and_a_meaning() -> None:
         "topfive_queue_seconds": "histogram",
         "topfive_run_seconds": "histogram",
         "topfive_unloads": "counter",
-        "topfive_places": "gauge",
+        "topfive_admitted": "gauge",
     }
     assert all(family.documentation for family in found.values())

@@ -482,13 +482,13 @@ async def test_a_device_whose_slots_all_hang_is_named(artifacts: Path) -> None:
         hangs = "fake 1 in f32 on cpu, slot 0, has not returned from a batch of 1 for 61 s"
         assert refused.value.detail == f"tiny fails: {hangs}; b fails: its device is held by a batch of tiny ({hangs})"
         text = exposition(host.metrics)
-        assert 'topfive_hanging_seconds{model="tiny",precision="f32",runtime="fake",slot="0"} 61.0' in text
+        assert 'topfive_stuck_batch_seconds{model="tiny",precision="f32",runtime="fake",slot="0"} 61.0' in text
         assert not host.repository.alive
         assert await host.classify("c", 8) == 8
         host.engine("tiny").gate.set()
         await asyncio.gather(task, return_exceptions=True)
         await reached(lambda: host.repository.ready)
-        assert "topfive_hanging_seconds" not in exposition(host.metrics)
+        assert "topfive_stuck_batch_seconds" not in exposition(host.metrics)
 
 
 async def test_a_load_that_fails_does_not_unload_others_at_each_request(artifacts: Path) -> None:

@@ -229,7 +229,7 @@ class Lost(queue.SimpleQueue[InferRequest]):
         return super().get(block, timeout)
 
 
-async def test_a_hanging_engine_is_named(exported: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stuck_engine_is_named(exported: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The log says which engine, in which precision and slot, with how many images, since when, and when it is over."""
     engine = Entered()
     async with bench_of(exported, engine) as bench:
