@@ -6,14 +6,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from models.analysis.cost import Cost
+from models.analysis.layer_table import Kind
 from models.analysis.trace import network_layers
 from models.architectures.alexnet_2012 import alexnet_2012
 from models.architectures.blocks import LocalResponseNorm
 from models.catalog import InputSpec
-from tests.networks import answers, layers, learned, noise, seeded
+from tests.networks import answers, assert_logits_are_spread, learned, noise, seeded
 
 # Channels, height, width after each step, as the paper's figure 2 and section 3.5 give them.
 MAPS = {
@@ -46,27 +48,28 @@ PARAMETERS = {
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    """The network, untrained."""
+    """The untrained network."""
     return seeded(alexnet_2012)
 
 
-def test_activation_maps(network: nn.Module) -> None:
-    """Every step has the maps of the paper, in the paper's order: normalised after the ReLU, then pooled."""
-    found = layers(network, noise(1, 3, 227, 227))
+def test_layers_of_the_paper(network: nn.Module) -> None:
+    """Every step has the maps of the paper in its order, its groups and its overlapping pooling (section 3.4)."""
+    rows = {layer.name: layer for layer in network_layers(network, InputSpec(crop=227)).layers}
+    pools = [layer for name, layer in rows.items() if name.startswith("pool")]
 
-    assert {name: found[name] for name in MAPS} == MAPS
-    assert [name for name in found if name.endswith(("1", "2"))] == [
-        f"{kind}{place}" for place in (1, 2) for kind in ("conv", "relu", "lrn", "pool")
-    ]
+    assert {name: layer.output for name, layer in rows.items()} == MAPS
+    assert [layer.groups for name, layer in rows.items() if name.startswith("conv")] == [1, 2, 1, 2, 2]
+    assert [(layer.kernel, layer.stride, layer.padding) for layer in pools] == [((3, 3), (2, 2), (0, 0))] * 3
+    assert (rows["lrn1"].kind, rows["lrn1"].parameters) == (Kind.LOCAL_RESPONSE_NORM, 0)
+    assert rows["lrn1"].receptive_field == rows["conv1"].receptive_field == (11, 11)
+    assert rows["pool5"].receptive_field == (195, 195)
+    names = [name for name, _ in network.named_children()]
+    assert names[:8] == [f"{kind}{place}" for place in (1, 2) for kind in ("conv", "relu", "lrn", "pool")]
 
 
-def test_parameters_of_each_layer(network: nn.Module) -> None:
-    """Each layer has the parameters that its shape asks for, and no other layer has any."""
-    assert learned(network) == PARAMETERS
-
-
-def test_cost_of_the_whole(network: nn.Module) -> None:
+def test_cost(network: nn.Module) -> None:
     """60,965,224 parameters and 724,406,816 multiply-accumulates: two groups, not the ungrouped drawing."""
+    assert learned(network) == PARAMETERS
     assert network_layers(network, InputSpec(crop=227)).cost == Cost(parameters=60_965_224, macs=724_406_816)
 
 
@@ -87,24 +90,12 @@ def test_groups_do_not_see_each_other(network: nn.Module, name: str) -> None:
     assert not torch.equal(before[:, outputs:], after[:, outputs:])
 
 
-@pytest.mark.parametrize("name", ["pool1", "pool2", "pool5"])
-def test_pooling_overlaps(network: nn.Module, name: str) -> None:
-    """Windows of three at steps of two: section 3.4."""
-    layer = network.get_submodule(name)
-
-    assert isinstance(layer, nn.MaxPool2d)
-    assert (layer.kernel_size, layer.stride, layer.padding) == (3, 2, 0)
+def test_untrained_logits(network: nn.Module) -> None:
+    """On normalised noise the logits neither vanish nor explode."""
+    assert_logits_are_spread(network, noise(1, 3, 227, 227))
 
 
-def test_untrained_logits_neither_vanish_nor_explode(network: nn.Module) -> None:
-    """On normalised noise the logits spread by an order of 1, so that a comparison of exports says something."""
-    with torch.inference_mode():
-        logits: Tensor = network(noise(1, 3, 227, 227))
-
-    assert 0.05 < logits.std().item() < 50
-
-
-def by_formula(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[tuple[int, ...], np.dtype]:
+def by_formula(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Section 3.3 written out: channel i of [N, C, H, W] over (2 + 1e-4 * sum of a_j², j from i-2 to i+2) ** 0.75."""
     result = np.empty_like(values)
     channels = values.shape[1]

@@ -10,12 +10,13 @@ from torch import nn
 
 from export.gate_images import random_pixels
 from export.onnx_writer import write_onnx
-from models.analysis.cost import Cost, convolution_macs
+from models.analysis.cost import Cost
+from models.analysis.layer_table import LayerTable
 from models.analysis.trace import network_layers
 from models.architectures.googlenet_2014 import TrainingLogits, googlenet_2014
 from models.build import ServedNetwork
 from models.catalog import InputSpec
-from tests.networks import answers, layers, learned, noise, parameters, seeded
+from tests.networks import answers, assert_logits_are_spread, learned, noise, parameters, seeded
 
 # Table 1: output size, maps of the output, then #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj, and the ops
 # in millions: multiply-accumulates, rounded to within one. The paper prints 54 for 5a, whose own columns give 51.
@@ -32,6 +33,7 @@ TABLE = {
 }
 # The params column in thousands, which comes within 11 % of what the paper's own columns give.
 PARAMS = {"3a": 159, "3b": 380, "4a": 364, "4b": 437, "4c": 463, "4d": 580, "4e": 840, "5a": 1072, "5b": 1388}
+PATHS = ("1.conv1x1", "2.conv3x3_reduce", "2.conv3x3", "3.conv5x5_reduce", "3.conv5x5", "4.pool_proj")
 
 OUTSIDE = {
     "conv1": (64, 112, 112),
@@ -49,7 +51,7 @@ OUTSIDE = {
 
 
 def without_heads(network: nn.Module) -> nn.Module:
-    """The same network, its auxiliary heads taken off as for serving."""
+    """The same network without its auxiliary heads, as it is served."""
     for head in ("aux1", "aux2"):
         setattr(network, head, None)
     return network
@@ -57,57 +59,44 @@ def without_heads(network: nn.Module) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    """The network that is served, untrained: without the auxiliary heads."""
+    """The untrained network without the auxiliary heads."""
     return without_heads(seeded(googlenet_2014))
 
 
 @pytest.fixture(scope="module")
-def maps(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of every layer's output."""
-    return layers(network, noise(1, 3, 224, 224))
+def table(network: nn.Module) -> LayerTable:
+    """Its layers."""
+    return network_layers(network, InputSpec(crop=224))
 
 
-def test_maps_outside_the_modules(maps: dict[str, tuple[int, ...]]) -> None:
+def test_maps_outside_the_modules(table: LayerTable) -> None:
     """112, 56, 28, 14, 7, 1: the output sizes of table 1, with normalisation where figure 3 has it."""
-    assert {name: shape for name, shape in maps.items() if name in OUTSIDE} == OUTSIDE
-    stem = ["conv1", "relu1", "pool1", "lrn1", "conv2_reduce", "relu2_reduce", "conv2", "relu2", "lrn2", "pool2"]
-    assert list(maps)[: len(stem)] == stem
+    outside = {layer.name: layer.output for layer in table.layers if "." not in layer.name}
+
+    assert outside == OUTSIDE
+    assert list(outside) == list(OUTSIDE)
 
 
 @pytest.mark.parametrize("module", TABLE)
-def test_module_has_the_columns_of_the_table(maps: dict[str, tuple[int, ...]], module: str) -> None:
-    """Each of the six convolutions has the maps of its column, at the size of the row."""
-    size, _, columns, _ = TABLE[module]
-    paths = [
-        "branch1.conv1x1",
-        "branch2.conv3x3_reduce",
-        "branch2.conv3x3",
-        "branch3.conv5x5_reduce",
-        "branch3.conv5x5",
-        "branch4.pool_proj",
-    ]
+def test_module_of_the_table(table: LayerTable, module: str) -> None:
+    """Each convolution has the maps of its column at the size of the row.
 
-    assert [maps[f"inception{module}.{path}"] for path in paths] == [(column, size, size) for column in columns]
-
-
-@pytest.mark.parametrize("module", TABLE)
-def test_parameters_and_operations_of_a_module(network: nn.Module, module: str) -> None:
-    """A module has the parameters and operations that its columns ask for; the paper's figures are these, rounded."""
-    size, _, (one, three_reduce, three, five_reduce, five, proj), ops = TABLE[module]
+    The module has the parameters and operations that its columns ask for; the paper's figures are these, rounded.
+    """
+    size, _, columns, ops = TABLE[module]
+    one, three_reduce, three, five_reduce, five, proj = columns
     inputs = dict(zip(TABLE, [192, *(row[1] for row in TABLE.values())], strict=False))[module]
     weights = inputs * (one + three_reduce + five_reduce + proj) + 9 * three_reduce * three + 25 * five_reduce * five
-    biases = one + three_reduce + three + five_reduce + five + proj
-    inception = network.get_submodule(f"inception{module}")
-    macs = sum(
-        convolution_macs((layer.out_channels, size, size), (layer.kernel_size[0],) * 2, layer.in_channels)
-        for layer in inception.modules()
-        if isinstance(layer, nn.Conv2d)
-    )
+    rows = {layer.name: layer for layer in table.layers}
+    layers = [rows[f"inception{module}.branch{path}"] for path in PATHS]
+    (stage,) = (stage for stage in table.stages if stage.name == f"inception{module}")
 
-    assert parameters(inception) == weights + biases
-    assert macs == weights * size**2
-    assert abs(macs / 1e6 - ops) < 1
-    assert parameters(inception) / 1e3 == pytest.approx(PARAMS[module], rel=0.11)
+    assert [layer.output for layer in layers] == [(column, size, size) for column in columns]
+    assert [layer.kernel for layer in layers] == [(side, side) for side in (1, 1, 3, 1, 5, 1)]
+    assert stage.parameters == weights + sum(columns)
+    assert stage.macs == weights * size**2
+    assert abs(stage.macs / 1e6 - ops) < 1
+    assert stage.parameters / 1e3 == pytest.approx(PARAMS[module], rel=0.11)
 
 
 def test_branches_lie_side_by_side(network: nn.Module) -> None:
@@ -123,20 +112,16 @@ def test_branches_lie_side_by_side(network: nn.Module) -> None:
     assert torch.equal(output, torch.cat(branches, dim=1))
 
 
-def test_cost_of_the_whole(network: nn.Module) -> None:
-    """6,998,552 parameters are served."""
-    assert parameters(network) == 6_998_552
-    assert network_layers(network, InputSpec(crop=224)).cost == Cost(parameters=6_998_552, macs=1_582_671_872)
-
-
-def test_depth_is_22(network: nn.Module) -> None:
-    """22 layers with parameters lie on the longest way through the network; no layer is a batch norm."""
+def test_whole_network(network: nn.Module, table: LayerTable) -> None:
+    """6,998,552 parameters are served; 22 layers with parameters lie on the longest way; no layer is a batch norm."""
     inside = [name for name in learned(network) if name.startswith("inception")]
-    outside = [name for name in learned(network) if not name.startswith("inception")]
 
+    assert table.cost == Cost(parameters=6_998_552, macs=1_582_671_872)
+    assert parameters(network) == 6_998_552
     assert len(inside) == 9 * 6
-    assert len(outside) + 9 * 2 == 22
+    assert len(learned(network)) - len(inside) + 9 * 2 == 22
     assert not [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert_logits_are_spread(network, noise(1, 3, 224, 224))
 
 
 def test_heads_are_for_training_only() -> None:
@@ -158,20 +143,16 @@ def test_heads_are_for_training_only() -> None:
 def test_parameters_of_the_heads() -> None:
     """A head is 1x1 to 128 maps on 4x4, then 1024 and 1000: the first on 512 maps, the second on 528."""
     network = seeded(googlenet_2014)
-
     rest = 1024 * (128 * 16 + 1) + 1000 * (1024 + 1)
+    with torch.inference_mode():
+        pooled = network.get_submodule("aux1.pool")(noise(1, 512, 14, 14))
+    dropouts = {name: layer.p for name, layer in network.named_modules() if isinstance(layer, nn.Dropout)}
+
     assert parameters(network.get_submodule("aux1")) == 128 * (512 + 1) + rest
     assert parameters(network.get_submodule("aux2")) == 128 * (528 + 1) + rest
     assert parameters(network) == 13_378_280
-    head = layers(network.get_submodule("aux1"), noise(1, 512, 14, 14))
-    assert (head["pool"], head["conv"], head["fc1"], head["fc2"]) == ((512, 4, 4), (128, 4, 4), (1024,), (1000,))
-    dropouts = {name: layer.p for name, layer in network.named_modules() if isinstance(layer, nn.Dropout)}
+    assert pooled.shape == (1, 512, 4, 4)
     assert dropouts == {"aux1.dropout": 0.7, "aux2.dropout": 0.7, "dropout": 0.4}
-
-
-def test_untrained_logits_neither_vanish_nor_explode(network: nn.Module) -> None:
-    """On normalised noise the logits spread by an order of 1, so that a comparison of exports says something."""
-    assert 0.05 < network(noise(1, 3, 224, 224)).std().item() < 50
 
 
 def test_exported_file_gives_what_pytorch_gives(network: nn.Module, tmp_path: Path) -> None:

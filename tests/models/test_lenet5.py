@@ -5,22 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from export.gate_images import random_pixels
 from export.onnx_writer import write_onnx
 from models.analysis.cost import Cost
+from models.analysis.trace import network_layers
 from models.architectures.lenet5 import LeNet5, RadialBasis, ScaledTanh, Subsampling, bitmaps, lenet5
 from models.build import ServedNetwork
-from models.catalog import InputSpec
+from models.catalog import CATALOG, Channels, InputSpec
 from models.labels import imagenet_labels, read_labels
-from tests.networks import answers, layers, noise, parameters, seeded
+from tests.networks import answers, assert_logits_are_spread, noise, parameters, seeded
 
 # Section II.B: maps and size of each layer, and its trainable parameters.
 MAPS = {
     "c1": (6, 28, 28),
     "s2": (6, 14, 14),
-    "c3": (16, 10, 10),
     "s4": (16, 5, 5),
     "c5": (120, 1, 1),
     "f6": (84,),
@@ -45,37 +45,26 @@ def network() -> nn.Module:
     return seeded(lenet5)
 
 
-def test_activation_maps(network: nn.Module) -> None:
-    """Every layer has the maps of the paper, each of C1 to F6 is followed by its squashing, and C3 is sixteen parts."""
-    found = layers(network, noise(1, 1, 32, 32))
+def test_layers_of_the_paper(network: nn.Module) -> None:
+    """Every layer has the maps and the trainable parameters of the paper, and each of C1 to F6 an activation after it.
 
-    assert {name: found[name] for name in MAPS if name in found} == {n: s for n, s in MAPS.items() if n != "c3"}
-    assert [found[f"c3.map{number}"] for number in range(16)] == [(1, 10, 10)] * 16
-    assert found["tanh3"] == MAPS["c3"]
-    tanh = {f"tanh{place}": MAPS[name] for place, name in enumerate(list(MAPS)[:6], start=1)}
-    assert {name: shape for name, shape in found.items() if name.startswith("tanh")} == tanh
-
-
-def test_parameters_of_each_layer(network: nn.Module) -> None:
-    """Each layer has the trainable parameters that the paper counts, 60,000 together, and all are learned."""
-    assert {name: parameters(network.get_submodule(name)) for name in PARAMETERS} == PARAMETERS
-    assert sum(PARAMETERS.values()) == parameters(network) == 60_000
-    assert sum(value.numel() for value in network.state_dict().values()) == 60_000
-    assert all(parameter.requires_grad for parameter in network.parameters())
-
-
-def test_multiply_accumulates(network: nn.Module) -> None:
-    """Convolutions and the fully connected layer, connection by connection."""
+    C3 is sixteen parts. The multiply-accumulates are counted connection by connection.
+    """
+    table = network_layers(network, InputSpec(crop=32, channels=Channels.GREY))
+    rows = {layer.name: layer for layer in table.layers}
     c1, c3, c5, f6 = 28**2 * 6 * 25, 10**2 * 25 * (6 * 3 + 9 * 4 + 6), 120 * 400, 120 * 84
-    found = layers(network, noise(1, 1, 32, 32))
-    macs = sum(
-        int(np.prod(found[name])) * layer.weight[0].numel()
-        for name, layer in network.named_modules()
-        if isinstance(layer, (nn.Conv2d, nn.Linear))
-    )
 
-    assert Cost(60_000, macs) == Cost(60_000, c1 + c3 + c5 + f6)
-    assert macs == 325_680
+    assert {name: row.output for name, row in rows.items() if "." not in name} == MAPS
+    assert [rows[f"c3.map{number}"].output for number in range(16)] == [(1, 10, 10)] * 16
+    assert {name: parameters(network.get_submodule(name)) for name in PARAMETERS} == PARAMETERS
+    assert table.cost == Cost(60_000, c1 + c3 + c5 + f6) == Cost(60_000, 325_680)
+    assert (rows["s2"].kind, rows["output"].kind) == ("subsampling", "radial basis")
+    assert rows["c5"].receptive_field == (32, 32)
+    assert [stage.name for stage in table.stages] == ["c1", "c3", "c5"]
+    names = [name for name, _ in network.named_children() if name != "flatten"]
+    layers = ["c1", "s2", "c3", "s4", "c5", "f6"]
+    assert names == [*(name for place, one in enumerate(layers, 1) for name in (one, f"tanh{place}")), "output"]
+    assert sum(value.numel() for value in network.state_dict().values()) == 60_000
 
 
 def test_c3_is_wired_as_table_i(network: nn.Module) -> None:
@@ -157,11 +146,9 @@ def test_targets_are_not_learned(network: nn.Module) -> None:
     assert torch.equal(targets, bitmaps())
 
 
-def test_untrained_logits_neither_vanish_nor_explode(network: nn.Module) -> None:
-    """On normalised noise the logits of an image spread by an order of 1 to 10, so that training has a gradient."""
-    logits: Tensor = network(noise(8, 1, 32, 32))
-
-    assert ((logits.std(dim=1) > 0.05) & (logits.std(dim=1) < 50)).all()
+def test_untrained_logits(network: nn.Module) -> None:
+    """On normalised noise the logits neither vanish nor explode."""
+    assert_logits_are_spread(network, noise(8, 1, 32, 32))
 
 
 def test_labels_are_the_digits() -> None:
@@ -172,23 +159,10 @@ def test_labels_are_the_digits() -> None:
     assert len(imagenet_labels()) == 1000
 
 
-class Grey(nn.Module):
-    """The network for three equal channels, as the served graph has them."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits of the mean of the channels."""
-        logits: Tensor = self.network(image.mean(dim=1, keepdim=True))
-        return logits
-
-
 def test_exported_file_gives_what_pytorch_gives(network: nn.Module, tmp_path: Path) -> None:
     """The split into maps and the distances compute no index, and both engines agree at a batch not exported."""
-    spec = InputSpec(resize=32, crop=32, mean=(0.0784314,) * 3, std=(0.7843137,) * 3)
-    served, path = ServedNetwork(Grey(network), spec).eval(), tmp_path / "model.onnx"
+    spec = CATALOG["lenet5"].input
+    served, path = ServedNetwork(network, spec).eval(), tmp_path / "model.onnx"
     write_onnx(served, spec, 10, path)
     images = random_pixels(spec, 5)
     with torch.inference_mode():

@@ -10,7 +10,7 @@ from models.analysis.trace import network_layers
 from models.architectures.blocks import LocalResponseNorm
 from models.architectures.vgg_2014 import vgg11_lrn, vgg16_c
 from models.catalog import InputSpec
-from tests.networks import layers, learned, noise, seeded
+from tests.networks import assert_logits_are_spread, learned, noise, seeded
 
 BUILDERS = {"vgg11_lrn": vgg11_lrn, "vgg16_c": vgg16_c}
 
@@ -29,63 +29,56 @@ DEPTH = {"vgg11_lrn": 11, "vgg16_c": 16}
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """A column by its name, and its network, untrained."""
+class Column:
+    """A column by its name, and its untrained network."""
 
     name: str
     network: nn.Module
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
-def case(request: pytest.FixtureRequest) -> Case:
+def column(request: pytest.FixtureRequest) -> Column:
     """Each column; one at a time, because one takes half a gigabyte."""
-    return Case(request.param, seeded(BUILDERS[request.param]))
+    return Column(request.param, seeded(BUILDERS[request.param]))
 
 
-def test_parameters_of_each_layer(case: Case) -> None:
-    """Each weight layer of the column is there under its name, with its parameters, and there is no other."""
-    expected, inputs = {}, 3
-    for stage, (kernels, maps) in enumerate(COLUMNS[case.name], start=1):
+def test_layers_of_the_table(column: Column) -> None:
+    """Convolutions keep the size, each stage ends in its pooling and halves it: 224 to 7, then 4096, 4096, 1000.
+
+    Each weight layer is there under its name with its parameters, and there is no other.
+    """
+    table = network_layers(column.network, InputSpec(crop=224))
+    maps: dict[str, tuple[int, ...]] = {}
+    parameters, inputs = {}, 3
+    for stage, (kernels, channels) in enumerate(COLUMNS[column.name], start=1):
+        size = 224 >> (stage - 1)
         for place, kernel in enumerate(kernels, start=1):
-            expected[f"stage{stage}.conv{stage}_{place}"] = maps * (inputs * kernel**2 + 1)
-            inputs = maps
+            maps[f"stage{stage}.conv{stage}_{place}"] = (channels, size, size)
+            parameters[f"stage{stage}.conv{stage}_{place}"] = channels * (inputs * kernel**2 + 1)
+            inputs = channels
+        maps[f"stage{stage}.pool{stage}"] = (channels, size // 2, size // 2)
+    maps |= {f"classifier.fc{place}": (size,) for place, size in ((6, 4096), (7, 4096), (8, 1000))}
 
-    assert learned(case.network) == expected | FULLY_CONNECTED
-    assert len(learned(case.network)) == DEPTH[case.name]
-
-
-def test_activation_maps(case: Case) -> None:
-    """Convolutions keep the size, each stage ends in its pooling and halves it: 224 to 7, then 4096, 4096, 1000."""
-    found = layers(case.network, noise(1, 3, 224, 224))
-
-    for stage, (kernels, maps) in enumerate(COLUMNS[case.name], start=1):
-        before, after = 224 >> (stage - 1), 224 >> stage
-        for place in range(1, len(kernels) + 1):
-            assert found[f"stage{stage}.conv{stage}_{place}"] == (maps, before, before)
-        assert [name for name in found if name.startswith(f"stage{stage}.")][-1] == f"stage{stage}.pool{stage}"
-        assert found[f"stage{stage}.pool{stage}"] == (maps, after, after)
-    assert [found[f"classifier.fc{place}"] for place in (6, 7, 8)] == [(4096,), (4096,), (1000,)]
+    assert {layer.name: layer.output for layer in table.layers if "lrn" not in layer.name} == maps
+    assert learned(column.network) == parameters | FULLY_CONNECTED
+    assert len(learned(column.network)) == DEPTH[column.name]
+    assert table.cost == COSTS[column.name]
 
 
-def test_cost_of_the_whole(case: Case) -> None:
-    """Parameters of the paper's table 2, and multiply-accumulates."""
-    assert network_layers(case.network, InputSpec(crop=224)).cost == COSTS[case.name]
-
-
-def test_normalisation(case: Case) -> None:
+def test_normalisation(column: Column) -> None:
     """A-LRN has one normalisation, after the first convolution and its ReLU, by AlexNet's constants; C has none."""
-    found = {name: layer for name, layer in case.network.named_modules() if isinstance(layer, LocalResponseNorm)}
-    first = [name for name, _ in case.network.get_submodule("stage1").named_children()]
+    found = [layer for layer in column.network.modules() if isinstance(layer, LocalResponseNorm)]
+    first = [name for name, _ in column.network.get_submodule("stage1").named_children()]
 
-    if case.name == "vgg16_c":
+    if column.name == "vgg16_c":
         assert not found
         return
     assert first == ["conv1_1", "relu1_1", "lrn1_1", "pool1"]
-    (layer,) = found.values()
+    (layer,) = found
     assert (layer.size, layer.beta, layer.k) == (5, 0.75, 2.0)
     assert layer.alpha / layer.size == pytest.approx(1e-4)
 
 
-def test_untrained_logits_neither_vanish_nor_explode(case: Case) -> None:
-    """On normalised noise the logits spread by an order of 1, so that a comparison of exports says something."""
-    assert 0.05 < case.network(noise(1, 3, 224, 224)).std().item() < 50
+def test_untrained_logits(column: Column) -> None:
+    """On normalised noise the logits neither vanish nor explode."""
+    assert_logits_are_spread(column.network, noise(1, 3, 224, 224))
