@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,14 +31,6 @@ from tests.serving import serving
 Run = Callable[..., Result]
 
 USUAL = "resize = 256\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n"
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the user's reaches a test, and no message is broken into lines."""
-    for name in [name for name in os.environ if name.startswith("TOPFIVE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "300")
 
 
 @pytest.fixture

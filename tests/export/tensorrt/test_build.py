@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -45,14 +44,6 @@ def rtx() -> ModuleType:
     if not is_installed(Flavour.TENSORRT_RTX):
         pytest.skip("TensorRT for RTX is not installed; run: pip install '.[tensorrt-rtx]'")
     return module(Flavour.TENSORRT_RTX)
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the user's reaches a test, and no message is broken into lines."""
-    for name in [name for name in os.environ if name.startswith("TOPFIVE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "300")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export import parity_gate
-from export.common import ExportError
 from export.importing.pipeline import ImportRequest, ImportResult, ModelNameError, import_model
 from export.importing.recipe import RecipeError
 from export.importing.reference_run import one_line
@@ -33,12 +32,23 @@ Import = Callable[..., ImportResult]
 
 
 @pytest.fixture
-def importing(tmp_path: Path) -> Import:
-    """Imports a model with the text of a recipe as `net` into the test's folder."""
+def import_file(tmp_path: Path) -> Import:
+    """Imports the file `net.onnx` in the test's folder as `net` into its folder `artifacts`."""
 
-    def run(model: ModelProto, text: str = "", name: str = "net", labels: Path | None = None) -> ImportResult:
-        request = ImportRequest(saved(model, tmp_path), name, recipe(tmp_path, text), labels)
+    def run(text: str = "", name: str = "net", labels: Path | None = None) -> ImportResult:
+        request = ImportRequest(tmp_path / "net.onnx", name, recipe(tmp_path, text), labels)
         return import_model(request, tmp_path / "artifacts", NullReporter())
+
+    return run
+
+
+@pytest.fixture
+def importing(tmp_path: Path, import_file: Import) -> Import:
+    """Imports a model with the text of a recipe, as `import_file` does."""
+
+    def run(model: ModelProto, *arguments: Any, **keywords: Any) -> ImportResult:
+        saved(model, tmp_path)
+        return import_file(*arguments, **keywords)
 
     return run
 
@@ -226,14 +236,17 @@ def test_each_import_is_a_new_version(importing: Import, tmp_path: Path) -> None
     assert first["files"] == second["files"]
 
 
-def test_external_data_beside_the_file(tmp_path: Path) -> None:
-    """Weights in a file of their own are brought into the artifact's one file."""
-    onnx.save_model(
-        classifier(), tmp_path / "net.onnx", save_as_external_data=True, location="net.bin", size_threshold=0
-    )
-    assert (tmp_path / "net.bin").is_file()
+def save_with_external_data(folder: Path) -> Path:
+    """Save a classifier as `net.onnx` with its weights in the file that is returned."""
+    onnx.save_model(classifier(), folder / "net.onnx", save_as_external_data=True, location="net.bin", size_threshold=0)
+    return folder / "net.bin"
 
-    import_model(ImportRequest(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter())
+
+def test_external_data_beside_the_file(import_file: Import, tmp_path: Path) -> None:
+    """Weights in a file of their own are brought into the artifact's one file."""
+    assert save_with_external_data(tmp_path).is_file()
+
+    import_file()
 
     np.testing.assert_allclose(answers(tmp_path / "artifacts"), by_hand(), atol=2e-5)
 
@@ -329,8 +342,11 @@ def test_axis_of_length_0_is_a_dynamic_one(importing: Import, tmp_path: Path) ->
     np.testing.assert_allclose(answers(tmp_path / "artifacts"), by_hand(), atol=1e-5)
 
 
-def test_half_probabilities_that_round_to_zero(importing: Import) -> None:
-    """A softmax in float16 ends in zeros where that in float32 does not: what float16 cannot hold is not compared."""
+def test_half_probabilities_that_round_to_zero(importing: Import, tmp_path: Path) -> None:
+    """A softmax in float16 ends in zeros where that in float32 does not: what float16 cannot hold is not compared.
+
+    It is not compared on a card either: an engine as right as that of the import passes.
+    """
     model = classifier(element=TensorProto.FLOAT16, head="softmax", weight=WEIGHT * 30)
 
     done = importing(model, 'output = "probabilities"')
@@ -338,22 +354,24 @@ def test_half_probabilities_that_round_to_zero(importing: Import) -> None:
     report = next(report for report in done.manifest.parity if report.precision == Precision.F32)
     assert report.passed
     assert report.logit_cosine > 0.999
-
-
-@pytest.mark.parametrize("precision", [Precision.F32, Precision.FP16])
-def test_half_probabilities_are_checked_alike_elsewhere(
-    importing: Import, tmp_path: Path, precision: Precision
-) -> None:
-    """What float16 cannot hold is not compared on a card either: an engine as right as that of the import passes."""
-    importing(classifier(element=TensorProto.FLOAT16, head="softmax", weight=WEIGHT * 30), 'output = "probabilities"')
     artifact = load(tmp_path / "artifacts", "net")
     engine = build_engine(artifact, Runtime.ONNXRUNTIME, Precision.F32, EngineOptions())
-    subject = CheckedEngine("graph", "reference", "onnxruntime", "1", precision, "a card", "1")
-
-    report = ParityCheck.of(artifact, subject, 8, None).run(engine, reference_of(artifact))
+    for precision in (Precision.F32, Precision.FP16):
+        checked = CheckedEngine("graph", "reference", "onnxruntime", "1", precision, "a card", "1")
+        report = ParityCheck.of(artifact, checked, 8, None).run(engine, reference_of(artifact))
+        assert report.passed, figures(report)
     engine.close()
 
-    assert report.passed, figures(report)
+
+def rounded(model: ModelProto, step: float, element: type[np.generic]) -> ModelProto:
+    """The model with its output rounded to 8 bits."""
+    output = model.graph.output[0]
+    values = {"step": np.array(step, dtype=np.float32), "zero": np.array(0, dtype=element)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    model.graph.node.append(helper.make_node("QuantizeLinear", [output.name, "step", "zero"], ["q"]))
+    model.graph.node.append(helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]))
+    output.name = "y"
+    return model
 
 
 def test_values_of_8_bits_are_compared_as_coarsely(importing: Import) -> None:
@@ -361,18 +379,7 @@ def test_values_of_8_bits_are_compared_as_coarsely(importing: Import) -> None:
 
     The last bit of a pixel may turn a rounding, and so change the answer by a step of 256.
     """
-    model = _ending("DequantizeLinear", helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4]))
-    scores = model.graph.node[-1].input[0]
-    model.graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array(0.02, dtype=np.float32), "step"),
-            numpy_helper.from_array(np.array(0, dtype=np.int8), "zero"),
-        ]
-    )
-    model.graph.node.insert(
-        len(model.graph.node) - 1, helper.make_node("QuantizeLinear", [scores, "step", "zero"], ["q"])
-    )
-    model.graph.node[-1].input[:] = ["q", "step", "zero"]
+    model = rounded(classifier(), 0.02, np.int8)
 
     limits = [
         {report.thresholds.max_abs_diff for report in importing(one).manifest.parity if report.precision == "f32"}
@@ -385,18 +392,8 @@ def test_values_of_8_bits_are_compared_as_coarsely(importing: Import) -> None:
 def test_probabilities_of_8_bits_need_not_add_up_to_1(importing: Import, tmp_path: Path) -> None:
     """A softmax rounded to 8 bits adds up to 1 but for its roundings, and is served as the file gives it."""
     model = classifier(head="softmax", weight=np.linspace(-0.1, 0.1, 600, dtype=np.float32).reshape(200, 3))
-    scores = model.graph.output[0].name
-    model.graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array(0.0047, dtype=np.float32), "step"),
-            numpy_helper.from_array(np.array(0, dtype=np.uint8), "zero"),
-        ]
-    )
-    model.graph.node.append(helper.make_node("QuantizeLinear", [scores, "step", "zero"], ["q"]))
-    model.graph.node.append(helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]))
-    model.graph.output[0].name = "y"
 
-    importing(model, 'output = "probabilities"')
+    importing(rounded(model, 0.0047, np.uint8), 'output = "probabilities"')
 
     np.testing.assert_allclose(answers(tmp_path / "artifacts").sum(axis=1), 200 * 0.0047, rtol=1e-3)
 
@@ -638,40 +635,28 @@ def test_refused_with_the_reason(importing: Import, tmp_path: Path, case: str) -
         (classifier().SerializeToString()[:200], "damaged or something else"),
     ],
 )
-def test_other_files_are_told_apart(tmp_path: Path, content: bytes, message: str) -> None:
+def test_other_files_are_told_apart(import_file: Import, tmp_path: Path, content: bytes, message: str) -> None:
     """A file that is not ONNX is named for what it looks like."""
     (tmp_path / "net.onnx").write_bytes(content)
 
     with pytest.raises(OnnxFileError, match=message):
-        import_model(
-            ImportRequest(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter()
-        )
+        import_file()
 
 
-def test_external_data_that_is_not_there(tmp_path: Path) -> None:
-    """The file of weights that is missing is named."""
-    onnx.save_model(
-        classifier(), tmp_path / "net.onnx", save_as_external_data=True, location="net.bin", size_threshold=0
-    )
-    (tmp_path / "net.bin").unlink()
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, r"keeps its weights in net\.bin, which is not there"), (b"", r"net\.onnx cannot be read")],
+    ids=["missing", "cut off"],
+)
+def test_external_data_that_is_not_whole(
+    import_file: Import, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    """A file of weights that is missing or too short is an error and no network of zeros."""
+    weights = save_with_external_data(tmp_path)
+    weights.unlink() if content is None else weights.write_bytes(content)
 
-    with pytest.raises(OnnxFileError, match=r"keeps its weights in net\.bin, which is not there"):
-        import_model(
-            ImportRequest(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter()
-        )
-
-
-def test_external_data_that_is_cut_off(tmp_path: Path) -> None:
-    """A file of weights that is too short is an error and no network of zeros."""
-    onnx.save_model(
-        classifier(), tmp_path / "net.onnx", save_as_external_data=True, location="net.bin", size_threshold=0
-    )
-    (tmp_path / "net.bin").write_bytes(b"")
-
-    with pytest.raises((OnnxFileError, ExportError), match=r"net\.onnx cannot be read"):
-        import_model(
-            ImportRequest(tmp_path / "net.onnx", "net", recipe(tmp_path)), tmp_path / "artifacts", NullReporter()
-        )
+    with pytest.raises(OnnxFileError, match=message):
+        import_file()
 
 
 @pytest.mark.parametrize("place", ["../net.bin", "sub/../../net.bin", "/etc/hostname", "", "a\0b"])

@@ -4,10 +4,9 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,16 +25,6 @@ from service.cli.main import main
 Run = Callable[..., Result]
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No variable of the user's reaches a test, and no download the user's own cache."""
-    for name in [name for name in os.environ if name.startswith("TOPFIVE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setenv("COLUMNS", "300")  # so that no message is broken into lines
-
-
 @pytest.fixture
 def run() -> Run:
     """Runs `topfive export` with these arguments and variables."""
@@ -44,14 +33,6 @@ def run() -> Run:
         return CliRunner().invoke(main, ["export", *map(str, arguments)], env=variables)
 
     return invoke
-
-
-@pytest.fixture
-def unreachable() -> Iterator[str]:
-    """The address of a local port that is taken and that nobody listens on, so that connections are refused."""
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{deaf.getsockname()[1]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,30 +106,19 @@ def test_console_script_exports_the_same_file_in_another_process(exported: Path,
     assert "\x1b" not in done.stderr  # no terminal, no colours
 
 
-def test_unknown_name_shows_the_nearest(run: Run, scripted: Callable[..., list[Call]]) -> None:
-    """A misspelt model is a usage error with the names that look like it, before anything is exported."""
+def test_names(run: Run, scripted: Callable[..., list[Call]]) -> None:
+    """`a,b`, `a b` and `a, b` are the same list, and each model is exported once; no name is a usage error.
+
+    So is a misspelt one, with the names that look like it, before anything is exported.
+    """
     calls = scripted()
 
-    result = run("tiny", "googlnet")
-
-    assert result.exit_code == 2
-    assert "there is no model 'googlnet'; did you mean googlenet" in result.output
+    assert run().exit_code == run(",").exit_code == 2
+    unknown = run("tiny", "googlnet")
+    assert unknown.exit_code == 2
+    assert "there is no model 'googlnet'; did you mean googlenet" in unknown.output
     assert calls == []
-
-
-def test_no_name_is_a_usage_error(run: Run) -> None:
-    """Without a model, and with commas only, there is nothing to do and the exit code says so."""
-    assert run().exit_code == 2
-    assert run(",").exit_code == 2
-
-
-def test_names_may_be_separated_by_commas_and_repeated(run: Run, scripted: Callable[..., list[Call]]) -> None:
-    """`a,b`, `a b` and `a, b` are the same list, as in TOPFIVE_MODELS, and each model is exported once."""
-    calls = scripted()
-
-    result = run("tiny,alexnet", "googlenet,", "tiny", " resnet50 ")
-
-    assert result.exit_code == 0
+    assert run("tiny,alexnet", "googlenet,", "tiny", " resnet50 ").exit_code == 0
     assert [call.name for call in calls] == ["tiny", "alexnet", "googlenet", "resnet50"]
 
 
@@ -212,21 +182,21 @@ def test_weights_of_another_network_are_an_error(run: Run, tmp_path: Path, expor
     assert "is it a squeezenet1_1?" in result.stderr
 
 
-def test_pretrained_that_cannot_be_reached_is_an_error(run: Run, tmp_path: Path, unreachable: str) -> None:
-    """`--weights pretrained`, as containers use it, ends with 1 where the host does not answer."""
-    result = run(
-        "squeezenet1_1",
-        "--weights",
-        "pretrained",
-        "--weights-mirror",
-        unreachable,
-        "--artifacts",
-        tmp_path / "artifacts",
-    )
+@pytest.mark.parametrize("present_weights", [None, "untrained"])
+def test_pretrained_that_cannot_be_reached_is_an_error(
+    run: Run, tmp_path: Path, exported: Path, unreachable: str, present_weights: str | None
+) -> None:
+    """`--weights pretrained` ends with 1 where the host does not answer, though an untrained model is there."""
+    if present_weights:
+        present(tmp_path, exported, "squeezenet1_1", UNTRAINED)
+
+    arguments = ("--weights", "pretrained", "--weights-mirror", unreachable, "--artifacts", tmp_path)
+    result = run("squeezenet1_1", "--missing", *arguments)
 
     assert result.exit_code == 1
+    assert "squeezenet1_1 was not exported:" in result.stderr
     assert f"{unreachable}/squeezenet1_1-b8a52dc0.pth cannot be reached" in result.stderr
-    assert not (tmp_path / "artifacts").exists()
+    assert versions(tmp_path, "squeezenet1_1") == ([1] if present_weights else [])
 
 
 def test_artifacts_folder_that_cannot_be_written_is_an_error(run: Run, tmp_path: Path) -> None:
@@ -240,40 +210,34 @@ def test_artifacts_folder_that_cannot_be_written_is_an_error(run: Run, tmp_path:
     assert "Not a directory" in result.stderr
 
 
-def test_missing_exports_what_is_not_there(run: Run, tmp_path: Path, scripted: Callable[..., list[Call]]) -> None:
-    """Without an artifact `--missing` changes nothing: the model is exported with the weights asked for."""
-    calls = scripted()
-
-    assert run("googlenet", "--missing", "--artifacts", tmp_path).exit_code == 0
-
-    assert [(call.name, call.choice.source) for call in calls] == [("googlenet", None)]
-
-
-@pytest.mark.parametrize("source", [WeightSource.PRETRAINED, WeightSource.FILE])
-def test_missing_keeps_trained_weights(
-    run: Run, tmp_path: Path, exported: Path, scripted: Callable[..., list[Call]], source: WeightSource
+@pytest.mark.parametrize(
+    ("there", "exported_from"),
+    [
+        (None, [None]),
+        (PRETRAINED, []),
+        (PRETRAINED.model_copy(update={"source": WeightSource.FILE}), []),
+        (UNTRAINED, [WeightSource.PRETRAINED]),
+    ],
+    ids=["nothing", "pretrained", "file", "untrained"],
+)
+def test_missing(
+    run: Run,
+    tmp_path: Path,
+    exported: Path,
+    scripted: Callable[..., list[Call]],
+    there: WeightRecord | None,
+    exported_from: list[WeightSource | None],
 ) -> None:
-    """A model with trained weights, downloaded or of the user's, is not exported again."""
+    """`--missing` exports what is not there, keeps trained weights, and replaces untrained ones by pretrained ones."""
     calls = scripted()
-    present(tmp_path, exported, "googlenet", PRETRAINED.model_copy(update={"source": source}))
+    if there is not None:
+        present(tmp_path, exported, "googlenet", there)
 
     result = run("googlenet", "--missing", "--artifacts", tmp_path)
 
     assert result.exit_code == 0
-    assert f"googlenet: exported already, {source} weights" in result.stderr
-    assert calls == []
-
-
-def test_missing_tries_again_where_weights_are_untrained(
-    run: Run, tmp_path: Path, exported: Path, scripted: Callable[..., list[Call]]
-) -> None:
-    """An untrained model is tried again, and only with pretrained weights: untrained ones are there already."""
-    calls = scripted()
-    present(tmp_path, exported, "squeezenet1_1", UNTRAINED)
-
-    assert run("squeezenet1_1", "--missing", "--artifacts", tmp_path).exit_code == 0
-
-    assert [call.choice.source for call in calls] == [WeightSource.PRETRAINED]
+    assert [call.choice.source for call in calls] == exported_from
+    assert calls or f"googlenet: exported already, {there.source if there else ''} weights" in result.stderr
 
 
 def test_missing_keeps_untrained_weights_where_the_host_cannot_be_reached(
@@ -290,28 +254,6 @@ def test_missing_keeps_untrained_weights_where_the_host_cannot_be_reached(
     assert f"{unreachable}/squeezenet1_1" in result.stderr
     assert versions(tmp_path, "squeezenet1_1") == [1]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_missing_and_pretrained_fails_where_the_host_cannot_be_reached(
-    run: Run, tmp_path: Path, exported: Path, unreachable: str
-) -> None:
-    """Asked for pretrained weights, an untrained model that is there is not good enough."""
-    present(tmp_path, exported, "squeezenet1_1", UNTRAINED)
-
-    result = run(
-        "squeezenet1_1",
-        "--missing",
-        "--weights",
-        "pretrained",
-        "--weights-mirror",
-        unreachable,
-        "--artifacts",
-        tmp_path,
-    )
-
-    assert result.exit_code == 1
-    assert "squeezenet1_1 was not exported:" in result.stderr
-    assert versions(tmp_path, "squeezenet1_1") == [1]
 
 
 def test_missing_is_content_with_untrained_where_nothing_else_exists(
