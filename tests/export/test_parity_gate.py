@@ -1,7 +1,6 @@
 """The gate: what counts as PyTorch's answer, what does not, and that nothing wrong becomes an artifact."""
 
 import json
-import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,31 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import parity_gate as gates
+from export import parity_gate
 from export.parity_gate import EngineKind, ParityError, check_parity
 from export.pipeline import WeightsChoice, export
-from models.artifact.artifact import Artifact, load
+from models.artifact.artifact import Artifact, ParityReport, load
 from models.catalog import CATALOG
 from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.selection import parity
-from service.engines.selection.opening import build_engine
 from service.engines.selection.parity import BATCH_SIZES, compare, figures
 from service.engines.selection.precision import choose_precision
 from service.engines.selection.select import EngineOptions
 from tests.conftest import NullReporter
-
-Change = Callable[[Probabilities], Probabilities]
+from tests.export.distorted_engines import Change, distort
 
 
 class TableEngine(Engine):
     """Answers image number i, which is its first pixel, with row i of a table; `change` distorts what it gives."""
 
     def __init__(self, rows: Probabilities, change: Change = lambda rows: rows, precision: str = "f32") -> None:
-        self.slots = 1
-        self.max_batch = 8
-        self.device = "cpu"
-        self.memory_bytes = 0
         self.sizes: list[int] = []
         self.closed = False
         self._rows = rows
@@ -50,29 +43,6 @@ class TableEngine(Engine):
 
     def close(self) -> None:
         self.closed = True
-
-
-class Distorted(Engine):
-    """A real engine whose answers are changed, and which says it computes in `precision`."""
-
-    def __init__(self, engine: Engine, change: Change, precision: Precision) -> None:
-        self.slots = engine.slots
-        self.max_batch = engine.max_batch
-        self.device = engine.device
-        self.memory_bytes = engine.memory_bytes
-        self._engine = engine
-        self._change = change
-        self._precision = precision
-
-    def run(self, rows: Rows) -> Probabilities:
-        return self._change(self._engine.run(rows))
-
-    def describe(self) -> EngineInfo:
-        info = self._engine.describe()
-        return EngineInfo(info.runtime, info.version, info.device, self._precision)
-
-    def close(self) -> None:
-        self._engine.close()
 
 
 def numbered(count: int) -> Batch:
@@ -333,133 +303,96 @@ CUDA = EngineKind(Runtime.ONNXRUNTIME_CUDA, Precision.F32)
 BF16 = EngineKind(Runtime.OPENVINO, Precision.BF16)
 
 
+Gate = Callable[[dict[EngineKind, Engine | Exception]], tuple[ParityReport, ...]]
+
+
 @pytest.fixture
-def tiny(exported: Path) -> Artifact:
-    """The artifact of `tiny`; the gate reads nothing but its name."""
-    return load(exported, "tiny")
+def gate(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Runs the gate on these engines; an exception is raised where the engine would be built.
+
+    The gate reads nothing of the artifact but its name.
+    """
+
+    def run(engines: dict[EngineKind, Engine | Exception]) -> tuple[ParityReport, ...]:
+        def build(_artifact: Artifact, runtime: Runtime, precision: Precision, _options: EngineOptions) -> Engine:
+            engine = engines[EngineKind(runtime, precision)]
+            if isinstance(engine, Exception):
+                raise engine
+            return engine
+
+        monkeypatch.setattr(parity_gate, "engine_kinds", lambda: list(engines))
+        monkeypatch.setattr(parity_gate, "build_engine", build)
+        return check_parity(load(exported, "tiny"), numbered(16), rows(), NullReporter().step)
+
+    return run
 
 
-def script(monkeypatch: pytest.MonkeyPatch, engines: dict[EngineKind, Engine | Exception]) -> None:
-    """Let the gate find these engines and no others; an exception is raised where the engine would be built."""
+def failing(error: Exception) -> TableEngine:
+    """An engine whose runs fail."""
 
-    def build(_artifact: Artifact, runtime: Runtime, precision: Precision, _options: EngineOptions) -> Engine:
-        engine = engines[EngineKind(runtime, precision)]
-        if isinstance(engine, Exception):
-            raise engine
-        return engine
+    def change(_given: Probabilities) -> Probabilities:
+        raise error
 
-    monkeypatch.setattr(gates, "engine_kinds", lambda: list(engines))
-    monkeypatch.setattr(gates, "build_engine", build)
+    return TableEngine(rows(), change)
 
 
-def test_gate_reports_on_every_engine(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is a report and a step for each engine that may serve, and every engine is closed again."""
-    reference = rows()
-    engines = {F32: TableEngine(reference), OTHER: TableEngine(reference), BF16: TableEngine(reference)}
-    script(monkeypatch, dict(engines))
-    steps: list[str] = []
+def test_gate_reports_on_every_engine(gate: Gate) -> None:
+    """There is a report for each engine that may serve, and every engine is closed again.
 
-    reports = check_parity(tiny, numbered(16), reference, steps.append)
+    A lower precision that differs too much is a report that did not pass, not an error.
+    """
+    engines = {F32: TableEngine(rows()), OTHER: TableEngine(rows()), BF16: TableEngine(rows(), add(0.05), "bf16")}
 
-    assert [report.passed for report in reports] == [True, True, True]
-    assert steps == ["parity on openvino in f32", "parity on onnxruntime in f32", "parity on openvino in bf16"]
+    reports = gate(dict(engines))
+
+    assert [(report.precision, report.passed) for report in reports] == [("f32", True), ("f32", True), ("bf16", False)]
     assert all(engine.closed for engine in engines.values())
 
 
-def test_gate_refuses_a_file_that_differs_in_f32(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gate_refuses_a_file_that_differs_in_f32(gate: Gate) -> None:
     """One engine that differs in f32 means that the file is wrong: the message has model, engine and figures."""
-    reference = rows()
-    wrong = TableEngine(reference, add(0.01))
-    script(monkeypatch, {F32: TableEngine(reference), OTHER: wrong})
+    wrong = TableEngine(rows(), add(0.01))
 
     with pytest.raises(ParityError, match=r"tiny differs from PyTorch, no artifact .* fake f32: max \|dp\| 0\.01 "):
-        check_parity(tiny, numbered(16), reference, NullReporter().step)
+        gate({F32: TableEngine(rows()), OTHER: wrong})
 
     assert wrong.closed
 
 
-def test_gate_reports_bf16_that_differs_and_goes_on(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lower precision that differs too much is a report that did not pass, not an error."""
-    reference = rows()
-    script(monkeypatch, {F32: TableEngine(reference), BF16: TableEngine(reference, add(0.05), "bf16")})
-
-    reports = check_parity(tiny, numbered(16), reference, NullReporter().step)
-
-    assert [(report.precision, report.passed) for report in reports] == [("f32", True), ("bf16", False)]
-
-
-def _raise(error: Exception) -> Change:
-    def change(_given: Probabilities) -> Probabilities:
-        raise error
-
-    return change
-
-
 @pytest.mark.parametrize("broken", ["to build", "to run"])
-def test_gate_refuses_a_file_that_an_engine_cannot_run(
-    tiny: Artifact, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
-    """An engine that should serve and cannot run the file in f32 is a ParityError with the engine's own words."""
-    reference = rows()
-    engine = TableEngine(reference, _raise(RuntimeError("no kernel for Foo")))
-    unavailable = EngineUnavailableError("no kernel for Foo")
-    script(monkeypatch, {OTHER: unavailable if broken == "to build" else engine})
+def test_gate_refuses_a_file_that_an_engine_cannot_run(gate: Gate, broken: str) -> None:
+    """An engine that should serve and cannot run the file in f32 is an error with the engine's own message."""
+    engine = failing(RuntimeError("no kernel for Foo"))
 
-    with pytest.raises(
-        ParityError, match="tiny does not run on onnxruntime, no artifact was written: no kernel for Foo"
-    ):
-        check_parity(tiny, numbered(16), reference, NullReporter().step)
+    with pytest.raises(ParityError, match=r"tiny does not run on onnxruntime, no artifact .*: no kernel for Foo"):
+        gate({OTHER: EngineUnavailableError("no kernel for Foo") if broken == "to build" else engine})
 
     assert engine.closed == (broken == "to run")
 
 
-def test_gate_leaves_out_a_lower_precision_that_does_not_run(
-    tiny: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A lower precision that fails has no report, so that the service will not use it, and the log says why."""
-    reference = rows()
-    broken = TableEngine(reference, _raise(RuntimeError("no bf16 kernel")))
-    script(monkeypatch, {F32: TableEngine(reference), BF16: broken})
+def test_gate_leaves_out_what_does_not_serve_here(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    """A lower precision that fails has no report, so that the service does not use it, and the log says why.
 
-    with caplog.at_level(logging.WARNING):
-        reports = check_parity(tiny, numbered(16), reference, NullReporter().step)
+    Nor has ONNX Runtime with CUDA on a machine without a card. Neither stops the export.
+    """
+    broken = failing(RuntimeError("no bf16 kernel"))
+
+    reports = gate({CUDA: EngineUnavailableError("no driver"), F32: TableEngine(rows()), BF16: broken})
 
     assert [report.precision for report in reports] == ["f32"]
     assert "no bf16 kernel" in caplog.text
     assert broken.closed
 
 
-def test_gate_passes_over_cuda_without_a_card(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime built with CUDA on a machine without a card will not serve there, and stops no export."""
-    reference = rows()
-    script(monkeypatch, {CUDA: EngineUnavailableError("no driver"), F32: TableEngine(reference)})
-
-    assert len(check_parity(tiny, numbered(16), reference, NullReporter().step)) == 1
-
-
-def test_gate_needs_an_engine(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gate_needs_an_engine(gate: Gate) -> None:
     """Where no engine is installed nothing was checked: an error that says what to install."""
-    script(monkeypatch, {})
-
     with pytest.raises(ParityError, match=r"pip install '\.\[cpu\]'"):
-        check_parity(tiny, numbered(16), rows(), NullReporter().step)
-
-
-def distort(monkeypatch: pytest.MonkeyPatch, wanted: EngineKind, change: Change) -> None:
-    """Let the gate run real engines in f32, those in bf16 too, and change what the wanted one gives."""
-
-    def build(artifact: Artifact, runtime: Runtime, precision: Precision, options: EngineOptions) -> Engine:
-        engine = build_engine(artifact, runtime, Precision.F32, options)
-        mine = EngineKind(runtime, precision) == wanted
-        return Distorted(engine, change if mine else lambda given: given, precision)
-
-    monkeypatch.setattr(gates, "engine_kinds", lambda: [F32, BF16])
-    monkeypatch.setattr(gates, "build_engine", build)
+        gate({})
 
 
 def test_no_artifact_where_the_gate_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export whose f32 answers are a little off leaves nothing under the artifacts folder."""
-    distort(monkeypatch, F32, add(2e-4))
+    distort(monkeypatch, {F32: add(2e-4), BF16: None})
 
     with pytest.raises(ParityError, match=r"max \|dp\| 0\.0002"):
         export(CATALOG["tiny"], WeightsChoice.parse("untrained", None), tmp_path, NullReporter())
@@ -469,7 +402,7 @@ def test_no_artifact_where_the_gate_fails(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_artifact_remembers_that_bf16_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With bf16 giving no numbers there is an artifact, valid JSON, that says so; the service computes in f32."""
-    distort(monkeypatch, BF16, _nan)
+    distort(monkeypatch, {F32: None, BF16: _nan})
 
     export(CATALOG["tiny"], WeightsChoice.parse("untrained", None), tmp_path, NullReporter())
 

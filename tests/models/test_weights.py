@@ -40,52 +40,27 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 State = dict[str, Tensor]
 
 
-def whole(body: bytes) -> Answer:
-    """The body, as a good server sends it."""
+def reply(body: bytes = b"", status: int = 200, **headers: object) -> Answer:
+    """A reply of HTTP with these headers."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.send_header("Content-Length", str(len(body)))
+        request.send_response(status)
+        for name, value in headers.items():
+            request.send_header(name.replace("_", "-"), str(value))
         request.end_headers()
         request.wfile.write(body)
 
     return answer
 
 
-def status(code: int) -> Answer:
+def whole(body: bytes) -> Answer:
+    """The body, as a good server sends it."""
+    return reply(body, Content_Length=len(body))
+
+
+def failed(code: int) -> Answer:
     """An error of HTTP."""
     return lambda request: request.send_error(code)
-
-
-def cut_off(request: BaseHTTPRequestHandler) -> None:
-    """Half of what the header announces."""
-    request.send_response(200)
-    request.send_header("Content-Length", str(len(BODY)))
-    request.end_headers()
-    request.wfile.write(BODY[: len(BODY) // 2])
-
-
-def cut_off_chunked(request: BaseHTTPRequestHandler) -> None:
-    """A chunk that ends before its length."""
-    request.send_response(200)
-    request.send_header("Transfer-Encoding", "chunked")
-    request.end_headers()
-    request.wfile.write(b"ffff\r\nonly this")
-
-
-def without_length(request: BaseHTTPRequestHandler) -> None:
-    """Everything, with no word of how much it is."""
-    request.send_response(200)
-    request.end_headers()
-    request.wfile.write(BODY)
-
-
-def nonsense_length(request: BaseHTTPRequestHandler) -> None:
-    """A length that is no number."""
-    request.send_response(200)
-    request.send_header("Content-Length", "much")
-    request.end_headers()
-    request.wfile.write(BODY)
 
 
 def not_http(request: BaseHTTPRequestHandler) -> None:
@@ -93,11 +68,10 @@ def not_http(request: BaseHTTPRequestHandler) -> None:
     request.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
 
 
-def elsewhere(request: BaseHTTPRequestHandler) -> None:
-    """A redirection to the file itself."""
-    request.send_response(302)
-    request.send_header("Location", f"/moved/{NAME}")
-    request.end_headers()
+CUT_OFF = reply(BODY[: len(BODY) // 2], Content_Length=len(BODY))
+CUT_OFF_CHUNK = reply(b"ffff\r\nonly this", Transfer_Encoding="chunked")
+NONSENSE_LENGTH = reply(BODY, Content_Length="much")
+REDIRECTED = reply(status=302, Location=f"/moved/{NAME}")
 
 
 class QuietServer(ThreadingHTTPServer):
@@ -115,11 +89,9 @@ class Host:
         self.asked: list[str] = []
 
         class Handler(BaseHTTPRequestHandler):
-            """Answers from the script of the host around it."""
-
             def do_GET(handler) -> None:  # noqa: N805
                 self.asked.append(handler.path)
-                self.answers.get(handler.path, status(404))(handler)
+                self.answers.get(handler.path, failed(404))(handler)
 
             def log_message(handler, *arguments: object) -> None:  # noqa: N805
                 """Nothing."""
@@ -127,16 +99,8 @@ class Host:
         self._server = QuietServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
-
-    @property
-    def address(self) -> str:
-        """Host and port."""
-        return f"127.0.0.1:{self._server.server_port}"
-
-    @property
-    def url(self) -> str:
-        """Where its files are."""
-        return f"http://{self.address}/models/"
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        self.url = f"http://{self.address}/models/"
 
     def serve(self, name: str, answer: Answer) -> str:
         """Answer for that file; its address."""
@@ -186,7 +150,7 @@ def left_in(folder: Path) -> list[str]:
 # ---- download
 
 
-@pytest.mark.parametrize("answer", [whole(BODY), without_length, elsewhere], ids=["whole", "no length", "redirected"])
+@pytest.mark.parametrize("answer", [whole(BODY), reply(BODY), REDIRECTED], ids=["whole", "no length", "redirected"])
 def test_download(answer: Answer, host: Host, tmp_path: Path) -> None:
     """A file whose sha256 begins as its name says is kept under that name, and nothing beside it."""
     url = host.serve(NAME, answer)
@@ -212,12 +176,12 @@ def test_progress(host: Host, tmp_path: Path) -> None:
     [
         (whole(BODY[:-1]), f"gave a file whose sha256 begins .*, not {NAME[4:12]}; it was not kept"),
         (whole(b""), "it was not kept"),
-        (status(404), "answered 404 Not Found"),
-        (status(403), "answered 403 Forbidden"),
-        (status(500), "answered 500 Internal Server Error"),
-        (cut_off, "broke off after 512000 of 1024000 bytes; try again"),
-        (cut_off_chunked, "broke off after"),
-        (nonsense_length, "broke off after 0 bytes"),
+        (failed(404), "answered 404 Not Found"),
+        (failed(403), "answered 403 Forbidden"),
+        (failed(500), "answered 500 Internal Server Error"),
+        (CUT_OFF, "broke off after 512000 of 1024000 bytes; try again"),
+        (CUT_OFF_CHUNK, "broke off after"),
+        (NONSENSE_LENGTH, "broke off after 0 bytes"),
         (not_http, "gave no HTTP answer: BadStatusLine"),
     ],
     ids=["checksum", "empty", "404", "403", "500", "cut off", "cut off chunk", "nonsense length", "not HTTP"],
@@ -231,21 +195,20 @@ def test_bad_answer(answer: Answer, message: str, host: Host, tmp_path: Path) ->
     assert left_in(tmp_path) == []
 
 
-def test_refused(host: Host, tmp_path: Path) -> None:
-    """A port where nobody listens is a host that cannot be reached."""
+def test_no_answer(host: Host, tmp_path: Path) -> None:
+    """A port where nobody listens, and a name that does not resolve, are a host that cannot be reached.
+
+    `.invalid` never resolves (RFC 2606).
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take it meanwhile
         url = f"http://127.0.0.1:{free.getsockname()[1]}/{NAME}"
         with pytest.raises(HostUnreachableError, match=r"cannot be reached: .*refused"):
             download(url, tmp_path / NAME, ignore)
-
-    assert left_in(tmp_path) == []
-
-
-def test_no_such_host(host: Host, tmp_path: Path) -> None:
-    """A name that does not resolve is a host that cannot be reached; `.invalid` never resolves (RFC 2606)."""
     with pytest.raises(HostUnreachableError, match=r"weights\.invalid.* cannot be reached"):
         download(f"http://weights.invalid/{NAME}", tmp_path / NAME, ignore)
+
+    assert left_in(tmp_path) == []
 
 
 def test_hung_up(host: Host, tmp_path: Path) -> None:
@@ -331,7 +294,7 @@ def test_published_file_is_recognised(published: Published, tmp_path: Path) -> N
     """A file of the user's that torchvision publishes, under whatever name, is recorded as what it is."""
     (tmp_path / "mine.pth").write_bytes(published.body)
     other = randomised(build(SQUEEZENET))
-    save_pth(other, tmp_path / "other.pth")
+    save(other, tmp_path / "other.pth")
     network = build(SQUEEZENET)
     record = load_file(network, SQUEEZENET, tmp_path / "mine.pth")
 
@@ -404,20 +367,16 @@ def test_nothing_published() -> None:
 # ---- files
 
 
-def save_pth(state: object, path: Path) -> None:
-    """As PyTorch saves."""
-    torch.save(state, path)
+def save(state: State, path: Path) -> None:
+    """Save the state dict as the suffix says."""
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
 
 
-def save_safetensors(state: State, path: Path) -> None:
-    """As safetensors does."""
-    save_file(state, path)
-
-
-@pytest.mark.parametrize(
-    ("file", "save"), [("w.pth", save_pth), ("w.pt", save_pth), ("w.safetensors", save_safetensors)]
-)
-def test_file(file: str, save: Callable[[State, Path], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["w.pth", "w.pt", "w.safetensors"])
+def test_file(file: str, tmp_path: Path) -> None:
     """A state dict in either format is loaded, and recorded with the file's name and sha256."""
     network = build(TINY)
     state = randomised(network)
@@ -483,9 +442,7 @@ def test_no_state_dict_at_all(data: bytes, file: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["w.pth", "w.safetensors"])
 def test_damaged_file(file: str, tmp_path: Path) -> None:
     """A file that was cut off is an error that names it."""
-    state = randomised(build(TINY))
-    save_pth(state, tmp_path / "w.pth")
-    save_safetensors(state, tmp_path / "w.safetensors")
+    save(randomised(build(TINY)), tmp_path / file)
     data = (tmp_path / file).read_bytes()
     (tmp_path / file).write_bytes(data[: len(data) // 2])
     with pytest.raises(WeightsError, match=f"{file} cannot be read"):
@@ -510,47 +467,25 @@ def test_no_file(tmp_path: Path) -> None:
 # ---- what fits
 
 
-def removed(state: State) -> None:
-    """Without one tensor."""
-    del state["classifier.bias"]
-
-
-def added(state: State) -> None:
-    """With one too many."""
-    state["head.weight"] = torch.ones(3)
-
-
-def reshaped(state: State) -> None:
-    """With one of another shape."""
-    state["classifier.bias"] = torch.ones(10)
-
-
-def not_a_number(state: State) -> None:
-    """With one value that is none."""
-    state["features.1.0.weight"][3, 2, 1, 0] = float("nan")
-
-
-def infinite(state: State) -> None:
-    """With a variance beyond all bounds."""
-    state["features.1.1.running_var"][3] = float("inf")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (removed, r"lacks classifier\.bias"),
-        (added, r"has the unknown head\.weight"),
-        (reshaped, r"does not fit: classifier\.bias is \(10,\), not \(1000,\)"),
-        (not_a_number, r"is not finite in features\.1\.0\.weight"),
-        (infinite, r"is not finite in features\.1\.1\.running_var"),
+        ({"classifier.bias": None}, r"lacks classifier\.bias"),
+        ({"head.weight": torch.ones(3)}, r"has the unknown head\.weight"),
+        ({"classifier.bias": torch.ones(10)}, r"does not fit: classifier\.bias is \(10,\), not \(1000,\)"),
+        ({"features.1.1.bias": torch.tensor([float("nan"), *[0.0] * 15])}, r"is not finite in features\.1\.1\.bias"),
+        (
+            {"features.1.1.running_var": torch.tensor([float("inf"), *[1.0] * 15])},
+            r"is not finite in features\.1\.1\.running_var",
+        ),
     ],
+    ids=["lacking", "unknown", "reshaped", "not a number", "infinite"],
 )
-def test_misfit(change: Callable[[State], None], message: str) -> None:
+def test_misfit(change: dict[str, Tensor | None], message: str) -> None:
     """A tensor that is missing, unknown, of another shape or not finite is named, and nothing is loaded."""
     network = build(TINY)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    state = randomised(network)
-    change(state)
+    state = {name: value for name, value in (randomised(network) | change).items() if value is not None}
     with pytest.raises(WeightsError, match=rf"w\.pth {message}; is it a tiny\?"):
         load_state(network, TINY, state, what="w.pth")
 

@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export import parity_gate
 from export.importing.pipeline import ImportRequest, ImportResult, ModelNameError, import_model
 from export.importing.recipe import RecipeError
 from export.importing.reference_run import one_line
@@ -19,12 +18,12 @@ from export.importing.signature import UnsupportedError
 from export.parity_gate import EngineKind, ParityError
 from models.artifact.artifact import IMPORTED, WeightSource, load, sha256, versions
 from models.weights.onnx_reader import OnnxFileError
-from service.common.types import EngineInfo, Precision, Rows, Runtime
-from service.engines.base import Engine
+from service.common.types import Precision, Runtime
 from service.engines.selection.opening import build_engine, open_engine
 from service.engines.selection.parity import CheckedEngine, ParityCheck, figures, reference_of
 from service.engines.selection.select import EngineOptions
 from tests.conftest import NullReporter
+from tests.export.distorted_engines import distort
 from tests.onnx_models import SIZE, WEIGHT, classifier, model_of, recipe, saved, softmax
 
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (12, 99, 201), (255, 255, 255)], dtype=np.uint8)
@@ -296,9 +295,17 @@ def test_quantised_network(importing: Import, tmp_path: Path) -> None:
     assert done.manifest.parameters == 16
 
 
+OPENVINO, ONNXRUNTIME = (EngineKind(runtime, Precision.F32) for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME))
+
+
+def reverse(given: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The probabilities of the classes in the wrong order."""
+    return given[:, ::-1]
+
+
 def test_one_engine_is_enough(importing: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that differs is recorded and never opened; the artifact is written because another one agrees."""
-    _distort(monkeypatch, {Runtime.OPENVINO})
+    distort(monkeypatch, {OPENVINO: reverse, ONNXRUNTIME: None})
 
     done = importing(classifier())
 
@@ -313,7 +320,7 @@ def test_one_engine_is_enough(importing: Import, tmp_path: Path, monkeypatch: py
 
 def test_no_engine_is_none(importing: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every engine differs from the file there is no artifact, and the error has the figures of each."""
-    _distort(monkeypatch, {Runtime.OPENVINO, Runtime.ONNXRUNTIME})
+    distort(monkeypatch, {OPENVINO: reverse, ONNXRUNTIME: reverse})
 
     with pytest.raises(ParityError, match=r"net differs from net\.onnx.*openvino f32.*onnxruntime f32"):
         importing(classifier())
@@ -418,31 +425,6 @@ def test_what_a_runtime_says_is_one_line() -> None:
         one_line(RuntimeError("Got invalid dimensions\n index: 0\n\nfix it\nhere")) == "Got invalid dimensions index: 0"
     )
     assert one_line(RuntimeError()) == "RuntimeError"
-
-
-def _distort(monkeypatch: pytest.MonkeyPatch, runtimes: set[Runtime]) -> None:
-    """Make these engines wrong in the gate, on a machine that has two engines and f32 only."""
-
-    class Wrong(Engine):
-        def __init__(self, engine: Engine) -> None:
-            self._engine = engine
-
-        def describe(self) -> EngineInfo:
-            return self._engine.describe()
-
-        def close(self) -> None:
-            self._engine.close()
-
-        def run(self, rows: Rows) -> NDArray[np.float32]:
-            return self._engine.run(rows)[:, ::-1]
-
-    def build(artifact: Any, runtime: Runtime, precision: Precision, options: EngineOptions) -> Engine:
-        engine = build_engine(artifact, runtime, precision, options)
-        return Wrong(engine) if runtime in runtimes else engine
-
-    found = [EngineKind(runtime, Precision.F32) for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME)]
-    monkeypatch.setattr(parity_gate, "engine_kinds", lambda: found)
-    monkeypatch.setattr(parity_gate, "build_engine", build)
 
 
 def _with(**changes: Any) -> ModelProto:
