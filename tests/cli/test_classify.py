@@ -6,18 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 from click.testing import Result
-from onnx import helper, numpy_helper
 
 from export.gate_images import PHOTOS
-from models.artifact.artifact import read_manifest, write_manifest
-from models.labels import imagenet_labels, write_labels
 from service.offline.journal import Journal
 from tests.command_line import SignallingEngine, table, topfive
 from tests.conftest import png
+from tests.fakes import FakeEngine
 from tests.fleet import copy_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,24 +181,15 @@ def test_killed_and_again(artifacts: Path, shades: Path, tmp_path: Path) -> None
 
 def test_fewer_classes_than_five(artifacts: Path, tmp_path: Path) -> None:
     """Without --top-k a model of three classes gives its three; four are refused before anything is run."""
-    folder = artifacts / "tiny" / "1"
-    model = onnx.load(folder / "model.onnx")
-    (softmax,) = [node for node in model.graph.node if node.op_type == "Softmax"]
-    bounds = {"s": 0, "e": 3, "a": 1}  # start, end, axis
-    model.graph.initializer.extend(numpy_helper.from_array(np.array([value]), name) for name, value in bounds.items())
-    cut = helper.make_node("Slice", [softmax.input[0], "s", "e", "a"], ["three"])
-    softmax.input[0] = "three"
-    place = list(model.graph.node).index(softmax)
-    model.graph.node.insert(place, cut)
-    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
-    onnx.save(model, folder / "model.onnx")
-    write_labels(folder / "labels.csv", imagenet_labels()[:3])
-    write_manifest(folder, read_manifest(artifacts, "tiny")[1].model_copy(update={"classes": 3}))
-    out = tmp_path / "r.csv"
-    result = classify(artifacts, PHOTOS / "bee.jpeg", "--out", out)
-    refused = classify(artifacts, PHOTOS / "bee.jpeg", "--out", tmp_path / "four.csv", "--top-k", "4")
+    copy_model(artifacts, "three", digits=3)
+    words = ("classify", PHOTOS / "bee.jpeg", "--model", "three", "--artifacts", artifacts)
+    engine = FakeEngine(classes=3)
+    result = topfive(*words, "--out", tmp_path / "r.csv", engine=engine)
+    refused = topfive(*words, "--out", tmp_path / "four.csv", "--top-k", "4", engine=engine)
 
     assert result.exit_code == 0, result.output
-    assert [name for name in table(out)[0] if name.endswith("_label")] == [f"top{rank}_label" for rank in (1, 2, 3)]
+    columns = [name for name in table(tmp_path / "r.csv")[0] if name.endswith("_label")]
+    assert columns == [f"top{rank}_label" for rank in (1, 2, 3)]
     assert refused.exit_code == 1
-    assert "top_k is 4; tiny has classes for 1 to 3" in refused.stderr
+    assert "top_k is 4; three has classes for 1 to 3" in refused.stderr
+    assert sum(engine.batches) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from models.artifact.artifact import LABELS, MANIFEST, load, read_manifest, sha256
+from models.artifact.artifact import MANIFEST, load, read_manifest, sha256
 from tests.command_line import SignallingEngine, table, topfive
 from tests.conftest import png
 from tests.fakes import FakeEngine
@@ -132,34 +132,27 @@ def test_ten_crops(command: tuple[object, ...], engine: FakeEngine, artifacts: P
 
 
 def test_ensemble(artifacts: Path, shades: Path, out: Path, engine: FakeEngine) -> None:
-    """An ensemble runs every image in each member, its results name them all, and no manifest is touched."""
-    copy_model(artifacts, "other")
-    manifests = [artifacts / name / "1" / MANIFEST for name in ("tiny", "other")]
+    """An ensemble runs every image in each member, its results name them all, and no manifest is touched.
+
+    Beside it stands what is published of each member.
+    """
+    copy_model(artifacts, "alexnet")
+    manifests = [artifacts / name / "1" / MANIFEST for name in ("tiny", "alexnet")]
     before = [sha256(manifest) for manifest in manifests]
-    names = "ensemble: tiny + other,ensemble:tiny+other"
+    names = "ensemble: tiny + alexnet,ensemble:tiny+alexnet"
     result = run("evaluate", shades, "--model", names, "--artifacts", artifacts, "--out", out, engine=engine)
 
     assert sum(engine.batches) == 80
-    line = json.loads((out / "ensemble:tiny+other.predictions.jsonl").read_text().splitlines()[0])
+    line = json.loads((out / "ensemble:tiny+alexnet.predictions.jsonl").read_text().splitlines()[0])
     members = [(one["name"], one["version"], one["runtime"]) for one in line["model"]["members"]]
-    assert members == [("tiny", 1, "fake"), ("other", 1, "fake")]
+    assert members == [("tiny", 1, "fake"), ("alexnet", 1, "fake")]
     model = reported(out)
-    assert (model["model"], model["images"]) == ("ensemble:tiny+other", 40)
+    assert (model["model"], model["images"]) == ("ensemble:tiny+alexnet", 40)
     assert model["top1_error"]["percent"] == pytest.approx(2.5)
-    assert [one["model"] for one in model["members"]] == ["tiny", "other"]
+    assert [one["model"] for one in model["members"]] == ["tiny", "alexnet"]
+    assert model["published"][0]["what"] == "alexnet: weights IMAGENET1K_V1 (not those inside)"
     assert "/models will not show it" in result.stderr
     assert [sha256(manifest) for manifest in manifests] == before
-
-
-def test_published_of_an_ensemble(artifacts: Path, shades: Path, out: Path) -> None:
-    """Beside an ensemble stands what is published of its members, each under its name."""
-    copy_model(artifacts, "alexnet")
-    copy_model(artifacts, "googlenet")
-    run("evaluate", shades, "--model", "ensemble:alexnet+googlenet", "--artifacts", artifacts, "--out", out)
-
-    what = [one["what"] for one in reported(out)["published"]]
-    assert {name.partition(":")[0] for name in what} == {"alexnet", "googlenet"}
-    assert "alexnet: weights IMAGENET1K_V1 (not those inside)" in what
 
 
 @pytest.mark.parametrize(
@@ -242,23 +235,18 @@ def test_nobody_reads(command: tuple[object, ...], artifacts: Path, out: Path) -
     assert len(read_manifest(artifacts, "tiny")[1].measured) == 1
 
 
-def test_few_classes(artifacts: Path, tmp_path: Path, out: Path, engine: FakeEngine) -> None:
+def test_few_classes(artifacts: Path, tmp_path: Path, out: Path) -> None:
     """A model of three classes has no top-5, on the screen, in the report and in the manifest."""
-    folder = artifacts / "tiny" / "1"
-    (folder / LABELS).write_text("class_id,wnid,label\n0,,dark\n1,,grey\n2,,light\n")
-    content = json.loads((folder / MANIFEST).read_text())
-    content["classes"] = engine.classes = 3
-    content["files"][LABELS] = sha256(folder / LABELS)
-    (folder / MANIFEST).write_text(json.dumps(content))
-    for name, shade in (("dark", 0), ("Grey", 1), ("2", 2)):
+    copy_model(artifacts, "three", digits=3)
+    for name, shade in (("digit 0", 0), ("Digit_1", 1), ("2", 2)):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "a.png").write_bytes(png(shade))
-    words = ("evaluate", tmp_path / "in", "--model", "tiny", "--artifacts", artifacts, "--out", out)
-    result = run(*words, engine=engine)
+    words = ("evaluate", tmp_path / "in", "--model", "three", "--artifacts", artifacts, "--out", out)
+    result = run(*words, engine=FakeEngine(classes=3))
 
     assert (reported(out)["top5_error"], reported(out)["top1_error"]["percent"]) == (None, 0)
     assert "3 classes" in result.stdout
-    assert read_manifest(artifacts, "tiny")[1].measured[0].acc5 is None
+    assert read_manifest(artifacts, "three")[1].measured[0].acc5 is None
 
 
 def test_the_photos(trained: Path, shared_data: Path, out: Path) -> None:

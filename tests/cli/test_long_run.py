@@ -83,6 +83,7 @@ def test_progress_without_a_terminal(screen: Console) -> None:
     """The title with what an earlier run has done, then a plain line every five seconds at most."""
     clock = ManualClock()
     progress = RunProgress(total=7300, resumed=100, clock=clock)
+    assert (progress.images_per_s, str(progress)) == (None, "100/7,300, 0 failed")
     with display_on(screen, clock.now)("tiny [v1]", progress) as advance:
         for second in range(12):
             clock.jump(1)

@@ -67,25 +67,24 @@ def scaled(candidate: TuneCandidate, _times: int) -> EngineSpeed:
     return of(rate, 10.0 * candidate.max_batch)
 
 
-@pytest.mark.parametrize("cpus", range(1, 130))
-def test_threads_never_exceed_the_cpus(cpus: int) -> None:
+def test_threads_never_exceed_the_cpus() -> None:
     """Every layout that is tried stays within the CPUs, and the one that serves without tuning is the first."""
-    tried = layouts(cpus)
+    for cpus in range(1, 130):
+        tried = layouts(cpus)
 
-    assert all(slots >= 1 and threads >= 1 and slots * threads <= cpus for slots, threads in tried)
-    assert tried[0] == (min(4, cpus), cpus // min(4, cpus))
-    assert len(tried) == len(set(tried)) <= 12
+        assert all(slots >= 1 and threads >= 1 and slots * threads <= cpus for slots, threads in tried)
+        assert tried[0] == (min(4, cpus), cpus // min(4, cpus))
+        assert len(tried) == len(set(tried)) <= 12
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 6, 8, 64])
 @pytest.mark.parametrize("largest_batch", [None, 1, 4])
 def test_what_serves_untuned_is_tried(cpus: int, largest_batch: int | None) -> None:
     """The layout of the defaults is one of the candidates, in the runtime and precision that come first."""
-    default = untuned([BF16, F32], cpus, largest_batch)
+    default, layout = untuned([BF16, F32], cpus, largest_batch), default_layout(cpus)
 
     assert default in candidates([BF16, F32], cpus, largest_batch)
-    assert (default.runtime, default.precision) == BF16
-    assert (default.slots, default.threads) == (default_layout(cpus).slots, default_layout(cpus).threads)
+    assert default.engine == (*BF16, layout.slots, layout.threads)
 
 
 def test_what_serves_untuned_is_compared_to_the_end() -> None:
@@ -100,22 +99,13 @@ def test_what_serves_untuned_is_compared_to_the_end() -> None:
     assert Machine(speed).search(tried, default=default)[0].candidate == default
 
 
-def test_batches_of_the_graph_are_kept() -> None:
-    """A graph that takes one row at a time is tried with one alone; another with several sizes."""
-    assert {one.max_batch for one in candidates([F32], 2, 1)} == {1}
-    assert [one.max_batch for one in candidates([F32], 1)] == [1, 2, 8]
-
-
-def test_every_runtime_is_seen_before_the_second_layout() -> None:
-    """The first layout comes in every precision and runtime before the next one does."""
+def test_candidates() -> None:
+    """A layout comes in every precision and runtime before the next one, in batches that the graph takes."""
     tried = candidates([BF16, F32], 2)
 
-    assert [one.engine for one in tried[::3]] == [
-        (*BF16, 2, 1),
-        (*F32, 2, 1),
-        (*BF16, 1, 2),
-        (*F32, 1, 2),
-    ]
+    assert [one.engine for one in tried[::3]] == [(*BF16, 2, 1), (*F32, 2, 1), (*BF16, 1, 2), (*F32, 1, 2)]
+    assert [one.max_batch for one in tried[:3]] == [1, 2, 8]
+    assert {one.max_batch for one in candidates([F32], 2, 1)} == {1}
 
 
 def test_best_is_first_and_measured_most() -> None:
@@ -131,32 +121,23 @@ def test_best_is_first_and_measured_most() -> None:
     assert len(set(last)) == FINALISTS
 
 
-def test_over_the_bound_comes_last() -> None:
-    """What does the most images with batches over the bound is measured, and not chosen."""
-    rows = Machine(lambda one, _: of(100.0 * one.max_batch, 10.0 * one.max_batch)).search(
-        candidates([F32], 1), bound_ms=50
-    )
+@pytest.mark.parametrize(
+    ("speed", "bound_ms", "batches", "why"),
+    [
+        (lambda size: of(100.0 * size, 10.0 * size), 50, [2, 1, 8], "the most of 3 measured"),
+        (lambda size: of(5.0, 120.0 * size), 100, [1, 2, 8], "under 100 ms, and these are the shortest"),
+        (lambda size: of(100.0 + size / 8, 10.0 * size), 100, [1, 8, 2], "no more than 5% behind the fastest, with"),
+    ],
+    ids=["over the bound", "none under the bound", "too close to tell"],
+)
+def test_order(speed: Callable[[int], EngineSpeed], bound_ms: float, batches: list[int], why: str) -> None:
+    """The most images under the bound win, else the shortest batches, also where the difference is noise."""
+    rows = Machine(lambda one, _: speed(one.max_batch)).search(candidates([F32], 1), bound_ms=bound_ms)
 
-    assert [row.candidate.max_batch for row in rows] == [2, 1, 8]
-    assert not rows[-1].fits(50)
-
-
-def test_shortest_batches_where_none_is_under_the_bound() -> None:
-    """A network that is too slow for the bound still gets a layout, and the reason says that it is over."""
-    rows = Machine(lambda one, _: of(5.0, 120.0 * one.max_batch)).search(candidates([F32], 1))
-
-    assert rows[0].candidate.max_batch == 1
-    assert "under 100 ms, and these are the shortest" in explain(rows, 100)
-    assert rows[-1].state is CandidateState.SKIPPED
-    assert rows[-1].reason == "batches up to 2 are far over the bound already"
-
-
-def test_too_close_to_tell_takes_the_shorter_batches() -> None:
-    """A hundredth more throughput is noise: the layout with shorter batches is chosen, and that is said."""
-    rows = Machine(lambda one, _: of(100.0 + one.max_batch / 8, 10.0 * one.max_batch)).search(candidates([F32], 1))
-
-    assert rows[0].candidate.max_batch == 1
-    assert "no more than 5% behind the fastest, with shorter batches" in explain(rows, 100)
+    assert [row.candidate.max_batch for row in rows] == batches
+    assert why in explain(rows, bound_ms)
+    skipped = [row.reason for row in rows if row.state is CandidateState.SKIPPED]
+    assert skipped == ["batches up to 2 are far over the bound already"] * (bound_ms < rows[0].speed.run_ms)
 
 
 def test_lucky_look_is_found_out() -> None:
