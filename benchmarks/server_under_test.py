@@ -172,7 +172,7 @@ class ServerUnderTest:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C in the terminal ends the benchmark, which then stops the server
+                process_group=0,  # so that Ctrl-C ends only the benchmark; Linux schedules sessions as groups
             )
         except OSError as error:
             raise ServerError(f"{program[0]} cannot be run: {error.strerror}") from error
