@@ -3,11 +3,12 @@
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec
 
 from service.common.clock import Timer
 
-X = TypeVar("X")
+P = ParamSpec("P")
 
 
 class _Jump(selectors.DefaultSelector):
@@ -41,7 +42,12 @@ class VirtualClock:
         return asyncio.get_running_loop().call_at(when, callback)
 
 
-def play(work: Coroutine[Any, Any, X]) -> X:
-    """What `work` gives on a loop of its own."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(work)
+def in_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """The test on a virtual loop of its own."""
+
+    @wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(test(*args, **kwargs))
+
+    return run

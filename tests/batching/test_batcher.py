@@ -5,8 +5,6 @@ import contextlib
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from service.batching.batcher import Batcher, BatcherState
 from service.batching.fair_scheduler import FairScheduler
@@ -291,15 +289,6 @@ async def test_cancelling_an_item_in_flight_drops_its_row() -> None:
     assert bench.batcher.in_flight == 0
 
 
-async def test_cancelling_a_whole_batch_in_flight_does_not_stop_the_next() -> None:
-    """A batch that nobody waits for any more ends quietly and the queue goes on."""
-    bench = Bench()
-    [gone, *callers] = await bench.submit(0, 1, 2)
-    gone.cancel()
-    await bench.run.finish(2)
-    assert await values(callers) == answers(1, 2)
-
-
 @pytest.mark.parametrize("step", [None, RuntimeError("scripted")], ids=["answered", "failed"])
 @pytest.mark.parametrize("turns", range(8))
 async def test_leaving_while_the_result_arrives(turns: int, step: Exception | None) -> None:
@@ -567,11 +556,11 @@ async def test_rejection_at_capacity_comes_in_the_same_turn() -> None:
     assert await values(callers) == answers(0, 1)
 
 
-async def test_several_at_once_or_none() -> None:
-    """Of four places three are taken and given back together; two more do not fit and take none; five never can."""
+async def test_several_are_admitted_at_once_or_none() -> None:
+    """Three of four are, before anything is queued, and released together; two more do not fit, and five never can."""
     bench = Bench(BatchLimits(1, 4, capacity=4))
     with bench.batcher.admit(3):
-        assert bench.batcher.admitted == 3
+        assert bench.counts == (0, 0, 3)
         with pytest.raises(Overloaded), bench.batcher.admit(2):
             pass
         assert bench.batcher.admitted == 3
@@ -579,37 +568,6 @@ async def test_several_at_once_or_none() -> None:
         with pytest.raises(BadRequest, match="--capacity of 4"), bench.batcher.admit(5):
             pass
     assert bench.batcher.admitted == 0
-
-
-async def test_an_image_is_admitted_before_it_is_decoded() -> None:
-    """Capacity counts images that are not queued yet, and has room again when decoding fails."""
-    bench = Bench(BatchLimits(1, 4, capacity=1))
-
-    def decode_badly() -> None:
-        with bench.batcher.admit():
-            assert bench.counts == (0, 0, 1)
-            with pytest.raises(Overloaded), bench.batcher.admit():
-                pass
-            raise ValueError("not an image")
-
-    with pytest.raises(ValueError, match="not an image"):
-        decode_badly()
-    assert bench.batcher.admitted == 0
-
-
-@pytest.mark.parametrize(("slots", "expected_s"), [(1, 16.0), (2, 8.0)])
-async def test_retry_after_follows_the_measured_drain_rate(slots: int, expected_s: float) -> None:
-    """Batches of 4 that take 2 s drain 32 images in 16 s through one slot, in 8 s through two."""
-    bench = Bench(BatchLimits(slots, max_batch=4, capacity=32))
-    callers = await bench.submit(*range(9 * slots))
-    for _ in range(3):  # batches of one, of four and of four
-        await bench.clock.advance(2.0)
-        await bench.run.finish(slots)
-    await values(callers)
-    await bench.submit(*range(32))
-    with pytest.raises(Overloaded) as refused, bench.batcher.admit():
-        pass
-    assert refused.value.retry_after_s == pytest.approx(expected_s)
 
 
 async def test_retry_after_knows_a_lowered_maximum() -> None:
@@ -727,157 +685,3 @@ async def test_closing_twice_is_closing_once(hurried: bool) -> None:
     assert (await bench.close()).done()
     assert bench.batcher.state is BatcherState.CLOSED
     assert bench.clock.pending == 0
-
-
-# --- everything at once ---
-
-Step = tuple[str, float]
-
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("submit"), st.just(60.0)),
-        st.tuples(st.just("submit"), st.sampled_from([0.0005, 0.003, 0.01])),
-        st.tuples(st.just("cancel"), st.integers(0, 40)),
-        st.tuples(st.just("release"), st.integers(0, 4)),
-        st.tuples(st.just("advance"), st.sampled_from([0.0, 0.0003, 0.001, 0.005])),
-        st.tuples(st.just("jump"), st.sampled_from([0.0005, 0.005])),
-        st.tuples(st.sampled_from(["raise", "memory", "cancelled", "short", "bad"]), st.just(0)),
-    ),
-    max_size=25,
-)
-LIMITS = st.builds(
-    BatchLimits,
-    slots=st.integers(1, 3),
-    max_batch=st.integers(1, 5),
-    capacity=st.integers(1, 12),
-    slo_s=st.sampled_from([0.0, 0.004]),
-    apart=st.booleans(),
-)
-BREAKS = st.sampled_from(["nothing", "close", "force", "batch_started", "batch_ended"])
-
-
-FAULTS: dict[str, BaseException | list[str | Exception]] = {
-    "raise": RuntimeError("scripted"),
-    "memory": MemoryError("scripted"),
-    "cancelled": asyncio.CancelledError(),
-    "short": [],
-}
-
-
-class Story:
-    """A random life of a batcher, checked at every step."""
-
-    def __init__(self, bench: Bench, limits: BatchLimits) -> None:
-        self.bench = bench
-        self.limits = limits
-        self.tasks: list[Caller] = []
-        self.deadlines: list[float] = []
-        self.late: set[int] = set()
-        """Callers that left after their deadline: their items count as expired."""
-        self.closing: asyncio.Task[None] | None = None
-
-    async def play(self, steps: Sequence[Step]) -> None:
-        """Do these."""
-        for name, number in steps:
-            await self.step(name, number)
-            batcher, run = self.bench.batcher, self.bench.run
-            assert run.running <= self.limits.slots
-            assert batcher.admitted <= self.limits.capacity
-            if name == "advance":
-                assert run.running == self.limits.slots or batcher.depth == 0, "an idle slot while items wait"
-
-    async def step(self, name: str, number: float) -> None:
-        run, clock = self.bench.run, self.bench.clock
-        match name:
-            case "submit":
-                self.deadlines.append(clock.now() + number)
-                self.tasks.append(asyncio.create_task(self.bench.call(len(self.tasks), number)))
-                await asyncio.sleep(0)
-            case "cancel" if self.tasks:
-                caller = int(number) % len(self.tasks)
-                if self.tasks[caller].cancel() and clock.now() >= self.deadlines[caller]:
-                    self.late.add(caller)
-                await asyncio.sleep(0)  # it has left before its deadline can pass
-            case "release" if run.running:
-                run.release()
-                for _ in range(int(number)):
-                    await asyncio.sleep(0)
-            case "advance":
-                await clock.advance(number)
-            case "jump":
-                clock.jump(number)
-            case "bad":
-                run.bad.add(len(self.tasks))
-            case "raise" | "memory" | "cancelled" | "short":
-                run.script.append(FAULTS[name])
-
-    async def break_off(self, how: str) -> None:
-        """What happens in the middle."""
-        if how in ("close", "force"):
-            self.closing = await self.bench.close(3600.0 if how == "close" else 0.002)
-        elif how != "nothing":
-            self.bench.tally.bug_in = how
-
-    async def wind_down(self) -> None:
-        """Let every run end and every drain limit pass, but no long deadline."""
-        for _ in range(3):
-            await self.bench.clock.advance(0.010)
-            while self.bench.run.running:
-                await self.bench.run.finish()
-
-    def check(self) -> None:
-        """Every caller has had one end, the counters say so, and nothing is left behind."""
-        bench = self.bench
-        assert all(task.done() for task in self.tasks), "a submit that never ended"
-        assert self.closing is None or self.closing.done()
-        ends: dict[ItemOutcome, int] = dict.fromkeys(ItemOutcome, 0)
-        for item, task in enumerate(self.tasks):
-            if task.cancelled():
-                ends[EXPIRED if item in self.late else CANCELLED] += 1
-            elif (error := task.exception()) is None:
-                assert task.result().value == ScriptedRun.answer(item)
-                assert item not in bench.run.bad
-                ends[OK] += 1
-            elif isinstance(error, DeadlineExceeded):
-                ends[EXPIRED] += 1
-            elif isinstance(error, Overloaded):
-                ends[OVERLOADED] += 1
-            else:
-                assert isinstance(error, EngineError | ShuttingDown | NotReady)
-                ends[FAILED] += 1
-        refused = ends[FAILED] - bench.tally.outcomes[FAILED]  # by `admit`: no item of the batcher
-        overloaded = len(self.tasks) - bench.admitted - refused
-        assert refused >= 0
-        if self.limits.slo_s:  # an item may be refused in the queue too
-            assert 0 <= overloaded <= ends[OVERLOADED]
-            assert bench.tally.slo[SloOutcome.WITHIN] + bench.tally.slo[SloOutcome.OVER] == ends[OK]
-        else:
-            assert overloaded == ends[OVERLOADED]
-        ends[FAILED] -= refused
-        assert ends == {outcome: bench.tally.outcomes[outcome] for outcome in ItemOutcome}
-        ran = [item for call in bench.run.calls for item in call]
-        assert max(map(len, bench.run.calls), default=0) <= self.limits.max_batch
-        assert len(bench.tally.queued_s) == sum(bench.tally.sizes) <= len(ran)
-        assert bench.counts == (0, 0, 0)
-        assert bench.clock.pending == 0, "a timer left"
-
-
-@given(limits=LIMITS, before=STEPS, how=BREAKS, after=STEPS)
-@settings(max_examples=300, deadline=None)
-def test_every_submit_ends_exactly_once(limits: BatchLimits, before: list[Step], how: str, after: list[Step]) -> None:
-    """Whatever arrives, leaves, fails, expires, breaks or closes: one end each, true counters, nothing left over."""
-
-    async def live() -> None:
-        problems: list[dict[str, object]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: problems.append(context))
-        own = asyncio.all_tasks()
-        story = Story(Bench(limits), limits)
-        await story.play(before)
-        await story.break_off(how)
-        await story.play(after)
-        await story.wind_down()
-        story.check()
-        assert asyncio.all_tasks() == own
-        assert problems == []
-
-    asyncio.run(live())

@@ -8,14 +8,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from service.batching.batcher import Batcher, BatcherState
 from service.batching.fair_scheduler import FairScheduler, SlotLease
 from service.common.errors import EngineError
 from service.common.types import BatchLimits
-from tests.batching.test_batcher import BREAKS, LIMITS, STEPS, Bench, Step, Story, answers, endings, values
+from tests.batching.test_batcher import Bench, answers, endings, values
 from tests.fakes import ManualClock, Tally, settle
 
 pytestmark = pytest.mark.anyio
@@ -334,20 +332,6 @@ async def test_a_batch_is_cut_when_its_slot_is_there() -> None:
     assert await values(first + tasks) == answers(0, *range(6))
 
 
-async def test_a_stuck_batch_holds_one_slot() -> None:
-    """The other models go on with the slot that is left."""
-    clock = ManualClock()
-    device = FairScheduler(2, clock)
-    stuck, well = Bench(BatchLimits(2, 4), clock, device), Bench(BatchLimits(2, 4), clock, device)
-    hanging = await stuck.submit(0)
-    tasks = await well.submit(1, 2, 3)
-    assert well.run.running == 1
-    await well.run.finish(2)
-    assert await values(tasks) == answers(1, 2, 3)
-    await stuck.run.finish()
-    assert await values(hanging) == answers(0)
-
-
 async def test_a_bug_while_a_batch_is_cut_costs_the_others_no_slot() -> None:
     """The queue with the bug is broken and says so; the slot that it had taken goes to the other model."""
     clock = ManualClock()
@@ -367,75 +351,6 @@ async def test_a_bug_while_a_batch_is_cut_costs_the_others_no_slot() -> None:
     assert await values([*first, *third]) == answers(0, 2)
 
 
-class Pair:
-    """Two random lives on one device, checked at every step."""
-
-    def __init__(self, limits: Sequence[BatchLimits], slots: int) -> None:
-        self.clock = ManualClock()
-        self.device = FairScheduler(slots, self.clock)
-        self.limits = limits
-        self.stories = [Story(Bench(one, self.clock, self.device), one) for one in limits]
-
-    async def play(self, steps: Sequence[tuple[int, Step]]) -> None:
-        for number, (name, value) in steps:
-            await self.stories[number].step(name, value)
-            running = sum(story.bench.run.running for story in self.stories)
-            assert running <= self.device.limit
-            if name == "advance":
-                self.check_no_idle_slot()
-
-    def check_no_idle_slot(self) -> None:
-        """A device with room for all who wait has nobody who waits."""
-        device = self.device
-        assert device.running <= device.limit + 1e-9
-        if not all(device._fits(device.weight(flow.own_slots)) for flow in device._waiting):
-            return  # one that needs more than is left goes first
-        for story in self.stories:
-            bench, limits = story.bench, story.limits
-            if device.running + device.weight(limits.slots) <= device.limit + 1e-9:
-                assert not bench.batcher.depth or bench.run.running == limits.slots
-
-    async def wind_down(self) -> None:
-        for _ in range(3):
-            await self.clock.advance(0.010)
-            while busy := [story.bench.run for story in self.stories if story.bench.run.running]:
-                await busy[0].finish()
-        await settle()
-        assert self.device.running == 0
-
-
-MIXED = st.lists(st.integers(0, 1), min_size=25, max_size=25)
-
-
-@given(
-    limits=st.tuples(LIMITS, LIMITS),
-    slots=st.integers(1, 3),
-    before=st.tuples(STEPS, MIXED),
-    how=BREAKS,
-    after=st.tuples(STEPS, MIXED),
-)
-@settings(max_examples=200, deadline=None)
-def test_every_submit_of_two_ends_exactly_once(
-    limits: tuple[BatchLimits, BatchLimits],
-    slots: int,
-    before: tuple[list[Step], list[int]],
-    how: str,
-    after: tuple[list[Step], list[int]],
-) -> None:
-    """Whatever happens to one of two models on a device: one end for each caller of both, and no slot is lost."""
-
-    async def live() -> None:
-        pair = Pair(limits, slots)
-        await pair.play([(number, step) for step, number in zip(*before, strict=False)])
-        await pair.stories[0].break_off(how)
-        await pair.play([(number, step) for step, number in zip(*after, strict=False)])
-        await pair.wind_down()
-        for story in pair.stories:
-            story.check()
-
-    asyncio.run(live())
-
-
 def test_all_stuck_means_every_slot() -> None:
     """One of two leaves a slot; two of two leave none."""
     device = FairScheduler(2, ManualClock())
@@ -447,15 +362,6 @@ def test_all_stuck_means_every_slot() -> None:
 
 
 # --- how long a batch may be while others wait ---
-
-
-async def test_alone_batches_grow_as_before() -> None:
-    """A quantum says nothing while no other model has work."""
-    clock = ManualClock()
-    alone = Load(clock, FairScheduler(1, clock, quantum_s=0.02), item_s=0.01)
-    await alone.ask(21)
-    await end_all(clock, [alone])
-    assert alone.tally.sizes == [1, 4, 4, 4, 4, 4]
 
 
 async def test_beside_others_a_batch_is_cut_to_the_quantum() -> None:

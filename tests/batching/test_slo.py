@@ -18,7 +18,7 @@ from service.common.clock import timeout_at
 from service.common.errors import DeadlineExceeded, Overloaded
 from service.common.types import BatchLimits, ItemOutcome, ItemResult, SloOutcome
 from tests.fakes import ManualClock, Tally
-from tests.virtual_time import VirtualClock, play
+from tests.virtual_time import VirtualClock, in_virtual_time
 
 WITHIN, OVER, REFUSED = SloOutcome
 BOUND_S = 0.05
@@ -145,9 +145,10 @@ async def loaded(cost: Cost, load: float, max_batch: int) -> Server:
 
 @pytest.mark.parametrize("load", [0.5, 0.9, 1.5, 3.0])
 @pytest.mark.parametrize(("cost", "max_batch"), [(steady, 8), (bimodal, 8), (spread, 8), (flat, 4)])
-def test_accepted_requests_are_answered_in_time(cost: Cost, max_batch: int, load: float) -> None:
+@in_virtual_time
+async def test_accepted_requests_are_answered_in_time(cost: Cost, max_batch: int, load: float) -> None:
     """At half, most, one and a half and three times what the slots can do: p99 within the bound, and goodput stays."""
-    server = play(loaded(cost, load, max_batch))
+    server = await loaded(cost, load, max_batch)
     took = server.within(1, 6)
     goodput = len(took) / 5 / most_in_time(cost, max_batch)
     assert p99(took) <= BOUND_S
@@ -156,153 +157,116 @@ def test_accepted_requests_are_answered_in_time(cost: Cost, max_batch: int, load
     assert server.tally.slo[REFUSED] == server.tally.outcomes[ItemOutcome.OVERLOADED] == len(server.refused_s)
 
 
-def test_without_a_bound_nothing_is_refused_and_answers_are_late() -> None:
+@in_virtual_time
+async def test_without_a_bound_nothing_is_refused_and_answers_are_late() -> None:
     """The same load without the setting, up to the capacity: that is what the bound is for."""
-    server = play(_unbounded())
+    server = Server(steady, bound_s=0.0)
+    await server.poisson(1.5 * most_in_time(steady, 8), 6.0)
     assert p99([took for _, took in server.answered]) > 5 * BOUND_S
     assert not server.tally.slo
 
 
-async def _unbounded() -> Server:
-    server = Server(steady, bound_s=0.0)
-    await server.poisson(1.5 * most_in_time(steady, 8), 6.0)
-    return server
-
-
-def test_refusals_come_early() -> None:
+@in_virtual_time
+async def test_refusals_come_early() -> None:
     """At three times the capacity 9 in 10 of the refused are told at once, before anything is decoded."""
-    server = play(loaded(steady, 3.0, 8))
+    server = await loaded(steady, 3.0, 8)
     at_once = sum(took == 0 for took in server.refused_s)
     assert at_once >= 0.9 * len(server.refused_s) > 100
     assert max(server.refused_s) <= BOUND_S + 1e-9
 
 
-def test_a_model_that_is_slow_for_a_while_refuses_more_and_recovers() -> None:
+@in_virtual_time
+async def test_a_model_that_is_slow_for_a_while_refuses_more_and_recovers() -> None:
     """Three times as slow for two seconds: hardly an answer is late, some are given, and then as many as before."""
-
-    async def live() -> Server:
-        server = Server(slow_for_a_while)
-        await server.poisson(2.0 * most_in_time(steady, 8), 8.0)
-        return server
-
-    server = play(live())
+    server = Server(slow_for_a_while)
+    await server.poisson(2.0 * most_in_time(steady, 8), 8.0)
     late = sum(took > BOUND_S for _, took in server.answered)
     assert late <= 0.02 * len(server.answered)
     assert len(server.within(4, 5)) >= 15
     assert len(server.within(7, 8)) >= 0.9 * len(server.within(2, 3))
 
 
-def test_a_burst_after_idle_is_cut_to_what_fits() -> None:
+@in_virtual_time
+async def test_a_burst_after_idle_is_cut_to_what_fits() -> None:
     """A hundred at once on a server that has only seen single ones: the accepted are in time, and there are some."""
-
-    async def live() -> Server:
-        server = Server(steady)
-        for _ in range(100):
-            await asyncio.sleep(0.2)
-            await server.ask()
-        await asyncio.gather(*(server.ask() for _ in range(100)))
-        return server
-
-    server = play(live())
+    server = Server(steady)
+    for _ in range(100):
+        await asyncio.sleep(0.2)
+        await server.ask()
+    await asyncio.gather(*(server.ask() for _ in range(100)))
     assert 3 <= len(server.answered) - 100 <= 97
     assert max(took for _, took in server.answered) <= BOUND_S
 
 
-def test_the_first_burst_of_all_admits_one_for_each_slot() -> None:
+@in_virtual_time
+async def test_the_first_burst_of_all_admits_one_for_each_slot() -> None:
     """With nothing measured, nobody has to wait for another one's run."""
-
-    async def live() -> Server:
-        server = Server(steady)
-        await asyncio.gather(*(server.ask() for _ in range(50)))
-        return server
-
-    assert len(play(live()).answered) == SLOTS
+    server = Server(steady)
+    await asyncio.gather(*(server.ask() for _ in range(50)))
+    assert len(server.answered) == SLOTS
 
 
 @pytest.mark.parametrize("crops", [1, 10])
-def test_a_lone_request_is_never_refused(crops: int) -> None:
+@in_virtual_time
+async def test_a_lone_request_is_never_refused(crops: int) -> None:
     """On an engine that can never meet the bound each request that finds nobody is answered, late, and counted so."""
-
-    async def live() -> Server:
-        server = Server(lambda n, _second, _chance: 0.2 * n)
-        for _ in range(20):
-            await server.ask(crops)
-        return server
-
-    server = play(live())
+    server = Server(lambda n, _second, _chance: 0.2 * n)
+    for _ in range(20):
+        await server.ask(crops)
     assert (len(server.answered), server.refused_s) == (20, [])
     assert server.tally.slo == {OVER: 20 * crops}
 
 
-def test_a_model_that_could_never_answer_in_time_accepts_again_once_it_can() -> None:
+@in_virtual_time
+async def test_a_model_that_could_never_answer_in_time_accepts_again_once_it_can() -> None:
     """No memory of bad times locks it: the traffic itself, one at a time, finds out."""
-
-    async def live() -> Server:
-        server = Server(lambda n, second, _chance: 0.2 if second < 5 else 0.004 * n)
-        await server.poisson(100.0, 8.0)
-        return server
-
-    server = play(live())
+    server = Server(lambda n, second, _chance: 0.2 if second < 5 else 0.004 * n)
+    await server.poisson(100.0, 8.0)
     assert 0 < len(server.within(0, 4)) <= 4 / 0.2 + 1
     assert len(server.within(6, 8)) >= 150
     assert p99(server.within(6, 8)) <= BOUND_S
 
 
-def test_ten_crops_take_ten_places() -> None:
+@in_virtual_time
+async def test_ten_crops_take_ten_places() -> None:
     """Requests of ten beside single ones: each is answered whole and in time, or not at all."""
-
-    async def live() -> Server:
-        server = Server(lambda n, _second, _chance: 0.001 + 0.001 * n)
-        for _ in range(400):
-            await asyncio.gather(*(server.ask(crops) for crops in (1, 10, 1, 10, 10)))
-        return server
-
-    server = play(live())
+    server = Server(lambda n, _second, _chance: 0.001 + 0.001 * n)
+    for _ in range(400):
+        await asyncio.gather(*(server.ask(crops) for crops in (1, 10, 1, 10, 10)))
     assert p99([took for _, took in server.answered]) <= BOUND_S
     assert len(server.answered) > 800
     assert sum(server.tally.slo.values()) == sum(server.tally.outcomes.values()) == 400 * 32
 
 
-def test_a_deadline_is_kept_apart_from_the_bound() -> None:
+@in_virtual_time
+async def test_a_deadline_is_kept_apart_from_the_bound() -> None:
     """A caller who gives less time than the bound gets its own error, and no refusal is counted."""
-
-    async def live() -> Server:
-        server = Server(lambda _n, _second, _chance: 0.02)
-        server.patience_s = 0.01
-        await server.ask()
-        return server
-
-    server = play(live())
+    server = Server(lambda _n, _second, _chance: 0.02)
+    server.patience_s = 0.01
+    await server.ask()
     assert (server.expired, server.tally.outcomes) == (1, {ItemOutcome.EXPIRED: 1})
     assert not server.tally.slo
 
 
-def test_callers_in_more_of_a_hurry_than_the_bound_are_answered() -> None:
+@in_virtual_time
+async def test_callers_in_more_of_a_hurry_than_the_bound_are_answered() -> None:
     """Who would have left by then is not run: an engine that runs for those answers nobody, one run after the other."""
-
-    async def live() -> Server:
-        server = Server(steady, bound_s=0.1, patience_s=0.06)
-        await server.poisson(2.0 * most_in_time(steady, 8), 6.0)
-        return server
-
-    server = play(live())
+    server = Server(steady, bound_s=0.1, patience_s=0.06)
+    await server.poisson(2.0 * most_in_time(steady, 8), 6.0)
     assert len(server.within(1, 6)) / 5 >= 0.5 * most_in_time(steady, 8)
     assert sum(server.sizes) <= 1.01 * len(server.answered)
     assert server.tally.outcomes[ItemOutcome.EXPIRED] == server.expired > 100
     assert server.tally.slo[REFUSED] == len(server.refused_s)
 
 
-def test_two_models_with_long_runs_keep_the_device_at_work() -> None:
+@in_virtual_time
+async def test_two_models_with_long_runs_keep_the_device_at_work() -> None:
     """Runs of half the bound make whole queues too late at once: the other model goes on all the same."""
-
-    async def live() -> tuple[Server, Server]:
-        device = FairScheduler(SLOTS, VirtualClock(), 0.02)
-        one, other = (Server(half_the_bound, device=device) for _ in range(2))
-        await asyncio.gather(one.poisson(100.0, 6.0), other.poisson(100.0, 6.0))
-        assert device.running == 0
-        return one, other
-
-    for server in play(live()):
+    device = FairScheduler(SLOTS, VirtualClock(), 0.02)
+    servers = [Server(half_the_bound, device=device) for _ in range(2)]
+    await asyncio.gather(*(server.poisson(100.0, 6.0) for server in servers))
+    assert device.running == 0
+    for server in servers:
         assert len(server.within(1, 6)) >= 50
         assert max(took for _, took in server.answered) <= 2 * BOUND_S
 
