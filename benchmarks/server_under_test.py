@@ -172,7 +172,7 @@ class ServerUnderTest:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                process_group=0,  # so that Ctrl-C ends only the benchmark; Linux schedules sessions as groups
+                process_group=0,  # Ctrl-C ends only the benchmark; Linux would schedule a session as a group of its own
             )
         except OSError as error:
             raise ServerError(f"{program[0]} cannot be run: {error.strerror}") from error
