@@ -39,8 +39,6 @@ class Script:
 
 
 class Severity(Enum):
-    """As in TensorRT."""
-
     INTERNAL_ERROR = 0
     ERROR = 1
     WARNING = 2
@@ -48,8 +46,6 @@ class Severity(Enum):
 
 
 class ILogger:
-    """Base of loggers."""
-
     Severity: ClassVar[type[Severity]] = Severity
 
 
@@ -64,8 +60,6 @@ class BuilderFlag(Enum):
 
 
 class MemoryPoolType(Enum):
-    """The one pool that matters."""
-
     WORKSPACE = 0
 
 
@@ -83,7 +77,6 @@ class Cache:
         self.content = content
 
     def serialize(self) -> bytes:
-        """Its bytes."""
         return self.script.timings
 
 
@@ -109,7 +102,6 @@ class Config:
         raise AttributeError(name)
 
     def add_optimization_profile(self, profile: Any) -> int:
-        """Its number, or -1 where it is refused."""
         script: Script = self.script
         script.calls.append(("add_optimization_profile", tuple(profile.shapes)))
         return script.profile
@@ -128,7 +120,6 @@ class Config:
         return taken
 
     def get_timing_cache(self) -> Cache:
-        """The one that was taken."""
         assert isinstance(self.cache, Cache)
         return self.cache
 
@@ -145,12 +136,10 @@ class Builder:
         self.logger = logger
 
     def create_network(self, flags: int = 0) -> Any:
-        """A network of one input."""
         self.script.calls.append(("create_network", flags))
         return SimpleNamespace(get_input=lambda index: SimpleNamespace(name="image"))
 
     def create_builder_config(self) -> Config:
-        """An empty configuration."""
         return Config(self.script)
 
     def create_optimization_profile(self) -> Any:
@@ -194,7 +183,6 @@ class OnnxParser:
         self.num_errors = len(self.script.parser_errors)
 
     def parse_from_file(self, path: str) -> bool:
-        """Whether it can."""
         self.script.calls.append(("parse_from_file", path))
         return not self.num_errors
 

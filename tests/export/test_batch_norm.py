@@ -64,31 +64,23 @@ def test_every_batch_norm_gets_zero_mean_and_unit_variance(name: str) -> None:
     assert before > 0.5  # it was not so before
 
 
-def test_calibration_is_deterministic() -> None:
-    """Two calibrations of one network, and a second one of the same, give the same statistics bit for bit."""
+def test_only_running_statistics_change() -> None:
+    """No parameter, momentum or mode changes, and a second calibration gives the same statistics bit for bit."""
     images = photos(CATALOG["tiny"].input)
-    first, second = served("tiny"), served("tiny")
+    fresh, network = served("tiny"), served("tiny")
+    momenta = [0.1 * (index + 1) for index in range(len(norms(network)))]
+    for norm, momentum in zip(norms(network), momenta, strict=True):
+        norm.momentum = momentum
 
-    calibrate_batch_norm(first, images)
-    calibrate_batch_norm(second, images)
-    calibrate_batch_norm(second, images)
+    calibrate_batch_norm(network, images)
+    once = {name: value.clone() for name, value in network.state_dict().items()}
+    calibrate_batch_norm(network, images)
 
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name
-
-
-def test_learned_values_stay_as_they_were() -> None:
-    """Only running statistics change: no parameter does."""
-    network, fresh = served("tiny"), served("tiny")
-
-    calibrate_batch_norm(network, photos(CATALOG["tiny"].input))
-
-    changed = {
-        name.rpartition(".")[2]
-        for name, value in network.state_dict().items()
-        if not torch.equal(value, fresh.state_dict()[name])
-    }
-    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+    changed = {name for name, value in once.items() if not torch.equal(value, fresh.state_dict()[name])}
+    assert {name.rpartition(".")[2] for name in changed} == {"running_mean", "running_var", "num_batches_tracked"}
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in once.items())
+    assert [norm.momentum for norm in norms(network)] == momenta
+    assert not any(module.training for module in network.modules())
 
 
 def test_network_without_batch_norm_is_untouched() -> None:
@@ -99,18 +91,6 @@ def test_network_without_batch_norm_is_untouched() -> None:
     assert calibrate_batch_norm(network, photos(CATALOG["tiny"].input)) == 0
 
     assert isinstance(layer, nn.LazyLinear)  # a run would have made it a plain one
-
-
-def test_momentum_and_evaluation_mode_are_restored() -> None:
-    """Calibration leaves each batch norm with its own momentum, and everything in evaluation mode."""
-    network = served("tiny")
-    for index, norm in enumerate(norms(network)):
-        norm.momentum = 0.1 * (index + 1)
-
-    calibrate_batch_norm(network, photos(CATALOG["tiny"].input))
-
-    assert [norm.momentum for norm in norms(network)] == [0.1 * (index + 1) for index in range(len(norms(network)))]
-    assert not any(module.training for module in network.modules())
 
 
 def test_dropout_does_not_run_while_calibrating() -> None:

@@ -66,11 +66,11 @@ MANIFEST_OF_NET = Manifest(
 )
 
 
-def fill(folder: Path, content: str = "graph", classes: int = 3) -> None:
+def fill(folder: Path, content: str = "graph") -> None:
     """Write what an export writes; the graph is only text."""
     (folder / GRAPH).write_text(content)
     (folder / WEIGHTS).write_bytes(bytes(range(256)))
-    write_labels(folder / LABELS, [Label(number, "", f"class {number}") for number in range(classes)])
+    write_labels(folder / LABELS, [Label(number, "", f"class {number}") for number in range(3)])
     write_manifest(folder, MANIFEST_OF_NET)
 
 
@@ -226,26 +226,23 @@ def test_others_may_read(tmp_path: Path) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o644}
 
 
-@pytest.mark.parametrize("file", [GRAPH, LABELS, WEIGHTS])
-def test_one_changed_byte(file: str, tmp_path: Path) -> None:
-    """One changed byte in any file is an error that names the file and the command that makes it anew."""
-    add(tmp_path)
-    path = tmp_path / "net" / "1" / file
+def flip_last_bit(path: Path) -> None:
+    """Change one bit of the file."""
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
 
-    with pytest.raises(ArtifactError, match=rf"{file} differs from its manifest.*run: topfive export net"):
-        load(tmp_path, "net")
 
-
+@pytest.mark.parametrize(
+    ("damage", "message"), [(flip_last_bit, "differs from its manifest"), (Path.unlink, "is missing")]
+)
 @pytest.mark.parametrize("file", [GRAPH, LABELS, WEIGHTS])
-def test_missing_file(file: str, tmp_path: Path) -> None:
-    """A file that the manifest lists and the folder lacks is an error that names it."""
+def test_damaged_file(file: str, damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
+    """One changed bit in a file, or a file that is gone, is an error that names it and the command that helps."""
     add(tmp_path)
-    (tmp_path / "net" / "1" / file).unlink()
+    damage(tmp_path / "net" / "1" / file)
 
-    with pytest.raises(ArtifactError, match=rf"{file} is missing; run: topfive export net"):
+    with pytest.raises(ArtifactError, match=rf"{file} {message}.*run: topfive export net"):
         load(tmp_path, "net")
 
 
@@ -281,24 +278,21 @@ def test_not_a_manifest(text: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("format", 2), ("classes", "many"), ("weights", {"source": "guessed", "name": "x"}), ("input", {"crop": "wide"})],
+    ("change", "field"),
+    [
+        ({"format": 2}, "format"),
+        ({"classes": "many"}, "classes"),
+        ({"weights": {"source": "guessed", "name": "x"}}, "weights"),
+        ({"input": {"crop": "wide"}}, "input"),
+        ({"parameters_train": None}, "parameters_train"),
+    ],
 )
-def test_field_that_does_not_fit(field: str, value: object, tmp_path: Path) -> None:
-    """A field of the wrong kind, or another format of the manifest, is an error that names the field."""
+def test_field_that_does_not_fit(change: dict[str, object], field: str, tmp_path: Path) -> None:
+    """A field of the wrong kind, or another format of the manifest, is an error that names the field and the remedy."""
     add(tmp_path)
-    edit_manifest(tmp_path, lambda content: content.update({field: value}))
+    edit_manifest(tmp_path, lambda content: content.update(change))
 
-    with pytest.raises(ArtifactError, match=rf"is not a manifest that this version reads \({field}"):
-        load(tmp_path, "net")
-
-
-def test_older_manifest(tmp_path: Path) -> None:
-    """An artifact from before both counts of parameters were kept says which is missing, and what to do."""
-    add(tmp_path)
-    edit_manifest(tmp_path, lambda content: content.pop("parameters_train"))
-
-    expected = r"not a manifest that this version reads \(parameters_train\); run: topfive export net"
+    expected = rf"is not a manifest that this version reads \({field}.*\); run: topfive export net"
     with pytest.raises(ArtifactError, match=expected):
         load(tmp_path, "net")
 
@@ -319,23 +313,22 @@ def test_wrong_name(tmp_path: Path) -> None:
         load(tmp_path, "other")
 
 
-def test_label_count(tmp_path: Path) -> None:
-    """As many labels as classes, or an error with both numbers."""
-    with new_version(tmp_path, "net") as folder:
-        fill(folder, classes=4)
-
-    with pytest.raises(ArtifactError, match=r"labels\.csv has 4 rows for 3 classes"):
-        load(tmp_path, "net")
-
-
-def test_labels_that_are_none(tmp_path: Path) -> None:
-    """Labels that were bad when they were exported are an error as well."""
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class_id,wnid,label\n0,,a\n1,,b\n2,,c\n3,,d\n", r"labels\.csv has 4 rows for 3 classes"),
+        ("a,b\n", "lacks the column class_id"),
+    ],
+    ids=["too many", "no labels"],
+)
+def test_labels_that_do_not_fit(text: str, message: str, tmp_path: Path) -> None:
+    """As many labels as classes, or an error with both numbers; labels that were bad when exported are one as well."""
     with new_version(tmp_path, "net") as folder:
         fill(folder)
-        (folder / LABELS).write_text("a,b\n")
+        (folder / LABELS).write_text(text)
         write_manifest(folder, MANIFEST_OF_NET)
 
-    with pytest.raises(ArtifactError, match="lacks the column class_id"):
+    with pytest.raises(ArtifactError, match=message):
         load(tmp_path, "net")
 
 

@@ -97,14 +97,3 @@ def test_evaluated(lenet: Path, digits: Digits, tmp_path: Path) -> None:
     assert (measured.images, measured.dataset) == (360, "digits")
     assert round(measured.acc1, 3) == manifest.acc1
     assert measured.acc1_low < measured.acc1 < measured.acc1_high
-
-
-def test_layers(lenet: Path) -> None:
-    """The table of its artifact adds up to the 60,000 parameters of the paper, layer by layer."""
-    result = CliRunner().invoke(main, ["layers", "lenet5", "--artifacts", str(lenet), "--json"])
-    table = json.loads(result.output)
-    of = {row["name"]: row["parameters"] for row in table["layers"]}
-
-    assert table["parameters"] == sum(of.values()) == 60_000
-    assert [of[name] for name in ("c1", "s2", "s4", "c5", "f6")] == [156, 12, 32, 48_120, 10_164]
-    assert sum(value for name, value in of.items() if name.startswith("c3.")) == 1516

@@ -1,7 +1,6 @@
 """The layers of networks: their costs, maps, receptive fields and stages, against papers and against arithmetic."""
 
 from functools import cache
-from itertools import pairwise
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torchvision.models import get_model, get_model_weights
 from models.analysis.cost import Cost
 from models.analysis.layer_table import Kind, Layer, LayerTable
 from models.analysis.trace import network_layers
+from models.architectures.lenet5 import RadialBasis, Subsampling
 from models.build import build
 from models.catalog import CATALOG, Architecture, Channels, InputSpec
 
@@ -320,45 +320,17 @@ def test_functional_network() -> None:
     assert table.cost.macs == 64 * (4 * 75 + 4 * 27) + 16 + 1024
 
 
-class Subsampling(nn.Module):
-    """The sum over 2x2, times a coefficient, plus a bias: two learned values a map."""
-
-    def __init__(self, maps: int) -> None:
-        super().__init__()
-        self.coefficient = nn.Parameter(torch.ones(maps, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(maps, 1, 1))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Half the height and width."""
-        return functional.avg_pool2d(maps, 2) * (4 * self.coefficient) + self.bias
-
-
-class RadialBasis(nn.Module):
-    """Squared distances to fixed targets."""
-
-    targets: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("targets", torch.ones(10, 6))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[N, 10]."""
-        return (features.unsqueeze(1) - self.targets).square().sum(dim=2)
-
-
 def test_own_modules() -> None:
     """A module of an own kind is one row named by its class, with its kernel; fixed values are no parameters."""
-    network = nn.Sequential(
-        nn.Conv2d(1, 6, 5), Subsampling(6), nn.Tanh(), nn.LocalResponseNorm(5), nn.Conv2d(6, 6, 2), nn.Flatten()
-    ).append(RadialBasis())
+    network = nn.Sequential(nn.Conv2d(1, 6, 5), Subsampling(6), nn.Tanh(), nn.LocalResponseNorm(5))
+    network.extend([nn.Conv2d(6, 84, 2), nn.Flatten(), RadialBasis()])
     table = network_layers(network, InputSpec(resize=8, crop=8, channels=Channels.GREY))
 
     assert [(layer.name, layer.kind, layer.output, layer.parameters) for layer in table.layers] == [
         ("0", Kind.CONVOLUTION, (6, 4, 4), 156),
         ("1", "subsampling", (6, 2, 2), 12),
         ("3", Kind.LOCAL_RESPONSE_NORM, (6, 2, 2), 0),
-        ("4", Kind.CONVOLUTION, (6, 1, 1), 150),
+        ("4", Kind.CONVOLUTION, (84, 1, 1), 84 * 25),
         ("6", "radial basis", (10,), 0),
     ]
     assert (table.layers[1].kernel, table.layers[1].stride) == ((2, 2), (2, 2))
@@ -428,12 +400,3 @@ def test_leaves_nothing_behind() -> None:
         assert not module._forward_pre_hooks
     assert torch.is_grad_enabled()
     assert not any(value.is_meta for value in network.parameters())
-
-
-def test_maps_follow_each_other() -> None:
-    """In a chain each layer takes what the one before gives, also through an adaptive pooling that does nothing."""
-    table = layers_of("vgg11")
-
-    for before, after in pairwise(table.layers[:-3]):
-        assert after.input == before.output
-    assert table.layers[-3].input == (25088,)
