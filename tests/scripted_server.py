@@ -5,17 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from benchmarks.servers import Body, ServerSpec
 
 PHOTO = b"\xff\xd8 a photo, whole"
-SPENT_S = 0.3
 
 _ANSWER = [{"class": number, "probability": 0.6 - 0.1 * number} for number in range(1, 6)]
-_CHILD = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
 def scripted(name: str, script: str = "good") -> ServerSpec:
@@ -23,8 +19,8 @@ def scripted(name: str, script: str = "good") -> ServerSpec:
 
     - `good` takes a body for a photo that ends with `whole`, `any` takes every body, `unready` takes none;
     - `wrong` answers other classes, `broken` does not start;
-    - `stubborn` ignores SIGTERM and has a child in another session, `forgetful` has a child without its environment;
-    - `busy` has a child that computes before it answers, `late` computes when it answers.
+    - `stubborn` ignores SIGTERM, and has a child in another session and without its environment;
+    - `busy` has a child that computes 0.3 s before it answers.
     """
     return ServerSpec(name, (sys.executable, "-m", "tests.scripted_server", "{port}", script), body=Body.RAW)
 
@@ -32,21 +28,14 @@ def scripted(name: str, script: str = "good") -> ServerSpec:
 class _Answers(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
-        self._answer(200, "ready")
-
     def do_POST(self) -> None:
         data, script = self.rfile.read(int(self.headers["Content-Length"])), sys.argv[2]
         if data == b"die":
             os._exit(7)
-        if script == "any" or (data.endswith(b"whole") and script != "unready"):
-            self._answer(200, _ANSWER[::-1] if script == "wrong" else _ANSWER)
-        else:
-            self._answer(400, "broken")
-
-    def _answer(self, status: int, content: object) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
+        good = script == "any" or (data.endswith(b"whole") and script != "unready")
+        answer = _ANSWER[::-1] if script == "wrong" else _ANSWER
+        body = json.dumps(answer if good else "broken").encode()
+        self.send_response(200 if good else 400)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -55,27 +44,15 @@ class _Answers(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def compute(seconds: float) -> None:
-    """Use a core for so long."""
-    end = time.process_time() + seconds
-    while time.process_time() < end:
-        pass
-
-
 def main() -> None:
     """Serve as the script says."""
     script = sys.argv[2]
     if script == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        subprocess.Popen(_CHILD, start_new_session=True)
-    if script == "forgetful":
-        subprocess.Popen(_CHILD, env={}, start_new_session=True)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={}, start_new_session=True)
     if script == "busy":
-        subprocess.run(
-            [sys.executable, "-c", f"from tests.scripted_server import compute; compute({SPENT_S})"], check=True
-        )
-    if script == "late":
-        threading.Thread(target=compute, args=(1.0,), daemon=True).start()
+        code = "import time\nwhile time.process_time() < 0.3: pass"
+        subprocess.run([sys.executable, "-c", code], check=True)
     if script == "broken":
         sys.exit("no model here")
     ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), _Answers).serve_forever()
