@@ -65,7 +65,6 @@ class ComparisonRound:
 
     @property
     def errors(self) -> int:
-        """Failed requests of all loads."""
         return sum(result.errors for result in self.loads.values())
 
     @property

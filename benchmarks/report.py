@@ -30,7 +30,6 @@ class BenchmarkReport:
 
     @property
     def complete(self) -> bool:
-        """Whether everything could be measured."""
         failed = any(row.verdict is Verdict.ERROR for row in self.rows)
         return not failed and not any(one.reason for one in self.outcomes)
 

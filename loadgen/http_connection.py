@@ -27,7 +27,6 @@ class ServerAddress:
 
     @property
     def authority(self) -> str:
-        """The value of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
@@ -60,7 +59,6 @@ class HttpConnection(Connection):
         self._connecting: asyncio.Task[None] | None = None
 
     def on_response(self, result: RequestResult, keep_alive: bool) -> None:
-        """The protocol has the response."""
         if not keep_alive:
             self.on_lost()
         self._finish(result)

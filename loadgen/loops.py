@@ -60,11 +60,9 @@ class LoadLoop(ABC):
 
     @property
     def reconnects(self) -> int:
-        """How often a connection was made again."""
         return sum(max(0, connection.connects - 1) for connection in self._connections)
 
     async def aclose(self) -> None:
-        """Close all connections."""
         for connection in self._connections:
             await connection.aclose()
 

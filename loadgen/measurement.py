@@ -107,7 +107,6 @@ class LoadMeasurement:
         self._start = 0.0
 
     async def run(self) -> LevelResult:
-        """Measure, and close the connections."""
         plan, clock = self._plan, self._clock
         self._start = clock.now()
         self._loop.start()

@@ -37,7 +37,6 @@ class Recorder:
         self._due = array("d")
 
     def record(self, image: int, started: float, ended: float, result: RequestResult) -> None:
-        """Record a request that ended."""
         self._started.append(started)
         self._ended.append(ended)
         self._image.append(image)

@@ -111,12 +111,10 @@ class LevelResult:
 
     @property
     def failed(self) -> int:
-        """How many requests failed."""
         return sum(self.errors.values())
 
     @property
     def load(self) -> str:
-        """The rate or the number of connections."""
         return f"{self.rate:g}" if self.rate is not None else str(self.connections)
 
 

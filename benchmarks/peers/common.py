@@ -57,7 +57,6 @@ class Network:
         self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def answers(self, samples: Sequence[Pixels]) -> list[Answer]:
-        """The five best classes of each sample, best first."""
         probabilities = self._session.run(None, {"image": np.stack(samples)})[0]  # float32 [N, C]
         return [top_five(row) for row in probabilities]
 

@@ -208,7 +208,6 @@ class Batcher(Generic[T, R]):
         return most
 
     async def _run_batch(self, items: list[QueuedItem[T, R]], started: float) -> None:
-        """Run one batch and settle its items."""
         size = len(items)
         results: Sequence[R | Exception]
         try:

@@ -69,7 +69,6 @@ class FairScheduler:
         return self.stuck >= self.limit - _ROUNDING
 
     def join(self, on_turn: Callable[[], None], own_slots: int = 0) -> Flow:
-        """A new flow of this device."""
         self._flows += 1
         return Flow(self._flows, on_turn, own_slots)
 

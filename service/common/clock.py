@@ -33,7 +33,6 @@ class LoopClock:
     """`time.monotonic`, and timers of the running event loop."""
 
     def now(self) -> float:
-        """Monotonic time in seconds."""
         return time.monotonic()
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:

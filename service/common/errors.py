@@ -68,7 +68,6 @@ class TopfiveError(Exception):
 
     @property
     def translation(self) -> Translation:
-        """The row of the table."""
         return TABLE[self.code]
 
 

@@ -96,5 +96,4 @@ class Settings(BaseModel):
 
     @property
     def limits(self) -> ImageLimits:
-        """Limits of the image intake."""
         return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)

@@ -77,7 +77,6 @@ class Ensemble:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Those of all members, each once."""
         return tuple(dict.fromkeys(warning for member in self.members for warning in member.warnings))
 
 

@@ -33,7 +33,6 @@ class LocalDataPlane:
         self._ensembles = Ensembles(repository)
 
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
-        """The best classes of an image file, by that model or ensemble, None for the default one."""
         name = model or ""
         with RequestImage(self._preprocessor, image, options.crops, [name]) as request_image:
             return await self._counted(request_image, name, options)
@@ -60,26 +59,21 @@ class LocalDataPlane:
             return compared(rows, ComparisonTiming(request_image.seconds * 1000, total_ms))
 
     async def models(self) -> ModelList:
-        """All models of the catalog and all other exported ones, by name."""
         default = self.repository.default
         entries = self.repository.entries
         return ModelList(default, await asyncio.to_thread(lambda: tuple(map(model_detail, entries()))))
 
     async def model(self, name: str) -> ModelDetail:
-        """One model; reads its files on a thread."""
         return await asyncio.to_thread(lambda: model_detail(self.repository.entry(name)))
 
     async def layers(self, name: str) -> ModelLayers:
-        """The layers of a model, read on a thread."""
         return await asyncio.to_thread(lambda: model_layers(self.repository.entry(name), self.repository.root))
 
     def check_alive(self) -> None:
-        """Raise NotReady where a queue is broken or an engine stuck beyond recovery."""
         if not self.repository.alive:
             raise NotReady("an engine or its queue has failed for good; restart the server")
 
     def check_ready(self) -> None:
-        """Raise NotReady or ShuttingDown unless every configured model is loaded, warm and answering."""
         self.repository.check_ready()
 
     async def aclose(self, drain_s: float) -> None:

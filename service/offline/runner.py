@@ -40,7 +40,6 @@ class RunProgress:
         self._started = clock.now()
 
     def count(self, result: ImageResult) -> None:
-        """Count one more image."""
         self.done += 1
         self.failed += result.error is not None
 

@@ -121,7 +121,6 @@ class RequestImage:
         return made
 
     async def _crop_later(self, first: asyncio.Future[PreparedSamples], spec: InputSpec) -> PreparedSamples:
-        """Once the image is decoded, on a thread of its own."""
         await asyncio.shield(first)
         decoded = self._decoded
         assert decoded is not None, "a user that waits has not left"

@@ -69,7 +69,6 @@ class DeviceMemory:
 
     @property
     def used_bytes(self) -> int:
-        """What all of them hold."""
         return sum(one.size_bytes for one in self.models)
 
     @property
@@ -119,12 +118,10 @@ class DeviceModels:
         self.models: list[LoadedModel] = []
 
     def add(self, model: LoadedModel) -> None:
-        """The model is on the device from now on."""
         self.models.append(model)
         self._resize()
 
     def remove(self, model: LoadedModel) -> None:
-        """The memory of the model is free again."""
         self.models.remove(model)
         self._resize()
 

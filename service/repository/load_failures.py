@@ -23,7 +23,6 @@ class LoadFailures:
         self._last: dict[tuple[str, str], _Failure] = {}
 
     def note(self, device: str, artifact: Artifact, error: Exception) -> None:
-        """It could not be opened there."""
         key = device, artifact.manifest.name
         self._last[key] = _Failure(self._clock.now(), artifact.manifest, str(error))
 

@@ -57,7 +57,6 @@ class Lease:
         self._models.clear()
 
     def add(self, model: "LoadedModel") -> None:
-        """Keep that model loaded too."""
         self._models.append(model)
         model.leases.append(self)
 
@@ -128,12 +127,10 @@ class LoadedModel:
 
     @property
     def stuck(self) -> bool:
-        """Whether a batch of its own has not returned."""
         return bool(self._stuck)
 
     @property
     def stuck_batches(self) -> tuple[StuckBatch, ...]:
-        """Its batches that have not returned."""
         return tuple(self._stuck)
 
     @property

@@ -105,7 +105,6 @@ class ModelLoader:
         return self._on_devices[model.device].stuck_reason(model)
 
     def stop(self) -> None:
-        """Begin no further load."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def aclose(self, drain_s: float) -> None:

@@ -51,7 +51,6 @@ class _Load:
     leases: list[Lease] = field(default_factory=list)
 
     def wait(self, lease: Lease | None) -> None:
-        """A request waits for the load."""
         if lease is not None:
             self.leases.append(lease)
             lease.loads_awaited += 1
@@ -105,7 +104,6 @@ class Repository:
 
     @property
     def root(self) -> Path:
-        """The folder of the artifacts."""
         return self._root
 
     @property

@@ -20,11 +20,9 @@ class StuckBatch:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The values of `LABELS`."""
         return self.model, self.engine.runtime, self.engine.precision, str(self.slot)
 
     def age_s(self, now_s: float) -> float:
-        """For how long it has not returned."""
         return now_s - self.began_s
 
     def described(self, now_s: float) -> str:

@@ -46,7 +46,6 @@ class _Document:
         self._written = b""
 
     async def __call__(self, _request: Request) -> Response:
-        """Answer a request for it."""
         self._written = self._written or await asyncio.to_thread(self._write)
         return Response(self._written, media_type="application/json")
 

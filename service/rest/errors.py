@@ -31,7 +31,6 @@ class RequestContext:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection scope."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -57,18 +57,15 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has come."""
         super().connection_made(transport)
         self.opened_s = self.loop.time()
         self._set_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a head or a body."""
         if self._in_head:
             data, self._held = self._held + data, b""
             end = data.find(b"\r\n\r\n")
@@ -95,7 +92,6 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._in_head = self._begun = True
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
         self._in_head = self._begun = False
         self._progress = True
         self._head_bytes = 0

@@ -48,7 +48,6 @@ class RpcServer:
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:
-        """Tell health checks and their watchers."""
         values = health_pb2.HealthCheckResponse
         status = values.SERVING if serving else values.NOT_SERVING
         for name in (health.OVERALL_HEALTH, SERVICE):

@@ -51,7 +51,6 @@ class Servicer(ClassifierServicer):
         self._closing = True
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyReply:
-        """One image."""
         identity = begin_request(request.request_id)
         try:
             return await self._classify(request, identity, self._deadline(context))
@@ -87,7 +86,6 @@ class Servicer(ClassifierServicer):
                 task.cancel()
 
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareReply:
-        """One image, many models."""
         identity = begin_request(request.request_id)
         try:
             image = request.image  # each reading of the field copies it
@@ -99,7 +97,6 @@ class Servicer(ClassifierServicer):
             await abort(context, error, identity)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
-        """All models."""
         identity = begin_request(None)
         try:
             return converters.list_models_reply(await self._data_plane.models())
@@ -107,7 +104,6 @@ class Servicer(ClassifierServicer):
             await abort(context, error, identity)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelReply:
-        """One model."""
         identity = begin_request(None)
         try:
             return converters.get_model_reply(await self._data_plane.model(request.name))
@@ -115,7 +111,6 @@ class Servicer(ClassifierServicer):
             await abort(context, error, identity)
 
     async def GetLayers(self, request: pb.GetLayersRequest, context: Context) -> pb.GetLayersReply:
-        """The layers of one model."""
         identity = begin_request(None)
         try:
             known = await self._data_plane.layers(request.name)

@@ -48,7 +48,6 @@ class ExitReason(Enum):
 
     @property
     def status(self) -> int:
-        """The exit status."""
         return int(self is not ExitReason.STOPPED)
 
 

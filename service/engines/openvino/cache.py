@@ -57,7 +57,6 @@ class CompiledGraph:
         return not problem
 
     def remove(self) -> None:
-        """Remove it, as far as the permissions allow that."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager

@@ -58,13 +58,11 @@ class EngineOptions:
 
     @property
     def on_cpu(self) -> Layout:
-        """The layout of an engine on the CPU."""
         layout = self.layout or default_layout(self.cpus)
         return replace(layout, max_batch=self.max_batch) if self.max_batch else layout
 
     @property
     def batch_on_cards(self) -> int:
-        """The largest batch on a card."""
         return self.max_batch or DEFAULT_MAX_BATCH
 
 
@@ -133,7 +131,6 @@ class Selection:
 
     @property
     def batch_on_cards(self) -> int:
-        """The largest batch on a card."""
         return at_most(self.options.batch_on_cards, self.artifact)
 
     def attempts(self) -> Iterator[Attempt]:
