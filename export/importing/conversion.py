@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from export.common import OPSET, strip_metadata
 from export.importing.reference_run import one_line
 from export.importing.signature import Signature, opset
-from models.weights.onnx_reader import constants, real_inputs, subgraphs, used_nodes
+from models.weights.onnx_reader import all_graphs, constants, read_names, real_inputs, used_nodes
 
 IR_VERSION = 10  # of opset 20 and 21; from 4 on initializers need not be inputs as well
 _BATCH = "batch"
@@ -60,7 +60,7 @@ def variants(model: ModelProto, signature: Signature) -> Iterator[Variant]:
     """
     base = _only_needed(model, signature)
     if has_half(base):
-        _to_float(base.graph)
+        _to_float(base)
     newer = _with_new_opset(base)
     graphs = [graph for graph in (newer, base) if graph is not None]
     for graph in graphs:
@@ -72,18 +72,12 @@ def variants(model: ModelProto, signature: Signature) -> Iterator[Variant]:
 
 def has_half(model: ModelProto) -> bool:
     """Whether any stored, cast or declared value is float16."""
-    return any(element == TensorProto.FLOAT16 for element in _element_types(model.graph))
+    return any(TensorProto.FLOAT16 in _element_types(graph) for graph in all_graphs(model.graph))
 
 
 def has_quantised(model: ModelProto) -> bool:
     """Whether any value between layers is quantised; quantised weights alone do not count."""
-    return any(node.op_type.startswith(_QUANTISED) for node in _nodes(model.graph))
-
-
-def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    yield from graph.node
-    for inner in subgraphs(graph):
-        yield from _nodes(inner)
+    return any(node.op_type.startswith(_QUANTISED) for graph in all_graphs(model.graph) for node in graph.node)
 
 
 def _element_types(graph: GraphProto) -> Iterator[int]:
@@ -96,15 +90,13 @@ def _element_types(graph: GraphProto) -> Iterator[int]:
             yield attribute.t.data_type
             if attribute.name in _TYPE_ATTRIBUTES:
                 yield attribute.i
-    for inner in subgraphs(graph):
-        yield from _element_types(inner)
 
 
 def _only_needed(model: ModelProto, signature: Signature) -> ModelProto:
     """A copy with the image as its only input, one output, and without unused nodes and weights."""
     graph = model.graph
     nodes = used_nodes(graph, {signature.output})
-    names = {name for node in nodes for name in _reads(node)} | {signature.output}
+    names = {signature.output}.union(*map(read_names, nodes))
     inputs = [value for value in real_inputs(graph) if value.name == signature.input]
     outputs = [value for value in graph.output if value.name == signature.output]
     stored = [tensor for tensor in graph.initializer if tensor.name in names]
@@ -115,31 +107,20 @@ def _only_needed(model: ModelProto, signature: Signature) -> ModelProto:
     return copy
 
 
-def _reads(node: NodeProto) -> Iterator[str]:
-    """Every name that a node or a graph inside it mentions."""
-    yield from node.input
-    holder = GraphProto(node=[node])
-    for inner in subgraphs(holder):
-        yield from (value.name for value in inner.output)
-        for child in inner.node:
-            yield from _reads(child)
-
-
-def _to_float(graph: GraphProto) -> None:
-    """Convert every float16 of the graph to float32, in place."""
-    for tensor in graph.initializer:
-        _tensor_to_float(tensor)
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                _tensor_to_float(attribute.t)
-            if attribute.name in _TYPE_ATTRIBUTES and attribute.i == TensorProto.FLOAT16:
-                attribute.i = TensorProto.FLOAT
-    for inner in subgraphs(graph):
-        _to_float(inner)
+def _to_float(model: ModelProto) -> None:
+    """Convert every float16 of the model to float32, in place."""
+    for graph in all_graphs(model.graph):
+        for tensor in graph.initializer:
+            _tensor_to_float(tensor)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    _tensor_to_float(attribute.t)
+                if attribute.name in _TYPE_ATTRIBUTES and attribute.i == TensorProto.FLOAT16:
+                    attribute.i = TensorProto.FLOAT
 
 
 def _tensor_to_float(tensor: TensorProto) -> None:
@@ -197,8 +178,7 @@ def _set_shapes(graph: GraphProto, shape: list[int | str]) -> None:
     image = graph.input[0]
     element = image.type.tensor_type.elem_type
     image.CopyFrom(onnx.helper.make_tensor_value_info(image.name, element, shape))
-    graph.ClearField("value_info")
-    for inner in subgraphs(graph):
+    for inner in all_graphs(graph):
         inner.ClearField("value_info")
     output: ValueInfoProto = graph.output[0]
     output.type.tensor_type.ClearField("shape")

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.importing.conversion import Variant
 from export.importing.recipe import Output
 from export.importing.signature import ChannelLayout, Signature
 from models.catalog import Channels, InputSpec
-from models.weights.onnx_reader import subgraphs
+from models.weights.onnx_reader import all_graphs
 
 _PREFIX = "network."
 _HALF_UP = 0.5005  # luma is a whole number of thousandths, so that no rounding error of its sum crosses a half
@@ -49,7 +49,7 @@ def add_contract(variant: Variant, signature: Signature, spec: InputSpec, output
     model = ModelProto()
     model.CopyFrom(variant.model)
     graph = model.graph
-    _add_prefix(graph)
+    _add_prefix(model)
     source, target = graph.input[0], graph.output[0]
     before = _preprocessing(signature, spec, source.type.tensor_type.elem_type, variant.batch)
     before.end(source.name)
@@ -114,18 +114,17 @@ def _postprocessing(output: onnx.ValueInfoProto, kind: Output, classes: int, bat
     return chain
 
 
-def _add_prefix(graph: GraphProto) -> None:
+def _add_prefix(model: ModelProto) -> None:
     """Add a prefix to every name of a value or node, so that none equals a name of the contract."""
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        value.name = _PREFIX + value.name
-    for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
-        tensor.name = _PREFIX + tensor.name
-    seen: set[str] = set()
-    for node in graph.node:
-        name = "" if node.name in seen else node.name  # from IR 10 on two nodes may not have the same name
-        seen.add(name)
-        node.name = name and _PREFIX + name
-        for names in (node.input, node.output):
-            names[:] = [name and _PREFIX + name for name in names]
-    for inner in subgraphs(graph):
-        _add_prefix(inner)
+    for graph in all_graphs(model.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            value.name = _PREFIX + value.name
+        for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+            tensor.name = _PREFIX + tensor.name
+        seen: set[str] = set()
+        for node in graph.node:
+            name = "" if node.name in seen else node.name  # from IR 10 on two nodes may not have the same name
+            seen.add(name)
+            node.name = name and _PREFIX + name
+            for names in (node.input, node.output):
+                names[:] = [name and _PREFIX + name for name in names]

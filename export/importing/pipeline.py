@@ -28,7 +28,6 @@ from models.artifact.artifact import (
     LABELS,
     Artifact,
     Manifest,
-    ParityReport,
     WeightRecord,
     WeightSource,
     new_version,
@@ -116,7 +115,7 @@ def import_model(request: ImportRequest, root: Path, reporter: Reporter) -> Impo
     reporter.step("ONNX graph")
     with new_version(root, request.name) as folder:
         write_labels(folder / LABELS, labels.rows)
-        artifact = _write_first_equal(source, request, folder)
+        artifact = _write_graph(source, request, folder)
         write_reference(folder, source.images, source.reference)
         rules = _rules_for(source.rules, artifact.manifest.max_batch)
         reports = check_parity(artifact, source.images, source.reference, reporter.step, rules)
@@ -183,35 +182,36 @@ def _bounds_of(precision: Precision) -> Bounds:
     )
 
 
-def _write_first_equal(source: _Source, request: ImportRequest, folder: Path) -> Artifact:
+def _write_graph(source: _Source, request: ImportRequest, folder: Path) -> Artifact:
     """Write the first graph that gives the file's answers to `folder`. Raises UnsupportedError or ParityError."""
-    failures: list[UnsupportedError | ParityError] = []
+    failures: list[ExportError] = []
     for variant in variants(source.model, source.signature):
         try:
-            check_opset(variant.model)
-            graph = add_contract(variant, source.signature, source.spec, source.recipe.output, source.classes)
-            if (size := graph.ByteSize()) >= LARGEST_BYTES:
-                raise UnsupportedError(f"in float32 the graph has {size:,} bytes; an ONNX file holds less than 2 GiB")
-            content = graph.SerializeToString(deterministic=True)
-            report = _compare(content, source, variant)
-        except UnsupportedError as error:
+            content = _checked_graph(variant, source, request.file)
+        except (UnsupportedError, ParityError) as error:
             failures.append(error)
             continue
-        if report.passed:
-            (folder / GRAPH).write_bytes(content)
-            table = graph_layers(variant.fixed(source.signature), source.signature, variant.batch or 1)
-            write_layers(folder, table)
-            manifest = _manifest(source, request, variant, table.cost)
-            return Artifact(folder, 0, manifest, read_labels(folder / LABELS))
-        failures.append(ParityError(f"the graph made from {request.file} differs from it: {figures(report)}"))
+        (folder / GRAPH).write_bytes(content)
+        table = graph_layers(variant.fixed(source.signature), source.signature, variant.batch or 1)
+        write_layers(folder, table)
+        manifest = _manifest(source, request, variant, table.cost)
+        return Artifact(folder, 0, manifest, read_labels(folder / LABELS))
     raise failures[-1]
 
 
-def _compare(content: bytes, source: _Source, variant: Variant) -> ParityReport:
-    """Compare the graph in ONNX Runtime with the file. Raises UnsupportedError where the graph does not run."""
+def _checked_graph(variant: Variant, source: _Source, file: Path) -> bytes:
+    """The served graph of `variant`. Raises UnsupportedError where it does not run, ParityError where it differs."""
+    check_opset(variant.model)
+    graph = add_contract(variant, source.signature, source.spec, source.recipe.output, source.classes)
+    if (size := graph.ByteSize()) >= LARGEST_BYTES:
+        raise UnsupportedError(f"in float32 the graph has {size:,} bytes; an ONNX file holds less than 2 GiB")
+    content = graph.SerializeToString(deterministic=True)
     bounds = _rules_for(source.rules, variant.max_batch).bounds
     engine = GraphEngine(content, max(bounds.batch_sizes))
-    return compare(engine, Precision.F32, source.images, source.reference, bounds)
+    report = compare(engine, Precision.F32, source.images, source.reference, bounds)
+    if not report.passed:
+        raise ParityError(f"the graph made from {file} differs from it: {figures(report)}")
+    return content
 
 
 def _manifest(source: _Source, request: ImportRequest, variant: Variant, cost: Cost) -> Manifest:

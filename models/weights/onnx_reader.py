@@ -103,24 +103,27 @@ def _load_external_data(model: ModelProto, path: Path) -> None:
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """Every tensor that the graph stores, also in the bodies of loops and branches."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-    for inner in subgraphs(graph):
-        yield from _tensors(inner)
+    """Every tensor that the graph stores, also inside loops and branches."""
+    for inner in all_graphs(graph):
+        yield from inner.initializer
+        for node in inner.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
 
 
-def subgraphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """The bodies of loops and branches one level below `graph`."""
+def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph, and the bodies of loops and branches in it at every depth."""
+    yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield attribute.g
-            yield from attribute.graphs
+        yield from _bodies(node)
+
+
+def _bodies(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from all_graphs(body)
 
 
 def real_inputs(graph: GraphProto) -> list[ValueInfoProto]:
@@ -164,16 +167,14 @@ def used_nodes(graph: GraphProto, outputs: set[str]) -> list[NodeProto]:
     for node in reversed(graph.node):
         if needed & set(node.output):
             used.append(node)
-            needed |= _inputs(node)
+            needed |= read_names(node)
     return used[::-1]
 
 
-def _inputs(node: NodeProto) -> set[str]:
-    """The values that a node reads, also in the bodies of loops and branches."""
+def read_names(node: NodeProto) -> set[str]:
+    """The values that a node reads, also inside the bodies of loops and branches."""
     names = set(node.input)
-    for attribute in node.attribute:
-        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            names |= {value.name for value in inner.output}
-            for child in inner.node:
-                names |= _inputs(child)
+    for body in _bodies(node):
+        names |= {value.name for value in body.output}
+        names |= {name for child in body.node for name in child.input}
     return names - {""}

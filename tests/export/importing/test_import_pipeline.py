@@ -250,6 +250,27 @@ def test_external_data_beside_the_file(import_file: Import, tmp_path: Path) -> N
     np.testing.assert_allclose(answers(tmp_path / "artifacts"), by_hand(), atol=2e-5)
 
 
+@pytest.mark.parametrize("element", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_branch_that_reads_values_around_it(importing: Import, tmp_path: Path, element: int) -> None:
+    """What only the branch of an If reads stays in the graph, is float32 inside it too, and no name collides."""
+    model = classifier(element=element)
+    gemm = model.graph.node.pop()
+    output = helper.make_tensor_value_info(gemm.output[0], element, ["N", 4])
+    body = helper.make_graph([gemm], "body", [], [output], value_info=[output])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "condition"))
+    model.graph.node.append(
+        helper.make_node("If", ["condition"], [gemm.output[0]], name="choose", then_branch=body, else_branch=body)
+    )
+
+    importing(model)
+
+    np.testing.assert_allclose(answers(tmp_path / "artifacts"), by_hand(), atol=2e-3)
+    graph = onnx.load(tmp_path / "artifacts" / "net" / "1" / "model.onnx").graph
+    (branch, *_) = [one.g for node in graph.node for one in node.attribute if one.HasField("g")]
+    assert branch.node[0].input[1] in {tensor.name for tensor in graph.initializer}
+    assert branch.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
 def test_one_of_several_outputs(importing: Import, tmp_path: Path) -> None:
     """With `output_name` the others are left out of the graph, and what only they need."""
     model = classifier()
