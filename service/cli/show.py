@@ -23,7 +23,7 @@ from service.common.types import Layout, Precision, Runtime
 from service.engines.selection.compatibility import survey, this_machine
 from service.engines.selection.cpu_layout import at_most, default_layout, read_tuned
 from service.repository.model_info import built_engine, model_detail
-from service.repository.repository import Entry
+from service.repository.repository import ModelEntry
 from service.rest.schemas import to_dict
 from service.server.data_plane import build_data_plane
 
@@ -50,7 +50,7 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
                 Console().print(table, Text())
 
 
-def _engines(root: Path, entry: Entry) -> tuple[tuple[BuiltEngine, ...], list[str]]:
+def _engines(root: Path, entry: ModelEntry) -> tuple[tuple[BuiltEngine, ...], list[str]]:
     """The engines in the artifact that were built for NVIDIA cards, and what is wrong with records of others."""
     if entry.exported is None:
         return (), []
@@ -63,7 +63,7 @@ def _engines(root: Path, entry: Entry) -> tuple[tuple[BuiltEngine, ...], list[st
     return tuple(map(built_engine, fits)), unreadable
 
 
-def _layout(settings: Settings, entry: Entry) -> tuple[Layout | None, tuple[str, ...]]:
+def _layout(settings: Settings, entry: ModelEntry) -> tuple[Layout | None, tuple[str, ...]]:
     """The layout of an engine on the CPU with `--runtime auto`, and what is wrong with records of tuning.
 
     The layout is None where the model is not exported.

@@ -135,7 +135,7 @@ class DeviceModels:
                 return ModelUse.UNLOADING
             if is_configured(model.name):
                 return ModelUse.CONFIGURED
-            if any(lease.loads_awaited for lease in model.leases):
+            if any(lease.waits for lease in model.leases):
                 return ModelUse.AWAITING
             return ModelUse.IDLE if model.idle else ModelUse.IN_USE
 

@@ -41,12 +41,11 @@ def warnings_of(manifest: Manifest) -> tuple[str, ...]:
 class Lease:
     """Keeps models loaded until the block ends. A request has one lease for all the models that it asks."""
 
-    __slots__ = ("_models", "loads_awaited")
+    __slots__ = ("_loads", "_models")
 
     def __init__(self) -> None:
         self._models: list[LoadedModel] = []
-        self.loads_awaited = 0
-        """Loads that its request waits for; until these have ended it lets go of none of its models."""
+        self._loads = 0
 
     def __enter__(self) -> Self:
         return self
@@ -55,6 +54,17 @@ class Lease:
         for model in self._models:
             model.release(self)
         self._models.clear()
+
+    @property
+    def waits(self) -> bool:
+        """Whether its request waits for a load, and so releases none of its models before that ends."""
+        return self._loads > 0
+
+    def begin_load(self) -> None:
+        self._loads += 1
+
+    def end_load(self) -> None:
+        self._loads -= 1
 
     def add(self, model: "LoadedModel") -> None:
         self._models.append(model)

@@ -19,7 +19,7 @@ from service.common.types import copy_as
 from service.engines.selection.compatibility import Fit
 from service.engines.selection.opening import Choice
 from service.repository.loaded_model import warnings_of
-from service.repository.repository import Entry
+from service.repository.repository import ModelEntry
 
 
 def built_engine(fit: Fit) -> BuiltEngine:
@@ -41,7 +41,7 @@ def built_engine(fit: Fit) -> BuiltEngine:
     )
 
 
-def exported(entry: Entry, root: Path) -> tuple[int, Manifest]:
+def exported(entry: ModelEntry, root: Path) -> tuple[int, Manifest]:
     """Version and manifest of an exported model. Raises ModelNotFound where it is not, NotReady where it is damaged."""
     if entry.damage is not None:
         raise NotReady(entry.damage)
@@ -50,7 +50,7 @@ def exported(entry: Entry, root: Path) -> tuple[int, Manifest]:
     return entry.exported
 
 
-def model_layers(entry: Entry, root: Path) -> ModelLayers:
+def model_layers(entry: ModelEntry, root: Path) -> ModelLayers:
     """The layers of an exported model under `root`, loaded or not. Reads and checks a file: not for the event loop.
 
     Raises what `exported` raises; ModelNotFound where the model was exported before there were such tables, and
@@ -78,7 +78,7 @@ def layers_of(name: str, version: int | None, table: LayerTable) -> ModelLayers:
     )
 
 
-def model_detail(entry: Entry) -> ModelDetail:
+def model_detail(entry: ModelEntry) -> ModelDetail:
     """All that is known of the model."""
     version, manifest = entry.exported or (None, None)
     architecture = entry.architecture

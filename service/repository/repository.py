@@ -32,8 +32,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What is known of one name; None where there is none. `damage` says why what is exported cannot be read."""
+class ModelEntry:
+    """A model of the catalog, an exported one, or both; None for what it is not.
+
+    `exported` is the newest version and its manifest. `damage` says why an exported model cannot be read.
+    """
 
     name: str
     state: ModelState
@@ -45,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """A load that goes on, and the leases of the requests that wait for it."""
+    """A load in progress, and the leases of the requests that wait for it."""
 
     task: asyncio.Task[LoadedModel]
     leases: list[Lease] = field(default_factory=list)
@@ -53,16 +56,16 @@ class _Load:
     def wait(self, lease: Lease | None) -> None:
         if lease is not None:
             self.leases.append(lease)
-            lease.loads_awaited += 1
+            lease.begin_load()
 
     def leave(self, lease: Lease | None) -> None:
-        """The request does not wait any more, if it still did."""
+        """The request stops waiting, if it still waits."""
         if lease in self.leases:
             self.leases.remove(lease)
-            lease.loads_awaited -= 1
+            lease.end_load()
 
     def end(self, model: LoadedModel | None) -> None:
-        """No request waits any more; where there is a model, their leases keep it."""
+        """End the wait of all requests; their leases keep the model, where the load gave one."""
         for lease in list(self.leases):
             self.leave(lease)
             if model is not None:
@@ -121,7 +124,7 @@ class Repository:
 
     @property
     def alive(self) -> bool:
-        """False when a queue is broken or an engine stuck beyond recovery: a supervisor should restart the process."""
+        """False where a queue is broken or an engine stuck for good: a supervisor should restart the process."""
         return not any(model.lost for model in self._loaded.values())
 
     @property
@@ -131,7 +134,7 @@ class Repository:
 
     @property
     def card_lost(self) -> str | None:
-        """Why an NVIDIA card answers nothing in this process any more; only another process can use it."""
+        """Why this process can use an NVIDIA card no longer, where one is lost; only a new process can."""
         return self._card_lost or next((model.card_lost for model in self._loaded.values() if model.card_lost), None)
 
     @property
@@ -196,12 +199,12 @@ class Repository:
         for name in self.failing:
             await self._loaded[name].probe()
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ModelEntry]:
         """Every model of the catalog, and every other exported one, by name."""
         found = [self._entry(name) for name in sorted({*self._catalog.names(), *exported_names(self._root)})]
         return [entry for entry in found if entry.architecture is not None or entry.exported is not None]
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> ModelEntry:
         """One of them; raises ModelNotFound, or NotReady where nothing but a damaged manifest is there."""
         name = self._catalog.canonical(name)
         self._check_known(name)
@@ -246,13 +249,13 @@ class Repository:
         model = None
         try:
             await self._loader.unloaded(name)  # or it would be there twice
-            model = self._loaded.get(name) or await self._loaded_anew(name)
+            model = self._loaded.get(name) or await self._load_artifact(name)
         finally:  # in this turn of the loop: nobody can unload it before the leases have it
             self._loading.pop(name).end(model)
         self._changed()
         return model
 
-    async def _loaded_anew(self, name: str) -> LoadedModel:
+    async def _load_artifact(self, name: str) -> LoadedModel:
         self._check_known(name)
         started = self._clock.now()
         try:
@@ -275,7 +278,7 @@ class Repository:
             log.warning(warning)
         return model
 
-    def _entry(self, name: str) -> Entry:
+    def _entry(self, name: str) -> ModelEntry:
         loaded = self._loaded.get(name)
         exported: tuple[int, Manifest] | None = None
         damage: str | None = None
@@ -292,7 +295,7 @@ class Repository:
                     damage = str(error)
                 state = ModelState.NOT_EXPORTED
         architecture = self._catalog.get(name)
-        return Entry(name, state, architecture, exported, loaded, damage)
+        return ModelEntry(name, state, architecture, exported, loaded, damage)
 
     def _changed(self) -> None:
         for listener in self._listeners:

@@ -20,7 +20,7 @@ from service.engines.base import CPU, EngineUnavailableError
 from service.repository.device_memory import Device
 from service.repository.loaded_model import LoadedModel
 from service.repository.model_info import model_detail, model_layers
-from service.repository.repository import Entry, Repository
+from service.repository.repository import ModelEntry, Repository
 from tests.exposition import exposition
 from tests.fakes import ManualClock, Opener, reached, settle
 from tests.repository.test_model import sample
@@ -85,7 +85,7 @@ def copy_as(root: Path, name: str) -> None:
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "name": name}))
 
 
-def entry_of(bench: Bench, name: str) -> Entry:
+def entry_of(bench: Bench, name: str) -> ModelEntry:
     """One of the entries."""
     return {entry.name: entry for entry in bench.repository.entries()}[name]
 
