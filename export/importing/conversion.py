@@ -54,7 +54,7 @@ class Variant:
 
 
 def variants(model: ModelProto, signature: Signature) -> Iterator[Variant]:
-    """Graphs with one input and one output: a new opset before the file's own, any batch before a fixed one.
+    """Graphs with one input and one output, the best first: any batch before a fixed one, a new opset before the old.
 
     Each computes in float32 where the file computes in float16.
     """

@@ -259,7 +259,7 @@ def test_missing_keeps_untrained_weights_where_the_host_cannot_be_reached(
 def test_missing_is_content_with_untrained_where_nothing_else_exists(
     run: Run, exported: Path, scripted: Callable[..., list[Call]]
 ) -> None:
-    """A network that nobody published weights for is there when it is untrained."""
+    """An untrained artifact of a network without published weights counts as present."""
     calls = scripted()
 
     result = run("tiny", "--missing", "--artifacts", exported)

@@ -139,7 +139,7 @@ def test_default_weights(architecture: Architecture) -> None:
 
 
 def test_without_published_weights() -> None:
-    """A network that nobody trained has no default weights, and an input of its own."""
+    """A network without published weights has no default weights, and an input of its own."""
     assert CATALOG["tiny"].default_weights is None
     assert CATALOG["tiny"].input == InputSpec(resize=36, crop=32)
 

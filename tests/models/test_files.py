@@ -1,4 +1,4 @@
-"""Replacing a file in one step: what is there before, after, and when it fails; and the home of who has none."""
+"""Files that are written in one step, home folders, and cache files."""
 
 import pwd
 import stat
@@ -57,7 +57,7 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user without a name and a home, as in a container, is at home in `/`: the settings have a cache folder."""
+    """A user without a name and a home folder, as in a container, has `/`, so that the settings have a cache folder."""
 
     def unknown(_number: int) -> object:
         raise KeyError

@@ -124,7 +124,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 
 def ignore(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
 
 def randomised(network: nn.Module, seed: int = 7) -> State:
@@ -196,7 +196,7 @@ def test_bad_answer(answer: Answer, message: str, host: Host, tmp_path: Path) ->
 
 
 def test_no_answer(host: Host, tmp_path: Path) -> None:
-    """A port where nobody listens, and a name that does not resolve, are a host that cannot be reached.
+    """A port without a listener, and a name that does not resolve, are a host that cannot be reached.
 
     `.invalid` never resolves (RFC 2606).
     """
@@ -218,7 +218,7 @@ def test_hung_up(host: Host, tmp_path: Path) -> None:
 
 
 def test_no_tls(host: Host, tmp_path: Path) -> None:
-    """Somebody who does not speak TLS is not the host that was asked: an error, and no fallback."""
+    """A server without TLS is not the host of the URL: an error, and no fallback."""
     with pytest.raises(WeightsError, match=r"is not trusted: .*SSL") as caught:
         download(f"https://{host.address}/{NAME}", tmp_path / NAME, ignore)
 

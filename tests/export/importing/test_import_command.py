@@ -80,7 +80,7 @@ def test_folder_that_cannot_be_written_is_named(run: Run, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "reason"), [("resnet50", "is the name of a catalog network"), ("A b", "'A b' cannot")]
 )
-def test_unfit_name(run: Run, tmp_path: Path, name: str, reason: str) -> None:
+def test_name_that_cannot_be_served(run: Run, tmp_path: Path, name: str, reason: str) -> None:
     """A name that cannot be served is refused before the file is looked at."""
     result = run(tmp_path / "none.onnx", "--name", name, "--recipe", tmp_path / "none.toml")
 
@@ -157,7 +157,7 @@ def test_labels_in_any_order_with_wnid(tmp_path: Path) -> None:
 async def test_fixed_batch_is_served_one_by_one(run: Run, tmp_path: Path) -> None:
     """Eight requests at once to a graph that takes one image: each runs alone and gets the answer of its own.
 
-    All four classes come where nobody said how many; five asked for are an error.
+    Without `top_k` all four classes come; five are an error.
     """
     file = saved(classifier(batch=1, head="mixed"), tmp_path)
     assert run(file, "--name", "net", "--recipe", recipe(tmp_path)).exit_code == 0

@@ -53,7 +53,7 @@ def ones(*shape: int) -> NDArray[np.float32]:
 
 
 def network(batch: int) -> ModelProto:
-    """A grouped convolution, a batch norm, a PRelu, a product, and a single number that nobody learned."""
+    """A grouped convolution, a batch norm, a PRelu, a product, and a single number that is not learned."""
     return chain(
         helper.make_node("Conv", ["x", "w", "b"], ["c"], name="conv", strides=[2, 2], pads=[1, 1, 1, 1], group=2),
         helper.make_node("BatchNormalization", ["c", "s", "o", "m", "v"], ["n"], name="norm"),

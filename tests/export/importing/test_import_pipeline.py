@@ -555,7 +555,7 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str, type[Exception], str]] =
     "a map": (_segmenter, "", UnsupportedError, r"is \[1, 3, 16, 16\], which looks like a map over the image"),
     "boxes": (_detector, "", UnsupportedError, r"is \[1, 4, 3\], which looks like boxes or tokens"),
     "one class": (lambda: classifier(weight=WEIGHT[:1]), "", UnsupportedError, r"1 class; two or more are served"),
-    "nobody's operators": (_foreign, "", UnsupportedError, r"ONNX Runtime cannot load the file: .*org\.example"),
+    "unknown operators": (_foreign, "", UnsupportedError, r"ONNX Runtime cannot load the file: .*org\.example"),
     "several classes at once": (
         lambda: _ending("Sigmoid", helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])),
         'output = "probabilities"',

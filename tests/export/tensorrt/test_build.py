@@ -85,7 +85,7 @@ def graph(path: Path, nodes: list[onnx.NodeProto], *, weights: onnx.TensorProto 
 
 
 def ignore(phase: str, done: int, total: int) -> None:
-    """Nobody watches."""
+    """Progress that is not shown."""
 
 
 def test_turing_and_the_rest(run: Run, artifacts: Path) -> None:
@@ -406,7 +406,7 @@ def test_other_answers_than_those_kept_are_refused(
 
 
 def test_imported_model(run: Run, artifacts: Path) -> None:
-    """A model from somebody's ONNX file is built in f32; in fp16 it is refused, for it has no PyTorch network."""
+    """An imported model is built in f32; in fp16 it is refused, because it has no PyTorch network."""
     folder = artifacts / "mine" / "1"
     shutil.copytree(artifacts / "tiny" / "1", folder)
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -23,7 +23,7 @@ JOB = BuildJob(
 
 
 def ignore(phase: str, done: int, total: int) -> None:
-    """Nobody watches."""
+    """Progress that is not shown."""
 
 
 def build(script: Script, job: BuildJob = JOB) -> bytes:
@@ -156,10 +156,10 @@ def test_interruption_stops_the_builder() -> None:
 
 
 def test_progress_that_fails_ends_the_build() -> None:
-    """An exception of whoever watches does not pass through the builder: it stops, and the exception comes out."""
+    """An exception of the progress callback stops the builder and is raised; it does not pass through the builder."""
 
     def closed(phase: str, done: int, total: int) -> None:
-        raise BrokenPipeError("nobody reads")
+        raise BrokenPipeError("the reader is gone")
 
     script = Script()
     with pytest.raises(BrokenPipeError):

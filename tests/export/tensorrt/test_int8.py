@@ -66,7 +66,7 @@ def photo(file: Path, spec: InputSpec) -> Sample:
     return transforms.center_crop(spec, decode.decode_pixels(file.read_bytes(), ImageLimits()))
 
 
-def test_photos_come_through_the_intake(folder: Path) -> None:
+def test_photos_are_preprocessed_as_the_service_does(folder: Path) -> None:
     """All images below the folder count, each as the network gets it, the brightest of even ones first."""
     photos = CalibrationPhotos(folder, SPEC)
 

@@ -104,7 +104,7 @@ def test_f32_on_turing(text: str) -> None:
 
 @pytest.mark.parametrize("text", [None, "this", "sm75"])
 def test_on_the_card(text: str | None) -> None:
-    """TensorRT builds for the card at hand, whichever way that is said."""
+    """TensorRT builds for the card of the machine, whichever way it is named."""
     assert tensorrt_targets(text, TURING) == (((SM75,),), TURING.found[0])
 
 
