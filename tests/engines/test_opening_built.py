@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.engines.test_parity_check import Faithful
 from tests.models.test_plan import CONTENT, record
 
 OnCuda = Callable[[float], Faithful]
+ELSEWHERE = "f32 .* --runtime tensorrt"
 CPU_RUNTIMES = (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH)
 
 
@@ -272,14 +274,20 @@ def test_int8_only_when_asked_for(here: CardMachine) -> None:
         here.open(precision=Precision.FP16)
 
 
-@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
-@pytest.mark.parametrize("runtime", [*CPU_RUNTIMES, Runtime.ONNXRUNTIME_CUDA])
-def test_precisions_of_cards_are_refused_elsewhere(
-    here: CardMachine, runtime: Runtime, precision: Precision, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("runtime", "precision", "said"),
+    [
+        *product((*CPU_RUNTIMES, Runtime.ONNXRUNTIME_CUDA), (Precision.FP16, Precision.INT8), (ELSEWHERE,)),
+        (Runtime.TENSORRT_RTX, Precision.BF16, "fp16 .* --runtime openvino"),
+    ],
+)
+def test_precisions_are_refused_where_there_are_none(
+    here: CardMachine, runtime: Runtime, precision: Precision, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A runtime that has neither fp16 nor int8 refuses them, rather than compute in f32."""
+    """A runtime refuses a precision that it does not have, rather than compute in another, and names one that has."""
     monkeypatch.setattr(select, "installed", lambda _runtime: True)
-    with pytest.raises(EngineUnavailableError, match=rf"{runtime} computes in f32.* --runtime tensorrt"):
+    here.plan()
+    with pytest.raises(EngineUnavailableError, match=f"{runtime} computes in {said}"):
         here.open(runtime, precision)
 
 
@@ -290,13 +298,6 @@ def test_auto_with_a_precision_of_cards(here: CardMachine, where: Machine, preci
     here.machine = where
     with pytest.raises(EngineUnavailableError, match=f"topfive export tiny --engine tensorrt --precision {precision}"):
         here.open(precision=precision)
-
-
-def test_bf16_is_not_for_plans(here: CardMachine) -> None:
-    """No plan computes in bf16: asked for, TensorRT refuses."""
-    here.plan()
-    with pytest.raises(EngineUnavailableError, match=r"tensorrt-rtx computes in fp16 .* --runtime openvino"):
-        here.open(Runtime.TENSORRT_RTX, Precision.BF16)
 
 
 def test_engine_that_fails_first(here: CardMachine) -> None:

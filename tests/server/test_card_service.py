@@ -38,7 +38,6 @@ from tests.serving import Running, serving
 pytestmark = pytest.mark.anyio
 
 LARGEST = 4
-BUCKETS = 3  # 1, 2 and 4
 SLOTS = 2
 
 
@@ -163,21 +162,6 @@ async def test_from_the_plan_to_both_replies(station: Station, caplog: pytest.Lo
     assert report["batch_sizes"] == [1, 3, LARGEST]
     assert [built["fits"] for built in page["engines"]] == [True]
     assert [entry for entry in caplog.records if entry.name.startswith("service.engines")] == []
-    station.assert_clean()
-
-
-async def test_the_check_is_made_at_the_first_start_only(station: Station) -> None:
-    """The second start runs what a warm-up runs and no reference image, and shows the same report."""
-    pages, ran = [], []
-    for _ in range(2):
-        before = len(station.trt.ran)
-        async with serving(station.artifacts, open_engine=station.open) as running:
-            pages.append((await running.http.get("/models/tiny")).json())
-            ran.append(station.cudart.launched)
-        assert len(station.trt.ran) == before + 2 * SLOTS * BUCKETS  # once call by call, once into its graph
-    assert pages[0]["parity"] == pages[1]["parity"]
-    warm = 2
-    assert ran[1] - ran[0] == warm < ran[0]
     station.assert_clean()
 
 

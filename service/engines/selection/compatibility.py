@@ -140,7 +140,7 @@ def survey(artifact: Artifact, machine: Machine, asked: Precision) -> tuple[tupl
 
 
 def judge(plan: EnginePlan, source: Source, machine: Machine, asked: Precision, damage: str = "") -> Fit:
-    """How `plan` fits, from its record alone. `damage` is what is known to be wrong with its file."""
+    """Compare the record of `plan` with the machine. `damage` is what is known to be wrong with the plan's file."""
     record = plan.record
     build = source.build(record.flavour, record.precision)
     on, differences = _cards(record, machine, build)

@@ -54,10 +54,10 @@ def is_checked_on_the_card(artifact: Artifact, runtime: Runtime) -> bool:
 
 
 def _check_f32(artifact: Artifact, runtime: Runtime) -> None:
-    """Raise EngineUnavailableError where the answers of this runtime in f32 are wrong: then they are in no other.
+    """Raise EngineUnavailableError where f32 on this runtime is not known to be right. Then bf16 is not used either.
 
     An export passes on every runtime or is not written. An import needs one runtime that passes, and any other serves
-    only with a report of its own. The torch engine is not asked: it is the reference of exports, and runs no import.
+    only with a report of its own. The torch engine needs no report: it is the reference of exports, and runs no import.
     """
     manifest, report = artifact.manifest, artifact.parity(runtime, Precision.F32)
     if report is not None and not report.passed:
