@@ -28,7 +28,6 @@ from service.engines.openvino.engine import OpenVinoEngine, has_bf16
 from service.engines.selection.opening import build_engine
 from service.engines.selection.select import EngineOptions, installed
 from service.engines.torch import TorchEngine
-from service.preprocessing import transforms
 
 RUNTIMES = (Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH)
 THREADS = 4
@@ -92,22 +91,6 @@ def test_threads_at_once_get_their_own_answers(engines: dict[Runtime, Engine], r
     for first, copy, second in zip(alone, kept, together, strict=True):
         np.testing.assert_array_equal(first, copy)
         np.testing.assert_allclose(second, first, atol=1e-6)
-
-
-def test_a_single_sample_is_not_copied(tiny: Artifact) -> None:
-    """What the recipe made of one photo is the very memory that the runtime reads."""
-    samples = transforms.center_crop(tiny.manifest.input, random_pixels(tiny.manifest.input, 1)[0])[np.newaxis]
-    rows = list(samples)
-    engine = OpenVinoEngine(tiny, Precision.F32, slots=1, threads=1, max_batch=8)
-    engine.run(rows)
-    request = engine._requests.get()
-    read = request.get_input_tensor(0).data
-    at = samples.__array_interface__["data"][0]
-    seen = read.__array_interface__["data"][0]
-    engine._requests.put(request)
-    engine.close()
-
-    assert seen == at
 
 
 def test_engines_say_what_runs(engines: dict[Runtime, Engine]) -> None:
