@@ -379,7 +379,7 @@ async def test_no_folder_is_no_model(tmp_path: Path) -> None:
 
 
 async def test_loaded_models_show_in_the_metrics(artifacts: Path) -> None:
-    """Depth, in flight, places, the largest batch and health, of each loaded model and of no other."""
+    """Depth, in flight, admitted, the largest batch and health, of each loaded model and of no other."""
     async with bench_of(artifacts) as bench:
         await bench.repository.start(["tiny"])
         [engine] = bench.opener.opened
@@ -387,7 +387,7 @@ async def test_loaded_models_show_in_the_metrics(artifacts: Path) -> None:
         tasks = [asyncio.create_task(bench.classify("tiny")) for _ in range(3)]
         await settle()
         text = exposition(bench.metrics)
-        for line in ("queue_depth 2", "in_flight 1", "places 3", "max_batch 8", "healthy 1"):
+        for line in ("queue_depth 2", "in_flight 1", "admitted 3", "max_batch 8", "healthy 1"):
             gauge, value = line.split()
             assert f'topfive_{gauge}{{model="tiny"}} {value}.0' in text
         assert "googlenet" not in text
