@@ -17,6 +17,8 @@ from service.offline.runner import RunProgress, Stopped
 from tests.fakes import ManualClock
 from tests.offline.results import bad, good
 
+pytestmark = pytest.mark.usefixtures("plain_signal_stack")
+
 
 @pytest.fixture
 def screen() -> Console:

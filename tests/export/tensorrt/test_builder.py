@@ -130,6 +130,7 @@ def test_timing_cache_that_is_refused_is_replaced(script: Script) -> None:
     assert "timing cache was not taken" in written.warnings[0]
 
 
+@pytest.mark.usefixtures("plain_signal_stack")
 def test_interruption_stops_the_builder() -> None:
     """Ctrl-C while it builds is raised here once the builder has stopped, at its next step, of two."""
     building, seen = Event(), Event()
