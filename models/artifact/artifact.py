@@ -68,13 +68,13 @@ class WeightSource(StrEnum):
     FILE = "file"
 
 
-class _Record(BaseModel):
+class _ManifestPart(BaseModel):
     """A part of the manifest. It ignores unknown keys, so that an older service reads a newer artifact."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class WeightRecord(_Record):
+class WeightRecord(_ManifestPart):
     """The weights inside: `name` is torchvision's tag or the file's name; untrained weights have a `seed`."""
 
     source: WeightSource
@@ -83,7 +83,7 @@ class WeightRecord(_Record):
     seed: int | None = None
 
 
-class Thresholds(_Record):
+class Thresholds(_ManifestPart):
     """The parity that an engine must reach for each image; `service.engines.selection.parity` says how it compares."""
 
     max_abs_diff: float
@@ -92,7 +92,7 @@ class Thresholds(_Record):
     top5_agreement: float
 
 
-class ParityReport(_Record):
+class ParityReport(_ManifestPart):
     """How one engine at one precision compares with the reference on photos and on random pixels.
 
     The reference is eager PyTorch, or for an imported model its own file in ONNX Runtime.
@@ -112,7 +112,7 @@ class ParityReport(_Record):
     passed: bool
 
 
-class Manifest(_Record):
+class Manifest(_ManifestPart):
     """Everything about the artifact that is not a tensor.
 
     `acc1` and `acc5` are the published accuracy of the weights in percent on `acc_dataset`, None where none is
