@@ -6,12 +6,16 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from export.gate_images import PHOTOS
+
+if TYPE_CHECKING:
+    from tests.serving import Running
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
@@ -105,6 +109,16 @@ def artifacts(exported: Path, tmp_path: Path) -> Path:
     root = tmp_path / "artifacts"
     shutil.copytree(exported, root)
     return root
+
+
+@pytest.fixture(scope="module")
+async def running(exported: Path) -> "AsyncIterator[Running]":
+    """A service of `tiny` on a fake engine. The tests of a file share it: they do not change its state."""
+    from tests.fakes import FakeEngine
+    from tests.serving import serving
+
+    async with serving(exported, FakeEngine()) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""The number of CPUs, from an affinity mask and the files of a cgroup."""
+"""What the machine gives this process: CPUs and memory, from an affinity mask and the files of a cgroup."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,41 +15,42 @@ def _sixteen_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(16)), raising=False)
 
 
+def cgroup(root: Path, files: Mapping[str, str], membership: str) -> tuple[Path, Path]:
+    """A file system of cgroups with these files, and a process in these groups."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / "membership").write_text(membership)
+    return root, root / "membership"
+
+
+def v1(quota: int, period: int = 100_000) -> dict[str, str]:
+    """The quota as cgroup v1 has it."""
+    return {"cpu/cpu.cfs_quota_us": f"{quota}\n", "cpu/cpu.cfs_period_us": f"{period}\n"}
+
+
 @pytest.mark.parametrize(
-    ("text", "cpus"),
+    ("files", "cpus"),
     [
-        ("max 100000\n", 16),
-        ("400000 100000\n", 4),
-        ("150000 100000\n", 2),
-        ("10000 100000\n", 1),
-        ("200000 50000\n", 4),
-        ("6400000 100000\n", 16),
-        ("", 16),
+        ({}, 16),
+        ({"cpu.max": "max 100000\n"}, 16),
+        ({"cpu.max": "400000 100000\n"}, 4),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "200000 50000\n"}, 4),
+        ({"cpu.max": "6400000 100000\n"}, 16),
+        ({"cpu.max": ""}, 16),
+        (v1(-1), 16),
+        (v1(0), 16),
+        (v1(300_000), 3),
+        (v1(250_000), 3),
+        (v1(1000), 1),
+        ({"cpu/cpu.cfs_quota_us": "100000\n"}, 16),
     ],
 )
-def test_quota_of_v2(text: str, cpus: int, tmp_path: Path) -> None:
-    """cgroup v2 gives quota over period, rounded up; more than the mask allows, or none, is the mask."""
-    (tmp_path / "cpu.max").write_text(text)
-
-    assert cpu_quota(tmp_path, tmp_path / "none") == cpus
-
-
-@pytest.mark.parametrize(("quota", "cpus"), [(-1, 16), (0, 16), (300_000, 3), (250_000, 3), (1000, 1)])
-def test_quota_of_v1(quota: int, cpus: int, tmp_path: Path) -> None:
-    """cgroup v1 gives the same from two files, and -1 for none."""
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-
-    assert cpu_quota(tmp_path, tmp_path / "none") == cpus
-
-
-def test_v1_without_period(tmp_path: Path) -> None:
-    """Half of the files of v1 is none of them."""
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
-
-    assert cpu_quota(tmp_path, tmp_path / "none") == 16
+def test_quota(files: dict[str, str], cpus: int, tmp_path: Path) -> None:
+    """cgroups v2 and v1 give quota over period, rounded up; without a quota, or with more, the affinity mask counts."""
+    assert cpu_quota(*cgroup(tmp_path, files, "")) == cpus
 
 
 @pytest.mark.parametrize(
@@ -65,38 +67,24 @@ def test_v1_without_period(tmp_path: Path) -> None:
     ],
 )
 def test_group_of_the_process(membership: str, cpus: int, tmp_path: Path) -> None:
-    """Outside a container the least quota counts: of the process's own group and of all that it is in."""
-    for folder, text in {
-        ".": "1200000 100000",
-        "system.slice": "600000 100000",
-        "system.slice/topfive.service": "800000 100000",
-        "user.slice": "max 100000",
-        "user.slice/tight": "200000 100000",
-    }.items():
-        (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / "cpu.max").write_text(text)
-    (tmp_path / "membership").write_text(membership)
-
-    assert cpu_quota(tmp_path, tmp_path / "membership") == cpus
+    """Outside a container the least quota counts: of the process's own group and of all groups around it."""
+    files = {
+        "cpu.max": "1200000 100000",
+        "system.slice/cpu.max": "600000 100000",
+        "system.slice/topfive.service/cpu.max": "800000 100000",
+        "user.slice/cpu.max": "max 100000",
+        "user.slice/tight/cpu.max": "200000 100000",
+    }
+    assert cpu_quota(*cgroup(tmp_path, files, membership)) == cpus
 
 
-def test_no_cgroup(tmp_path: Path) -> None:
-    """Without cgroups the affinity mask is all there is."""
-    assert cpu_quota(tmp_path / "none", tmp_path / "none") == 16
-
-
-def test_no_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("machine", "cpus"), [(5, 5), (None, 1)])
+def test_no_affinity(machine: int | None, cpus: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where there is no affinity mask the machine's CPUs count, at least one."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    assert cpu_quota(tmp_path, tmp_path) == 5
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert cpu_quota(tmp_path, tmp_path) == 1
+    monkeypatch.setattr(os, "cpu_count", lambda: machine)
 
-
-def test_this_machine() -> None:
-    """On whatever runs this test there is at least one CPU."""
-    assert 1 <= cpu_quota() <= 16
+    assert cpu_quota(tmp_path / "none", tmp_path / "none") == cpus
 
 
 @pytest.mark.parametrize(
@@ -113,23 +101,19 @@ def test_this_machine() -> None:
 )
 def test_memory_limit(files: dict[str, str], limit: int | None, tmp_path: Path) -> None:
     """The smallest limit of the process's groups counts, of v2 or v1; "max" and v1's largest number are none."""
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    (tmp_path / "membership").write_text("0::/app\n")
-
-    assert memory_limit(tmp_path, tmp_path / "membership") == limit
+    assert memory_limit(*cgroup(tmp_path, files, "0::/app\n")) == limit
 
 
 def test_host(tmp_path: Path) -> None:
-    """Instruction sets have the names people know, in a fixed order; others are left out, and so is what is unknown."""
+    """Instruction sets have the names people know, in a fixed order, without others and without unknown ones."""
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu amx_tile avx512f avx2 amx_bf16\nflags\t: none\n")
     (tmp_path / "meminfo").write_text("MemTotal:       16384 kB\nMemFree: 1 kB\n")
-    found = host(tmp_path / "none", tmp_path / "none", tmp_path)
+    none = tmp_path / "none"
+    found = host(none, none, tmp_path)
 
     assert found.instruction_sets == ("AVX2", "AVX-512", "AMX tile", "AMX bf16")
     assert (found.cpus, found.memory_bytes, found.limit_bytes) == (16, 16 << 20, None)
-    assert host(tmp_path / "none", tmp_path / "none", tmp_path / "none").memory_bytes is None
+    assert host(none, none, none).memory_bytes is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Inference servers that do what they are told, and what asks them: a data plane, and a whole gateway."""
+"""Inference servers that follow a script, and their clients: the data plane of a gateway, and a whole gateway."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -22,6 +22,7 @@ from service.gateway.replicas import Replicas, Target, parse_targets
 from service.inference.dataplane import ClassifyOptions
 from service.server.gateway import Gateway
 from tests.exposition import value
+from tests.serving import RestClient
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 
@@ -39,7 +40,7 @@ def refusing(status: grpc.StatusCode, detail: str, *trailing: tuple[str, str]) -
 
 
 class Inference(ClassifierServicer):
-    """Answers every image with one class, after the next step of its `script`; notes each call's time left.
+    """Answers every image with one class, after the next step of its `script`. `left_s` has the time of each call.
 
     An image `poison` ends it with all its connections.
     """
@@ -76,19 +77,19 @@ class Inference(ClassifierServicer):
         best = pb.Prediction(rank=1, label=self.label, probability=1.0, class_id=len(request.image))
         return pb.ClassifyReply(predictions=[best], model=pb.Model(name="tiny"))
 
-    async def serving(self, ready: bool) -> None:
-        """Tell those who watch its health."""
+    async def set_ready(self, ready: bool) -> None:
+        """Tell the watchers of its health."""
         values = health_pb2.HealthCheckResponse
         await self.health.set(SERVICE, values.SERVING if ready else values.NOT_SERVING)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["Inference"]:
-        """Listen, ready, on the port it had before or on a free one."""
+        """Listen, ready, on the port that it had before or on a free one."""
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", 1 << 30), ("grpc.so_reuseport", 0)])
         add_ClassifierServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.port = self._server.add_insecure_port(str(self.target))
-        await self.serving(True)
+        await self.set_ready(True)
         await self._server.start()
         try:
             yield self
@@ -97,8 +98,8 @@ class Inference(ClassifierServicer):
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """A data plane over replicas, and the questions of the tests."""
+class Plane:
+    """The data plane of a gateway, and the calls of the tests."""
 
     replicas: Replicas
     metrics: Metrics
@@ -109,11 +110,11 @@ class Asking:
         return await self.data_plane.classify(data, None, ClassifyOptions(LoopClock().now() + within_s))
 
     async def label(self, data: bytes = b"photo", *, within_s: float = 10.0) -> str:
-        """Which server answered."""
+        """The label of the server that answers."""
         return (await self.classify(data, within_s=within_s)).predictions[0].label
 
-    async def until_asked(self, *servers: Inference) -> None:
-        """Ask until each of these servers has answered and no other does, then forget their calls."""
+    async def until_called(self, *servers: Inference) -> None:
+        """Call until each of these servers has answered and no other does, then forget their calls."""
         wanted, count = {server.label for server in servers}, 2 * len(servers)
         async with asyncio.timeout(20):
             while {await self.label() for _ in range(count)} != wanted:
@@ -122,7 +123,7 @@ class Asking:
             server.left_s.clear()
 
     async def until_refused(self) -> None:
-        """Ask until no server is ready."""
+        """Call until no server is ready."""
         with suppress(NotReady):
             while True:
                 await self.classify(within_s=0.3)
@@ -133,38 +134,37 @@ class Asking:
 
 
 @asynccontextmanager
-async def asking(targets: Sequence[Target], **options: Any) -> AsyncIterator[Asking]:
+async def plane_of(targets: Sequence[Target], **options: Any) -> AsyncIterator[Plane]:
     """A data plane over the servers of these targets; `options` are those of Replicas."""
     clock, metrics = LoopClock(), Metrics()
     replicas = Replicas(targets, clock, metrics, **options)
     replicas.start()
     try:
-        yield Asking(replicas, metrics, GatewayDataPlane(replicas, clock, metrics, timeout_s=10.0))
+        yield Plane(replicas, metrics, GatewayDataPlane(replicas, clock, metrics, timeout_s=10.0))
     finally:
         await replicas.aclose()
 
 
 @asynccontextmanager
-async def asked(*servers: Inference) -> AsyncIterator[Asking]:
+async def connected(*servers: Inference) -> AsyncIterator[Plane]:
     """Those servers, all ready, and a data plane that is connected to each."""
     async with AsyncExitStack() as stack:
         for server in servers:
             await stack.enter_async_context(server.listening())
-        asker = await stack.enter_async_context(asking([server.target for server in servers]))
-        await asker.until_asked(*servers)
-        yield asker
+        plane = await stack.enter_async_context(plane_of([server.target for server in servers]))
+        await plane.until_called(*servers)
+        yield plane
 
 
 @dataclass(frozen=True, slots=True)
-class Fronted:
+class RunningGateway(RestClient):
     """A gateway and its client."""
 
     gateway: Gateway
-    http: httpx.AsyncClient
 
 
 @asynccontextmanager
-async def gateway(ports: Sequence[int], *, load: bool = True, **settings: object) -> AsyncIterator[Fronted]:
+async def gateway(*ports: int, load: bool = True, **settings: object) -> AsyncIterator[RunningGateway]:
     """A gateway in this process, in front of the servers on these ports."""
     values = Settings.model_validate({"port": 0, "drain_s": 5.0, **settings})
     front = Gateway(values, parse_targets(",".join(f"127.0.0.1:{port}" for port in ports)))
@@ -174,6 +174,6 @@ async def gateway(ports: Sequence[int], *, load: bool = True, **settings: object
             async with asyncio.timeout(20):
                 await front.load()
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{front.rest.port}", timeout=30) as http:
-            yield Fronted(front, http)
+            yield RunningGateway(http, front)
     finally:
         await front.stop(asyncio.Event())

@@ -10,7 +10,7 @@ from starlette.types import Message
 
 from service.common.errors import BadRequest, TooLarge
 from service.common.types import ImageLimits
-from service.rest.image_request import read_image
+from service.rest.image_request import read_image, requested_timeout
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ END = b"--%s--\r\n" % BOUNDARY
 def part(
     content: bytes, disposition: bytes = b'form-data; name="image"; filename="cat.jpg"', extra: bytes = b""
 ) -> bytes:
-    """One part with the boundary before it, as it stands in a form."""
+    """One part of a form, with the boundary before it."""
     return b"--%s\r\nContent-Disposition: %s\r\n%s\r\n%s\r\n" % (BOUNDARY, disposition, extra, content)
 
 
@@ -36,16 +36,8 @@ async def read(form: bytes, *cuts: int, boundary: bytes = BOUNDARY, max_bytes: i
     async def receive() -> Message:
         return messages.pop(0)
 
-    content_type = b"multipart/form-data; boundary=" + boundary
-    scope = {
-        "type": "http",
-        "scheme": "http",
-        "method": "POST",
-        "path": "/predict",
-        "query_string": b"",
-        "server": ("x", 80),
-        "headers": [(b"content-type", content_type)],
-    }
+    headers = [(b"content-type", b"multipart/form-data; boundary=" + boundary)]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
     return await read_image(Request(scope, receive), ImageLimits(max_bytes=max_bytes), lambda _size: None)
 
 
@@ -54,7 +46,7 @@ async def read(form: bytes, *cuts: int, boundary: bytes = BOUNDARY, max_bytes: i
     st.lists(st.integers(0, 200), max_size=6),
 )
 async def test_any_content(pieces: list[bytes], cuts: list[int]) -> None:
-    """Any content that does not hold the boundary comes out as it went in, whatever the chunks."""
+    """Any content without the boundary comes out as it went in, whatever the chunks are."""
     wanted = b"".join(pieces)
     if b"\r\n--" + BOUNDARY in b"\r\n" + wanted + b"\r\n":
         return
@@ -74,7 +66,7 @@ async def test_any_content(pieces: list[bytes], cuts: list[int]) -> None:
     ],
 )
 async def test_forms(form: bytes) -> None:
-    """What may stand around parts and in their heads does not hide the image, not even byte by byte."""
+    """A form may have text around its parts and headers in them, and may come byte by byte."""
     assert await read(form) == b"abc"
     assert await read(form, *range(1, len(form))) == b"abc"
 
@@ -97,18 +89,37 @@ async def test_forms(form: bytes) -> None:
         (part(b"abc", b"form-data; name=image") + END, "is text, not a file"),
         (part(b"abc") * 2 + END, "has 2 fields 'image'"),
         (part(b"abc") + part(b"tiny", b"form-data; name=model") + END, "has the field 'model' beside 'image'"),
+        (
+            part(b"abc") + part(b"def", b"form-data; name=two; filename=a") + END,
+            "stand in the address: /predict[?]model=",
+        ),
     ],
 )
 async def test_refused_forms(form: bytes, words: str) -> None:
-    """What is not a whole form with one image says why."""
+    """The refusal of what is not a whole form with one image says why."""
     with pytest.raises(BadRequest, match=words):
         await read(form)
 
 
 async def test_limits() -> None:
-    """An image over the limit and a boundary far longer than any are refused."""
+    """An image over the limit is refused, and so is a form without a boundary or with one that is far too long."""
     assert await read(part(bytes(1000)) + END) == bytes(1000)
     with pytest.raises(TooLarge, match="1,001 bytes"):
         await read(part(bytes(1001)) + END)
     with pytest.raises(BadRequest, match="has 257 bytes; at most 256"):
         await read(b"", boundary=b"b" * 257)
+    with pytest.raises(BadRequest, match="names no boundary"):
+        await read(b"abc", boundary=b"")
+
+
+@pytest.mark.parametrize("header", ["soon", "nan", "inf", "0", "-1", ""])
+def test_bad_timeout(header: str) -> None:
+    """A timeout that is no positive number is refused rather than ignored."""
+    with pytest.raises(BadRequest, match="X-Request-Timeout is"):
+        requested_timeout(header, 30.0)
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("3600", 30.0), ("0.5", 0.5), (None, 30.0)])
+def test_timeout_is_capped(header: str | None, seconds: float) -> None:
+    """A client gets at most the server's own limit."""
+    assert requested_timeout(header, 30.0) == seconds

@@ -1,12 +1,9 @@
-"""The event loop answers everybody, so nothing may keep it: no turn takes more than two milliseconds of CPU time."""
+"""The event loop answers every request, so nothing may keep it: no callback takes more than 2 ms of CPU time."""
 
 import asyncio
-import hashlib
 import json
-import shutil
-import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,21 +12,46 @@ import grpc
 import httpx
 import pytest
 
-from loadgen.http_connection import ServerAddress
-from loadgen.images import EncodedImage
-from loadgen.target import RequestFormat, ServerApi, image_request
+from models.artifact.artifact import load, write_manifest
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from tests.conftest import png
 from tests.fakes import FakeEngine
-from tests.serving import serving
-from tests.watchdog import LONGEST_S, longest
+from tests.fleet import copy_model
+from tests.serving import PNG, serving
 
 pytestmark = pytest.mark.anyio
 
+LONGEST_S = 0.002
+TRIES = 5
 MODELS = 35
-DEEPEST = 1000
+LAYERS = 1000  # more than any network of the catalog has
 LARGE = png(3) + bytes(30_000_000)
+
+
+async def longest(work: Callable[[], Awaitable[object]], monkeypatch: pytest.MonkeyPatch) -> tuple[float, str]:
+    """The longest callback of the event loop during `work`, in seconds of CPU time, and what it is.
+
+    The shortest of some tries counts, because noise only makes callbacks longer.
+    """
+    run = asyncio.Handle._run
+    callbacks: list[tuple[float, str]] = []
+
+    def timed(handle: asyncio.Handle) -> None:
+        began = time.thread_time()
+        run(handle)
+        callbacks.append((time.thread_time() - began, repr(handle)))
+
+    best = (float("inf"), "")
+    for _ in range(TRIES):
+        callbacks.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.Handle, "_run", timed)
+            await asyncio.ensure_future(work())  # in callbacks of its own
+        best = min(best, max(callbacks))
+        if best[0] < LONGEST_S:
+            break
+    return best
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,74 +60,42 @@ class Client:
 
     http: httpx.Client
     stub: ClassifierStub
-    port: int
-
-    def send(self, request: bytes) -> bytes:
-        """A whole HTTP request as it stands, and the start of its answer."""
-        with socket.create_connection(("127.0.0.1", self.port)) as connection:
-            connection.sendall(request)
-            return connection.recv(64)
-
-
-def photo_request(api: ServerApi) -> bytes:
-    """A whole HTTP request that sends the large photo."""
-    return image_request(
-        RequestFormat(api), ServerAddress.parse("localhost"), EncodedImage("photo.png", LARGE, None, "image/png")
-    )
 
 
 @pytest.fixture
-def many(artifacts: Path) -> Path:
-    """As many exported models as the catalog has: copies of `tiny` under other names."""
+async def client(artifacts: Path) -> AsyncIterator[Client]:
+    """Of a service of as many models as the catalog has, of which one is loaded and `copy0` has the most layers."""
     for number in range(MODELS - 1):
-        folder = artifacts / f"copy{number}"
-        shutil.copytree(artifacts / "tiny", folder)
-        manifest = folder / "1" / "manifest.json"
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "name": folder.name}))
-    _deepen(artifacts / "copy0")
-    return artifacts
-
-
-def _deepen(folder: Path) -> None:
-    """Give that exported model more layers than any of the catalog has."""
-    table = folder / "1" / "layers.json"
-    known = json.loads(table.read_text())
-    table.write_text(json.dumps({**known, "layers": known["layers"] * (DEEPEST // len(known["layers"]))}))
-    manifest = folder / "1" / "manifest.json"
-    facts = json.loads(manifest.read_text())
-    facts["files"][table.name] = hashlib.sha256(table.read_bytes()).hexdigest()
-    manifest.write_text(json.dumps(facts))
-
-
-@pytest.fixture
-async def client(many: Path) -> AsyncIterator[Client]:
-    """Of a service of many models, of which one is loaded and one is deep."""
-    async with serving(many, FakeEngine(), models=("tiny",)) as running:
+        copy_model(artifacts, f"copy{number}")
+    deep = load(artifacts, "copy0")
+    known = json.loads((deep.folder / "layers.json").read_text())
+    known["layers"] *= LAYERS // len(known["layers"])
+    (deep.folder / "layers.json").write_text(json.dumps(known))
+    write_manifest(deep.folder, deep.manifest)
+    async with serving(artifacts, FakeEngine()) as running:
         with (
             httpx.Client(base_url=running.http.base_url, timeout=30) as http,
             grpc.insecure_channel(f"127.0.0.1:{running.service.rpc.port}") as channel,
         ):
-            yield Client(http, ClassifierStub(channel), running.service.rest.port)  # type: ignore[no-untyped-call]
+            yield Client(http, ClassifierStub(channel))  # type: ignore[no-untyped-call]
 
 
-async def test_the_watchdog_sees() -> None:
-    """Work on the loop is found and named, waiting is not work."""
+async def test_long_work_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measurement of the other test finds work on the loop."""
 
     async def work() -> None:
         end = time.thread_time() + 2 * LONGEST_S
         while time.thread_time() < end:
             pass
 
-    found = await longest(work)
-
-    assert found.longest_s >= 2 * LONGEST_S
+    assert (await longest(work, monkeypatch))[0] >= 2 * LONGEST_S
 
 
 REQUESTS: dict[str, Callable[[Client], object]] = {
     "multipart": lambda to: to.http.post("/predict", files={"image": png(1)}).raise_for_status(),
-    "raw": lambda to: to.http.post("/predict", content=png(1), headers={"content-type": "image/png"}),
-    "30 MB multipart": lambda to: to.send(photo_request(ServerApi.MULTIPART)),
-    "30 MB raw": lambda to: to.send(photo_request(ServerApi.TOPFIVE)),
+    "raw": lambda to: to.http.post("/predict", content=png(1), headers=PNG).raise_for_status(),
+    "30 MB multipart": lambda to: to.http.post("/predict", files={"image": LARGE}).raise_for_status(),
+    "30 MB raw": lambda to: to.http.post("/predict", content=LARGE, headers=PNG).raise_for_status(),
     "not an image": lambda to: to.http.post("/predict", files={"image": b"no"}),
     "no such model": lambda to: to.http.post("/predict?model=nothing", files={"image": png(1)}),
     "a model to load": lambda to: to.http.post("/predict?model=copy3", files={"image": png(1)}).raise_for_status(),
@@ -130,12 +120,12 @@ REQUESTS: dict[str, Callable[[Client], object]] = {
 }
 
 
-async def test_no_long_turn(client: Client) -> None:
-    """Whatever is asked, of however large an image or however many models."""
+async def test_no_long_callback(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request keeps the event loop, however large its image is and however many models there are."""
     long = {}
     for name, request in REQUESTS.items():
-        found = await longest(partial(asyncio.to_thread, request, client))
-        if found.longest_s > LONGEST_S:
-            long[name] = f"{found.longest_s * 1000:.1f} ms: {found.what}"
+        longest_s, what = await longest(partial(asyncio.to_thread, request, client), monkeypatch)
+        if longest_s > LONGEST_S:
+            long[name] = f"{longest_s * 1000:.1f} ms: {what}"
 
     assert long == {}

@@ -1,13 +1,13 @@
-"""The whole way on a card that is scripted: choose, check, run, batch, and both replies; and how each failure ends."""
+"""A whole service on a scripted card, from the choice of the engine to both replies, and how each failure ends."""
 
 import asyncio
 import gc
 import hashlib
-import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,22 +28,21 @@ from service.engines.selection.select import EngineOptions
 from service.engines.tensorrt.engine import Libraries, TensorRtEngine
 from tests.conftest import png
 from tests.engines.test_compatibility import ADA, BOTH, machine
-from tests.fake_cuda import Error, FakeCudart
+from tests.fake_cuda import FakeCudart
 from tests.fake_tensorrt import FakeTensorRt, network, plan_bytes
 from tests.fakes import reached
 from tests.models.test_plan import record
-from tests.server.test_transports import assert_same, by_grpc, by_rest
-from tests.serving import Running, serving
+from tests.server.test_app import assert_same
+from tests.serving import serving
 
 pytestmark = pytest.mark.anyio
 
 LARGEST = 4
-SLOTS = 2
 
 
 @dataclass
 class Station:
-    """A machine with an RTX 4090 and an artifact with a plan, whose answers are those of the scripted TensorRT."""
+    """A machine with an RTX 4090, and an artifact that a plan is built for, on the scripted TensorRT."""
 
     artifacts: Path
     cache: Path
@@ -55,7 +54,7 @@ class Station:
 
     @property
     def artifact(self) -> Artifact:
-        """The artifact as it lies there."""
+        """The artifact on disk."""
         return load(self.artifacts, "tiny")
 
     def teach(self) -> None:
@@ -83,21 +82,19 @@ class Station:
         }
         return write_plan(artifact.folder, content, record(**{**made, **changes}))
 
-    def open(self, artifact: Artifact, options: EngineOptions | None = None) -> Opened:
-        """What a service opens engines with."""
+    def open(
+        self, artifact: Artifact, runtime: Runtime = Runtime.AUTO, precision: Precision = Precision.AUTO
+    ) -> Opened:
+        """Open an engine as a service does."""
         return open_engine(
             artifact,
-            options or EngineOptions(Runtime.AUTO, Precision.AUTO, cpus=2, cache=self.cache),
+            EngineOptions(runtime, precision, cpus=2, cache=self.cache),
             look=lambda: machine(ADA),
             build_plan=self._engine,
         )
 
-    def strictly(self, artifact: Artifact) -> Opened:
-        """The same with `--runtime tensorrt`."""
-        return self.open(artifact, EngineOptions(Runtime.TENSORRT, cpus=2, cache=self.cache))
-
     def assert_clean(self) -> None:
-        """All that was made on the card was given back once, and nothing was done that a real one punishes."""
+        """All that was made on the card was given back once, and a real one would have refused no call."""
         self.engines.clear()
         gc.collect()
         self.trt.assert_clean()
@@ -107,7 +104,7 @@ class Station:
             plan,
             artifact,
             card=card,
-            slots=SLOTS,
+            slots=2,
             max_batch=options.max_batch,
             cache=options.cache,
             libraries=Libraries(self.trt, self.cudart, "580.82.07"),
@@ -126,116 +123,73 @@ def station(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return made
 
 
-async def row(running: Running) -> dict[str, Any]:
-    """What the list of models says of `tiny`, by REST; gRPC must say the same of what was passed over."""
-    models = (await running.http.get("/models")).json()["models"]
-    [found] = [one for one in models if one["name"] == "tiny"]
-    [info] = [one for one in (await running.stub.ListModels(pb.ListModelsRequest())).models if one.model.name == "tiny"]
-    assert list(info.passed_over) == found["passed_over"]
-    return dict(found)
-
-
 async def test_from_the_plan_to_both_replies(station: Station, caplog: pytest.LogCaptureFixture) -> None:
     """`auto` serves by TensorRT: both replies are the network's own, say what ran, and came by CUDA graphs."""
     async with serving(station.artifacts, open_engine=station.open) as running:
         [engine] = station.engines
         launched = station.cudart.launched
-        rest = await by_rest(running, png(10), "tiny", 5)
-        rpc = await by_grpc(running, png(10), "tiny", 5)
+        rest, rpc = await running.rest("/predict", png(10)), await running.rpc(pb.ClassifyRequest(image=png(10)))
         assert station.cudart.launched == launched + 2
         assert engine.captured == (1, 2, LARGEST)
-        assert (await row(running))["passed_over"] == []
-        page = (await running.http.get("/models/tiny")).json()
+        page = await running.rest("/models/tiny")
 
     assert_same(rest, rpc)
-    assert rest.reply is not None
     size, classes = station.artifact.manifest.input.crop, station.artifact.manifest.classes
     [expected] = network([np.full((size, size, 3), 10, dtype=np.uint8)], classes)
-    best = rest.reply["predictions"][0]
+    best = rest["predictions"][0]
     assert best["class_id"] == expected.argmax()
     assert best["probability"] == pytest.approx(float(expected.max()))
     device = f"cuda:{ADA.index} {ADA.name}"
     said = {"runtime": "tensorrt", "version": BOTH[Flavour.TENSORRT], "device": device, "precision": "fp16"}
-    assert rest.reply["engine"] == page["engine"] == said
+    assert rest["engine"] == page["engine"] == said
     report = page["parity"][-1]
     assert (report["runtime"], report["device"], report["passed"]) == ("tensorrt", device, True)
     assert report["batch_sizes"] == [1, 3, LARGEST]
+    assert page["passed_over"] == []
     assert [built["fits"] for built in page["engines"]] == [True]
     assert [entry for entry in caplog.records if entry.name.startswith("service.engines")] == []
     station.assert_clean()
 
 
-async def test_a_plan_that_answers_wrongly(station: Station, artifacts: Path, exported: Path) -> None:
-    """It serves nobody: `auto` serves by the CPU and says so at both edges; `--runtime tensorrt` does not start."""
-    folder = load(exported, "tiny").folder
-    shutil.copytree(folder, station.artifact.folder, dirs_exist_ok=True)  # the true answers, which it does not give
-    async with serving(artifacts, open_engine=station.open) as running:
-        found = await row(running)
-        answer = await by_rest(running, png(10), "tiny", 5)
-    with pytest.raises(NotReady, match="its answers on this card differ from the original's"):
-        async with serving(artifacts, open_engine=station.strictly):
-            pass
-
-    [note] = found["passed_over"]
-    assert "its answers on this card differ" in note
-    assert "; openvino in " in note
-    assert answer.reply is not None
-    assert answer.reply["engine"]["runtime"] == found["engine"]["runtime"] == "openvino"
-    assert len(station.engines) == 1
-    station.assert_clean()
+def answer_wrongly(station: Station, exported: Path) -> None:
+    """Expect the answers of the true network, which the plan does not give."""
+    shutil.copytree(load(exported, "tiny").folder, station.artifact.folder, dirs_exist_ok=True)
 
 
-async def test_another_plan_under_the_same_record(station: Station) -> None:
-    """Bytes that are not those of the record are not loaded, whatever report is kept for those that were."""
-    async with serving(station.artifacts, open_engine=station.open):
-        pass
+def change_bytes(station: Station, exported: Path) -> None:
+    """Change the plan after a service has checked it."""
+    station.open(station.artifact).engine.close()
     [plan] = (station.artifact.folder / "engines").glob("*.plan")
     plan.write_bytes(plan.read_bytes().replace(b"UINT8", b"FLOAT"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "strict", "note"),
+    [
+        (answer_wrongly, "its answers on this card differ from the original's", "its answers on this card differ"),
+        (change_bytes, "differs from its record", "differs from its record (sha256)"),
+    ],
+)
+async def test_a_plan_that_is_wrong(
+    station: Station, exported: Path, damage: Callable[[Station, Path], None], strict: str, note: str
+) -> None:
+    """It answers no request: `auto` serves by the CPU and says so, and `--runtime tensorrt` does not start."""
+    damage(station, exported)
     async with serving(station.artifacts, open_engine=station.open) as running:
-        found = await row(running)
-    with pytest.raises(NotReady, match="differs from its record"):
-        async with serving(station.artifacts, open_engine=station.strictly):
+        page, answer = await running.rest("/models/tiny"), await running.rest("/predict", png(10))
+    with pytest.raises(NotReady, match=strict):
+        async with serving(station.artifacts, open_engine=partial(station.open, runtime=Runtime.TENSORRT)):
             pass
 
-    assert found["engine"]["runtime"] == "openvino"
-    assert "differs from its record (sha256)" in found["passed_over"][0]
+    [said] = page["passed_over"]
+    assert note in said
+    assert "; openvino in " in said
+    assert answer["engine"]["runtime"] == page["engine"]["runtime"] == "openvino"
     station.assert_clean()
-
-
-async def test_full_memory_halves_the_batch(station: Station) -> None:
-    """A batch that the card has no memory for runs in halves: the caller has its answer, and batches stay smaller."""
-    async with serving(station.artifacts, open_engine=station.open) as running:
-        station.cudart.script.fail("cudaGraphLaunch", Error.cudaErrorMemoryAllocation)
-        answer = await running.http.post("/predict?crops=10", files={"image": png(10, size=(64, 64))})
-        again = await running.http.post("/predict", files={"image": png(10)})
-        metrics = (await running.http.get("/metrics")).text
-        ready = await running.http.get("/readyz")
-
-    assert (answer.status_code, again.status_code, ready.status_code) == (200, 200, 200)
-    assert answer.json()["engine"]["runtime"] == "tensorrt"
-    [line] = [line for line in metrics.splitlines() if line.startswith("topfive_max_batch{")]
-    assert line.split()[-1] == f"{LARGEST / 2}"
-    station.assert_clean()
-
-
-async def test_a_lost_card(station: Station, caplog: pytest.LogCaptureFixture) -> None:
-    """Its caller has an error, the process is told to end with the reason, and nothing of the card is touched again."""
-    async with serving(station.artifacts, open_engine=station.open) as running:
-        station.cudart.script.fail("cudaEventSynchronize", Error.cudaErrorIllegalAddress)
-        answer = await by_rest(running, png(10), "tiny", 5)
-        alive = await running.http.get("/livez")
-        ready = await running.http.get("/readyz")
-
-    assert (answer.code, alive.status_code, ready.status_code) == ("internal", 503, 503)
-    said = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.CRITICAL]
-    assert said
-    assert all("cudaErrorIllegalAddress" in text for text in said)
-    assert station.cudart.freed["device"] == 0
-    assert station.cudart.misused == []
 
 
 async def test_stopped_under_load(station: Station) -> None:
-    """Every request that was accepted has the network's answer or a refusal, and the card is left empty."""
+    """Every call that was accepted has the network's answer or a refusal, and the card is left empty."""
     async with serving(station.artifacts, open_engine=station.open) as running:
         calls = [running.stub.Classify(pb.ClassifyRequest(image=png(shade))) for shade in range(40)]
         ended = asyncio.gather(*calls, return_exceptions=True)
@@ -250,20 +204,19 @@ async def test_stopped_under_load(station: Station) -> None:
     station.assert_clean()
 
 
-@pytest.mark.parametrize("precision", list(Precision))
 @pytest.mark.parametrize("runtime", list(Runtime))
-def test_nothing_else_than_was_asked_for(station: Station, runtime: Runtime, precision: Precision) -> None:
+def test_nothing_else_than_was_asked_for(station: Station, runtime: Runtime) -> None:
     """With each runtime and each precision either just that runs, or there is an error that says what to do."""
     station.build(precision="f32")
-    options = EngineOptions(runtime, precision, cpus=1, cache=station.cache)
-    try:
-        opened = station.open(station.artifact, options)
-    except EngineUnavailableError as error:
-        advice = str(error)
-        assert any(words in advice for words in ("run: ", "; use "))
-    else:
-        info = opened.engine.describe()
-        opened.engine.close()
-        assert runtime in (Runtime.AUTO, info.runtime)
-        assert precision in (Precision.AUTO, info.precision)
+    for precision in Precision:
+        try:
+            opened = station.open(station.artifact, runtime, precision)
+        except EngineUnavailableError as error:
+            advice = str(error)
+            assert any(words in advice for words in ("run: ", "; use ")), precision
+        else:
+            info = opened.engine.describe()
+            opened.engine.close()
+            assert runtime in (Runtime.AUTO, info.runtime)
+            assert precision in (Precision.AUTO, info.precision)
     station.assert_clean()

@@ -1,0 +1,259 @@
+"""Images through both transports of a whole service: REST and gRPC give the same answers and the same errors."""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from export.gate_images import PHOTOS
+from proto.topfive.v1 import classifier_pb2 as pb
+from service.common.errors import Code
+from service.common.request_id import current_request_id
+from service.common.types import Classification
+from service.inference.dataplane import ClassifyOptions
+from service.rest import server
+from tests.conftest import png
+from tests.fakes import FakeEngine
+from tests.fleet import copy_model
+from tests.serving import Running, busy, comparable, serving
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+async def pair(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """A service of `tiny` and its copy `twin` on real engines, which the tests share."""
+    root = tmp_path_factory.mktemp("pair")
+    (root / "tiny").symlink_to(exported / "tiny")
+    copy_model(root, "twin")
+    async with serving(root, models=("tiny", "twin")) as running:
+        yield running
+
+
+def assert_same(rest: dict[str, Any], rpc: dict[str, Any]) -> None:
+    """Both replies say the same, to 1e-6 in the probabilities."""
+    assert comparable(rest) == comparable(rpc)
+    for left, right in zip(rest["predictions"], rpc["predictions"], strict=True):
+        assert math.isclose(left["probability"], right["probability"], abs_tol=1e-6)
+
+
+GOOD: list[Any] = [
+    pytest.param(png(10), None, None, id="the default model and five classes"),
+    pytest.param(png(200), "tiny", None, id="a model by name"),
+    pytest.param(png(7), "tiny", 1, id="one class"),
+    pytest.param(png(7), "tiny", 1000, id="every class"),
+    pytest.param((PHOTOS / "bee.jpeg").read_bytes(), "tiny", 3, id="a photo"),
+    pytest.param(png((9, 9, 9, 128), mode="RGBA"), "tiny", 5, id="a PNG with alpha"),
+    pytest.param(png(1, size=(1, 1)), "tiny", 5, id="one pixel"),
+]
+BAD: list[Any] = [
+    pytest.param(b"", "tiny", None, Code.BAD_IMAGE, id="no bytes"),
+    pytest.param(b"this is not a cat", "tiny", None, Code.BAD_IMAGE, id="a text file"),
+    pytest.param((PHOTOS / "bee.jpeg").read_bytes()[:3000], "tiny", None, Code.BAD_IMAGE, id="a truncated photo"),
+    pytest.param(png(), "tinny", None, Code.MODEL_NOT_FOUND, id="an unknown model"),
+    pytest.param(png(), "resnet50", None, Code.MODEL_NOT_FOUND, id="a model not exported"),
+    pytest.param(png(), "tiny", 0, Code.BAD_REQUEST, id="no class at all"),
+    pytest.param(png(), "tiny", 1001, Code.BAD_REQUEST, id="more classes than there are"),
+    pytest.param(png() + bytes(200_000), "tiny", None, Code.TOO_LARGE, id="too many bytes"),
+    pytest.param(png(size=(1001, 1000)), "tiny", None, Code.TOO_LARGE, id="too many pixels"),
+]
+LIMITS: dict[str, Any] = {"max_image_bytes": 100_000, "max_image_pixels": 1_000_000}
+
+
+@pytest.mark.parametrize(("image", "model", "top_k"), GOOD)
+async def test_same_answer(pair: Running, image: bytes, model: str | None, top_k: int | None) -> None:
+    """Both transports answer a good request alike, to 1e-6 in the probabilities."""
+    rest = await pair.rest("/predict", image, model=model, top_k=top_k)
+    rpc = await pair.rpc(pb.ClassifyRequest(image=image, model=model or "", top_k=top_k))
+
+    assert_same(rest, rpc)
+    assert len(rest["predictions"]) == (top_k or 5)
+    assert rest["batch_size"] == rpc["batch_size"] == 1
+
+
+@pytest.fixture(scope="module")
+async def limited(exported: Path) -> AsyncIterator[Running]:
+    """A service with low limits on images, which the tests share."""
+    async with serving(exported, FakeEngine(), **LIMITS) as running:
+        yield running
+
+
+@pytest.mark.parametrize(("image", "model", "top_k", "code"), BAD)
+async def test_same_error(limited: Running, image: bytes, model: str, top_k: int | None, code: Code) -> None:
+    """Both transports refuse a bad request with the same code and the same words."""
+    rest = await limited.rest("/predict", image, model=model, top_k=top_k)
+    rpc = await limited.rpc(pb.ClassifyRequest(image=image, model=model, top_k=top_k))
+
+    assert rest["code"] == code
+    assert rest == rpc
+
+
+@pytest.mark.parametrize(
+    ("models", "options"),
+    [
+        ([], {}),
+        ([""], {}),
+        (["twin", "tiny"], {"top_k": 2}),
+        (["tiny", "tinny", "resnet50"], {}),
+        (["tiny", "ensemble:tiny+twin"], {"crops": 10}),
+        (["ensemble:tiny", "twin", "twin"], {"top_k": 1}),
+        (["", " twin "], {}),
+        (["ensemble: twin +tiny "], {}),
+        (["tiny"], {"top_k": 1001}),
+    ],
+)
+async def test_same_comparison(pair: Running, models: list[str], options: dict[str, Any]) -> None:
+    """Both transports give the same rows, agreement, common classes and warnings."""
+    rest = await pair.rest("/compare", png(9), model=models, **options)
+    rpc = await pair.rpc(pb.CompareRequest(image=png(9), models=models, **options))
+
+    assert comparable(rest) == comparable(rpc)
+    asked = [model.replace(" ", "") for model in models if model]
+    assert [row["model"] for row in rest["rows"]] == (list(dict.fromkeys(asked)) or ["tiny", "twin"])
+
+
+@pytest.mark.parametrize(
+    ("image", "models", "options", "code"),
+    [
+        (b"no image", ["tiny"], {}, Code.BAD_IMAGE),
+        (png(), ["tiny"], {"crops": 3}, Code.BAD_REQUEST),
+        (png(), ["tiny"], {"top_k": 0}, Code.BAD_REQUEST),
+        (png(), [f"m{number}" for number in range(65)], {}, Code.BAD_REQUEST),
+    ],
+)
+async def test_comparison_refused(
+    running: Running, image: bytes, models: list[str], options: dict[str, Any], code: Code
+) -> None:
+    """Both transports refuse a comparison as a whole with the same code and the same words."""
+    rest = await running.rest("/compare", image, model=models, **options)
+    rpc = await running.rpc(pb.CompareRequest(image=image, models=models, **options))
+
+    assert rest["code"] == code
+    assert rest == rpc
+
+
+async def test_same_ensemble_and_crops(pair: Running) -> None:
+    """An ensemble with ten crops has the same members and the same card in both transports."""
+    rest = await pair.rest("/predict", png(5), model="ensemble:tiny+twin", crops=10)
+    rpc = await pair.rpc(pb.ClassifyRequest(image=png(5), model="ensemble:tiny+twin", crops=10))
+
+    assert_same(rest, rpc)
+    assert [member["name"] for member in rest["members"]] == ["tiny", "twin"]
+    assert (await pair.rest("/predict", png(5), crops=3))["code"] == Code.BAD_REQUEST
+
+
+@pytest.mark.parametrize("plus", ["+", "%2B", "%20+%20"])
+async def test_a_plus_in_an_address(pair: Running, plus: str) -> None:
+    """`?model=ensemble:a+b` as a user types it, where `+` means a blank, names the same ensemble as the encoded one."""
+    answer = await pair.rest(f"/predict?model=ensemble:tiny{plus}twin", png(5))
+    comparison = await pair.rest(f"/compare?model=ensemble:tiny{plus}twin", png(5))
+
+    assert answer["model"]["name"] == "ensemble:tiny+twin"
+    assert [(row["model"], row["error"]) for row in comparison["rows"]] == [("ensemble:tiny+twin", None)]
+
+
+async def test_engine_failure(exported: Path) -> None:
+    """A failing engine is an internal error in both transports, and no reply tells the client its cause."""
+    engine = FakeEngine()
+    async with serving(exported, engine) as running:
+        engine.script = [RuntimeError("secret path /etc/engine") for _ in range(3)]
+        rest = await running.rest("/predict", png())
+        rpc = await running.rpc(pb.ClassifyRequest(image=png()))
+        compared = await running.rest("/compare", png())
+
+    assert rest["code"] == rpc["code"] == compared["rows"][0]["error"]["code"] == Code.INTERNAL
+    assert "secret" not in json.dumps([rest, rpc, compared])
+
+
+@pytest.mark.parametrize("identity", ["bestellung-ä", "a\nb", "a b\tc", "x" * 200])
+async def test_unusable_request_id(running: Running, identity: str) -> None:
+    """Both transports replace an id that does not fit a header or a log line, and errors still arrive."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.stub.Classify(pb.ClassifyRequest(image=b"no", request_id=identity), timeout=5)
+    good = await running.stub.Classify(pb.ClassifyRequest(image=png(), request_id=identity), timeout=5)
+    headers = {b"X-Request-Id": identity.encode("latin-1").replace(b"\n", b"\t")}
+    rest = await running.http.post("/predict", files={"image": b"no"}, headers=headers)
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert good.request_id != identity
+    assert rest.status_code == 422
+    assert rest.json()["request_id"] == rest.headers["x-request-id"]
+    assert len(rest.json()["request_id"]) == len(good.request_id) == 32
+
+
+async def test_current_request_id(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request keeps the id that its client gave it: in the reply, and as the current one while it is answered."""
+    seen = []
+    classify = running.data_plane.classify
+
+    async def noted(image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
+        seen.append(current_request_id.get())
+        return await classify(image, model, options)
+
+    monkeypatch.setattr(running.data_plane, "classify", noted)
+    rest = await running.http.post("/predict", files={"image": png()}, headers={"X-Request-Id": "order-1"})
+    rpc = await running.stub.Classify(pb.ClassifyRequest(image=png(), request_id="order-2"))
+    await running.stub.ClassifyStream(iter([pb.ClassifyRequest(image=png(), request_id="order-3")])).read()
+
+    assert seen == ["order-1", "order-2", "order-3"]
+    assert rest.json()["request_id"] == rest.headers["x-request-id"] == "order-1"
+    assert rpc.request_id == "order-2"
+
+
+async def test_latency_bound(exported: Path) -> None:
+    """Both transports refuse at once what would miss the latency bound; the request on an idle server is answered."""
+    engine = FakeEngine()
+    async with serving(exported, engine, slo_ms=1) as running:
+        async with busy(running, engine):
+            refused = [await running.rest("/predict", png()), await running.rpc(pb.ClassifyRequest(image=png()))]
+        metrics = (await running.http.get("/metrics")).text
+
+    assert [one["code"] for one in refused] == [Code.OVERLOADED] * 2
+    assert all("within the 1 ms of --slo-ms" in one["detail"] for one in refused)
+    assert 'topfive_slo_total{model="tiny",result="over"} 1.0' in metrics
+    assert 'topfive_slo_total{model="tiny",result="refused"} 2.0' in metrics
+
+
+async def test_open_connections_do_not_delay_the_stop(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A health watcher, an idle connection and a silent one are no reason to wait for the drain limit."""
+    monkeypatch.setattr(server, "_FIRST_REQUEST_S", 0.05)
+    async with serving(exported, FakeEngine(), drain_s=600) as running:
+        stub: Any = health_pb2_grpc.HealthStub(running.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        await watch.read()
+        await running.http.get("/livez")
+        _, silent = await running.connect()
+        async with asyncio.timeout(60):
+            await running.service.stop(asyncio.Event())
+        silent.close()
+        watch.cancel()
+        await watch.code()  # so that nothing of it is left for the next test's loop
+
+
+@pytest.mark.parametrize(("device", "batches"), [("cpu", [1, 4, 5]), ("cuda:0", [2, 8])])
+async def test_slots_of_a_cpu_divide_what_waits(exported: Path, device: str, batches: list[int]) -> None:
+    """Ten crops go to two idle slots of a CPU in parts; on a card, which all slots share, in the fullest batches."""
+    engine = FakeEngine(slots=2, max_batch=8, device=device)
+    async with serving(exported, engine) as running:
+        engine.batches.clear()
+        await running.rest("/predict", png(7), crops=10)
+    assert sorted(engine.batches) == batches
+
+
+async def test_trained_answers(trained: Path, shared_data: Path) -> None:
+    """With trained weights both transports name every labelled photo rightly."""
+    rows = [line.split(",") for line in (shared_data / "photos" / "labels.csv").read_text().splitlines()[1:]]
+    async with serving(trained, models=("squeezenet1_1",)) as running:
+        for file, class_id, *_ in rows:
+            image = (shared_data / "photos" / file).read_bytes()
+            rest = await running.rest("/predict", image)
+
+            assert_same(rest, await running.rpc(pb.ClassifyRequest(image=image)))
+            assert rest["predictions"][0]["class_id"] == int(class_id)
+    assert len(rows) == 10
