@@ -10,7 +10,7 @@ from export.gate_images import PHOTOS
 from models.catalog import CATALOG
 from service.cli.main import main
 from service.common.settings import Settings
-from tests.command_line import topfive
+from tests.cli.command_line import topfive
 from tests.conftest import png
 from tests.fleet import copy_model
 

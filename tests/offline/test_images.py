@@ -1,4 +1,4 @@
-"""Images of folders, patterns and lists; labelled images of class folders and CSVs; and what is refused."""
+"""Images of folders, patterns and lists, and labelled images of class folders and CSVs."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ def make(folder: Path, *names: str) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images at several depths, and files that are none."""
+    """Images at several depths, and files that are no images."""
     return make(
         tmp_path / "in", "b.png", "a.JPG", "sub/deep/c.webp", "sub/d.jpeg", "notes.md", "labels.csv", "x[1].png"
     )
@@ -86,23 +86,20 @@ def classes(source: Path, labels: tuple[Label, ...] = imagenet_labels()) -> dict
     return {image.name: image.truth for image in read_dataset(source).files(labels, "net")}
 
 
-@pytest.mark.parametrize("name", ["n02123159", "tiger cat", "tiger_cat", "Tiger_Cat", "282", "TIGER  cat"])
-def test_folder_names(name: str, tmp_path: Path) -> None:
-    """A class folder is named by wnid, by label in any case with spaces or underscores, or by class id."""
-    make(tmp_path, f"{name}/deep/a.png")
+def test_class_folders(tmp_path: Path) -> None:
+    """A class folder has as its name a wnid, a class id, or a label in any case with spaces or underscores.
 
-    assert classes(tmp_path) == {f"{name}/deep/a.png": 282}
+    Several folders may mean one class; files that are no images do not count.
+    """
+    names = ["n02123159", "tiger cat", "tiger_cat", "Tiger_Cat", "282", "TIGER  cat"]
+    images = {**{f"{name}/deep/a.png": 282 for name in names}, "0/c.JPG": 0}
+    make(tmp_path, *images, "0/notes.md", "README.md", "empty/notes.txt")
 
-
-def test_mixed_folders(tmp_path: Path) -> None:
-    """Forms may be mixed, several folders may mean one class, and files that are no images do not count."""
-    make(tmp_path, "n02123159/a.png", "tiger cat/b.JPG", "0/c.png", "0/notes.md", "README.md", "empty/notes.txt")
-
-    assert classes(tmp_path) == {"0/c.png": 0, "n02123159/a.png": 282, "tiger cat/b.JPG": 282}
+    assert classes(tmp_path) == images
 
 
 def test_digits(tmp_path: Path) -> None:
-    """Folders 0 to 9 are the labels of the digits; a label that is a number goes before a class id."""
+    """A folder with a number as its name means the label of that number first, and the class id second."""
     make(tmp_path, *(f"{digit}/a.png" for digit in range(10)))
 
     assert list(classes(tmp_path, named_labels("digits")).values()) == list(range(10))
@@ -124,8 +121,10 @@ def test_digits(tmp_path: Path) -> None:
     ],
 )
 def test_tables(head: str, cells: str, tmp_path: Path) -> None:
-    """A CSV has path or file, and wnid, class_id or label: the first of those that is filled in counts."""
-    make(tmp_path, "a.png")
+    """A CSV has path or file, and wnid, class_id or label: the first of those that is filled in counts.
+
+    A file that does not exist is listed all the same; the run reports it as unreadable.
+    """
     (tmp_path / "list.csv").write_text(f"{head}\n{cells}\n{cells}\n")
 
     assert classes(tmp_path / "list.csv") == {"a.png": 282}
@@ -144,7 +143,7 @@ def test_tables(head: str, cells: str, tmp_path: Path) -> None:
     ],
 )
 def test_refused_tables(table: str, reason: str, tmp_path: Path) -> None:
-    """A CSV that does not say what each image shows is refused with the reason."""
+    """A CSV without a path and one label for each image raises an error with the reason."""
     (tmp_path / "list.csv").write_text(table)
 
     with pytest.raises(OfflineError, match=reason):
@@ -160,7 +159,7 @@ def test_refused_tables(table: str, reason: str, tmp_path: Path) -> None:
     ],
 )
 def test_refused_folders(names: tuple[str, ...], source: str, reason: str, tmp_path: Path) -> None:
-    """A folder without class folders is refused with the layout that is expected, as is an image beside them."""
+    """A folder without class folders, or with an image outside them, raises an error with the expected layout."""
     make(tmp_path, *names)
 
     with pytest.raises(OfflineError, match=reason):
@@ -179,7 +178,7 @@ def test_refused_folders(names: tuple[str, ...], source: str, reason: str, tmp_p
     ],
 )
 def test_unknown_labels(folders: list[str], labels: tuple[Label, ...], reason: str, tmp_path: Path) -> None:
-    """A label that means no class of the model, or several, is refused with what may have been meant."""
+    """A label that means no class of the model, or several, raises an error with suggestions."""
     make(tmp_path, *(f"{folder}/a.png" for folder in folders))
 
     with pytest.raises(OfflineError, match=reason):
@@ -187,7 +186,7 @@ def test_unknown_labels(folders: list[str], labels: tuple[Label, ...], reason: s
 
 
 def test_fingerprint(tmp_path: Path) -> None:
-    """The fingerprint follows names, labels and sizes, and neither the place of the folder nor the model."""
+    """The fingerprint depends on names, labels and sizes of the images, and not on where the folder lies."""
     first = make(tmp_path / "a", "0/a.png", os.fsdecode(b"1/caf\xe9.png"))
     second = make(tmp_path / "b", "0/a.png", os.fsdecode(b"1/caf\xe9.png"))
     same = read_dataset(first).sha256
@@ -199,10 +198,3 @@ def test_fingerprint(tmp_path: Path) -> None:
     assert read_dataset(second).sha256 == same
     (second / "0").rename(second / "2")
     assert read_dataset(second).sha256 != same
-
-
-def test_missing_files(tmp_path: Path) -> None:
-    """A file of a CSV that is missing is an image all the same: it will be one that cannot be read."""
-    (tmp_path / "list.csv").write_text("path,label\nnone.png,1\n")
-
-    assert classes(tmp_path / "list.csv") == {"none.png": 1}

@@ -1,8 +1,9 @@
-"""The journal of a run: nothing is lost or mixed, whatever ends the run or lies at its place."""
+"""The journal of a run keeps every result, whatever ends the run, and refuses files of other runs."""
 
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the journal lies, in a folder that is not there yet."""
+    """The path of a journal, in a folder that does not exist yet."""
     return tmp_path / "out" / "j"
 
 
@@ -27,7 +28,7 @@ def images(*names: str) -> list[ImageFile]:
 
 
 def test_names(path: Path) -> None:
-    """Any name that a file can have comes back in the next run, with its result."""
+    """The next run finds the result of every image, whatever characters its name has."""
     with Journal(path, SETUP) as journal:
         assert journal.missing(images(*ODD_NAMES)) == images(*ODD_NAMES)
         for name in ODD_NAMES:
@@ -40,7 +41,7 @@ def test_names(path: Path) -> None:
 
 
 def killed(path: Path) -> None:
-    """A process that stores two results and is killed at once."""
+    """Run a process that stores two results and kills itself."""
     script = (
         "import os, sys; from pathlib import Path; from service.offline.journal import Journal; "
         "from tests.offline.test_journal import SETUP, good; journal = Journal(Path(sys.argv[1]), SETUP); "
@@ -50,7 +51,7 @@ def killed(path: Path) -> None:
 
 
 def test_killed(path: Path) -> None:
-    """What was stored is there after kill -9, and the journal goes on; or it is deleted without a trace."""
+    """After kill -9 the journal has the results that were stored; the next run appends to it or deletes it whole."""
     killed(path)
     with Journal(path, SETUP) as journal:
         assert list(journal.results(images("a", "b"))) == [good("a"), good("b")]
@@ -74,25 +75,17 @@ def test_other_setup(path: Path) -> None:
         assert journal.missing(images("a")) == []
 
 
-def damage(path: Path, how: str) -> None:
-    """Put a damaged journal, or something else, at its place."""
-    if how == "database":
-        with sqlite3.connect(path) as database:
-            database.execute("CREATE TABLE mine (a)")
-        database.close()
-        return
+@pytest.mark.parametrize("how", ["text", "half", "zeros", "database"])
+def test_damaged(path: Path, how: str) -> None:
+    """A damaged journal, or another file, raises an error and stays, until the user asks to overwrite it."""
     with Journal(path, SETUP) as journal:
         for number in range(100):
             journal.append(good(str(number)))
     whole = path.read_bytes()
-    path.write_bytes({"text": b"notes\nof mine\n", "half": whole[:8192], "zeros": b"\0" * len(whole)}[how])
-
-
-@pytest.mark.parametrize("how", ["text", "half", "zeros", "database"])
-def test_damaged(path: Path, how: str) -> None:
-    """A file that is damaged, or no journal, is refused and stays, until the user asks to overwrite it."""
-    path.parent.mkdir()
-    damage(path, how)
+    path.write_bytes({"text": b"notes\nof mine\n", "half": whole[:8192], "zeros": b"\0" * len(whole)}.get(how, b""))
+    if how == "database":
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE mine (a)")
     before = path.stat().st_size
 
     with pytest.raises(OfflineError, match=r"j is no journal, or damaged \(.*--overwrite.*--out"):
@@ -104,7 +97,7 @@ def test_damaged(path: Path, how: str) -> None:
 
 
 def test_empty_file(path: Path) -> None:
-    """A run that was killed before it stored anything may leave an empty file, which is begun again."""
+    """An empty file, which a killed run may leave, is a journal without results."""
     path.parent.mkdir()
     path.touch()
     with Journal(path, SETUP) as journal:
@@ -112,7 +105,7 @@ def test_empty_file(path: Path) -> None:
 
 
 def test_two_at_once(path: Path) -> None:
-    """A second run over the same journal is refused while the first goes on, which loses nothing; so is deleting it."""
+    """While a run writes a journal, a second run over it, or its deletion, raises an error; no result is lost."""
     with Journal(path, SETUP) as journal:
         journal.append(good("a"))
         with pytest.raises(OfflineError, match="another topfive is writing"):
@@ -123,7 +116,7 @@ def test_two_at_once(path: Path) -> None:
 
 
 def test_unwritable(tmp_path: Path) -> None:
-    """A place where no file can be is named; a journal that is not there needs no deleting."""
+    """A path where no file can be written raises an error with the path; deleting a missing journal does nothing."""
     (tmp_path / "file").touch()
     with pytest.raises(OfflineError, match=r"file/j cannot be written"):
         Journal(tmp_path / "file" / "j", SETUP)
@@ -133,7 +126,7 @@ def test_unwritable(tmp_path: Path) -> None:
 
 
 def test_engine_failures_are_run_again(path: Path) -> None:
-    """An image at which the engine failed counts as done now, and as missing in the next run."""
+    """An image whose engine failed counts as done in this run, and the next run runs it again."""
     with Journal(path, SETUP) as journal:
         journal.append(bad("a", "internal"))
         journal.append(bad("b", "bad_image"))

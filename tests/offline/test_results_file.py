@@ -1,4 +1,4 @@
-"""The results file: every name and figure comes back from each format, and half a file never shows."""
+"""The results file in each format; it is written whole or not at all."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_jsonl(tmp_path: Path) -> None:
-    """Each line is an object that stands alone, with the model."""
+    """Each line of a JSONL file is an object with the model."""
     write_results(tmp_path / "r.jsonl", results())
     lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text("ascii").splitlines()]
 
@@ -66,7 +66,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_half_a_file_never_shows(tmp_path: Path) -> None:
-    """If the results end in an error the old file stays, and nothing else is left."""
+    """If the results end in an error, the old file stays, and no other file is left."""
     (tmp_path / "r.csv").write_text("old")
 
     def failing() -> Iterator[ImageResult]:

@@ -1,25 +1,22 @@
-"""Many images through one model: how many at once, what a stop and an error leave, and full batches."""
+"""A run of many images through one model: images in flight, stops, errors and full batches."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from service.common.errors import NotReady
 from service.common.settings import Settings
-from service.common.types import Decode, ImageLimits
 from service.engines.selection.opening import OpenEngine
 from service.offline.images import ImageFile, OfflineError
 from service.offline.journal import ImageResult, Journal
 from service.offline.runner import (
     ModelRunner,
     RunOptions,
-    RunProgress,
     Stopped,
     classify_all,
-    images_in_flight,
     open_runner,
 )
 from service.server.data_plane import build_data_plane
@@ -28,17 +25,6 @@ from tests.fakes import FakeEngine, Opener, opener, reached, settle
 from tests.offline.results import good
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.mark.parametrize(
-    ("slots", "max_batch", "decoders", "crops", "images"),
-    [(2, 8, 2, 1, 34), (4, 64, 16, 1, 256), (2, 8, 2, 10, 6), (4, 64, 16, 10, 25), (1, 1, 1, 1000, 1)],
-)
-def test_images_in_flight(slots: int, max_batch: int, decoders: int, crops: int, images: int) -> None:
-    """Two batches for each slot and an image for each decoder, within the capacity of 256 crops, and at least one."""
-    options = RunOptions(crops, Decode.AUTO, ImageLimits(), decoders, 256)
-
-    assert images_in_flight(slots, max_batch, options) == images
 
 
 class Answers:
@@ -71,7 +57,7 @@ class Answers:
 
 
 async def test_in_flight() -> None:
-    """Never more are in flight than allowed, a new one begins as one ends, and each is stored as it is finished."""
+    """At most the allowed images are in flight, one begins as another ends, and each result is stored at once."""
     answers = Answers()
     task = answers.run(6, in_flight=3)
     await settle()
@@ -85,7 +71,7 @@ async def test_in_flight() -> None:
 
 
 async def test_stop() -> None:
-    """After a stop nothing new begins, and what is in flight is finished and stored."""
+    """After a stop no image begins; those in flight are finished and stored."""
     answers = Answers()
     task = answers.run(5, in_flight=2)
     await settle()
@@ -97,7 +83,7 @@ async def test_stop() -> None:
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), OfflineError("the disk is full")])
 async def test_end(error: BaseException) -> None:
-    """A run that is cancelled, or has an error that is not one image's own, leaves nothing in flight."""
+    """A run that is cancelled, or cannot store a result, leaves no image in flight."""
     answers = Answers()
     task = answers.run(5, in_flight=3)
     await settle()
@@ -133,17 +119,13 @@ async def run(runner: ModelRunner, image: Path, count: int) -> list[ImageResult]
     """The results of so many copies of the image, in their order."""
     images = [ImageFile(str(number), image, 7) for number in range(count)]
 
-    @contextmanager
-    def display(_title: str, _progress: RunProgress) -> Iterator[Callable[[], None]]:
-        yield lambda: None
-
     with Journal(image.with_name("journal"), runner.setup) as journal:
-        await runner.run(journal, images, display, asyncio.Event())
+        await runner.run(journal, images, lambda *_: nullcontext(lambda: None), asyncio.Event())
         return list(journal.results(images))
 
 
 async def test_stop_while_loading(artifacts: Path) -> None:
-    """A stop does not wait for a model that loads, and nothing counts as run."""
+    """A stop does not wait for a model that loads; the engine is closed once it is there."""
     opening, stop = Opener(), asyncio.Event()
     opening.gate.clear()
 
@@ -163,7 +145,7 @@ async def test_stop_while_loading(artifacts: Path) -> None:
 
 
 async def test_engine_that_fails(artifacts: Path, image: Path) -> None:
-    """One failed batch is the error of its image; three in a row end the run, for they are not the images' fault."""
+    """A failed batch is the error of its image; three failures in a row end the run."""
     engine = FakeEngine()
     engine.script = [RuntimeError("broken")] * 3
     async with opened(artifacts, opener(engine)) as runner:
@@ -178,7 +160,7 @@ async def test_engine_that_fails(artifacts: Path, image: Path) -> None:
 
 
 async def test_crops_find_their_places(artifacts: Path, image: Path) -> None:
-    """With ten crops an image and a capacity of twenty-five, no image of many is turned away."""
+    """Ten crops an image and a capacity of twenty-five crops refuse no image."""
     engine = FakeEngine(max_batch=8)
     async with opened(artifacts, opener(engine), crops=10, capacity=25) as runner:
         results = await run(runner, image, 12)
@@ -188,7 +170,7 @@ async def test_crops_find_their_places(artifacts: Path, image: Path) -> None:
 
 
 async def test_batches_are_full(artifacts: Path, image: Path) -> None:
-    """With many images in flight the engine gets full batches, through the batcher that serves."""
+    """A run keeps enough images in flight for full batches."""
     engine = FakeEngine(max_batch=8)
     engine.gate.clear()
     async with opened(artifacts, opener(engine)) as runner:

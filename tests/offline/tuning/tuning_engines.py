@@ -1,4 +1,4 @@
-"""Engines that are opened in the other process of `topfive tune`, where a test cannot reach: found by name."""
+"""Functions that open fake engines in the measuring process of `topfive tune`, which imports them by name."""
 
 import os
 import threading
@@ -24,12 +24,12 @@ class StuckEngine(FakeEngine):
 
 
 def open_fake(artifact: Artifact, one: TuneCandidate) -> Engine:
-    """One of as many slots as are asked for."""
+    """An engine that answers."""
     return FakeEngine(artifact.manifest.classes, slots=one.slots)
 
 
 def open_troubled(artifact: Artifact, one: TuneCandidate) -> Engine:
-    """With one slot it answers; with two it is stuck, with three it takes its process with it, with four it refuses."""
+    """With one slot the engine answers, with two it is stuck, with three its process dies, with four it cannot open."""
     if one.slots == 2:
         return StuckEngine(artifact.manifest.classes, answered=1)
     if one.slots == 3:
@@ -38,11 +38,11 @@ def open_troubled(artifact: Artifact, one: TuneCandidate) -> Engine:
 
 
 def open_refusing(_artifact: Artifact, _one: TuneCandidate) -> Engine:
-    """It cannot be had here."""
+    """Raises EngineUnavailableError."""
     raise EngineUnavailableError("this CPU lacks something")
 
 
 def open_announced(artifact: Artifact, one: TuneCandidate) -> Engine:
-    """It is stuck at once; the number of its process is printed."""
+    """An engine that is stuck at once, after the number of its process is printed."""
     print(os.getpid(), flush=True)  # noqa: T201
     return StuckEngine(artifact.manifest.classes, answered=0, slots=one.slots)

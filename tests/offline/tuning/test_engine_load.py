@@ -1,4 +1,4 @@
-"""The load that an engine is measured under: what it counts, and that errors end it at once."""
+"""The load under which an engine is measured: its figures, its limits and its errors."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def test_counts_what_the_engine_ran() -> None:
 
 
 def test_no_more_images_than_clients() -> None:
-    """An engine that takes all that waits never gets more images than there are clients."""
+    """A batch never has more images than there are clients."""
     engine = FakeEngine()
     measure(engine, replace(LOAD, decoding_threads=4, clients=2), max_batch=64, seconds=0.2)
 
@@ -41,6 +41,6 @@ def test_raises_what_the_engine_raises() -> None:
 
 
 def test_raises_what_decoding_raises() -> None:
-    """A photo that is none is the error of the decoder."""
+    """Bytes that are no photo raise the error of the decoder."""
     with pytest.raises(BadImage):
         measure(FakeEngine(), replace(LOAD, photo=b"no photo"), max_batch=1, seconds=30)

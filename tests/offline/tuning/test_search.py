@@ -1,4 +1,4 @@
-"""The search of `topfive tune`: what is tried, in which order, what is kept of it, and that time is not exceeded."""
+"""The search of `topfive tune`: its candidates, its choice and its time."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ Speed = Callable[[TuneCandidate, int], EngineSpeed | Exception]
 
 
 class Machine:
-    """Measures as it is told, on a clock that only measurements move; `asked` holds what was measured, in order."""
+    """Measures at scripted speeds, on a clock that only measurements move; `asked` are the candidates, in order."""
 
     def __init__(self, speed: Speed, open_s: float = 0.3) -> None:
         self.speed = speed
@@ -47,7 +47,7 @@ class Machine:
         bound_ms: float = 100.0,
         default: TuneCandidate | None = None,
     ) -> list[CandidateResult]:
-        """What a search on it gives."""
+        """The results of a search, best first."""
         watched: list[TuneCandidate] = []
         rows = Search(seconds, bound_ms, self, lambda: self.now_s, watched.append).run(tried, default)
         assert watched == self.asked
@@ -57,18 +57,18 @@ class Machine:
 
 
 def of(rate: float, run_ms: float = 10.0) -> EngineSpeed:
-    """So many images per second."""
+    """A measured speed."""
     return EngineSpeed(rate, run_ms, 5.0)
 
 
 def scaled(candidate: TuneCandidate, _times: int) -> EngineSpeed:
-    """bf16 is three times as fast, slots help, batches only run longer."""
+    """bf16 is three times as fast, more slots are faster, larger batches only run longer."""
     rate = (3 if candidate.precision is Precision.BF16 else 1) * candidate.slots * 10 + candidate.max_batch / 10
     return of(rate, 10.0 * candidate.max_batch)
 
 
 def test_threads_never_exceed_the_cpus() -> None:
-    """Every layout that is tried stays within the CPUs, and the one that serves without tuning is the first."""
+    """Every layout uses at most the given CPUs; the default layout comes first."""
     for cpus in range(1, 130):
         tried = layouts(cpus)
 
@@ -80,15 +80,17 @@ def test_threads_never_exceed_the_cpus() -> None:
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 6, 8, 64])
 @pytest.mark.parametrize("largest_batch", [None, 1, 4])
 def test_what_serves_untuned_is_tried(cpus: int, largest_batch: int | None) -> None:
-    """The layout of the defaults is one of the candidates, in the runtime and precision that come first."""
+    """The default layout is a candidate in the first runtime and precision; no batch is larger than the graph takes."""
     default, layout = untuned([BF16, F32], cpus, largest_batch), default_layout(cpus)
 
-    assert default in candidates([BF16, F32], cpus, largest_batch)
+    tried = candidates([BF16, F32], cpus, largest_batch)
+    assert default in tried
     assert default.engine == (*BF16, layout.slots, layout.threads)
+    assert {one.max_batch for one in tried} <= set(range(1, (largest_batch or 8) + 1))
 
 
 def test_what_serves_untuned_is_compared_to_the_end() -> None:
-    """An unlucky first look at the defaults does not let something slower take their place."""
+    """The default candidate wins if it is the fastest, even if its first measurement was slow."""
     tried = candidates([BF16, F32], 8)
     default = untuned([BF16, F32], 8)
 
@@ -97,15 +99,6 @@ def test_what_serves_untuned_is_compared_to_the_end() -> None:
 
     assert Machine(speed).search(tried)[0].candidate != default
     assert Machine(speed).search(tried, default=default)[0].candidate == default
-
-
-def test_candidates() -> None:
-    """A layout comes in every precision and runtime before the next one, in batches that the graph takes."""
-    tried = candidates([BF16, F32], 2)
-
-    assert [one.engine for one in tried[::3]] == [(*BF16, 2, 1), (*F32, 2, 1), (*BF16, 1, 2), (*F32, 1, 2)]
-    assert [one.max_batch for one in tried[:3]] == [1, 2, 8]
-    assert {one.max_batch for one in candidates([F32], 2, 1)} == {1}
 
 
 def test_best_is_first_and_measured_most() -> None:
@@ -141,7 +134,7 @@ def test_order(speed: Callable[[int], EngineSpeed], bound_ms: float, batches: li
 
 
 def test_lucky_look_is_found_out() -> None:
-    """One good second does not win: later rounds by turns bring the median down."""
+    """A candidate with one fast measurement does not win: the median of several rounds counts."""
     lucky = TuneCandidate(*F32, 1, 2, 8)
 
     def speed(candidate: TuneCandidate, times: int) -> EngineSpeed:
@@ -155,7 +148,7 @@ def test_lucky_look_is_found_out() -> None:
 @pytest.mark.parametrize("seconds", [2.0, 5.0, 30.0, 120.0])
 @pytest.mark.parametrize("cpus", [1, 2, 64])
 def test_time_is_kept(seconds: float, cpus: int) -> None:
-    """It ends within its time, but for the fewest rounds that make a median; what was left out says why."""
+    """The search ends in time, apart from the fewest rounds that make a median; candidates left out say why."""
     machine = Machine(scaled)
     rows = machine.search(candidates([BF16, F32], cpus), seconds)
 
@@ -168,7 +161,7 @@ def test_time_is_kept(seconds: float, cpus: int) -> None:
 
 @pytest.mark.parametrize("error", [CandidateStuck("20 s"), CandidateFailed("no")])
 def test_engine_that_does_not_run_is_named_and_left(error: Exception) -> None:
-    """It is tried once, its other batches are not tried at all, and the rest goes on."""
+    """An engine that fails is tried once and in no other batches; the search measures the other engines."""
     broken = (*BF16, 2, 1)
     machine = Machine(lambda one, times: error if one.engine == broken else scaled(one, times))
 
@@ -184,7 +177,7 @@ def test_engine_that_does_not_run_is_named_and_left(error: Exception) -> None:
 
 
 def test_finalist_that_gets_stuck_late_is_not_chosen() -> None:
-    """An engine that is stuck in its second round has figures, and is not the best all the same."""
+    """An engine that is stuck in its second round is not chosen, though its first round was the fastest."""
     best = TuneCandidate(*BF16, 2, 1, 8)
     machine = Machine(lambda one, times: CandidateStuck("20 s") if one == best and times > 1 else scaled(one, times))
 
