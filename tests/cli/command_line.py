@@ -1,4 +1,4 @@
-"""Runs `topfive` in the process of a test, and commands for many images on a fake engine."""
+"""Runs `topfive` in the process of a test, with real or fake engines."""
 
 import csv
 import os
@@ -33,12 +33,12 @@ class SignallingEngine(FakeEngine):
         return probabilities
 
     def ran(self) -> Counter[int]:
-        """How many images of each class any engine with this log has run."""
+        """The number of images of each class in the log, over all engines that wrote it."""
         return Counter(int(line) for line in self.log.read_text().split())
 
 
 def topfive(*words: object, columns: int = 100, engine: FakeEngine | None = None, obj: object = None) -> Result:
-    """What the command prints in a terminal of that width, and its status. `engine` runs the models, if it is given."""
+    """Run the command in a terminal of that width; `engine`, if given, runs the models."""
     if engine is not None:
         obj = opener(engine)
     return CliRunner().invoke(main, [str(word) for word in words], env={"COLUMNS": str(columns)}, obj=obj)

@@ -1,4 +1,4 @@
-"""`topfive compare`, and ensembles on the command line."""
+"""`topfive compare`: its table and its errors."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def pair(artifacts: Path) -> Path:
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_table(pair: Path, columns: int) -> None:
-    """Without a name every exported model has a row within the width, and below stands where models agree."""
+    """Without a name every exported model has a row within the width; a line below counts the models that agree."""
     result = topfive("compare", PHOTOS / "bee.jpeg", "--artifacts", pair, columns=columns)
 
     assert result.exit_code == 0
@@ -31,7 +31,7 @@ def test_table(pair: Path, columns: int) -> None:
 
 
 def test_errors(pair: Path) -> None:
-    """A model without an answer is a row with its code, its reason stands below, and the status is 1."""
+    """A model without an answer has a row with the code of its error; the reason follows, and the status is 1."""
     command = ("compare", PHOTOS / "bee.jpeg", "--artifacts", pair, "--model", "tiny,nobody", "--crops", "10")
     table, lines = topfive(*command), topfive(*command, "--json")
 
@@ -41,16 +41,3 @@ def test_errors(pair: Path) -> None:
     [line] = lines.stdout.splitlines()
     assert [row["answer"] is None for row in json.loads(line)["rows"]] == [False, True]
     assert topfive("compare", PHOTOS / "none.jpeg", "--artifacts", pair).exit_code == 1
-
-
-def test_ensemble(pair: Path) -> None:
-    """predict takes ensembles and ten crops; a server refuses to start with one."""
-    ensemble = ("predict", PHOTOS / "bee.jpeg", "--artifacts", pair, "--model", "ensemble:tiny+twin", "--crops", "10")
-    result = topfive(*ensemble, "--json")
-    served = topfive("serve", "--models", "ensemble:tiny+twin", "--artifacts", pair)
-
-    assert result.exit_code == 0
-    assert json.loads(result.stdout)["model"]["name"] == "ensemble:tiny+twin"
-    assert topfive("predict", PHOTOS / "bee.jpeg", "--artifacts", pair, "--model", "ensemble:tiny").exit_code == 2
-    assert served.exit_code == 2
-    assert "name its members instead" in served.stderr

@@ -1,4 +1,4 @@
-"""topfive layers: the table in a terminal, its JSON and CSV, of artifacts and of networks that are not exported."""
+"""`topfive layers`: its table, JSON and CSV, of exported models and of others."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ def cells(output: str) -> dict[str, list[str]]:
 
 
 def test_table(artifacts: Path) -> None:
-    """Wide: every row with its whole name and every digit, a line for each stage, and the total of the manifest."""
+    """A wide table has whole names and every digit, a line for each stage, and the total of the manifest."""
     result = topfive("layers", "tiny", "--artifacts", artifacts, columns=120)
     rows = cells(result.output)
 
@@ -50,7 +50,7 @@ def test_narrow_table(artifacts: Path) -> None:
     assert "…" not in result.output
 
 
-@pytest.mark.parametrize("name", ["googlenet", "efficientnet_b0", "inception_v3", "alexnet"])
+@pytest.mark.parametrize("name", ["efficientnet_b0", "inception_v3"])
 @pytest.mark.parametrize("columns", [80, 120])
 def test_width(tmp_path: Path, name: str, columns: int) -> None:
     """The tables of networks with long names fit the terminal, and their totals are those of the catalog."""
@@ -76,7 +76,7 @@ def test_stages(tmp_path: Path) -> None:
 
 
 def test_json(artifacts: Path) -> None:
-    """--json is what the server answers; --stages leaves the layers out."""
+    """--json prints the answer of the server; --stages leaves the layers out."""
     reply = TypeAdapter(ModelLayers).validate_json(topfive("layers", "tiny", "--json", "--artifacts", artifacts).stdout)
     stages = json.loads(topfive("layers", "tiny", "--json", "--stages", "--artifacts", artifacts).stdout)
 
@@ -99,7 +99,7 @@ def test_csv(artifacts: Path) -> None:
 
 
 def test_json_and_csv(artifacts: Path) -> None:
-    """Two forms at once are a usage error."""
+    """--json and --csv together are a usage error."""
     result = topfive("layers", "tiny", "--csv", "--json", "--artifacts", artifacts)
 
     assert result.exit_code == 2
@@ -107,7 +107,7 @@ def test_json_and_csv(artifacts: Path) -> None:
 
 
 def test_model_outside_the_catalog(tmp_path: Path) -> None:
-    """A model that was imported has the rows of its artifact; what is not known of them is left open."""
+    """An imported model has the rows of its artifact; an unknown receptive field is a dash."""
     rows = [
         Layer("conv", Kind.CONVOLUTION, "body", (3, 32, 32), (4, 16, 8), 200, 6400, (3, 5), (3, 5), (2, 4), (1, 1), 1),
         Layer("mix[0]", "attention", "body", (4, 16, 8), (4, 16, 8), 1_500_000_000, 9_000_000_000, None),
@@ -121,17 +121,9 @@ def test_model_outside_the_catalog(tmp_path: Path) -> None:
     assert lines["mix[0]"] == ["mix[0]", "attention", "4x16x8", "1.50", "G", "9.00", "G", "100.0", "-"]
 
 
-def test_unknown_model(artifacts: Path) -> None:
-    """A name that nobody knows is an error with the nearest ones."""
-    result = topfive("layers", "tinny", "--artifacts", artifacts)
-
-    assert result.exit_code == 1
-    assert "did you mean tiny" in result.stderr
-
-
 @pytest.mark.parametrize(("name", "status"), [("alexnet", 1), ("tiny", 0)])
 def test_without_torch(artifacts: Path, name: str, status: int) -> None:
-    """Without PyTorch the layers of an exported model are there, and those of another say what to do."""
+    """Without PyTorch the layers of an exported model are printed; for another model an error says what to do."""
     script = "import sys; sys.modules['torch'] = None; from service.cli.main import main; main()"
     command = [sys.executable, "-c", script, "layers", name, "--artifacts", str(artifacts)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)

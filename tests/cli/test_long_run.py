@@ -1,4 +1,4 @@
-"""What the commands for many images share: exit status after signals and errors, and progress without a terminal."""
+"""What commands for many images share: exit status after signals and errors, and progress without a terminal."""
 
 import asyncio
 import io
@@ -11,9 +11,8 @@ import pytest
 from rich.console import Console
 
 from service.cli.long_run import display_on, run_until_done
-from service.common.errors import BadRequest
 from service.offline.images import OfflineError
-from service.offline.runner import RunProgress, Stopped
+from service.offline.runner import RunProgress
 from tests.fakes import ManualClock
 from tests.offline.results import bad, good
 
@@ -32,15 +31,8 @@ def printed(screen: Console) -> str:
     return screen.file.getvalue()
 
 
-async def stops(stop: asyncio.Event) -> None:
-    """Is told to stop, and does."""
-    os.kill(os.getpid(), signal.SIGTERM)
-    await stop.wait()
-    raise Stopped("stopped: 3 [of] 5")
-
-
 async def hangs(stop: asyncio.Event) -> None:
-    """Is told to stop, and does not until it is told again."""
+    """Gets Ctrl-C twice, and does not end after the first."""
     os.kill(os.getpid(), signal.SIGINT)
     await stop.wait()
     os.kill(os.getpid(), signal.SIGINT)
@@ -48,7 +40,7 @@ async def hangs(stop: asyncio.Event) -> None:
 
 
 async def ends_in_time(stop: asyncio.Event) -> None:
-    """Is told to stop when it was about to end anyway."""
+    """Gets Ctrl-C, and ends with its work done."""
     os.kill(os.getpid(), signal.SIGINT)
     await stop.wait()
 
@@ -58,31 +50,24 @@ async def is_refused(_stop: asyncio.Event) -> None:
     raise OfflineError("no [red]file[/]")
 
 
-async def asks_badly(_stop: asyncio.Event) -> None:
-    """Ends in an error of the service."""
-    raise BadRequest("too many")
-
-
 @pytest.mark.parametrize(
     ("work", "status", "text"),
     [
-        (stops, 143, "stopped: 3 [of] 5"),
         (hangs, 130, "stopped at once"),
         (ends_in_time, 0, "stopping"),
         (is_refused, 1, "error: no [red]file[/]"),
-        (asks_badly, 1, "error: too many"),
     ],
 )
 def test_exit_status(
     work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], status: int, text: str, screen: Console
 ) -> None:
-    """128 and the signal that stopped it, 1 after an error, 0 when all is done; the text is printed as it is."""
+    """The status is 130 after a second Ctrl-C, 1 after an error, 0 for work that is done; brackets are printed."""
     assert run_until_done(work, screen) == status
     assert text in printed(screen)
 
 
 def test_progress_without_a_terminal(screen: Console) -> None:
-    """The title with what an earlier run has done, then a plain line every five seconds at most."""
+    """Without a terminal, the title counts images of an earlier run, and a line follows every five seconds."""
     clock = ManualClock()
     progress = RunProgress(total=7300, resumed=100, clock=clock)
     assert (progress.images_per_s, str(progress)) == (None, "100/7,300, 0 failed")

@@ -1,4 +1,4 @@
-"""`topfive show`: the facts of one model, as a person and as a program read them."""
+"""`topfive show`: the facts of one model as tables and as JSON."""
 
 import json
 from pathlib import Path
@@ -7,34 +7,16 @@ import pytest
 
 from models.artifact.artifact import read_manifest
 from models.artifact.engine_plan import write_plan
-from models.artifact.measured import MeasuredAccuracy, record_accuracy
+from models.artifact.measured import record_accuracy
 from tests.cli.command_line import topfive
+from tests.models.test_measured import measurement
 from tests.models.test_plan import CONTENT
 from tests.models.test_plan import record as plan_record
 from tests.serving import serving
 
 
-def measurement() -> MeasuredAccuracy:
-    """Nine of ten right."""
-    return MeasuredAccuracy(
-        dataset="mine",
-        dataset_sha256="0" * 64,
-        images=10,
-        acc1=90.0,
-        acc1_low=59.6,
-        acc1_high=98.2,
-        acc5=None,
-        acc5_low=None,
-        acc5_high=None,
-        crops=1,
-        runtime="openvino",
-        precision="f32",
-        date="2026-01-02",
-    )
-
-
 def test_facts_of_the_paper(tmp_path: Path) -> None:
-    """A network that is not exported shows what its paper and the competition say, and both counts of parameters."""
+    """A model that is not exported has the figures of its paper, its competition, and both counts of parameters."""
     output = topfive("show", "googlenet_2014", "--artifacts", tmp_path).output
 
     assert "googlenet_2014, not exported" in output
@@ -49,7 +31,7 @@ def test_facts_of_the_paper(tmp_path: Path) -> None:
 
 
 def test_weights_as_errors(tmp_path: Path) -> None:
-    """The accuracy of every published weight set is shown as an error rate, the default first."""
+    """Every published weight set has its error rates, the default first."""
     lines = topfive("show", "resnet50", "--artifacts", tmp_path).output.splitlines()
 
     rates = [line.split()[1:4] for line in lines if line.strip().startswith("weights IMAGENET")]
@@ -57,7 +39,7 @@ def test_weights_as_errors(tmp_path: Path) -> None:
 
 
 def test_exported(artifacts: Path) -> None:
-    """An exported model shows its weights, its warning, its parity, and what was measured with the interval."""
+    """An exported model has its weights, its warning, its parity, and its measured error with the interval."""
     version, manifest = read_manifest(artifacts, "tiny")
     record_accuracy(artifacts / "tiny" / str(version) / "manifest.json", measurement())
     output = topfive("show", "tiny", "--artifacts", artifacts, columns=200).output
@@ -65,15 +47,15 @@ def test_exported(artifacts: Path) -> None:
     assert "tiny, version 1" in output
     assert "untrained: untrained" in output
     assert "its answers mean nothing" in output
-    assert "10 images of mine, openvino f32, single crop, 2026-01-02" in output
+    assert "10 images of photos, openvino f32, single crop, 2026-01-02" in output
     assert "10.00" in output
-    assert "[1.80, 40.40]" in output
+    assert "[1.79, 40.42]" in output
     assert output.count("yes") == sum(report.passed for report in manifest.parity) > 0
 
 
 @pytest.mark.anyio
 async def test_json_is_the_reply_of_the_server(artifacts: Path) -> None:
-    """--json prints what GET /models/NAME answers, the state and the latency of a loaded model aside."""
+    """--json prints the answer of GET /models/NAME, apart from the state, engine and latency of a loaded model."""
     printed = json.loads(topfive("show", "tiny", "--artifacts", artifacts, "--json").output)
     async with serving(artifacts) as running:
         answered = (await running.http.get("/models/tiny")).json()
@@ -84,16 +66,8 @@ async def test_json_is_the_reply_of_the_server(artifacts: Path) -> None:
     }
 
 
-def test_unknown(tmp_path: Path) -> None:
-    """A name that nobody knows ends in an error with the nearest one."""
-    result = topfive("show", "resnet5", "--artifacts", tmp_path)
-
-    assert result.exit_code == 1
-    assert "did you mean resnet50" in result.output
-
-
 def test_damaged_manifest(artifacts: Path) -> None:
-    """A model whose manifest cannot be read is not passed off as one that was never exported."""
+    """A manifest that cannot be read is named, with the command to export the model again."""
     (artifacts / "tiny" / "1" / "manifest.json").write_text("{}", encoding="utf-8")
     output = topfive("show", "tiny", "--artifacts", artifacts, columns=200).output
 
@@ -102,7 +76,7 @@ def test_damaged_manifest(artifacts: Path) -> None:
 
 
 def test_built_engines(artifacts: Path) -> None:
-    """Engines built for cards are listed, with what differs here and what to run."""
+    """Engines built for cards are listed, with the reason why one does not fit, within the width of the terminal."""
     graph = read_manifest(artifacts, "tiny")[1].files["model.onnx"]
     plan = write_plan(artifacts / "tiny" / "1", CONTENT, plan_record(graph_sha256=graph, version="0.1"))
     output = topfive("show", "tiny", "--artifacts", artifacts).output
@@ -119,7 +93,7 @@ def test_built_engines(artifacts: Path) -> None:
 
 
 def test_record_of_an_engine_that_cannot_be_read(artifacts: Path) -> None:
-    """It is no engine, and is not passed over in silence: the file is named, with what to do."""
+    """A record of an engine that cannot be read is a warning with the file and what to do."""
     folder = artifacts / "tiny" / "1" / "engines"
     folder.mkdir()
     (folder / "zzz.json").write_text("{")
