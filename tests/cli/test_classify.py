@@ -9,7 +9,7 @@ from click.testing import Result
 
 from export.gate_images import PHOTOS
 from service.offline.journal import Journal
-from tests.cli.command_line import SignallingEngine, table, topfive
+from tests.command_line import SignallingEngine, table, topfive
 from tests.conftest import png
 from tests.fakes import FakeEngine
 from tests.fleet import copy_model

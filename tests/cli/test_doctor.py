@@ -24,7 +24,7 @@ from service.engines.selection.cpu_layout import conditions_here, installed_vers
 from service.engines.selection.opening import open_engine
 from service.engines.selection.parity import reference_of
 from service.engines.selection.select import EngineOptions, installed
-from tests.cli.command_line import topfive
+from tests.command_line import topfive
 from tests.engines.test_compatibility import ADA, NO_CARD, TURING, machine
 from tests.engines.test_parity_check import Faithful
 from tests.models.test_plan import CONTENT, record

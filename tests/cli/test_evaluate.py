@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 
 from models.artifact.artifact import MANIFEST, load, read_manifest, sha256
-from tests.cli.command_line import SignallingEngine, table, topfive
+from tests.command_line import SignallingEngine, table, topfive
 from tests.conftest import png
 from tests.fakes import FakeEngine
 from tests.fleet import copy_model

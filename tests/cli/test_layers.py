@@ -14,7 +14,7 @@ from models.analysis.layer_table import Kind, Layer, LayerTable, write_layers
 from models.artifact.artifact import new_version, read_manifest, write_manifest
 from models.catalog import CATALOG
 from service.common.model_info import ModelLayers
-from tests.cli.command_line import topfive
+from tests.command_line import topfive
 from tests.models.test_artifact import MANIFEST_OF_NET
 
 ROOT = Path(__file__).resolve().parents[2]

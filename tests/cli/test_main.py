@@ -8,7 +8,7 @@ import pytest
 from export.gate_images import PHOTOS
 from service.cli.main import main
 from service.common.settings import Settings
-from tests.cli.command_line import topfive
+from tests.command_line import topfive
 
 PREDICT, COMPARE = ("predict", PHOTOS / "bee.jpeg"), ("compare", PHOTOS / "bee.jpeg")
 CLASSIFY = ("classify", PHOTOS / "bee.jpeg", "--out", "rows.csv")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from models.catalog import CATALOG
-from tests.cli.command_line import topfive
+from tests.command_line import topfive
 from tests.fleet import copy_model
 
 

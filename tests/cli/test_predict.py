@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from export.gate_images import PHOTOS
-from tests.cli.command_line import topfive
+from tests.command_line import topfive
 
 
 def test_table(artifacts: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from models.artifact.artifact import read_manifest
 from models.artifact.engine_plan import write_plan
 from models.artifact.measured import record_accuracy
-from tests.cli.command_line import topfive
+from tests.command_line import topfive
 from tests.models.test_measured import measurement
 from tests.models.test_plan import CONTENT
 from tests.models.test_plan import record as plan_record

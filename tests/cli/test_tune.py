@@ -18,7 +18,7 @@ from service.offline.tuning.candidates import TuneCandidate, allowed
 from service.offline.tuning.engine_load import EngineSpeed
 from service.offline.tuning.tune import StartWorker
 from service.offline.tuning.worker import Worker
-from tests.cli.command_line import topfive
+from tests.command_line import topfive
 from tests.offline.tuning.tuning_engines import open_fake, open_refusing
 
 ONE_ENGINE = ("--precision", "f32", "--runtime", "openvino")

@@ -75,7 +75,7 @@ async def send_to(target: GrpcTarget, times: int) -> list[RequestResult]:
 
 
 async def test_request_and_reply() -> None:
-    """The image and the model are sent; the timing of the reply is kept; a check describes the reply."""
+    """A request has the image and the model; the result has the timing of the reply; a check describes the reply."""
     seen: list[ClassifyRequest] = []
     reply = ClassifyReply(predictions=[{"label": "zebra", "probability": 0.5}], timing_ms={"decode": 2, "total": 4})
 
@@ -94,13 +94,19 @@ async def test_request_and_reply() -> None:
     assert result.received == reply.ByteSize()
 
 
-async def test_nobody_there() -> None:
-    """A port without a server is said."""
+async def test_no_server() -> None:
+    """A check names a port without a server; requests to it fail at most ten times a second."""
     async with target_of(full) as target:
         pass
     with pytest.raises(LoadTestError, match=r"127\.0\.0\.1:\d+ cannot be reached"):
         await target.check(0)
+    began = time.monotonic()
+    results = await send_to(target, 3)
+    took_s = time.monotonic() - began
     await target.aclose()
+
+    assert [result.failure for result in results] == ["UNAVAILABLE"] * 3
+    assert took_s >= 0.3
 
 
 @pytest.mark.parametrize(
@@ -112,7 +118,7 @@ async def test_nobody_there() -> None:
     ],
 )
 async def test_kinds_of_errors(answer: Answering, failure: str, said: str, of_check: str) -> None:
-    """A status is the kind of the error; bytes that are no reply, or one without a class, are no first answer."""
+    """A failed call has its status as failure; bytes that are no reply, or a reply without a class, fail the check."""
     async with target_of(answer) as target:
         with pytest.raises(LoadTestError, match=of_check):
             await target.check(0)
@@ -122,21 +128,8 @@ async def test_kinds_of_errors(answer: Answering, failure: str, said: str, of_ch
     assert said in result.text
 
 
-async def test_pause_without_a_server() -> None:
-    """Where calls fail at once the next waits a tenth of a second: a generator at full speed would starve others."""
-    async with target_of(full) as target:
-        pass
-    began = time.monotonic()
-    results = await send_to(target, 3)
-    took_s = time.monotonic() - began
-    await target.aclose()
-
-    assert [result.failure for result in results] == ["UNAVAILABLE"] * 3
-    assert took_s >= 0.3
-
-
 async def test_timeout() -> None:
-    """A request that times out has one result, and a late reply to it is not taken for the next one's."""
+    """A request that times out has one result; its late reply is not the result of the next request."""
     results: list[RequestResult] = []
     stuck = asyncio.Event()
 

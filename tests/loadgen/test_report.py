@@ -1,4 +1,4 @@
-"""What `topfive bench` prints and draws."""
+"""The tables, the progress and the charts of `topfive bench`."""
 
 import io
 import re
@@ -77,7 +77,7 @@ def markers(chart: ElementTree.Element) -> list[list[tuple[float, float, str]]]:
 
 
 def test_page() -> None:
-    """More throughput lies to the right, more latency above; loads are named, points that are not valid are hollow."""
+    """The chart has throughput to the right and latency upwards; loads have labels, invalid points are hollow."""
     html, chart = page(GOOD, FAST, SILENT)
 
     assert chart is not None
@@ -99,7 +99,7 @@ def test_page() -> None:
 
 
 def test_nothing_to_draw() -> None:
-    """Without any good response there is no chart, but the table."""
+    """Without a good response the page has the table and no chart."""
     html, chart = page(SILENT, url="http://<b>")
 
     assert chart is None
@@ -124,7 +124,7 @@ def test_chart() -> None:
 
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the extra to install."""
+    """Without matplotlib an error names the extra to install."""
     monkeypatch.setattr(plot, "find_spec", lambda _name: None)
 
     with pytest.raises(ChartError, match=re.escape("pip install '.[bench]'")):
@@ -165,7 +165,7 @@ def progress(elapsed_s: float) -> LoadProgress:
 
 
 def test_plain_progress() -> None:
-    """Where the output is no terminal a line comes every five seconds of each load."""
+    """Without a terminal a line follows every five seconds of each load."""
     file = io.StringIO()
     with progress_display(Console(file=file, width=100)) as show:
         for elapsed in (*range(12), *range(6)):
@@ -176,7 +176,7 @@ def test_plain_progress() -> None:
 
 
 def test_live_progress() -> None:
-    """In a terminal one line changes, grows by a bar each time, and is gone at the end."""
+    """In a terminal one line changes, gains a bar each time, and disappears at the end."""
     file = io.StringIO()
     with progress_display(Console(file=file, width=120, force_terminal=True, color_system=None)) as show:
         show(progress(1))
@@ -189,7 +189,7 @@ def test_live_progress() -> None:
 
 
 def test_live_progress_fits_a_terminal() -> None:
-    """At 80 columns errors and open requests of a busy load are not cut off."""
+    """80 columns do not cut off the errors and open requests of a busy load."""
     latency = LatencySummary(30.0, 128.8, 340.1, 350.2, 353.3, 400.0)
     busy = LoadProgress(LoadLevel(connections=64), False, 12, Window(1, 2094, 2093.8, latency), 17, 64)
     file = io.StringIO()
