@@ -32,7 +32,9 @@ class Settings(BaseModel):
         "googlenet",
     )
     artifacts: Annotated[Path, Field(description="Folder of exported models")] = Path("artifacts")
-    cache: Annotated[Path, Field(description="Folder for what this machine finds out and may lose again")] = CACHE
+    cache: Annotated[
+        Path, Field(description="Folder for measurements of this machine, which may be deleted at any time")
+    ] = CACHE
     host: Annotated[str, Field(description="Address to listen on; 0.0.0.0 for all")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port of REST; 0 takes a free one")] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535, description="Port of gRPC; 0 takes a free one")] = 8001
@@ -58,7 +60,8 @@ class Settings(BaseModel):
     max_image_bytes: Annotated[int, Field(ge=1, le=64 << 20, description="Largest image file")] = 32 << 20
     max_image_pixels: Annotated[int, Field(ge=1, description="Largest image, width times height")] = 64_000_000
     decode: Annotated[
-        Decode, Field(description="Large JPEGs: exact decodes every pixel, auto what answers show, fast less than that")
+        Decode,
+        Field(description="Large JPEGs: exact decodes all pixels, auto fewer as answers allow, fast still fewer"),
     ] = Decode.AUTO
     max_upload_bytes: Annotated[int, Field(ge=1, description="Bytes of bodies in memory at once; more get 429")] = (
         1 << 30
@@ -68,7 +71,7 @@ class Settings(BaseModel):
         float,
         Field(
             ge=0,
-            description="Time after SIGTERM in which readiness is off and requests are still taken, "
+            description="Time after SIGTERM in which the server is unready and still takes requests, "
             "so that load balancers notice",
         ),
     ] = 0.0
