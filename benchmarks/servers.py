@@ -113,7 +113,6 @@ PEERS = (
     _module("mosec_worker", ServerSpec("mosec", settings=f"{_BATCHES} in 3 ms", path="/inference", body=Body.RAW)),
     _module("ray_deployment", ServerSpec("Ray Serve", settings="2 replicas, batches up to 8 in 3 ms", environ=_RAY)),
     _module("mlserver_runtime", ServerSpec("MLServer", settings=f"{_BATCHES} in 3 ms", path=_V2, body=Body.V2_JSON)),
-    _module("torchserve_handler", ServerSpec("TorchServe", settings=f"{_BATCHES} in 5 ms", path="/predictions/model")),
     _module(
         "pytriton_server",
         ServerSpec("PyTriton", settings=f"{_BATCHES} in 3 ms", path=_V2, body=Body.V2_BINARY),
