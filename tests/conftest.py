@@ -113,11 +113,14 @@ def artifacts(exported: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 async def running(exported: Path) -> "AsyncIterator[Running]":
-    """A service of `tiny` on a fake engine. The tests of a file share it: they do not change its state."""
+    """A service of `tiny` on a fake engine that takes images of 10 MB and of a megapixel.
+
+    The tests of a file share it: they do not change its state.
+    """
     from tests.fakes import FakeEngine
     from tests.serving import serving
 
-    async with serving(exported, FakeEngine()) as started:
+    async with serving(exported, FakeEngine(), max_image_bytes=10_000_000, max_image_pixels=1_000_000) as started:
         yield started
 
 

@@ -90,18 +90,6 @@ async def test_close() -> None:
     assert work.begun == [0]
 
 
-async def test_no_thread_without_work() -> None:
-    """Each piece of work starts one thread, until all are there."""
-    pool = ThreadPool(2, "test-none")
-    found = []
-    for _ in range(4):
-        found.append(sum(one.name.startswith("test-none") for one in threading.enumerate()))
-        await pool.run(int)
-    pool.close()
-
-    assert found == [0, 1, 2, 2]
-
-
 async def test_results_are_let_go(pool: ThreadPool) -> None:
     """An idle thread keeps neither the arguments of its work nor the result: they are photos."""
 

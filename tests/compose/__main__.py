@@ -32,30 +32,25 @@ def say(line: str) -> None:
     print(line, flush=True)  # noqa: T201
 
 
-def inside(script: str) -> str:
-    """What a Python script prints in the image, hardened as the compose file does it."""
-    contained = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-    return run("docker", "run", "--rm", *contained, "--entrypoint", "python", IMAGE, "-c", script)
-
-
 def check_image() -> None:
-    """Small, without torch, compilers and package managers of its own, for a user without rights."""
-    size = inspect(IMAGE)["Size"]
+    """The image is small, has no torch, compiler or package manager, and runs as a user without rights."""
+    size, config = inspect(IMAGE)["Size"], inspect(IMAGE)["Config"]
     assert size < 1_000_000_000, f"{IMAGE} has {size / 1e6:.0f} MB"
-    assert inspect(IMAGE)["Config"]["User"] == "10001:10001"
-    assert not [value for value in inspect(IMAGE)["Config"]["Env"] if value.startswith("PIP_")]
+    assert config["User"] == "10001:10001"
+    assert not [value for value in config["Env"] if value.startswith("PIP_")]
     script = (
         "import importlib.util as u, os, shutil, service;"
         "print([m for m in ('torch', 'torchvision', 'onnx', 'pip') if u.find_spec(m)],"
         " [c for c in ('gcc', 'cc', 'g++', 'make') if shutil.which(c)], os.getuid(), bool(service.__cached__))"
     )
-    found = inside(script)
+    contained = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    found = run("docker", "run", "--rm", *contained, "--entrypoint", "python", IMAGE, "-c", script)
     assert found == "[] [] 10001 True", found
     say(f"image {IMAGE}: {size / 1e6:.0f} MB, no torch, no compiler, uid 10001")
 
 
 def check_contained(container: str) -> None:
-    """Read-only, without capabilities, reachable from this machine only."""
+    """The container is read-only, has no capabilities, and is reached from this machine only."""
     found = inspect(container)
     host = found["HostConfig"]
     assert host["ReadonlyRootfs"]
@@ -68,7 +63,7 @@ def check_contained(container: str) -> None:
 
 
 def check_stop(compose: Compose, service: str) -> None:
-    """SIGTERM ends it with status 0 within its time."""
+    """SIGTERM ends the service with status 0 within its time."""
     (container,) = compose.containers(service)
     began = time.monotonic()
     compose("stop", service)
@@ -87,7 +82,7 @@ def predicted(url: str) -> str:
 
 
 def check_cpu(compose: Compose) -> str:
-    """All in one process: the same answer by REST and by gRPC; the best class."""
+    """One process gives the same answer by REST and by gRPC. The best class."""
     began = time.monotonic()
     compose("up", "-d", limit_s=300)
     waited("serve is healthy", lambda: compose.healthy("serve"))
@@ -103,7 +98,8 @@ def check_cpu(compose: Compose) -> str:
 
 
 def survived(load: Load, what: str, *, lost: int = 0) -> None:
-    """Say how the requests ended; all but `lost` of them must have been answered."""
+    """Say how the requests ended, with 200 more; all but `lost` of them must have been answered."""
+    load.more(200)
     counts, slowest_s = load.counts(), load.slowest_s()
     say(f"{what}: {counts}, slowest {slowest_s:.1f} s")
     assert set(counts) <= {"200", "503"}, what
@@ -119,7 +115,7 @@ def served(container: str) -> float:
 
 
 def check_split(compose: Compose, label: str) -> None:
-    """A gateway and two servers: nothing is lost while servers come and go."""
+    """A gateway in front of two servers loses no request while servers come and go."""
     compose("up", "-d", "--scale", "inference-cpu=2", limit_s=300)
     waited("both servers are healthy", lambda: compose.healthy("inference-cpu", 2))
     waited("the gateway is healthy", lambda: compose.healthy("gateway"))
@@ -127,7 +123,6 @@ def check_split(compose: Compose, label: str) -> None:
     assert predicted(url) == label
     one, two = compose.containers("inference-cpu")
     load = Load(f"{url}/predict", PHOTO)
-    load.start()
     load.more(200)
     shares = [served(container) for container in (one, two)]
     assert min(shares) > 50, shares
@@ -157,23 +152,19 @@ def check_losses(compose: Compose, load: Load, one: str, two: str) -> None:
     run("docker", "pause", one)
     waited("the silent server is given up", lambda: load.slowest_s() > 5)
     run("docker", "unpause", one)
-    load.more(200)
     survived(load, "one server silent without closing a connection")
 
     run("docker", "kill", "--signal", "KILL", one, two)
     time.sleep(2)
     run("docker", "start", one, two)
-    load.more(200)
     survived(load, "all servers killed, down for 2 s, started", lost=WORKERS)  # what both had when they were killed
 
     compose("stop", "inference-cpu")
     assert [inspect(container)["State"]["ExitCode"] for container in (one, two)] == [0, 0]
     compose("start", "inference-cpu")
-    load.more(200)
     survived(load, "all servers stopped and started")
 
     compose("restart", "inference-cpu")
-    load.more(200)
     survived(load, "all servers restarted")
 
     compose("up", "-d", "--scale", "inference-cpu=3", "--no-recreate", limit_s=300)
@@ -183,14 +174,14 @@ def check_losses(compose: Compose, load: Load, one: str, two: str) -> None:
 
 
 def exported(folder: Path) -> None:
-    """Put the model there, for any user to read."""
+    """Export the model into that folder, for any user to read."""
     topfive = str(Path(sys.executable).with_name("topfive"))
     run(topfive, "export", MODEL, "--artifacts", str(folder), limit_s=300)
     run("chmod", "-R", "a+rX", str(folder))
 
 
 def main() -> int:
-    """Everything, within bounds; 0 where all held, 1 where not, 2 where Docker is missing."""
+    """Check everything. The exit status is 0 where all held, 1 where not, 2 where Docker is missing."""
     try:
         command = compose_command()
     except Missing as missing:

@@ -1,4 +1,4 @@
-"""What the test asks of Docker: commands with a limit, and the compose file under a project of its own."""
+"""Commands of Docker with a limit on their time, and the compose file under a project of its own."""
 
 import json
 import os
@@ -20,7 +20,7 @@ class Missing(Exception):
 
 
 def run(*command: str, limit_s: float = 120.0, env: dict[str, str] | None = None) -> str:
-    """The output of a command. Raises AssertionError with all it said where it fails."""
+    """The output of a command. Raises AssertionError with all its output where it fails."""
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -53,7 +53,7 @@ def compose_command() -> list[str]:
 
 
 def free_port() -> int:
-    """A port that nobody has at the moment."""
+    """A port that is free at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
@@ -91,18 +91,15 @@ class Compose:
 
     def containers(self, service: str) -> list[str]:
         """The ids of a service's containers, stopped ones as well."""
-        labels = [f"label=com.docker.compose.{key}={value}" for key, value in self._labels(service)]
-        return run("docker", "ps", "-aq", *(part for label in labels for part in ("--filter", label))).split()
+        label = "label=com.docker.compose"
+        filters = ["--filter", f"{label}.project={PROJECT}", "--filter", f"{label}.service={service}"]
+        return run("docker", "ps", "-aq", *filters).split()
 
     def healthy(self, service: str, count: int = 1) -> bool:
-        """Whether so many containers of it run and say they are healthy."""
+        """Whether so many of its containers run and say that they are healthy."""
         states = [inspect(one)["State"] for one in self.containers(service)]
         return len([one for one in states if one["Running"] and one["Health"]["Status"] == "healthy"]) == count
 
     def down(self) -> None:
         """Remove containers, networks and volumes."""
         self("down", "-v", "--remove-orphans", "-t", "5")
-
-    @staticmethod
-    def _labels(service: str) -> list[tuple[str, str]]:
-        return [("project", PROJECT), ("service", service)]

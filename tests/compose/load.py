@@ -1,4 +1,4 @@
-"""A steady load on `/predict`, on threads, that notes how every request ended."""
+"""A steady load on `/predict`, on threads, with the end of every request."""
 
 import threading
 import time
@@ -13,29 +13,30 @@ PAUSE_S = 0.02
 
 @dataclass
 class Load:
-    """Workers that ask one after the other until `stop`; `ends` holds a status or the name of a failure each."""
+    """Workers that send one request after the other until `stop`.
+
+    `ends` has the status of each request, or the name of its failure, and its time in seconds.
+    """
 
     url: str
     image: bytes
     ends: list[tuple[str, float]] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
-    threads: list[threading.Thread] = field(default_factory=list)
 
-    def start(self) -> None:
-        """Begin."""
-        self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(WORKERS)]
+    def __post_init__(self) -> None:
+        self.threads = [threading.Thread(target=self._send, daemon=True) for _ in range(WORKERS)]
         for thread in self.threads:
             thread.start()
 
     def more(self, count: int, limit_s: float = 60.0) -> None:
-        """Until so many more requests have ended."""
+        """Wait until so many more requests have ended."""
         enough, until = len(self.ends) + count, time.monotonic() + limit_s
         while len(self.ends) < enough:
             assert time.monotonic() < until, f"no {count} answers in {limit_s:g} s; so far {self.counts()}"
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """End after the requests that are under way."""
+        """End after the requests in flight."""
         self.stopping.set()
         for thread in self.threads:
             thread.join(60)
@@ -48,7 +49,7 @@ class Load:
         """The longest that any request took."""
         return max(seconds for _, seconds in self.ends)
 
-    def _ask(self) -> None:
+    def _send(self) -> None:
         with httpx.Client(timeout=60) as client:
             while not self.stopping.wait(PAUSE_S):
                 began = time.monotonic()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
 from service.common.clock import LoopClock
-from service.common.errors import NotReady
 from service.common.metrics import Metrics
 from service.common.settings import Settings
 from service.common.types import Classification
@@ -121,12 +120,6 @@ class Plane:
                 pass
         for server in servers:
             server.left_s.clear()
-
-    async def until_refused(self) -> None:
-        """Call until no server is ready."""
-        with suppress(NotReady):
-            while True:
-                await self.classify(within_s=0.3)
 
     def retried(self, code: str) -> float:
         """How many calls were sent again because of that error."""

@@ -1,7 +1,6 @@
-"""From the service's types to messages and back: nothing is lost, in any field."""
+"""From the service's types to messages and back, without a loss in any field."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
@@ -11,14 +10,11 @@ from google.protobuf.message import Message
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from models.catalog import CATALOG, InputSpec
-from proto.topfive.v1 import classifier_pb2 as pb
-from service.common.errors import BadImage, NotReady
-from service.common.messages import from_message, to_message
+from models.catalog import InputSpec
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
-from service.common.types import Classification, EngineInfo
+from service.common.types import Classification
 from service.gateway import converters as back
-from service.inference.comparison import Comparison, ComparisonRow, ComparisonTiming
+from service.inference.comparison import Comparison
 from service.rpc import converters as there
 
 CONVERTERS: dict[type, tuple[Callable[..., Message], Callable[..., object]]] = {
@@ -33,7 +29,7 @@ WITHOUT_PRESENCE = {"version", "weights", "sha256"}
 
 
 def values(hint: Any, least: int) -> st.SearchStrategy[Any]:
-    """Values of that type that the contract can carry. With `least` = 1 every field of them is set."""
+    """Values of that type that a message can have. With `least` = 1 every field of them is set."""
     options = get_args(hint)
     if NoneType in options:
         return values(options[0], least) if least else st.none() | values(options[0], least)
@@ -85,10 +81,10 @@ def unset(message: Message, path: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize("cls", CONVERTERS)
-@settings(max_examples=50, deadline=None, phases=[Phase.generate])  # values are large: shrinking one takes minutes
+@settings(max_examples=30, deadline=None, phases=[Phase.generate])  # values are large: shrinking one takes minutes
 @given(data=st.data())
 def test_round_trip(cls: type, data: st.DataObject) -> None:
-    """Whatever is sent arrives as it was."""
+    """A value arrives as it was sent."""
     value = data.draw(values(cls, 0))
     to, back_again = CONVERTERS[cls]
 
@@ -99,39 +95,8 @@ def test_round_trip(cls: type, data: st.DataObject) -> None:
 @settings(max_examples=1, deadline=None)  # the simplest value has every field
 @given(data=st.data())
 def test_every_field_of_the_contract(cls: type, data: st.DataObject) -> None:
-    """A value that has everything leaves no field of its message out; a row has an answer or an error."""
+    """The message of a value that has every field has every field too; a row has an answer or an error."""
     message = CONVERTERS[cls][0](data.draw(values(cls, 1)))
     expected = {".rows.answer.request_id", ".rows.error"} if cls is Comparison else set()  # the reply has the id
 
     assert set(unset(message)) == expected
-
-
-def test_rows_with_errors() -> None:
-    """Rows without an answer arrive with the classes and the words of their errors."""
-    errors = [BadImage("not an image"), NotReady("it fails")]
-    rows = tuple(ComparisonRow("model", error) for error in errors)
-    message = there.compare_reply("id", Comparison(rows, (), (), ComparisonTiming(1.5, 2.5), ()))
-    arrived = [row.result for row in back.comparison(sent(message)).rows]
-
-    assert [(type(error), str(error)) for error in arrived] == [(type(error), str(error)) for error in errors]
-    assert not set.intersection(*(set(unset(row.error)) for row in message.rows))
-
-
-def test_input_of_every_model() -> None:
-    """Means and deviations of the whole catalog arrive as they were written, although 32 bits carry them."""
-    specs = [CATALOG[name].input for name in CATALOG.names()]
-    arrived = [back.as_written(from_message(InputSpec, sent(to_message(pb.InputSpec, spec)))) for spec in specs]
-
-    assert arrived == specs
-    assert len({spec.mean for spec in specs}) > 2
-
-
-def test_a_field_that_the_message_lacks() -> None:
-    """It is an error of the programmer, who hears of it at the first message."""
-
-    @dataclass(frozen=True)
-    class Wider(EngineInfo):
-        cores: int
-
-    with pytest.raises(LookupError, match=r"topfive\.v1\.Engine has no field cores"):
-        from_message(Wider, pb.Engine())

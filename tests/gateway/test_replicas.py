@@ -3,16 +3,15 @@
 import asyncio
 from collections import Counter
 from collections.abc import Collection
+from contextlib import suppress
 
 import grpc
 import pytest
 
 from service.common.errors import (
     BadImage,
-    BadRequest,
     DeadlineExceeded,
     EngineError,
-    ModelNotFound,
     NotReady,
     Overloaded,
     ShuttingDown,
@@ -20,6 +19,7 @@ from service.common.errors import (
     TopfiveError,
 )
 from service.gateway.replicas import Target, parse_targets
+from tests.fakes import reached
 from tests.gateway.inference_servers import Context, Inference, Step, connected, plane_of, refusing
 
 pytestmark = pytest.mark.anyio
@@ -108,22 +108,19 @@ async def test_an_image_that_kills() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "kind"),
+    ("status", "code", "kind", "detail"),
     [
-        (STATUS.INVALID_ARGUMENT, "bad_request", BadRequest),
-        (STATUS.INVALID_ARGUMENT, "too_large", TooLarge),
-        (STATUS.INVALID_ARGUMENT, "bad_image", BadImage),
-        (STATUS.NOT_FOUND, "model_not_found", ModelNotFound),
-        (STATUS.DEADLINE_EXCEEDED, "deadline_exceeded", DeadlineExceeded),
-        (STATUS.INTERNAL, "internal", EngineError),
-        (STATUS.INTERNAL, "of a later version", EngineError),
-        (STATUS.INTERNAL, "", EngineError),
-        (STATUS.UNIMPLEMENTED, "", EngineError),
-        (STATUS.DEADLINE_EXCEEDED, "", DeadlineExceeded),
-        (STATUS.RESOURCE_EXHAUSTED, "", TooLarge),
+        (STATUS.INVALID_ARGUMENT, "bad_image", BadImage, "why it is so"),
+        (STATUS.DEADLINE_EXCEEDED, "deadline_exceeded", DeadlineExceeded, "why it is so"),
+        (STATUS.INTERNAL, "internal", EngineError, "why it is so"),
+        (STATUS.INTERNAL, "of a later version", EngineError, "of a later version: why it is so"),
+        (STATUS.INTERNAL, "", EngineError, "the inference server failed with INTERNAL: why it is so"),
+        (STATUS.UNIMPLEMENTED, "", EngineError, "the inference server failed with UNIMPLEMENTED: why it is so"),
+        (STATUS.DEADLINE_EXCEEDED, "", DeadlineExceeded, DeadlineExceeded().detail),
+        (STATUS.RESOURCE_EXHAUSTED, "", TooLarge, "the inference server does not take the image: why it is so"),
     ],
 )
-async def test_not_sent_again(status: grpc.StatusCode, code: str, kind: type[TopfiveError]) -> None:
+async def test_not_sent_again(status: grpc.StatusCode, code: str, kind: type[TopfiveError], detail: str) -> None:
     """The gateway passes every other error on as what it is, in its own words, after one call."""
     one, other = Inference("one"), Inference("other")
     step = refusing(status, "why it is so", *([("topfive-code", code)] if code else []))
@@ -132,11 +129,8 @@ async def test_not_sent_again(status: grpc.StatusCode, code: str, kind: type[Top
         with pytest.raises(kind) as caught:
             await plane.classify()
 
-    assert type(caught.value) is kind
+    assert (type(caught.value), caught.value.detail) == (kind, detail)
     assert one.calls + other.calls == 1
-    assert "why it is so" in caught.value.detail or not code
-    if code and code in kind.code:
-        assert caught.value.detail == "why it is so"
 
 
 async def test_a_server_returns() -> None:
@@ -150,13 +144,6 @@ async def test_a_server_returns() -> None:
             assert await call == "back"
 
 
-async def test_no_server_in_time() -> None:
-    """A call that finds no server until its deadline names those that it looked for, and may be tried again."""
-    async with plane_of(parse_targets("127.0.0.1:1")) as plane:
-        with pytest.raises(NotReady, match=r"no inference server at 127\.0\.0\.1:1 is ready"):
-            await plane.classify(within_s=0.3)
-
-
 async def test_a_server_that_is_not_ready() -> None:
     """A server that says it is not ready gets no call until it is ready again."""
     one, other = Inference("one"), Inference("other")
@@ -164,7 +151,9 @@ async def test_a_server_that_is_not_ready() -> None:
         await other.set_ready(False)
         await plane.until_called(one)
         await one.set_ready(False)
-        await plane.until_refused()
+        with suppress(NotReady):
+            while True:
+                await plane.classify(within_s=0.3)
         for server in (one, other):
             server.left_s.clear()
         waiting = asyncio.create_task(plane.label())
@@ -174,21 +163,40 @@ async def test_a_server_that_is_not_ready() -> None:
     assert (one.calls, other.calls) == (0, 1)
 
 
-async def test_the_deadline_goes_along() -> None:
-    """A server sees the time that the caller has left, and a call that lasts longer is over then."""
-    server = Inference("slow")
+def waiting_for(event: asyncio.Event) -> Step:
+    """A step that ends with that event."""
 
     async def wait(_context: Context) -> None:
-        await asyncio.Event().wait()
+        await event.wait()
 
+    return wait
+
+
+async def test_the_deadline_goes_along() -> None:
+    """A server sees the time that the caller has left, and a call that lasts longer ends then."""
+    server = Inference("slow")
     async with connected(server) as plane:
         await plane.classify(within_s=60.0)
-        server.script = [wait]
+        server.script = [waiting_for(asyncio.Event())]
         with pytest.raises(DeadlineExceeded):
             await plane.classify(within_s=0.3)
 
     assert 10.0 < server.left_s[0] < 61.0  # the wire rounds up
     assert server.left_s[1] < 0.8
+
+
+class Names:
+    """A resolver for any name: it finds `found`, or raises it. `looked` counts the look-ups."""
+
+    def __init__(self, *found: Target) -> None:
+        self.found: Collection[Target] | OSError = found
+        self.looked = 0
+
+    async def __call__(self, _target: Target) -> Collection[Target]:
+        self.looked += 1
+        if isinstance(self.found, OSError):
+            raise self.found
+        return self.found
 
 
 async def test_servers_of_a_name_come_and_go() -> None:
@@ -197,77 +205,56 @@ async def test_servers_of_a_name_come_and_go() -> None:
     A look-up that fails changes nothing.
     """
     old, new = Inference("old"), Inference("new", "127.0.0.2")
-    found: list[Collection[Target] | OSError] = []
-    looked = asyncio.Semaphore(0)
-    begun, gate = asyncio.Event(), asyncio.Event()
-
-    async def look(_target: Target) -> Collection[Target]:
-        looked.release()
-        if isinstance(found[0], OSError):
-            raise found[0]
-        return found[0]
-
-    async def wait(_context: Context) -> None:
-        begun.set()
-        await gate.wait()
-
     async with old.listening(), new.listening():
-        found.append([old.target])
-        async with plane_of(parse_targets("inference:8001"), resolve=look, resolve_every_s=0.01) as plane:
+        names, gate = Names(old.target), asyncio.Event()
+        async with plane_of(parse_targets("inference:8001"), resolve=names, resolve_every_s=0.01) as plane:
             await plane.until_called(old)
-            found[0] = [old.target, new.target]
+            names.found = [old.target, new.target]
             await plane.until_called(old, new)
-            old.script = [wait]
+            old.script = [waiting_for(gate)]
             calls = [asyncio.create_task(plane.label()) for _ in range(2)]
-            await begun.wait()
-            found[0] = [new.target]
+            await reached(lambda: old.calls == 1)
+            names.found = [new.target]
             await plane.until_called(new)
             gate.set()
             assert set(await asyncio.gather(*calls)) == {"old", "new"}
-            found[0] = OSError("no such name")
-            for _ in range(looked._value + 5):
-                await looked.acquire()
+            names.found, before = OSError("no such name"), names.looked
+            await reached(lambda: names.looked > before + 5)
             assert {await plane.label() for _ in range(6)} == {"new"}
 
 
 async def test_a_name_moves_while_calls_wait() -> None:
-    """Calls that wait for the servers of a name are answered by those that the name has in the end."""
+    """A call that finds no server until its deadline is refused; one that waits goes where its name leads by then."""
     new = Inference("new")
-    found = [Target("127.0.0.1", 1)]
-
-    async def look(_target: Target) -> Collection[Target]:
-        return found
-
-    async with plane_of(parse_targets("inference:8001"), resolve=look, resolve_every_s=0.01) as plane, new.listening():
-        with pytest.raises(NotReady):
+    names = Names(Target("127.0.0.1", 1))
+    async with plane_of(parse_targets("inference:8001"), resolve=names, resolve_every_s=0.01) as plane, new.listening():
+        with pytest.raises(NotReady, match="no inference server at inference:8001 is ready"):
             await plane.classify(within_s=0.3)
         waiting = asyncio.create_task(plane.label())
-        found[0] = new.target
+        names.found = [new.target]
         assert await waiting == "new"
 
 
 async def test_a_slow_name_keeps_no_other_waiting(caplog: pytest.LogCaptureFixture) -> None:
     """Servers are found while the look-up of another name never ends or fails, which the log says once."""
     server = Inference("there")
-    asked_wrong = asyncio.Semaphore(0)
+    wrong: list[Target] = []
 
     async def look(target: Target) -> Collection[Target]:
         if target.host == "silent":
             await asyncio.Event().wait()
         if target.host == "wrong..name":
-            asked_wrong.release()
+            wrong.append(target)
             raise UnicodeError("label empty or too long")
         return [server.target]
 
     targets = parse_targets("silent:1,wrong..name:1,there:1")
     async with server.listening(), plane_of(targets, resolve=look, resolve_every_s=0.01) as plane:
         assert await plane.label() == "there"
-        for _ in range(5):
-            await asked_wrong.acquire()
+        await reached(lambda: len(wrong) > 5)
 
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(said) == 1
-    assert "wrong..name:1 has no address" in said[0]
+    [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "wrong..name:1 has no address" in said
 
 
 async def test_names_and_families_together() -> None:

@@ -10,7 +10,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.common.errors import TABLE
 from tests.conftest import png
 from tests.fakes import FakeEngine, reached
 from tests.serving import Running, busy, serving
@@ -148,8 +147,3 @@ async def test_port_taken(running: Running, exported: Path) -> None:
     with pytest.raises(OSError, match="--grpc-port"):
         async with serving(exported, FakeEngine(), grpc_port=running.service.rpc.port):
             pass
-
-
-def test_every_status_exists() -> None:
-    """Every row of the error table names a gRPC status."""
-    assert all(hasattr(grpc.StatusCode, row.grpc) for row in TABLE.values())

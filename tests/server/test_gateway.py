@@ -17,7 +17,7 @@ from tests.conftest import noise, png
 from tests.exposition import value
 from tests.fakes import FakeEngine, reached
 from tests.gateway.inference_servers import Inference, RunningGateway, gateway, refusing
-from tests.server.test_app import BAD, GOOD, LIMITS
+from tests.server.test_app import BAD, GOOD
 from tests.server.test_process import TOPFIVE, server, started
 from tests.serving import PNG, Running, busy, comparable, serving
 
@@ -25,17 +25,10 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
-async def limited(exported: Path) -> AsyncIterator[Running]:
-    """A service with low limits on images, which the tests share."""
-    async with serving(exported, FakeEngine(), **LIMITS) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-async def front(limited: Running) -> AsyncIterator[RunningGateway]:
-    """A gateway in front of that service, which the tests share."""
-    async with gateway(limited.service.rpc.port, max_image_bytes=LIMITS["max_image_bytes"]) as running:
-        yield running
+async def front(running: Running) -> AsyncIterator[RunningGateway]:
+    """A gateway in front of `running`, which the tests share."""
+    async with gateway(running.service.rpc.port, max_image_bytes=10_000_000) as started:
+        yield started
 
 
 @pytest.mark.parametrize("path", ["/predict", "/compare"])
@@ -50,20 +43,20 @@ async def front(limited: Running) -> AsyncIterator[RunningGateway]:
     ],
 )
 async def test_same_answers(
-    limited: Running, front: RunningGateway, path: str, image: bytes, query: dict[str, Any]
+    running: Running, front: RunningGateway, path: str, image: bytes, query: dict[str, Any]
 ) -> None:
     """REST says the same through a gateway: answers, errors, comparisons, ensembles."""
-    direct, through = await limited.rest(path, image, **query), await front.rest(path, image, **query)
+    direct, through = await running.rest(path, image, **query), await front.rest(path, image, **query)
 
     assert comparable(direct) == comparable(through)
 
 
-async def test_same_pages(limited: Running, front: RunningGateway) -> None:
+async def test_same_pages(running: Running, front: RunningGateway) -> None:
     """The list of models, the page of each and its layers are the same to the last digit."""
-    names = [model["name"] for model in (await limited.rest("/models"))["models"]]
+    names = [model["name"] for model in (await running.rest("/models"))["models"]]
     pages = ["/models", *(f"/models/{name}" for name in names), "/models/tiny/layers", "/models/tin"]
     for page in [*pages, "/models/alexnet/layers", "/models/ensemble:tiny"]:
-        assert await limited.rest(page) == await front.rest(page), page
+        assert await running.rest(page) == await front.rest(page), page
     assert len(names) > 10
 
 
