@@ -245,19 +245,6 @@ async def test_nothing_is_kept_for_a_slot_of_others() -> None:
     assert one.run.calls == [[0], [1, 2, 3, 4, 5, 6]]
 
 
-async def test_an_idle_batcher_has_no_timer_and_no_task() -> None:
-    """Before and after work nothing is left on the clock or on the loop."""
-    before = asyncio.all_tasks()
-    bench = Bench()
-    assert bench.clock.pending == 0
-    callers = await bench.submit(*range(6))
-    await bench.finish_all()
-    await values(callers)
-    assert bench.clock.pending == 0
-    assert asyncio.all_tasks() == before
-    assert bench.counts == (0, 0, 0)
-
-
 # --- callers that leave ---
 
 

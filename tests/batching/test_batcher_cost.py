@@ -68,17 +68,3 @@ async def test_an_item_costs_the_same_in_a_long_queue(slo_s: float) -> None:
     limits = BatchLimits(1, 1, 20_000, slo_s=slo_s)
     short, long = [await calls_per_item(queued, limits) for queued in (100, 10_000)]
     assert long <= 1.1 * short
-
-
-@pytest.mark.parametrize("models", [3, 30])
-def test_a_turn_among_models_costs_a_step_for_each_of_them(models: int) -> None:
-    """Which is next is looked for among the models, never among their requests."""
-    device = FairScheduler(1, ManualClock())
-    flows = [device.join(lambda: None) for _ in range(models)]
-    lease = device.take(flows[0])
-    assert lease is not None
-    for flow in flows:
-        device.take(flow)
-    with Calls() as calls:
-        device.release(lease)
-    assert calls.count <= 40 * models

@@ -85,44 +85,6 @@ async def end_all(clock: ManualClock, loads: Sequence[Load]) -> None:
 # --- the allocator alone ---
 
 
-def test_a_free_slot_is_there_at_once() -> None:
-    """As many as the limit, to whoever asks; the next one waits and is called when one is given back."""
-    device = FairScheduler(2, ManualClock())
-    one, other = Member(device, work=2), Member(device, work=1)
-    one.go()
-    other.go()
-    assert (len(one.ran), len(other.ran), device.running) == (2, 0, 2)
-    one.end()
-    assert (len(one.ran), len(other.ran), device.running) == (1, 1, 2)
-
-
-def test_equals_take_turns() -> None:
-    """Of members that have used nothing, each gets a slot before any gets its second."""
-    clock = ManualClock()
-    device = FairScheduler(1, clock)
-    members = [Member(device, work=9) for _ in range(4)]
-    for member in members:
-        member.go()
-    order = []
-    for _ in range(8):
-        [running] = [number for number, member in enumerate(members) if member.ran]
-        order.append(running)
-        clock.jump(0.1)
-        members[running].end()
-    assert sorted(order[:4]) == sorted(order[4:]) == [0, 1, 2, 3]
-
-
-def test_a_member_whose_work_has_gone_is_passed_over() -> None:
-    """It is asked, takes nothing, and the slot goes to the next one in the same turn."""
-    device = FairScheduler(1, ManualClock())
-    one, gone, last = Member(device, work=1), Member(device, work=1), Member(device, work=1)
-    for member in (one, gone, last):
-        member.go()
-    gone.work = 0
-    one.end()
-    assert (len(gone.ran), len(last.ran)) == (0, 1)
-
-
 def test_a_slot_given_back_in_its_own_turn_goes_on_to_the_next() -> None:
     """Whoever finds that its work is too late by now keeps nobody waiting: the device is not left idle."""
     device = FairScheduler(1, ManualClock())

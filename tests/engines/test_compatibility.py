@@ -145,13 +145,6 @@ def test_misfits() -> None:
     assert sentence.count("do not fit (no NVIDIA card can be used here") == 1
 
 
-def test_one_card_alone() -> None:
-    """Judged for one card of several, the others do not count."""
-    assert judge(plan(), SOURCE, machine(TURING, ADA).only(ADA), Precision.AUTO).cards == (ADA,)
-    assert not judge(plan(), SOURCE, machine(TURING, ADA).only(TURING), Precision.AUTO).fits
-    assert machine(TURING, ADA).only(None) == machine(TURING, ADA)
-
-
 def test_survey(artifacts: Path) -> None:
     """The plans of an artifact come best first: fp16 before f32, made for one card before made for many, int8 last."""
     artifact = load(artifacts, "tiny")

@@ -12,7 +12,6 @@ from models.artifact.artifact import IMPORTED, Artifact, load
 from models.artifact.files import CacheFile
 from models.artifact.reference import Reference
 from service.common.types import EngineInfo, Precision, Probabilities, Rows
-from service.engines.base import EngineUnavailableError
 from service.engines.selection.parity import BOUNDS, CheckedEngine, ParityCheck, reference_of, thresholds
 from tests.fakes import FakeEngine
 
@@ -146,15 +145,6 @@ def test_without_a_cache(
 
     assert ("checked at each load; name a folder with --cache" in caplog.text) is (cache is not None)
     assert check.stored() is None
-
-
-def test_no_reference(tiny: Artifact) -> None:
-    """An artifact of an older version cannot be checked; the message has the command that exports it again."""
-    files = {name: digest for name, digest in tiny.manifest.files.items() if name != "reference.npz"}
-    old = replace(tiny, manifest=tiny.manifest.model_copy(update={"files": files}))
-
-    with pytest.raises(EngineUnavailableError, match=r"tiny has no reference\.npz; run: topfive export tiny"):
-        reference_of(old)
 
 
 def test_thresholds_of_an_import(tiny: Artifact) -> None:
