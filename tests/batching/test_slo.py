@@ -45,7 +45,7 @@ def spread(n: int, _second: float, chance: random.Random) -> float:
 
 def flat(n: int, _second: float, _chance: random.Random) -> float:
     """As on a card: a batch of 32 takes hardly longer than one of 1."""
-    return 0.005 + 0.0003 * n
+    return 0.01 + 0.0006 * n
 
 
 def half_the_bound(n: int, _second: float, _chance: random.Random) -> float:
