@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from service.cli.main import main
 from tests.fakes import reached
-from tests.loadgen.http_server import SILENCE, Script, ScriptedServer, always, reply, serving_script
+from tests.loadgen.http_server import SILENCE, Script, ScriptedServer, Send, always, reply, serving_script
 from tests.serving import serving
 
 pytestmark = pytest.mark.anyio
@@ -95,15 +95,19 @@ async def test_rate(tmp_path: Path) -> None:
     assert (one.connections, other.connections) == (3, 3)  # one of each for the check
 
 
-async def test_errors(tmp_path: Path) -> None:
-    """Errors are counted by kind with an example, and the status is 1."""
-    full = reply(b"full", "503 Service Unavailable")
-    done, _ = await bench_script(lambda number: full if number % 2 else reply(), tmp_path)
+@pytest.mark.parametrize(
+    ("failing", "kind", "example"),
+    [(reply(b"full", "503 Service Unavailable"), "status 503", "full"), (SILENCE, "timeout", "")],
+    ids=["503", "silence"],
+)
+async def test_errors(failing: Send, kind: str, example: str, tmp_path: Path) -> None:
+    """After a good first response, errors are counted by kind with an example, and the status is 1."""
+    done, _ = await bench_script(lambda number: failing if number else reply(), tmp_path, "--timeout", "0.3")
 
     assert done.status == 1
-    assert done.point["errors"]["status 503"] > 0
-    assert done.point["error_examples"] == {"status 503": "full"}
-    assert done.point["requests"] > 0
+    assert done.point["errors"].keys() == done.point["error_examples"].keys() == {kind}
+    assert done.point["error_examples"][kind] == example
+    assert (done.point["requests"], done.point["valid"]) == (0, False)
 
 
 @pytest.mark.parametrize("words", [(), ("--allow-errors",)])
@@ -142,17 +146,6 @@ async def test_sweep_and_files(tmp_path: Path) -> None:
         latency = by_load[row["Concurrency"]]["latency_ms"]
         assert int(row["p99 latency"]) == round(latency["p99"] * 1000)
         assert int(row["Network+Server Send/Recv"]) == pytest.approx(latency["mean"] * 1000 - 6, abs=1)
-
-
-async def test_silence(tmp_path: Path) -> None:
-    """A server that falls silent after the check gives timeouts, no latency, and status 1."""
-    done, _ = await bench_script(
-        lambda number: SILENCE if number else reply(), tmp_path, "--timeout", "0.5", "--connections", "2"
-    )
-
-    assert done.status == 1
-    assert done.point["errors"]["timeout"] >= 2
-    assert (done.point["requests"], done.point["valid"]) == (0, False)
 
 
 async def test_stopped_before_the_first_response() -> None:

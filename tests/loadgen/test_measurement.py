@@ -293,7 +293,6 @@ async def test_windows_until_stable(response_times: list[float], windows: int, s
         ([(500, 1), (100, 10), (105, 10), (110, 10)], True),
         ([(100, 10), (105, 10), (111, 10)], False),
         ([(100, 10), (100, 10.5), (100, 11.1)], False),
-        ([(100, 10), (100, 10)], False),
         ([(0, 0), (0, 0), (0, 0)], False),
     ],
 )
