@@ -21,14 +21,8 @@ pytestmark = pytest.mark.usefixtures("plain_signal_stack")
 
 @pytest.fixture
 def screen() -> Console:
-    """A console that is no terminal; `file` has what is printed on it."""
-    return Console(file=io.StringIO(), width=200)
-
-
-def printed(screen: Console) -> str:
-    """What is printed on it."""
-    assert isinstance(screen.file, io.StringIO)
-    return screen.file.getvalue()
+    """A console that is no terminal, and keeps its text."""
+    return Console(file=io.StringIO(), width=200, record=True)
 
 
 async def hangs(stop: asyncio.Event) -> None:
@@ -63,7 +57,7 @@ def test_exit_status(
 ) -> None:
     """The status is 130 after a second Ctrl-C, 1 after an error, 0 for work that is done; brackets are printed."""
     assert run_until_done(work, screen) == status
-    assert text in printed(screen)
+    assert text in screen.export_text()
 
 
 def test_progress_without_a_terminal(screen: Console) -> None:
@@ -77,7 +71,7 @@ def test_progress_without_a_terminal(screen: Console) -> None:
             progress.count(bad("3") if second == 3 else good(str(second)))
             advance()
 
-    assert printed(screen).splitlines() == [
+    assert screen.export_text().splitlines() == [
         "tiny [v1]: 7,300 images, resuming: 100 are done",
         "105/7,300, 1 failed, 1.0 images/s, 1:59:55 left",
         "110/7,300, 1 failed, 1.0 images/s, 1:59:50 left",

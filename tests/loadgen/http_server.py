@@ -79,20 +79,6 @@ class ScriptedServer:
 async def serving_script(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedServer]:
     """A server on a free port of this machine."""
     running = ScriptedServer(script)
-    tasks: set[asyncio.Task[None]] = set()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(running.serve(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
-    running.url = ("https" if tls else "http") + "://{}:{}".format(*server.sockets[0].getsockname())
-    try:
+    async with await asyncio.start_server(running.serve, "127.0.0.1", 0, ssl=tls) as server:
+        running.url = ("https" if tls else "http") + "://{}:{}".format(*server.sockets[0].getsockname())
         yield running
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await server.wait_closed()

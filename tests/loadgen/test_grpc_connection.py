@@ -22,22 +22,12 @@ GREY = EncodedImage("grey.png", png(128), (40, 40), "image/png")
 Answering = Callable[[bytes, Any], Awaitable[bytes]]
 
 
-class ScriptedRpc(grpc.GenericRpcHandler):
-    """Answers every call with a function."""
-
-    def __init__(self, answer: Answering) -> None:
-        self._answer = answer
-
-    def service(self, _details: Any) -> Any:
-        """The one method."""
-        return grpc.unary_unary_rpc_method_handler(self._answer)
-
-
 @asynccontextmanager
 async def target_of(answer: Answering) -> AsyncIterator[GrpcTarget]:
-    """A target with one image and such a server."""
+    """A target with one image, and a server that answers every call with `answer`."""
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((ScriptedRpc(answer),))
+    methods: dict[str, Any] = {"Classify": grpc.unary_unary_rpc_method_handler(answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("topfive.v1.Classifier", methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     target = GrpcTarget([f"127.0.0.1:{port}"], "net", [GREY])

@@ -102,16 +102,12 @@ def test_what_serves_untuned_is_compared_to_the_end() -> None:
 
 
 def test_best_is_first_and_measured_most() -> None:
-    """The fastest under the bound wins, after as many rounds as the other finalists, by turns with them."""
-    machine = Machine(scaled)
-    rows = machine.search(candidates([BF16, F32], 2), bound_ms=50)
+    """The fastest candidate under the bound wins; all finalists are measured equally often."""
+    rows = Machine(scaled).search(candidates([BF16, F32], 2), bound_ms=50)
 
     assert rows[0].candidate == TuneCandidate(*BF16, 2, 1, 1)
     assert [len(row.rounds) for row in rows[:FINALISTS]] == [len(rows[0].rounds)] * FINALISTS
     assert len(rows[0].rounds) >= 4
-    last = machine.asked[-2 * FINALISTS :]
-    assert last[:FINALISTS] == last[FINALISTS:]
-    assert len(set(last)) == FINALISTS
 
 
 @pytest.mark.parametrize(
