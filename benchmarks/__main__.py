@@ -133,9 +133,9 @@ def _interrupt(*_: object) -> None:
     help="Where peers are installed",
 )
 @click.option(
-    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="In each every server runs once"
+    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds; each runs every server"
 )
-@click.option("--seconds", type=click.FloatRange(min=0.5), default=4.0, show_default=True, help="Of each measurement")
+@click.option("--seconds", type=click.FloatRange(min=0.5), default=4.0, show_default=True, help="Length of each run")
 @click.option("--only", type=click.Choice(_PARTS), multiple=True, help="Which parts; else all")
 @click.option(
     "--output",

@@ -119,7 +119,7 @@ class ServerComparison:
     stop_timeout_s: float = 3.0
 
     def run(self, servers: Sequence[ComparedServer]) -> list[ComparisonResult]:
-        """Every server in every round, in the opposite order in odd rounds; one that fails is not tried again."""
+        """Measure every server in every round, in the opposite order every second round. Drop a server that fails."""
         results = [ComparisonResult(server) for server in servers]
         for number in range(self.rounds):
             for result in results if number % 2 == 0 else reversed(results):

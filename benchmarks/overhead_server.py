@@ -142,7 +142,7 @@ async def serve_bare(port: int) -> None:
 
 
 async def serve_null(port: int, kind: OverheadServer, model: str, artifacts: Path) -> None:
-    """The same for this server."""
+    """Serve topfive over a NullEngine, on the same three ports as `serve_bare`, until SIGTERM."""
     settings = Settings(models=(model,), artifacts=artifacts, port=port, grpc_port=port + 1, cpus=2)
     data_plane, timer = build_data_plane(settings, open_engine=_open), CpuTimer()
     pixel = DecodedImage.from_pixels(np.zeros((1, 1, 3), dtype=np.uint8))

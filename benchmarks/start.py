@@ -24,7 +24,7 @@ _CONNECTIONS = 16
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """MiB of one process: resident now, resident at most so far, and how much of the former no file is behind."""
+    """Memory of one process in MiB: resident set (VmRSS), its peak (VmHWM), and its anonymous part (RssAnon)."""
 
     resident: float
     peak: float

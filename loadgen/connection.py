@@ -20,11 +20,12 @@ class LoadTestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """How a request ended.
+    """The result of one request.
 
-    `failure` is the kind of error, such as `status 429`, `timeout` or `connection refused`. `body` is the response, or
-    a description of the error. `timing` has the times of the server's steps in the form of the header Server-Timing.
-    `received` counts the bytes of the response, HTTP's head included. `status` and `location` are those of HTTP.
+    `failure` is the kind of error, such as `status 429`, `timeout` or `connection refused`; it is `OK`, the empty
+    string, on success. `body` is the response body or the error message. `timing` is a Server-Timing header value.
+    `received` is the size of the response in bytes: with the HTTP header, or of the gRPC message alone. `status` is the
+    HTTP status (0 for gRPC), and `location` the Location header.
     """
 
     failure: str

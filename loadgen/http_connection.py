@@ -40,7 +40,7 @@ class ServerAddress:
         except ValueError as error:
             raise LoadTestError(f"{url} is no address of a server: {error}; give http://HOST:PORT") from error
         if parts.username is not None:
-            raise LoadTestError("a name and a password in the address are not sent; leave them out, up to the @")
+            raise LoadTestError("the URL has a user name or password, which is not sent; remove everything up to the @")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise LoadTestError(f"{url} is no address of a server; give http://HOST:PORT or https://HOST:PORT")
         tls = parts.scheme == "https"

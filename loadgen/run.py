@@ -78,7 +78,7 @@ def _raise_file_limit(test: LoadTest) -> None:
 
 
 async def _check(target: LoadTarget, stop: asyncio.Event) -> list[str]:
-    """The first responses of the servers. Raises LoadTestError, also as soon as `stop` is set."""
+    """Send one request to each server; return a line about each response. Raises LoadTestError on error or `stop`."""
 
     async def check_all() -> list[str]:
         return [await target.check(server) for server in range(len(target.payloads))]

@@ -1,4 +1,4 @@
-"""MLServer: the V2 protocol with the photo as base64 in JSON, two processes that batch."""
+"""The MLServer peer: two worker processes with adaptive batching. Requests: V2 protocol, base64 photo in JSON."""
 
 import base64
 import json

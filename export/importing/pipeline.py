@@ -175,7 +175,7 @@ def _bounds(model: ModelProto, recipe: Recipe) -> Bounds:
 
 
 def _bounds_of(precision: Precision) -> Bounds:
-    """Bounds that allow float32 to differ from the original as much as `precision` otherwise may."""
+    """Return the default bounds, but with the thresholds and ties of `precision` for float32 as well."""
     return Bounds(
         thresholds=THRESHOLDS | {Precision.F32: THRESHOLDS[precision]},
         ties=TIES | {Precision.F32: TIES[precision]},

@@ -119,7 +119,7 @@ def probabilities(scores: Scores, recipe: Recipe, sum_error: float) -> Probabili
     are = bool((scores >= -sum_error).all() and (np.abs(sums - 1) <= sum_error).all())
     if recipe.output is Output.PROBABILITIES:
         if not are:
-            what = "" if scores.min() < 0 else ", if they are what a softmax is put after; otherwise export that"
+            what = "" if scores.min() < 0 else " if they are logits; otherwise export the logits"
             raise UnsupportedError(
                 f"the outputs are no probabilities: they add up to {sums.min():.4g} to {sums.max():.4g}, "
                 f'and the least is {scores.min():.4g}; write output = "logits"{what}'

@@ -50,11 +50,11 @@ class CalibrationError(ExportError):
 
 
 class CalibrationPhotos:
-    """The readable photos below `folder`, at most 512 of them, evenly over the sorted names.
+    """The calibration photos below `folder`: at most 512, evenly spaced over the sorted names.
 
-    The photo with the most contrast comes first: ONNX Runtime takes the bin width of its histograms from it, and fails
-    where a later photo needs far more bins. Unreadable photos are logged and skipped. Raises CalibrationError where
-    fewer than ten are left.
+    They are sorted by contrast (standard deviation of the pixels), highest first: ONNX Runtime takes the bin width of
+    its histograms from the first photo, and fails if a later one needs far more bins. Unreadable photos are logged and
+    skipped. Raises CalibrationError if fewer than 10 are readable.
     """
 
     def __init__(self, folder: Path, spec: InputSpec) -> None:

@@ -17,8 +17,10 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What one operator does. `reach` is its kernel with the dilation, by which the receptive field grows, `step` its
-    stride; `whole_map` says that it leaves one value of each channel.
+    """The effect of one operator. `reach` is the dilated kernel size and `step` the stride, both (height, width).
+
+    The receptive field grows by (reach - 1) * jump. `whole_map`: each output value depends on the whole feature map
+    (global pooling, fully connected layer, matrix product).
     """
 
     kind: Kind

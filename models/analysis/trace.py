@@ -25,7 +25,7 @@ from models.catalog import InputSpec
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What one value of a tensor sees of the input, and the map (height, width) that all its values span."""
+    """The receptive field of one value, and the (height, width) of the tensor's feature map, also after a flatten."""
 
     receptive_field: ReceptiveField
     extent: Size

@@ -31,12 +31,13 @@ class AdmissionControl:
         """Images that are decoded, wait or run now."""
 
     def admit(self, count: int, max_batch: int) -> Admission:
-        """Admit `count` images, all or none.
+        """Admit `count` images, all or none. `max_batch` is used only to estimate the retry time of Overloaded.
 
-        Raises Overloaded or its SloUnattainable, and BadRequest where so many never fit.
+        Raises BadRequest if `count` is above the capacity, Overloaded if the free capacity is smaller than `count`,
+        and its subclass SloUnattainable if the response would miss the latency bound.
         """
         if count > self._limits.capacity:
-            raise BadRequest(f"{count} crops fit in no --capacity of {self._limits.capacity}; raise it or send 1")
+            raise BadRequest(f"{count} crops exceed --capacity of {self._limits.capacity}; raise it, or send crops=1")
         now, in_flight = self._clock.now(), self.admitted + count
         try:
             if in_flight > self._limits.capacity:

@@ -98,7 +98,7 @@ class Batcher(Generic[T, R]):
 
     @property
     def healthy(self) -> bool:
-        """Whether it takes work and the last real runs did not all fail."""
+        """Whether the batcher is OPEN and fewer than `max_failures` batches in a row have failed."""
         return self.state is BatcherState.OPEN and self._failures < self._limits.max_failures
 
     @contextmanager

@@ -11,7 +11,7 @@ _MEMORY = 0.95  # weight that one more batch leaves to all before it
 class CostModel:
     """Duration of a batch of n as a + b * n seconds: least squares over finished batches, older ones fading.
 
-    `memory` is the weight that one more batch leaves to all before it.
+    `memory` is the decay: each new batch multiplies the weights of all older batches by it.
     """
 
     memory: float = _MEMORY

@@ -17,10 +17,10 @@ _LATELY_S = 5.0  # a model with work now and then should not find a long batch o
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """The batches of one model on a device; `used_s` is what they have used of it, in seconds of virtual time.
+    """The batches of one model on a device. `used_s` is the device time charged to them, in seconds of virtual time.
 
-    `own_slots` of its batches fill the device, or as many as of any model where that is 0. `on_turn` is called once a
-    slot that the flow waits for is free.
+    `own_slots` is how many batches of this model fill the device; 0 means that each batch takes one slot. The scheduler
+    calls `on_turn` when this flow waits and a slot is free.
     """
 
     number: int
@@ -28,12 +28,12 @@ class Flow:
     own_slots: int
     used_s: float = 0.0
     last_s: float = 0.0
-    """How long its last batch ran; the next one is expected to take as long."""
+    """Run time of its last batch times the slots that it took. The next batch is expected to cost the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotLease:
-    """Leave to run one batch, which should last at most `quantum_s`. It is released exactly once."""
+    """Permission to run one batch, which should last at most `quantum_s` seconds. It is released exactly once."""
 
     flow: Flow
     started: float
@@ -73,7 +73,7 @@ class FairScheduler:
         return Flow(self._flows, on_turn, own_slots)
 
     def weight(self, own_slots: int) -> float:
-        """How many slots a batch takes of a flow that fills the device with `own_slots` of its batches."""
+        """Return the slots that one batch takes if `own_slots` batches fill the device: at least 1, and 1 for 0."""
         return max(1.0, self.limit / own_slots) if own_slots else 1.0
 
     def free_slots(self, flow: Flow) -> int:

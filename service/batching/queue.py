@@ -15,10 +15,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """`count` images of one request, admitted at the time `at`; with them `in_flight` images of the model were.
+    """An admitted request: `count` images at the time `at`. `in_flight` counts all admitted images of the model then.
 
-    `due` is the time by which the latency bound wants the answer; infinity where the images run however late. Times
-    are in seconds of the clock.
+    `in_flight` includes these `count` images. `due` is when the latency bound expires; infinity means that the images
+    are never refused as late. Times are in seconds of the clock.
     """
 
     at: float

@@ -1,7 +1,8 @@
-"""Keeps answers within a latency bound: who is admitted, who is refused in time, and how large a batch may be.
+"""Keeps responses within a latency bound: admits or refuses requests, refuses late items, limits the batch size.
 
-All is learned from what was measured last; only the bound is configured. A request's whole time, decoding and other
-models on the device included, is measured over the number of images in flight when it came.
+Only the bound is configured. Everything else is learned from recent measurements. The model of latency is a line: the
+total time of a request as a function of (images in flight at its arrival / slots). The total time includes decoding and
+the batches of other models on the device.
 """
 
 import math
@@ -23,7 +24,7 @@ R = TypeVar("R")
 
 _ADMITTED = 0.95  # of the admitted should be in time; the others are refused before they run
 _RUN = 0.99  # of those that run should be in time
-_MEMORY = 0.98  # weight that one more measurement leaves to all before it
+_MEMORY = 0.98  # decay: each new measurement multiplies the weights of all older ones by this
 _FAR_OFF = 1.5  # times as long as predicted, or as short
 _RUNS_CHANGED, _ANSWERS_CHANGED = 12, 48  # in a row; answers of one batch are late together
 _WINDOW, _EVERY = 128, 8  # measurements whose spread counts, and after how many new ones it is computed again
@@ -39,9 +40,9 @@ class SloUnattainable(Overloaded):
 
 
 class QuantileForecast:
-    """Predicts a quantile of seconds over a number: a fitted line, raised by the spread of the last measurements.
+    """Predicts a quantile of the time in seconds for a load `n`: a fitted line times a safety factor (the spread).
 
-    After `change` measurements in a row far from the line only those count: the model has become faster or slower.
+    After `change` consecutive outliers it drops all older measurements: the model has become faster or slower.
     """
 
     def __init__(self, quantile: float, change: int) -> None:
@@ -81,9 +82,9 @@ class QuantileForecast:
         return None if usual_s is None else usual_s * self._margin
 
     def _spread(self) -> float:
-        """The factor by which the quantile of the last measurements lies above the line; at least 1.
+        """Return the quantile of (measured time / time on the line) over the last measurements; at least 1.
 
-        Above the line of now: an older line would count what it did not know yet as spread.
+        It uses the current line for all of them: the errors of an older line would look like spread.
         """
         ratios = sorted(took_s / max(self._line.predict(n) or 0.0, 1e-9) for n, took_s in self._latest)
         return max(1.0, ratios[math.ceil(self._quantile * len(ratios)) - 1])
@@ -159,7 +160,7 @@ class LatencyBound:
         self._runs.observe(n, took_s)
 
     def _answered(self, admission: Admission) -> None:
-        """Count an answer and learn from it: late ones bring the aim forward, many good ones move it back."""
+        """Count a response and update the forecast. A late one shortens `_aim_s`; one in time lengthens it slightly."""
         took_s = self._clock.now() - admission.at
         self._answers.observe(self._rounds(admission), took_s)
         if took_s <= self.bound_s:
@@ -189,9 +190,10 @@ class LatencyBound:
                 item.settle(self._too_late(item, now))
 
     def _too_late(self, item: QueuedItem[T, R], now: float) -> TopfiveError:
-        """The error of an item that is not run, because its answer would be too late; learns from how long it waited.
+        """Return the error of an item that is dropped because its response would be late.
 
-        Where its deadline comes first, running it would answer nobody and make the next item as late.
+        It is DeadlineExceeded if the caller's deadline has passed or comes before `due`. Otherwise it is
+        SloUnattainable, and the forecast learns from the time that the item waited.
         """
         admission = item.admission
         if admission is None or item.deadline <= now or item.deadline < admission.due:
@@ -201,7 +203,7 @@ class LatencyBound:
         return self._refusal(self._answers.predict(self._rounds(admission)))
 
     def _rounds(self, admission: Admission) -> float:
-        """How often all slots must have become free before the request has run: its time is a line over that number."""
+        """Return images in flight per slot, at least 1: the `n` of the forecast of the request's total time."""
         return max(1.0, admission.in_flight / self._slots)
 
     def _refusal(self, expected_s: float | None) -> SloUnattainable:

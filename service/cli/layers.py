@@ -35,7 +35,7 @@ _TORCH = ("torch", "torchvision")
 @click.argument("name")
 @option("--stages", "only_stages", is_flag=True, help="Only the totals of each stage")
 @option("--json", "as_json", is_flag=True, help="Print a JSON object, as GET /models/NAME/layers answers")
-@option("--csv", "as_csv", is_flag=True, help="Print CSV; sizes are HEIGHTxWIDTH, maps CHANNELSxHEIGHTxWIDTH")
+@option("--csv", "as_csv", is_flag=True, help="Print CSV; kernels are HEIGHTxWIDTH, feature maps CxHEIGHTxWIDTH")
 @options("artifacts")
 def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **values: Any) -> None:
     """Print the layers of NAME: maps, parameters, multiply-accumulates, receptive fields.

@@ -90,7 +90,7 @@ def _reader(hint: Any, path: str, field: FieldDescriptor) -> _Get:
 
 
 def _value_reader(hint: Any, path: str, field: FieldDescriptor) -> _Get:
-    """The same for a field that is set."""
+    """Return the function that gets the value of the field at `path`, which the message sets."""
     get, cls = attrgetter(path), _class(hint)
     convert: _Get = cls if issubclass(cls, Enum) else _itself
     if field.message_type is not None:

@@ -23,7 +23,7 @@ UNKNOWN = "unknown"
 """The label of a request for a model that does not exist: the words of a client must not become a label."""
 
 Gauges = Callable[[], Sequence[tuple[str | tuple[str, ...], dict[str, float]]]]
-"""For each model, device or other thing the value of its label, or of each of its labels, and its gauges by name."""
+"""Returns one entry per labelled object, such as a model or device: (label value or values, {gauge name: value})."""
 
 
 class BatchMetrics(Protocol):
@@ -84,7 +84,7 @@ class LatencyRecord:
 
 @dataclass(slots=True)
 class _Percentile:
-    """The bucket of one percentile, and how many values lie in those below it: it moves a little with each value."""
+    """A running percentile: the index of its bucket, and the number of values in lower buckets. `rank` is 0 to 1."""
 
     rank: float
     bucket: int = 0

@@ -48,7 +48,7 @@ class Settings(BaseModel):
         Field(ge=0, le=MAX_BATCH, description="Largest batch; 0 takes what was tuned, or a default for the device"),
     ] = 0
     memory_budget_mib: Annotated[
-        int, Field(ge=0, description="Memory of models per device, in MiB; 0 is 90% of a card's, on a CPU no limit")
+        int, Field(ge=0, description="Memory limit of models per device, in MiB; 0: 90% on a card, none on a CPU")
     ] = 0
     capacity: Annotated[
         int, Field(ge=1, description="Images per model that may be in flight; further ones get 429")

@@ -1,4 +1,4 @@
-"""What the transports ask, wherever the models are. It knows neither HTTP nor protobuf."""
+"""The interface that REST and gRPC call, for models in this process or in others. Uses neither HTTP nor protobuf."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

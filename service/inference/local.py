@@ -92,7 +92,7 @@ class LocalDataPlane:
         named = [stripped(name) for name in models if name.strip()]
         wanted = named or self.repository.loaded
         if not wanted:
-            raise NotReady("no model is loaded yet; name the models to compare")
+            raise NotReady("no model is loaded, so there is none to compare; name the models in the request")
         rows: dict[str, str] = {}
         for name in wanted:
             rows.setdefault(canonical(self.repository, name), name)

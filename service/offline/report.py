@@ -33,7 +33,8 @@ class PublishedRate:
 class Evaluation:
     """The accuracy of a model, or of an ensemble of several `members`, on one dataset.
 
-    `unanswered` are the images that do not count. The rate is None if no image was run.
+    `scores` exclude the `unanswered` images, which ended in an error. `images_per_s` is None if this run classified no
+    image.
     """
 
     name: str

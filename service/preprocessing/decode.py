@@ -22,10 +22,11 @@ _ORIENTATION_TAG = 0x0112  # of EXIF; its values 2 to 8 are the keys of _ORIENTA
 
 
 class Orientation(NamedTuple):
-    """How to turn a stored image upright, and what becomes of its sides.
+    """The transpose operation that turns a stored image upright, and its effect on the axes.
 
-    `sideways` says that width and height change places. `from_right` says that the first column of the upright image is
-    the last one, or row, as it is stored; `from_below` says the same of its first row.
+    `sideways`: width and height are exchanged. `from_right`: the first column of the upright image is the last column
+    of the stored image (the last row if `sideways`). `from_below`: the first row of the upright image is the last row
+    of the stored image (the last column if `sideways`).
     """
 
     operation: Image.Transpose | None

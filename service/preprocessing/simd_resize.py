@@ -10,7 +10,7 @@ Span = tuple[float, float]
 """From where to where in an image, in its pixels."""
 
 Resize = Callable[[Image.Image, Span, Span, tuple[int, int]], Image.Image]
-"""Those spans of an RGB image, across and down, as so many pixels."""
+"""Resizes part of an RGB image: (image, span of x, span of y, (width, height) of the result)."""
 
 log = logging.getLogger(__name__)
 

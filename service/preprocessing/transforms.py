@@ -27,9 +27,9 @@ _COMMON_RESIZE = 256  # of most weights; those that ask for less share the decod
 _MAX_CROPS = 64
 _BINARY_DIGITS = 8  # after the point, beside 16 before it a 32-bit float
 _MAX_EXACT_EVERY = 64  # a span that begins and ends where floats are exact may be so many pixels longer at each end
-# From how many pixels for one after the resize. Weights have 16 bits there, in Pillow 22, so the first pass rounds some
-# pixels to another level; where sizes are nearly equal these keep most of their weight in the second, and two levels
-# come of it now and then, in a pixel or a few.
+# The SIMD resize is used from this scale on (source pixels per output pixel, both axes). Its filter weights have 16
+# bits; those of Pillow have 22 bits. So the first pass rounds some pixels to a neighbouring grey level. At a scale near
+# 1 the second pass keeps most of that error, and a few pixels then differ from Pillow by two grey levels.
 _VECTORISED_FROM = 1.45
 _REACH = 4  # source pixels beside such a part that the filters may read when they enlarge
 
@@ -77,14 +77,15 @@ def make_samples(spec: InputSpec, image: DecodedImage, crops: int) -> Samples:
 
 
 def geometry(spec: InputSpec) -> tuple[int, int, Interpolation]:
-    """What of a spec the samples depend on: specs that share it share their samples."""
+    """Return the fields of `spec` that the samples depend on. Specs with equal fields share their samples."""
     return spec.resize, spec.crop, spec.interpolation
 
 
 class _Resized:
-    """An image on the grid of its pixels after the resize, of which squares are computed when they are asked for.
+    """A lazily resized image: each crop is computed on request. The grid is the pixels of the resized image.
 
-    `size` and what is asked for are upright. All the rest is as the image is stored, and squares are turned at the end.
+    `size` and the arguments of `crop` refer to the upright image. All other coordinates refer to the image as stored;
+    each crop is rotated or mirrored at the end.
     """
 
     def __init__(self, spec: InputSpec, image: DecodedImage) -> None:
@@ -160,12 +161,13 @@ class _Resized:
         return _down(_across(part, x, size[0], self._resample), y, size[1], self._resample)
 
     def _part(self, axis: int, first: int) -> tuple[Span, int, int]:
-        """What of the image to resize for a square that begins at `first` on the grid, to how many pixels, and where
-        among them the square begins.
+        """Return, for the crop that begins at `first` on one axis of the grid: the source span, in pixels of the stored
+        image; its length after the resize, in pixels; and the offset of the crop within it.
 
-        Pillow takes spans in 32-bit floats. Where these miss the grid, pixels that lie just between two grey levels go
-        to the other one: where the image grows and where a few pixels become a few others, that is many of them. So
-        there the whole side is resized, unless it is very long, or the span begins and ends where a float is exact.
+        Pillow stores a span in 32-bit floats. If a float cannot hold the exact position, pixels close to a rounding
+        boundary get another grey level. This affects many pixels if the image is enlarged or is small. For an enlarged
+        axis the whole axis is resized, unless it is very long. Otherwise the span is extended to positions that a float
+        holds exactly, if these are at most `_MAX_EXACT_EVERY` pixels away.
         """
         step, size, end = self._steps[axis], self._grid[axis], self._ends[axis]
         if step < 1 and size <= _MAX_CROPS * self._side:
@@ -178,7 +180,7 @@ class _Resized:
         return (begins * step, min(end, ends * step)), ends - begins, first - begins
 
     def _span(self, axis: int, first: int) -> Span:
-        """What of the image a square is made of that begins at `first` on the grid."""
+        """Return the source span, in pixels of the stored image, of the crop that begins at `first` on the grid."""
         return first * self._steps[axis], min(self._ends[axis], (first + self._side) * self._steps[axis])
 
     def _reach(self, axis: int, span: Span) -> tuple[int, int]:
@@ -188,7 +190,7 @@ class _Resized:
 
 
 def _swapped(sides: tuple[int, int], sideways: bool) -> tuple[int, int]:
-    """Numbers of the upright image's axes as those of the stored one's, or the other way round."""
+    """Swap a pair (x, y) if `sideways`: converts between the axes of the upright and of the stored image."""
     return sides[::-1] if sideways else sides
 
 

@@ -24,9 +24,9 @@ class OverBudgetError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where engines may be opened: its name as engines say it, how, and its budget in bytes, 0 for no limit.
+    """A device to open engines on. `name` equals `Engine.device`. `budget_bytes` 0 means no limit.
 
-    `rows` is how many images an engine there should have in all its slots, for what it is expected to hold.
+    `rows` is the number of images in all slots of an engine together, to estimate its memory before it is opened.
     """
 
     name: str
@@ -157,7 +157,7 @@ class DeviceModels:
         return [(one.labels, {"stuck_batch_seconds": one.age_s(now)}) for one in stuck]
 
     def _resize(self) -> None:
-        """Run as many batches at once as one engine may alone: each engine has all threads of a CPU for its slots."""
+        """Set the slots of the device to the largest `slots` of its models: the engines share the same CPU threads."""
         self.slots.resize(max([one.slots for one in self.models], default=1))
 
 
@@ -169,12 +169,12 @@ def budget_bytes(asked_mib: int, card_bytes: int | None) -> int:
 
 
 def expected_bytes(graph_held_bytes: int, plans_bytes: Iterable[int]) -> int:
-    """What a model should need on a card: twice its largest plan, or without one what its graph would hold."""
+    """Return the expected bytes of a model on a card: twice its largest plan, or `graph_held_bytes` without a plan."""
     return _HELD_PER_PLAN * max(plans_bytes, default=0) or graph_held_bytes
 
 
 def most_free_first(devices: Sequence[DeviceMemory]) -> list[DeviceMemory]:
-    """The same, most free bytes first; equals stay in their order."""
+    """Return the devices sorted by free bytes, descending. The sort is stable."""
     return sorted(devices, key=lambda one: -one.free_bytes)
 
 

@@ -123,7 +123,7 @@ class ModelLoader:
                 }
 
     def _in_order(self) -> list[Device]:
-        """The cards by their free memory, then the CPU."""
+        """Return the cards by their unused memory budget, the largest first, and then the CPU."""
         by_name = {one.name: one for one in self._devices}
         memories = most_free_first([self._memory(self._on_devices[name]) for name in by_name])
         return sorted((by_name[memory.device] for memory in memories), key=lambda one: one.name == CPU)
@@ -198,7 +198,7 @@ class ModelLoader:
                 raise OverBudgetError(f"{victim} would have to be unloaded for {name} and is still in use; try again")
 
     async def _unload(self, there: DeviceModels, model: LoadedModel) -> bool:
-        """Give the model to no further request, and close it once its requests have their answers; whether it left."""
+        """Stop serving the model, wait for its requests, and close it. Returns False if it stays in use or open."""
         del self.loaded[model.name]
         self._unloading[model.name] = gone = asyncio.get_running_loop().create_future()
         try:
@@ -228,7 +228,7 @@ class ModelLoader:
         return await self._on_thread(partial(_opened, device, artifact), _discard)
 
     async def _on_thread(self, work: Callable[[], X], discard: Callable[[X], None] = lambda _: None) -> X:
-        """What `work` gives; where the caller has left meanwhile, the thread goes on and `discard` gets it."""
+        """Run `work` on a thread and return its result. If the caller is cancelled, `discard` gets the result later."""
         working = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
             return await asyncio.shield(working)

@@ -42,7 +42,7 @@ def built_engine(fit: Fit) -> BuiltEngine:
 
 
 def exported(entry: ModelEntry, root: Path) -> tuple[int, Manifest]:
-    """Version and manifest of an exported model. Raises ModelNotFound where it is not, NotReady where it is damaged."""
+    """Return version and manifest. Raises ModelNotFound if the model is not exported, NotReady if it is damaged."""
     if entry.damage is not None:
         raise NotReady(entry.damage)
     if entry.exported is None:
@@ -51,10 +51,10 @@ def exported(entry: ModelEntry, root: Path) -> tuple[int, Manifest]:
 
 
 def model_layers(entry: ModelEntry, root: Path) -> ModelLayers:
-    """The layers of an exported model under `root`, loaded or not. Reads and checks a file: not for the event loop.
+    """Return the layer table of an exported model under `root`; the model need not be loaded.
 
-    Raises what `exported` raises; ModelNotFound where the model was exported before there were such tables, and
-    NotReady where its table is damaged.
+    It reads a file, so call it on a thread. Raises ModelNotFound if the model is not exported or its artifact is too
+    old to have a layer table, and NotReady if the manifest or the table is damaged.
     """
     version, manifest = exported(entry, root)
     try:

@@ -124,7 +124,7 @@ class Repository:
 
     @property
     def alive(self) -> bool:
-        """False where a queue is broken or an engine stuck for good: a supervisor should restart the process."""
+        """False if a model is lost (see `LoadedModel.lost`). Then a supervisor should restart the process."""
         return not any(model.lost for model in self._loaded.values())
 
     @property
@@ -139,7 +139,7 @@ class Repository:
 
     @property
     def failing(self) -> list[str]:
-        """Configured models that are loaded and whose last real runs failed."""
+        """Return the names of the configured models that are loaded but not healthy (see `LoadedModel.healthy`)."""
         return [name for name in self._configured if name in self._loaded and not self._loaded[name].healthy]
 
     @property
@@ -159,7 +159,7 @@ class Repository:
         self._listeners.append(listener)
 
     def canonical(self, name: str) -> str:
-        """The name that it is loaded under: an architecture with its default weights spelt out is the plain one."""
+        """Return the name that the model is loaded under: `NAME` for `NAME@TAG` if TAG is the default weight set."""
         return self._catalog.canonical(name)
 
     async def start(self, names: Iterable[str]) -> None:
@@ -205,7 +205,7 @@ class Repository:
         return [entry for entry in found if entry.architecture is not None or entry.exported is not None]
 
     def entry(self, name: str) -> ModelEntry:
-        """One of them; raises ModelNotFound, or NotReady where nothing but a damaged manifest is there."""
+        """Return one entry. Raises ModelNotFound, or NotReady if only a damaged manifest is left of the model."""
         name = self._catalog.canonical(name)
         self._check_known(name)
         entry = self._entry(name)

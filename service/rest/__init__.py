@@ -1,1 +1,1 @@
-"""REST over the classifier: translates HTTP to its one method and back."""
+"""The REST transport: translates HTTP requests to calls of the data plane, and results to HTTP responses."""

@@ -138,6 +138,6 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
 
 def _begun_bytes(end: bytes) -> int:
-    """How many of the last bytes are the start of something sought."""
+    """Return the length of the longest suffix of `end` that is a prefix of an entry of `_SOUGHT`."""
     starts = (start for start in range(len(end)) if any(sought.startswith(end[start:]) for sought in _SOUGHT))
     return len(end) - next(starts, len(end))

@@ -1,1 +1,1 @@
-"""gRPC over the classifier: translates messages to its one method and back."""
+"""The gRPC transport: translates messages to calls of the data plane, and results to messages."""

@@ -113,7 +113,7 @@ def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
         log.critical("the server failed", exc_info=True)
         exit_reason = ExitReason.FAILED
     if stuck := _threads_left():
-        log.error("%s did not return; exit_reason without it", ", ".join(thread.name for thread in stuck))
+        log.error("%s did not return; the process ends without it", ", ".join(thread.name for thread in stuck))
         _exit(exit_reason.status)  # a plain exit would wait for those threads for ever
     if exit_reason is ExitReason.FATAL:
         _exit(exit_reason.status)  # a library that lets go of a lost card at its end may abort, with another status
@@ -121,7 +121,7 @@ def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
 
 
 def _threads_left() -> list[threading.Thread]:
-    """The threads that would keep the process from exit_reason and do not end within `_JOIN_S` seconds in all."""
+    """Return the non-daemon threads that are still alive after a total wait of `_JOIN_S` seconds."""
     until = time.monotonic() + _JOIN_S
     others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
     for thread in others:

@@ -48,7 +48,7 @@ class Tuned:
         return Precision(trial.precision), Layout(trial.slots, trial.threads, trial.max_batch, origin)
 
     def order(self, among: Sequence[Runtime], precision: Precision) -> tuple[Runtime, ...]:
-        """The same runtimes, with the tunable one that was measured to be the best before the other tunable ones."""
+        """Return `among` with the best measured runtime as the first of the tunable ones; others keep their places."""
         best = self.best(Runtime.AUTO, precision)
         tunable = [one for one in among if one in TUNABLE]
         if best is None or best.runtime not in tunable:

@@ -578,7 +578,7 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str, type[Exception], str]] =
         lambda: _ending("Exp", helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])),
         'output = "probabilities"',
         UnsupportedError,
-        r'write output = "logits", if they are what a softmax is put after',
+        r'write output = "logits" if they are logits',
     ),
     "no probabilities": (
         classifier,
