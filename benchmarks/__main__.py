@@ -5,31 +5,30 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from subprocess import SubprocessError
 
 import click
 from rich.console import Console
 
+from benchmarks import decoding, drift, models, overhead, start
 from benchmarks.answers import CLOSE, SAME, expected_answers
 from benchmarks.command import artifacts_option, model_option
 from benchmarks.comparison import ComparedServer, ComparisonResult, ServerComparison, comparison_rows
-from benchmarks.curves import batch_curve, models_curve, served_curves
-from benchmarks.figures import Curve, missing
+from benchmarks.curves import batch_curve, served_curves
+from benchmarks.figures import missing
 from benchmarks.limit import Limit, LimitMeter
 from benchmarks.load import put_load
 from benchmarks.machine import describe, pinned_versions
-from benchmarks.modules import MODULES, Module, measured
 from benchmarks.report import BenchmarkReport, show, write
 from benchmarks.requests import bench_photo
-from benchmarks.server_under_test import ServerError
 from benchmarks.servers import ENVIRONMENTS, PEERS, Peer, install, ours
-from loadgen.connection import LoadTestError
-from models.artifact.artifact import ArtifactError, load
-from service.engines.base import EngineUnavailableError
+from export.gate_images import PHOTOS
+from models.artifact.artifact import ArtifactError, exported_names, load
 
 _CURVE_ROUNDS = 2
-_PARTS = ("race", "curves", *(module.name for module in MODULES))
+_MEASUREMENTS = ("overhead", "decoding", "drift", "start", "models")
+_PARTS = ("race", "curves", *_MEASUREMENTS)
 
 
 def chosen_peers(names: str) -> list[Peer]:
@@ -54,6 +53,14 @@ class BenchmarkRun:
     report: BenchmarkReport
     tell: Callable[[str], None]
 
+    def attempt(self, name: str, step: Callable[[], None]) -> None:
+        self.tell(f"measures {name}")
+        try:
+            step()
+        except Exception as error:  # a part must not cost the figures of the others, whatever fails in it
+            self.tell(f"{name} failed: {error!r}")
+            self.report.rows.append(missing(name, str(error) or repr(error)))
+
     def compare(self, peers: Sequence[Peer], environments: Path) -> None:
         """Compare this server, with default settings and as the peers run, with the peers that can be installed."""
         report, failed = self.report, install(peers, environments, self.tell)
@@ -66,41 +73,40 @@ class BenchmarkRun:
             ComparedServer(equal, CLOSE, Limit.OURS_F32),
             *(server for name, server in compared.items() if name not in failed),
         ]
-        try:
-            meter, expected = LimitMeter(self.model, self.artifacts), expected_answers(self.model, self.artifacts)
-            report.outcomes += ServerComparison(
-                self.rounds, self.seconds, expected, self.folder, meter.measure, put_load, self.tell
-            ).run(servers)
-        except EngineUnavailableError as error:
-            report.rows.append(missing("side by side", str(error)))
+        meter, expected = LimitMeter(self.model, self.artifacts), expected_answers(self.model, self.artifacts)
+        report.outcomes += ServerComparison(
+            self.rounds, self.seconds, expected, self.folder, meter.measure, put_load, self.tell
+        ).run(servers)
         report.outcomes += [
             ComparisonResult(compared[name], reason=f"not installed: {reason}") for name, reason in failed.items()
         ]
         report.rows += comparison_rows(report.outcomes)
 
-    def run_module(self, module: Module) -> None:
-        self.tell(f"runs benchmarks.{module.name}")
-        found = measured(module, self.model, self.artifacts)
-        self.report.modules.append(found)
+    def measure(self, name: str) -> None:
+        """Measure what `python -m benchmarks.NAME` measures."""
+        photo, artifacts = (PHOTOS / "zebra.jpeg").read_bytes(), self.artifacts
+        match name:
+            case "overhead":
+                found = overhead.measure(self.model, photo, artifacts, requests=200)
+            case "decoding":
+                found = decoding.measure()
+            case "drift":
+                found = drift.measure((PHOTOS,), drift.MODEL, artifacts, megapixels=8.0, each=1)
+            case "start":
+                found = start.measure(self.model, photo, artifacts, starts=5, requests=200)
+            case _:
+                names = sorted(exported_names(artifacts))
+                found = models.measure(names, (1, 2, 5, 10), photo, artifacts, each=12)
+        self.report.measurements.append(found)
         self.report.rows += found.rows
-        self.report.curves += models_curve(found.figures)
+        self.report.curves += found.curves
 
-    def draw_curves(self) -> None:
-        """Measure the engine alone over batch sizes, and the server over connections and image sizes."""
-        seconds = self.seconds / 2
+    def draw_batches(self) -> None:
+        self.report.curves.append(batch_curve(self.model, self.artifacts, self.seconds / 2))
+
+    def draw_served(self) -> None:
         spec = ours("topfive", self.model, self.artifacts)
-        steps: dict[str, Callable[[], list[Curve]]] = {
-            "engine alone over batch size": lambda: [batch_curve(self.model, self.artifacts, seconds)],
-            "requests over connections and image size": lambda: served_curves(
-                spec, self.folder, put_load, _CURVE_ROUNDS, seconds, self.tell
-            ),
-        }
-        for name, step in steps.items():
-            self.tell(f"measures {name}")
-            try:
-                self.report.curves += step()
-            except (OSError, SubprocessError, ServerError, LoadTestError) as error:
-                self.report.rows.append(missing(f"no cliff: {name}", str(error)))
+        self.report.curves += served_curves(spec, self.folder, put_load, _CURVE_ROUNDS, self.seconds / 2, self.tell)
 
 
 def _how(rounds: int, seconds: float) -> str:
@@ -170,12 +176,13 @@ def main(
     with tempfile.TemporaryDirectory(prefix="topfive-benchmark-") as folder:
         run = BenchmarkRun(model, artifacts, Path(folder), rounds, seconds, report, console.log)
         if "race" in parts:
-            run.compare(peers, environments)
-        for module in MODULES:
-            if module.name in parts:
-                run.run_module(module)
+            run.attempt("side by side", lambda: run.compare(peers, environments))
+        for name in _MEASUREMENTS:
+            if name in parts:
+                run.attempt(name, partial(run.measure, name))
         if "curves" in parts:
-            run.draw_curves()
+            run.attempt("engine alone over batch size", run.draw_batches)
+            run.attempt("requests over connections and image size", run.draw_served)
     report.rows += [curve.row for curve in report.curves]
     report.versions = [
         (peer.spec.name, f"{pinned_versions(peer, environments)}; {peer.spec.settings}") for peer in peers

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from service.common.types import Batch, Probabilities, Rows
 from service.engines.base import Engine
 from service.engines.selection.opening import open_engine
 from service.engines.selection.select import EngineOptions
+
+SIZES = (1, 2, 4, 8, 16, 32)
 
 RunBatch = Callable[[Engine, Rows], Probabilities]
 """Runs a batch on an engine."""
@@ -65,10 +68,11 @@ def measure_batches(model: str, artifacts: Path, sizes: Sequence[int], rounds: i
     options = replace(EngineOptions(cpus=cpu_quota()), max_batch=max(sizes))
     engine = open_engine(artifact, options).engine
     images = random_pixels(artifact.manifest.input, max(sizes))
-    for size in sizes:
-        if size <= engine.max_batch:
-            engine.run(images[:size])  # what is made at a first batch of a size
-    return batch_rates({model: (engine, lambda one, rows: one.run(rows))}, images, sizes, rounds, seconds)[model]
+    with closing(engine):
+        for size in sizes:
+            if size <= engine.max_batch:
+                engine.run(images[:size])  # what is made at a first batch of a size
+        return batch_rates({model: (engine, lambda one, rows: one.run(rows))}, images, sizes, rounds, seconds)[model]
 
 
 @click.command()
@@ -78,7 +82,7 @@ def measure_batches(model: str, artifacts: Path, sizes: Sequence[int], rounds: i
 @click.option("--seconds", default=0.7, show_default=True, help="Of each measurement")
 def main(model: str, artifacts: Path, rounds: int, seconds: float) -> None:
     """Print images per second by batch size as JSON."""
-    click.echo(json.dumps(measure_batches(model, artifacts, (1, 2, 4, 8, 16, 32), rounds, seconds)))
+    click.echo(json.dumps(measure_batches(model, artifacts, SIZES, rounds, seconds)))
 
 
 if __name__ == "__main__":

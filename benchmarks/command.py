@@ -1,14 +1,13 @@
 """The options that the commands of this package share, and how they print figures."""
 
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 
+from benchmarks.figures import Measurement
 from export.gate_images import PHOTOS
 from service.cli.tables import new_table
 
@@ -30,18 +29,13 @@ photo_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON")
 
 
-def print_figures(
-    figures: Any, title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, as_json: bool
-) -> None:
-    """Print figures, dataclasses among them, as JSON, or else their title and rows as a table.
-
-    Its first column is text, all others are figures on the right.
-    """
+def print_measurement(measurement: Measurement, *, as_json: bool) -> None:
+    """Print all figures as JSON, or else their title and table."""
     if as_json:
-        click.echo(json.dumps(figures, indent=2, default=asdict))
+        click.echo(json.dumps(measurement.figures, indent=2, default=asdict))
         return
-    table, console = new_table(heads[0], numbers=heads[1:]), Console(width=120)
-    for row in rows:
+    table, console = new_table(measurement.heads[0], numbers=measurement.heads[1:]), Console(width=120)
+    for row in measurement.table:
         table.add_row(*row)
-    console.print(title, style="bold", markup=False, highlight=False)
+    console.print(measurement.title, style="bold", markup=False, highlight=False)
     console.print(table)

@@ -1,12 +1,12 @@
 """How cost grows with work: batch size, connections and image size, each measured and held to a rule."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.batches import SIZES, measure_batches
 from benchmarks.figures import Curve, FigureTarget, falling, outgrowing
 from benchmarks.load import LoadResult, PutLoad
-from benchmarks.modules import Module, run_module
 from benchmarks.requests import bench_photo, resized_photo
 from benchmarks.server_under_test import ServerUnderTest, photo_probe
 from benchmarks.servers import ServerSpec
@@ -18,7 +18,6 @@ MEGAPIXELS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0)
 KEPT = FigureTarget(at_least=0.85)
 GROWTH = FigureTarget(at_most=1.5)
 
-_BATCHES_TIMEOUT_S = 300
 _ANSWERS = 3  # of each connection
 _LONGEST_S = 20.0
 _SLOWEST = 1.0  # requests per second
@@ -26,22 +25,10 @@ _SIZE_CONNECTIONS = 4
 
 
 def batch_curve(model: str, artifacts: Path, seconds: float) -> Curve:
-    """The engine alone, in a process of its own. Raises CalledProcessError and TimeoutExpired."""
-    arguments = ("--model", "{model}", "--artifacts", "{artifacts}", "--seconds", str(seconds / 6))
-    rates = run_module(Module("batches", arguments=arguments), model, artifacts, _BATCHES_TIMEOUT_S)
+    """The engine alone. Raises ArtifactError and EngineUnavailableError."""
+    rates = measure_batches(model, artifacts, SIZES, rounds=5, seconds=seconds / 6)
     points = tuple((float(size), rate) for size, rate in rates.items())
     return kept("batch", "engine alone over batch size", "images in a batch", "images/s", points)
-
-
-def models_curve(figures: Mapping[str, float]) -> list[Curve]:
-    """The curve over the number of loaded models, from the figures of `benchmarks.models`; none without them."""
-    found = {name: value for name, value in figures.items() if name.startswith("models=") and name.endswith(".ratio")}
-    points = tuple(sorted((float(name[len("models=") : -len(".ratio")]), value) for name, value in found.items()))
-    if not points:
-        return []
-    title, up = "throughput over loaded models", "mixed / one after the other"
-    rule = "lowest of: requests/s of models mixed / one after the other"
-    return [Curve("models", title, "models", up, points, rule, min(value for _, value in points), KEPT)]
 
 
 def kept(name: str, title: str, across: str, up: str, points: tuple[tuple[float, float], ...]) -> Curve:

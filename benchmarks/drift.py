@@ -9,6 +9,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import product
@@ -19,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.command import artifacts_option, json_option, print_figures
+from benchmarks.command import artifacts_option, json_option, print_measurement
 from benchmarks.decoding import ours, plain
+from benchmarks.figures import FigureTarget, Measurement, ReportRow
 from export.gate_images import PHOTOS
 from models.artifact.artifact import ArtifactError, WeightSource, load
 from models.catalog import InputSpec
@@ -32,6 +34,7 @@ from service.engines.selection.opening import open_engine
 from service.engines.selection.select import EngineOptions
 from service.preprocessing import decode
 
+MODEL = "squeezenet1_1"
 FAR = 0.02
 """The change of a probability that faster decoding should stay below."""
 
@@ -127,43 +130,55 @@ def images_of(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
+def measure(photos: Sequence[Path], model: str, artifacts: Path, megapixels: float, each: int) -> Measurement:
+    """Measure `measure_drift` over files and folders.
+
+    Raises ClickException where the model or a photo cannot be used.
+    """
+    try:
+        artifact = load(artifacts, model)
+        options = EngineOptions(Runtime.ONNXRUNTIME, Precision.F32, cpus=cpu_quota(), max_batch=1 + len(Decode))
+        if artifact.manifest.weights.source is WeightSource.UNTRAINED:
+            raise click.ClickException(
+                f"{model} was exported with untrained weights: whatever it sees, its answer is noise"
+            )
+        if not (files := images_of(photos)):
+            raise click.ClickException(f"no image ({', '.join(_SUFFIXES)}) in the folders")
+        engine = open_engine(artifact, options).engine
+    except (ArtifactError, EngineUnavailableError) as error:
+        raise click.ClickException(str(error)) from error
+    with closing(engine):
+        drifts = measure_drift(engine, artifact.manifest.input, files, megapixels, each)
+    auto = next(one for one in drifts if one.way == Decode.AUTO)
+    note = f"{model}, {auto.photos} photos"
+    rows = [
+        ReportRow(
+            f"largest |dp| by scaled decoding, {megapixels:g} MP", (auto.largest,), "", FigureTarget(at_most=FAR), note
+        ),
+        ReportRow(
+            f"other best classes by scaled decoding, {megapixels:g} MP",
+            (auto.other_best,),
+            "photos",
+            FigureTarget(at_most=0),
+            note,
+        ),
+    ]
+    title = f"{model} on {auto.photos} photos of {megapixels:g} MP, against every pixel by Pillow"
+    heads = ("decode", "largest |dp|", f"|dp| above {FAR:g}", "another best class")
+    table = [(one.way, f"{one.largest:.4f}", str(one.far), str(one.other_best)) for one in drifts]
+    return Measurement("drift", title, heads, table, drifts, rows)
+
+
 @click.command()
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path, exists=True))
-@click.option("--model", default="squeezenet1_1", show_default=True, help="An exported model with trained weights")
+@click.option("--model", default=MODEL, show_default=True, help="An exported model with trained weights")
 @artifacts_option
 @click.option("--megapixels", type=click.FloatRange(0.01, 60), default=8.0, show_default=True)
 @click.option("--each", type=click.IntRange(min=1), default=20, show_default=True, help="Patterns over each photo")
 @json_option
 def main(photos: tuple[Path, ...], model: str, artifacts: Path, megapixels: float, each: int, as_json: bool) -> None:
     """Measure over PHOTOS, files or folders; those of the project without any."""
-    try:
-        artifact = load(artifacts, model)
-    except ArtifactError as error:
-        raise click.ClickException(str(error)) from error
-    if artifact.manifest.weights.source is WeightSource.UNTRAINED:
-        raise click.ClickException(
-            f"{model} was exported with untrained weights: whatever it sees, its answer is noise"
-        )
-    if not (files := images_of(photos or (PHOTOS,))):
-        raise click.ClickException(f"no image ({', '.join(_SUFFIXES)}) in the folders")
-    options = EngineOptions(Runtime.ONNXRUNTIME, Precision.F32, cpus=cpu_quota(), max_batch=1 + len(Decode))
-    try:
-        engine = open_engine(artifact, options).engine
-    except EngineUnavailableError as error:
-        raise click.ClickException(str(error)) from error
-    try:
-        drifts = measure_drift(engine, artifact.manifest.input, files, megapixels, each)
-    finally:
-        engine.close()
-    title = f"{model} on {drifts[0].photos} photos of {megapixels:g} MP, against every pixel by Pillow"
-    heads = ("decode", "largest |dp|", f"|dp| above {FAR:g}", "another best class")
-    print_figures(
-        drifts,
-        title,
-        heads,
-        [(one.way, f"{one.largest:.4f}", str(one.far), str(one.other_best)) for one in drifts],
-        as_json=as_json,
-    )
+    print_measurement(measure(photos or (PHOTOS,), model, artifacts, megapixels, each), as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What a report is made of: rows with a target, curves, and medians with their spread."""
+"""What a report is made of: rows with a target, curves, measurements, and medians with their spread."""
 
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from enum import StrEnum
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -20,7 +20,6 @@ class Verdict(StrEnum):
 
     PASS = "pass"
     MISS = "miss"
-    SHOWN = "no target"
     ERROR = "not measured"
 
 
@@ -43,7 +42,7 @@ class FigureTarget:
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """One figure in every round, with its unit and target. Without values, `note` says why it was not measured."""
+    """One figure in every round, with its unit and target. Without them, `note` says why it was not measured."""
 
     name: str
     values: tuple[float, ...]
@@ -63,9 +62,9 @@ class ReportRow:
 
     @property
     def verdict(self) -> Verdict:
-        if not self.values:
+        if not self.values or self.target is None:
             return Verdict.ERROR
-        return Verdict.SHOWN if self.target is None else self.target.judge(self.median)
+        return self.target.judge(self.median)
 
 
 def missing(name: str, reason: str, target: FigureTarget | None = None) -> ReportRow:
@@ -89,6 +88,22 @@ class Curve:
     @property
     def row(self) -> ReportRow:
         return ReportRow(f"no cliff: {self.title}", (self.steepest,), "", self.target, self.rule)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What `python -m benchmarks.NAME` measured: all figures, the table of them, and what the report takes of them.
+
+    The first column of the table is text.
+    """
+
+    name: str
+    title: str
+    heads: Sequence[str]
+    table: Sequence[Sequence[str]]
+    figures: Any
+    rows: Sequence[ReportRow] = ()
+    curves: Sequence[Curve] = ()
 
 
 def falling(points: Sequence[tuple[float, float]]) -> float:

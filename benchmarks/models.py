@@ -7,13 +7,14 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from benchmarks.command import artifacts_option, json_option, photo_option, print_figures
+from benchmarks.command import artifacts_option, json_option, photo_option, print_measurement
+from benchmarks.figures import Curve, FigureTarget, Measurement, ReportRow
 from benchmarks.load import send_requests
 from benchmarks.requests import jpeg
 from benchmarks.server_under_test import ServerUnderTest, ready_endpoint
@@ -82,6 +83,50 @@ def measure_models(
     )
 
 
+def measure(
+    names: Sequence[str],
+    counts: Iterable[int],
+    photo: bytes,
+    artifacts: Path,
+    *,
+    rounds: int = 3,
+    each: int = 24,
+    connections: int = 16,
+) -> Measurement:
+    """Load the first models, so many at once as `counts` say; where they are few, each gets more requests than `each`.
+
+    Raises ServerError and LoadTestError.
+    """
+    figures = [
+        measure_models(
+            names[:count], photo, artifacts, rounds=rounds, each=each * (10 // count or 1), connections=connections
+        )
+        for count in sorted({min(count, len(names)) for count in counts})
+    ]
+    points = tuple((float(one.models), one.ratio) for one in figures)
+    lowest, kept = min(one.ratio for one in figures), FigureTarget(at_least=0.85)
+    up = "mixed / one after the other"
+    rule = f"lowest of: requests/s of models {up}"
+    table = [
+        (
+            str(one.models),
+            *(f"{value:.1f}" for value in (one.mixed_per_s, one.alone_per_s)),
+            *(f"{value:.2f}" for value in (one.ratio, one.cpu_ratio)),
+            str(one.threads),
+        )
+        for one in figures
+    ]
+    return Measurement(
+        name="models",
+        title=f"{', '.join(names)}; {cpu_quota()} CPUs, {connections} connections, medians of {rounds}",
+        heads=("models", "mixed/s", "one by one/s", "ratio", "CPU ratio", "threads"),
+        table=table,
+        figures=figures,
+        rows=[ReportRow(f"{figures[-1].models} models {up}", (figures[-1].ratio,), "", kept)],
+        curves=[Curve("models", "throughput over loaded models", "models", up, points, rule, lowest, kept)],
+    )
+
+
 @click.command()
 @click.option("--models", help="Names joined by commas; all that are exported where none is given")
 @click.option("--counts", default="1,2,5,10", show_default=True, help="Numbers of models to load at once")
@@ -105,25 +150,9 @@ def main(
     names = models.split(",") if models else sorted(exported_names(artifacts))
     if not names:
         raise click.UsageError(f"nothing is exported in {artifacts}; run: topfive export googlenet")
-    data = photo.read_bytes()
-    figures = [
-        measure_models(
-            names[:count], data, artifacts, rounds=rounds, each=each * (10 // count or 1), connections=connections
-        )
-        for count in sorted({min(int(count), len(names)) for count in counts.split(",")})
-    ]
-    title = f"{', '.join(names)}; {photo.name}, {cpu_quota()} CPUs, {connections} connections, medians of {rounds}"
-    rows = [
-        (
-            str(one.models),
-            *(f"{value:.1f}" for value in (one.mixed_per_s, one.alone_per_s)),
-            *(f"{value:.2f}" for value in (one.ratio, one.cpu_ratio)),
-            str(one.threads),
-        )
-        for one in figures
-    ]
-    heads = ("models", "mixed/s", "one by one/s", "ratio", "CPU ratio", "threads")
-    print_figures(figures, title, heads, rows, as_json=as_json)
+    numbers, data = [int(count) for count in counts.split(",")], photo.read_bytes()
+    found = measure(names, numbers, data, artifacts, rounds=rounds, each=each, connections=connections)
+    print_measurement(found, as_json=as_json)
 
 
 if __name__ == "__main__":

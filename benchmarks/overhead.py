@@ -10,6 +10,7 @@ import asyncio
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,8 +19,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks.command import artifacts_option, json_option, model_option, photo_option, print_figures
-from benchmarks.figures import medians
+from benchmarks.command import artifacts_option, json_option, model_option, photo_option, print_measurement
+from benchmarks.figures import FigureTarget, Measurement, ReportRow, medians
 from benchmarks.load import send_requests
 from benchmarks.overhead_server import OverheadServer, read_spent
 from benchmarks.requests import jpeg
@@ -94,10 +95,10 @@ async def measure_overhead(kind: RequestKind, port: int, photo: bytes, *, connec
     )
 
 
-def measure(model: str, photo: bytes, artifacts: Path, requests: int) -> dict[str, list[Overhead]]:
-    """What a request of each kind cost each server in each round."""
+def measure(model: str, photo: bytes, artifacts: Path, requests: int) -> Measurement:
+    """Measure what a request of each kind costs each server. Raises ServerError and LoadTestError."""
     padded = photo.ljust(_BODY_BYTES, b"\0")  # what follows the end of a picture is not read
-    figures: dict[str, list[Overhead]] = {}
+    rounds: dict[str, list[Overhead]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         specs = [overhead_server(kind, model, artifacts) for kind in OverheadServer]
@@ -106,8 +107,32 @@ def measure(model: str, photo: bytes, artifacts: Path, requests: int) -> dict[st
             for server, kind, connections in product(servers, RequestKind, _CONNECTIONS):
                 port, name = server.ports[0], f"{kind} x {connections}, {server.spec.name}"
                 one = measure_overhead(kind, port, padded, connections=connections, requests=requests)
-                figures.setdefault(name, []).append(asyncio.run(one))
-    return figures
+                rounds.setdefault(name, []).append(asyncio.run(one))
+    figures = {name: medians(each) for name, each in rounds.items()}
+    table = []
+    for name, middle in figures.items():
+        cpu = [one.cpu_ms for one in rounds[name]]
+        shown = (middle.cpu_ms, min(cpu), max(cpu), middle.loop_ms, middle.decode_ms)
+        table.append((name, *(f"{ms:.3f}" for ms in shown), f"{middle.switches:.1f}", f"{middle.per_second:.0f}"))
+    return Measurement(
+        name="overhead",
+        title=f"A body of {_BODY_BYTES:,} bytes, medians of {_ROUNDS} rounds of {requests} requests",
+        heads=("", "CPU ms", "lowest", "highest", "loop ms", "decode ms", "switches", "per s"),
+        table=table,
+        figures=figures,
+        rows=[
+            _row("overhead of REST, 100 kB multipart", RequestKind.MULTIPART, figures, 0.8),
+            _row("overhead of gRPC, 100 kB", RequestKind.GRPC, figures, 0.4),
+        ],
+    )
+
+
+def _row(title: str, kind: RequestKind, figures: Mapping[str, Overhead], most_ms: float) -> ReportRow:
+    ours, libraries = (
+        figures[f"{kind} x 16, {server}"].cpu_ms for server in (OverheadServer.NULL, OverheadServer.BARE)
+    )
+    note = f"at 16 connections; the libraries alone: {libraries:.2f}"
+    return ReportRow(title, (ours,), "ms of CPU", FigureTarget(at_most=most_ms), note)
 
 
 @click.command()
@@ -118,16 +143,7 @@ def measure(model: str, photo: bytes, artifacts: Path, requests: int) -> dict[st
 @json_option
 def main(model: str, photo: Path, artifacts: Path, requests: int, as_json: bool) -> None:
     """Measure what a request costs beside decoding and inference; of the model the input and the labels count."""
-    rounds = measure(model, photo.read_bytes(), artifacts, requests)
-    figures = {name: medians(each) for name, each in rounds.items()}
-    rows = []
-    for name, middle in figures.items():
-        cpu = [one.cpu_ms for one in rounds[name]]
-        shown = (middle.cpu_ms, min(cpu), max(cpu), middle.loop_ms, middle.decode_ms)
-        rows.append((name, *(f"{ms:.3f}" for ms in shown), f"{middle.switches:.1f}", f"{middle.per_second:.0f}"))
-    title = f"A body of {_BODY_BYTES:,} bytes, medians of {_ROUNDS} rounds of {requests} requests"
-    heads = ("", "CPU ms", "lowest", "highest", "loop ms", "decode ms", "switches", "per s")
-    print_figures(figures, title, heads, rows, as_json=as_json)
+    print_measurement(measure(model, photo.read_bytes(), artifacts, requests), as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from rich.markdown import Markdown
 
 from benchmarks.answers import GOOD_PHOTOS, TRIES
 from benchmarks.comparison import ComparisonResult
-from benchmarks.figures import Curve, ReportRow, Verdict, spread
-from benchmarks.modules import ModuleFigures
+from benchmarks.figures import Curve, Measurement, ReportRow, Verdict, spread
 from loadgen.plot import line_chart
 
 
@@ -24,7 +23,7 @@ class BenchmarkReport:
     rows: list[ReportRow] = field(default_factory=list)
     outcomes: list[ComparisonResult] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
-    modules: list[ModuleFigures] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
     versions: Sequence[tuple[str, str]] = ()
     how: str = ""
 
@@ -75,8 +74,11 @@ def page(report: BenchmarkReport, folder: str) -> str:
         lines += ["", "## Side by side", "", *_comparison(report.outcomes)]
     if report.curves:
         lines += ["", "## Curves", "", *_curves(report.curves, folder)]
-    if report.modules:
-        lines += ["", "## Other measurements", "", *_modules(report.modules)]
+    if report.measurements:
+        lines += ["", "## Other measurements"]
+    for one in report.measurements:
+        table = markdown_table(one.heads, one.table, text=(0,))
+        lines += ["", f"### python -m benchmarks.{one.name}", "", one.title, "", *table]
     if report.versions:
         lines += ["", "## Versions and settings", ""]
         lines += [f"- {name}: {value}" for name, value in report.versions]
@@ -192,16 +194,3 @@ def _curves(curves: Sequence[Curve], folder: str) -> Iterator[str]:
         heads = (curve.across, *(f"{work:g}" for work, _ in curve.points))
         yield from markdown_table(heads, [(curve.up, *(f"{value:.4g}" for _, value in curve.points))])
         yield from ("", f"{curve.row.verdict.value}: {curve.steepest:.2f}, {curve.target} ({curve.rule})", "")
-
-
-def _modules(modules: Sequence[ModuleFigures]) -> Iterator[str]:
-    for one in modules:
-        yield from (f"### python -m benchmarks.{one.name}", "")
-        if one.figures:
-            yield from ("<details><summary>all figures</summary>", "")
-            rows = [(name, f"{value:.4g}") for name, value in one.figures.items()]
-            yield from markdown_table(("figure", "value"), rows)
-            yield from ("", "</details>")
-        else:
-            yield from (f"- {row.name}: {row.verdict.value}: {row.note}" for row in one.rows)
-        yield ""

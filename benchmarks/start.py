@@ -13,7 +13,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks.command import artifacts_option, json_option, model_option, photo_option, print_figures
+from benchmarks.command import artifacts_option, json_option, model_option, photo_option, print_measurement
+from benchmarks.figures import FigureTarget, Measurement, ReportRow
 from benchmarks.load import send_requests
 from benchmarks.requests import photo_target
 from benchmarks.server_under_test import ServerUnderTest, ready_endpoint
@@ -82,6 +83,32 @@ def measure_start(model: str, artifacts: Path, photo: bytes, starts: int, reques
     )
 
 
+def measure(model: str, photo: bytes, artifacts: Path, starts: int, requests: int) -> Measurement:
+    """Measure `measure_start`."""
+    figures = measure_start(model, artifacts, photo, starts, requests)
+    resident = figures.after_requests.resident
+    rows = [
+        ReportRow("start to ready, compiled before", (figures.start_s,), "s", FigureTarget(at_most=2.0)),
+        ReportRow(
+            f"resident after {requests} requests at {_CONNECTIONS} connections",
+            (resident,),
+            "MiB",
+            FigureTarget(at_most=350.0),
+        ),
+    ]
+    table = (
+        ("first start, empty cache, s", f"{figures.first_s:.2f}"),
+        ("start to ready, s", f"{figures.start_s:.2f}"),
+        ("CPU until ready, s", f"{figures.start_cpu_s:.2f}"),
+        ("resident when ready, MiB", f"{figures.at_ready.resident:.0f}"),
+        ("resident after requests, MiB", f"{resident:.0f}"),
+        ("of it not of files, MiB", f"{figures.after_requests.anonymous:.0f}"),
+        ("peak, MiB", f"{figures.after_requests.peak:.0f}"),
+    )
+    title = f"{model}: median of {starts} starts, {requests} requests over {_CONNECTIONS} connections"
+    return Measurement("start", title, ("", ""), table, figures, rows)
+
+
 @click.command()
 @model_option
 @photo_option
@@ -91,18 +118,7 @@ def measure_start(model: str, artifacts: Path, photo: bytes, starts: int, reques
 @json_option
 def main(model: str, photo: Path, artifacts: Path, starts: int, requests: int, as_json: bool) -> None:
     """Measure the start, in seconds, and the memory, in MiB, of an exported model's server."""
-    figures = measure_start(model, artifacts, photo.read_bytes(), starts, requests)
-    rows = (
-        ("first start, empty cache, s", f"{figures.first_s:.2f}"),
-        ("start to ready, s", f"{figures.start_s:.2f}"),
-        ("CPU until ready, s", f"{figures.start_cpu_s:.2f}"),
-        ("resident when ready, MiB", f"{figures.at_ready.resident:.0f}"),
-        ("resident after requests, MiB", f"{figures.after_requests.resident:.0f}"),
-        ("of it not of files, MiB", f"{figures.after_requests.anonymous:.0f}"),
-        ("peak, MiB", f"{figures.after_requests.peak:.0f}"),
-    )
-    title = f"{model}: median of {starts} starts, {requests} requests over {_CONNECTIONS} connections"
-    print_figures(figures, title, ("", ""), rows, as_json=as_json)
+    print_measurement(measure(model, photo.read_bytes(), artifacts, starts, requests), as_json=as_json)
 
 
 if __name__ == "__main__":

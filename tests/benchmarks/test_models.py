@@ -4,7 +4,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from benchmarks.models import main, measure_models
+from benchmarks.models import main, measure
 from tests.conftest import png
 from tests.repository.test_repository import copy_as
 
@@ -13,10 +13,15 @@ def test_models_are_measured_together_and_one_by_one(artifacts: Path) -> None:
     """A server of three, every figure there: rates, ratios, and at least an engine's threads."""
     for name in ("b", "c"):
         copy_as(artifacts, name)
-    figures = measure_models(["tiny", "b", "c"], png(), artifacts, rounds=2, each=6, connections=4)
-    assert figures.models == 3
+    found = measure(["tiny", "b", "c"], [1, 3, 5], png(), artifacts, rounds=2, each=6, connections=4)
+    assert [one.models for one in found.figures] == [1, 3]
+    figures = found.figures[-1]
     assert min(figures.mixed_per_s, figures.alone_per_s, figures.ratio, figures.cpu_ratio) > 0
     assert figures.threads > 3
+    assert [(row.name, row.values) for row in found.rows] == [
+        ("3 models mixed / one after the other", (figures.ratio,))
+    ]
+    assert [place for place, _ in found.curves[0].points] == [1, 3]
 
 
 def test_nothing_exported_says_what_to_do(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks make of figures: rows, rules, curves, other measurements, and the report."""
+"""What the benchmarks make of figures: rows, rules, curves, and the report."""
 
 import json
 import re
@@ -6,18 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-import psutil
-import pytest
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import BenchmarkRun, main
 from benchmarks.answers import SAME
 from benchmarks.batches import measure_batches
-from benchmarks.comparison import TIMES_BEST, ComparedServer, ComparisonResult, ComparisonRound, comparison_rows
-from benchmarks.curves import CONNECTIONS, MEGAPIXELS, kept, measured_points, models_curve, served_curves
-from benchmarks.figures import FigureTarget, ReportRow, Verdict, falling, outgrowing
+from benchmarks.comparison import ComparedServer, ComparisonResult, ComparisonRound, comparison_rows
+from benchmarks.curves import CONNECTIONS, MEGAPIXELS, kept, measured_points, served_curves
+from benchmarks.figures import FigureTarget, Measurement, ReportRow, Verdict, falling, outgrowing
 from benchmarks.limit import Limit, LimitFigures
 from benchmarks.load import LoadResult, StepTimes
-from benchmarks.modules import MODULES, Module, WantedFigure, flattened, measured, row_of
 from benchmarks.report import BenchmarkReport, page, write
 from benchmarks.server_under_test import MemoryUse, ServerUnderTest
 from loadgen.results import LoadLevel
@@ -52,51 +49,27 @@ def test_rules() -> None:
     assert falling([(1, 50.0), (16, 100.0), (64, 90.0), (256, 95.0)]) == 0.9
     assert falling([(1, 1.0), (2, 2.0)]) == 1.0
     assert outgrowing([(1.0, 10.0), (2.0, 20.0), (4.0, 80.0)]) == 2.0
-    figures = {"models=1.ratio": 1.0, "models=10.ratio": 0.8, "models=2.ratio": 0.95, "models=2.threads": 9.0}
-    [models] = models_curve(figures)
-    assert (models.points, models.row.verdict) == (((1.0, 1.0), (2.0, 0.95), (10.0, 0.8)), Verdict.MISS)
-    assert models_curve({}) == []
     figures_of = {1.0: iter([5.0, 7.0]), 2.0: iter([6.0, 8.0])}
     assert measured_points((1.0, 2.0), 2, lambda place: next(figures_of[place])) == ((1.0, 6.0), (2.0, 7.0))
 
 
-def test_figures_of_modules() -> None:
-    """Figures are found by their paths; one that a module lacks is named as not measured."""
-    value = {"a": {"x": 1, "on": True}, "rows": [{"models": 10, "way": "auto", "ratio": 0.9}]}
-    paths = {"a.x": 1.0, "rows.models=10 way=auto.models": 10.0, "rows.models=10 way=auto.ratio": 0.9}
-    assert dict(flattened(value)) == paths
-    row = row_of(WantedFigure("rows.models=10 *.ratio", "ten", "", TIMES_BEST), paths, "models")
-    assert (row.values, row.verdict) == ((0.9,), Verdict.MISS)
-    absent = row_of(WantedFigure("rows.models=5 *.ratio", "five", "", TIMES_BEST), paths, "models")
-    assert (absent.verdict, absent.shown) == (Verdict.ERROR, "-")
-    figures = {"ours": 0.5, "library": 0.333}
-    beside = row_of(WantedFigure("ours", "cost", "ms", TIMES_BEST, "library"), figures, "overhead")
-    assert (beside.note, beside.shown) == ("benchmarks.overhead: ours; library: 0.33", "0.50 ms")
+def test_small_targets() -> None:
+    """A figure with a small target is shown with four digits."""
     assert ReportRow("moved", (0.0155,), "of 1", FigureTarget(at_most=0.02)).shown == "0.0155 of 1"
-    assert len({module.name for module in MODULES}) == len(MODULES)
 
 
-@pytest.mark.parametrize(
-    ("module", "reason"),
-    [("no_such_module", "there is no benchmarks.no_such_module"), ("gpu", "No such option")],
-)
-def test_module_that_fails(tmp_path: Path, module: str, reason: str) -> None:
-    """A module that is missing, or fails, is named as not measured, with the reason."""
-    wanted = (WantedFigure("ratio", "a title", "", TIMES_BEST),)
-    [row] = measured(Module(module, wanted, ("--no-such-option",)), "tiny", tmp_path).rows
-    assert (row.verdict, row.name, row.target) == (Verdict.ERROR, "a title", TIMES_BEST)
-    assert reason in row.note
-
-
-def test_module_that_is_given_up(artifacts: Path) -> None:
-    """A measurement that takes too long is named, and the server that it had started is gone with it."""
-    arguments = ("--model", "tiny", "--artifacts", "{artifacts}", "--starts", "1000")
-    [row] = measured(Module("start", arguments=arguments), "tiny", artifacts, 4.0).rows
-    assert row.verdict is Verdict.ERROR
-    assert "timed out after 4.0 seconds" in row.note
-    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-    assert any(commands)
-    assert [command for command in commands if str(artifacts) in command] == []
+def test_part_that_fails(tmp_path: Path) -> None:
+    """A part that fails is named as not measured with the reason, and the run goes on."""
+    report = BenchmarkReport()
+    run = BenchmarkRun("tiny", tmp_path, tmp_path, 1, 0.5, report, lambda _: None)
+    run.attempt("drift", lambda: run.measure("drift"))
+    run.attempt("engine alone over batch size", run.draw_batches)
+    assert [(row.name, row.verdict) for row in report.rows] == [
+        ("drift", Verdict.ERROR),
+        ("engine alone over batch size", Verdict.ERROR),
+    ]
+    assert "squeezenet1_1 is not exported yet" in report.rows[0].note
+    assert not report.complete
 
 
 def scripted_round(rate: float, yardstick: float) -> ComparisonRound:
@@ -138,9 +111,9 @@ def test_report(tmp_path: Path) -> None:
     results = [ours, peer, absent]
     curve = kept("connections", "requests over connections", "connections", "requests/s", ((1.0, 30.0), (16.0, 20.0)))
     found = [*comparison_rows(results), curve.row]
-    module = measured(Module("no_such_module"), "tiny", tmp_path)
+    measurement = Measurement("start", "tiny: 5 starts", ("", ""), [("start to ready, s", "0.87")], {"start_s": 0.87})
     path = tmp_path / "report.md"
-    report = BenchmarkReport([("processor", "a CPU")], found, results, [curve], [module])
+    report = BenchmarkReport([("processor", "a CPU")], found, results, [curve], [measurement])
     write(report, path)
     assert not report.complete
 
@@ -151,7 +124,8 @@ def test_report(tmp_path: Path) -> None:
     assert "| no cliff: requests over connections | 0.67 | ≥ 0.85 | miss |" in text
     assert re.search(r"\| ours \| 50\.0 \(40\.0 to 60\.0\) \| 1\.00 .*\| 300 ", text)
     assert "- absent was not measured further: not installed: no network" in text
-    assert "there is no benchmarks.no_such_module" in text
+    assert "### python -m benchmarks.start\n\ntiny: 5 starts\n\n" in text
+    assert "| start to ready, s | 0.87 |" in text
     picture = tmp_path / "report" / "connections.svg"
     assert f"]({picture.relative_to(tmp_path)})" in text
     assert {"1", "16", "connections", "requests/s"} <= set(re.findall(">([^<]+)</text>", picture.read_text("utf-8")))
