@@ -1,7 +1,8 @@
 """Compares servers in turns: each is started, checked, loaded and stopped in each round, beside the limits then."""
 
+import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,20 +16,17 @@ from benchmarks.answers import (
 from benchmarks.figures import FigureTarget, ReportRow, missing
 from benchmarks.limit import Limit, LimitFigures, MeasureLimit
 from benchmarks.load import LoadResult, PutLoad
-from benchmarks.server_under_test import MemoryUse, ServerError, ServerUnderTest, photo_probe
+from benchmarks.server_under_test import ServerError, ServerUnderTest, photo_probe
 from benchmarks.servers import ServerSpec
 from loadgen.connection import LoadTestError
 from loadgen.results import LoadLevel
 
-TIMES_BEST = FigureTarget(at_least=3.0)
-TIMES_BEST_EQUAL = FigureTarget(at_least=1.05)
-OF_LIMIT = FigureTarget(at_least=0.9)
-ADDED_MS = FigureTarget(at_most=1.0)
-TAIL = FigureTarget(at_most=3.0)
+MANY, ONE, ARRIVALS = "16 connections", "1 connection", "random arrivals"
+"""The loads, by their names in the report."""
 
-_MANY = LoadLevel(connections=16)
-_ONE = LoadLevel(connections=1)
 _SHARE = 0.7  # of the most requests per second, for random arrivals
+_LIMIT_S = 1.6
+_WARM_UP_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +42,17 @@ class ComparedServer:
 class ComparisonRound:
     """One server in one round: two limits just before it ran, then its figures.
 
-    `yardstick` is the limit of the peers' recipe, which every server is compared with. `many` and `one` are the
-    results at 16 connections and at one. `alone_ms` is the time of one photo without a server, the mean of just before
-    and just after `one`. It and `open_loop` are measured for this server with default settings only.
+    `yardstick` is the limit of the peers' recipe, which every server is compared with. `alone_ms` is the time of one
+    photo without a server, the mean of just before and just after the load of one connection. It and random arrivals
+    are measured for this server with default settings only.
     """
 
     yardstick: LimitFigures
     limit: LimitFigures
     start_s: float
-    many: LoadResult
-    one: LoadResult
-    alone_ms: float | None
-    open_loop: LoadResult | None
-    memory: MemoryUse
-
-    @property
-    def loads(self) -> dict[str, LoadResult]:
-        found = {"16 connections": self.many, "1 connection": self.one}
-        return found if self.open_loop is None else {**found, "random arrivals": self.open_loop}
+    loads: Mapping[str, LoadResult]
+    memory_bytes: int
+    alone_ms: float = math.nan
 
     @property
     def errors(self) -> int:
@@ -70,23 +61,7 @@ class ComparisonRound:
     @property
     def normalised(self) -> float:
         """Requests at 16 connections per image of the yardstick. On a shared machine this varies less than a rate."""
-        return self.many.per_second / self.yardstick.per_second
-
-    @property
-    def of_limit(self) -> float:
-        return self.many.per_second / self.limit.per_second
-
-    @property
-    def added_ms(self) -> float:
-        """How much longer one photo takes with the server than without it."""
-        assert self.alone_ms is not None
-        return self.one.p50_ms - self.alone_ms
-
-    @property
-    def tail(self) -> float:
-        """The 99th percentile of random arrivals over their median."""
-        assert self.open_loop is not None
-        return self.open_loop.p99_ms / self.open_loop.p50_ms
+        return self.loads[MANY].per_second / self.yardstick.per_second
 
 
 @dataclass(slots=True)
@@ -102,6 +77,9 @@ class ComparisonResult:
     def name(self) -> str:
         return self.server.spec.name
 
+    def median(self, figure: Callable[[ComparisonRound], float]) -> float:
+        return statistics.median(map(figure, self.rounds))
+
 
 @dataclass(frozen=True, slots=True)
 class ServerComparison:
@@ -114,8 +92,6 @@ class ServerComparison:
     measure_limit: MeasureLimit
     put_load: PutLoad
     tell: Callable[[str], None]
-    limit_s: float = 1.6
-    warm_up_s: float = 1.5
     stop_timeout_s: float = 3.0
 
     def run(self, servers: Sequence[ComparedServer]) -> list[ComparisonResult]:
@@ -132,43 +108,38 @@ class ServerComparison:
                     self.tell(f"round {number + 1}: {result.name} failed: {error}")
                 else:
                     result.rounds.append(done)
-                    figures = f"{done.many.per_second:.1f}/s, {done.many.cpu_ms:.1f} ms CPU each"
+                    figures = f"{done.loads[MANY].per_second:.1f}/s, {done.loads[MANY].cpu_ms:.1f} ms CPU each"
                     self.tell(f"round {number + 1}: {result.name}: {figures}")
         return results
 
     def _round(self, result: ComparisonResult) -> ComparisonRound:
-        compared, photo = result.server, self.expected[0].photo
-        yardstick = self.measure_limit(Limit.PEERS, self.limit_s)
-        limit = yardstick if compared.limit is Limit.PEERS else self.measure_limit(compared.limit, self.limit_s)
+        compared, photo, loads, alone_ms = result.server, self.expected[0].photo, {}, math.nan
+        by_default = compared.limit is Limit.OURS
+        yardstick = limit = self.measure_limit(Limit.PEERS, _LIMIT_S)
+        if compared.limit is not Limit.PEERS:
+            limit = self.measure_limit(compared.limit, _LIMIT_S)
         probe = photo_probe(compared.spec, photo)
         with ServerUnderTest(compared.spec, self.folder, probe, stop_timeout_s=self.stop_timeout_s) as server:
             server.settle()
             check_answers(server, self.expected, compared.tolerance)
-            self.put_load(server, photo, _MANY, self.warm_up_s)
-            many = self.put_load(server, photo, _MANY, self.seconds)
-            memory = server.tree.memory()
-            one, alone_ms = self._one(server, compared)
-            open_loop = None
-            if compared.limit is Limit.OURS:
-                rate = LoadLevel(rate=_SHARE * many.per_second)
-                open_loop = self.put_load(server, photo, rate, 2 * self.seconds)
+            self.put_load(server, photo, LoadLevel(connections=16), _WARM_UP_S)
+            loads[MANY] = self.put_load(server, photo, LoadLevel(connections=16), self.seconds)
+            memory_bytes = server.tree.memory_bytes()
+            before = self.measure_limit(Limit.OURS, _LIMIT_S) if by_default else None
+            loads[ONE] = self.put_load(server, photo, LoadLevel(connections=1), self.seconds / 2)
+            if before:
+                alone_ms = (before.alone_ms + self.measure_limit(Limit.OURS, _LIMIT_S).alone_ms) / 2
+                level = LoadLevel(rate=_SHARE * loads[MANY].per_second)
+                loads[ARRIVALS] = self.put_load(server, photo, level, 2 * self.seconds)
             if result.broken_files is None:
                 result.broken_files = send_broken_files(server, photo)
-            return ComparisonRound(yardstick, limit, server.start_s, many, one, alone_ms, open_loop, memory)
-
-    def _one(self, server: ServerUnderTest, compared: ComparedServer) -> tuple[LoadResult, float | None]:
-        photo, seconds = self.expected[0].photo, self.seconds / 2
-        if compared.limit is not Limit.OURS:
-            return self.put_load(server, photo, _ONE, seconds), None
-        before = self.measure_limit(compared.limit, self.limit_s).alone_ms
-        result = self.put_load(server, photo, _ONE, seconds)
-        return result, (before + self.measure_limit(compared.limit, self.limit_s).alone_ms) / 2
+            return ComparisonRound(yardstick, limit, server.start_s, loads, memory_bytes, alone_ms)
 
 
 def best_peer(results: Sequence[ComparisonResult]) -> ComparisonResult | None:
     """The peer with the highest median beside its yardstick; None where no peer was measured."""
     peers = [one for one in results if one.server.limit is Limit.PEERS and one.rounds]
-    return max(peers, key=lambda one: statistics.median(each.normalised for each in one.rounds), default=None)
+    return max(peers, key=lambda one: one.median(lambda each: each.normalised), default=None)
 
 
 def comparison_rows(results: Sequence[ComparisonResult]) -> Iterator[ReportRow]:
@@ -181,17 +152,20 @@ def comparison_rows(results: Sequence[ComparisonResult]) -> Iterator[ReportRow]:
     for one in ours:
         by_default = one.server.limit is Limit.OURS
         if len(ours) < len(results):
-            yield _beside(one, best, TIMES_BEST if by_default else TIMES_BEST_EQUAL)
-        values = [each.of_limit for each in one.rounds]
-        yield _row(one, f"{one.name} / its limit without a server", values, OF_LIMIT, note=one.server.limit)
+            yield _beside(one, best, FigureTarget(at_least=3.0 if by_default else 1.05))
+        values = [each.loads[MANY].per_second / each.limit.per_second for each in one.rounds]
+        target = FigureTarget(at_least=0.9)
+        yield _row(one, f"{one.name} / its limit without a server", values, target, note=one.server.limit)
         if by_default:
-            values = [each.added_ms for each in one.rounds]
-            yield _row(one, f"{one.name}: p50 at 1 connection beyond decode + inference", values, ADDED_MS, unit="ms")
-            values = [each.tail for each in one.rounds]
+            values = [each.loads[ONE].p50_ms - each.alone_ms for each in one.rounds]
+            name = f"{one.name}: p50 at 1 connection beyond decode + inference"
+            yield _row(one, name, values, FigureTarget(at_most=1.0), unit="ms")
+            arrivals = [each.loads[ARRIVALS] for each in one.rounds]
+            failed = sum(result.errors for result in arrivals)
+            note = f"{failed} requests failed and are in no percentile" if failed else ""
+            values = [result.p99_ms / result.p50_ms for result in arrivals]
             name = f"{one.name}: p99 / p50 at 70 % of the maximum, random arrivals"
-            failed = sum(each.open_loop.errors for each in one.rounds if each.open_loop is not None)
-            note = f"{_engine(one)}; {failed} requests failed and are in no percentile" if failed else ""
-            yield _row(one, name, values, TAIL, note=note)
+            yield _row(one, name, values, FigureTarget(at_most=3.0), note=note)
 
 
 def _beside(one: ComparisonResult, best: ComparisonResult | None, target: FigureTarget) -> ReportRow:
@@ -199,13 +173,13 @@ def _beside(one: ComparisonResult, best: ComparisonResult | None, target: Figure
     if best is None or not one.rounds:
         return missing(name, one.reason or "no peer could be measured", target)
     ratios = [ours.normalised / theirs.normalised for ours, theirs in zip(one.rounds, best.rounds, strict=False)]
-    per_second, best_per_second = (statistics.median(r.many.per_second for r in each.rounds) for each in (one, best))
-    cpu_ms, best_cpu_ms = (statistics.median(r.many.cpu_ms for r in each.rounds) for each in (one, best))
+    per_second, best_per_second = (each.median(lambda r: r.loads[MANY].per_second) for each in (one, best))
+    cpu_ms, best_cpu_ms = (each.median(lambda r: r.loads[MANY].cpu_ms) for each in (one, best))
     note = (
         f"best is {best.name}; without the yardstick {per_second / best_per_second:.2f}, "
-        f"by CPU time per request {best_cpu_ms / cpu_ms:.2f}; {_engine(one)}"
+        f"by CPU time per request {best_cpu_ms / cpu_ms:.2f}"
     )
-    return ReportRow(name, tuple(ratios), "", target, note)
+    return _row(one, name, ratios, target, note=note)
 
 
 def _row(
@@ -213,8 +187,5 @@ def _row(
 ) -> ReportRow:
     if not values:
         return missing(name, one.reason, target)
-    return ReportRow(name, tuple(values), unit, target, note or _engine(one))
-
-
-def _engine(one: ComparisonResult) -> str:
-    return f"the limit runs {one.rounds[0].limit.engine}"
+    engine = f"the limit runs {one.rounds[0].limit.engine}"
+    return ReportRow(name, tuple(values), unit, target, f"{note}; {engine}" if note else engine)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.answers import GOOD_PHOTOS, TRIES
-from benchmarks.comparison import ComparisonResult
+from benchmarks.comparison import MANY, ONE, ComparisonResult
 from benchmarks.figures import Curve, Measurement, ReportRow, Verdict, spread
 from loadgen.plot import line_chart
 
@@ -103,7 +103,7 @@ def _comparison(outcomes: Sequence[ComparisonResult]) -> Iterator[str]:
     heads = (
         "server", "16 connections, requests/s", "/ yardstick", "p50 ms", "p99 ms", "CPU ms each",
         "1 connection, p50 ms", "p99 ms", "CPU ms each",
-        "errors", "RSS MB", "PSS MB", "first answer s", "limit, images/s",
+        "errors", "PSS MB", "first answer s", "limit, images/s",
     )  # fmt: skip
     yield from markdown_table(heads, [_compared(one) for one in outcomes])
     yield ""
@@ -118,13 +118,14 @@ def _comparison(outcomes: Sequence[ComparisonResult]) -> Iterator[str]:
         ],
     )
     yield ""
-    yield from _step_times(outcomes)
-    yield from _doubts(outcomes)
-    yield "Every round, requests/s at 16 connections (in brackets the yardstick just before, images/s):"
-    yield ""
-    for one in outcomes:
-        each = (f"{r.many.per_second:.1f} ({r.yardstick.per_second:.1f})" for r in one.rounds)
-        yield f"- {one.name}: {', '.join(each) or 'none'}"
+    # results that the generator itself calls invalid, because it was the bottleneck
+    yield from (
+        f"- {one.name}, round {number}, {load}: not to be relied on: {result.note}"
+        for one in outcomes
+        for number, each in enumerate(one.rounds, 1)
+        for load, result in each.loads.items()
+        if result.note
+    )
 
 
 def _compared(one: ComparisonResult) -> list[str]:
@@ -132,60 +133,19 @@ def _compared(one: ComparisonResult) -> list[str]:
     limits = spread((r.limit.per_second for r in rounds), 0)
     return [
         one.name,
-        spread((r.many.per_second for r in rounds), 1),
+        spread((r.loads[MANY].per_second for r in rounds), 1),
         spread((r.normalised for r in rounds), 2),
-        spread((r.many.p50_ms for r in rounds), 0),
-        spread((r.many.p99_ms for r in rounds), 0),
-        spread((r.many.cpu_ms for r in rounds), 1),
-        spread((r.one.p50_ms for r in rounds), 1),
-        spread((r.one.p99_ms for r in rounds), 1),
-        spread((r.one.cpu_ms for r in rounds), 1),
+        spread((r.loads[MANY].p50_ms for r in rounds), 0),
+        spread((r.loads[MANY].p99_ms for r in rounds), 0),
+        spread((r.loads[MANY].cpu_ms for r in rounds), 1),
+        spread((r.loads[ONE].p50_ms for r in rounds), 1),
+        spread((r.loads[ONE].p99_ms for r in rounds), 1),
+        spread((r.loads[ONE].cpu_ms for r in rounds), 1),
         str(sum(r.errors for r in rounds)) if rounds else "-",
-        spread((r.memory.resident / 1e6 for r in rounds), 0),
-        spread((r.memory.proportional / 1e6 for r in rounds), 0),
+        spread((r.memory_bytes / 1e6 for r in rounds), 0),
         spread((r.start_s for r in rounds), 1),
         f"{limits} {one.server.limit.value}" if rounds else "-",
     ]
-
-
-def _step_times(outcomes: Sequence[ComparisonResult]) -> Iterator[str]:
-    """Where the time of a request goes, of servers that report it."""
-    rows = [
-        [one.name, *columns, load]
-        for one in outcomes
-        for load in (one.rounds[0].loads if one.rounds else ())
-        if (columns := _steps_of(one, load))
-    ]
-    if not rows:
-        return
-    yield "Where the time goes: mean ms of a request, the steps by the server's own word, and ms of CPU beside those of"
-    yield "decoder and engine alone. What is neither a step nor the server's is connections and the generator."
-    yield ""
-    heads = ("server", "client", "in the server", "decode", "queue", "inference", "CPU", "CPU without a server", "load")
-    yield from markdown_table(heads, rows)
-    yield ""
-
-
-def _steps_of(one: ComparisonResult, load: str) -> list[str]:
-    results = [each.loads[load] for each in one.rounds]
-    steps = [result.steps for result in results if result.steps]
-    if not steps:
-        return []
-    means = [[step.client, step.server, step.decode, step.queue, step.inference] for step in steps]
-    cpu = [[result.cpu_ms for result in results], [each.limit.cpu_ms for each in one.rounds]]
-    return [spread(column, 1) for column in (*zip(*means, strict=True), *cpu)]
-
-
-def _doubts(outcomes: Sequence[ComparisonResult]) -> Iterator[str]:
-    """The results that the generator itself calls invalid, because it was the bottleneck."""
-    doubts = [
-        f"- {one.name}, round {number}, {load}: not to be relied on: {result.note}"
-        for one in outcomes
-        for number, each in enumerate(one.rounds, 1)
-        for load, result in each.loads.items()
-        if result.note
-    ]
-    yield from (*doubts, *([""] if doubts else []))
 
 
 def _curves(curves: Sequence[Curve], folder: str) -> Iterator[str]:

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,14 +32,6 @@ Probe = Callable[[str], str]
 
 class ServerError(Exception):
     """A server did not start, or it ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
-    """Bytes of all processes of a server: `proportional` counts a shared page once, `resident` in every process."""
-
-    resident: int
-    proportional: int
 
 
 class ProcessTree:
@@ -71,13 +62,13 @@ class ProcessTree:
                 total += used.user + used.system + used.children_user + used.children_system
         return total
 
-    def memory(self) -> MemoryUse:
-        resident = proportional = 0
+    def memory_bytes(self) -> int:
+        """The memory of the running processes, in which a page that they share counts once (PSS)."""
+        total = 0
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
-                used = process.memory_full_info()
-                resident, proportional = resident + used.rss, proportional + used.pss
-        return MemoryUse(resident, proportional)
+                total += process.memory_full_info().pss
+        return total
 
     def stop(self, roots: Sequence[subprocess.Popen[Any]], timeout_s: float) -> None:
         """Terminate `roots`, and kill every process that is left after the timeout."""

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from benchmarks.answers import SAME, BrokenFileAnswers, ExpectedAnswer
-from benchmarks.comparison import ComparedServer, ComparisonResult, ServerComparison, best_peer, comparison_rows
+from benchmarks.comparison import MANY, ComparedServer, ComparisonResult, ServerComparison, best_peer, comparison_rows
 from benchmarks.figures import Verdict
 from benchmarks.limit import Limit, LimitFigures, LimitMeter
-from benchmarks.load import LoadResult, StepTimes, load_result, put_load, send_requests
+from benchmarks.load import LoadResult, load_result, put_load, send_requests
 from benchmarks.report import BenchmarkReport, page
 from benchmarks.server_under_test import ServerUnderTest, photo_probe
 from loadgen.connection import OK, Connection, LoadTestError, OnResult, RequestResult
-from loadgen.results import LoadLevel, ServerTiming, SizeGroup
+from loadgen.results import LoadLevel, SizeGroup
 from tests.benchmarks.test_report import scripted_round
 from tests.loadgen.test_report import GOOD
 from tests.scripted_server import PHOTO, scripted
@@ -65,7 +65,7 @@ def test_turns(tmp_path: Path) -> None:
     assert order == ["ours", "peer", "peer", "ours", "ours", "peer"]
     ours = ["PEERS", "OURS", *["ours 16 connections"] * 2, "OURS", "ours 1 connection", "OURS", "ours 63 requests/s"]
     assert load.calls[: len(ours)] == ours
-    rates = [[one.many.per_second for one in result.rounds] for result in results]
+    rates = [[one.loads[MANY].per_second for one in result.rounds] for result in results]
     assert rates == [[90.0, 120.0, 150.0], [60.0, 30.0, 40.0]]
     found = {row.name: row for row in comparison_rows(results)}
     beside = found["ours / best peer, 16 connections"]
@@ -105,12 +105,9 @@ def test_best_peer() -> None:
 def test_result() -> None:
     """CPU time is divided by all requests: good, failed, and those sent before; a load of errors is none."""
     group = SizeGroup("photo", 1, 96, GOOD.latency_ms)
-    timing = ServerTiming(queue=1.0, input=2.0, inference=1.5, total=4.8)
     errors, examples = {"status 500": 2}, {"status 500": "broken"}
-    result = replace(GOOD, errors=errors, error_examples=examples, groups=(group,), server_ms=timing)
-    expected = LoadResult(50.0, 20.0, 23.0, 20.0, 2, steps=StepTimes(20.0, 4.8, 2.0, 1.0, 1.5))
-    assert load_result(result, 2.0, 2) == expected
-    assert load_result(replace(result, server_ms=None), 2.0, 2).steps is None
+    result = replace(GOOD, errors=errors, error_examples=examples, groups=(group,))
+    assert load_result(result, 2.0, 2) == LoadResult(50.0, 20.0, 23.0, 20.0, 2)
     assert load_result(replace(result, valid=False, notes=("late", "busy")), 2.0, 2).note == "late; busy"
     with pytest.raises(LoadTestError, match="broken"):
         load_result(replace(result, groups=()), 2.0, 2)
