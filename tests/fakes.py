@@ -1,4 +1,4 @@
-"""Scripted stand-ins: a clock that is turned by hand, an engine that does what it is told, a tally of what happened."""
+"""Scripted stand-ins: a clock that tests advance, an engine that does what it is told, metrics that tests read."""
 
 import asyncio
 import heapq
@@ -11,7 +11,7 @@ import numpy as np
 
 from models.artifact.artifact import Artifact
 from service.common.clock import Timer
-from service.common.types import EngineInfo, ItemOutcome, Probabilities, Rows, SloOutcome
+from service.common.types import Batch, EngineInfo, ItemOutcome, Probabilities, Rows, SloOutcome
 from service.engines.base import CPU, Engine
 from service.engines.selection.opening import Choice, Opened
 
@@ -106,8 +106,7 @@ class FakeEngine(Engine):
     """An `Engine` for 10 to 1000 classes: the mean brightness of an image decides its class.
 
     `script` holds what the next runs do: an exception to raise, or probabilities to give; when it is empty the engine
-    answers. While `gate` is cleared, runs wait in their thread; while `ending` is, so does `close`, whose calls
-    `closing` counts.
+    answers. While `gate` is cleared, runs wait in their thread.
     """
 
     def __init__(self, classes: int = 1000, *, slots: int = 1, max_batch: int = 8, device: str = CPU) -> None:
@@ -119,15 +118,26 @@ class FakeEngine(Engine):
         self.input_size = 32
         self.script: list[Exception | Probabilities] = []
         self.batches: list[int] = []
-        self.closing = 0
         self.closed = False
-        self.gate, self.ending = threading.Event(), threading.Event()
+        self._inside: list[Rows] = []
+        self.gate = threading.Event()
         self.gate.set()
-        self.ending.set()
 
     def run(self, rows: Rows) -> Probabilities:
         batch = np.asarray(rows)
-        assert self.gate.wait(30), "a test left the gate closed"
+        self._inside.append(rows)
+        try:
+            assert self.gate.wait(30), "a test left the gate closed"
+            return self._answer(batch)
+        finally:
+            self._inside.pop()
+
+    @property
+    def running(self) -> int:
+        """How many runs have begun and not returned."""
+        return len(self._inside)
+
+    def _answer(self, batch: Batch) -> Probabilities:
         self.batches.append(len(batch))
         if self.script:
             step = self.script.pop(0)
@@ -143,19 +153,17 @@ class FakeEngine(Engine):
         return EngineInfo("fake", "1", CPU, "f32")
 
     def close(self) -> None:
-        self.closing += 1
-        assert self.ending.wait(5), "a test left the end closed"
         self.closed = True
 
 
 class Opener:
-    """Opens a fake engine for each artifact, and keeps those it opened.
+    """Opens the engine that `make` gives for an artifact, and keeps those that it opened.
 
     `script` holds what the next openings raise; when it is empty they succeed. While `gate` is cleared, openings wait
     in their thread. `begun` counts them all.
     """
 
-    def __init__(self, make: Callable[[], FakeEngine] = FakeEngine) -> None:
+    def __init__(self, make: Callable[[Artifact], FakeEngine] = lambda _artifact: FakeEngine()) -> None:
         self.make = make
         self.begun = 0
         self.opened: list[FakeEngine] = []
@@ -168,7 +176,7 @@ class Opener:
         assert self.gate.wait(30), "a test left the gate closed"
         if self.script:
             raise self.script.pop(0)
-        engine = self.make()
+        engine = self.make(artifact)
         self.opened.append(engine)
         return Opened(engine)
 

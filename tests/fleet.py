@@ -1,4 +1,4 @@
-"""Several models under one classifier: copies of `tiny`, each on a fake engine of its own."""
+"""A data plane over copies of `tiny`, each on a fake engine of its own."""
 
 import asyncio
 import json
@@ -12,10 +12,10 @@ from typing import Any
 from models.artifact.artifact import LABELS, MANIFEST, Artifact, Manifest, write_manifest
 from models.catalog import CATALOG, InputSpec
 from models.labels import Label, write_labels
+from service.batching.batcher import Batcher
 from service.common.metrics import Metrics
-from service.common.types import BatchLimits, Classification, ImageLimits, Samples
+from service.common.types import BatchLimits, Classification, ImageLimits, Probabilities, Sample, Samples
 from service.engines.base import CPU
-from service.engines.selection.opening import Opened
 from service.inference.comparison import Comparison
 from service.inference.dataplane import ClassifyOptions
 from service.inference.local import LocalDataPlane
@@ -24,12 +24,15 @@ from service.preprocessing.decode import DecodedImage
 from service.preprocessing.preprocessor import Preprocessor
 from service.repository.device_memory import Device
 from service.repository.repository import Repository
-from tests.exposition import families
-from tests.fakes import FakeEngine, ManualClock, reached
+from tests.conftest import png
+from tests.exposition import samples
+from tests.fakes import FakeEngine, ManualClock, Opener, SlowImage, reached
+
+Call = asyncio.Task[Classification]
 
 
 def copy_model(root: Path, name: str, changes: Mapping[str, Any] | None = None, digits: int = 0) -> None:
-    """Another model beside `tiny`: its copy under another name, with other facts, or with so many digits as classes."""
+    """Copy `tiny` to another name, with these changes of its manifest, or with so many digits as its classes."""
     folder = root / name / "1"
     shutil.copytree(root / "tiny" / "1", folder)
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -40,82 +43,113 @@ def copy_model(root: Path, name: str, changes: Mapping[str, Any] | None = None, 
     write_manifest(folder, Manifest.model_validate(manifest))
 
 
-class Counted:
-    """Reads the counters of a service, by the text that Prometheus would get. Its heirs have `metrics`."""
+class Fleet:
+    """A data plane with an engine for each model, each on a device of its own.
 
-    metrics: Metrics
+    `did` counts what the threads of the preprocessor did.
+    """
 
-    def answered(self) -> dict[tuple[str, str], float]:
-        """How many answers ended how, by model and code."""
-        return self._counts("topfive_requests_total", "code")
-
-    def items(self) -> dict[tuple[str, str], float]:
-        """How many images the batchers were given, by model and outcome; those that are zero left out."""
-        return self._counts("topfive_items_total", "outcome")
-
-    def _counts(self, name: str, label: str) -> dict[tuple[str, str], float]:
-        return {
-            (sample.labels["model"], sample.labels[label]): sample.value
-            for family in families(self.metrics)
-            for sample in family.samples
-            if sample.name == name and sample.value
-        }
-
-
-class Fleet(Counted):
-    """A classifier with an engine for each model, on a device of its own, and counts of what its threads did."""
-
-    def __init__(self, root: Path, engines: Mapping[str, FakeEngine], capacity: int) -> None:
+    def __init__(self, root: Path, names: Sequence[str], capacity: int, limits: ImageLimits, threads: int) -> None:
         self.clock = ManualClock()
         self.metrics = Metrics()
-        self.engines = engines
+        self.engines = {name: FakeEngine(device=name) for name in names}
+        self.opener = Opener(self._engine)
         self.did: Counter[str] = Counter()
+        self.images: list[SlowImage] = []
         self.repository = Repository(
             root,
             CATALOG,
-            lambda: [Device(CPU, self._open)],
+            lambda: [Device(CPU, self.opener)],
             limits=lambda engine: BatchLimits(engine.slots, engine.max_batch, capacity),
             clock=self.clock,
             metrics=self.metrics,
         )
-        decoder = Preprocessor(ImageLimits(), threads=2, clock=self.clock, decode=self._read, crop=self._cut)
-        self.classifier = LocalDataPlane(self.repository, decoder, clock=self.clock, metrics=self.metrics)
+        preprocessor = Preprocessor(limits, threads=threads, clock=self.clock, decode=self._decode, crop=self._crop)
+        self.data_plane = LocalDataPlane(self.repository, preprocessor, clock=self.clock, metrics=self.metrics)
 
-    def _open(self, artifact: Artifact) -> Opened:
-        return Opened(self.engines[artifact.manifest.name])
+    def _engine(self, artifact: Artifact) -> FakeEngine:
+        return self.engines[artifact.manifest.name]
 
-    def _read(self, data: bytes, limits: ImageLimits, enough: int | None) -> DecodedImage:
+    def _decode(self, data: bytes, limits: ImageLimits, needed_side: int | None) -> DecodedImage:
         self.did["decoded"] += 1
-        return decode.decode_image(data, limits, enough)
+        return decode.decode_image(data, limits, needed_side)
 
-    def _cut(self, spec: InputSpec, picture: DecodedImage, count: int) -> Samples:
+    def _crop(self, spec: InputSpec, image: DecodedImage, count: int) -> Samples:
         self.did["resized"] += 1
-        return transforms.make_samples(spec, picture, count)
+        return transforms.make_samples(spec, image, count)
 
-    async def classify(self, data: bytes, model: str, *, top_k: int = 5, crops: int = 1) -> Classification:
-        """One model or ensemble."""
-        deadline = self.clock.now() + 60
-        return await self.classifier.classify(data, model, ClassifyOptions(deadline, top_k, crops))
+    async def classify(
+        self, data: bytes, model: str | None = "tiny", *, top_k: int = 5, crops: int = 1, within_s: float = 60.0
+    ) -> Classification:
+        """The answer of one model or ensemble."""
+        deadline = self.clock.now() + within_s
+        return await self.data_plane.classify(data, model, ClassifyOptions(deadline, top_k, crops))
 
     async def compare(
         self, data: bytes, models: Sequence[str] = (), *, top_k: int = 5, crops: int = 1, within_s: float = 60.0
     ) -> Comparison:
-        """Many of them."""
+        """The answers of several."""
         deadline = self.clock.now() + within_s
-        return await self.classifier.compare(data, models, ClassifyOptions(deadline, top_k, crops))
+        return await self.data_plane.compare(data, models, ClassifyOptions(deadline, top_k, crops))
+
+    def begin(self, data: bytes, model: str = "tiny", *, crops: int = 1, within_s: float = 60.0) -> Call:
+        """A request in a task of its own."""
+        return asyncio.create_task(self.classify(data, model, crops=crops, within_s=within_s))
+
+    async def decoding(self, *, within_s: float = 60.0) -> tuple[Call, SlowImage]:
+        """A request whose image is being decoded until its gate is set."""
+        image = SlowImage(png(1))
+        self.images.append(image)
+        call = self.begin(image, within_s=within_s)
+        await reached(image.decoding.is_set)
+        return call, image
+
+    async def busy(self, model: str = "tiny", queued: int = 0) -> list[Call]:
+        """A request that runs until the gate of its engine is set, and so many more that wait behind it."""
+        self.engines[model].gate.clear()
+        batcher = await self.batcher(model)
+        calls: list[Call] = []
+        for shade in range(queued + 1):
+            calls.append(self.begin(png(shade), model))
+            await reached(lambda: batcher.in_flight + batcher.depth == len(calls))
+        return calls
+
+    async def batcher(self, model: str = "tiny") -> Batcher[Sample, Probabilities]:
+        """The queue of a model, which is loaded if it is not."""
+        return (await self.repository.get(model)).batcher
+
+    def answered(self) -> dict[tuple[str, str], float]:
+        """How many requests ended how, by model and code."""
+        return self._counts("topfive_requests_total", "code")
+
+    def items(self) -> dict[tuple[str, str], float]:
+        """How many images ended how in the batchers, by model and outcome."""
+        return self._counts("topfive_items_total", "outcome")
+
+    def _counts(self, name: str, label: str) -> dict[tuple[str, str], float]:
+        found = samples(self.metrics, name)
+        return {(sample.labels["model"], sample.labels[label]): sample.value for sample in found if sample.value}
 
 
 @asynccontextmanager
-async def fleet_of(root: Path, *names: str, capacity: int = 64, load: bool = True) -> AsyncIterator[Fleet]:
+async def fleet_of(
+    root: Path,
+    *names: str,
+    capacity: int = 64,
+    limits: ImageLimits | None = None,
+    threads: int = 2,
+    load: bool = True,
+) -> AsyncIterator[Fleet]:
     """A fleet of the exported models of those names, closed at the end."""
-    fleet = Fleet(root, {name: FakeEngine(device=name) for name in names}, capacity)
+    fleet = Fleet(root, names, capacity, limits or ImageLimits(), threads)
     try:
         if load:
             await fleet.repository.start(names)
         yield fleet
     finally:
+        fleet.opener.gate.set()
         for engine in fleet.engines.values():
             engine.gate.set()
-        closing = asyncio.create_task(fleet.classifier.aclose(60))
-        await reached(closing.done)
-        await closing
+        for image in fleet.images:
+            image.gate.set()
+        await asyncio.wait_for(fleet.data_plane.aclose(60), 30)

@@ -6,13 +6,13 @@ from click.testing import CliRunner
 
 from benchmarks.models import main, measure
 from tests.conftest import png
-from tests.repository.test_repository import copy_as
+from tests.fleet import copy_model
 
 
 def test_models_are_measured_together_and_one_by_one(artifacts: Path) -> None:
     """A server of three, every figure there: rates, ratios, and at least an engine's threads."""
     for name in ("b", "c"):
-        copy_as(artifacts, name)
+        copy_model(artifacts, name)
     found = measure(["tiny", "b", "c"], [1, 3, 5], png(), artifacts, rounds=2, each=6, connections=4)
     assert [one.models for one in found.figures] == [1, 3]
     figures = found.figures[-1]
