@@ -17,7 +17,7 @@ COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 
 
 def test_flavours_are_extras() -> None:
-    """Every flavour installs extras that there are, and the one that serves on the CPU none that brings torch."""
+    """Every flavour installs extras of the project, and the one that serves on the CPU none that brings torch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     flavours = dict(re.findall(r"^ +(\w+)\) extras=(\S+) ;;", DOCKERFILE, re.MULTILINE))
     engines = re.findall(r"^ARG ENGINES=(\S+)", DOCKERFILE, re.MULTILINE) + re.findall(r'ENGINES: "(\S+)"', COMPOSE)
@@ -32,7 +32,7 @@ def test_flavours_are_extras() -> None:
 
 
 def test_images_hold_every_package() -> None:
-    """What is left out of the build is none of the packages that are installed."""
+    """The build context has every package that is installed, and the files that the installation needs."""
     patterns = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     taken = {pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")}
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}

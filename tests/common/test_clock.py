@@ -12,7 +12,7 @@ from tests.fakes import ManualClock, settle
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_a_timer_is_never_early(loop: type[asyncio.AbstractEventLoop]) -> None:
-    """Not by a fraction of a millisecond, which uvloop does not count: a deadline that runs out has passed."""
+    """No timer runs before its time, not by a fraction of a millisecond, which uvloop does not count."""
     clock = LoopClock()
 
     async def lateness_s(delay_s: float) -> float:
@@ -30,7 +30,7 @@ def test_a_timer_is_never_early(loop: type[asyncio.AbstractEventLoop]) -> None:
 
 @pytest.mark.anyio
 async def test_a_block_ends_at_its_deadline() -> None:
-    """It is cancelled at that moment and DeadlineExceeded raised; a block that ends in time leaves no timer."""
+    """A block is cancelled at its deadline and raises DeadlineExceeded; one that ends in time leaves no timer."""
     clock = ManualClock()
     ended: list[str] = []
 
@@ -57,7 +57,7 @@ async def test_a_block_ends_at_its_deadline() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("error", [TimeoutError, asyncio.CancelledError])
 async def test_other_ends_of_a_block_stay_what_they_are(error: type[BaseException]) -> None:
-    """A timeout of something inside, or a caller that cancels, is no deadline of the block."""
+    """A timeout inside the block, or a caller that cancels it, is not its deadline."""
     clock = ManualClock()
     with pytest.raises(error):
         async with timeout_at(clock.now() + 2, clock):

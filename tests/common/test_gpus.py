@@ -30,13 +30,13 @@ def test_cards() -> None:
 
 
 def test_no_cards() -> None:
-    """Without one the reason is there, CUDA's own where it gave one."""
+    """Without a card the result has the reason, that of CUDA where it gave one."""
     assert cards(cuda(0)) == Cards((), "there is no card")
     assert cards(cuda(1, error=100)) == Cards((), "no CUDA-capable device is detected")
 
 
 def test_one_card_of_two() -> None:
-    """A card that is broken or another's does not hide the others; why it is missing is said."""
+    """A card that is broken or in use does not hide the others; the result has the reason why it is missing."""
     runtime = cuda(2)
     runtime.cudaSetDevice = lambda index: (46,) if index == 0 else (0,)
     runtime.cudaGetErrorString = lambda _: (0, b"all CUDA-capable devices are busy or unavailable")
@@ -46,13 +46,13 @@ def test_one_card_of_two() -> None:
 
 
 def test_this_machine() -> None:
-    """The real binding answers here too, card or not."""
+    """The real binding answers on any machine, with a card or without."""
     found = cards()
     assert bool(found.found) is not bool(found.reason)
 
 
 def test_driver(tmp_path: Path) -> None:
-    """The version of the kernel driver, as it says it itself."""
+    """The version of the kernel driver is read from its own file."""
     file = tmp_path / "version"
     assert driver_version(file) is None
     file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  Tue Aug 19 2026\nGCC version: 12\n")

@@ -103,26 +103,6 @@ async def test_results_are_let_go(pool: ThreadPool) -> None:
     await reached(lambda: given() is None and made() is None)
 
 
-def test_after_the_loop() -> None:
-    """Work that ends after its event loop is no error of its thread, which then ends."""
-    work = Gate()
-
-    async def begin() -> ThreadPool:
-        pool = ThreadPool(1, "test-late")
-        pool.run(work, 0)
-        await reached(lambda: work.begun == [0])
-        return pool
-
-    with asyncio.Runner() as runner:
-        pool = runner.run(begin())
-    [thread] = [one for one in threading.enumerate() if one.name == "test-late_0"]
-    pool.close()
-    work.gate.set()
-    thread.join(10)
-
-    assert not thread.is_alive()
-
-
 AT_THE_END = """
 import asyncio, threading
 from service.common.thread_pool import ThreadPool
@@ -146,7 +126,7 @@ asyncio.run(begin())
 
 
 def test_at_the_end_of_the_process() -> None:
-    """The process ends after the piece of work that a thread is in: it may be in an engine."""
+    """The process waits for the piece of work that a thread is in, which may outlive the event loop."""
     ended = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=60)
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")

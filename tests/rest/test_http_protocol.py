@@ -76,15 +76,6 @@ async def test_an_offer_of_http2(running: Running) -> None:
     writer.close()
 
 
-async def test_a_large_body(running: Running) -> None:
-    """A body of many reads reaches the decoder as it was sent, and the connection goes on."""
-    reader, writer = await running.connect()
-    for _ in range(2):
-        writer.write(request(png(55) + bytes(5_000_000)))
-        await check_answer(reader, 55)
-    writer.close()
-
-
 async def test_expect_continue(running: Running) -> None:
     """A client that asks whether to send its body is told to at once, and gets its answer afterwards."""
     reader, writer = await running.connect()

@@ -86,17 +86,6 @@ async def test_an_image_that_waits(exported: Path, timeout_s: float | None) -> N
     assert len(engine.batches) == ran + 1
 
 
-async def test_overloaded(exported: Path) -> None:
-    """At capacity the status is RESOURCE_EXHAUSTED, with the time to wait in the standard trailer."""
-    engine = FakeEngine()
-    async with serving(exported, engine, capacity=1) as running, busy(running, engine):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await running.stub.Classify(pb.ClassifyRequest(image=png(2)))
-
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert int(str(dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"])) > 0
-
-
 async def test_health_watch(exported: Path) -> None:
     """Health is NOT_SERVING until loaded, SERVING after, NOT_SERVING while stopping; a watcher sees each change."""
     values = health_pb2.HealthCheckResponse

@@ -14,9 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from export.gate_images import PHOTOS
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import Code
-from service.common.request_id import current_request_id
-from service.common.types import Classification
-from service.inference.dataplane import ClassifyOptions
 from service.rest import server
 from tests.conftest import png
 from tests.fakes import FakeEngine
@@ -137,39 +134,36 @@ async def test_engine_failure(exported: Path) -> None:
     assert "secret" not in json.dumps([rest, rpc, compared])
 
 
-@pytest.mark.parametrize("identity", ["bestellung-ä", "a\nb", "a b\tc", "x" * 200])
-async def test_unusable_request_id(running: Running, identity: str) -> None:
-    """Both transports replace an id that does not fit a header or a log line, and errors still arrive."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await running.stub.Classify(pb.ClassifyRequest(image=b"no", request_id=identity), timeout=5)
-    good = await running.stub.Classify(pb.ClassifyRequest(image=png(), request_id=identity), timeout=5)
+@pytest.mark.parametrize("identity", ["order-7", "bestellung-ä", "a\nb", "a b\tc", "x" * 200])
+async def test_request_id(running: Running, identity: str) -> None:
+    """Both transports keep the id of a client, also in errors; they replace one that does not fit a header or a log."""
     headers = {b"X-Request-Id": identity.encode("latin-1").replace(b"\n", b"\t")}
     rest = await running.http.post("/predict", files={"image": b"no"}, headers=headers)
+    rpc = await running.stub.Classify(pb.ClassifyRequest(image=png(), request_id=identity), timeout=5)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.stub.Classify(pb.ClassifyRequest(image=b"no", request_id=identity), timeout=5)
 
+    ids = [rest.json()["request_id"], rpc.request_id, str(dict(caught.value.trailing_metadata())["x-request-id"])]
+    assert rest.headers["x-request-id"] == ids[0]
+    if identity == "order-7":
+        assert ids == [identity] * 3
+    else:
+        assert [len(one) for one in ids] == [32] * 3
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert good.request_id != identity
-    assert rest.status_code == 422
-    assert rest.json()["request_id"] == rest.headers["x-request-id"]
-    assert len(rest.json()["request_id"]) == len(good.request_id) == 32
 
 
-async def test_current_request_id(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request keeps the id that its client gave it: in the reply, and as the current one while it is answered."""
-    seen = []
-    classify = running.data_plane.classify
+async def test_overloaded(exported: Path) -> None:
+    """At capacity both transports refuse at once and say when to come back; the accepted request is answered."""
+    engine = FakeEngine()
+    async with serving(exported, engine, capacity=1) as running, busy(running, engine):
+        rest = await running.http.post("/predict", files={"image": png()})
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await running.stub.Classify(pb.ClassifyRequest(image=png()))
 
-    async def noted(image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
-        seen.append(current_request_id.get())
-        return await classify(image, model, options)
-
-    monkeypatch.setattr(running.data_plane, "classify", noted)
-    rest = await running.http.post("/predict", files={"image": png()}, headers={"X-Request-Id": "order-1"})
-    rpc = await running.stub.Classify(pb.ClassifyRequest(image=png(), request_id="order-2"))
-    await running.stub.ClassifyStream(iter([pb.ClassifyRequest(image=png(), request_id="order-3")])).read()
-
-    assert seen == ["order-1", "order-2", "order-3"]
-    assert rest.json()["request_id"] == rest.headers["x-request-id"] == "order-1"
-    assert rpc.request_id == "order-2"
+    assert rest.status_code == 429
+    assert int(rest.headers["retry-after"]) >= 1
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert int(str(dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"])) > 0
 
 
 async def test_latency_bound(exported: Path) -> None:

@@ -1,13 +1,11 @@
 """The models of a whole service through both transports: REST and gRPC say the same of each model."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from models.artifact.artifact import load
+from models.artifact.artifact import load, write_manifest
 from models.artifact.engine_plan import EnginePlan
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import Code
@@ -16,6 +14,7 @@ from service.engines.selection.compatibility import Source, judge
 from service.engines.selection.opening import Choice
 from tests.engines.test_compatibility import ADA, TURING, machine
 from tests.fakes import FakeEngine
+from tests.fleet import copy_model
 from tests.models.test_plan import record
 from tests.serving import Running, comparable, serving
 
@@ -80,8 +79,12 @@ async def test_same_engines(exported: Path) -> None:
 
 
 async def test_same_layers(exported: Path) -> None:
-    """Both transports give the same table of layers, of a model that is not loaded, with totals as in the list."""
+    """Both transports give the same table of layers, with totals as in the list, before any model is loaded.
+
+    The list itself is not ready then.
+    """
     async with serving(exported, FakeEngine(), load=False) as running:
+        models, models_by_rpc = await running.rest("/models"), await running.rpc(pb.ListModelsRequest())
         body, rpc = await running.rest("/models/tiny/layers"), await running.rpc(pb.GetLayersRequest(name="tiny"))
         states = [entry.state for entry in running.data_plane.repository.entries() if entry.name == "tiny"]
 
@@ -91,6 +94,8 @@ async def test_same_layers(exported: Path) -> None:
     assert [stage["name"] for stage in body["stages"]] == ["features.0", "features.1", "features.2", "classifier"]
     assert body["layers"][0]["share"] == pytest.approx(100 * 55_296 / 181_888)
     assert states == ["exported"]
+    assert models == models_by_rpc
+    assert models["code"] == Code.NOT_READY
 
 
 @pytest.mark.parametrize(
@@ -104,10 +109,10 @@ async def test_same_layers(exported: Path) -> None:
 )
 async def test_no_layers(artifacts: Path, name: str, code: Code, detail: str) -> None:
     """Where there is no table both transports say why in the same words, and what to do."""
-    shutil.copytree(artifacts / "tiny", artifacts / "old")
-    manifest = json.loads((artifacts / "old" / "1" / "manifest.json").read_text())
-    del manifest["files"]["layers.json"]
-    (artifacts / "old" / "1" / "manifest.json").write_text(json.dumps(manifest | {"name": "old"}))
+    copy_model(artifacts, "old")
+    old = load(artifacts, "old")
+    (old.folder / "layers.json").unlink()
+    write_manifest(old.folder, old.manifest)
     (artifacts / "tiny" / "1" / "layers.json").write_text("{}")
     async with serving(artifacts, FakeEngine(), load=False) as running:
         rest, rpc = await running.rest(f"/models/{name}/layers"), await running.rpc(pb.GetLayersRequest(name=name))
@@ -129,12 +134,3 @@ async def test_damaged_manifest(artifacts: Path) -> None:
     assert "mine" not in [row["name"] for row in rest["models"]]
     assert page == detail
     assert page["code"] == Code.NOT_READY
-
-
-async def test_list_before_the_start(exported: Path) -> None:
-    """Before a default model is known the list is not ready, with the same code in both transports."""
-    async with serving(exported, FakeEngine(), load=False) as running:
-        rest, rpc = await running.rest("/models"), await running.rpc(pb.ListModelsRequest())
-
-    assert rest == rpc
-    assert rest["code"] == Code.NOT_READY

@@ -1,7 +1,6 @@
 """A gateway in front of inference servers: it answers as they do, and loses nothing when they go and come."""
 
 import asyncio
-import io
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from PIL import Image
 
 from tests.command_line import topfive
-from tests.conftest import noise, png
+from tests.conftest import png
 from tests.exposition import value
 from tests.fakes import FakeEngine, reached
 from tests.gateway.inference_servers import Inference, RunningGateway, gateway, refusing
@@ -174,21 +172,14 @@ async def test_requests_end_with_the_drain() -> None:
         assert (await waiting)["code"] == "shutting_down"
 
 
-def bmp() -> bytes:
-    """An image of 5 MB that is decoded at once."""
-    file = io.BytesIO()
-    Image.fromarray(noise(1300, 1300)).save(file, "BMP")
-    return file.getvalue()
-
-
 async def test_servers_come_and_go(exported: Path) -> None:
     """Under load with bodies of 5 MB one of two servers is killed and started again: every request is answered.
 
     Then both are killed at once, which loses what was in flight at most, and one is started. The gateway stops in the
     middle of requests, and answers those it had accepted.
     """
-    image = bmp()
-    headers = {"content-type": "image/bmp", "connection": "close"}  # a kept one may be closed while a request is sent
+    image = png(7) + bytes(5_000_000)
+    headers = {**PNG, "connection": "close"}  # a kept one may be closed while a request is sent
     async with server(exported) as one, server(exported) as two:
         ports = [one.grpc_port, two.grpc_port]
         addresses = ",".join(f"127.0.0.1:{port}" for port in ports)

@@ -56,17 +56,12 @@ def test_wrong_address(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "http://127.0.0.1:8000/readyz" in capsys.readouterr().err
 
 
-async def test_exit_status(running: Running) -> None:
+@pytest.mark.parametrize(("path", "status", "said"), [("/readyz", 0, "ready"), ("/nowhere", 1, "404")])
+async def test_exit_status(running: Running, path: str, status: int, said: str) -> None:
     """As a process the probe ends with 0 or 1 and one line."""
+    url = f"http://127.0.0.1:{running.service.rest.port}{path}"
+    command = [sys.executable, "-m", "service.server.health_probe", url]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, cwd=ROOT, timeout=30)
 
-    def ended(path: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "service.server.health_probe", url + path]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=30)
-        return done.returncode, done.stdout
-
-    url = f"http://127.0.0.1:{running.service.rest.port}"
-    status, line = await asyncio.to_thread(ended, "/nowhere")
-
-    assert await asyncio.to_thread(ended, "/readyz") == (0, f"{url}/readyz: ready\n")
-    assert (status, line.count("\n")) == (1, 1)
-    assert "404" in line
+    assert (done.returncode, done.stdout.count("\n")) == (status, 1)
+    assert done.stdout.startswith(f"{url}: {said}")

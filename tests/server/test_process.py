@@ -185,8 +185,7 @@ async def test_stalled_upload_ends_at_the_limit(exported: Path) -> None:
 
 async def test_says_that_it_closes(exported: Path) -> None:
     """An answer that a stopping server gives says that its connection closes, so that no client uses it again."""
-    async with server(exported) as running, httpx.AsyncClient(base_url=running.url) as client:
-        before = await client.post("/predict", files={"image": png()})
+    async with server(exported) as running:
         reader, writer = await running.connect()
         body = png()
         head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -197,7 +196,6 @@ async def test_says_that_it_closes(exported: Path) -> None:
         answer = await reader.read()
         assert await running.ended() == 0
         writer.close()
-    assert before.headers.get("connection") is None
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"connection: close" in answer.partition(b"\r\n\r\n")[0].lower()
 
