@@ -4,6 +4,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,3 +239,21 @@ def test_screen(artifacts: Path, columns: int) -> None:
     assert len(lines) <= 24
     assert lines[-1].startswith("tiny would be served by ")
     assert any(line.split()[:2] == ["tiny", "v1"] for line in lines)
+
+
+def test_imports_no_torch(artifacts: Path) -> None:
+    """Looking at a machine loads neither torch nor a library of TensorRT."""
+    script = (
+        "import sys; from click.testing import CliRunner; from service.cli.main import main\n"
+        "result = CliRunner().invoke(main, ['doctor', '--artifacts', sys.argv[1]])\n"
+        "assert 'tiny' in result.output\n"
+        "print({'torch', 'tensorrt', 'tensorrt_rtx', 'tensorrt_rtx_bindings'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(artifacts)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert done.stdout == "set()\n"
