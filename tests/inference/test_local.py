@@ -317,3 +317,17 @@ async def test_closing_answers_what_is_being_decoded_and_refuses_the_rest(export
         with pytest.raises(ShuttingDown):
             await fleet.classify(png(2))
         assert fleet.answered() == {("tiny", "ok"): 1, ("tiny", "shutting_down"): 1, ("unknown", "shutting_down"): 1}
+
+
+async def test_the_wait_for_a_decoding_thread_counts_as_queue(exported: Path) -> None:
+    """An image that waits three seconds for the only decoding thread has them in `queue`, and none in `decode`."""
+    async with fleet_of(exported, "tiny", threads=1) as fleet:
+        first, image = await fleet.decoding()
+        second = fleet.begin(png(2))
+        await settle()
+        await fleet.clock.advance(3.0)
+        image.gate.set()
+        slow, quick = await asyncio.gather(first, second)
+    assert (slow.timing_ms.decode, slow.timing_ms.queue) == (3000, 0)
+    assert (quick.timing_ms.decode, quick.timing_ms.queue) == (0, 3000)
+    assert quick.timing_ms.total == 3000
