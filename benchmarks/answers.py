@@ -1,4 +1,4 @@
-"""Whether a server answers as it should: its five classes beside the model's own, and its answers to broken files."""
+"""Whether a server answers as it should: its five classes beside the model's own."""
 
 import asyncio
 import json
@@ -15,7 +15,6 @@ from benchmarks.peers.common import cut
 from benchmarks.requests import bench_photo, send_photo
 from benchmarks.server_under_test import ServerUnderTest
 from export.gate_images import PHOTOS
-from loadgen.connection import LoadTestError
 from models.artifact.artifact import load
 from service.common.types import Precision, Runtime
 from service.engines.selection.opening import open_engine
@@ -27,10 +26,6 @@ SAME = 0.001
 CLOSE = 0.05
 """The tolerance for another decoder, or for a lower precision that has passed its own parity gate."""
 
-GOOD_PHOTOS = 7
-TRIES = 5
-
-_BROKEN_TIMEOUT_S = 10.0
 _ANSWER_TIMEOUT_S = 30.0
 
 
@@ -100,35 +95,3 @@ def check_answers(server: ServerUnderTest, expected: Sequence[ExpectedAnswer], t
             if answer.status != 200:
                 raise AnswerError(f"a good photo is answered with status {answer.status}: {answer.body[:200]!r}")
             one.check(top_five(answer.body), tolerance)
-
-
-@dataclass(frozen=True, slots=True)
-class BrokenFileAnswers:
-    """The status for a file that is no photo and for half a photo, 0 where no answer came.
-
-    `good` counts the answers to good photos that were sent beside half a photo: at most `GOOD_PHOTOS` times `TRIES`.
-    """
-
-    no_photo: int
-    truncated: int
-    good: int
-
-
-def send_broken_files(server: ServerUnderTest, photo: bytes) -> BrokenFileAnswers:
-    """Send broken files to a server: each alone, and half a photo together with good photos."""
-    half = photo[: len(photo) // 2]
-
-    async def status(data: bytes) -> int:
-        try:
-            return (await send_photo(server.spec, server.addresses[0], data, _BROKEN_TIMEOUT_S)).status
-        except LoadTestError:
-            return 0
-
-    async def send_all() -> BrokenFileAnswers:
-        good = 0
-        for _ in range(TRIES):
-            statuses = await asyncio.gather(*(status(data) for data in [*[photo] * GOOD_PHOTOS, half]))
-            good += statuses[:GOOD_PHOTOS].count(200)
-        return BrokenFileAnswers(await status(b"this is no photo " * 100), await status(half), good)
-
-    return asyncio.run(send_all())

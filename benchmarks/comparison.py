@@ -6,13 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.answers import (
-    AnswerError,
-    BrokenFileAnswers,
-    ExpectedAnswer,
-    check_answers,
-    send_broken_files,
-)
+from benchmarks.answers import AnswerError, ExpectedAnswer, check_answers
 from benchmarks.figures import FigureTarget, ReportRow, missing
 from benchmarks.limit import Limit, LimitFigures, MeasureLimit
 from benchmarks.load import LoadResult, PutLoad
@@ -70,7 +64,6 @@ class ComparisonResult:
 
     server: ComparedServer
     rounds: list[ComparisonRound] = field(default_factory=list)
-    broken_files: BrokenFileAnswers | None = None
     reason: str = ""
 
     @property
@@ -131,8 +124,6 @@ class ServerComparison:
                 alone_ms = (before.alone_ms + self.measure_limit(Limit.OURS, _LIMIT_S).alone_ms) / 2
                 level = LoadLevel(rate=_SHARE * loads[MANY].per_second)
                 loads[ARRIVALS] = self.put_load(server, photo, level, 2 * self.seconds)
-            if result.broken_files is None:
-                result.broken_files = send_broken_files(server, photo)
             return ComparisonRound(yardstick, limit, server.start_s, loads, memory_bytes, alone_ms)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.answers import GOOD_PHOTOS, TRIES
 from benchmarks.comparison import MANY, ONE, ComparisonResult
 from benchmarks.figures import Curve, Measurement, ReportRow, Verdict, spread
 from loadgen.plot import line_chart
@@ -108,15 +107,6 @@ def _comparison(outcomes: Sequence[ComparisonResult]) -> Iterator[str]:
     yield from markdown_table(heads, [_compared(one) for one in outcomes])
     yield ""
     yield from (f"- {one.name} was not measured further: {one.reason}" for one in outcomes if one.reason)
-    yield ""
-    yield from markdown_table(
-        ("server", "no photo", "half a photo", f"good ones beside a broken one, of {GOOD_PHOTOS * TRIES}"),
-        [
-            (one.name, str(found.no_photo or "none"), str(found.truncated or "none"), str(found.good))
-            for one in outcomes
-            if (found := one.broken_files)
-        ],
-    )
     yield ""
     # results that the generator itself calls invalid, because it was the bottleneck
     yield from (

@@ -31,7 +31,7 @@ def environment(name: str) -> str:
 
 
 def sample(data: bytes) -> Pixels:
-    """The shorter side to 256, bilinear, then the middle 224 x 224; uint8 [224, 224, 3]. Pillow's errors pass."""
+    """The shorter side to 256, bilinear, then the middle 224 x 224; uint8 [224, 224, 3]."""
     photo = Image.open(io.BytesIO(data)).convert("RGB")
     return cut(photo)
 
