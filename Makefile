@@ -5,6 +5,8 @@ VENV ?= .venv$(if $(filter-out cpu,$(FLAVOUR)),-$(FLAVOUR))
 MODELS ?= $(or $(TOPFIVE_MODELS),googlenet)
 WEIGHTS ?= $(or $(TOPFIVE_WEIGHTS),auto)
 PROTOBUF ?= 7.36.2
+PEERS ?= naive,litserve,bentoml,mosec,ray,mlserver,pytriton
+PYTRITON_PYTHON ?= /usr/bin/python3
 
 ARTIFACTS ?= $(or $(TOPFIVE_ARTIFACTS),artifacts)
 
@@ -80,9 +82,18 @@ bench-models: install
 bench: bench-models
 	$(BIN)/python -m benchmarks $(BENCH)
 
-# Measures it beside other servers, which it installs into benchmarks/.envs, and writes benchmarks/report.md.
+# Measures it beside other servers and writes benchmarks/report.md, which names those that could not be installed.
 bench-peers: bench-models
-	$(BIN)/python -m benchmarks --peers all --output benchmarks/report.md $(BENCH)
+	-$(MAKE) --keep-going $(patsubst %,benchmarks/.envs/%/.installed,$(subst $(comma), ,$(PEERS)))
+	$(BIN)/python -m benchmarks --peers $(PEERS) --output benchmarks/report.md $(BENCH)
+
+# PyTriton's stub fits the standard library of Debian 12's Python.
+benchmarks/.envs/pytriton/.installed: PYTHON := $(PYTRITON_PYTHON)
+
+benchmarks/.envs/%/.installed: benchmarks/peers/requirements/%.txt benchmarks/peers/requirements/%.lock
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $< -c $(word 2,$^)
+	touch $@
 
 # On a machine with an NVIDIA card: make bench-gpu FLAVOUR=gpu. It measures TensorRT where an engine was built before:
 # topfive export MODEL --engine tensorrt-rtx --target this

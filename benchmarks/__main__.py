@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks import decoding, drift, models, overhead, start
 from benchmarks.answers import CLOSE, SAME, expected_answers
 from benchmarks.command import artifacts_option, model_option
-from benchmarks.comparison import ComparedServer, ComparisonResult, ServerComparison, comparison_rows
+from benchmarks.comparison import ComparedServer, ServerComparison, comparison_rows
 from benchmarks.curves import batch_curve, served_curves
 from benchmarks.figures import missing
 from benchmarks.limit import Limit, LimitMeter
@@ -22,7 +22,7 @@ from benchmarks.load import put_load
 from benchmarks.machine import describe, pinned_versions
 from benchmarks.report import BenchmarkReport, show, write
 from benchmarks.requests import bench_photo
-from benchmarks.servers import ENVIRONMENTS, PEERS, Peer, install, ours
+from benchmarks.servers import PEERS, Peer, ours
 from export.gate_images import PHOTOS
 from models.artifact.artifact import ArtifactError, exported_names, load
 
@@ -61,26 +61,21 @@ class BenchmarkRun:
             self.tell(f"{name} failed: {error!r}")
             self.report.rows.append(missing(name, str(error) or repr(error)))
 
-    def compare(self, peers: Sequence[Peer], environments: Path) -> None:
-        """Compare this server, with default settings and as the peers run, with the peers that can be installed."""
-        report, failed = self.report, install(peers, environments, self.tell)
+    def compare(self, peers: Sequence[Peer]) -> None:
+        """Compare this server, with default settings and as the peers run, with the peers."""
         graph = load(self.artifacts, self.model).folder / "model.onnx"
-        compared = {peer.name: ComparedServer(peer.installed(environments, graph), SAME) for peer in peers}
         options = ("--runtime", "onnxruntime", "--precision", "f32", "--max-batch", "8")  # as the peers have it
         equal = ours("topfive, ONNX Runtime f32", self.model, self.artifacts, *options)
         servers = [
             ComparedServer(ours("topfive", self.model, self.artifacts), CLOSE, Limit.OURS),
             ComparedServer(equal, CLOSE, Limit.OURS_F32),
-            *(server for name, server in compared.items() if name not in failed),
+            *(ComparedServer(peer.installed(graph), SAME) for peer in peers),
         ]
         meter, expected = LimitMeter(self.model, self.artifacts), expected_answers(self.model, self.artifacts)
-        report.outcomes += ServerComparison(
+        self.report.outcomes += ServerComparison(
             self.rounds, self.seconds, expected, self.folder, meter.measure, put_load, self.tell
         ).run(servers)
-        report.outcomes += [
-            ComparisonResult(compared[name], reason=f"not installed: {reason}") for name, reason in failed.items()
-        ]
-        report.rows += comparison_rows(report.outcomes)
+        self.report.rows += comparison_rows(self.report.outcomes)
 
     def measure(self, name: str) -> None:
         """Measure what `python -m benchmarks.NAME` measures."""
@@ -131,14 +126,6 @@ def _interrupt(*_: object) -> None:
 @artifacts_option
 @click.option("--peers", "peer_names", default="none", show_default=True, help="all, none, or names joined by commas")
 @click.option(
-    "--environments",
-    type=click.Path(path_type=Path),
-    default=ENVIRONMENTS,
-    envvar="TOPFIVE_BENCH_ENVIRONMENTS",
-    show_default=True,
-    help="Where peers are installed",
-)
-@click.option(
     "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds; each runs every server"
 )
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=4.0, show_default=True, help="Length of each run")
@@ -154,7 +141,6 @@ def main(
     model: str,
     artifacts: Path,
     peer_names: str,
-    environments: Path,
     rounds: int,
     seconds: float,
     only: Sequence[str],
@@ -166,7 +152,7 @@ def main(
     """
     signal.signal(signal.SIGTERM, _interrupt)
     peers, parts = chosen_peers(peer_names), only or _PARTS
-    artifacts, environments = artifacts.resolve(), environments.resolve()
+    artifacts = artifacts.resolve()
     try:
         load(artifacts, model)
     except ArtifactError as error:
@@ -176,7 +162,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="topfive-benchmark-") as folder:
         run = BenchmarkRun(model, artifacts, Path(folder), rounds, seconds, report, console.log)
         if "race" in parts:
-            run.attempt("side by side", lambda: run.compare(peers, environments))
+            run.attempt("side by side", lambda: run.compare(peers))
         for name in _MEASUREMENTS:
             if name in parts:
                 run.attempt(name, partial(run.measure, name))
@@ -184,9 +170,7 @@ def main(
             run.attempt("engine alone over batch size", run.draw_batches)
             run.attempt("requests over connections and image size", run.draw_served)
     report.rows += [curve.row for curve in report.curves]
-    report.versions = [
-        (peer.spec.name, f"{pinned_versions(peer, environments)}; {peer.spec.settings}") for peer in peers
-    ]
+    report.versions = [(peer.spec.name, f"{pinned_versions(peer)}; {peer.spec.settings}") for peer in peers]
     write(report, output)
     show(report, console)
     console.log(f"written: {output}")

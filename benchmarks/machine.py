@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 
 from benchmarks.servers import ROOT, Peer
 from service.common.cpus import cpu_model, host
@@ -38,13 +37,9 @@ def installed_versions(packages: Iterable[str]) -> list[str]:
     return [f"{name} {found}" for name in packages if (found := package_version(name)) is not None]
 
 
-def pinned_versions(peer: Peer, environments: Path) -> str:
-    """The packages that a peer is pinned to, and the Python that it runs on."""
-    lines = peer.requirements.read_text(encoding="utf-8").split()
-    config = environments / peer.name / "pyvenv.cfg"
-    settings = config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
-    python = [f"Python {line.split()[-1]}" for line in settings if line.startswith("version")]
-    return ", ".join([*(line.replace("==", " ") for line in lines), *python])
+def pinned_versions(peer: Peer) -> str:
+    """The packages that a peer is pinned to."""
+    return ", ".join(line.replace("==", " ") for line in peer.requirements.read_text(encoding="utf-8").split())
 
 
 def _commit() -> str:

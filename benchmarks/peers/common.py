@@ -1,6 +1,7 @@
 """What the services of all peers share: one recipe with Pillow, one ONNX Runtime session, one shape of the answer.
 
-It runs in the environments of the peers, so it imports nothing of this project.
+It runs in the environments of the peers, so it imports nothing of this project. The environment names the model,
+`BENCH_MODEL`, and the port, `BENCH_PORT`.
 """
 
 import io
@@ -20,14 +21,6 @@ WORKERS = 2
 
 Pixels = npt.NDArray[np.uint8]
 Answer = list[dict[str, int | float]]
-
-
-def environment(name: str) -> str:
-    """A variable that the runner sets: `BENCH_MODEL` (the ONNX file) or `BENCH_PORT`."""
-    value = os.environ.get(name)
-    if value is None:
-        raise RuntimeError(f"{name} is not set; start the peers with: python -m benchmarks --peers all")
-    return value
 
 
 def sample(data: bytes) -> Pixels:
@@ -53,7 +46,7 @@ class Network:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        path = environment("BENCH_MODEL")
+        path = os.environ["BENCH_MODEL"]
         self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def answers(self, samples: Sequence[Pixels]) -> list[Answer]:

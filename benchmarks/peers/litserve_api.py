@@ -1,11 +1,12 @@
 """LitServe: one HTTP process and two workers that batch."""
 
+import os
 from collections.abc import Sequence
 
 import litserve
 from starlette.requests import Request
 
-from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Answer, Network, Pixels, environment, sample
+from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Answer, Network, Pixels, sample
 
 
 class LitServeApi(litserve.LitAPI):
@@ -27,7 +28,7 @@ if __name__ == "__main__":
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=WORKERS)
     server.run(
         host="127.0.0.1",
-        port=int(environment("BENCH_PORT")),
+        port=int(os.environ["BENCH_PORT"]),
         num_api_servers=1,
         log_level="warning",
         generate_client_file=False,

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from mlserver import MLModel
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
 
-from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Network, environment, sample
+from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Network, sample
 
 
 class MlServerRuntime(MLModel):
@@ -29,7 +30,7 @@ class MlServerRuntime(MLModel):
 
 
 if __name__ == "__main__":
-    port = int(environment("BENCH_PORT"))
+    port = int(os.environ["BENCH_PORT"])
     settings = {
         "debug": False,
         "host": "127.0.0.1",

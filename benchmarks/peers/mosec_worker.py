@@ -1,10 +1,11 @@
 """mosec: an HTTP server in Rust, raw bodies, two processes that batch."""
 
+import os
 import sys
 
 import mosec
 
-from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Answer, Network, environment, sample
+from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Answer, Network, sample
 
 
 class MosecWorker(mosec.Worker):
@@ -22,7 +23,7 @@ class MosecWorker(mosec.Worker):
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = ["--address", "127.0.0.1", "--port", environment("BENCH_PORT"), "--timeout", "30000"]
+    sys.argv[1:] = ["--address", "127.0.0.1", "--port", os.environ["BENCH_PORT"], "--timeout", "30000"]
     server = mosec.Server()
     server.append_worker(MosecWorker, num=WORKERS, max_batch_size=MAX_BATCH, max_wait_time=WAIT_MS)
     server.run()

@@ -1,13 +1,14 @@
 """PyTriton: Triton's server as a library, two Python models that batch, the V2 protocol with binary tensors."""
 
 import json
+import os
 
 import numpy as np
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
-from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Network, environment, sample
+from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Network, sample
 
 
 class TritonClassifier:
@@ -25,7 +26,7 @@ class TritonClassifier:
 
 
 if __name__ == "__main__":
-    port = int(environment("BENCH_PORT"))
+    port = int(os.environ["BENCH_PORT"])
     config = TritonConfig(http_address="127.0.0.1", http_port=port, grpc_port=port + 1, metrics_port=port + 2)
     with Triton(config=config) as triton:
         triton.bind(

@@ -1,5 +1,6 @@
 """Ray Serve: a proxy, a controller and two replicas that batch."""
 
+import os
 import signal
 from typing import Any
 
@@ -7,7 +8,7 @@ import ray
 from ray import serve
 from starlette.requests import Request
 
-from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Answer, Network, Pixels, environment, sample
+from benchmarks.peers.common import MAX_BATCH, WAIT_MS, WORKERS, Answer, Network, Pixels, sample
 
 
 class RayClassifier:
@@ -30,7 +31,7 @@ class RayClassifier:
 
 if __name__ == "__main__":
     ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": int(environment("BENCH_PORT"))})
+    serve.start(http_options={"host": "127.0.0.1", "port": int(os.environ["BENCH_PORT"])})
     deployed: Any = serve.deployment(num_replicas=WORKERS, max_ongoing_requests=32)(RayClassifier)
     serve.run(deployed.bind(), route_prefix="/predict")
     signal.pause()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.server_under_test import ProcessTree, ServerError, ServerUnderTest, photo_probe
-from benchmarks.servers import PEERS, install, is_installed
+from benchmarks.servers import ENVIRONMENTS, PEERS
 from tests.scripted_server import PHOTO, scripted
 
 
@@ -74,21 +74,12 @@ def test_server_that_does_not_start(tmp_path: Path, script: str, reason: str) ->
     assert server.tree.processes() == []
 
 
-def test_install(tmp_path: Path) -> None:
-    """A peer that cannot be installed has its reason, and the next is tried; every peer is pinned by exact versions."""
-    broken = [replace(peer, python="/no/such/python") for peer in PEERS[:2]]
-    failed = install(broken, tmp_path, lambda _: None)
-    assert set(failed) == {peer.name for peer in broken}
-    assert all("/no/such/python" in reason for reason in failed.values())
-    assert not any(is_installed(peer, tmp_path) for peer in PEERS)
-    for peer in PEERS:
-        for file in (peer.requirements, peer.lock):
-            assert all("==" in line for line in file.read_text().split()), file
-
-
 def test_peers(tmp_path: Path) -> None:
-    """A peer runs by a program of its own environment, with the model and its port; a name stands for one peer."""
-    specs = [peer.installed(tmp_path, tmp_path / "model.onnx") for peer in PEERS]
-    assert all(one.program[0].startswith(str(tmp_path)) for one in specs)
-    assert all(one.environ["BENCH_MODEL"] == str(tmp_path / "model.onnx") for one in specs)
+    """A peer runs by a program of its own environment, with the model; its packages have exact versions."""
+    specs = [peer.installed(tmp_path / "model.onnx") for peer in PEERS]
+    for peer, spec in zip(PEERS, specs, strict=True):
+        assert Path(spec.program[0]).is_relative_to(ENVIRONMENTS / peer.name)
+        assert spec.environ["BENCH_MODEL"] == str(tmp_path / "model.onnx")
+        for file in (peer.requirements, peer.requirements.with_suffix(".lock")):
+            assert all("==" in line for line in file.read_text().split()), file
     assert len({peer.name for peer in PEERS}) == len({one.name for one in specs}) == len(PEERS)
