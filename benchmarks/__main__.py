@@ -11,11 +11,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import decoding, drift, models, overhead, start
+from benchmarks import decoding, drift, overhead, start
 from benchmarks.answers import CLOSE, SAME, expected_answers
 from benchmarks.command import artifacts_option, model_option
 from benchmarks.comparison import ComparedServer, ServerComparison, comparison_rows
-from benchmarks.curves import batch_curve, served_curves
 from benchmarks.figures import missing
 from benchmarks.limit import Limit, LimitMeter
 from benchmarks.load import put_load
@@ -24,11 +23,10 @@ from benchmarks.report import BenchmarkReport, show, write
 from benchmarks.requests import bench_photo
 from benchmarks.servers import PEERS, Peer, ours
 from export.gate_images import PHOTOS
-from models.artifact.artifact import ArtifactError, exported_names, load
+from models.artifact.artifact import ArtifactError, load
 
-_CURVE_ROUNDS = 2
-_MEASUREMENTS = ("overhead", "decoding", "drift", "start", "models")
-_PARTS = ("race", "curves", *_MEASUREMENTS)
+_MEASUREMENTS = ("overhead", "decoding", "drift", "start")
+_PARTS = ("race", *_MEASUREMENTS)
 
 
 def chosen_peers(names: str) -> list[Peer]:
@@ -63,7 +61,8 @@ class BenchmarkRun:
 
     def compare(self, peers: Sequence[Peer]) -> None:
         """Compare this server, with default settings and as the peers run, with the peers."""
-        graph = load(self.artifacts, self.model).folder / "model.onnx"
+        artifact = load(self.artifacts, self.model)
+        graph = artifact.folder / "model.onnx"
         options = ("--runtime", "onnxruntime", "--precision", "f32", "--max-batch", "8")  # as the peers have it
         equal = ours("topfive, ONNX Runtime f32", self.model, self.artifacts, *options)
         servers = [
@@ -71,9 +70,16 @@ class BenchmarkRun:
             ComparedServer(equal, CLOSE, Limit.OURS_F32),
             *(ComparedServer(peer.installed(graph), SAME) for peer in peers),
         ]
-        meter, expected = LimitMeter(self.model, self.artifacts), expected_answers(self.model, self.artifacts)
+        meters = {limit: LimitMeter(limit, artifact) for limit in Limit}
+        expected = expected_answers(self.model, self.artifacts)
         self.report.outcomes += ServerComparison(
-            self.rounds, self.seconds, expected, self.folder, meter.measure, put_load, self.tell
+            self.rounds,
+            self.seconds,
+            expected,
+            self.folder,
+            lambda limit, seconds: meters[limit].measure(seconds),
+            put_load,
+            self.tell,
         ).run(servers)
         self.report.rows += comparison_rows(self.report.outcomes)
 
@@ -87,21 +93,10 @@ class BenchmarkRun:
                 found = decoding.measure()
             case "drift":
                 found = drift.measure((PHOTOS,), drift.MODEL, artifacts, megapixels=8.0, each=1)
-            case "start":
-                found = start.measure(self.model, photo, artifacts, starts=5, requests=200)
             case _:
-                names = sorted(exported_names(artifacts))
-                found = models.measure(names, (1, 2, 5, 10), photo, artifacts, each=12)
+                found = start.measure(self.model, photo, artifacts, starts=5, requests=200)
         self.report.measurements.append(found)
         self.report.rows += found.rows
-        self.report.curves += found.curves
-
-    def draw_batches(self) -> None:
-        self.report.curves.append(batch_curve(self.model, self.artifacts, self.seconds / 2))
-
-    def draw_served(self) -> None:
-        spec = ours("topfive", self.model, self.artifacts)
-        self.report.curves += served_curves(spec, self.folder, put_load, _CURVE_ROUNDS, self.seconds / 2, self.tell)
 
 
 def _how(rounds: int, seconds: float) -> str:
@@ -135,7 +130,7 @@ def _interrupt(*_: object) -> None:
     type=click.Path(path_type=Path),
     default=Path("build/benchmarks/report.md"),
     show_default=True,
-    help="The report; pictures and figures go into a folder of its name beside it",
+    help="The report; all figures go into a folder of its name beside it",
 )
 def main(
     model: str,
@@ -166,10 +161,6 @@ def main(
         for name in _MEASUREMENTS:
             if name in parts:
                 run.attempt(name, partial(run.measure, name))
-        if "curves" in parts:
-            run.attempt("engine alone over batch size", run.draw_batches)
-            run.attempt("requests over connections and image size", run.draw_served)
-    report.rows += [curve.row for curve in report.curves]
     report.versions = [(peer.spec.name, f"{pinned_versions(peer)}; {peer.spec.settings}") for peer in peers]
     write(report, output)
     show(report, console)

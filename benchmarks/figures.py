@@ -1,10 +1,9 @@
-"""What a report is made of: rows with a target, curves, measurements, and medians with their spread."""
+"""What a report is made of: rows with a target, measurements, and medians with their spread."""
 
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from enum import StrEnum
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -73,24 +72,6 @@ def missing(name: str, reason: str, target: FigureTarget | None = None) -> Repor
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
-    """Medians over something that grows. `steepest` is what the rule finds in them, and is compared with `target`."""
-
-    name: str
-    title: str
-    across: str
-    up: str
-    points: tuple[tuple[float, float], ...]
-    rule: str
-    steepest: float
-    target: FigureTarget
-
-    @property
-    def row(self) -> ReportRow:
-        return ReportRow(f"no cliff: {self.title}", (self.steepest,), "", self.target, self.rule)
-
-
-@dataclass(frozen=True, slots=True)
 class Measurement:
     """What `python -m benchmarks.NAME` measured: all figures, the table of them, and what the report takes of them.
 
@@ -103,28 +84,6 @@ class Measurement:
     table: Sequence[Sequence[str]]
     figures: Any
     rows: Sequence[ReportRow] = ()
-    curves: Sequence[Curve] = ()
-
-
-def falling(points: Sequence[tuple[float, float]]) -> float:
-    """The smallest ratio of a point to the highest before it; 1 where the curve never falls.
-
-    Of throughput, 0.85 means that 15 % of what was reached before is lost at some load.
-    """
-    best, ratio = points[0][1], 1.0
-    for _, value in points[1:]:
-        ratio = min(ratio, value / best)
-        best = max(best, value)
-    return ratio
-
-
-def outgrowing(points: Sequence[tuple[float, float]]) -> float:
-    """The largest ratio of the growth of the cost to the growth of the work, from a point to the next.
-
-    1 is proportional; 1.5 means that twice the work once cost three times as much.
-    """
-    pairs = pairwise(points)
-    return max((after[1] / before[1]) / (after[0] / before[0]) for before, after in pairs)
 
 
 def spread(values: Iterable[float], digits: int) -> str:

@@ -3,8 +3,9 @@
 What is measured on this card is written to a page with the card, the driver and the versions; nothing else is.
 """
 
+import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks.batches import batch_rates
 from benchmarks.command import artifacts_option
+from benchmarks.limit import per_second
 from benchmarks.machine import installed_versions
 from benchmarks.report import markdown_table
 from export.gate_images import random_pixels
@@ -99,6 +100,23 @@ def gpu_engines(artifact: Artifact, card: Card, max_batch: int, cache: Path) -> 
     ]
 
 
+def batch_rates(
+    engines: Mapping[str, tuple[GpuEngine, Engine]], images: Batch, sizes: Sequence[int], seconds: float
+) -> dict[str, dict[int, float]]:
+    """Images per second of each engine by the batch sizes that it takes; every slot is busy.
+
+    They are medians over rounds in which engines and sizes take turns.
+    """
+    rates: dict[str, dict[int, list[float]]] = {
+        name: {size: [] for size in sizes if size <= engine.max_batch} for name, (_, engine) in engines.items()
+    }
+    for _ in range(_ROUNDS):
+        for name, (one, engine) in engines.items():
+            for size, found in rates[name].items():
+                found.append(size * per_second(partial(one.run, engine, images[:size]), engine.slots, seconds))
+    return {name: {size: statistics.median(found) for size, found in each.items()} for name, each in rates.items()}
+
+
 def measure_engines(
     found: Sequence[GpuEngine], images: Batch, sizes: Sequence[int], seconds: float
 ) -> list[GpuFigures]:
@@ -114,8 +132,8 @@ def measure_engines(
                 opened[one.name] = engine
             except Exception as error:  # a runtime's own exceptions have no common base
                 reasons[one.name] = " ".join(str(error).split())
-        works = {one.name: (opened[one.name], one.run) for one in found if one.name in opened}
-        rates = batch_rates(works, images, sizes, _ROUNDS, seconds)
+        engines = {one.name: (one, opened[one.name]) for one in found if one.name in opened}
+        rates = batch_rates(engines, images, sizes, seconds)
         return [
             GpuFigures(one.name, reason=reasons[one.name])
             if one.name in reasons

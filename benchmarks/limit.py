@@ -4,18 +4,17 @@ import io
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.batches import per_second
 from benchmarks.decoding import ours
 from benchmarks.peers.common import cut
 from benchmarks.requests import bench_photo
-from models.artifact.artifact import Artifact, load
+from models.artifact.artifact import Artifact
 from service.common.cpus import cpu_quota
 from service.common.types import Decode, Precision, Runtime
 from service.engines.selection.opening import open_engine
@@ -34,12 +33,10 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LimitFigures:
-    """Images per second of all threads, CPU milliseconds per image, and the median milliseconds of one thread alone."""
+    """Images per second of all threads, and the median milliseconds of one thread alone."""
 
     per_second: float
-    cpu_ms: float
     alone_ms: float
-    threads: int
     engine: str
 
 
@@ -47,54 +44,55 @@ MeasureLimit = Callable[[Limit, float], LimitFigures]
 """Measures a limit for so many seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class RepeatedWork:
-    """What one thread repeats, and how many threads are fastest together."""
+def per_second(work: Callable[[], object], threads: int, seconds: float) -> float:
+    """How often so many threads together do `work` in a second; each does it at least once."""
+    end = time.monotonic() + seconds
 
-    work: Callable[[], object]
-    threads: int
-    engine: str
+    def loop() -> int:
+        work()
+        done = 1
+        while time.monotonic() < end:
+            work()
+            done += 1
+        return done
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(threads) as pool:
+        total = sum(pool.map(lambda _: loop(), range(threads)))
+    return total / (time.monotonic() - began)
 
 
 class LimitMeter:
-    """Measures the limits for a model. It opens each engine once and keeps it open.
+    """Measures a limit for a model, in as many threads as are fastest together. Its engine stays open.
 
-    Raises ArtifactError and EngineUnavailableError.
+    Raises EngineUnavailableError.
     """
 
-    def __init__(self, model: str, artifacts: Path) -> None:
-        self._artifact = load(artifacts, model)
-        self._opened: dict[Limit, RepeatedWork] = {}
+    def __init__(self, limit: Limit, artifact: Artifact) -> None:
+        options = EngineOptions(cpus=cpu_quota())
+        if limit is not Limit.OURS:
+            options = EngineOptions(Runtime.ONNXRUNTIME, Precision.F32, cpus=cpu_quota())
+        engine = open_engine(artifact, options).engine
+        spec, photo = artifact.manifest.input, bench_photo()
 
-    def measure(self, limit: Limit, seconds: float) -> LimitFigures:
+        def work() -> None:
+            sample = cut(Image.open(io.BytesIO(photo))) if limit is Limit.PEERS else ours(photo, Decode.AUTO, spec)
+            engine.run(sample[np.newaxis])
+
+        work()
+        rates = {threads: per_second(work, threads, _TRY_S) for threads in (engine.slots, 2 * engine.slots)}
+        info = engine.describe()
+        self._work = work
+        self._threads = max(rates, key=lambda threads: rates[threads])
+        self._engine = f"{info.runtime} {info.precision}"
+
+    def measure(self, seconds: float) -> LimitFigures:
         """Run one thread alone for a quarter of the time, and all threads for the rest."""
-        if limit not in self._opened:
-            self._opened[limit] = _open(limit, self._artifact)
-        opened = self._opened[limit]
         alone_s: list[float] = []
         end = time.monotonic() + seconds / 4
         while not alone_s or time.monotonic() < end:
             began = time.monotonic()
-            opened.work()
+            self._work()
             alone_s.append(time.monotonic() - began)
-        before, began = time.process_time(), time.monotonic()
-        rate = per_second(opened.work, opened.threads, seconds * 3 / 4)
-        cpu_ms = 1000 * (time.process_time() - before) / (rate * (time.monotonic() - began))
-        return LimitFigures(rate, cpu_ms, 1000 * statistics.median(alone_s), opened.threads, opened.engine)
-
-
-def _open(limit: Limit, artifact: Artifact) -> RepeatedWork:
-    options = EngineOptions(cpus=cpu_quota())
-    if limit is not Limit.OURS:
-        options = EngineOptions(Runtime.ONNXRUNTIME, Precision.F32, cpus=cpu_quota())
-    engine = open_engine(artifact, options).engine
-    spec, photo = artifact.manifest.input, bench_photo()
-
-    def work() -> None:
-        sample = cut(Image.open(io.BytesIO(photo))) if limit is Limit.PEERS else ours(photo, Decode.AUTO, spec)
-        engine.run(sample[np.newaxis])
-
-    work()
-    rates = {threads: per_second(work, threads, _TRY_S) for threads in (engine.slots, 2 * engine.slots)}
-    info = engine.describe()
-    return RepeatedWork(work, max(rates, key=lambda threads: rates[threads]), f"{info.runtime} {info.precision}")
+        rate = per_second(self._work, self._threads, seconds * 3 / 4)
+        return LimitFigures(rate, 1000 * statistics.median(alone_s), self._engine)

@@ -1,4 +1,4 @@
-"""The report: as Markdown with its pictures, all figures as JSON beside it, and the rows in the terminal."""
+"""The report: as Markdown, all figures as JSON beside it, and the rows in the terminal."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.comparison import MANY, ONE, ComparisonResult
-from benchmarks.figures import Curve, Measurement, ReportRow, Verdict, spread
-from loadgen.plot import line_chart
+from benchmarks.figures import Measurement, ReportRow, Verdict, spread
 
 
 @dataclass(slots=True)
@@ -21,7 +20,6 @@ class BenchmarkReport:
     machine: Sequence[tuple[str, str]] = ()
     rows: list[ReportRow] = field(default_factory=list)
     outcomes: list[ComparisonResult] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
     versions: Sequence[tuple[str, str]] = ()
     how: str = ""
@@ -33,21 +31,11 @@ class BenchmarkReport:
 
 
 def write(report: BenchmarkReport, path: Path) -> None:
-    """Write the page to `path`, and its pictures and `results.json` into the folder of the same name."""
+    """Write the page to `path`, and `results.json` into the folder of the same name."""
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.svg"):
-        old.unlink()
-    for curve in report.curves:
-        (folder / f"{curve.name}.svg").write_text(_svg(curve), encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(_figures(report), indent=1) + "\n", encoding="utf-8")
-    path.write_text(page(report, folder.name), encoding="utf-8")
-
-
-def _svg(curve: Curve) -> str:
-    return line_chart(
-        {curve.name: curve.points}, title=curve.title, x_label=curve.across, y_label=curve.up, x_scale="log"
-    )
+    path.write_text(page(report), encoding="utf-8")
 
 
 def show(report: BenchmarkReport, console: Console) -> None:
@@ -64,15 +52,13 @@ def _figures(report: BenchmarkReport) -> dict[str, Any]:
     return figures
 
 
-def page(report: BenchmarkReport, folder: str) -> str:
-    """The Markdown; the pictures are in `folder` beside it."""
+def page(report: BenchmarkReport) -> str:
+    """The Markdown."""
     lines = ["# Measured", "", "Written by the command below; nothing in it was written by hand.", ""]
     lines += [f"- {name}: {value}" for name, value in report.machine]
     lines += ["", report.how, "", "## Targets", "", *_targets(report)]
     if report.outcomes:
         lines += ["", "## Side by side", "", *_comparison(report.outcomes)]
-    if report.curves:
-        lines += ["", "## Curves", "", *_curves(report.curves, folder)]
     if report.measurements:
         lines += ["", "## Other measurements"]
     for one in report.measurements:
@@ -136,11 +122,3 @@ def _compared(one: ComparisonResult) -> list[str]:
         spread((r.start_s for r in rounds), 1),
         f"{limits} {one.server.limit.value}" if rounds else "-",
     ]
-
-
-def _curves(curves: Sequence[Curve], folder: str) -> Iterator[str]:
-    for curve in curves:
-        yield from (f"### {curve.title}", "", f"![{curve.title}]({folder}/{curve.name}.svg)", "")
-        heads = (curve.across, *(f"{work:g}" for work, _ in curve.points))
-        yield from markdown_table(heads, [(curve.up, *(f"{value:.4g}" for _, value in curve.points))])
-        yield from ("", f"{curve.row.verdict.value}: {curve.steepest:.2f}, {curve.target} ({curve.rule})", "")

@@ -64,7 +64,7 @@ def default_layout(cpus: int, most_slots: int = _MOST_SLOTS) -> Layout:
     """The layout that nobody has measured: a few slots, because small networks leave many threads idle.
 
     Slots times threads never exceed `cpus`, nor slots `most_slots`. A slot of one thread gains little by large batches,
-    which run longer and take memory (`python -m benchmarks.batches` measures it).
+    which run longer and take memory (`topfive tune` measures it).
     """
     slots = min(most_slots, cpus)
     threads = max(1, cpus // slots)
