@@ -95,8 +95,7 @@ class BenchmarkRun:
                 found = drift.measure((PHOTOS,), drift.MODEL, artifacts, megapixels=8.0, each=1)
             case _:
                 found = start.measure(self.model, photo, artifacts, starts=5, requests=200)
-        self.report.measurements.append(found)
-        self.report.rows += found.rows
+        self.report.add(found)
 
 
 def _how(rounds: int, seconds: float) -> str:

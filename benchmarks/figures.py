@@ -2,14 +2,9 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-D = TypeVar("D", bound="DataclassInstance")
+from typing import Any
 
 _SMALL = 0.1
 
@@ -93,8 +88,3 @@ def spread(values: Iterable[float], digits: int) -> str:
         return "-"
     middle = f"{statistics.median(known):.{digits}f}"
     return middle if len(known) == 1 else f"{middle} ({known[0]:.{digits}f} to {known[-1]:.{digits}f})"
-
-
-def medians(rounds: Sequence[D]) -> D:
-    """The median of each field over the rounds, which are dataclasses of numbers; at least one."""
-    return type(rounds[0])(*map(statistics.median, zip(*map(astuple, rounds), strict=True)))

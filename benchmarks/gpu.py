@@ -14,9 +14,10 @@ from pathlib import Path
 import click
 
 from benchmarks.command import artifacts_option
+from benchmarks.figures import Measurement, missing
 from benchmarks.limit import per_second
 from benchmarks.machine import installed_versions
-from benchmarks.report import markdown_table
+from benchmarks.report import BenchmarkReport, page, write
 from export.gate_images import random_pixels
 from models.artifact.artifact import Artifact, ArtifactError, load
 from models.artifact.engine_plan import EnginePlan, Flavour, read_plans
@@ -142,9 +143,9 @@ def measure_engines(
         ]
 
 
-def figures_table(figures: Sequence[GpuFigures], sizes: Sequence[int]) -> list[str]:
-    """Images per second and, in brackets, milliseconds per batch; then what was not measured and why."""
-    rows = [
+def engines_measured(model: str, figures: Sequence[GpuFigures], sizes: Sequence[int]) -> Measurement:
+    """Images per second of a model and, in brackets, milliseconds per batch; a row for each engine that has none."""
+    table = [
         [
             one.name,
             *(
@@ -155,38 +156,34 @@ def figures_table(figures: Sequence[GpuFigures], sizes: Sequence[int]) -> list[s
         for one in figures
         if not one.reason
     ]
-    table = markdown_table(("engine", *(f"batch {size}" for size in sizes)), rows, text=(0,))
-    return [*table, "", *(f"- not measured: {one.name}: {one.reason}" for one in figures if one.reason)]
+    heads = ("engine", *(f"batch {size}" for size in sizes))
+    rows = [missing(f"{model}: {one.name}", one.reason) for one in figures if one.reason]
+    title = f"Medians of {_ROUNDS} rounds in which the engines take turns"
+    return Measurement(model, title, heads, table, figures, rows)
 
 
-def gpu_page(card: Card, driver: str | None, seconds: float, tables: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """The page: on what, with what and how it was measured, and a table for each model."""
-    lines = [
-        "# Measured on a card",
-        "",
-        "Written by `make bench-gpu`.",
-        "",
-        f"- card: {card.name} ({card.target}, {card.memory_bytes / (1 << 30):.0f} GiB), driver {driver or 'unknown'}",
-        f"- versions: {', '.join(installed_versions(_PACKAGES))}",
-        f"- images per second, and in brackets milliseconds per batch, copies to the card and back among them: medians "
-        f"of {_ROUNDS} rounds of {seconds:g} s in which the engines take turns",
-    ]
-    for model, rows in tables:
-        lines += ["", f"## {model}", "", *rows]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def measure_card(found: Cards, models: Sequence[str], artifacts: Path, sizes: Sequence[int], seconds: float) -> str:
-    """The page of the first card. Raises EngineUnavailableError where there is none."""
+def measure_card(
+    found: Cards, models: Sequence[str], artifacts: Path, sizes: Sequence[int], seconds: float
+) -> BenchmarkReport:
+    """Measure on the first card. Raises EngineUnavailableError where there is none."""
     if not found.found:
         raise EngineUnavailableError(found.reason)
-    card, tables = found.found[0], []
+    card = found.found[0]
+    memory, driver = f"{card.memory_bytes / (1 << 30):.0f} GiB", driver_version() or "unknown"
+    report = BenchmarkReport(
+        machine=[
+            ("command", "make bench-gpu"),
+            ("card", f"{card.name} ({card.target}, {memory}), driver {driver}"),
+            ("versions", ", ".join(installed_versions(_PACKAGES))),
+        ],
+        how="Images per second and, in brackets, milliseconds per batch, copies to the card and back among them.",
+    )
     for name in models:
         artifact = load(artifacts, name)
         images = random_pixels(artifact.manifest.input, max(sizes))
         engines = gpu_engines(artifact, card, max(sizes), Settings().cache_folder)
-        tables.append((name, figures_table(measure_engines(engines, images, sizes, seconds), sizes)))
-    return gpu_page(card, driver_version(), seconds, tables)
+        report.add(engines_measured(name, measure_engines(engines, images, sizes, seconds), sizes))
+    return report
 
 
 @click.command()
@@ -204,12 +201,12 @@ def main(models: Sequence[str], artifacts: Path, batches: str, seconds: float, o
     if sizes[0] < 1:
         raise click.BadParameter("a batch holds at least 1 image", param_hint="--batch")
     try:
-        page = measure_card(cards(), models, artifacts, sizes, seconds)
+        report = measure_card(cards(), models, artifacts, sizes, seconds)
     except (EngineUnavailableError, ArtifactError) as error:
         click.echo(f"nothing is measured or written: {error}", err=True)
         sys.exit(1)
-    output.write_text(page, encoding="utf-8")
-    click.echo(page)
+    write(report, output)
+    click.echo(page(report))
 
 
 if __name__ == "__main__":

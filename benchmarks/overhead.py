@@ -7,12 +7,13 @@ than throughput.
 """
 
 import asyncio
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from itertools import product
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import click
 
 from benchmarks.command import artifacts_option, json_option, model_option, photo_option, print_measurement
-from benchmarks.figures import FigureTarget, Measurement, ReportRow, medians
+from benchmarks.figures import FigureTarget, Measurement, ReportRow
 from benchmarks.load import send_requests
 from benchmarks.overhead_server import OverheadServer, read_spent
 from benchmarks.requests import jpeg
@@ -55,6 +56,11 @@ class Overhead:
     decode_ms: float
     switches: float
     per_second: float
+
+
+def medians(rounds: Sequence[Overhead]) -> Overhead:
+    """The median of each figure over the rounds."""
+    return Overhead(*map(statistics.median, zip(*map(astuple, rounds), strict=True)))
 
 
 def overhead_server(kind: OverheadServer, model: str, artifacts: Path) -> ServerSpec:

@@ -24,6 +24,10 @@ class BenchmarkReport:
     versions: Sequence[tuple[str, str]] = ()
     how: str = ""
 
+    def add(self, measurement: Measurement) -> None:
+        self.measurements.append(measurement)
+        self.rows += measurement.rows
+
     @property
     def complete(self) -> bool:
         failed = any(row.verdict is Verdict.ERROR for row in self.rows)
@@ -56,14 +60,16 @@ def page(report: BenchmarkReport) -> str:
     """The Markdown."""
     lines = ["# Measured", "", "Written by the command below; nothing in it was written by hand.", ""]
     lines += [f"- {name}: {value}" for name, value in report.machine]
-    lines += ["", report.how, "", "## Targets", "", *_targets(report)]
+    lines += ["", report.how]
+    if report.rows:
+        lines += ["", "## Targets", "", *_targets(report)]
     if report.outcomes:
         lines += ["", "## Side by side", "", *_comparison(report.outcomes)]
     if report.measurements:
-        lines += ["", "## Other measurements"]
+        lines += ["", "## Measurements"]
     for one in report.measurements:
         table = markdown_table(one.heads, one.table, text=(0,))
-        lines += ["", f"### python -m benchmarks.{one.name}", "", one.title, "", *table]
+        lines += ["", f"### {one.name}", "", one.title, "", *table]
     if report.versions:
         lines += ["", "## Versions and settings", ""]
         lines += [f"- {name}: {value}" for name, value in report.versions]

@@ -8,13 +8,13 @@ import pytest
 from benchmarks.gpu import (
     GpuEngine,
     GpuFigures,
-    figures_table,
+    engines_measured,
     gpu_engines,
-    gpu_page,
     measure_card,
     measure_engines,
     plan_engines,
 )
+from benchmarks.report import BenchmarkReport, page
 from models.artifact.artifact import load
 from models.artifact.engine_plan import ComputeCapability, Flavour
 from service.common.gpus import Card, Cards
@@ -51,26 +51,27 @@ def test_measure(tmp_path: Path) -> None:
 
 def test_table() -> None:
     """Images per second, milliseconds per batch of one slot, a dash for what it does not take, and what is missing."""
-    lines = figures_table(
-        [GpuFigures("a", 2, {1: 1000.0, 8: 4000.0}), GpuFigures("b", 1, {1: 10.0}), GpuFigures("c", reason="no")],
-        (1, 8),
-    )
-    assert lines == [
-        "| engine | batch 1 | batch 8 |",
-        "| --- | ---: | ---: |",
-        "| a | 1000 (2.00) | 4000 (4.00) |",
-        "| b | 10 (100.00) | - |",
-        "",
-        "- not measured: c: no",
-    ]
+    figures = [GpuFigures("a", 2, {1: 1000.0, 8: 4000.0}), GpuFigures("b", 1, {1: 10.0}), GpuFigures("c", reason="no")]
+    report = BenchmarkReport()
+    report.add(engines_measured("tiny", figures, (1, 8)))
+    text = page(report)
+    assert (
+        "| engine | batch 1 | batch 8 |\n"
+        "| --- | ---: | ---: |\n"
+        "| a | 1000 (2.00) | 4000 (4.00) |\n"
+        "| b | 10 (100.00) | - |\n"
+    ) in text
+    assert "| tiny: c | - |  | not measured | no |" in text
 
 
-def test_page() -> None:
-    """The page names card, driver and versions before any figure."""
-    text = gpu_page(CARD, "580.82.07", 1.0, [("tiny", ["| engine |"])])
-    assert "NVIDIA GeForce RTX 2080 Ti (sm75, 11 GiB), driver 580.82.07" in text
-    assert re.search(r"torch \d", text)
-    assert text.endswith("## tiny\n\n| engine |\n")
+def test_report(exported: Path) -> None:
+    """The report names card, driver and versions before any figure; each engine is a row or has its reason."""
+    report = measure_card(Cards((CARD,)), ["tiny"], exported, (1,), 0.001)
+    machine = dict(report.machine)
+    assert machine["card"].startswith("NVIDIA GeForce RTX 2080 Ti (sm75, 11 GiB), driver ")
+    assert re.search(r"torch \d", machine["versions"])
+    (found,) = report.measurements
+    assert len(found.table) + len(found.rows) == 3
 
 
 def test_plans_of_this_card(tmp_path: Path, exported: Path) -> None:

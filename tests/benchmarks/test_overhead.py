@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.figures import medians
-from benchmarks.overhead import Overhead, RequestKind, measure_overhead, overhead_server
+from benchmarks.overhead import Overhead, RequestKind, measure_overhead, medians, overhead_server
 from benchmarks.overhead_server import OverheadServer
 from benchmarks.server_under_test import ServerUnderTest, ready_endpoint
 from loadgen.connection import LoadTestError

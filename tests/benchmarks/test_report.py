@@ -88,7 +88,7 @@ def test_report(tmp_path: Path) -> None:
     assert "| ours / its limit without a server | 1.00 (0.80 to 1.20) | ≥ 0.9 | pass |" in text
     assert re.search(r"\| ours \| 50\.0 \(40\.0 to 60\.0\) \| 1\.00 .*\| 200 ", text)
     assert "- absent was not measured further: not installed: no network" in text
-    assert "### python -m benchmarks.start\n\ntiny: 5 starts\n\n" in text
+    assert "### start\n\ntiny: 5 starts\n\n" in text
     assert "| start to ready, s | 0.87 |" in text
     figures = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
     assert figures["outcomes"][2]["entry"] == {"name": "absent", "settings": ""}
