@@ -45,11 +45,6 @@ def center_crop(spec: InputSpec, pixels: Pixels) -> Sample:
     return sample
 
 
-def ten_crops(spec: InputSpec, pixels: Pixels) -> Samples:
-    """The ten samples of `make_samples` from pixels [H, W, 3]; uint8 [10, crop, crop, 3]."""
-    return make_samples(spec, DecodedImage.from_pixels(pixels), TEN_CROPS)
-
-
 def make_samples(spec: InputSpec, image: DecodedImage, crops: int) -> Samples:
     """Resize the shorter side to `spec.resize` with antialiasing, keep the centre; uint8 [crops, crop, crop, 3].
 

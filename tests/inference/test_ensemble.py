@@ -55,7 +55,7 @@ async def test_ten_crops_are_the_mean_of_ten_runs(exported: Path, photo: bytes) 
     """Ten crops give the average of ten single runs; they share batches and count as ten images."""
     async with fleet_of(exported, "tiny") as fleet:
         answer = await fleet.classify(photo, top_k=1000, crops=10)
-        crops = transforms.ten_crops(CATALOG["tiny"].input, decode.decode_pixels(photo, ImageLimits()))
+        crops = transforms.make_samples(CATALOG["tiny"].input, decode.decode_image(photo, ImageLimits()), 10)
         expected = np.mean([FakeEngine().run(crop[np.newaxis])[0] for crop in crops], axis=0, dtype=np.float64)
 
         assert np.abs(probabilities(answer) - expected).max() < 1e-7

@@ -1,10 +1,9 @@
-"""The image intake: formats, modes, orientation, limits, and bytes that are not what they claim to be."""
+"""The image intake: formats, modes, orientation, limits, parts of a size, and bytes that are not what they claim."""
 
 import io
-import os
+import random
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.common.errors import BadImage, TooLarge
-from service.common.image_file import read_image_file
 from service.common.types import FORMATS, ImageLimits, Pixels
-from service.preprocessing.decode import decode_pixels
-from tests.conftest import noise, png
+from service.preprocessing.decode import decode_image, decode_pixels
+from tests.conftest import noise
 from tests.orientations import ORIENTATIONS, stored, tagged
 
 LIMITS = ImageLimits()
@@ -106,22 +104,27 @@ SAMPLES: dict[str, bytes] = {
     ],
 )
 def test_lossless_modes(format_name: str, mode: str) -> None:
-    """Every mode of a lossless file becomes the RGB it stands for, to the last bit."""
+    """Every mode of a lossless file becomes the RGB it stands for, to the last bit, however few pixels are needed."""
     image = picture().convert(mode)
-    pixels = decode_pixels(encode(image, format_name), LIMITS)
+    one = decode_image(encode(image, format_name), LIMITS, 1)
 
-    assert pixels.dtype == np.uint8
-    assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
+    assert (one.reduction, one.reduction_for(1)) == (1, 1)
+    assert one.decoder.startswith("Pillow ")
+    assert one.pixels.dtype == np.uint8
+    assert np.array_equal(one.pixels, np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpeg_modes(mode: str, progressive: bool) -> None:
-    """JPEG in colour, grey and CMYK, baseline and progressive, becomes the RGB it stands for."""
-    image = picture().convert(mode)
-    pixels = decode_pixels(encode(image, "JPEG", progressive=progressive), LIMITS)
+    """JPEG in colour, grey and CMYK, baseline and progressive, becomes the RGB it stands for, from fewer pixels too."""
+    image = picture(1003, 757).convert(mode)
+    data = encode(image, "JPEG", progressive=progressive)
+    reduced = decode_image(data, LIMITS, 180)
 
-    assert difference(pixels, np.asarray(image.convert("RGB"))) <= 8
+    assert difference(decode_pixels(data, LIMITS), np.asarray(image.convert("RGB"))) <= 8
+    assert reduced.reduction == 4
+    assert difference(reduced.pixels, np.asarray(image.convert("RGB").reduce(4))) <= 3
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "WEBP", "TIFF"])
@@ -224,10 +227,12 @@ def test_values_without_a_white(values: NDArray[np.int32] | NDArray[np.float32])
 @pytest.mark.parametrize("format_name", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
 def test_first_picture(format_name: str) -> None:
     """Of an animation, of pages and of a phone's several pictures the first is taken."""
-    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
-    pixels = decode_pixels(encode(first, format_name, save_all=True, append_images=[second]), LIMITS)
+    first, second = (Image.new("RGB", (64, 48), colour) for colour in ("red", "blue"))
+    data = encode(first, format_name, save_all=True, append_images=[second])
 
-    assert difference(pixels, np.full((16, 16, 3), (255, 0, 0), dtype=np.uint8)) <= 2
+    for needed_side, by in ((None, 1), (10, 4 if format_name == "MPO" else 1)):
+        pixels = decode_image(data, LIMITS, needed_side).pixels
+        assert difference(pixels, np.full((48 // by, 64 // by, 3), (255, 0, 0), dtype=np.uint8)) <= 2
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -237,14 +242,6 @@ def test_orientation(format_name: str, orientation: int) -> None:
     pixels = decode_pixels(stored(blocks(), orientation, format_name, **BEST.get(format_name, {})), LIMITS)
 
     assert difference(pixels, blocks()) <= 2
-
-
-@pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_meaningless_orientation(orientation: int) -> None:
-    """An orientation that EXIF does not define turns nothing."""
-    assert np.array_equal(
-        decode_pixels(encode(Image.fromarray(blocks()), "PNG", exif=tagged(orientation)), LIMITS), blocks()
-    )
 
 
 @pillow_warns
@@ -257,35 +254,65 @@ def test_meaningless_orientation(orientation: int) -> None:
         b"II*\0\xff\xff\xff\x7f",
         b"II*\0\x08\0\0\0\xff\xff" + bytes(8),
         b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0",
+        *(tagged(orientation).tobytes().removeprefix(b"Exif\0\0") for orientation in (0, 9, 65535)),
     ],
-    ids=["empty", "garbage", "directory beyond the end", "too many entries", "cut off"],
+    ids=["empty", "garbage", "directory beyond the end", "too many entries", "cut off", "0", "9", "65535"],
 )
 def test_broken_exif(format_name: str, exif: bytes) -> None:
-    """A damaged EXIF block is ignored: the picture itself is whole."""
+    """A damaged EXIF block, or an orientation that EXIF does not define, is ignored: the picture itself is whole."""
     image = Image.fromarray(blocks())
     pixels = decode_pixels(encode(image, format_name, exif=b"Exif\0\0" + exif), LIMITS)
 
     assert np.array_equal(pixels, decode_pixels(encode(image, format_name), LIMITS))
 
 
-def test_image_file(tmp_path: Path) -> None:
-    """A file is read up to the limit of bytes; larger ones and what is no plain file are refused before."""
-    file = tmp_path / "photo"
-    file.write_bytes(bytes(1001))
-    assert len(read_image_file(file, ImageLimits(max_bytes=1001))) == 1001
-    with pytest.raises(TooLarge, match="1,001 bytes"):
-        read_image_file(file, ImageLimits(max_bytes=1000))
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="not a regular file"):
-        read_image_file(tmp_path / "pipe", ImageLimits())
+@pytest.mark.parametrize(
+    ("size", "enough", "by"),
+    [
+        ((800, 640), None, 1),
+        ((800, 640), 640, 1),
+        ((800, 640), 321, 1),
+        ((800, 640), 320, 2),
+        ((640, 800), 161, 2),
+        ((640, 800), 160, 4),
+        ((800, 640), 80, 8),
+        ((800, 640), 1, 8),
+        ((9000, 60), 31, 1),
+    ],
+)
+def test_as_much_as_is_enough(size: tuple[int, int], enough: int | None, by: int) -> None:
+    """The shorter side keeps as many pixels as are enough, never fewer, and is reduced as far as that allows."""
+    one = decode_image(encode(picture(*size), "JPEG"), LIMITS, enough)
+
+    assert one.reduction == by == one.reduction_for(enough)
+    assert one.image.size == (-(-size[0] // by), -(-size[1] // by))
+    assert one.size == size
 
 
-def test_pixel_limit() -> None:
-    """As many pixels as the limit are taken, one more is TooLarge."""
-    data = png(size=(40, 30))
-    assert decode_pixels(data, ImageLimits(max_pixels=1200)).shape == (30, 40, 3)
+def lossless(width: int, height: int) -> bytes:
+    """A lossless JPEG of middle grey: each pixel is as predicted, which its only Huffman code says in a bit of 0."""
+    frame = struct.pack(">BHHBBBB", 8, height, width, 1, 1, 0x11, 0)
+    codes = bytes([0, 1, *[0] * 15, 0])
+    segments = [(0xC3, frame), (0xC4, codes), (0xDA, bytes([1, 1, 0, 1, 0, 0]))]
+    head = b"".join(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body for marker, body in segments)
+    return b"\xff\xd8" + head + bytes(width * height // 8) + b"\xff\xd9"
+
+
+def test_lossless_jpeg() -> None:
+    """A lossless JPEG, which libjpeg decodes at its whole size only, is taken however few pixels are enough."""
+    one = decode_image(lossless(640, 480), LIMITS, 100)
+
+    assert (one.reduction, one.reduction_for(100), one.image.size) == (1, 1, (640, 480))
+    assert np.array_equal(one.pixels, np.full((480, 640, 3), 128))
+
+
+@pytest.mark.parametrize("needed_side", [None, 1])
+def test_pixel_limit(needed_side: int | None) -> None:
+    """As many pixels as the limit are taken, one more is TooLarge, even where an eighth of each side is decoded."""
+    data = encode(picture(40, 30), "JPEG")
+    assert decode_image(data, ImageLimits(max_pixels=1200), needed_side).size == (40, 30)
     with pytest.raises(TooLarge, match="40 x 30 = 1,200 pixels"):
-        decode_pixels(data, ImageLimits(max_pixels=1199))
+        decode_image(data, ImageLimits(max_pixels=1199), needed_side)
 
 
 def huge_headers() -> dict[str, bytes]:
@@ -360,12 +387,6 @@ def test_png_without_its_end(name: str) -> None:
         decode_pixels(SAMPLES[name][:-1], LIMITS)
 
 
-def test_truncated_photo(photo: bytes) -> None:
-    """A real photo that was cut off in its last percent is still an error, not a photo with a grey edge."""
-    with pytest.raises(BadImage, match="damaged or cut off"):
-        decode_pixels(photo[: len(photo) * 99 // 100], LIMITS)
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -412,3 +433,28 @@ def test_damaged_anywhere(name: str, edits: list[tuple[float, bytes, int]]) -> N
     assert pixels.ndim == 3
     assert pixels.shape[2] == 3
     assert pixels.size > 0
+
+
+def verdict(data: bytes, enough: int | None) -> str:
+    """What becomes of it."""
+    try:
+        return str(decode_image(data, LIMITS, enough).size)
+    except BadImage:
+        return "bad"
+
+
+@pillow_warns
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2}], ids=["plain", "scans", "4:2:0"])
+def test_damage_is_seen_alike(options: dict[str, Any]) -> None:
+    """Cut off or with flipped bits, a photo is refused at a part of its size exactly where it is at its whole."""
+    data, chance = encode(picture(203, 157), "JPEG", **({"quality": 80} | options)), random.Random(1)
+    verdicts = []
+    for _ in range(150):
+        damaged = bytearray(data[: chance.randrange(len(data))] if chance.random() < 0.3 else data)
+        for _ in range(chance.randrange(4)):
+            if damaged:
+                damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        verdicts.append((verdict(bytes(damaged), None), verdict(bytes(damaged), 30)))
+
+    assert all(whole == part for whole, part in verdicts)
+    assert 20 < sum(whole == "bad" for whole, _ in verdicts) < 140
