@@ -15,14 +15,12 @@ from click.testing import Result
 
 from models.artifact.artifact import GRAPH, load, read_manifest
 from models.artifact.engine_plan import Flavour, write_plan
-from models.artifact.tuning import write_tuning
 from service.cli.diagnosis import Diagnosis, diagnose
 from service.common.cpus import Host
 from service.common.gpus import Cards
 from service.common.settings import Settings
 from service.common.types import Precision, Runtime
 from service.engines.selection.compatibility import Machine
-from service.engines.selection.cpu_layout import conditions_here, installed_version, tuning_files
 from service.engines.selection.opening import open_engine
 from service.engines.selection.parity import reference_of
 from service.engines.selection.select import EngineOptions, installed
@@ -30,8 +28,7 @@ from tests.command_line import topfive
 from tests.engines.test_compatibility import ADA, NO_CARD, TURING, machine
 from tests.engines.test_parity_check import Faithful
 from tests.models.test_plan import CONTENT, record
-from tests.models.test_tuning import record as tuning_record
-from tests.models.test_tuning import trial
+from tests.models.test_tuning import installed_here, keep, trial
 
 HOST = Host(2, 16, ("AVX2",), 32 << 30, 4 << 30)
 
@@ -90,12 +87,8 @@ def test_cards(artifacts: Path, built: bool, where: Machine, runtime: Runtime, a
 
 def test_runtime_that_was_tuned(artifacts: Path) -> None:
     """The runtime of a tuning record comes first, as in `serve`, on the number of CPUs of the record."""
-    artifact = load(artifacts, "tiny")
-    version = installed_version(Runtime.ONNXRUNTIME)
-    assert version is not None
-    place = tuning_files(artifact, artifacts / "cache")
-    kept = tuning_record(trial("onnxruntime", "f32", version=version), conditions=conditions_here(2))
-    write_tuning(place, kept.model_copy(update={"graph_sha256": place.graph_sha256}))
+    tuned = trial("onnxruntime", "f32", version=installed_here(Runtime.ONNXRUNTIME))
+    keep(load(artifacts, "tiny"), artifacts / "cache", tuned)
 
     assert found(settings(artifacts, cpus=2)).artifacts[0].runtime is Runtime.ONNXRUNTIME
     assert found(settings(artifacts, cpus=1)).artifacts[0].runtime is Runtime.OPENVINO

@@ -68,30 +68,12 @@ def test_layers_of_the_paper(network: nn.Module) -> None:
 
 
 def test_cost(network: nn.Module) -> None:
-    """60,965,224 parameters and 724,406,816 multiply-accumulates: two groups, not the ungrouped drawing."""
+    """60,965,224 parameters and 724,406,816 multiply-accumulates: two groups, not the ungrouped drawing.
+
+    Untrained, the logits neither vanish nor explode on normalised noise.
+    """
     assert learned(network) == PARAMETERS
     assert network_layers(network, InputSpec(crop=227)).cost == Cost(parameters=60_965_224, macs=724_406_816)
-
-
-@pytest.mark.parametrize("name", ["conv2", "conv4", "conv5"])
-def test_groups_do_not_see_each_other(network: nn.Module, name: str) -> None:
-    """The first half of the maps of a grouped layer depends on the first half of its inputs alone."""
-    layer = network.get_submodule(name)
-    assert isinstance(layer, nn.Conv2d)
-    inputs, half = noise(1, layer.in_channels, 13, 13), layer.in_channels // 2
-    changed = inputs.clone()
-    changed[:, half:] += 1
-
-    with torch.inference_mode():
-        before, after = layer(inputs), layer(changed)
-
-    outputs = layer.out_channels // 2
-    assert torch.equal(before[:, :outputs], after[:, :outputs])
-    assert not torch.equal(before[:, outputs:], after[:, outputs:])
-
-
-def test_untrained_logits(network: nn.Module) -> None:
-    """On normalised noise the logits neither vanish nor explode."""
     assert_logits_are_spread(network, noise(1, 3, 227, 227))
 
 

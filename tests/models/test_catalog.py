@@ -52,17 +52,6 @@ def test_listing_imports_no_torch() -> None:
     assert imported == "[]"
 
 
-def test_first_models() -> None:
-    """The models that the service promises are there, and the names of all are plain: they become folders."""
-    assert {"googlenet", "alexnet", "resnet50", "squeezenet1_1", "tiny"} <= set(CATALOG.names())
-    for name in CATALOG.names():
-        assert name.isascii()
-        plain, _, tag = name.partition("@")
-        assert plain == plain.lower()
-        assert not tag or tag.startswith("IMAGENET1K_V")
-        assert plain.replace("_", "").isalnum()
-
-
 def test_duplicate() -> None:
     """Two entries of one name are an error when the catalog is made, not a silent choice."""
     with pytest.raises(ValueError, match="two entries named 'a'"):
@@ -118,12 +107,16 @@ def test_frozen(frozen: Architecture | WeightSet | InputSpec) -> None:
 
 @pytest.mark.parametrize(("architecture", "weights"), PUBLISHED, ids=IDS)
 def test_figures_of_torchvision(architecture: Architecture, weights: WeightSet) -> None:
-    """Accuracy and parameters of every published set of weights are those that torchvision publishes with it."""
+    """Accuracy and parameters of every published set of weights are those that torchvision publishes with it.
+
+    Multiply-accumulates are within 0.1 %: torchvision rounds them to millions.
+    """
     meta = published(architecture)[weights.tag].meta
 
     assert meta["_metrics"] == {"ImageNet-1K": {"acc@1": weights.acc1, "acc@5": weights.acc5}}
     assert meta["num_params"] in (architecture.parameters, architecture.parameters_train)
     assert len(meta["categories"]) == architecture.classes
+    assert architecture.macs / 1e9 == pytest.approx(meta["_ops"], rel=1e-3, abs=5e-4)
 
 
 PLAIN = [one for one in CATALOG if "@" not in one.name and one.source.startswith("torchvision:")]
@@ -136,12 +129,6 @@ def test_default_weights(architecture: Architecture) -> None:
     assert default is not None
     assert default.tag == published(architecture).DEFAULT.name
     assert architecture.input is default.input
-
-
-def test_without_published_weights() -> None:
-    """A network without published weights has no default weights, and an input of its own."""
-    assert CATALOG["tiny"].default_weights is None
-    assert CATALOG["tiny"].input == InputSpec(resize=36, crop=32)
 
 
 def test_every_architecture_of_the_lectures() -> None:
@@ -191,7 +178,7 @@ def test_auxiliary_heads(architecture: Architecture) -> None:
     assert all(one.parameters_train == one.parameters for one in CATALOG if not one.training_only)
 
 
-# What the course's table has of a network. Those below the first line are of single networks: tests/test_lecture_facts.
+# What the course's table has of a network. The last line is of single networks: test_alexnet_2012, test_googlenet_2014.
 IN_THE_TABLE = {"parameters", "parameters_train", "macs", "year", "input_size", "classes", "depth", "configuration"}
 IN_THE_TABLE |= {"paper", "published", "weights", "note", "torchvision"}
 IN_THE_TABLE |= {"lrn", "pooling", "activation_maps", "inception", "inception_modules"}
@@ -200,7 +187,7 @@ IN_THE_TABLE |= {"lrn", "pooling", "activation_maps", "inception", "inception_mo
 def test_facts_of_the_lectures(shared_data: Path) -> None:
     """Every figure of the course's own table is in the catalog."""
     tables = tomllib.loads((shared_data.parent / "reference" / "architectures.toml").read_text(encoding="utf-8"))
-    del tables["arithmetic"]
+    del tables["arithmetic"]  # of single layers: test_cost
     for name, facts in tables.items():
         one = CATALOG[name]
         assert set(facts) <= IN_THE_TABLE, name

@@ -12,9 +12,12 @@ from models.analysis.cost import ReceptiveField, convolution_macs, largest
         ((16, 28, 28), (1, 1), 192, 2_408_448),
         ((32, 28, 28), (5, 5), 16, 10_035_200),
         ((48, 14, 14), (5, 5), 480, 112_896_000),
+        ((16, 14, 14), (1, 1), 480, 5_268_480 - 3_763_200),
+        ((48, 14, 14), (5, 5), 16, 3_763_200),
         ((1024, 1, 1), (7, 7), 1024, 51_380_224),
+        ((1, 1, 1), (3, 1), 1, 3),
+        ((1, 1, 1), (1, 3), 1, 3),
     ],
-    ids=["5x5", "1x1 before", "5x5 reduced", "5x5 of 480", "fully connected"],
 )
 def test_convolution(output: tuple[int, int, int], kernel: tuple[int, int], inputs: int, macs: int) -> None:
     """A convolution costs its outputs times its kernel times its input channels."""

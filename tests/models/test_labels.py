@@ -31,14 +31,6 @@ def test_imagenet_beside_the_project(shared_data: Path) -> None:
     assert imagenet_labels() == read_labels(shared_data / "imagenet1k.csv")
 
 
-def test_labelled_photos(shared_data: Path) -> None:
-    """The labels of the photos speak of the same classes."""
-    known = {(str(label.class_id), label.wnid, label.label) for label in imagenet_labels()}
-    lines = (shared_data / "photos" / "labels.csv").read_text().splitlines()[1:]
-
-    assert {tuple(line.split(",")[1:]) for line in lines} <= known
-
-
 def test_round_trip(tmp_path: Path) -> None:
     """What is written is read again: commas, quotes, other alphabets, and no WordNet id."""
     labels = (Label(0, "", 'a "b", c'), Label(1, "n00000001", "ÿ 猫"), Label(2, "n00000002", "plain"))

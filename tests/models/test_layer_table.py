@@ -64,7 +64,10 @@ def test_artifact_without_table(tmp_path: Path) -> None:
 
 
 def test_altered_table(tmp_path: Path) -> None:
-    """A table that was changed, or is gone, is not served."""
+    """A table that was changed, or is gone, is not served.
+
+    That of an imported model is mended by another import: no export knows its name.
+    """
     version, manifest = add(tmp_path, TABLE)
     path = tmp_path / "net" / "1" / LAYERS
     path.write_text(path.read_text().replace("1728", "1729"))
@@ -73,12 +76,6 @@ def test_altered_table(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ArtifactError, match=r"layers.json cannot be read \(No such file"):
         read_layers(tmp_path, version, manifest)
-
-
-def test_altered_table_of_an_import(tmp_path: Path) -> None:
-    """What is wrong with the table of an imported model is mended by another import: no export knows its name."""
-    version, manifest = add(tmp_path, TABLE)
-    (tmp_path / "net" / "1" / LAYERS).unlink()
     with pytest.raises(ArtifactError, match=r"run: topfive import FILE.onnx --name net"):
         read_layers(tmp_path, version, manifest.model_copy(update={"family": IMPORTED}))
 

@@ -56,6 +56,20 @@ def record(*trials: Trial, conditions: Conditions = HERE, date: str = "2026-11-2
     )
 
 
+def installed_here(runtime: Runtime) -> str:
+    """The version of a runtime that is installed."""
+    version = installed_version(runtime)
+    assert version is not None
+    return version
+
+
+def keep(artifact: Artifact, cache: Path, *trials: Trial, conditions: Conditions | None = None) -> Path:
+    """Write a record of these trials for the artifact's graph, on two CPUs of this machine."""
+    place = tuning_files(artifact, cache)
+    kept = record(*trials, conditions=conditions or conditions_here(2))
+    return write_tuning(place, kept.model_copy(update={"graph_sha256": place.graph_sha256}))
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> TuningFiles:
     """An artifact's folder and a cache folder that is not there yet."""
@@ -156,39 +170,34 @@ def test_interrupted_writing_leaves_the_older_record(place: TuningFiles, monkeyp
 
 
 BF16, F32, ORT = trial(), trial(precision="f32", rate=90.0), trial("onnxruntime", "f32", 80.0)
+LAYOUT = Layout(2, 1, 3, "tuned on 2026-11-22")
 
 
 @pytest.mark.parametrize(
-    ("runtime", "asked", "allowed", "expected"),
+    ("trials", "runtime", "asked", "allowed", "expected"),
     [
-        (Runtime.OPENVINO, Precision.AUTO, Precision.BF16, Precision.BF16),
-        (Runtime.OPENVINO, Precision.AUTO, Precision.F32, Precision.F32),
-        (Runtime.OPENVINO, Precision.F32, Precision.F32, Precision.F32),
-        (Runtime.ONNXRUNTIME, Precision.AUTO, Precision.F32, Precision.F32),
+        ((BF16, F32, ORT), Runtime.OPENVINO, Precision.AUTO, Precision.BF16, (Precision.BF16, LAYOUT)),
+        ((BF16, F32, ORT), Runtime.OPENVINO, Precision.AUTO, Precision.F32, (Precision.F32, LAYOUT)),
+        ((BF16, F32, ORT), Runtime.OPENVINO, Precision.F32, Precision.F32, (Precision.F32, LAYOUT)),
+        ((BF16, F32, ORT), Runtime.ONNXRUNTIME, Precision.AUTO, Precision.F32, (Precision.F32, LAYOUT)),
+        ((F32, BF16), Runtime.OPENVINO, Precision.AUTO, Precision.BF16, (Precision.F32, LAYOUT)),  # f32 was faster
+        ((BF16,), Runtime.ONNXRUNTIME, Precision.AUTO, Precision.F32, (Precision.F32, None)),
+        ((BF16,), Runtime.OPENVINO, Precision.F32, Precision.F32, (Precision.F32, None)),
+        ((), Runtime.OPENVINO, Precision.AUTO, Precision.BF16, (Precision.BF16, None)),
     ],
 )
 def test_what_is_asked_for_and_allowed_wins(
-    runtime: Runtime, asked: Precision, allowed: Precision, expected: Precision
+    trials: tuple[Trial, ...],
+    runtime: Runtime,
+    asked: Precision,
+    allowed: Precision,
+    expected: tuple[Precision, Layout | None],
 ) -> None:
-    """The best trial of what may run is taken: never bf16 where parity does not allow it or f32 was asked for."""
-    precision, laid_out = Tuned(record(BF16, F32, ORT)).choose(runtime, asked, allowed)
+    """The best trial of what may run is taken: never bf16 where parity does not allow it or f32 was asked for.
 
-    assert precision is expected
-    assert laid_out == Layout(2, 1, 3, "tuned on 2026-11-22")
-
-
-def test_f32_that_was_faster_is_taken() -> None:
-    """Where f32 was measured to be the better one, `auto` takes it though bf16 is allowed."""
-    assert Tuned(record(F32, BF16)).choose(Runtime.OPENVINO, Precision.AUTO, Precision.BF16)[0] is Precision.F32
-
-
-def test_what_was_not_measured_has_defaults() -> None:
-    """A runtime or a precision without a trial is laid out as where nothing was tuned."""
-    tuned = Tuned(record(BF16))
-
-    assert tuned.choose(Runtime.ONNXRUNTIME, Precision.AUTO, Precision.F32) == (Precision.F32, None)
-    assert tuned.choose(Runtime.OPENVINO, Precision.F32, Precision.F32) == (Precision.F32, None)
-    assert Tuned().choose(Runtime.OPENVINO, Precision.AUTO, Precision.BF16) == (Precision.BF16, None)
+    A runtime or a precision without a trial is laid out as where nothing was tuned.
+    """
+    assert Tuned(record(*trials) if trials else None).choose(runtime, asked, allowed) == expected
 
 
 def test_faster_runtime_comes_first() -> None:
@@ -209,32 +218,20 @@ def tiny(artifacts: Path) -> Artifact:
 
 
 def test_trials_of_another_version_do_not_count(tiny: Artifact, tmp_path: Path) -> None:
-    """Of a runtime that was replaced since, trials are left out and named; the others go on to count."""
-    installed = installed_version(Runtime.ONNXRUNTIME)
-    assert installed is not None
-    place, here = tuning_files(tiny, tmp_path), conditions_here(2)
-    fresh, stale = trial("onnxruntime", "f32", version=installed), trial(version="2020.1")
-    kept = record(stale, fresh, conditions=here).model_copy(update={"graph_sha256": place.graph_sha256})
-    write_tuning(place, kept)
+    """Trials of a runtime that was replaced since, or is unknown, are left out and named; the others go on to count.
 
-    tuned = read_tuned(tiny, tmp_path, 2)
+    Without any that counts the model starts by defaults.
+    """
+    fresh = trial("onnxruntime", "f32", version=installed_here(Runtime.ONNXRUNTIME))
+    for stale, others in ((trial(version="2020.1"), (fresh,)), (trial("later"), ())):
+        keep(tiny, tmp_path, stale, *others)
 
-    assert tuned.record is not None
-    assert tuned.record.trials == (fresh,)
-    assert tuned.notes == ("tiny was tuned with openvino 2020.1, not installed here; run: topfive tune tiny",)
+        tuned = read_tuned(tiny, tmp_path, 2)
+
+        assert (tuned.record and tuned.record.trials) == (others or None)
+        what = f"{stale.runtime} {stale.runtime_version}"
+        assert tuned.notes == (f"tiny was tuned with {what}, not installed here; run: topfive tune tiny",)
     assert read_tuned(tiny, tmp_path, 3) == cpu_layout.NOT_TUNED
-
-
-def test_trials_of_an_unknown_runtime_do_not_count(tiny: Artifact, tmp_path: Path) -> None:
-    """A record that names a runtime which this version does not know is said, and the model starts by defaults."""
-    place, here = tuning_files(tiny, tmp_path), conditions_here(2)
-    kept = record(trial("later"), conditions=here).model_copy(update={"graph_sha256": place.graph_sha256})
-    write_tuning(place, kept)
-
-    tuned = read_tuned(tiny, tmp_path, 2)
-
-    assert tuned.record is None
-    assert tuned.notes == ("tiny was tuned with later 1, not installed here; run: topfive tune tiny",)
 
 
 @pytest.mark.parametrize(
@@ -247,16 +244,16 @@ def test_defaults(cpus: int, expected: Layout) -> None:
 
 
 def test_engine_is_laid_out_as_tuned(tiny: Artifact, tmp_path: Path) -> None:
-    """What opens has the layout of the record, and the choice says so; what the user asked for wins over it."""
-    place, here = tuning_files(tiny, tmp_path), conditions_here(2)
-    version = installed_version(Runtime.OPENVINO)
-    assert version is not None
-    best = trial(precision="f32", version=version).model_copy(update={"slots": 1, "threads": 2})
-    write_tuning(place, record(best, conditions=here).model_copy(update={"graph_sha256": place.graph_sha256}))
+    """What opens has the layout of the record, and the choice says so; what the user asked for wins over it.
+
+    So does the largest batch of the graph. PyTorch has one slot.
+    """
+    best = trial(precision="f32", version=installed_here(Runtime.OPENVINO))
+    keep(tiny, tmp_path, best.model_copy(update={"slots": 1, "threads": 2}))
     options = EngineOptions(cpus=2, cache=tmp_path)
 
-    def opened(options: EngineOptions) -> tuple[str, int, int, Layout | None]:
-        done = open_engine(tiny, options, look=lambda: NO_MACHINE)
+    def opened(options: EngineOptions, artifact: Artifact = tiny) -> tuple[str, int, int, Layout | None]:
+        done = open_engine(artifact, options, look=lambda: NO_MACHINE)
         done.engine.close()
         return done.engine.describe().runtime, done.engine.slots, done.engine.max_batch, done.choice.layout
 
@@ -265,17 +262,10 @@ def test_engine_is_laid_out_as_tuned(tiny: Artifact, tmp_path: Path) -> None:
     assert opened(replace(options, runtime=Runtime.ONNXRUNTIME)) == ("onnxruntime", 2, 4, Layout(2, 1, 4))
     assert opened(replace(options, layout=Layout(2, 1, 1))) == ("openvino", 2, 1, Layout(2, 1, 1))
     assert opened(replace(options, cpus=1)) == ("openvino", 1, 4, Layout(1, 1, 4))
-
-
-def test_largest_batch_of_the_graph_bounds_what_was_tuned(tiny: Artifact, tmp_path: Path) -> None:
-    """A graph that takes one row at a time gets one, whatever the default and the record say."""
-    artifact = replace(tiny, manifest=tiny.manifest.model_copy(update={"max_batch": 1}))
-
-    done = open_engine(artifact, EngineOptions(cpus=2, cache=tmp_path), look=lambda: NO_MACHINE)
-    done.engine.close()
-
-    assert done.engine.max_batch == 1
-    assert done.choice.layout == Layout(2, 1, 1)
+    assert opened(replace(options, runtime=Runtime.TORCH)) == ("torch", 1, 8, Layout(1, 2, 8))
+    single = replace(tiny, manifest=tiny.manifest.model_copy(update={"max_batch": 1}))
+    assert opened(options, single) == ("openvino", 1, 1, Layout(1, 2, 1, "tuned on 2026-11-22"))
+    assert opened(replace(options, cpus=1), single) == ("openvino", 1, 1, Layout(1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -300,11 +290,8 @@ def test_record_of_less_than_is_asked_does_not_count(
         runtime, precision = text.split()
         return Runtime(runtime), Precision(precision)
 
-    version = installed_version(Runtime.ONNXRUNTIME)
-    assert version is not None
-    place, here = tuning_files(tiny, tmp_path), conditions_here(2, *words(confined))
-    kept = record(trial("onnxruntime", "f32", version=version), conditions=here)
-    write_tuning(place, kept.model_copy(update={"graph_sha256": place.graph_sha256}))
+    tuned = trial("onnxruntime", "f32", version=installed_here(Runtime.ONNXRUNTIME))
+    keep(tiny, tmp_path, tuned, conditions=conditions_here(2, *words(confined)))
 
     runtime, precision = words(asked)
     done = open_engine(tiny, EngineOptions(runtime, precision, cpus=2, cache=tmp_path), look=lambda: NO_MACHINE)
@@ -313,18 +300,6 @@ def test_record_of_less_than_is_asked_does_not_count(
     assert done.choice.layout is not None
     assert (done.choice.layout.origin == "tuned on 2026-11-22") is counts
     assert (done.engine.describe().runtime == "onnxruntime") is (counts or "onnxruntime" in asked)
-
-
-@pytest.mark.parametrize("runtime", [Runtime.OPENVINO, Runtime.ONNXRUNTIME, Runtime.TORCH])
-def test_layout_that_is_said_is_that_of_the_engine(tiny: Artifact, tmp_path: Path, runtime: Runtime) -> None:
-    """Whatever runs, the slots and the largest batch that are reported are its own; PyTorch has one slot."""
-    done = open_engine(tiny, EngineOptions(runtime, cpus=2, cache=tmp_path), look=lambda: NO_MACHINE)
-    done.engine.close()
-
-    assert done.choice.layout is not None
-    assert (done.choice.layout.slots, done.choice.layout.max_batch) == (done.engine.slots, done.engine.max_batch)
-    if runtime is Runtime.TORCH:
-        assert done.choice.layout == Layout(1, 2, 8)
 
 
 def test_show_says_how_it_would_be_laid_out(tiny: Artifact, tmp_path: Path) -> None:
@@ -340,11 +315,7 @@ def test_show_says_how_it_would_be_laid_out(tiny: Artifact, tmp_path: Path) -> N
     write_manifest(tiny.folder, tiny.manifest.model_copy(update={"max_batch": 1}))
     assert "defaults: slots 2, threads 1, max_batch 1" in shown()
     write_manifest(tiny.folder, tiny.manifest)
-    place, here = tuning_files(tiny, tmp_path), conditions_here(2)
-    version = installed_version(Runtime.OPENVINO)
-    assert version is not None
-    kept = record(trial(precision="f32", version=version), conditions=here)
-    path = write_tuning(place, kept.model_copy(update={"graph_sha256": place.graph_sha256}))
+    path = keep(tiny, tmp_path, trial(precision="f32", version=installed_here(Runtime.OPENVINO)))
     assert "tuned on 2026-11-22: slots 2, threads 1, max_batch 3" in shown()
     path.write_text("{")
     output = shown()

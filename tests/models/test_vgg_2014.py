@@ -45,7 +45,8 @@ def column(request: pytest.FixtureRequest) -> Column:
 def test_layers_of_the_table(column: Column) -> None:
     """Convolutions keep the size, each stage ends in its pooling and halves it: 224 to 7, then 4096, 4096, 1000.
 
-    Each weight layer is there under its name with its parameters, and there is no other.
+    Each weight layer is there under its name with its parameters, and there is no other. Untrained, the logits neither
+    vanish nor explode on normalised noise.
     """
     table = network_layers(column.network, InputSpec(crop=224))
     maps: dict[str, tuple[int, ...]] = {}
@@ -63,6 +64,7 @@ def test_layers_of_the_table(column: Column) -> None:
     assert learned(column.network) == parameters | FULLY_CONNECTED
     assert len(learned(column.network)) == DEPTH[column.name]
     assert table.cost == COSTS[column.name]
+    assert_logits_are_spread(column.network, noise(1, 3, 224, 224))
 
 
 def test_normalisation(column: Column) -> None:
@@ -77,8 +79,3 @@ def test_normalisation(column: Column) -> None:
     (layer,) = found
     assert (layer.size, layer.beta, layer.k) == (5, 0.75, 2.0)
     assert layer.alpha / layer.size == pytest.approx(1e-4)
-
-
-def test_untrained_logits(column: Column) -> None:
-    """On normalised noise the logits neither vanish nor explode."""
-    assert_logits_are_spread(column.network, noise(1, 3, 224, 224))
