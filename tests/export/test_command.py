@@ -172,16 +172,6 @@ def test_bad_weights_file_is_an_error(run: Run, tmp_path: Path, name: str, conte
     assert not root.exists()
 
 
-def test_weights_of_another_network_are_an_error(run: Run, tmp_path: Path, exported: Path) -> None:
-    """A whole state dict that belongs to another network names what does not fit."""
-    weights = exported / "tiny" / "1" / "weights.safetensors"
-
-    result = run("squeezenet1_1", "--weights", weights, "--artifacts", tmp_path / "artifacts")
-
-    assert result.exit_code == 1
-    assert "is it a squeezenet1_1?" in result.stderr
-
-
 @pytest.mark.parametrize("present_weights", [None, "untrained"])
 def test_pretrained_that_cannot_be_reached_is_an_error(
     run: Run, tmp_path: Path, exported: Path, unreachable: str, present_weights: str | None
@@ -211,33 +201,35 @@ def test_artifacts_folder_that_cannot_be_written_is_an_error(run: Run, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("there", "exported_from"),
+    ("name", "there", "exported_from"),
     [
-        (None, [None]),
-        (PRETRAINED, []),
-        (PRETRAINED.model_copy(update={"source": WeightSource.FILE}), []),
-        (UNTRAINED, [WeightSource.PRETRAINED]),
+        ("googlenet", None, [None]),
+        ("googlenet", PRETRAINED, []),
+        ("googlenet", PRETRAINED.model_copy(update={"source": WeightSource.FILE}), []),
+        ("googlenet", UNTRAINED, [WeightSource.PRETRAINED]),
+        ("tiny", UNTRAINED, []),
     ],
-    ids=["nothing", "pretrained", "file", "untrained"],
+    ids=["nothing", "pretrained", "file", "untrained", "nothing published"],
 )
 def test_missing(
     run: Run,
     tmp_path: Path,
     exported: Path,
     scripted: Callable[..., list[Call]],
+    name: str,
     there: WeightRecord | None,
     exported_from: list[WeightSource | None],
 ) -> None:
-    """`--missing` exports what is not there, keeps trained weights, and replaces untrained ones by pretrained ones."""
+    """`--missing` exports what is not there, keeps trained weights, and replaces untrained ones by published ones."""
     calls = scripted()
     if there is not None:
-        present(tmp_path, exported, "googlenet", there)
+        present(tmp_path, exported, name, there)
 
-    result = run("googlenet", "--missing", "--artifacts", tmp_path)
+    result = run(name, "--missing", "--artifacts", tmp_path)
 
     assert result.exit_code == 0
     assert [call.choice.source for call in calls] == exported_from
-    assert calls or f"googlenet: exported already, {there.source if there else ''} weights" in result.stderr
+    assert calls or f"{name}: exported already, {there.source if there else ''} weights" in result.stderr
 
 
 def test_missing_keeps_untrained_weights_where_the_host_cannot_be_reached(
@@ -254,19 +246,6 @@ def test_missing_keeps_untrained_weights_where_the_host_cannot_be_reached(
     assert f"{unreachable}/squeezenet1_1" in result.stderr
     assert versions(tmp_path, "squeezenet1_1") == [1]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_missing_is_content_with_untrained_where_nothing_else_exists(
-    run: Run, exported: Path, scripted: Callable[..., list[Call]]
-) -> None:
-    """An untrained artifact of a network without published weights counts as present."""
-    calls = scripted()
-
-    result = run("tiny", "--missing", "--artifacts", exported)
-
-    assert result.exit_code == 0
-    assert "tiny: exported already, untrained weights" in result.stderr
-    assert calls == []
 
 
 def test_missing_looks_at_the_sha256_of_a_file(

@@ -83,18 +83,6 @@ def test_graph_contract(tiny_file: Path, model: ModelProto) -> None:
     assert all(tensor.data_location == TensorProto.DEFAULT for tensor in model.graph.initializer)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8])
-def test_any_batch_gives_what_pytorch_gives(tiny_file: Path, batch: int) -> None:
-    """The file was exported at a batch of two and answers any other one as eager PyTorch does."""
-    images = random_pixels(TINY.input, batch)
-
-    given = answers(tiny_file, images)
-
-    assert given.shape == (batch, 1000)
-    assert given.dtype == np.float32
-    np.testing.assert_allclose(given, eager(tiny(), torch.from_numpy(images)), atol=1e-6)
-
-
 def test_file_tells_nothing_of_the_machine_that_exported_it(tiny_file: Path, model: ModelProto) -> None:
     """The exporter's notes are gone everywhere: no path of this machine, no source file, no stack trace."""
     data = tiny_file.read_bytes()
@@ -114,11 +102,6 @@ def test_no_index_arithmetic_and_the_cast_comes_first(model: ModelProto) -> None
     assert operators.count("Transpose") == 1
     assert operators[0] == "Cast"
     assert operators.index("Cast") < operators.index("Transpose") < operators.index("Conv")
-
-
-def test_same_network_gives_the_same_bytes(tiny_file: Path, tmp_path: Path) -> None:
-    """Two exports of one network are one file, so that its sha256 says what it is."""
-    assert written(TINY, tiny(), tmp_path).read_bytes() == tiny_file.read_bytes()
 
 
 def test_refused_graph_is_not_written(tmp_path: Path) -> None:
@@ -145,18 +128,10 @@ def _float_input(model: ModelProto) -> None:
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
 
 
-def _second_input(model: ModelProto) -> None:
-    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
-
-
 def _fixed_batch(model: ModelProto) -> None:
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_value = 2
     del model.graph.value_info[:]
-
-
-def _foreign_opset(model: ModelProto) -> None:
-    model.opset_import.append(helper.make_opsetid("pkg.onnxscript.torch_lib", 1))
 
 
 def _older_opset(model: ModelProto) -> None:
@@ -181,13 +156,17 @@ def _wrong_weights(model: ModelProto) -> None:
     kernel.CopyFrom(numpy_helper.from_array(np.zeros((16, 5, 3, 3), dtype=np.float32), kernel.name))
 
 
+MASK = helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1])
+FOREIGN = helper.make_opsetid("pkg.onnxscript.torch_lib", 1)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (_float_input, "not"),
-        (_second_input, "mask"),
+        (lambda model: model.graph.input.append(MASK), "mask"),
         (_fixed_batch, "'image', 2, \\[2, 32"),
-        (_foreign_opset, "pkg.onnxscript"),
+        (lambda model: model.opset_import.append(FOREIGN), "pkg.onnxscript"),
         (_older_opset, "19"),
         (_gather, "Gather"),
         (_unknown_operator, "not valid ONNX"),

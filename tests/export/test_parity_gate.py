@@ -21,6 +21,7 @@ from service.engines.selection.precision import choose_precision
 from service.engines.selection.select import EngineOptions
 from tests.conftest import NullReporter
 from tests.export.distorted_engines import Change, distort
+from tests.onnx_models import softmax as exact_softmax
 
 
 class TableEngine(Engine):
@@ -52,9 +53,7 @@ def numbered(count: int) -> Batch:
 
 def softmax(logits: Sequence[Sequence[float]]) -> Probabilities:
     """Probabilities of each row of logits."""
-    powers = np.exp(np.array(logits, dtype=np.float64))
-    probabilities: Probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    return probabilities
+    return exact_softmax(np.array(logits)).astype(np.float32)
 
 
 def rows(count: int = 16, classes: int = 1000, seed: int = 0) -> Probabilities:
@@ -158,27 +157,20 @@ def test_difference_just_over_the_threshold_fails() -> None:
     assert compare(TableEngine(over), Precision.BF16, numbered(16), reference).passed
 
 
-def _shorter(given: Probabilities) -> Probabilities:
-    return given[:, :-1]
+def put(place: int, value: float) -> Change:
+    """Put `value` into the first or the last row and class."""
+
+    def change(given: Probabilities) -> Probabilities:
+        changed = given.copy()
+        changed[place, place] = value
+        return changed
+
+    return change
 
 
-def _a_row_less(given: Probabilities) -> Probabilities:
-    return given[1:]
-
-
-def _nan(given: Probabilities) -> Probabilities:
-    changed = given.copy()
-    changed[0, 0] = np.nan
-    return changed
-
-
-def _infinite(given: Probabilities) -> Probabilities:
-    changed = given.copy()
-    changed[-1, -1] = np.inf
-    return changed
-
-
-@pytest.mark.parametrize("change", [_shorter, _a_row_less, _nan, _infinite])
+@pytest.mark.parametrize(
+    "change", [lambda given: given[:, :-1], lambda given: given[1:], put(0, np.nan), put(-1, np.inf)]
+)
 @pytest.mark.parametrize("precision", [Precision.F32, Precision.BF16])
 def test_answers_that_are_no_answers_are_the_worst_there_is(change: Change, precision: Precision) -> None:
     """Another shape, or a number that is not finite, fails with the worst figures, and the report is still JSON."""
@@ -402,7 +394,7 @@ def test_no_artifact_where_the_gate_fails(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_artifact_remembers_that_bf16_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With bf16 giving no numbers there is an artifact, valid JSON, that says so; the service computes in f32."""
-    distort(monkeypatch, {F32: None, BF16: _nan})
+    distort(monkeypatch, {F32: None, BF16: put(0, np.nan)})
 
     export(CATALOG["tiny"], WeightsChoice.parse("untrained", None), tmp_path, NullReporter())
 
@@ -417,8 +409,3 @@ def test_artifact_remembers_that_bf16_failed(tmp_path: Path, monkeypatch: pytest
         raise AssertionError(f"{constant} is not JSON")
 
     json.loads((artifact.folder / "manifest.json").read_text(), parse_constant=refuse)
-
-
-def test_batch_sizes_cover_one_a_part_and_the_largest() -> None:
-    """The sizes include one, and one that divides neither eight nor the number of images."""
-    assert BATCH_SIZES == (1, 3, 8)

@@ -239,16 +239,10 @@ def labelled(shared_data: Path) -> LabelledPhotos:
     return LabelledPhotos(samples, [int(row["class_id"]) for row in rows], eager(network, SQUEEZENET, samples))
 
 
-def test_trained_weights_are_recorded(trained: Path, shared_data: Path) -> None:
-    """The artifact has the name and the sha256 of the weights' file, claims no accuracy, and passed its gate with room.
-
-    On trained weights f32 is at least ten times closer than the gate asks for.
-    """
+def test_trained_weights_pass_with_room(trained: Path) -> None:
+    """The artifact claims no accuracy, and passed its gate with room: f32 is ten times closer than it asks for."""
     manifest = load(trained, "squeezenet1_1").manifest
-    expected = hashlib.sha256((shared_data / "squeezenet1_1.safetensors").read_bytes()).hexdigest()
 
-    assert (manifest.weights.source, manifest.weights.name) == (WeightSource.FILE, "squeezenet1_1.safetensors")
-    assert manifest.weights.sha256 == expected
     assert manifest.acc1 is None
     for report in manifest.parity:
         assert report.passed
