@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import click
 import pytest
 
 from export.gate_images import PHOTOS
-from service.cli.main import main
-from service.common.settings import Settings
 from tests.command_line import topfive
 
 PREDICT, COMPARE = ("predict", PHOTOS / "bee.jpeg"), ("compare", PHOTOS / "bee.jpeg")
@@ -57,18 +54,6 @@ def test_serving_an_ensemble(artifacts: Path) -> None:
 
     assert result.exit_code == 2
     assert "name its members instead" in result.stderr
-
-
-@pytest.mark.parametrize("name", sorted(Settings.model_fields))
-def test_every_setting_is_an_option(name: str) -> None:
-    """Every setting is an option of serve with its default, its meaning and its variable."""
-    command = main.get_command(click.Context(main), "serve")
-    assert command is not None
-    (option,) = [option for option in command.params if option.name == name]
-    assert isinstance(option, click.Option)
-    assert option.envvar == f"TOPFIVE_{name.upper()}"
-    assert option.help
-    assert option.show_default
 
 
 def test_help_lists_commands() -> None:

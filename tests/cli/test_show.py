@@ -66,9 +66,15 @@ async def test_json_is_the_reply_of_the_server(artifacts: Path) -> None:
     }
 
 
-def test_damaged_manifest(artifacts: Path) -> None:
-    """A manifest that cannot be read is named, with the command to export the model again."""
-    (artifacts / "tiny" / "1" / "manifest.json").write_text("{}", encoding="utf-8")
+def test_damaged_files(artifacts: Path) -> None:
+    """The record of an engine, or a manifest, that cannot be read is named, with what to do."""
+    folder = artifacts / "tiny" / "1"
+    (folder / "engines").mkdir()
+    (folder / "engines" / "zzz.json").write_text("{")
+    warnings = json.loads(topfive("show", "tiny", "--artifacts", artifacts, "--json").output)["warnings"]
+    assert any("zzz.json cannot be read" in text and "build that engine again" in text for text in warnings)
+
+    (folder / "manifest.json").write_text("{}", encoding="utf-8")
     output = topfive("show", "tiny", "--artifacts", artifacts, columns=200).output
 
     assert "is not a manifest" in output
@@ -90,13 +96,3 @@ def test_built_engines(artifacts: Path) -> None:
         for name in ("tiny", "alexnet_2012", "resnet50"):
             lines = topfive("show", name, "--artifacts", artifacts, columns=columns).output.splitlines()
             assert max(map(len, lines)) <= columns
-
-
-def test_record_of_an_engine_that_cannot_be_read(artifacts: Path) -> None:
-    """A record of an engine that cannot be read is a warning with the file and what to do."""
-    folder = artifacts / "tiny" / "1" / "engines"
-    folder.mkdir()
-    (folder / "zzz.json").write_text("{")
-    warnings = json.loads(topfive("show", "tiny", "--artifacts", artifacts, "--json").output)["warnings"]
-
-    assert any("zzz.json cannot be read" in text and "build that engine again" in text for text in warnings)

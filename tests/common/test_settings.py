@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from service.cli.options import options, settings_from
+from service.cli.serve import serve_command
 from service.common.settings import Settings
 from service.common.types import ImageLimits
 
@@ -69,7 +70,7 @@ def other(default: object) -> object:
 
 @pytest.mark.parametrize("name", Settings.model_fields.keys())
 def test_every_setting(name: str) -> None:
-    """Each setting has an option and a variable, of which the option wins, and says what it means."""
+    """Each setting has an option and a variable, of which the option wins; the help has its meaning and default."""
     default = Settings.model_fields[name].default
     value = other(default)
     default_text, text = (",".join(one) if isinstance(one, tuple) else f"{one}" for one in (default, value))
@@ -78,7 +79,11 @@ def test_every_setting(name: str) -> None:
     assert expected != Settings()
     assert parsed(env={f"TOPFIVE_{name.upper()}": text}) == expected
     assert parsed(f"--{name.replace('_', '-')}", text, env={f"TOPFIVE_{name.upper()}": default_text}) == expected
-    assert Settings.model_fields[name].description
+    [option] = [one for one in serve_command.params if one.name == name]
+    assert isinstance(option, click.Option)
+    assert option.help == Settings.model_fields[name].description
+    assert option.help
+    assert option.show_default
 
 
 @pytest.mark.parametrize(

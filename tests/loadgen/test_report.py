@@ -176,26 +176,21 @@ def test_plain_progress() -> None:
 
 
 def test_live_progress() -> None:
-    """In a terminal one line changes, gains a bar each time, and disappears at the end."""
+    """In a terminal one line changes, gains a bar each time, and disappears at the end.
+
+    80 columns do not cut off the errors and open requests of a busy load.
+    """
+    latency = LatencySummary(30.0, 128.8, 340.1, 350.2, 353.3, 400.0)
     file = io.StringIO()
-    with progress_display(Console(file=file, width=120, force_terminal=True, color_system=None)) as show:
+    with progress_display(Console(file=file, width=80, force_terminal=True, color_system=None)) as show:
         show(progress(1))
         show(progress(3))
+        show(LoadProgress(LoadLevel(connections=64), False, 12, Window(1, 2094, 2093.8, latency), 17, 64))
 
     assert "warm-up 1 s" in file.getvalue()
     assert "connections, 3 s: 50.0/s" in file.getvalue()
     assert "██" in file.getvalue()
     assert file.getvalue().endswith("\x1b[1A\x1b[2K")
-
-
-def test_live_progress_fits_a_terminal() -> None:
-    """80 columns do not cut off the errors and open requests of a busy load."""
-    latency = LatencySummary(30.0, 128.8, 340.1, 350.2, 353.3, 400.0)
-    busy = LoadProgress(LoadLevel(connections=64), False, 12, Window(1, 2094, 2093.8, latency), 17, 64)
-    file = io.StringIO()
-    with progress_display(Console(file=file, width=80, force_terminal=True, color_system=None)) as show:
-        show(busy)
-
     assert "64 connections, 12 s: 2093.8/s, p50 128.8 p99 353.3 ms, 17 errors, 64 open" in file.getvalue()
 
 
