@@ -313,16 +313,6 @@ async def test_a_bug_while_a_batch_is_cut_costs_the_others_no_slot() -> None:
     assert await values([*first, *third]) == answers(0, 2)
 
 
-def test_all_stuck_means_every_slot() -> None:
-    """One of two leaves a slot; two of two leave none."""
-    device = FairScheduler(2, ManualClock())
-    seen = []
-    for stuck in (0, 1, 2):
-        device.stuck = stuck
-        seen.append(device.all_stuck)
-    assert seen == [False, False, True]
-
-
 # --- how long a batch may be while others wait ---
 
 

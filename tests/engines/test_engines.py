@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from export.gate_images import random_pixels
-from models.artifact.artifact import GRAPH, WEIGHTS, Artifact, load
+from models.artifact.artifact import GRAPH, WEIGHTS, Artifact
 from models.artifact.engine_plan import ComputeCapability
 from models.catalog import CATALOG
 from service.common.cpus import cpu_quota
@@ -39,12 +39,6 @@ def _threads_of_torch() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def tiny(exported: Path) -> Artifact:
-    """The artifact of `tiny`."""
-    return load(exported, "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -228,27 +222,22 @@ def test_failed_run_frees_its_slot(tiny: Artifact, runtime: Runtime) -> None:
     engine.close()
 
 
-class _NoMemory:
-    """An infer request, and a session, for which no batch is small enough."""
+class _Failing:
+    """An infer request, or a session, that fails in its runtime's own words."""
 
-    def infer(self, *_arguments: object, **_options: object) -> object:
-        raise RuntimeError("bad allocation")
+    def __init__(self, words: str) -> None:
+        self.words = words
 
-    def run(self, *_arguments: object) -> object:
-        raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 602112000")
+    def run(self, *_arguments: object, **_options: object) -> object:
+        raise RuntimeError(self.words)
 
-
-class _LostCard:
-    """A session whose card is lost, in ONNX Runtime's own words."""
-
-    def run(self, *_arguments: object) -> object:
-        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 700: an illegal memory access was encountered")
+    infer = run
 
 
 def test_lost_card_is_said(tiny: Artifact) -> None:
     """A CUDA error after which nothing runs is no ordinary failure; the session is never let go, for that may abort."""
     engine = OnnxRuntimeEngine(tiny, Runtime.ONNXRUNTIME, slots=1, threads=1, max_batch=8)
-    session = _LostCard()
+    session = _Failing("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 700: an illegal memory access was encountered")
     alive = weakref.ref(session)
     engine._session = session
     with pytest.raises(CardLostError, match="cudaErrorIllegalAddress"):
@@ -263,9 +252,11 @@ def test_out_of_memory_is_a_memory_error(tiny: Artifact) -> None:
     """The batcher halves a batch on MemoryError, so each runtime's own way to say it becomes one."""
     openvino = OpenVinoEngine(tiny, Precision.F32, slots=1, threads=1, max_batch=8)
     openvino._requests.get()
-    openvino._requests.put(_NoMemory())
+    openvino._requests.put(_Failing("bad allocation"))
     onnxruntime = OnnxRuntimeEngine(tiny, Runtime.ONNXRUNTIME, slots=1, threads=1, max_batch=8)
-    onnxruntime._session = _NoMemory()
+    onnxruntime._session = _Failing(
+        "[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 602112000"
+    )
 
     for engine in (openvino, onnxruntime):
         with pytest.raises(MemoryError):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.artifact.artifact import IMPORTED, Artifact, ParityReport, Thresholds, load
+from models.artifact.artifact import IMPORTED, Artifact, ParityReport, Thresholds
 from service.common.types import Batch, Precision, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.selection import opening, select
@@ -44,12 +44,6 @@ def bf16(*, passed: bool, runtime: Runtime = Runtime.OPENVINO) -> ParityReport:
 def f32(runtime: Runtime, *, passed: bool) -> ParityReport:
     """A report of f32."""
     return bf16(passed=passed, runtime=runtime).model_copy(update={"precision": Precision.F32})
-
-
-@pytest.fixture(scope="module")
-def tiny(exported: Path) -> Artifact:
-    """The artifact of `tiny`."""
-    return load(exported, "tiny")
 
 
 def changed(artifact: Artifact, **changes: object) -> Artifact:

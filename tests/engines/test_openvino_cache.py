@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from export.gate_images import random_pixels
-from models.artifact.artifact import Artifact, load
+from models.artifact.artifact import Artifact
 from service.common.types import Precision, Probabilities, Runtime
 from service.engines.openvino.cache import CompiledGraph
 from service.engines.openvino.engine import OpenVinoEngine
@@ -21,12 +21,6 @@ from service.engines.selection.opening import open_engine
 from service.engines.selection.select import EngineOptions
 
 Opening = Callable[..., tuple[bool, Probabilities]]
-
-
-@pytest.fixture
-def tiny(artifacts: Path) -> Artifact:
-    """The artifact of `tiny`."""
-    return load(artifacts, "tiny")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.artifact.artifact import IMPORTED, Artifact, load
+from models.artifact.artifact import IMPORTED, Artifact
 from models.artifact.files import CacheFile
 from models.artifact.reference import Reference
 from service.common.types import EngineInfo, Precision, Probabilities, Rows
@@ -43,12 +43,6 @@ class Faithful(FakeEngine):
 
     def describe(self) -> EngineInfo:
         return self.info
-
-
-@pytest.fixture(scope="module")
-def tiny(exported: Path) -> Artifact:
-    """The artifact of `tiny`."""
-    return load(exported, "tiny")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from models.artifact.engine_plan import Flavour
-from service.engines.base import EngineUnavailableError
 from service.engines.tensorrt import plan
 from tests.fake_tensorrt import BROKEN, network
 from tests.scripted_card import CARD, CLASSES, ScriptedCard, pixels
@@ -119,13 +118,3 @@ def test_one_file_for_each(rtx: MakeCard, tmp_path: Path) -> None:
     ScriptedCard(tmp_path, Flavour.TENSORRT_RTX, driver="590.1").open().close()
 
     assert len(files(tmp_path)) == 4
-
-
-@pytest.mark.parametrize("step", ["create_runtime_config", "create_runtime_cache", "set_runtime_cache"])
-def test_steps_that_fail(rtx: MakeCard, step: str) -> None:
-    """A step of the configuration that RTX refuses refuses the engine, with its words."""
-    here = rtx()
-    here.script.fail(step, BROKEN)
-    with pytest.raises(EngineUnavailableError, match="the script says so"):
-        here.open()
-    here.trt.assert_clean()

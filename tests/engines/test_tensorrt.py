@@ -390,6 +390,9 @@ def test_wrong_plan(scripted: MakeCard, changes: dict[str, Any], said: str) -> N
 @pytest.mark.parametrize(
     ("step", "said"),
     [
+        ("create_runtime_config", "no runtime configuration"),
+        ("create_runtime_cache", "no runtime cache"),
+        ("set_runtime_cache", "the runtime cache was not taken"),
         ("Runtime", "TensorRT does not start"),
         ("deserialize_cuda_engine", "engine.plan cannot be loaded"),
         ("create_execution_context", "no execution context"),
@@ -400,7 +403,7 @@ def test_wrong_plan(scripted: MakeCard, changes: dict[str, Any], said: str) -> N
 )
 def test_steps_that_fail(scripted: MakeCard, step: str, said: str) -> None:
     """A step that TensorRT refuses when the engine opens is named, with its words."""
-    here = scripted()
+    here = scripted(flavour=Flavour.TENSORRT_RTX if "runtime_c" in step else Flavour.TENSORRT)
     here.script.fail(step, BROKEN)
     with pytest.raises(EngineUnavailableError, match=f"{said}: .*the script says so"):
         here.open()

@@ -52,13 +52,6 @@ async def test_the_least_recently_used_model_is_evicted(five: Path) -> None:
         assert sorted(host.loaded) == sorted(host.open) == ["b", "c"]
 
 
-async def test_no_budget_evicts_nothing(five: Path) -> None:
-    """Without a budget five models stay."""
-    async with host_of(five) as host:
-        await host.use(*NAMES)
-        assert sorted(host.open) == sorted(NAMES)
-
-
 async def test_requests_in_flight_are_answered_first(five: Path) -> None:
     """A model in use is closed once its request has its answer; the request that waits for the room is answered too."""
     async with host_of(five, {CPU: 1}) as host:
@@ -203,19 +196,6 @@ async def test_only_one_is_evicted_for_a_device_without_memory(five: Path, error
         with pytest.raises(NotReady, match="no such operator"):
             await host.classify("d")
         assert host.open == ["b"]
-
-
-async def test_two_loads_do_not_count_on_the_same_bytes(five: Path) -> None:
-    """With room for two, five models that are asked for at once are never more than two, and all answer."""
-    async with host_of(five, {CPU: 2}) as host:
-        most = 0
-        tasks = [asyncio.create_task(host.classify(name, 5)) for name in NAMES]
-        while not all(task.done() for task in tasks):
-            most = max(most, len(host.open))
-            await asyncio.sleep(0)
-        assert await asyncio.gather(*tasks) == [5] * 5
-        assert most == 2
-        assert len(host.engines) == 5
 
 
 async def test_a_loaded_model_answers_those_who_waited_before_it_is_evicted(five: Path) -> None:
