@@ -29,7 +29,7 @@ from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer, add_Classif
 from service.common.settings import Settings
 from service.common.types import EngineInfo, Probabilities, Rows, Samples
 from service.engines.base import CPU, Engine
-from service.engines.selection.opening import Opened
+from service.engines.selection.opening import OpenedEngine
 from service.inference.local import LocalDataPlane
 from service.preprocessing.decode import DecodedImage, decode_image
 from service.preprocessing.preprocessor import Preprocessor
@@ -161,8 +161,8 @@ async def serve_null(port: int, kind: OverheadServer, model: str, artifacts: Pat
     await _serve_spent(port + 2, timer)
 
 
-def _open(artifact: Artifact) -> Opened:
-    return Opened(NullEngine(artifact.manifest.classes))
+def _open(artifact: Artifact) -> OpenedEngine:
+    return OpenedEngine(NullEngine(artifact.manifest.classes))
 
 
 @cache

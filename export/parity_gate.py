@@ -116,7 +116,7 @@ def _measure(
             engine.close()
     except Exception as error:  # a runtime's own exceptions have no common base
         if kind.runtime is Runtime.ONNXRUNTIME_CUDA and isinstance(error, EngineUnavailableError):
-            return None  # built with CUDA, but this machine has no card: it does not serve here either
+            return None  # built with CUDA, but this machine has no GPU: it does not serve here either
         name = artifact.manifest.name
         if _is_required(kind, rules):
             raise ParityError(f"{name} does not run on {kind.runtime}, no artifact was written: {error}") from error

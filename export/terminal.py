@@ -54,7 +54,7 @@ def print_artifact(manifest: Manifest, version: int, root: Path) -> None:
 
 
 def print_engines(plans: Sequence[EnginePlan], parity: ParityReport | None) -> None:
-    """Print each plan with its cards and batch sizes, and how their graph compares with PyTorch on the CPU."""
+    """Print each plan with its GPUs and batch sizes, and how their graph compares with PyTorch on the CPU."""
     for plan in plans:
         print_line(f"  {escape(str(plan.path))}")
         print_line(f"  {escape(plan_line(plan.record))}")
@@ -71,9 +71,9 @@ def _parity_line(parity: ParityReport, otherwise: str) -> str:
 
 
 def plan_line(record: PlanRecord) -> str:
-    """One line with the runtime, cards, precision, batch sizes and size of a plan."""
+    """One line with the runtime, GPUs, precision, batch sizes and size of a plan."""
     sizes = record.profile
-    where = f"on {record.card}" if record.card else "without a card"
+    where = f"on {record.card}" if record.card else "without a GPU"
     return (
         f"{record.flavour} {record.version} for {', '.join(record.targets)} in {record.precision}: "
         f"batches {sizes.smallest} to {sizes.largest}, best {sizes.best}; {record.size_bytes / 1e6:.1f} MB, "

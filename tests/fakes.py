@@ -13,7 +13,7 @@ from models.artifact.artifact import Artifact
 from service.common.clock import Timer
 from service.common.types import Batch, EngineInfo, ItemOutcome, Probabilities, Rows, SloOutcome
 from service.engines.base import CPU, Engine
-from service.engines.selection.opening import Choice, Opened
+from service.engines.selection.opening import Choice, OpenedEngine
 
 
 class _ManualTimer:
@@ -171,19 +171,19 @@ class Opener:
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, artifact: Artifact) -> Opened:
+    def __call__(self, artifact: Artifact) -> OpenedEngine:
         self.begun += 1
         assert self.gate.wait(30), "a test left the gate closed"
         if self.script:
             raise self.script.pop(0)
         engine = self.make(artifact)
         self.opened.append(engine)
-        return Opened(engine)
+        return OpenedEngine(engine)
 
 
-def opener(engine: FakeEngine, choice: Choice | None = None) -> Callable[[Artifact], Opened]:
+def opener(engine: FakeEngine, choice: Choice | None = None) -> Callable[[Artifact], OpenedEngine]:
     """Opens `engine` for every artifact, chosen so."""
-    return lambda _artifact: Opened(engine, choice or Choice())
+    return lambda _artifact: OpenedEngine(engine, choice or Choice())
 
 
 class ScriptedRun:

@@ -1,4 +1,4 @@
-"""Builds TensorRT engines into an artifact: its graph in a precision, checked, and a plan for each group of cards.
+"""Builds TensorRT engines into an artifact: its graph in a precision, checked, and a plan for each group of GPUs.
 
 An interruption or a failure leaves nothing of the current plan, and keeps the plans before it.
 """
@@ -58,7 +58,7 @@ def present_plans(artifact: Artifact, request: BuildRequest, version: str) -> li
 
 
 def build_engines(artifact: Artifact, request: BuildRequest, trt: ModuleType, reporter: Reporter) -> BuildResult:
-    """Write a plan into the artifact for each group of cards.
+    """Write a plan into the artifact for each group of GPUs.
 
     Raises BuildError with the builder's own message, BuildRequestError for the batch sizes, OSError where the folder of
     the artifact cannot be written, and what `engine_graph` raises. A plan that fails after another was written ends the

@@ -18,7 +18,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the builder's name of a phase, the steps done and the steps in all; from any thread."""
 
 _WORKSPACE_BYTES = 8 << 30  # for the feature maps of a batch too: 2 GiB are too few for EfficientNet-B4 at 32
-_NO_DRIVER = "cudaError 35"  # TensorRT for RTX adds this to every error where there is no card; it needs none
+_NO_DRIVER = "cudaError 35"  # TensorRT for RTX adds this to every error where there is no GPU; it needs none
 _UNKNOWN_CARD = "not supported by this TensorRT release"
 _OUT_OF_MEMORY = "OutOfMemory"
 _OPTIMISATION_LEVEL = 3  # TensorRT's default tries all kernels; from 4 on a build takes many times as long
@@ -150,7 +150,7 @@ def _set_profile(job: BuildJob, builder: Any, network: Any, config: Any, message
 
 
 def _set_targets(trt: ModuleType, job: BuildJob, config: Any, messages: TensorRtLog) -> None:
-    """Raise BuildError where a target is refused: the plan would silently be built for the other cards."""
+    """Raise BuildError where a target is refused: the plan would silently be built for the other GPUs."""
     config.num_compute_capabilities = len(job.targets)
     for index, target in enumerate(job.targets):
         capability = trt.ComputeCapability.__members__[str(target).upper()]
@@ -167,9 +167,9 @@ def _set_timings(job: BuildJob, config: Any, messages: TensorRtLog) -> None:
 
 
 def _reason(messages: TensorRtLog) -> str:
-    """The last errors and a remedy: TensorRT 10 knows older cards, and a smaller batch needs less memory."""
+    """The last errors and a remedy: TensorRT 10 knows older GPUs, and a smaller batch needs less memory."""
     said = TensorRtLog([line for line in messages.errors if _NO_DRIVER not in line]).last()
-    old = "; pip install 'tensorrt~=10.16' may know this card" if _UNKNOWN_CARD in said else ""
+    old = "; pip install 'tensorrt~=10.16' may know this GPU" if _UNKNOWN_CARD in said else ""
     full = "; use --batch with a smaller largest size" if _OUT_OF_MEMORY in said else ""
     return said + old + full
 

@@ -42,7 +42,7 @@ def engine_options(command: Command) -> Command:
             "engine",
             type=click.Choice([flavour.value for flavour in Flavour]),
             show_default="none",
-            help="Build an engine for NVIDIA cards: tensorrt on the card that runs it, tensorrt-rtx anywhere",
+            help="Build an engine for NVIDIA GPUs: tensorrt on the GPU that runs it, tensorrt-rtx anywhere",
         ),
         _option(
             "precision",
@@ -53,7 +53,7 @@ def engine_options(command: Command) -> Command:
         _option(
             "target",
             metavar="this|sm75,sm86,...",
-            show_default="this, or without a card sm75,sm86,sm89,sm120; in f32 and int8 those from sm86",
+            show_default="this, or without a GPU sm75,sm86,sm89,sm120; in f32 and int8 those from sm86",
             help="Cards to build for by compute capability; Turing (sm75) gets a plan of its own",
         ),
         _option(

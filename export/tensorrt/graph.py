@@ -92,7 +92,7 @@ def _check(artifact: Artifact, precision: Precision, graph: Path, reporter: Repo
     """The report of that graph in ONNX Runtime on the CPU. Raises ParityError where it fails.
 
     The CPU computes in float32. This shows rounding of weights and overflow of feature maps, not sums in float16, which
-    the service checks on the card itself.
+    the service checks on the GPU itself.
     """
     reporter.step(f"parity of the graph in {precision}")
     name = artifact.manifest.name
@@ -117,7 +117,7 @@ def _check(artifact: Artifact, precision: Precision, graph: Path, reporter: Repo
     if artifact.manifest.weights.source is WeightSource.UNTRAINED and report.logit_cosine > 0:
         log.warning(
             "%s in %s differs from PyTorch, which says little: its weights are noise, and in a deep network of noise "
-            "rounding grows from layer to layer; the check on the card decides",
+            "rounding grows from layer to layer; the check on the GPU decides",
             name,
             precision,
         )

@@ -1,4 +1,4 @@
-"""What engine to build for which cards: the options of the command line, checked before anything is exported."""
+"""What engine to build for which GPUs: the options of the command line, checked before anything is exported."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ TURING = ComputeCapability(7, 5)
 THIS = "this"
 PRECISIONS = (Precision.FP16, Precision.F32, Precision.INT8)
 DEFAULT_PROFILE = BatchProfile(smallest=1, best=8, largest=32)
-# The RTX cards of the last four generations
+# The RTX GPUs of the last four generations
 _RTX = (TURING, ComputeCapability(8, 6), ComputeCapability(8, 9), ComputeCapability(12, 0))
 _LARGEST_BATCH = 1024  # as of the service's own --max-batch
 
@@ -29,7 +29,7 @@ class BuildRequestError(ExportError):
 class BuildRequest:
     """Engines to build: a plan for each of `groups`.
 
-    `profile` is None where the user gives no batch sizes. `card` builds the engine, None where no card is needed.
+    `profile` is None where the user gives no batch sizes. `card` builds the engine, None where no GPU is needed.
     """
 
     flavour: Flavour
@@ -66,16 +66,16 @@ def parse_profile(text: str) -> BatchProfile:
 
 
 def tensorrt_targets(text: str | None, cards: Cards) -> tuple[tuple[Group, ...], Card]:
-    """The target of TensorRT and its card, on which it both builds and runs. Raises BuildRequestError."""
+    """The target of TensorRT and its GPU, on which it both builds and runs. Raises BuildRequestError."""
     if not cards.found:
         raise BuildRequestError(
-            f"TensorRT builds an engine on the card that runs it, and there is none here ({cards.reason}); "
+            f"TensorRT builds an engine on the GPU that runs it, and there is none here ({cards.reason}); "
             f"--engine {Flavour.TENSORRT_RTX} builds without one"
         )
     card = cards.found[0]
     if text is not None and (asked := _parse_targets(text, cards)) != {card.target}:
         raise BuildRequestError(
-            f"TensorRT builds only for the card of this machine, {card.name} ({card.target}), not for "
+            f"TensorRT builds only for the GPU of this machine, {card.name} ({card.target}), not for "
             f"{_listed(asked)}; use --target {THIS} there, or --engine {Flavour.TENSORRT_RTX}"
         )
     return ((card.target,),), card
@@ -86,7 +86,7 @@ def rtx_targets(
 ) -> tuple[Group, ...]:
     """The targets of TensorRT for RTX in groups that share a plan: Turing apart, as NVIDIA advises, and all others.
 
-    The default is the card of this machine, or without one every RTX card that runs `precision`. Raises
+    The default is the GPU of this machine, or without one every RTX GPU that runs `precision`. Raises
     BuildRequestError for a target that is not in `known` or does not run `precision`.
     """
     if text is not None:
@@ -100,7 +100,7 @@ def rtx_targets(
     if TURING in targets and precision is Precision.F32:
         raise BuildRequestError(
             f"{Flavour.TENSORRT_RTX} multiplies no matrices in f32 on Turing ({TURING}); use --precision fp16 there, "
-            f"or --engine {Flavour.TENSORRT} on the card itself"
+            f"or --engine {Flavour.TENSORRT} on the GPU itself"
         )
     groups = (tuple(sorted(targets & {TURING})), tuple(sorted(targets - {TURING})))
     return tuple(group for group in groups if group)
@@ -119,7 +119,7 @@ def _parse_targets(text: str, cards: Cards) -> set[ComputeCapability]:
             found.add(cards.found[0].target)
         else:
             raise BuildRequestError(
-                f"--target {THIS}: there is no card here ({cards.reason}); name what to build for: sm75"
+                f"--target {THIS}: there is no GPU here ({cards.reason}); name what to build for: sm75"
             )
     return found
 

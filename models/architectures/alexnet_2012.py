@@ -8,7 +8,7 @@ from models.architectures.blocks import LocalResponseNorm, initialise
 
 
 def _features() -> dict[str, nn.Module]:
-    """[N, 3, 227, 227] to [N, 256, 6, 6]; each group of conv2, conv4 and conv5 ran on a graphics card of its own."""
+    """[N, 3, 227, 227] to [N, 256, 6, 6]; each group of conv2, conv4 and conv5 ran on a graphics GPU of its own."""
     return {
         "conv1": nn.Conv2d(3, 96, kernel_size=11, stride=4),
         "relu1": nn.ReLU(),

@@ -1,4 +1,4 @@
-"""TensorRT engines in an artifact: a plan, and beside it a record of how and for which cards it was built.
+"""TensorRT engines in an artifact: a plan, and beside it a record of how and for which GPUs it was built.
 
     ARTIFACTS/NAME/VERSION/engines/
         FLAVOUR-VERSION-TARGET-PRECISION.plan   what TensorRT wrote
@@ -22,7 +22,7 @@ _TARGET = re.compile(r"sm(\d{2,3})")
 
 
 class Flavour(StrEnum):
-    """The library that wrote a plan: TensorRT on the card itself, or TensorRT for RTX ahead of time for any cards."""
+    """The library that wrote a plan: TensorRT on the GPU itself, or TensorRT for RTX ahead of time for any GPUs."""
 
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
@@ -34,7 +34,7 @@ class PlanError(Exception):
 
 @dataclass(frozen=True, slots=True, order=True)
 class ComputeCapability:
-    """A compute capability of NVIDIA cards, written sm75 for 7.5."""
+    """A compute capability of NVIDIA GPUs, written sm75 for 7.5."""
 
     major: int
     minor: int
@@ -62,7 +62,7 @@ class BatchProfile(BaseModel):
 class PlanRecord(BaseModel):
     """How a plan was built.
 
-    `card` is the name of the card that built it, None where none was needed. `graph_sha256` belongs to the artifact's
+    `card` is the name of the GPU that built it, None where none was needed. `graph_sha256` belongs to the artifact's
     model.onnx, `source_sha256` to the ONNX file that the builder read (the same network in `precision`), `sha256` to
     the plan. `calibration_images` is the number of photos that calibrated int8. `warnings` are the builder's.
     """

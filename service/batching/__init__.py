@@ -1,1 +1,1 @@
-"""Dynamic batching: admission, queue, batches in the slots of an engine, the latency bound."""
+"""Dynamic batching: admission, queue, dispatch of batches to engine slots, the latency bound."""

@@ -1,4 +1,4 @@
-"""Admits images before they are decoded, because decoding is where memory grows; refuses at once what is too much."""
+"""Admits or refuses images before they are decoded, because decoding is where memory grows."""
 
 from collections import deque
 from itertools import repeat
@@ -11,12 +11,12 @@ from service.common.errors import BadRequest, Overloaded
 from service.common.metrics import BatchMetrics
 from service.common.types import BatchLimits, ItemOutcome
 
-_LATELY_S, _FEWEST, _MOST = 10.0, 8, 64  # images answered of late that tell how fast the model is, decoding included
-_FIRST_RETRY_S = 1.0  # what to tell a refused caller before any batch has been measured
+_LATELY_S, _FEWEST, _MOST = 10.0, 8, 64  # images from which the drain rate is measured
+_FIRST_RETRY_S = 1.0  # before any batch has been measured
 
 
 class AdmissionControl:
-    """At most `limits.capacity` images of one model at once; with a `bound`, none that it expects to be late."""
+    """Admits at most `limits.capacity` images of one model at once, with a `bound` none that would be late."""
 
     def __init__(
         self, limits: BatchLimits, cost: CostModel, bound: LatencyBound | None, *, clock: Clock, metrics: BatchMetrics
@@ -28,7 +28,7 @@ class AdmissionControl:
         self._metrics = metrics
         self._released: deque[float] = deque(maxlen=_MOST)
         self.admitted = 0
-        """Images that are decoded, wait or run now."""
+        """Images in flight: they are decoded, wait, or run now."""
 
     def admit(self, count: int, max_batch: int) -> Admission:
         """Admit `count` images, all or none. `max_batch` is used only to estimate the retry time of Overloaded.
@@ -53,14 +53,14 @@ class AdmissionControl:
         return admission
 
     def release(self, admission: Admission) -> None:
-        """The request has ended, however it did."""
+        """End the admission of a request, whatever its outcome."""
         self.admitted -= admission.count
         self._released.extend(repeat(self._clock.now(), admission.count))
 
     def _retry_after_s(self, max_batch: int) -> float:
-        """Seconds until the images admitted now should have ended.
+        """Estimate the seconds until the images in flight have ended.
 
-        By the time of their batches in all slots, and by how fast images ended of late: the larger of both.
+        The larger of two estimates: the run times of their batches in all slots, and the recent drain rate.
         """
         drained_s = self._drained_s()
         batch_s = self._cost.predict(min(self.admitted, max_batch))
@@ -69,7 +69,7 @@ class AdmissionControl:
         return max(batch_s, batch_s * self.admitted / max_batch / self._limits.slots, drained_s)
 
     def _drained_s(self) -> float:
-        """Seconds for the images admitted now at the rate of late; 0 where too few have ended to tell."""
+        """Seconds for the images in flight at the recent drain rate; 0 if too few have ended to measure it."""
         lately = [at for at in self._released if self._released[-1] - at <= _LATELY_S]
         if len(lately) < _FEWEST:
             return 0.0

@@ -1,8 +1,8 @@
 """Dynamic batching: a batch starts as soon as a slot is free, and grows only while every slot is busy.
 
 Everything happens on the event loop. One synchronous method, `_dispatch`, decides; it is called after `submit` has
-queued items and when a batch has ended. There is no timer, no lock, no thread and no background task that could die.
-The batcher knows no engine: it is given a function that runs a batch.
+queued items and after a batch has ended. There is no timer, no lock, no thread and no background task.
+The batcher knows no engine: the caller passes the function that runs a batch.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class BatcherState(StrEnum):
-    """OPEN takes work; DRAINING finishes what it has; CLOSED and BROKEN refuse everything."""
+    """OPEN accepts work; DRAINING finishes accepted work; CLOSED and BROKEN refuse everything."""
 
     OPEN = "open"
     DRAINING = "draining"
@@ -43,11 +43,11 @@ class BatcherState(StrEnum):
 
 
 class Batcher(Generic[T, R]):
-    """Runs items of T in batches through `run`, which gives a result R or an exception for each, in order.
+    """Runs items of T in batches through `run`, which returns a result R or an exception for each item, in order.
 
-    `scheduler` is that of the device, shared with other batchers; alone a batcher has as many slots as its limits say.
-    `run` may raise MemoryError: the batch is halved, each half tried once, and the maximum lowered. Any other error
-    of `run` fails that batch alone. `max_failures` of them in a row make `healthy` false until a batch succeeds.
+    `scheduler` shares the slots of a device with other batchers. Without it the batcher has `limits.slots` of its own.
+    If `run` raises MemoryError, the batch is halved, each half is tried once, and `max_batch` is lowered. Any other
+    error of `run` fails only that batch. `max_failures` of them in a row make `healthy` false until a batch succeeds.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Batcher(Generic[T, R]):
         self._cause: BaseException | None = None
         self.state = BatcherState.OPEN
         self.max_batch = limits.max_batch
-        """The largest batch that is run: lower than configured after the engine ran out of memory."""
+        """The largest batch. It is lowered after the engine runs out of memory."""
 
     @property
     def depth(self) -> int:
@@ -93,7 +93,7 @@ class Batcher(Generic[T, R]):
 
     @property
     def admitted(self) -> int:
-        """Images that are decoded, wait or run now."""
+        """Images in flight: they are decoded, wait, or run now."""
         return self._admissions.admitted
 
     @property
@@ -105,8 +105,8 @@ class Batcher(Generic[T, R]):
     def admit(self, count: int = 1) -> Iterator[Admission]:
         """Admit `count` images, all or none, until the block ends. They need not be decoded yet.
 
-        Raises Overloaded at once where `capacity` is reached or the answer could not be ready within the bound,
-        BadRequest where so many never fit, ShuttingDown or NotReady where no work is taken.
+        Raises Overloaded at once if `capacity` is reached or the answer would miss the latency bound, BadRequest if
+        `count` exceeds the capacity, ShuttingDown or NotReady if the batcher is closed or broken.
         """
         if self.state is not BatcherState.OPEN:
             raise self._refusal()
@@ -121,19 +121,20 @@ class Batcher(Generic[T, R]):
     async def submit(
         self, values: Iterable[T], *, deadline: float, admission: Admission | None = None
     ) -> list[ItemResult[R]]:
-        """The results for `values`, of which `admission` was given. `deadline` is a time of the clock in seconds.
+        """Queue `values` and return their results, in order. `deadline` is a time of the clock in seconds.
 
-        All are queued before any runs, so that they fill batches together. Raises the DeadlineExceeded, EngineError,
-        Overloaded, ShuttingDown or NotReady of the first that has none. The caller watches the deadline and cancels;
-        an item that has expired is never run. A caller that is cancelled leaves the queue in the same turn of the
-        loop; in flight, its rows are computed and dropped. Without an `admission` no bound is kept.
+        All values are queued before any runs, so that they fill batches together. Raises the error of the first value
+        that has no result: DeadlineExceeded, EngineError, Overloaded, ShuttingDown or NotReady. The caller watches the
+        deadline and cancels; an expired item is never run. A cancelled caller leaves the queue in the same turn of the
+        event loop; rows that already run are computed and dropped. Without an `admission` the latency bound does not
+        apply.
         """
         now, loop = self._clock.now(), asyncio.get_running_loop()
         items = [QueuedItem[T, R](value, deadline, now, admission, loop.create_future()) for value in values]
-        left: ItemOutcome | None = None  # its results may be there already, in the turn of the loop in which it leaves
+        left: ItemOutcome | None = None  # set if the caller leaves; overrides a result in the same loop turn
         with _UNBOUNDED if self._slo is None or admission is None else self._slo.watch(admission, self._queue, items):
             try:
-                if self.state in (BatcherState.OPEN, BatcherState.DRAINING):  # draining: it was admitted before
+                if self.state in (BatcherState.OPEN, BatcherState.DRAINING):  # DRAINING: admitted before
                     self._queue.update(dict.fromkeys(items))
                     self._dispatch()
                 else:
@@ -149,7 +150,7 @@ class Batcher(Generic[T, R]):
                     self._metrics.item_ended(left or outcome)
 
     async def aclose(self, drain_s: float) -> None:
-        """Take no new work, wait at most `drain_s` seconds for what was accepted, then fail the rest."""
+        """Refuse new work, wait at most `drain_s` seconds for accepted work, then fail the rest."""
         if self.state is BatcherState.OPEN:
             self.state = BatcherState.DRAINING
         self._drained = self._drained or asyncio.Event()  # a second call waits with the first, to the earlier limit
@@ -164,7 +165,7 @@ class Batcher(Generic[T, R]):
         self._fail_all(ShuttingDown())
 
     def _refusal(self) -> TopfiveError:
-        """Why no work is taken."""
+        """The error for refused work."""
         if self.state is not BatcherState.BROKEN:
             return ShuttingDown()
         error = NotReady("the model's queue has failed; restart the server")
@@ -172,7 +173,7 @@ class Batcher(Generic[T, R]):
         return error
 
     def _dispatch(self) -> None:
-        """Start batches while items wait and a slot is free; a bug in here fails everything pending, openly."""
+        """Start batches while items wait and a slot is free. A bug in here fails all pending items."""
         try:
             while self._queue and len(self._running) < self._limits.slots:
                 lease = self._scheduler.take(self._flow)
@@ -183,14 +184,14 @@ class Batcher(Generic[T, R]):
             self._break(error)
 
     def _start_batch(self, lease: SlotLease) -> None:
-        """Cut a batch from the front of the queue and run it; nothing is run where all that waited has expired."""
+        """Take a batch from the front of the queue and run it. Nothing runs if every waiting item has expired."""
         now = self._clock.now()
         items: list[QueuedItem[T, R]] = []
         try:
             cut = self._slo.cut_batch if self._slo is not None else cut_batch
             items = cut(self._queue, now, self._largest_batch(lease))
         finally:
-            if not items:  # a bug in here must not keep the other models from the slot
+            if not items:  # a bug in here must not keep the slot from other models
                 self._scheduler.release(lease)
         if items:
             task = asyncio.get_running_loop().create_task(self._run_batch(items, now))
@@ -213,7 +214,7 @@ class Batcher(Generic[T, R]):
         try:
             results = await self._results([item.value for item in items])
         except Exception as caught:
-            log.error("a batch of %d failed", size, exc_info=caught)
+            log.error("a batch of %d images failed", size, exc_info=caught)
             results = [caught] * size
         took = self._clock.now() - started
         self._metrics.batch_ended(took)
@@ -230,7 +231,7 @@ class Batcher(Generic[T, R]):
                 item.settle(ItemResult(result, started - item.enqueued, took, size))
 
     async def _results(self, values: Sequence[T]) -> Sequence[R | Exception]:
-        """A result or an exception for each value. Raises what `run` raised where there is no result at all."""
+        """A result or an exception for each value. Raises the error of `run` if no value has a result."""
         try:
             return _checked(values, await self._run(values))
         except MemoryError as error:
@@ -238,14 +239,14 @@ class Batcher(Generic[T, R]):
                 raise
             half = (len(values) + 1) // 2
             self.max_batch = min(self.max_batch, half)
-            log.warning("out of memory at a batch of %d (%s); batches are at most %d now", len(values), error, half)
+            log.warning("out of memory at a batch of %d (%s); the largest batch is now %d", len(values), error, half)
         results: list[R | Exception] = []
         errors: list[Exception] = []
         for part in (values[:half], values[half:]):
             try:
                 results += _checked(part, await self._run(part))
             except Exception as error:
-                log.error("half a batch of %d failed", len(values), exc_info=error)
+                log.error("half a batch of %d images failed", len(values), exc_info=error)
                 errors.append(error)
                 results += [error] * len(part)
         if len(errors) == 2:
@@ -253,13 +254,13 @@ class Batcher(Generic[T, R]):
         return results
 
     def _batch_ended(self, lease: SlotLease, task: asyncio.Task[None]) -> None:
-        """Free the slot of a batch that has ended, however it ended."""
+        """Free the slot of a batch that has ended, whatever its outcome."""
         if task.cancelled():  # its engine's threads have gone, or the loop is ending
             self._fail(self._running[task], EngineError("the run was cancelled"))
         elif (error := task.exception()) is not None:
             self._break(error)
         del self._running[task]
-        self._scheduler.release(lease)  # and dispatch, when it is this model's turn
+        self._scheduler.release(lease)  # dispatches when it is this model's turn
         if self._drained is not None:
             self._note_drained(self._drained)
 
@@ -274,7 +275,7 @@ class Batcher(Generic[T, R]):
             drained.set()
 
     def _break(self, cause: BaseException) -> None:
-        """A bug: refuse everything from now on and tell every waiting caller, rather than hang."""
+        """Refuse everything from now on and fail every waiting caller, because the batcher has a bug."""
         log.critical("the batcher is broken", exc_info=cause)
         self.state, self._cause = BatcherState.BROKEN, cause
         error = EngineError("the model's queue has failed")
@@ -301,7 +302,7 @@ def _checked(values: Sequence[T], results: Sequence[R | Exception]) -> Sequence[
 
 
 def _as_engine_error(error: Exception) -> EngineError:
-    """The same failure as an error of the table, its cause kept for the log."""
+    """The failure as an error of the table, with its cause kept for the log."""
     if isinstance(error, EngineError):
         return error
     wrapped = EngineError(f"the engine failed: {error}")

@@ -1,4 +1,4 @@
-"""How long a batch will take, by what was measured. Pure: it knows no clock."""
+"""Predicts how long a batch takes from the batches that were measured. Uses no clock."""
 
 import math
 from bisect import bisect_right
@@ -9,7 +9,7 @@ _MEMORY = 0.95  # weight that one more batch leaves to all before it
 
 @dataclass(slots=True)
 class CostModel:
-    """Duration of a batch of n as a + b * n seconds: least squares over finished batches, older ones fading.
+    """Predicts the duration of a batch of n as a + b * n seconds: weighted least squares over finished batches.
 
     `memory` is the decay: each new batch multiplies the weights of all older batches by it.
     """
@@ -22,7 +22,7 @@ class CostModel:
     nt: float = 0.0
 
     def observe(self, n: float, took_s: float) -> None:
-        """Take in one finished batch."""
+        """Add the duration of one finished batch."""
         self.weight = self.weight * self.memory + 1.0
         self.n = self.n * self.memory + n
         self.t = self.t * self.memory + took_s
@@ -30,7 +30,7 @@ class CostModel:
         self.nt = self.nt * self.memory + n * took_s
 
     def predict(self, n: float) -> float | None:
-        """Seconds for a batch of `n`, or None before any was seen."""
+        """Predicted seconds for a batch of `n`, or None before any measurement."""
         if not self.weight:
             return None
         mean_n, mean_t = self.n / self.weight, self.t / self.weight
@@ -40,7 +40,7 @@ class CostModel:
         return mean_t + slope * (n - mean_n)
 
     def largest_within(self, seconds: float, most: int) -> int:
-        """The largest batch, at most `most`, that should run no longer than `seconds`; at least 1, and 1 unmeasured."""
+        """The largest batch, at most `most`, for `seconds`; at least 1, and 1 before any measurement."""
         if not self.weight:
             return 1
         return max(1, bisect_right(range(1, most + 1), seconds, key=lambda n: self.predict(n) or 0.0))
@@ -49,6 +49,6 @@ class CostModel:
 def even_share(waiting: int, running: int, slots: int) -> int:
     """How many of the waiting items the next of `slots` should take, so that all slots end together.
 
-    A batch of all of them would leave other slots idle. What runs counts half: on average half of it is done.
+    A running item counts as half: on average half of it is done.
     """
     return math.ceil((waiting + running / 2) / slots)

@@ -1,8 +1,8 @@
-"""Shares the slots of one device among its models, so that a flood on one of them does not starve the others.
+"""Shares the slots of one device among its models, so that many requests for one model do not starve the others.
 
-Start-time fair queueing (Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996) over seconds of running: the model
-that has used the device least goes next. Time without work earns nothing, and once no model has work all are equal
-again. Everything runs on the event loop.
+Start-time fair queueing (Goyal, Vin, Cheng: Start-time Fair Queuing, SIGCOMM 1996) over seconds of device time: the
+model that has used the device least goes next. A model without work saves up no time for later, and once no model has
+work all are equal again. Everything runs on the event loop.
 """
 
 import math
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from service.common.clock import Clock
 
 _ROUNDING = 1e-9
-_LATELY_S = 5.0  # a model with work now and then should not find a long batch of another model each time
+_LATELY_S = 5.0  # a model with occasional work should not wait for a long batch of another model each time
 
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """The batches of one model on a device. `used_s` is the device time charged to them, in seconds of virtual time.
+    """The batches of one model on a device. `used_s` is the device time charged to it, in seconds of virtual time.
 
     `own_slots` is how many batches of this model fill the device; 0 means that each batch takes one slot. The scheduler
     calls `on_turn` when this flow waits and a slot is free.
@@ -28,7 +28,7 @@ class Flow:
     own_slots: int
     used_s: float = 0.0
     last_s: float = 0.0
-    """Run time of its last batch times the slots that it took. The next batch is expected to cost the same."""
+    """Run time of the last batch times the slots that it took. The next batch is expected to cost the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,11 @@ class SlotLease:
 
 
 class FairScheduler:
-    """At most `limit` batches at once on one device, stuck ones included.
+    """Runs at most `limit` batches at once on one device, stuck batches included.
 
-    An engine that runs fewer at once has more threads for each: a batch of it counts as several. A batch should last
-    at most `quantum_s` while, or soon after, another flow has had work: it cannot be interrupted.
+    If an engine has fewer slots than the device, each of its batches uses more threads and counts as several slots.
+    While another flow has work, or had some recently, a batch should take at most `quantum_s`: it cannot be
+    interrupted.
     """
 
     def __init__(self, limit: int, clock: Clock, quantum_s: float = math.inf) -> None:
@@ -65,7 +66,7 @@ class FairScheduler:
 
     @property
     def all_stuck(self) -> bool:
-        """Whether a stuck batch holds every slot: then nothing can run here."""
+        """Whether stuck batches hold every slot, so that nothing can run here."""
         return self.stuck >= self.limit - _ROUNDING
 
     def join(self, on_turn: Callable[[], None], own_slots: int = 0) -> Flow:
@@ -73,7 +74,7 @@ class FairScheduler:
         return Flow(self._flows, on_turn, own_slots)
 
     def weight(self, own_slots: int) -> float:
-        """Return the slots that one batch takes if `own_slots` batches fill the device: at least 1, and 1 for 0."""
+        """The slots that one batch takes if `own_slots` batches fill the device: at least 1, and 1 for 0."""
         return max(1.0, self.limit / own_slots) if own_slots else 1.0
 
     def free_slots(self, flow: Flow) -> int:
@@ -81,12 +82,12 @@ class FairScheduler:
         return max(0, int((self.limit - self.running + _ROUNDING) / self.weight(flow.own_slots)))
 
     def resize(self, limit: int) -> None:
-        """Run more or fewer at once from now on; nothing that runs is stopped."""
+        """Change the number of slots. Running batches are not stopped."""
         self.limit = limit
         self._offer()
 
     def take(self, flow: Flow) -> SlotLease | None:
-        """A slot for a batch of the flow, or None: then `on_turn` is called later, where its work may be gone."""
+        """A slot for a batch of the flow, or None; then `on_turn` is called later, even if the work is gone."""
         now = self.clock.now()
         if flow.number != self._last_flow:
             self._last_flow, self._other_work_at = flow.number, self._last_work_at
@@ -105,14 +106,14 @@ class FairScheduler:
         return SlotLease(flow, now, flow.last_s, weight, self.quantum_s if contended else math.inf)
 
     def release(self, lease: SlotLease) -> None:
-        """The batch has ended: charge the flow what it took, and offer the slot to those that wait."""
+        """End a batch: charge its device time to the flow, and offer the slot to waiting flows."""
         flow = lease.flow
         flow.last_s = (self.clock.now() - lease.started) * lease.weight
         flow.used_s += flow.last_s - lease.expected_s
         running = self.running - lease.weight
         self.running = running if running > _ROUNDING else 0.0
         self._latest_s = max(self._latest_s, flow.used_s)
-        self._waiting[flow] = None  # else the others would go first, whatever they have used
+        self._waiting[flow] = None  # else the other flows would always go first
         self._offer()
         if not (self.running or self._waiting):
             self._virtual_s = max(self._virtual_s, self._latest_s)
@@ -121,8 +122,8 @@ class FairScheduler:
         return self.running + weight <= self.limit + _ROUNDING or not self.running
 
     def _offer(self) -> None:
-        """Let the flows that wait start batches, in the order of their use, until no slot is free."""
-        if self._offering:  # a flow that is asked below released a slot at once: the loop goes on with it
+        """Let waiting flows start batches, least used first, until no slot is free."""
+        if self._offering:  # a flow that is called below released its slot at once: the loop below continues with it
             return
         self._offering = True
         try:
@@ -131,6 +132,6 @@ class FairScheduler:
                 del self._waiting[flow]
                 flow.on_turn()
                 if flow in self._waiting and not self._fits(self.weight(flow.own_slots)):
-                    return  # it needs more than is free; if others went before it, it might wait for ever
+                    return  # it needs more slots than are free; if others went before it, it might wait for ever
         finally:
             self._offering, self._offered = False, None

@@ -1,4 +1,4 @@
-"""The items that wait for a slot, in the order in which they came, and how a batch is cut from them."""
+"""The queue of a batcher: items in order of arrival, and how a batch is taken from it."""
 
 import asyncio
 import math
@@ -15,10 +15,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """An admitted request: `count` images at the time `at`. `in_flight` counts all admitted images of the model then.
+    """An admitted request of `count` images, admitted at `at`.
 
-    `in_flight` includes these `count` images. `due` is when the latency bound expires; infinity means that the images
-    are never refused as late. Times are in seconds of the clock.
+    `in_flight` counts all admitted images of the model at that time, these included. `due` is when the latency bound
+    expires; infinity means that the images are never refused as late. Times are in seconds of the clock.
     """
 
     at: float
@@ -29,7 +29,7 @@ class Admission:
 
 @dataclass(slots=True, eq=False)
 class QueuedItem(Generic[T, R]):
-    """A value that waits for a slot, or runs in a batch. Its caller awaits `future`."""
+    """A value that waits for a slot or runs in a batch. The caller awaits `future`."""
 
     value: T
     deadline: float
@@ -39,7 +39,7 @@ class QueuedItem(Generic[T, R]):
 
     def settle(self, result: ItemResult[R] | Exception) -> None:
         """Give the caller its result or error. No other code completes the future."""
-        if self.future.done():  # its caller has left
+        if self.future.done():  # the caller has left
             return
         if isinstance(result, Exception):
             self.future.set_exception(result)
@@ -47,7 +47,7 @@ class QueuedItem(Generic[T, R]):
             self.future.set_result(result)
 
     def close(self) -> ItemOutcome:
-        """Cancel it where it has no result yet, because its caller has left. Returns how it ended."""
+        """Cancel the item if it has no result yet, because the caller has left. Returns how it ended."""
         if self.future.cancel() or self.future.cancelled():
             return ItemOutcome.CANCELLED
         error = self.future.exception()
@@ -59,16 +59,16 @@ class QueuedItem(Generic[T, R]):
 
 
 RequestQueue = OrderedDict[QueuedItem[T, R], None]
-"""Items in the order of their arrival. A plain dict would search for its first item past all that were deleted."""
+"""Items in order of arrival. A plain dict finds its first item slowly after many deletions at the front."""
 
 
 def cut_batch(queue: RequestQueue[T, R], now: float, most: int) -> list[QueuedItem[T, R]]:
-    """Take at most `most` items from the front, to be run now. Items that have expired get DeadlineExceeded instead."""
+    """Take at most `most` items from the front, to be run now. Expired items get DeadlineExceeded instead."""
     batch: list[QueuedItem[T, R]] = []
     while queue and len(batch) < most:
         item, _ = queue.popitem(last=False)
         if item.deadline <= now:
             item.settle(DeadlineExceeded())
-        elif not item.future.done():  # done: its caller leaves in this turn of the event loop
+        elif not item.future.done():  # done: the caller leaves in this turn of the event loop
             batch.append(item)
     return batch

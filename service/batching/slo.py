@@ -1,4 +1,4 @@
-"""Keeps responses within a latency bound: admits or refuses requests, refuses late items, limits the batch size.
+"""Keeps responses within a latency bound: refuses requests and queued items that would be late, limits batch sizes.
 
 Only the bound is configured. Everything else is learned from recent measurements. The model of latency is a line: the
 total time of a request as a function of (images in flight at its arrival / slots). The total time includes decoding and
@@ -22,13 +22,13 @@ from service.common.types import SloOutcome
 T = TypeVar("T")
 R = TypeVar("R")
 
-_ADMITTED = 0.95  # of the admitted should be in time; the others are refused before they run
-_RUN = 0.99  # of those that run should be in time
+_ADMITTED = 0.95  # of the admitted requests should be in time; late ones are refused before they run
+_RUN = 0.99  # of the batches that run should be in time
 _MEMORY = 0.98  # decay: each new measurement multiplies the weights of all older ones by this
-_FAR_OFF = 1.5  # times as long as predicted, or as short
-_RUNS_CHANGED, _ANSWERS_CHANGED = 12, 48  # in a row; answers of one batch are late together
-_WINDOW, _EVERY = 128, 8  # measurements whose spread counts, and after how many new ones it is computed again
-_TIGHTEN, _LOOSEN, _TIGHTEST = 0.98, 1e-4, 0.5  # per answer over and within the bound: they balance at one in 200
+_FAR_OFF = 1.5  # an outlier takes this many times as long as predicted, or less than its inverse
+_RUNS_CHANGED, _ANSWERS_CHANGED = 12, 48  # outliers in a row that mean a change; answers of one batch are late together
+_WINDOW, _EVERY = 128, 8  # how many last measurements give the spread, and after how many new ones it is computed again
+_TIGHTEN, _LOOSEN, _TIGHTEST = 0.98, 1e-4, 0.5  # per late answer, per answer in time, lower limit: 1 late in 200
 _SHORTEST_RETRY_S = 0.05
 
 
@@ -40,7 +40,7 @@ class SloUnattainable(Overloaded):
 
 
 class QuantileForecast:
-    """Predicts a quantile of the time in seconds for a load `n`: a fitted line times a safety factor (the spread).
+    """Predicts a quantile of the time in seconds at a load `n`: a fitted line times a safety factor (the spread).
 
     After `change` consecutive outliers it drops all older measurements: the model has become faster or slower.
     """
@@ -58,7 +58,7 @@ class QuantileForecast:
         self._since = 0
 
     def observe(self, n: float, took_s: float) -> None:
-        """Take in one measurement."""
+        """Add one measurement."""
         if usual_s := self._line.predict(n):
             if 1 / _FAR_OFF < took_s / usual_s < _FAR_OFF:
                 self._far_off.clear()
@@ -77,12 +77,12 @@ class QuantileForecast:
             self._since, self._margin = 0, self._spread()
 
     def predict(self, n: float) -> float | None:
-        """Seconds that are enough for the quantile of cases, or None before any measurement."""
+        """The predicted quantile in seconds, or None before any measurement."""
         usual_s = self._line.predict(n)
         return None if usual_s is None else usual_s * self._margin
 
     def _spread(self) -> float:
-        """Return the quantile of (measured time / time on the line) over the last measurements; at least 1.
+        """The quantile of (measured time / time on the line) over the last measurements; at least 1.
 
         It uses the current line for all of them: the errors of an older line would look like spread.
         """
@@ -91,7 +91,7 @@ class QuantileForecast:
 
 
 class LatencyBound:
-    """Keeps the answers of one model within `bound_s` seconds. `slots` is how many batches of it run at once."""
+    """Keeps the answers of one model within `bound_s` seconds. `slots` is how many of its batches run at once."""
 
     def __init__(self, bound_s: float, slots: int, *, clock: Clock, metrics: BatchMetrics) -> None:
         self.bound_s = bound_s
@@ -103,10 +103,10 @@ class LatencyBound:
         self._runs = QuantileForecast(_RUN, _RUNS_CHANGED)
 
     def admit(self, admission: Admission) -> Admission:
-        """The admission with the time when its answer is due. Raises SloUnattainable where that would be missed.
+        """Set `due`, when the answer must be ready. Raises SloUnattainable if it would be late.
 
-        While nothing else is in flight it is admitted whatever is expected, and never refused later: so an idle server
-        answers, and a model whose expectations are outdated measures again. Before any answer was measured, as many
+        A request that arrives while nothing else is in flight is always admitted and never refused later. So an idle
+        server answers, and a model whose measurements are outdated measures again. Before any measurement, as many
         images are admitted as there are slots.
         """
         if admission.in_flight == admission.count:
@@ -121,7 +121,7 @@ class LatencyBound:
     def watch(
         self, admission: Admission, queue: RequestQueue[T, R], items: Sequence[QueuedItem[T, R]]
     ) -> Iterator[None]:
-        """Refuse those of a request's `items` that still wait when its answer is due, and count how it ends."""
+        """Refuse the `items` that still wait when the answer is due, and count how the request ends."""
         due = admission.due
         timer = None if math.isinf(due) else self._clock.call_at(due, lambda: self._refuse_waiting(queue, items))
         try:
@@ -135,18 +135,18 @@ class LatencyBound:
                 timer.cancel()
 
     def cut_batch(self, queue: RequestQueue[T, R], now: float, most: int) -> list[QueuedItem[T, R]]:
-        """Take at most `most` items from the front, and so few that each of them is answered in time.
+        """Take items from the front for one batch: at most `most`, and few enough that each is answered in time.
 
-        Items for which even a batch of one ends too late get SloUnattainable or DeadlineExceeded instead.
+        If even a batch of one would end too late for an item, the item gets SloUnattainable or DeadlineExceeded.
         """
         batch: list[QueuedItem[T, R]] = []
         while queue and len(batch) < most:
             item = next(iter(queue))
             size = self._largest_batch(item, now, most)
-            if 0 < size <= len(batch):  # with it the batch would end too late for it
+            if 0 < size <= len(batch):  # a larger batch would end too late for this item
                 break
             del queue[item]
-            if item.future.done():  # its caller leaves in this turn of the event loop
+            if item.future.done():  # the caller leaves in this turn of the event loop
                 continue
             if size:
                 batch.append(item)
@@ -156,11 +156,11 @@ class LatencyBound:
         return batch
 
     def batch_ended(self, n: int, took_s: float) -> None:
-        """A batch of `n` took so many seconds."""
+        """Add the duration of a batch of `n`."""
         self._runs.observe(n, took_s)
 
     def _answered(self, admission: Admission) -> None:
-        """Count a response and update the forecast. A late one shortens `_aim_s`; one in time lengthens it slightly."""
+        """Count an answer and update the forecast. A late one shortens `_aim_s`; one in time lengthens it slightly."""
         took_s = self._clock.now() - admission.at
         self._answers.observe(self._rounds(admission), took_s)
         if took_s <= self.bound_s:
@@ -172,7 +172,7 @@ class LatencyBound:
             self._aim_s = max(_TIGHTEST * self.bound_s, self._aim_s * _TIGHTEN)
 
     def _largest_batch(self, item: QueuedItem[T, R], now: float, most: int) -> int:
-        """The largest batch, at most `most`, that ends before the item's answer is due and its deadline; 0 for none."""
+        """The largest batch, at most `most`, that ends before the item is due and before its deadline; 0 for none."""
         if item.deadline <= now:
             return 0
         if item.admission is None or math.isinf(item.admission.due):
@@ -190,7 +190,7 @@ class LatencyBound:
                 item.settle(self._too_late(item, now))
 
     def _too_late(self, item: QueuedItem[T, R], now: float) -> TopfiveError:
-        """Return the error of an item that is dropped because its response would be late.
+        """The error of an item that is dropped because its answer would be late.
 
         It is DeadlineExceeded if the caller's deadline has passed or comes before `due`. Otherwise it is
         SloUnattainable, and the forecast learns from the time that the item waited.
@@ -203,7 +203,7 @@ class LatencyBound:
         return self._refusal(self._answers.predict(self._rounds(admission)))
 
     def _rounds(self, admission: Admission) -> float:
-        """Return images in flight per slot, at least 1: the `n` of the forecast of the request's total time."""
+        """Images in flight per slot, at least 1: the `n` of the forecast of a request's total time."""
         return max(1.0, admission.in_flight / self._slots)
 
     def _refusal(self, expected_s: float | None) -> SloUnattainable:

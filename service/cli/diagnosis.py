@@ -23,7 +23,7 @@ from service.engines.selection.select import EngineOptions, Selection, installed
 from service.repository.model_info import built_engine
 
 _PACKAGES = {
-    "ONNX Runtime": (("onnxruntime-gpu", "onnxruntime"), "pip install '.[cpu]' or, for cards, '.[gpu]'"),
+    "ONNX Runtime": (("onnxruntime-gpu", "onnxruntime"), "pip install '.[cpu]' or, for GPUs, '.[gpu]'"),
     "OpenVINO": (("openvino",), "pip install openvino"),
     "PyTorch": (("torch",), "pip install '.[export]' (only exports need it)"),
     "cuda-bindings": (("cuda-bindings",), "pip install '.[gpu]'"),
@@ -198,7 +198,7 @@ def _advice(
     """What would make it better, the most important first. Cards are left out if nobody expects one."""
     cards = machine.cards
     if machine.driver is not None and not cards.found:
-        yield f"there is an NVIDIA driver and no card can be used: {cards.reason}"
+        yield f"there is an NVIDIA driver and no GPU can be used: {cards.reason}"
     if cards.found:
         if cards.reason:
             yield cards.reason
@@ -212,7 +212,7 @@ def _advice(
 
 
 def _for_cards(model: DiagnosedModel, settings: Settings, machine: Machine) -> str | None:
-    """What to run so that an engine built for a card serves this model, None if one does."""
+    """What to run so that an engine built for a GPU serves this model, None if one does."""
     if any(engine.fits for engine in model.engines):
         return None
     if model.engines:

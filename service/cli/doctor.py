@@ -60,7 +60,7 @@ def _cards(found: Diagnosis) -> Iterator[tuple[str, Text]]:
     yield "NVIDIA driver", Text(machine.driver or "none")
     for card in machine.cards.found:
         memory = f"{_gib(card.free_bytes)} of {_gib(card.memory_bytes)} GiB free"
-        yield f"card {card.index}", Text(f"{card.name}, {card.target}, {memory}", _GOOD)
+        yield f"GPU {card.index}", Text(f"{card.name}, {card.target}, {memory}", _GOOD)
     if machine.cards.found and machine.cards.reason:
         yield "cards", Text(machine.cards.reason, _POOR)
     if not machine.cards.found:
@@ -102,7 +102,7 @@ def _artifacts(found: Diagnosis) -> Iterator[RenderableType]:
     if not found.artifacts:
         return
     table = new_table()
-    for column in ("model", "weights", "would run on", "built for cards"):
+    for column in ("model", "weights", "would run on", "built for GPUs"):
         table.add_column(column, overflow="fold")
     for one in found.artifacts:
         name = one.name if one.version is None else f"{one.name} v{one.version}"
@@ -118,11 +118,11 @@ def _runs_on(one: DiagnosedModel) -> Text:
 
 
 def _engines(one: DiagnosedModel, machine: Machine) -> Text:
-    """A line for each engine. Why no card can be used stands above, once."""
+    """A line for each engine. Why no GPU can be used stands above, once."""
     lines = []
     for engine in one.engines:
         name = f"{engine.runtime} {'+'.join(engine.targets)} {engine.precision}"
-        reason = engine.reason if machine.cards.found else "no card"
+        reason = engine.reason if machine.cards.found else "no GPU"
         lines.append(Text(f"{name}: fits", _GOOD) if engine.fits else Text(f"{name}: {reason}", _POOR))
     lines += [Text(line, _POOR) for line in one.unreadable]
     return Text("\n").join(lines) if lines else Text("-")

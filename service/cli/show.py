@@ -51,7 +51,7 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
 
 
 def _engines(root: Path, entry: ModelEntry) -> tuple[tuple[BuiltEngine, ...], list[str]]:
-    """The engines in the artifact that were built for NVIDIA cards, and what is wrong with records of others."""
+    """The engines in the artifact that were built for NVIDIA GPUs, and what is wrong with records of others."""
     if entry.exported is None:
         return (), []
     version, manifest = entry.exported
@@ -147,7 +147,7 @@ def _parity(known: ModelDetail) -> Table:
 
 
 def _built(known: ModelDetail) -> Table:
-    """The engines that were built for NVIDIA cards, and why some do not fit here."""
+    """The engines that were built for NVIDIA GPUs, and why some do not fit here."""
     table = new_table("built", numbers=("batches", "MB"))
     table.add_column("fits here", overflow="fold")
     for engine in known.engines:

@@ -1,1 +1,1 @@
-"""What every package of the service uses; it imports no other of them."""
+"""Types, errors, settings, metrics and clock that every package of the service uses. Imports no other package of it."""

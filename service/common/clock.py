@@ -1,4 +1,4 @@
-"""The clock that the service reads and sets timers on; tests replace it by one they turn by hand."""
+"""The clock that the service reads time from and sets timers on. Tests use one that they advance by hand."""
 
 import asyncio
 import time
@@ -42,7 +42,7 @@ class LoopClock:
 
 @asynccontextmanager
 async def timeout_at(deadline: float, clock: Clock) -> AsyncIterator[None]:
-    """Cancels the block once `clock` has reached `deadline`, in seconds, and raises DeadlineExceeded in its place."""
+    """Runs the block until `clock` reaches `deadline` (seconds), then cancels it and raises DeadlineExceeded."""
     if deadline <= clock.now():
         raise DeadlineExceeded
     try:

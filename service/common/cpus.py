@@ -1,4 +1,4 @@
-"""What the machine gives this process: the CPUs that it may use, what they can do, and memory."""
+"""Reads what this process may use of the machine: CPUs, their instruction sets, and memory."""
 
 import math
 import os
@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _PROC = Path("/proc")
-_NO_LIMIT_V1 = 1 << 60  # v1 writes the largest whole number of pages where there is no limit
+_NO_LIMIT_V1 = 1 << 60  # cgroup v1 writes the largest whole number of pages if there is no limit
 
 INSTRUCTION_SETS = {
     "avx2": "AVX2",
@@ -19,12 +19,12 @@ INSTRUCTION_SETS = {
     "amx_bf16": "AMX bf16",
     "amx_int8": "AMX int8",
 }
-"""The instruction sets that decide how fast networks run on a CPU: the kernel's word for each, and its name."""
+"""Instruction sets that decide how fast networks run on a CPU: the flag in /proc/cpuinfo, and the usual name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """CPUs for this process and in all, instruction sets by name, and memory. `limit_bytes` is None without one."""
+    """CPUs and memory. `cpus` is what this process may use; `limit_bytes` is None without a memory limit."""
 
     cpus: int
     all_cpus: int
@@ -34,7 +34,7 @@ class Host:
 
 
 def host(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP, proc: Path = _PROC) -> Host:
-    """The machine as this process may use it."""
+    """Reads the CPUs and the memory of this machine, and the limits of this process."""
     words = _words(proc / "cpuinfo", "flags")
     names = tuple(name for word, name in INSTRUCTION_SETS.items() if word in words)
     memory = _words(proc / "meminfo", "MemTotal")
@@ -48,7 +48,7 @@ def host(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP, proc: Path = _P
 
 
 def cpu_model(proc: Path = _PROC) -> str:
-    """The processor's name, or its numbers on Arm, where the kernel has no name. `unknown` where it has neither."""
+    """The processor's model name. On Arm its implementer and part numbers; `unknown` if the kernel gives neither."""
     if words := _words(proc / "cpuinfo", "model name"):
         return " ".join(words)
     numbers = [*_words(proc / "cpuinfo", "CPU implementer"), *_words(proc / "cpuinfo", "CPU part")]
@@ -56,7 +56,7 @@ def cpu_model(proc: Path = _PROC) -> str:
 
 
 def memory_limit(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int | None:
-    """The smallest memory limit in bytes of this process's cgroups (v2 or v1). None where there is none."""
+    """The smallest memory limit in bytes of this process's cgroups (v2 or v1), or None."""
     files = [cgroup / folder / "memory.max" for folder in _groups(membership)]
     files.append(cgroup / "memory" / "memory.limit_in_bytes")
     texts = [path.read_text().strip() for path in files if path.is_file()]
@@ -73,14 +73,14 @@ def cpu_quota(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
 
 
 def _groups(membership: Path) -> tuple[PurePosixPath, ...]:
-    """The cgroup of this process and those around it. The line of v2 is `0::/PATH`, with `/` in a container."""
+    """The cgroup of this process and its parents. The line of v2 is `0::/PATH`, with `/` in a container."""
     lines = membership.read_text().splitlines() if membership.is_file() else []
     own = PurePosixPath(next((line[3:].strip("/") for line in lines if line.startswith("0::")), ""))
     return own, *own.parents
 
 
 def _quota_v2(path: Path) -> float | None:
-    """`cpu.max` holds "QUOTA PERIOD" in microseconds, or "max PERIOD" for none."""
+    """CPUs by `cpu.max`, which holds "QUOTA PERIOD" in microseconds, or "max PERIOD" for no quota."""
     fields = path.read_text().split() if path.is_file() else []
     if len(fields) != 2 or fields[0] == "max":
         return None
@@ -88,7 +88,7 @@ def _quota_v2(path: Path) -> float | None:
 
 
 def _quota_v1(folder: Path) -> float | None:
-    """`cpu.cfs_quota_us` is -1 for none."""
+    """CPUs by `cpu.cfs_quota_us`, which is -1 for no quota."""
     quota, period = folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"
     if not (quota.is_file() and period.is_file()) or int(quota.read_text()) <= 0:
         return None
@@ -96,6 +96,6 @@ def _quota_v1(folder: Path) -> float | None:
 
 
 def _words(path: Path, key: str) -> list[str]:
-    """The words after the first `key:` in a file of the kernel. Empty where there is no such line."""
+    """The words after the first `key:` in a file of /proc, or an empty list."""
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     return next((line.partition(":")[2].split() for line in lines if line.partition(":")[0].strip() == key), [])

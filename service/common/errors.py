@@ -1,16 +1,16 @@
-"""The one table of errors: what each is called, and how REST and gRPC say it.
+"""The table of errors: the name of each, and its HTTP and gRPC status.
 
-Raised where detected, translated once at the edge.
+An error is raised where it is detected and translated once, at the edge.
 
 TopfiveError
   BadRequest         the request itself is wrong: no image, top_k out of range, unreadable header
   ModelNotFound      no such model, or one that is not exported
   TooLarge           more bytes or more pixels than the server takes
-  BadImage           the bytes are not an image that can be decoded whole
-  Overloaded         no place left; carries `retry_after_s`
+  BadImage           the bytes are not a complete image that can be decoded
+  Overloaded         no capacity left; carries `retry_after_s`
   NotReady           the model cannot be loaded, or its engine has failed for good
   ShuttingDown       the server is stopping
-  DeadlineExceeded   no answer within the time the caller gave
+  DeadlineExceeded   no answer before the deadline of the caller or the server
   EngineError        the engine failed; the cause goes to the log, never to the client
 """
 
@@ -20,7 +20,7 @@ from enum import StrEnum
 
 
 class Code(StrEnum):
-    """Names of errors as clients see them; the same in both transports."""
+    """Names of errors as clients see them, the same in REST and gRPC."""
 
     BAD_REQUEST = "bad_request"
     MODEL_NOT_FOUND = "model_not_found"
@@ -35,7 +35,7 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """How one code is said: HTTP status, gRPC status by name, may the same request be sent again, log level."""
+    """How REST, gRPC and the log report one code. `grpc` is a status name; `retryable`: may be sent again."""
 
     http: int
     grpc: str
@@ -58,7 +58,7 @@ TABLE: dict[Code, Translation] = {
 
 
 class TopfiveError(Exception):
-    """An error with a place in the table; `detail` is written for the client."""
+    """Base class of all errors in the table. `detail` is written for the client."""
 
     code = Code.INTERNAL
 
@@ -72,7 +72,7 @@ class TopfiveError(Exception):
 
 
 class BadRequest(TopfiveError):
-    """The request itself is wrong; the detail shows a right one."""
+    """The request itself is wrong. The detail shows a valid one."""
 
     code = Code.BAD_REQUEST
 
@@ -90,13 +90,13 @@ class TooLarge(TopfiveError):
 
 
 class BadImage(TopfiveError):
-    """Not an image, a truncated one, or of a kind that is not served."""
+    """Not an image, a truncated image, or a format that is not supported."""
 
     code = Code.BAD_IMAGE
 
 
 class Overloaded(TopfiveError):
-    """No place is free, or no time. `retry_after_s` is when the present queue should have drained, in seconds."""
+    """The server is at capacity, or the answer would be late. `retry_after_s` is when to try again, in seconds."""
 
     code = Code.OVERLOADED
 
@@ -106,7 +106,7 @@ class Overloaded(TopfiveError):
 
 
 class NotReady(TopfiveError):
-    """The model cannot answer now: it failed to load, or its batcher is broken."""
+    """The model cannot answer now: it failed to load, or its batches fail."""
 
     code = Code.NOT_READY
 
@@ -121,7 +121,7 @@ class ShuttingDown(TopfiveError):
 
 
 class DeadlineExceeded(TopfiveError):
-    """The caller's time, or the server's own limit, ran out before the answer."""
+    """The deadline of the caller or the server passed before the answer."""
 
     code = Code.DEADLINE_EXCEEDED
 
@@ -130,7 +130,7 @@ class DeadlineExceeded(TopfiveError):
 
 
 class EngineError(TopfiveError):
-    """The engine failed on this batch or row. The client sees only that it did; the cause is chained for the log."""
+    """The engine failed on this batch or row. The client sees no more than that; the cause is chained for the log."""
 
     code = Code.INTERNAL
 
@@ -142,7 +142,7 @@ _RETRY_S = 1.0
 
 
 def error_of(code: str, detail: str, retry_after_s: float = _RETRY_S) -> TopfiveError:
-    """The error that this code names, with these words; a code that this version does not know is the engine's."""
+    """The error for a code received from another server. An unknown code gives EngineError."""
     error: TopfiveError
     if code == Code.OVERLOADED:
         error = Overloaded(retry_after_s)

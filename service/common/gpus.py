@@ -1,4 +1,4 @@
-"""The NVIDIA cards of this machine, as CUDA sees them. Works on any machine: without a driver there are none."""
+"""The NVIDIA GPUs of this machine, as CUDA reports them. Without a driver there are none."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,7 +14,7 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One card: its number for CUDA, and its memory in bytes, in all and free when it was asked."""
+    """One GPU: its CUDA index, name and compute capability, and its total and free memory in bytes when queried."""
 
     index: int
     name: str
@@ -25,27 +25,27 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Cards:
-    """All cards that can be used. `reason` says why there are none, or why those that are missing cannot be used."""
+    """The GPUs that can be used. `reason` says why there are none, or why some cannot be used."""
 
     found: tuple[Card, ...]
     reason: str = ""
 
 
 def cuda_runtime() -> ModuleType:
-    """The module `cuda.bindings.runtime`. Raises ImportError, with the pip command, where it is missing."""
+    """Imports `cuda.bindings.runtime`. Raises ImportError with the pip command if it is not installed."""
     if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
         raise ImportError("cuda-bindings is not installed; run: pip install '.[gpu]'")
     return import_module("cuda.bindings.runtime")
 
 
 def cuda_message(cudart: Any, error: Any) -> str:
-    """What CUDA says of an error, by `cudart`, which is `cuda.bindings.runtime` or has its functions."""
+    """CUDA's description of an error code. `cudart` is `cuda.bindings.runtime` or a module with its functions."""
     _, text = cudart.cudaGetErrorString(error)
     return text.decode() if isinstance(text, bytes) else str(text)
 
 
 def cards(cudart: ModuleType | None = None) -> Cards:
-    """The cards that this process may use, by `cudart`, which is `cuda.bindings.runtime` or has its functions."""
+    """Finds the GPUs that this process may use. `cudart` is `cuda.bindings.runtime` or a module with its functions."""
     try:
         cudart = cudart or cuda_runtime()
         count = _checked(cudart, cudart.cudaGetDeviceCount())
@@ -56,12 +56,12 @@ def cards(cudart: ModuleType | None = None) -> Cards:
         try:
             found.append(_card(cudart, index))
         except _CallError as error:
-            refused.append(f"card {index} cannot be used: {error}")
-    return Cards(tuple(found), "; ".join(refused) if count else "there is no card")
+            refused.append(f"GPU {index} cannot be used: {error}")
+    return Cards(tuple(found), "; ".join(refused) if count else "there is no GPU")
 
 
 def driver_version(file: Path = _DRIVER) -> str | None:
-    """The version of the kernel driver, as 580.82.07. None where there is no NVIDIA driver."""
+    """The version of the kernel driver, such as 580.82.07, or None without an NVIDIA driver."""
     try:
         line = file.read_text().partition("\n")[0]
     except OSError:
@@ -70,7 +70,7 @@ def driver_version(file: Path = _DRIVER) -> str | None:
 
 
 class _CallError(Exception):
-    """A call failed; the message is CUDA's."""
+    """A CUDA call failed; the message is CUDA's."""
 
 
 def _card(cudart: ModuleType, index: int) -> Card:
@@ -83,7 +83,7 @@ def _card(cudart: ModuleType, index: int) -> Card:
 
 
 def _checked(cudart: ModuleType, result: tuple[Any, ...]) -> Any:
-    """The values of a call. Raises _CallError."""
+    """The values that a call returned. Raises _CallError."""
     error, *values = result
     if error != cudart.cudaError_t.cudaSuccess:
         raise _CallError(cuda_message(cudart, error))

@@ -1,4 +1,4 @@
-"""Reads image files from disk within the limit on their size."""
+"""Reads image files from disk within the size limit."""
 
 import errno
 import os
@@ -9,8 +9,8 @@ from service.common.types import ImageLimits, check_size
 
 
 def read_image_file(path: Path, limits: ImageLimits) -> bytes:
-    """The file's bytes. Raises TooLarge before it reads, and OSError, also where it is not a regular file."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
+    """The file's bytes. Raises TooLarge before reading, and OSError, also if it is not a regular file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without O_NONBLOCK, opening a pipe waits for its writer
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

@@ -1,7 +1,7 @@
-"""Converts dataclasses to protobuf messages and back: a field of the one is the field of the same name of the other.
+"""Converts dataclasses to protobuf messages and back, by field name.
 
-A pydantic model counts as a dataclass. The functions that convert the fields of a class are made once, at its first
-use, because answers to images are converted at each request.
+A pydantic model counts as a dataclass. The converter of a class is made once, at its first use, because every answer
+to an image is converted.
 """
 
 from collections.abc import Callable, Sequence, Set
@@ -24,10 +24,10 @@ _NONE: frozenset[str] = frozenset()
 
 
 def to_message(message: type[M], source: object, **given: object) -> M:
-    """A message with the `given` fields. Every other field has the value that it has in the dataclass `source`.
+    """A message with the `given` fields. The other fields are copied from the dataclass `source`.
 
-    None leaves a field unset. A nested message that `source` does not have as a field takes its own fields from
-    `source`: `ModelInfo.model` holds a part of a `ModelSummary`.
+    None leaves a field unset. If a nested message has no field of its name in `source`, its own fields are taken from
+    `source`: `ModelInfo.model` holds some fields of a `ModelSummary`.
     """
     cls: Any = type(source)
     writers = _writers(cls, message.DESCRIPTOR, frozenset(given))
@@ -35,10 +35,10 @@ def to_message(message: type[M], source: object, **given: object) -> M:
 
 
 def from_message(cls: type[T], message: Message, **given: object) -> T:
-    """A dataclass `cls` with the `given` fields. Every other field has the value that it has in `message`.
+    """A dataclass `cls` with the `given` fields. The other fields are copied from `message`.
 
-    A field that may be None is None where the message does not set it, or has 0 or nothing in a field without
-    presence. Raises LookupError where the message has no such field.
+    An optional field is None if the message does not set it, or, without presence, if it is 0 or empty. Raises
+    LookupError if the message has no field of that name.
     """
     readers = _readers(cls, message.DESCRIPTOR, frozenset(given))  # type: ignore[arg-type]  # a class has a hash
     return cls(**given, **{name: read(message) for name, read in readers})
@@ -46,7 +46,7 @@ def from_message(cls: type[T], message: Message, **given: object) -> T:
 
 @cache
 def _writers(cls: Any, message: Descriptor, given: frozenset[str] = _NONE) -> Sequence[tuple[str, _Get]]:
-    """The names of the message's fields, each with the function that gets its value from a `cls`."""
+    """For each field of the message its name and the function that gets its value from a `cls`."""
     hints = _hints(cls)
     own = [
         (field.name, _writer(attrgetter(field.name), _class(hints[field.name]), field))
@@ -57,7 +57,7 @@ def _writers(cls: Any, message: Descriptor, given: frozenset[str] = _NONE) -> Se
 
 
 def _writer(get: _Get, cls: Any, field: FieldDescriptor) -> _Get:
-    """The function that gets the value of the field. `get` gets it as the dataclass has it: a `cls`, if a message."""
+    """The function that gets the value of `field` in protobuf form. `get` gets it as the dataclass has it."""
     if field.message_type is None:
         return get
     writers = _writers(cls, field.message_type)
@@ -72,14 +72,14 @@ def _writer(get: _Get, cls: Any, field: FieldDescriptor) -> _Get:
 
 @cache
 def _readers(cls: Any, message: Descriptor, given: frozenset[str] = _NONE) -> Sequence[tuple[str, _Get]]:
-    """The names of the fields of a `cls`, each with the function that gets its value from the message."""
+    """For each field of `cls` its name and the function that gets its value from the message."""
     hints = _hints(cls)
     own = hints.keys() | given
     return [(name, _reader(hint, *_find(name, message, own))) for name, hint in hints.items() if name not in given]
 
 
 def _reader(hint: Any, path: str, field: FieldDescriptor) -> _Get:
-    """The function that gets a value of the type `hint` from a message that has the field at the dotted `path`."""
+    """The function that gets a value of type `hint` from the field at the dotted `path` of a message."""
     get, read = attrgetter(path), _value_reader(hint, path, field)
     if NoneType not in get_args(hint):
         return read
@@ -90,7 +90,7 @@ def _reader(hint: Any, path: str, field: FieldDescriptor) -> _Get:
 
 
 def _value_reader(hint: Any, path: str, field: FieldDescriptor) -> _Get:
-    """Return the function that gets the value of the field at `path`, which the message sets."""
+    """The same as `_reader`, for a field that the message sets."""
     get, cls = attrgetter(path), _class(hint)
     convert: _Get = cls if issubclass(cls, Enum) else _itself
     if field.message_type is not None:
@@ -104,7 +104,7 @@ def _builder(cls: Any, message: Descriptor) -> _Get:
     """The function that makes a `cls` from the message."""
     readers = _readers(cls, message)
     gets = [get for _, get in readers]
-    by_position = is_dataclass(cls)  # it is quicker than by name
+    by_position = is_dataclass(cls)  # faster than by name
     if by_position:
         return lambda message: cls(*[get(message) for get in gets])
     return lambda message: cls(**{name: get(message) for name, get in readers})
@@ -119,19 +119,19 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _class(hint: Any) -> Any:
-    """The class X of the types `X`, `X | None`, `tuple[X, ...]` and `tuple[X, X] | None`."""
+    """The class X in the types `X`, `X | None`, `tuple[X, ...]` and `tuple[X, X] | None`."""
     while arguments := get_args(hint):
         hint = arguments[0]
     return hint
 
 
 def _parts(message: Descriptor, own: Set[str]) -> list[FieldDescriptor]:
-    """The nested messages that are not among the `own` fields of a dataclass, and so hold some of these."""
+    """The nested messages that the dataclass does not have as a field (`own`), and so hold some of its fields."""
     return [one for one in message.fields if one.message_type and not one.is_repeated and one.name not in own]
 
 
 def _find(name: str, message: Descriptor, own: Set[str]) -> tuple[str, FieldDescriptor]:
-    """The dotted path to the field of that name, which may be in a part of the message, and the field."""
+    """The dotted path to the field `name`, which may be in a nested message, and the field."""
     if name in message.fields_by_name:
         return name, message.fields_by_name[name]
     for part in _parts(message, own):

@@ -1,4 +1,4 @@
-"""What the service measures about itself: Prometheus metrics, and the latency percentiles that replies carry."""
+"""Prometheus metrics of the service, and the latency percentiles that replies contain."""
 
 import asyncio
 import math
@@ -16,18 +16,18 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _STAGES = ("decode", "queue", "inference", "total")
 
-# Otherwise each counter and histogram has a second series: the time when it began to count.
+# Otherwise each counter and histogram gets a second series: the time when it was created.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 UNKNOWN = "unknown"
-"""The label of a request for a model that does not exist: the words of a client must not become a label."""
+"""The label of a request for a model that does not exist. A name that a client sent must not become a label."""
 
 Gauges = Callable[[], Sequence[tuple[str | tuple[str, ...], dict[str, float]]]]
 """Returns one entry per labelled object, such as a model or device: (label value or values, {gauge name: value})."""
 
 
 class BatchMetrics(Protocol):
-    """What a batcher reports; `ModelMetrics` keeps it for Prometheus."""
+    """What a batcher reports. `ModelMetrics` records it for Prometheus."""
 
     def item_ended(self, outcome: ItemOutcome) -> None:
         """An item has ended."""
@@ -39,13 +39,13 @@ class BatchMetrics(Protocol):
         """A batch of `size` items has started; `queued_s` are the seconds that each of them waited."""
 
     def batch_ended(self, run_s: float) -> None:
-        """A batch has run for so many seconds."""
+        """A batch has ended after `run_s` seconds."""
 
 
 class LatencyRecord:
-    """Percentiles over everything recorded, in constant memory: counts in buckets that grow by 2 per cent.
+    """Latency percentiles since the start, in constant memory: a histogram whose bucket edges grow by 2 percent.
 
-    A percentile is the upper edge of its bucket, so it is at most 2 per cent too high.
+    A percentile is the upper edge of its bucket, so it is at most 2 percent too high.
     """
 
     _GROWTH = math.log(1.02)
@@ -54,7 +54,7 @@ class LatencyRecord:
     def __init__(self) -> None:
         self._counts: list[int] = []
         self._count = 0
-        self._percentiles = [_Percentile(rank) for rank in (0.50, 0.90, 0.99)]
+        self._percentiles = [_PercentileCursor(rank) for rank in (0.50, 0.90, 0.99)]
 
     def record(self, duration_ms: float) -> None:
         """Add one duration in milliseconds."""
@@ -75,7 +75,7 @@ class LatencyRecord:
                 one.bucket += 1
 
     def snapshot(self) -> Latency:
-        """Count, and the 50th, 90th and 99th percentile in milliseconds."""
+        """The count, and the 50th, 90th and 99th percentile in milliseconds."""
         if not self._count:
             return Latency(0, None, None, None)
         p50, p90, p99 = (round(self._LOWEST_MS * math.exp(one.bucket * self._GROWTH), 3) for one in self._percentiles)
@@ -83,8 +83,8 @@ class LatencyRecord:
 
 
 @dataclass(slots=True)
-class _Percentile:
-    """A running percentile: the index of its bucket, and the number of values in lower buckets. `rank` is 0 to 1."""
+class _PercentileCursor:
+    """The bucket that holds the percentile of `rank` (0 to 1), and how many values are in lower buckets."""
 
     rank: float
     bucket: int = 0
@@ -92,7 +92,7 @@ class _Percentile:
 
 
 class Metrics:
-    """All metrics of one service, in a registry of its own, so that two services fit in one process."""
+    """All metrics of one service. Each has its own registry, so that two services fit in one process."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -104,7 +104,7 @@ class Metrics:
             "topfive_stage_seconds", "Time in each step", ["model", "stage"], buckets=_SECONDS, registry=registry
         )
         self._stages_of: dict[str, list[Histogram]] = {}
-        """The histogram of each of `_STAGES` by model: a look-up in `_stages` costs as much as an observation."""
+        """The histogram of each step, by model: looking it up with `labels()` costs as much as an observation."""
         self._retries = Counter(
             "topfive_retries", "Calls sent to an inference server again, by error", ["code"], registry=registry
         )
@@ -131,7 +131,7 @@ class Metrics:
         )
 
     def answered(self, model: str, code: str, timing_ms: Timing | None = None) -> None:
-        """Count one answer; `code` is `ok` or that of an error."""
+        """Count one answer. `code` is `ok` or the code of an error."""
         self._requests.labels(model, code).inc()
         if timing_ms is not None:
             if model not in self._stages_of:
@@ -143,24 +143,24 @@ class Metrics:
             total.observe(timing_ms.total / 1000)
 
     def retried(self, code: str) -> None:
-        """Count one call that a gateway sends again because of an error of that code."""
+        """Count one call that a gateway repeats because of the error `code`."""
         self._retries.labels(code).inc()
 
     def watch(self, gauges: Gauges, *labels: str) -> None:
-        """Read `gauges` at each scrape. `labels` are the names of their labels, `model` where none is given."""
+        """Read `gauges` at each scrape. `labels` are their label names; `model` if none is given."""
         self._gauges.append((gauges, labels or ("model",)))
 
     def for_model(self, model: str) -> "ModelMetrics":
-        """What the batcher of that model reports to."""
+        """The metrics for the batcher of `model`."""
         return ModelMetrics(self, model)
 
     def page(self) -> Collector:
-        """What a scrape shows: the gauges as they are now, counters and histograms as they are when it is written."""
+        """A collector over all metrics. It reads the gauges now, and counters and histograms when it is written."""
         gauges = [family for read, labels in self._gauges for family in _families(read(), labels)]
         return _Page(self._registry, gauges)
 
     async def scrape(self) -> bytes:
-        """The page in the text format of Prometheus, written on a thread."""
+        """All metrics in the text format of Prometheus, written on a thread."""
         return await asyncio.to_thread(generate_latest, self.page())
 
 
@@ -177,7 +177,7 @@ class _Page(Collector):
 def _families(
     gauges: Sequence[tuple[str | tuple[str, ...], dict[str, float]]], labels: Sequence[str]
 ) -> Iterable[GaugeMetricFamily]:
-    """One family for each name of a gauge, with one sample for each thing that has it."""
+    """One metric family for each gauge name, with one sample for each labelled object."""
     families: dict[str, GaugeMetricFamily] = {}
     for owner, values in gauges:
         for name, value in values.items():
@@ -188,7 +188,7 @@ def _families(
 
 
 class ModelMetrics:
-    """`BatchMetrics` of one model, in the registry of `metrics`."""
+    """`BatchMetrics` of one model."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._items = {outcome: metrics.items.labels(model, outcome.value) for outcome in ItemOutcome}

@@ -1,6 +1,6 @@
-"""What the service tells about a model: its row in the list, its page, its layers.
+"""What the service reports about a model: its row in the list, its details, its layers.
 
-Replies of REST, messages of gRPC and tables are made from these classes. The descriptions are for the OpenAPI document.
+REST replies, gRPC messages and tables are made from these classes. The descriptions are for the OpenAPI document.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from service.common.types import EngineInfo, Latency, Layout
 
 
 class ModelState(StrEnum):
-    """Whether a model is exported and loaded. A failing one is loaded, and its last batches failed."""
+    """Whether a model is exported and loaded. FAILING: it is loaded, and its last batches failed."""
 
     NOT_EXPORTED = "not_exported"
     EXPORTED = "exported"
@@ -44,10 +44,10 @@ class ModelSummary:
         float | None, Field(description="Top-1 accuracy in percent of the weights inside, or of the published ones")
     ]
     acc5: float | None
-    acc_dataset: Annotated[str | None, Field(description="What acc1 and acc5 were measured on")]
+    acc_dataset: Annotated[str | None, Field(description="Data set of acc1 and acc5")]
     measured: Annotated[
         tuple[MeasuredAccuracy, ...],
-        Field(description="What `topfive evaluate` found on the user's own images, oldest first"),
+        Field(description="Results of `topfive evaluate` on the user's own images, oldest first"),
     ]
     version: int | None
     weights: str | None
@@ -56,7 +56,7 @@ class ModelSummary:
     warnings: tuple[str, ...]
     passed_over: Annotated[
         tuple[str, ...],
-        Field(description="Engines that were preferred to the one that serves: what differs, what to run"),
+        Field(description="Engines preferred to the one that serves: why each does not fit, what to run"),
     ]
     layout: Annotated[
         Layout | None,
@@ -78,7 +78,7 @@ class WeightsInfo:
 
 @dataclass(frozen=True, slots=True)
 class PublishedWeights:
-    """A published set of weights, with its accuracy in percent on `dataset` and the input that it needs."""
+    """A published set of weights: its accuracy in percent on `dataset`, and the input that it needs."""
 
     tag: str
     acc1: float
@@ -89,10 +89,10 @@ class PublishedWeights:
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """An engine in the artifact that was built for NVIDIA cards, and whether it fits those of this machine.
+    """An engine in the artifact that was built for NVIDIA GPUs, and whether it fits the GPUs of this machine.
 
-    `card` is the card that it was built on, and null where it was built without one. It takes batches from `smallest`
-    to `largest`. `reason` says what differs and `remedy` what to run; both are empty where the engine fits.
+    `card` is the GPU that it was built on, null if it was built without one. It takes batches from `smallest` to
+    `largest`. `reason` says what differs and `remedy` what to run; both are empty if the engine fits.
     """
 
     name: str
@@ -111,7 +111,7 @@ class BuiltEngine:
 
 @dataclass(frozen=True, slots=True)
 class ModelDetail(ModelSummary):
-    """A model with its input, its weights, and how each engine compares with PyTorch, or with the imported file."""
+    """A model with its input, its weights, and the parity of each engine with PyTorch or the imported file."""
 
     input: InputSpec
     weights_file: WeightsInfo | None
@@ -129,13 +129,13 @@ class ModelDetail(ModelSummary):
     ilsvrc: str | None
     note: str | None
     engines: Annotated[
-        tuple[BuiltEngine, ...], Field(description="Built for NVIDIA cards; empty until the model is loaded")
+        tuple[BuiltEngine, ...], Field(description="Built for NVIDIA GPUs; empty until the model is loaded")
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelList:
-    """All models of the catalog, all other exported ones, and the model that answers where a request names none."""
+    """All models of the catalog and all other exported ones. `default` answers requests that name no model."""
 
     default: str
     models: tuple[ModelSummary, ...]
@@ -154,7 +154,7 @@ class LayerRow:
     groups: int | None
     input: tuple[int, ...]
     output: tuple[int, ...]
-    parameters: Annotated[int, Field(description="Learned values; 0 where an earlier row has them already")]
+    parameters: Annotated[int, Field(description="Learned values; 0 if an earlier row counts them already")]
     macs: Annotated[int, Field(description="Multiply-accumulates for one image")]
     share: Annotated[float, Field(description="Of all multiply-accumulates, in percent")]
     receptive_field: Annotated[
@@ -164,7 +164,7 @@ class LayerRow:
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """Consecutive layers that belong together: their number, output, totals, and largest receptive field."""
+    """Consecutive layers that form one stage: their number, output shape, totals, and largest receptive field."""
 
     name: str
     layers: int
@@ -177,7 +177,7 @@ class StageRow:
 
 @dataclass(frozen=True, slots=True)
 class ModelLayers:
-    """The layers of a model in the order in which they run, its stages, and its totals for one image.
+    """The layers of a model in execution order, its stages, and its totals for one image.
 
     `input_shape` is channels, height and width of that image.
     """

@@ -1,4 +1,4 @@
-"""The id that each request carries through logs and replies, in both transports."""
+"""The id of a request in logs and replies, in REST and gRPC."""
 
 import os
 import re
@@ -7,13 +7,13 @@ from contextvars import ContextVar
 _USABLE = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
-"""The id of the request that the current task answers, empty outside of one."""
+"""The id of the request that the current task answers. Empty outside of a request."""
 
 
 def begin_request(given: str | None) -> str:
-    """The id of a request that begins, which becomes the current one.
+    """Sets and returns the id of a new request.
 
-    It is the caller's own where that is short and plain enough for a log line and a header, else a new one.
+    The caller's id is kept if it is short and plain enough for a log line and a header; else a new one is made.
     """
     identity = given if given and _USABLE.fullmatch(given) else os.urandom(16).hex()
     current_request_id.set(identity)

@@ -1,4 +1,4 @@
-"""A photo to measure with where the user names none."""
+"""A generated photo to measure with if the user names none."""
 
 from io import BytesIO
 
@@ -13,9 +13,9 @@ _SEED = 1998
 
 
 def made_photo(width: int = 500, height: int = 375, *, quality: int = 94) -> bytes:
-    """A JPEG of smooth shapes under fine grain, always the same bytes for the same arguments.
+    """A JPEG of smooth shapes under fine grain. The same arguments give the same bytes.
 
-    Without arguments about 100 kB; at quality 90 about 0.3 bytes a pixel, as photos of phones have.
+    Without arguments about 100 kB; at quality 90 about 0.3 bytes a pixel, as in photos of phones.
     """
     chance = np.random.default_rng(_SEED)
     shapes = Image.fromarray(chance.integers(0, 256, (*reversed(_SHAPES), 3), dtype=np.uint8))

@@ -1,6 +1,6 @@
 """Every setting of the server, once: name, default, meaning.
 
-The CLI makes an option and a variable TOPFIVE_* of each.
+The CLI makes an option and an environment variable TOPFIVE_* of each.
 """
 
 from enum import StrEnum
@@ -15,7 +15,7 @@ from service.common.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Pr
 
 
 class LogLevel(StrEnum):
-    """Levels of the log, least severe first."""
+    """Log levels, least severe first."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -40,7 +40,7 @@ class Settings(BaseModel):
     grpc_port: Annotated[int, Field(ge=0, le=65535, description="Port of gRPC; 0 takes a free one")] = 8001
     runtime: Annotated[Runtime, Field(description="Runtime; auto takes the best that fits this machine")] = Runtime.AUTO
     precision: Annotated[
-        Precision, Field(description="Precision; auto lowers it only where measured parity allows it")
+        Precision, Field(description="Precision; auto lowers it only if measured parity allows it")
     ] = Precision.AUTO
     cpus: Annotated[int, Field(ge=0, description="CPUs to use; 0 takes what affinity and cgroup quota give")] = 0
     max_batch: Annotated[
@@ -48,14 +48,14 @@ class Settings(BaseModel):
         Field(ge=0, le=MAX_BATCH, description="Largest batch; 0 takes what was tuned, or a default for the device"),
     ] = 0
     memory_budget_mib: Annotated[
-        int, Field(ge=0, description="Memory limit of models per device, in MiB; 0: 90% on a card, none on a CPU")
+        int, Field(ge=0, description="Memory limit of models per device, in MiB; 0: 90% on a GPU, none on a CPU")
     ] = 0
     capacity: Annotated[
         int, Field(ge=1, description="Images per model that may be in flight; further ones get 429")
     ] = 256
     slo_ms: Annotated[
         float,
-        Field(ge=0, description="Latency bound of 99 in 100 answers; requests that would miss it get 429; 0 for none"),
+        Field(ge=0, description="Bound on 99th percentile of latency; requests that would miss it get 429; 0 for none"),
     ] = 0.0
     max_image_bytes: Annotated[int, Field(ge=1, le=64 << 20, description="Largest image file")] = 32 << 20
     max_image_pixels: Annotated[int, Field(ge=1, description="Largest image, width times height")] = 64_000_000
@@ -63,9 +63,9 @@ class Settings(BaseModel):
         Decode,
         Field(description="Large JPEGs: exact decodes all pixels, auto fewer as answers allow, fast still fewer"),
     ] = Decode.AUTO
-    max_upload_bytes: Annotated[int, Field(ge=1, description="Bytes of bodies in memory at once; more get 429")] = (
-        1 << 30
-    )
+    max_upload_bytes: Annotated[
+        int, Field(ge=1, description="Bytes of request bodies in memory at once; further ones get 429")
+    ] = 1 << 30
     timeout_s: Annotated[float, Field(gt=0, description="Longest time for one answer; callers may ask for less")] = 30.0
     pre_stop_s: Annotated[
         float,
@@ -76,13 +76,13 @@ class Settings(BaseModel):
         ),
     ] = 0.0
     drain_s: Annotated[float, Field(ge=0, description="Longest time for accepted work after SIGTERM or Ctrl-C")] = 20.0
-    recover_s: Annotated[float, Field(gt=0, description="Time between tries of a model that fails")] = 5.0
+    recover_s: Annotated[float, Field(gt=0, description="Time between attempts to recover a failing model")] = 5.0
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log")] = LogLevel.INFO
 
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """Accept `a,b` as well as a sequence; a name given twice counts once."""
+        """Accept `a,b` as well as a sequence, and drop duplicates."""
         names = value.split(",") if isinstance(value, str) else value
         if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
             names = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
@@ -94,7 +94,7 @@ class Settings(BaseModel):
 
     @property
     def cache_folder(self) -> Path:
-        """The folder of `cache`, with the server's own home in the place of `~`."""
+        """The folder of `cache`, with `~` expanded."""
         return expand_home(self.cache)
 
     @property

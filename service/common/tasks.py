@@ -1,4 +1,4 @@
-"""Several pieces of work at once, of which none goes on after the others have ended."""
+"""Runs coroutines at the same time and ends all of them together."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -8,7 +8,7 @@ X = TypeVar("X")
 
 
 async def together(works: Sequence[Coroutine[Any, Any, X]]) -> list[X]:
-    """The results in order. The first failure, or a caller who leaves, cancels the others; all have ended after it."""
+    """The results of `works`, in order. A failure or a cancelled caller cancels the others and waits until they end."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return list(await asyncio.gather(*tasks))

@@ -15,9 +15,9 @@ _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any
 
 
 class ThreadPool:
-    """`count` threads, named `name` and their number, which take work in its order and start with the first of it.
+    """Runs jobs on `count` threads, in the order of submission. Each thread starts only when a job needs one.
 
-    The process does not end before its threads do: close the pool.
+    The process does not end before the threads do: close the pool.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -27,9 +27,9 @@ class ThreadPool:
         self._unstarted = [Thread(target=_work, args=(self._jobs,), name=f"{name}_{n}") for n in range(count)]
 
     def run(self, work: Callable[..., X], *args: object) -> "asyncio.Future[X]":
-        """The result of `work(*args)`, or what it raises. Called on the event loop; cancelled after `close`.
+        """A future with the result or exception of `work(*args)`, cancelled after `close`. Call on the event loop.
 
-        Work whose future is cancelled before a thread takes it is not done.
+        If the future is cancelled before a thread takes the work, the work does not run.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[X] = loop.create_future()
@@ -42,7 +42,7 @@ class ThreadPool:
         return future
 
     def close(self) -> None:
-        """Cancel what no thread has taken, and let the threads end after what they have."""
+        """Cancel the jobs that no thread has taken. The threads end after their current job."""
         self._closed = True
         while True:
             try:
@@ -56,7 +56,7 @@ class ThreadPool:
 
 
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
-    """On a thread, until the pool is closed."""
+    """Run jobs on this thread until the pool is closed."""
     while (job := jobs.get()) is not None:
         loop, future, work, args = job
         if not future.cancelled():

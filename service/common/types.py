@@ -1,4 +1,4 @@
-"""The types of the values that pass between the steps. A value is made once and never changed.
+"""Types of the values that pass between the steps of a request. A value never changes after it is made.
 
 bytes -> Pixels -> Sample -> batch -> probabilities -> Classification
 """
@@ -25,10 +25,10 @@ DEFAULT_TOP_K = 5
 DEFAULT_CROPS = 1
 TEN_CROPS = 10
 MAX_MEMBERS = 8
-"""Most members of an ensemble, `ensemble:a+b+c`, which averages the probabilities of its members."""
+"""Largest number of members in an ensemble `ensemble:a+b+c`, which averages the probabilities of its members."""
 
 CACHE = Path("~/.cache/topfive")
-"""The default folder for what this machine measures and compiles. `~` is not expanded in it."""
+"""The default folder for measurements and compiled files of this machine, with `~` not expanded."""
 
 Pixels = NDArray[np.uint8]
 """A decoded photo: [H, W, 3], RGB."""
@@ -40,17 +40,17 @@ Samples = NDArray[np.uint8]
 """The crops of one photo, [crops, S, S, 3]: one, or ten."""
 
 Batch = NDArray[np.uint8]
-"""[N, S, S, 3]."""
+"""Samples of a batch, [N, S, S, 3]."""
 
 Rows = Batch | Sequence[Sample]
-"""A batch in one piece, or its samples one by one."""
+"""A batch as one array, or its samples one by one."""
 
 Probabilities = NDArray[np.float32]
-"""[N, C], or one row of it, [C]."""
+"""[N, C] for a batch, [C] for one sample."""
 
 
 class Runtime(StrEnum):
-    """The values of `--runtime`. AUTO takes the best runtime that is installed and fits the machine."""
+    """The values of `--runtime`. AUTO takes the fastest installed runtime that fits the machine."""
 
     AUTO = "auto"
     TENSORRT = "tensorrt"
@@ -62,7 +62,7 @@ class Runtime(StrEnum):
 
 
 class Precision(StrEnum):
-    """The values of `--precision`. AUTO takes a lower one only where the parity report of the artifact passes."""
+    """The values of `--precision`. AUTO takes a lower one only if the parity report of the artifact passes."""
 
     AUTO = "auto"
     F32 = "f32"
@@ -72,9 +72,9 @@ class Precision(StrEnum):
 
 
 class Decode(StrEnum):
-    """The values of `--decode`, which say whether a large JPEG may be decoded at a reduced size.
+    """The values of `--decode`: whether a large JPEG may be decoded at a reduced size.
 
-    EXACT decodes every pixel. AUTO reduces as far as answers hardly change, FAST reduces further.
+    EXACT decodes every pixel. AUTO reduces as long as answers hardly change; FAST reduces further.
     """
 
     AUTO = "auto"
@@ -83,30 +83,30 @@ class Decode(StrEnum):
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Formats of images, as Pillow names them."""
+"""Supported image formats, by Pillow's names."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """The largest image that is accepted: its bytes as sent, and its width times height in pixels."""
+    """The largest accepted image: bytes of the file, and width times height in pixels."""
 
     max_bytes: int = 32 << 20
     max_pixels: int = 64_000_000
 
 
 def check_size(size_bytes: int, limits: ImageLimits) -> None:
-    """Raise TooLarge where an image of `size_bytes` is over the limit."""
+    """Raise TooLarge if an image of `size_bytes` exceeds the limit."""
     if size_bytes > limits.max_bytes:
         raise TooLarge(f"the image has {size_bytes:,} bytes; this server takes at most {limits.max_bytes:,}")
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Limits of the batcher of one model. `capacity` counts images from before they are decoded to their answer.
+    """Limits of the batcher of one model. `capacity` counts admitted images, from before decoding until the answer.
 
     `max_failures` failed batches in a row make the model unhealthy, and so does a batch that runs for `max_run_s`.
-    `slo_s` is the latency bound, from the admission to the answer, of 99 in 100 requests; 0 for none. Slots that
-    compute `apart`, as threads of a CPU do and slots of one card do not, divide the waiting items evenly.
+    `slo_s` bounds the 99th percentile of the time from admission to answer; 0: no bound. `apart` is true if each slot
+    computes on its own, as on a CPU: then the waiting items are divided evenly among the free slots.
     """
 
     slots: int
@@ -119,7 +119,7 @@ class BatchLimits:
 
 
 class ItemOutcome(StrEnum):
-    """How an item that was given to a batcher ended; each ends exactly once."""
+    """How an item of a batcher ended. Each item ends exactly once."""
 
     OK = "ok"
     OVERLOADED = "overloaded"
@@ -129,7 +129,7 @@ class ItemOutcome(StrEnum):
 
 
 class SloOutcome(StrEnum):
-    """What became of an image under `--slo-ms`: answered within the bound, after it, or refused because of it."""
+    """How an image under `--slo-ms` ended: answered within the bound, late, or refused because of it."""
 
     WITHIN = "within"
     OVER = "over"
@@ -138,7 +138,7 @@ class SloOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ItemResult(Generic[R]):
-    """The answer to one item, with its time in the queue, and the time and the size of its batch."""
+    """The answer to one item, its time in the queue, and the run time and size of its batch."""
 
     value: R
     queue_s: float
@@ -148,7 +148,7 @@ class ItemResult(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How an engine uses the CPU: batches that run at the same time, threads of each, and the largest batch.
+    """How an engine uses the CPU: number of batches at once (slots), threads of each, and the largest batch.
 
     `origin` says when the layout was tuned, or that it is the default.
     """
@@ -164,7 +164,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a model runs on: the runtime and its version, the device, and the precision of the computation."""
+    """The runtime of a model with its version, the device, and the precision of the computation."""
 
     runtime: str
     version: str
@@ -185,7 +185,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """The latency of one model since this server started, in milliseconds; percentiles are null before a request."""
+    """The latency of one model since the server started, in milliseconds. Percentiles are null before a request."""
 
     count: int
     p50: float | None
@@ -195,7 +195,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """The model that answered. Accuracy is in percent on `acc_dataset`, and null where these weights have none."""
+    """The model that answered. Accuracy is in percent on `acc_dataset`, and null if these weights have none."""
 
     name: str
     version: int
@@ -222,10 +222,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How an image became the input of the model, in words. Where the members of an ensemble differ, `+` joins them.
+    """How an image became the input of the model. If the members of an ensemble differ, `+` joins their values.
 
-    `decoder` is the library and its version. `scale` is 1/1 where every pixel was decoded, else the fraction of width
-    and height at which a JPEG was decoded. `recipe` is the resize and the crop.
+    `decoder` is the library and its version. `scale` is 1/1 if every pixel was decoded, else the fraction of width and
+    height at which the JPEG was decoded. `recipe` is the resize and the crop.
     """
 
     decoder: str
@@ -248,7 +248,7 @@ class Classification:
 
 
 def copy_as(cls: type[T], source: object, **given: object) -> T:
-    """A dataclass `cls` with the `given` fields. Every other field has the value that it has in `source`."""
+    """A dataclass `cls` with the `given` fields. The other fields are copied from `source`."""
     return cls(**given, **{name: getattr(source, name) for name in _names(cls) if name not in given})
 
 

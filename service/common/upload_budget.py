@@ -1,4 +1,4 @@
-"""Bounds the bytes of all images that are in memory before any model can count them."""
+"""Limits the bytes of all request bodies in memory, before any model admits them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,14 +9,14 @@ _RETRY_S = 1.0
 
 
 class UploadBudget:
-    """Shared by both transports: each request takes the bytes that it brings, and gives them back at its end."""
+    """The bytes of request bodies that may be in memory at once, shared by REST and gRPC."""
 
     def __init__(self, max_bytes: int) -> None:
         self._left = max_bytes
 
     @contextmanager
     def share(self) -> Iterator[Callable[[int], None]]:
-        """A function that takes bytes for one request; it raises Overloaded where they are not left."""
+        """A function that reserves bytes until the block ends. It raises Overloaded if too few are left."""
         taken = 0
 
         def take(size_bytes: int) -> None:

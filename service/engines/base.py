@@ -10,7 +10,7 @@ import numpy as np
 from service.common.types import EngineInfo, Probabilities, Rows, Runtime
 
 CPU = "cpu"
-"""The device of every engine that runs on the processor. A card is `cuda:0`, `cuda:1` and so on."""
+"""The device of every engine that runs on the processor. A GPU is `cuda:0`, `cuda:1` and so on."""
 
 INSTALL: Mapping[str, str] = MappingProxyType(
     {
@@ -39,7 +39,7 @@ class NoRoomError(EngineUnavailableError, MemoryError):
 
 
 class CardLostError(Exception):
-    """The card fails every call of this process, whichever engine makes it. Only a new process can use the card."""
+    """The GPU fails every call of this process, whichever engine makes it. Only a new process can use the GPU."""
 
 
 class Engine(ABC):
@@ -90,7 +90,7 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 def card_lost(error: BaseException | None) -> str | None:
-    """Why the card is lost, where the error or one that caused it says so. None otherwise."""
+    """Why the GPU is lost, where the error or one that caused it says so. None otherwise."""
     return next((str(one) for one in _with_causes(error) if isinstance(one, CardLostError)), None)
 
 
@@ -101,5 +101,5 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def keep_for_ever(thing: object) -> None:
-    """Keep `thing` until the process ends. Freeing what calls a lost card may abort the process."""
+    """Keep `thing` until the process ends. Freeing what calls a lost GPU may abort the process."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

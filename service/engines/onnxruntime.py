@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU or on an NVIDIA card. Never runs on another device than was asked for."""
+"""ONNX Runtime on the CPU or on an NVIDIA GPU. Never runs on another device than was asked for."""
 
 import numpy as np
 import onnxruntime as ort
@@ -26,7 +26,7 @@ _SPINNING = "session.intra_op.allow_spinning"
 
 
 def has_cuda() -> bool:
-    """Whether this ONNX Runtime was built with CUDA. Only opening an engine shows whether there is a card."""
+    """Whether this ONNX Runtime was built with CUDA. Only opening an engine shows whether there is a GPU."""
     return _PROVIDERS[Runtime.ONNXRUNTIME_CUDA] in ort.get_available_providers()
 
 
@@ -87,7 +87,7 @@ class OnnxRuntimeEngine(Engine):
             if "Failed to allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             if (loss := loss_in(str(error))) is not None:
-                keep_for_ever(self._session)  # freeing it calls the card, and ONNX Runtime aborts where that fails
+                keep_for_ever(self._session)  # freeing it calls the GPU, and ONNX Runtime aborts where that fails
                 raise CardLostError(f"{loss.name}: {loss.meaning}; ONNX Runtime: {error}") from error
             raise
         return np.asarray(probabilities, dtype=np.float32)

@@ -12,7 +12,7 @@ from service.common.model_info import ModelDetail, ModelLayers, ModelList
 from service.common.request_id import current_request_id
 from service.common.types import DEFAULT_CROPS, ENSEMBLE, ENSEMBLE_PREFIX, TEN_CROPS, Classification
 from service.gateway import converters
-from service.gateway.replicas import Replicas
+from service.gateway.replicas import ReplicaClient
 from service.inference.comparison import Comparison
 from service.inference.dataplane import ClassifyOptions
 
@@ -24,7 +24,7 @@ class GatewayDataPlane:
     server has the same id. `timeout_s` bounds questions that have no deadline of their own.
     """
 
-    def __init__(self, replicas: Replicas, clock: Clock, metrics: Metrics, timeout_s: float) -> None:
+    def __init__(self, replicas: ReplicaClient, clock: Clock, metrics: Metrics, timeout_s: float) -> None:
         self._replicas = replicas
         self._clock = clock
         self._metrics = metrics

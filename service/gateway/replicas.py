@@ -32,7 +32,7 @@ _SERVICE_CONFIG = {
 _OPTIONS = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_retries", 0),  # `Replicas.call` sends a call again
+    ("grpc.enable_retries", 0),  # `ReplicaClient.call` sends a call again
     ("grpc.enable_http_proxy", 0),  # the proxy of http_proxy leads out of the network in which the servers are
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),  # which is also how long an attempt to connect may take
@@ -82,7 +82,7 @@ async def resolve(target: Target) -> Collection[Target]:
     return {Target(str(address[0]), target.port) for *_, address in found}
 
 
-class Replicas:
+class ReplicaClient:
     """A gRPC channel to every server that the targets name. It is started and closed on the event loop."""
 
     def __init__(

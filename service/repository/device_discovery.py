@@ -1,4 +1,4 @@
-"""Finds the devices that engines are opened on here: the cards where the runtime may use them, and the CPU."""
+"""Finds the devices that engines are opened on here: the GPUs where the runtime may use them, and the CPU."""
 
 import logging
 from collections.abc import Callable
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 def devices(options: EngineOptions, budget_mib: int, find_cards: Callable[[], Cards]) -> list[Device]:
-    """The devices for a runtime: every card, or the CPU, or for `auto` both. On the CPU `auto` then tries no card.
+    """The devices for a runtime: every GPU, or the CPU, or for `auto` both. On the CPU `auto` then tries no GPU.
 
-    A runtime that needs a card gets `cuda:0` where none is found, because opening says best what is missing. Cards are
-    looked for only where they may be used, because that takes memory on each card.
+    A runtime that needs a GPU gets `cuda:0` where none is found, because opening says best what is missing. Cards are
+    looked for only where they may be used, because that takes memory on each GPU.
     """
     if options.runtime not in (Runtime.AUTO, *ON_CARDS):
         return [_cpu(options, budget_mib)]

@@ -13,7 +13,7 @@ from service.engines.selection.opening import OpenEngine
 from service.repository.loaded_model import LoadedModel
 
 _MIB = 1 << 20
-_CARD_SHARE = 0.9  # of a card's memory; the rest is for CUDA itself and for what batches need while they run
+_CARD_SHARE = 0.9  # of a GPU's memory; the rest is for CUDA itself and for what batches need while they run
 _HELD_PER_PLAN = 2  # the weights as they are in the plan, and the memory that its contexts work in
 _QUANTUM_S = 0.02  # of a batch on a CPU, where others wait for it and a larger one is hardly faster for each image
 
@@ -162,14 +162,14 @@ class DeviceModels:
 
 
 def budget_bytes(asked_mib: int, card_bytes: int | None) -> int:
-    """The budget of a device: what was asked for, or else 90 % of a card's memory; 0, no limit, for the CPU."""
+    """The budget of a device: what was asked for, or else 90 % of a GPU's memory; 0, no limit, for the CPU."""
     if asked_mib:
         return asked_mib * _MIB
     return int(card_bytes * _CARD_SHARE) if card_bytes is not None else 0
 
 
 def expected_bytes(graph_held_bytes: int, plans_bytes: Iterable[int]) -> int:
-    """Return the expected bytes of a model on a card: twice its largest plan, or `graph_held_bytes` without a plan."""
+    """Return the expected bytes of a model on a GPU: twice its largest plan, or `graph_held_bytes` without a plan."""
     return _HELD_PER_PLAN * max(plans_bytes, default=0) or graph_held_bytes
 
 

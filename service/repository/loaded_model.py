@@ -20,7 +20,7 @@ from service.common.metrics import BatchMetrics, LatencyRecord
 from service.common.thread_pool import ThreadPool
 from service.common.types import BatchLimits, EngineInfo, ModelCard, Probabilities, Sample
 from service.engines.base import CardLostError
-from service.engines.selection.opening import Opened
+from service.engines.selection.opening import OpenedEngine
 from service.repository.stuck_batches import StuckBatch
 
 _PROBE_S = 5.0
@@ -80,7 +80,7 @@ class LoadedModel:
     def __init__(
         self,
         artifact: Artifact,
-        opened: Opened,
+        opened: OpenedEngine,
         *,
         limits: BatchLimits,
         clock: Clock,
@@ -117,7 +117,7 @@ class LoadedModel:
         self._stuck: dict[StuckBatch, float] = {}
         """How many slots of the device each of them takes."""
         self.card_lost: str | None = None
-        """Why nothing on its card can run in this process any more, once an engine has said so."""
+        """Why nothing on its GPU can run in this process any more, once an engine has said so."""
         self._on_health = on_health
         self._threads = ThreadPool(limits.slots, f"engine-{artifact.manifest.name}")
         self.batcher: Batcher[Sample, Probabilities] = Batcher(
@@ -131,7 +131,7 @@ class LoadedModel:
 
     @property
     def lost(self) -> bool:
-        """Whether only a new process can answer: its queue is broken, all slots are stuck, or its card is lost."""
+        """Whether only a new process can answer: its queue is broken, all slots are stuck, or its GPU is lost."""
         stuck = len(self._stuck) >= self.slots or self._scheduler.all_stuck
         return self.batcher.state is BatcherState.BROKEN or stuck or self.card_lost is not None
 

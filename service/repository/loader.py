@@ -15,7 +15,7 @@ from service.common.clock import Clock
 from service.common.metrics import Metrics
 from service.common.types import BatchLimits
 from service.engines.base import CPU, Engine, EngineUnavailableError, card_lost, held_bytes, out_of_memory
-from service.engines.selection.opening import Opened, OpenEngine
+from service.engines.selection.opening import OpenedEngine, OpenEngine
 from service.repository.device_memory import (
     Device,
     DeviceMemory,
@@ -114,7 +114,7 @@ class ModelLoader:
         self.loaded.clear()
 
     async def _find(self) -> None:
-        """Find the devices before the first load, on a thread: to wake a card takes its driver seconds."""
+        """Find the devices before the first load, on a thread: to wake a GPU takes its driver seconds."""
         async with self._finding:
             if not self._devices:
                 self._devices = await self._on_thread(self._find_devices)
@@ -123,7 +123,7 @@ class ModelLoader:
                 }
 
     def _in_order(self) -> list[Device]:
-        """Return the cards by their unused memory budget, the largest first, and then the CPU."""
+        """Return the GPUs by their unused memory budget, the largest first, and then the CPU."""
         by_name = {one.name: one for one in self._devices}
         memories = most_free_first([self._memory(self._on_devices[name]) for name in by_name])
         return sorted((by_name[memory.device] for memory in memories), key=lambda one: one.name == CPU)
@@ -132,7 +132,7 @@ class ModelLoader:
         return there.memory(self.loaded.values(), self._is_configured)
 
     async def _load_on(self, device: Device, artifact: Artifact, others: Sequence[Device]) -> LoadedModel:
-        """The model on that device, or on the one that its engine chose where no other card is left to try."""
+        """The model on that device, or on the one that its engine chose where no other GPU is left to try."""
         name, there = artifact.manifest.name, self._on_devices[device.name]
         need = await self._on_thread(partial(_expected, device, artifact))
         async with self._turn(there):
@@ -160,13 +160,13 @@ class ModelLoader:
                 raise
 
     def _models_on(self, device: str) -> DeviceModels:
-        """The models on that device; a card that was not found has the CPU's budget, which is the one asked for."""
+        """The models on that device; a GPU that was not found has the CPU's budget, which is the one asked for."""
         if device not in self._on_devices:
             budget = next((one.budget_bytes for one in self._devices if one.name == CPU), 0)
             self._on_devices[device] = DeviceModels(device, budget, self._clock)
         return self._on_devices[device]
 
-    def _put(self, artifact: Artifact, opened: Opened, there: DeviceModels) -> LoadedModel:
+    def _put(self, artifact: Artifact, opened: OpenedEngine, there: DeviceModels) -> LoadedModel:
         """The model, given to requests from now on."""
         name = artifact.manifest.name
         model = LoadedModel(
@@ -215,7 +215,7 @@ class ModelLoader:
             del self._unloading[model.name]
             gone.set_result(None)
 
-    async def _open(self, artifact: Artifact, device: Device, there: DeviceModels) -> Opened:
+    async def _open(self, artifact: Artifact, device: Device, there: DeviceModels) -> OpenedEngine:
         """Open the engine on a thread; where memory lacks, once more without the least recently used model."""
         try:
             return await self._on_thread(partial(_opened, device, artifact), _discard)
@@ -254,9 +254,9 @@ class ModelLoader:
 
 
 def _noting(open_engine: OpenEngine, notes: Sequence[str]) -> OpenEngine:
-    """`open_engine` for the CPU, whose choice says why no card took the model: the refusals on cards come first."""
+    """`open_engine` for the CPU, whose choice says why no GPU took the model: the refusals on GPUs come first."""
 
-    def opens(artifact: Artifact) -> Opened:
+    def opens(artifact: Artifact) -> OpenedEngine:
         opened = open_engine(artifact)
         info = opened.engine.describe()
         told = [f"{note}; {info.runtime} in {info.precision} serves instead" for note in notes]
@@ -273,7 +273,7 @@ def _expected(device: Device, artifact: Artifact) -> int:
     return expected_bytes(held, (plan.record.size_bytes for plan in read_plans(artifact.folder)[0]))
 
 
-def _opened(device: Device, artifact: Artifact) -> Opened:
+def _opened(device: Device, artifact: Artifact) -> OpenedEngine:
     """On a thread: build the engine and warm it up."""
     try:
         return device.open_engine(artifact)
@@ -288,6 +288,6 @@ def _pass_on(done: asyncio.Future[X], discard: Callable[[X], None]) -> None:
         discard(done.result())
 
 
-def _discard(opened: Opened) -> None:
+def _discard(opened: OpenedEngine) -> None:
     """Close an engine that nobody waits for any more."""
     opened.engine.close()

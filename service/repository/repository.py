@@ -134,7 +134,7 @@ class Repository:
 
     @property
     def card_lost(self) -> str | None:
-        """Why this process can use an NVIDIA card no longer, where one is lost; only a new process can."""
+        """Why this process can use an NVIDIA GPU no longer, where one is lost; only a new process can."""
         return self._card_lost or next((model.card_lost for model in self._loaded.values() if model.card_lost), None)
 
     @property

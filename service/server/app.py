@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Service:
     """A data plane under both transports. Made on the event loop; raises OSError where a port is taken.
 
-    `fatal` is called with the reason once an NVIDIA card is lost to the process.
+    `fatal` is called with the reason once an NVIDIA GPU is lost to the process.
     """
 
     def __init__(self, settings: Settings, data_plane: LocalDataPlane, fatal: Fatal = log.critical) -> None:
@@ -81,7 +81,7 @@ class Service:
         await asyncio.gather(self.rest.stop(), self.rpc.stop(over))
 
     def _check_card(self) -> None:
-        """Nothing on a card that is lost can be repaired from here."""
+        """Nothing on a GPU that is lost can be repaired from here."""
         if (reason := self._repository.card_lost) is not None:
             self._fatal(reason)
 

@@ -9,7 +9,7 @@ from service.common.metrics import Metrics
 from service.common.settings import Settings
 from service.common.upload_budget import UploadBudget
 from service.gateway.dataplane import GatewayDataPlane
-from service.gateway.replicas import Replicas, Target
+from service.gateway.replicas import ReplicaClient, Target
 from service.rest.app import create_app
 from service.rest.image_request import ImageReader
 from service.rest.server import RestServer, listen
@@ -25,7 +25,7 @@ class Gateway:
         self._settings = settings
         self.metrics = Metrics()
         clock = LoopClock()
-        self.replicas = Replicas(targets, clock, self.metrics)
+        self.replicas = ReplicaClient(targets, clock, self.metrics)
         self._data_plane = GatewayDataPlane(self.replicas, clock, self.metrics, settings.timeout_s)
         budget = UploadBudget(settings.max_upload_bytes)
         reader = ImageReader(settings.limits, budget, settings.timeout_s, clock, self.metrics)

@@ -116,7 +116,7 @@ def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
         log.error("%s did not return; the process ends without it", ", ".join(thread.name for thread in stuck))
         _exit(exit_reason.status)  # a plain exit would wait for those threads for ever
     if exit_reason is ExitReason.FATAL:
-        _exit(exit_reason.status)  # a library that lets go of a lost card at its end may abort, with another status
+        _exit(exit_reason.status)  # a library that lets go of a lost GPU at its end may abort, with another status
     return exit_reason.status
 
 

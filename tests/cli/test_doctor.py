@@ -57,18 +57,18 @@ def doctor(artifacts: Path, *words: object, columns: int = 120) -> Result:
 
 BUILD = "run: topfive export tiny --engine tensorrt"
 DRIVER = replace(NO_CARD, driver="580.82.07")
-ONE_OF_TWO = replace(machine(ADA), cards=Cards((ADA,), "card 0 cannot be used: busy"))
+ONE_OF_TWO = replace(machine(ADA), cards=Cards((ADA,), "GPU 0 cannot be used: busy"))
 
 
 @pytest.mark.parametrize(
     ("built", "where", "runtime", "advice"),
     [
         (False, NO_CARD, Runtime.OPENVINO, []),
-        (False, DRIVER, Runtime.OPENVINO, ["no card can be used: no CUDA-capable device is detected"]),
+        (False, DRIVER, Runtime.OPENVINO, ["no GPU can be used: no CUDA-capable device is detected"]),
         (False, machine(TURING), Runtime.OPENVINO, [f"{BUILD} --precision fp16 --target this"]),
         (True, machine(TURING), Runtime.OPENVINO, ["built for sm86, sm89; here is NVIDIA GeForce RTX 2080 Ti (sm75)"]),
         (True, machine(ADA), Runtime.TENSORRT_RTX, []),
-        (True, ONE_OF_TWO, Runtime.TENSORRT_RTX, ["card 0 cannot be used: busy"]),
+        (True, ONE_OF_TWO, Runtime.TENSORRT_RTX, ["GPU 0 cannot be used: busy"]),
     ],
 )
 def test_cards(artifacts: Path, built: bool, where: Machine, runtime: Runtime, advice: list[str]) -> None:
@@ -114,9 +114,9 @@ def test_engine_that_is_known_to_fail(artifacts: Path) -> None:
     assert [engine.fits for engine in tiny.engines] == [True]
     assert tiny.runtime == opened.engine.describe().runtime == "openvino"
     assert diagnosis.broken == ()
-    assert "its answers on this card differ" in diagnosis.advice[0]
+    assert "its answers on this GPU differ" in diagnosis.advice[0]
     strict = found(settings(artifacts, precision=Precision.FP16), where)
-    assert "its answers on this card differ" in strict.broken[0]
+    assert "its answers on this GPU differ" in strict.broken[0]
 
 
 @pytest.mark.parametrize(

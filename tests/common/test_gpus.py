@@ -31,7 +31,7 @@ def test_cards() -> None:
 
 def test_no_cards() -> None:
     """Without a card the result has the reason, that of CUDA where it gave one."""
-    assert cards(cuda(0)) == Cards((), "there is no card")
+    assert cards(cuda(0)) == Cards((), "there is no GPU")
     assert cards(cuda(1, error=100)) == Cards((), "no CUDA-capable device is detected")
 
 
@@ -42,7 +42,7 @@ def test_one_card_of_two() -> None:
     runtime.cudaGetErrorString = lambda _: (0, b"all CUDA-capable devices are busy or unavailable")
     found = cards(runtime)
     assert [card.index for card in found.found] == [1]
-    assert found.reason == "card 0 cannot be used: all CUDA-capable devices are busy or unavailable"
+    assert found.reason == "GPU 0 cannot be used: all CUDA-capable devices are busy or unavailable"
 
 
 def test_this_machine() -> None:

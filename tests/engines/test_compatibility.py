@@ -89,9 +89,9 @@ def differing(
         differing(
             "tensorrt-rtx is not installed", "pip install '.[tensorrt-rtx]'", where=replace(machine(ADA), versions={})
         ),
-        differing("no NVIDIA card can be used here: no CUDA-capable device is detected", "", where=NO_CARD),
+        differing("no NVIDIA GPU can be used here: no CUDA-capable device is detected", "", where=NO_CARD),
         differing(
-            "no NVIDIA card can be used here: no CUDA-capable device is detected",
+            "no NVIDIA GPU can be used here: no CUDA-capable device is detected",
             "",
             where=replace(NO_CARD, versions={}),
             version="1.6.1",
@@ -142,7 +142,7 @@ def test_misfits() -> None:
     without = [judge(one, SOURCE, NO_CARD, Precision.AUTO) for one in made]
     [sentence] = misfits(without)
     assert " and ".join(one.record.stem for one in made) in sentence
-    assert sentence.count("do not fit (no NVIDIA card can be used here") == 1
+    assert sentence.count("do not fit (no NVIDIA GPU can be used here") == 1
 
 
 def test_survey(artifacts: Path) -> None:

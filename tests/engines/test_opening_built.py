@@ -15,7 +15,7 @@ from service.common.types import EngineInfo, Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError, out_of_memory
 from service.engines.selection import opening, select
 from service.engines.selection.compatibility import Machine
-from service.engines.selection.opening import Opened, open_engine
+from service.engines.selection.opening import OpenedEngine, open_engine
 from service.engines.selection.parity import reference_of
 from service.engines.selection.select import EngineOptions
 from tests.engines.test_compatibility import ADA, BOTH, NO_CARD, TURING, machine
@@ -45,7 +45,9 @@ class CardMachine:
         made = record(**{"graph_sha256": self.artifact.manifest.files[GRAPH], **changes})
         return write_plan(self.artifact.folder, CONTENT, made)
 
-    def open(self, runtime: Runtime = Runtime.AUTO, precision: Precision = Precision.AUTO, **options: object) -> Opened:
+    def open(
+        self, runtime: Runtime = Runtime.AUTO, precision: Precision = Precision.AUTO, **options: object
+    ) -> OpenedEngine:
         """Open the artifact with these options."""
         asked = replace(EngineOptions(runtime, precision, cache=self.cache), **options)  # type: ignore[arg-type]
         opened = open_engine(self.artifact, asked, look=lambda: self.machine, build_plan=self._build)
@@ -150,7 +152,7 @@ def test_no_card(here: CardMachine, caplog: pytest.LogCaptureFixture, built: boo
 
     assert len(choice.passed_over) == len(choice.fits) == built
     assert choice.parity == ()
-    assert all("no NVIDIA card can be used here" in note for note in choice.passed_over)
+    assert all("no NVIDIA GPU can be used here" in note for note in choice.passed_over)
     logged = [one for one in caplog.records if not one.name.endswith("precision")]  # bf16 depends on this machine
     assert [(one.levelname, one.getMessage()) for one in logged] == [("INFO", note) for note in choice.passed_over]
 
@@ -167,7 +169,7 @@ def test_a_driver_whose_card_cannot_be_used(here: CardMachine, caplog: pytest.Lo
         elsewhere = here.open()
 
     [note] = opened.choice.passed_over
-    assert "no NVIDIA card can be used here: no CUDA-capable device is detected" in note
+    assert "no NVIDIA GPU can be used here: no CUDA-capable device is detected" in note
     assert note.endswith(" serves instead")
     assert [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"] == [note]
     assert len(elsewhere.choice.passed_over) == built
@@ -260,7 +262,7 @@ def test_f32_where_fp16_fails(here: CardMachine) -> None:
     assert [engine.closed for engine in here.engines] == [True, False]
     assert len(opened.choice.passed_over) == 1
     assert opened.choice.passed_over[0].startswith("tiny on tensorrt-rtx: ")
-    assert "-fp16: its answers on this card differ" in opened.choice.passed_over[0]
+    assert "-fp16: its answers on this GPU differ" in opened.choice.passed_over[0]
 
 
 def test_int8_only_when_asked_for(here: CardMachine) -> None:
@@ -383,7 +385,7 @@ def test_cuda_provider_that_differs(here: CardMachine, on_cuda: OnCuda) -> None:
     """Where it answers wrongly it is passed over, or refused, as with a report of the export."""
     engine = on_cuda(0.01)
     opened = here.open()
-    with pytest.raises(EngineUnavailableError, match="its answers on this card differ"):
+    with pytest.raises(EngineUnavailableError, match="its answers on this GPU differ"):
         here.open(Runtime.ONNXRUNTIME_CUDA)
 
     assert engine.closed

@@ -102,7 +102,7 @@ def test_each_failure_is_seen(scripted: MakeCard) -> None:
         here = scripted()
         engine = here.open(max_batch=2)
         here.script.fail(name, Error.cudaErrorInvalidValue)
-        with pytest.raises(CudaError, match=f"{name} on card 0: cudaErrorInvalidValue"):
+        with pytest.raises(CudaError, match=f"{name} on GPU 0: cudaErrorInvalidValue"):
             engine.run(pixels(2))
         assert engine.run(pixels(2)).shape == (2, CLASSES)
     for name in ("cudaMemcpyAsync", "execute_async_v3"):
@@ -132,7 +132,7 @@ def test_without_a_graph(scripted: MakeCard, call: str, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         engine = here.open(max_batch=8)
     assert [record.getMessage() for record in caplog.records] == [
-        f"batches of 4 run without a CUDA graph: {call} on card 0: cudaErrorMemoryAllocation (memoryallocation)"
+        f"batches of 4 run without a CUDA graph: {call} on GPU 0: cudaErrorMemoryAllocation (memoryallocation)"
     ]
     assert engine.captured == (1, 2, 8)
     for count in range(1, 9):
@@ -329,7 +329,7 @@ def test_card_that_cannot_be_used(scripted: MakeCard) -> None:
     """A card that is busy when it is first asked is no lost card: something else may serve."""
     here = scripted()
     here.script.fail("cudaSetDevice", Error.cudaErrorDevicesUnavailable)
-    with pytest.raises(EngineUnavailableError, match=r"the card cannot be used: .*DevicesUnavailable"):
+    with pytest.raises(EngineUnavailableError, match=r"the GPU cannot be used: .*DevicesUnavailable"):
         here.open()
     here.trt.assert_clean()
 

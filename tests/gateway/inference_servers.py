@@ -17,7 +17,7 @@ from service.common.metrics import Metrics
 from service.common.settings import Settings
 from service.common.types import Classification
 from service.gateway.dataplane import GatewayDataPlane
-from service.gateway.replicas import Replicas, Target, parse_targets
+from service.gateway.replicas import ReplicaClient, Target, parse_targets
 from service.inference.dataplane import ClassifyOptions
 from service.server.gateway import Gateway
 from tests.exposition import value
@@ -100,7 +100,7 @@ class Inference(ClassifierServicer):
 class Plane:
     """The data plane of a gateway, and the calls of the tests."""
 
-    replicas: Replicas
+    replicas: ReplicaClient
     metrics: Metrics
     data_plane: GatewayDataPlane
 
@@ -128,9 +128,9 @@ class Plane:
 
 @asynccontextmanager
 async def plane_of(targets: Sequence[Target], **options: Any) -> AsyncIterator[Plane]:
-    """A data plane over the servers of these targets; `options` are those of Replicas."""
+    """A data plane over the servers of these targets; `options` are those of ReplicaClient."""
     clock, metrics = LoopClock(), Metrics()
-    replicas = Replicas(targets, clock, metrics, **options)
+    replicas = ReplicaClient(targets, clock, metrics, **options)
     replicas.start()
     try:
         yield Plane(replicas, metrics, GatewayDataPlane(replicas, clock, metrics, timeout_s=10.0))

@@ -15,7 +15,7 @@ from service.common.errors import TopfiveError
 from service.common.metrics import Metrics
 from service.common.types import BatchLimits, Probabilities, Rows, Sample
 from service.engines.base import CPU, held_bytes
-from service.engines.selection.opening import Opened, OpenEngine
+from service.engines.selection.opening import OpenedEngine, OpenEngine
 from service.repository.device_memory import Device
 from service.repository.loaded_model import Lease
 from service.repository.repository import ModelEntry, Repository
@@ -90,7 +90,7 @@ class Host:
         return [Device(name, self._opener(name), budget * self.unit) for name, budget in self.budgets.items()]
 
     def _opener(self, device: str) -> OpenEngine:
-        def open_engine(artifact: Artifact) -> Opened:
+        def open_engine(artifact: Artifact) -> OpenedEngine:
             self.begun += 1
             assert self.gate.wait(30), "a test left the gate closed"
             name = artifact.manifest.name
@@ -99,7 +99,7 @@ class Host:
             engine = StrictEngine(name, self.wrong, slots=self.slots, device=self.lands.get(device, device))
             engine.memory_bytes = self.held.get(name, 1) * self.unit
             self.engines.append(engine)
-            return Opened(engine)
+            return OpenedEngine(engine)
 
         return open_engine
 

@@ -34,9 +34,9 @@ def test_devices(runtime: Runtime, found: Cards, mib: int, expected: list[tuple[
 
 def test_a_card_that_is_missing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """The log says why one of several cards cannot be used; where there is none at all, opening an engine says so."""
-    devices(EngineOptions(), 0, lambda: replace(CARDS, reason="card 2 cannot be used: busy"))
+    devices(EngineOptions(), 0, lambda: replace(CARDS, reason="GPU 2 cannot be used: busy"))
     devices(EngineOptions(), 0, lambda: Cards((), "no driver"))
-    assert caplog.messages == ["card 2 cannot be used: busy"]
+    assert caplog.messages == ["GPU 2 cannot be used: busy"]
 
 
 def test_the_cpu_is_for_runtimes_of_the_cpu() -> None:

@@ -13,7 +13,7 @@ from models.artifact.artifact import Artifact, load
 from service.common.errors import EngineError, ShuttingDown
 from service.common.types import BatchLimits, ItemOutcome, ItemResult, Probabilities, Rows
 from service.engines.base import CardLostError
-from service.engines.selection.opening import Opened
+from service.engines.selection.opening import OpenedEngine
 from service.repository.loaded_model import LoadedModel
 from tests.fakes import FakeEngine, ManualClock, Tally, reached, settle
 from tests.repository.host import sample
@@ -33,7 +33,7 @@ class ModelOnEngine:
         self.health: list[bool] = []
         self.model = LoadedModel(
             artifact,
-            Opened(engine),
+            OpenedEngine(engine),
             limits=BatchLimits(engine.slots, engine.max_batch, capacity),
             clock=self.clock,
             metrics=self.tally,

@@ -21,7 +21,7 @@ from service.common.gpus import Card
 from service.common.types import Precision, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.selection import select
-from service.engines.selection.opening import Opened, open_engine
+from service.engines.selection.opening import OpenedEngine, open_engine
 from service.engines.selection.select import EngineOptions
 from service.engines.tensorrt.engine import Libraries, TensorRtEngine
 from tests.conftest import png
@@ -80,7 +80,7 @@ class Station:
 
     def open(
         self, artifact: Artifact, runtime: Runtime = Runtime.AUTO, precision: Precision = Precision.AUTO
-    ) -> Opened:
+    ) -> OpenedEngine:
         """Open an engine as a service does."""
         return open_engine(
             artifact,

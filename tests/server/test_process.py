@@ -99,7 +99,7 @@ import sys, threading, service.server.app as app, service.repository.device_disc
 from service.engines.base import CardLostError, EngineUnavailableError
 from tests.fakes import FakeEngine, opener
 
-lost = CardLostError("cudaEventSynchronize on card 0: cudaErrorIllegalAddress")
+lost = CardLostError("cudaEventSynchronize on GPU 0: cudaErrorIllegalAddress")
 
 class Scripted(FakeEngine):
     def run(self, batch):

@@ -1,6 +1,6 @@
-"""Whether plans, which are engines built for NVIDIA cards, fit this machine; what differs, and what to run then.
+"""Whether plans, which are engines built for NVIDIA GPUs, fit this machine; what differs, and what to run then.
 
-Judged from records, versions and cards. No plan is read and none is loaded.
+Judged from records, versions and GPUs. No plan is read and none is loaded.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ PREFERRED = (Precision.FP16, Precision.F32)
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What plans must fit: the cards, their driver, and the version of each flavour that is installed."""
+    """What plans must fit: the GPUs, their driver, and the version of each flavour that is installed."""
 
     cards: Cards
     driver: str | None
@@ -28,7 +28,7 @@ class Machine:
 
     @property
     def expects_cards(self) -> bool:
-        """Whether its owner counts on cards: there are some, or a driver and a flavour of TensorRT."""
+        """Whether its owner counts on GPUs: there are some, or a driver and a flavour of TensorRT."""
         return bool(self.cards.found) or (self.driver is not None and bool(self.versions))
 
     @property
@@ -38,16 +38,16 @@ class Machine:
         return Flavour.TENSORRT_RTX if only_rtx else Flavour.TENSORRT
 
     def only(self, card: Card | None) -> "Machine":
-        """The same machine with this card alone. None leaves it as it is."""
+        """The same machine with this GPU alone. None leaves it as it is."""
         return self if card is None else replace(self, cards=Cards((card,)))
 
 
-NO_MACHINE = Machine(Cards((), "cards were not looked for"), None, {})
-"""Where nothing that is asked for needs a card."""
+NO_MACHINE = Machine(Cards((), "GPUs were not looked for"), None, {})
+"""Where nothing that is asked for needs a GPU."""
 
 
 def this_machine() -> Machine:
-    """The machine as it is now. Asks CUDA for its cards."""
+    """The machine as it is now. Asks CUDA for its GPUs."""
     versions = {flavour: found for flavour in Flavour if (found := installed_version(flavour)) is not None}
     here, driver = cards(), driver_version()
     if not here.found and driver is None:
@@ -69,7 +69,7 @@ class Source:
         return cls(manifest.name, artifact.folder.parent.parent, manifest.files.get(GRAPH, ""))
 
     def build(self, flavour: Flavour, precision: str = Precision.FP16) -> str:
-        """The command that builds an engine for the card of the machine that it runs on."""
+        """The command that builds an engine for the GPU of the machine that it runs on."""
         photos = " --calibration PHOTOS" if precision == Precision.INT8 else ""
         return (
             f"topfive export {self.name} --engine {flavour} --precision {precision}{photos} --target this "
@@ -93,7 +93,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A plan, the cards that it fits, and what differs. It fits where nothing differs."""
+    """A plan, the GPUs that it fits, and what differs. It fits where nothing differs."""
 
     plan: EnginePlan
     cards: tuple[Card, ...]
@@ -105,7 +105,7 @@ class Fit:
 
     @property
     def card(self) -> Card:
-        """The card to open a plan that fits on: the one with the most free memory."""
+        """The GPU to open a plan that fits on: the one with the most free memory."""
         return max(self.cards, key=lambda one: one.free_bytes)
 
     @property
@@ -162,14 +162,14 @@ def judge(plan: EnginePlan, source: Source, machine: Machine, asked: Precision, 
 
 
 def _cards(record: PlanRecord, machine: Machine, build: str) -> tuple[tuple[Card, ...], list[Difference]]:
-    """The cards that the plan fits, or else why it fits none."""
+    """The GPUs that the plan fits, or else why it fits none."""
     found = machine.cards.found
     if not found:
-        return (), [Difference(f"no NVIDIA card can be used here: {machine.cards.reason}")]
+        return (), [Difference(f"no NVIDIA GPU can be used here: {machine.cards.reason}")]
     capable = tuple(card for card in found if str(card.target) in record.targets)
     if not capable:
         return (), [Difference(f"built for {', '.join(record.targets)}; here is {_named(found)}", build)]
-    # A plan of TensorRT proper is bound to the model of card; one for RTX is made for any card of its targets.
+    # A plan of TensorRT proper is bound to the model of GPU; one for RTX is made for any GPU of its targets.
     if record.flavour is Flavour.TENSORRT and record.card is not None:
         capable, named = tuple(card for card in capable if card.name == record.card), capable
         if not capable:
@@ -178,7 +178,7 @@ def _cards(record: PlanRecord, machine: Machine, build: str) -> tuple[tuple[Card
 
 
 def _versions(record: PlanRecord, machine: Machine, build: str) -> list[Difference]:
-    """What is not installed or of another version. Without a card nothing need be installed."""
+    """What is not installed or of another version. Without a GPU nothing need be installed."""
     installed = machine.versions.get(record.flavour)
     if not machine.cards.found or installed == record.version:
         return []
@@ -201,7 +201,7 @@ def _damage(plan: EnginePlan) -> str:
 
 
 def _rank(fit: Fit) -> tuple[int, int, str]:
-    """Faster precisions first, then plans made for fewer cards."""
+    """Faster precisions first, then plans made for fewer GPUs."""
     record = fit.plan.record
     order = [str(one) for one in PREFERRED]
     precision = order.index(record.precision) if record.precision in order else len(order)

@@ -35,14 +35,14 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedEngine:
     """A warm engine, and why it was chosen."""
 
     engine: Engine
     choice: Choice = field(default_factory=Choice)
 
 
-OpenEngine = Callable[[Artifact], Opened]
+OpenEngine = Callable[[Artifact], OpenedEngine]
 """Opens an engine for an artifact, as `open_engine` does for given options."""
 
 BuildPlan = Callable[[EnginePlan, Card, Artifact, EngineOptions], Engine]
@@ -83,11 +83,11 @@ def open_engine(
     *,
     look: Callable[[], Machine] = this_machine,
     build_plan: BuildPlan = build_plan_engine,
-) -> Opened:
+) -> OpenedEngine:
     """A warm engine for `artifact` that never runs more rows at once than its manifest allows.
 
     With `auto` the best that runs here and is known to answer rightly. The log and the choice say what was passed over
-    and why. Raises EngineUnavailableError where what was asked for cannot run, and with `auto` where the card that was
+    and why. Raises EngineUnavailableError where what was asked for cannot run, and with `auto` where the GPU that was
     named lacks memory. `look` finds out what machine this is, `build_plan` makes the engine of a plan.
     """
     machine = NO_MACHINE if options.runtime in _ON_CPU else look().only(options.card)
@@ -110,10 +110,10 @@ def open_engine(
 
 def _open_first(
     selection: Selection, attempts: Iterable[Attempt], build_plan: BuildPlan
-) -> tuple[Opened | None, list[str]]:
+) -> tuple[OpenedEngine | None, list[str]]:
     """The first of the attempts with one runtime that succeeds, if any, and why those before it do not.
 
-    Raises EngineUnavailableError where a runtime that was asked for fails, and where a card that was named has too
+    Raises EngineUnavailableError where a runtime that was asked for fails, and where a GPU that was named has too
     little memory: the caller may make room there and try again.
     """
     options = selection.options
@@ -134,7 +134,7 @@ def _open_first(
     return None, failed
 
 
-def _open(selection: Selection, attempt: Attempt, build_plan: BuildPlan) -> Opened:
+def _open(selection: Selection, attempt: Attempt, build_plan: BuildPlan) -> OpenedEngine:
     """Build the engine, warm it up, and compare its answers where that was not done yet. On an error it is closed."""
     artifact, check, report = selection.artifact, attempt.check, attempt.report
     reference = reference_of(artifact) if check is not None and report is None else None
@@ -156,7 +156,7 @@ def _open(selection: Selection, attempt: Attempt, build_plan: BuildPlan) -> Open
     except Exception as error:  # a runtime's own exceptions have no common base
         engine.close()
         raise EngineUnavailableError(f"{attempt.runtime} fails {step}: {error}") from error
-    return Opened(engine, Choice(parity=(report,) if report else (), layout=attempt.layout))
+    return OpenedEngine(engine, Choice(parity=(report,) if report else (), layout=attempt.layout))
 
 
 def _build(selection: Selection, attempt: Attempt, build_plan: BuildPlan) -> Engine:
@@ -168,7 +168,7 @@ def _build(selection: Selection, attempt: Attempt, build_plan: BuildPlan) -> Eng
     return build_engine(artifact, attempt.runtime, attempt.precision, options)
 
 
-def _with_notes(opened: Opened, fits: tuple[Fit, ...], notes: list[tuple[int, str]]) -> Opened:
+def _with_notes(opened: OpenedEngine, fits: tuple[Fit, ...], notes: list[tuple[int, str]]) -> OpenedEngine:
     """Say in each note what serves instead, log it, and put it into the choice."""
     info = opened.engine.describe()
     texts = [f"{note}; {info.runtime} in {info.precision} serves instead" for _, note in notes]

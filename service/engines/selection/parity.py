@@ -10,7 +10,7 @@ For each image, with p the probabilities of the engine and q those of the origin
 A tie is a ratio of probabilities that rounding alone may reverse; it grows with the precision's rounding. A report
 holds the worst difference and cosine and the mean agreements over all images and batch sizes.
 
-The export compares engines on the CPU. An engine on a card is compared when a model is first loaded there.
+The export compares engines on the CPU. An engine on a GPU is compared when a model is first loaded there.
 """
 
 import logging
@@ -137,7 +137,7 @@ def _log(probabilities: Probabilities, smallest: float) -> np.ndarray[tuple[int,
 
 @dataclass(frozen=True, slots=True)
 class CheckedEngine:
-    """What a check on a card holds for. Where any of these differs the engine is checked again.
+    """What a check on a GPU holds for. Where any of these differs the engine is checked again.
 
     `engine_sha256` is that of the plan, or of model.onnx where the runtime reads that.
     """
@@ -153,7 +153,7 @@ class CheckedEngine:
 
 @dataclass(frozen=True, slots=True)
 class ParityCheck:
-    """The comparison of an engine, on the card that is to run it, with the answers that the artifact keeps.
+    """The comparison of an engine, on the GPU that is to run it, with the answers that the artifact keeps.
 
     It is made once: the folder `cache` keeps the report for later loads. Nothing is kept where `cache` is None.
     `batch_sizes` are those that the engine will run.
@@ -190,7 +190,7 @@ class ParityCheck:
             return ""
         again = "" if self.cache is None else f"; it is checked again once {self._file(self.cache).path} is deleted"
         return (
-            f"its answers on this card differ from the original's: {figures(report)}; use another --precision or "
+            f"its answers on this GPU differ from the original's: {figures(report)}; use another --precision or "
             f"--runtime{again}"
         )
 
@@ -204,7 +204,7 @@ class ParityCheck:
             smallest=_smallest(manifest, reference),
         )
         report = compare(engine, precision, reference.images, reference.probabilities, bounds)
-        log.info("checked %s on %s: %s", manifest.name, self.subject.card or "the card", figures(report))
+        log.info("checked %s on %s: %s", manifest.name, self.subject.card or "the GPU", figures(report))
         if self.cache is not None:
             self._file(self.cache).write(report.model_dump_json(indent=2).encode())
         return report

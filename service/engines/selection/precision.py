@@ -49,7 +49,7 @@ def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> 
 
 
 def is_checked_on_the_card(artifact: Artifact, runtime: Runtime) -> bool:
-    """Whether the export left the check of that runtime to the machine with the card."""
+    """Whether the export left the check of that runtime to the machine with the GPU."""
     return runtime is Runtime.ONNXRUNTIME_CUDA and artifact.parity(runtime, Precision.F32) is None
 
 

@@ -28,7 +28,7 @@ from service.engines.selection.precision import check_computes, choose_precision
 from service.engines.tensorrt.packages import is_installed
 
 BUILT = (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
-"""The runtimes of engines that are built for a card. Their names are those of the flavours of plans."""
+"""The runtimes of engines that are built for a GPU. Their names are those of the flavours of plans."""
 ON_CARDS = (*BUILT, Runtime.ONNXRUNTIME_CUDA)
 ORDER = (*ON_CARDS, Runtime.OPENVINO, Runtime.ONNXRUNTIME)
 """What `auto` prefers, best first. torch is the reference, and serves only where it is asked for."""
@@ -91,8 +91,8 @@ class Attempt:
     """One engine that may serve an artifact.
 
     `reason` says why it cannot, and is empty where nothing is known against it. `doubt` is a reason that only opening
-    the engine can confirm. `layout` is that of an engine on the CPU, `fit` the plan of one that is built for a card.
-    `check` is the comparison that an engine on a card must pass, None where the export has made it, and `report` the
+    the engine can confirm. `layout` is that of an engine on the CPU, `fit` the plan of one that is built for a GPU.
+    `check` is the comparison that an engine on a GPU must pass, None where the export has made it, and `report` the
     one that an earlier load has kept.
     """
 
@@ -164,12 +164,12 @@ class Selection:
         return None, passed
 
     def remarks(self) -> list[str]:
-        """Why `auto` uses no card, where no attempt says so: records cannot be read, no card, or nothing built."""
+        """Why `auto` uses no GPU, where no attempt says so: records cannot be read, no GPU, or nothing built."""
         remarks, cards, asked = list(self.damage), self.machine.cards, self.options.precision
         if self.fits or not computes(Runtime.TENSORRT, asked):
             return remarks
         if not cards.found and self.machine.expects_cards:
-            remarks.append(f"no NVIDIA card can be used here: {cards.reason}")
+            remarks.append(f"no NVIDIA GPU can be used here: {cards.reason}")
         if cards.found and not self.damage:
             remarks.append(self._nothing_built())
         return remarks
@@ -181,7 +181,7 @@ class Selection:
             return "; ".join([*damage, *reasons])
         asked = self.options.precision
         if asked in (Precision.FP16, Precision.INT8):
-            return f"{asked} needs an NVIDIA card and an engine built for it; {self._nothing_built()}"
+            return f"{asked} needs an NVIDIA GPU and an engine built for it; {self._nothing_built()}"
         return f"no runtime for --precision {asked} is installed; run: {INSTALL[Runtime.OPENVINO]}"
 
     def _nothing_built(self) -> str:
@@ -224,7 +224,7 @@ class Selection:
 
     def _with_graph_on_card(self, runtime: Runtime, precision: Precision) -> Attempt:
         cards = self.machine.cards
-        doubt = "" if cards.found else f"{runtime} finds no card: {cards.reason}"
+        doubt = "" if cards.found else f"{runtime} finds no GPU: {cards.reason}"
         if not is_checked_on_the_card(self.artifact, runtime):
             return Attempt(runtime, precision, doubt=doubt)
         from service.engines.onnxruntime import version
@@ -237,7 +237,7 @@ class Selection:
     def _check(
         self, engine: tuple[str, Runtime, str], precision: Precision, card: Card | None, rows: int
     ) -> ParityCheck:
-        """The check of an engine by its sha256, runtime and version. Nothing is kept where the card is not known."""
+        """The check of an engine by its sha256, runtime and version. Nothing is kept where the GPU is not known."""
         subject = CheckedEngine(
             engine_sha256=engine[0],
             reference_sha256=self.artifact.manifest.files.get(REFERENCE, ""),

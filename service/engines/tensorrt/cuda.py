@@ -1,4 +1,4 @@
-"""CUDA's runtime on one card: memory, streams, events and graphs.
+"""CUDA's runtime on one GPU: memory, streams, events and graphs.
 
 The status of every call is checked, and what was made is freed once. Knows nothing of TensorRT.
 """
@@ -21,7 +21,7 @@ S = TypeVar("S", bound=np.generic)
 
 
 class Loss(NamedTuple):
-    """An error after which every call of the process on this card fails. `name` and `number` are CUDA's."""
+    """An error after which every call of the process on this GPU fails. `name` and `number` are CUDA's."""
 
     name: str
     number: int
@@ -39,17 +39,17 @@ LOSSES = (
     Loss("cudaErrorLaunchFailure", 719, "a kernel failed while it ran"),
     Loss("cudaErrorLaunchTimeout", 702, "the display's watchdog stopped a kernel"),
     Loss("cudaErrorTensorMemoryLeak", 721, "a kernel left tensor memory behind"),
-    Loss("cudaErrorECCUncorrectable", 214, "the card's memory has an error that cannot be corrected"),
-    Loss("cudaErrorNvlinkUncorrectable", 220, "the link between cards has an error that cannot be corrected"),
-    Loss("cudaErrorContained", 226, "the card's memory failed under this process"),
-    Loss("cudaErrorContextIsDestroyed", 709, "the process's context on the card is gone"),
-    Loss("cudaErrorDeviceUninitialized", 201, "the process has no context on the card any more"),
-    Loss("cudaErrorDevicesUnavailable", 46, "the card is busy or has gone"),
-    Loss("cudaErrorNoDevice", 100, "the card has gone"),
-    Loss("cudaErrorMpsClientTerminated", 810, "the server that shares the card has ended this process's part"),
-    Loss("cudaErrorMpsRpcFailure", 806, "the server that shares the card does not answer"),
-    Loss("cudaErrorExternalDevice", 911, "a device that works with the card has failed"),
-    Loss("cudaErrorUnknown", 999, "the driver knows no reason; a card that fell off its bus looks so"),
+    Loss("cudaErrorECCUncorrectable", 214, "the GPU's memory has an error that cannot be corrected"),
+    Loss("cudaErrorNvlinkUncorrectable", 220, "the link between GPUs has an error that cannot be corrected"),
+    Loss("cudaErrorContained", 226, "the GPU's memory failed under this process"),
+    Loss("cudaErrorContextIsDestroyed", 709, "the process's context on the GPU is gone"),
+    Loss("cudaErrorDeviceUninitialized", 201, "the process has no context on the GPU any more"),
+    Loss("cudaErrorDevicesUnavailable", 46, "the GPU is busy or has gone"),
+    Loss("cudaErrorNoDevice", 100, "the GPU has gone"),
+    Loss("cudaErrorMpsClientTerminated", 810, "the server that shares the GPU has ended this process's part"),
+    Loss("cudaErrorMpsRpcFailure", 806, "the server that shares the GPU does not answer"),
+    Loss("cudaErrorExternalDevice", 911, "a device that works with the GPU has failed"),
+    Loss("cudaErrorUnknown", 999, "the driver knows no reason; a GPU that fell off its bus looks so"),
 )
 _LOST = MappingProxyType({loss.number: loss for loss in LOSSES})
 _QUOTED = re.compile(r"\b(?:CUDA failure|cudaError) (\d+): ")  # how ONNX Runtime and TensorRT quote CUDA
@@ -62,15 +62,15 @@ class CudaError(Exception):
 
 
 def loss_in(text: str) -> Loss | None:
-    """The loss of a card that another library quotes in its own error, None where it quotes none."""
+    """The loss of a GPU that another library quotes in its own error, None where it quotes none."""
     return next((loss for number in _QUOTED.findall(text) if (loss := _LOST.get(int(number))) is not None), None)
 
 
 class Cuda:
-    """One card, by `runtime`, which is the module `cuda.bindings.runtime` or has its functions.
+    """One GPU, by `runtime`, which is the module `cuda.bindings.runtime` or has its functions.
 
-    Every method raises MemoryError where the card or the pinned memory is full, CardLostError where the card is lost,
-    else CudaError. What a method makes belongs to `owner`, which frees it when it closes. Once the card is lost nothing
+    Every method raises MemoryError where the GPU or the pinned memory is full, CardLostError where the GPU is lost,
+    else CudaError. What a method makes belongs to `owner`, which frees it when it closes. Once the GPU is lost nothing
     is freed: the calls would fail, and the end of the process frees everything.
     """
 
@@ -80,15 +80,15 @@ class Cuda:
         self.lost: str | None = None
 
     def enter(self) -> None:
-        """Use the card in the calling thread. Each thread has a current card, and may change it."""
+        """Use the GPU in the calling thread. Each thread has a current GPU, and may change it."""
         self._call("cudaSetDevice", self.index)
 
     def device_memory(self, owner: ExitStack, size_bytes: int) -> int:
-        """Allocate memory on the card and give its address."""
+        """Allocate memory on the GPU and give its address."""
         return int(self._owned(owner, "cudaFree", self._call("cudaMalloc", size_bytes)))
 
     def pinned(self, owner: ExitStack, shape: tuple[int, ...], dtype: type[S]) -> NDArray[S]:
-        """Zeros in pinned memory of the host, which the card reads and writes by itself."""
+        """Zeros in pinned memory of the host, which the GPU reads and writes by itself."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         allocated = self._call("cudaHostAlloc", size, self._runtime.cudaHostAllocDefault)
         memory = (ctypes.c_uint8 * size).from_address(int(self._owned(owner, "cudaFreeHost", allocated)))
@@ -121,7 +121,7 @@ class Cuda:
         self._call("cudaEventSynchronize", event)
 
     def loss(self, text: str) -> CardLostError | None:
-        """The error to raise where the words of another library say that the card is lost, else None."""
+        """The error to raise where the words of another library say that the GPU is lost, else None."""
         if (loss := loss_in(text)) is None:
             return None
         self.lost = f"{loss.name}: {loss.meaning}: {text}"
@@ -174,7 +174,7 @@ class Cuda:
         return values[0] if values else None
 
     def _failure(self, function: str, error: Any) -> Exception:
-        what = f"{function} on card {self.index}: {error.name} ({cuda_message(self._runtime, error)})"
+        what = f"{function} on GPU {self.index}: {error.name} ({cuda_message(self._runtime, error)})"
         if (loss := _LOST.get(int(error))) is not None:
             self.lost = f"{what}: {loss.meaning}"
             return CardLostError(self.lost)

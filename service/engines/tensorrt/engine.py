@@ -1,4 +1,4 @@
-"""TensorRT on an NVIDIA card, in both flavours: one engine, and a context, a stream and buffers for each slot."""
+"""TensorRT on an NVIDIA GPU, in both flavours: one engine, and a context, a stream and buffers for each slot."""
 
 import logging
 import queue
@@ -39,14 +39,14 @@ class Libraries:
 
 
 class TensorRtEngine(Engine):
-    """The network of a plan on one card, for at most `slots` batches at once.
+    """The network of a plan on one GPU, for at most `slots` batches at once.
 
-    `max_batch` is at most the largest of the plan's profile, and `slots` are fewer than asked for where the card lacks
+    `max_batch` is at most the largest of the plan's profile, and `slots` are fewer than asked for where the GPU lacks
     memory for more. `memory_bytes` are the weights, and for each slot its activations and buffers, by TensorRT's own
     numbers. TensorRT for RTX keeps in the folder `cache` what it compiles.
 
-    Raises EngineUnavailableError where the plan cannot run here, NoRoomError where the card is too full, CardLostError
-    where the card is lost.
+    Raises EngineUnavailableError where the plan cannot run here, NoRoomError where the GPU is too full, CardLostError
+    where the GPU is lost.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class TensorRtEngine(Engine):
         self._plan: LoadedPlan | None = None
         try:
             self._cuda.enter()
-        except (CudaError, CardLostError, MemoryError) as error:  # the first use: a card that is busy is not lost
-            raise EngineUnavailableError(f"the card cannot be used: {error}") from error
+        except (CudaError, CardLostError, MemoryError) as error:  # the first use: a GPU that is busy is not lost
+            raise EngineUnavailableError(f"the GPU cannot be used: {error}") from error
         try:
             self._open(plan, self._cache_file(cache), (slots, max_batch), launch)
         except BaseException:
@@ -92,7 +92,7 @@ class TensorRtEngine(Engine):
         return tuple(sorted(common))
 
     def run(self, rows: Rows) -> Probabilities:
-        """Probabilities [N, C] of N samples. Raises MemoryError where memory lacks, CardLostError on a lost card."""
+        """Probabilities [N, C] of N samples. Raises MemoryError where memory lacks, CardLostError on a lost GPU."""
         if not 1 <= len(rows) <= self.max_batch:
             raise ValueError(f"a batch holds 1 to {self.max_batch} rows, not {len(rows)}")
         with self._lock:
@@ -114,7 +114,7 @@ class TensorRtEngine(Engine):
         return EngineInfo(Runtime(self._record.flavour), str(trt.__version__), device, self._record.precision)
 
     def close(self) -> None:
-        """Give back the card's memory: at once, or when the last batch that still runs has ended."""
+        """Give back the GPU's memory: at once, or when the last batch that still runs has ended."""
         with self._lock:
             last = not self._closed and not self._running
             self._closed = True
@@ -129,7 +129,7 @@ class TensorRtEngine(Engine):
             self._release()
 
     def _cache_file(self, folder: Path) -> CacheFile | None:
-        """The file for what TensorRT for RTX compiles from this plan, on this model of card and driver."""
+        """The file for what TensorRT for RTX compiles from this plan, on this model of GPU and driver."""
         if self._record.flavour is not Flavour.TENSORRT_RTX:
             return None
         name = f"{self._record.sha256}-{file_name(self._card.name, self._libraries.driver)}.cache"
@@ -166,7 +166,7 @@ class TensorRtEngine(Engine):
             self._free.put(slot)
 
     def _release(self) -> None:
-        """Free contexts before the engine, the engine before the runtime. Nothing is freed on a lost card."""
+        """Free contexts before the engine, the engine before the runtime. Nothing is freed on a lost GPU."""
         try:
             self._cuda.enter()
             for slot in self._slots:

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT for RTX as Python modules with the same interface. Opens no card."""
+"""TensorRT and TensorRT for RTX as Python modules with the same interface. Opens no GPU."""
 
 import ctypes
 from dataclasses import dataclass, field

@@ -68,13 +68,13 @@ class LoadedPlan:
 
     @property
     def weights_bytes(self) -> int:
-        """The memory of the weights on the card. Where TensorRT cannot tell it, the size of the plan."""
+        """The memory of the weights on the GPU. Where TensorRT cannot tell it, the size of the plan."""
         found = int(self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE))
         return found if found > 0 else self._plan.record.size_bytes
 
     @property
     def activations_bytes(self) -> int:
-        """The memory of each context on the card."""
+        """The memory of each context on the GPU."""
         return int(self._engine.device_memory_size_v2)
 
     def context(self) -> Any:
@@ -111,7 +111,7 @@ class LoadedPlan:
             self._cache_file.write(cache)
 
     def close(self) -> None:
-        """Free everything, what depends on other objects first, unless the card is lost. No context may be left."""
+        """Free everything, what depends on other objects first, unless the GPU is lost. No context may be left."""
         if self._cuda.lost is not None:
             keep_for_ever(self)
             return

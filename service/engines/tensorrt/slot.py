@@ -1,4 +1,4 @@
-"""A slot on a card: it runs one batch at a time, with a context, a stream and buffers of its own."""
+"""A slot on a GPU: it runs one batch at a time, with a context, a stream and buffers of its own."""
 
 import logging
 from collections.abc import Callable
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Launch(StrEnum):
-    """How batches reach the card: one CUDA graph for each size, or call by call."""
+    """How batches reach the GPU: one CUDA graph for each size, or call by call."""
 
     GRAPH = "graph"
     CALLS = "calls"
@@ -65,7 +65,7 @@ class CardSlot:
 
     @staticmethod
     def buffers_bytes(contract: Contract, largest: int) -> int:
-        """The memory of a slot's own buffers on the card."""
+        """The memory of a slot's own buffers on the GPU."""
         return largest * (int(np.prod(contract.image)) + contract.classes * _BYTES_PER_PROBABILITY)
 
     def run(self, rows: Rows) -> Probabilities:
@@ -82,11 +82,11 @@ class CardSlot:
         return answer
 
     def drain(self) -> None:
-        """Wait for the stream. Raises CardLostError where the card is lost: then nothing of the slot may be freed."""
+        """Wait for the stream. Raises CardLostError where the GPU is lost: then nothing of the slot may be freed."""
         self._cuda.drain(self._stream)
 
     def close(self) -> None:
-        """Free everything, unless the card is lost. Nothing may run."""
+        """Free everything, unless the GPU is lost. Nothing may run."""
         if self._cuda.lost is not None:
             keep_for_ever(self)
             return

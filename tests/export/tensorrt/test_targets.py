@@ -83,7 +83,7 @@ def test_ahead_of_time_with_a_card(text: str | None) -> None:
 
 def test_this_without_a_card() -> None:
     """`this` is refused with CUDA's reason."""
-    with pytest.raises(BuildRequestError, match=r"no card here \(CUDA driver version is insufficient"):
+    with pytest.raises(BuildRequestError, match=r"no GPU here \(CUDA driver version is insufficient"):
         rtx_targets("this", Precision.FP16, KNOWN, NONE)
 
 
@@ -112,7 +112,7 @@ def test_on_the_card(text: str | None) -> None:
 def test_other_cards(text: str) -> None:
     """TensorRT builds for no other card: refused with the name of the one that is there."""
     with pytest.raises(
-        BuildRequestError, match=r"only for the card of this machine, NVIDIA GeForce RTX 2080 Ti \(sm75\)"
+        BuildRequestError, match=r"only for the GPU of this machine, NVIDIA GeForce RTX 2080 Ti \(sm75\)"
     ):
         tensorrt_targets(text, TURING)
 
