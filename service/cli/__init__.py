@@ -1,1 +1,1 @@
-"""The subcommands of `topfive`, a file each."""
+"""The subcommands of `topfive`, one file each."""

@@ -36,7 +36,7 @@ from service.server.data_plane import build_data_plane
 def compare_command(
     images: Sequence[Path], models: Sequence[str], top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:
-    """Classify IMAGES with many models side by side. The exit status is 1 where any model has no answer."""
+    """Classify IMAGES with many models side by side. The exit status is 1 if any model has no answer."""
     settings = settings_from(values)
     errors = Console(stderr=True)
     names = split_names(models)
@@ -52,7 +52,7 @@ def compare_command(
 async def _compare(
     settings: Settings, images: Sequence[Path], names: Sequence[str], options: ClassifyOptions, as_json: bool
 ) -> int:
-    """Print a comparison for each image. Returns 1 where an image or a row has an error, else 0."""
+    """Print a comparison for each image. Returns 1 if an image or a row has an error, else 0."""
     data_plane, console, failures = build_data_plane(settings), Console(), 0
     try:
         await together([_loaded(data_plane, name) for name in names])
@@ -75,7 +75,7 @@ async def _compare(
 
 
 async def _loaded(data_plane: LocalDataPlane, name: str) -> None:
-    """Load the model, however long that takes. Its row says what is wrong with it."""
+    """Load the model, however long that takes. On an error its row has the message."""
     try:
         for member in member_names(name):
             await data_plane.repository.get(member)

@@ -1,4 +1,4 @@
-"""What `serve` would find on this machine, what keeps it from starting, and what would make it better.
+"""Finds out whether `serve` can start on this machine, which engines it would use, and what would improve it.
 
 It changes nothing, opens no engine, and does not check the sha256 of files: loading does that.
 """
@@ -48,8 +48,8 @@ class Package:
 class DiagnosedModel:
     """An exported model with the runtime that would serve it, or the reason (`refusal`) why none would.
 
-    `damage` says why it cannot be loaded at all. `unreadable` are records of built engines, `failed` says which engines
-    fit and are known to give wrong answers on this machine.
+    `damage` says why it cannot be loaded. `unreadable` are records of built engines, `failed` names fitting engines
+    that are known to give wrong answers on this machine.
     """
 
     name: str
@@ -65,7 +65,7 @@ class DiagnosedModel:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port to listen on, and why that is not possible."""
+    """A port to listen on. `problem` says why that is not possible."""
 
     number: int
     problem: str | None
@@ -73,7 +73,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All that was found. `models` would be loaded at start; `broken` keeps `serve` from starting."""
+    """The whole diagnosis. `models` would be loaded at start; `broken` lists what keeps `serve` from starting."""
 
     models: tuple[str, ...]
     machine: Machine
@@ -89,7 +89,7 @@ class Diagnosis:
 def diagnose(
     settings: Settings, look: Callable[[], Machine] = this_machine, measure: Callable[[], Host] = host
 ) -> Diagnosis:
-    """What `serve` would find with these settings. `look` and `measure` find out what machine this is."""
+    """Diagnose these settings. `look` finds GPUs and versions, `measure` CPUs and memory."""
     machine = look()
     models = tuple(CATALOG.canonical(name) for name in settings.models)
     options = EngineOptions(
@@ -150,11 +150,11 @@ def _providers() -> tuple[str, ...]:
 
 
 def _taken(address: str, port: int) -> str | None:
-    """Why nothing can listen there, None if it can. It listens for a moment to find out."""
+    """Why nothing can listen there, or None. It listens for a moment to find out."""
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do, past closed connections
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: ignores closed connections
             probe.bind(where)
             probe.listen(1)
     except OSError as error:
@@ -163,7 +163,7 @@ def _taken(address: str, port: int) -> str | None:
 
 
 def _unwritable(folder: Path) -> str | None:
-    """Why nothing can be kept in the folder, None if it can. A missing folder is made when it is needed."""
+    """Why the folder cannot be written, or None. A missing folder is made when it is needed."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         return f"{there} is not a folder"
@@ -195,7 +195,7 @@ def _advice(
     machine: Machine,
     cache_problem: str | None,
 ) -> Iterator[str]:
-    """What would make it better, the most important first. Cards are left out if nobody expects one."""
+    """Suggestions, the most important first. GPUs are left out if the machine is not set up for them."""
     cards = machine.cards
     if machine.driver is not None and not cards.found:
         yield f"there is an NVIDIA driver and no GPU can be used: {cards.reason}"
@@ -212,7 +212,7 @@ def _advice(
 
 
 def _for_cards(model: DiagnosedModel, settings: Settings, machine: Machine) -> str | None:
-    """What to run so that an engine built for a GPU serves this model, None if one does."""
+    """The command by which an engine built for a GPU would serve this model, or None if one does."""
     if any(engine.fits for engine in model.engines):
         return None
     if model.engines:

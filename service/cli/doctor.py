@@ -1,4 +1,4 @@
-"""The command `topfive doctor`: what `serve` would find on this machine, on one screen."""
+"""The command `topfive doctor`: shows what `serve` would find on this machine."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ _GOOD, _POOR, _BAD, _DIM = "green", "yellow", "red", "dim"
 @option("--json", "as_json", is_flag=True, help="Print a JSON object")
 @options("models", "artifacts", "cache", "host", "port", "grpc_port", "runtime", "precision", "cpus")
 def doctor_command(as_json: bool, **values: Any) -> None:
-    """Show what serve would find on this machine, and what would make it better. The status is 1 if it cannot serve."""
+    """Show what serve would find on this machine, and what would improve it. Exit status 1 if it cannot serve."""
     settings = settings_from(values)
     found = diagnose(settings)
     if as_json:
@@ -118,7 +118,7 @@ def _runs_on(one: DiagnosedModel) -> Text:
 
 
 def _engines(one: DiagnosedModel, machine: Machine) -> Text:
-    """A line for each engine. Why no GPU can be used stands above, once."""
+    """A line for each engine. Why no GPU can be used is printed once, above."""
     lines = []
     for engine in one.engines:
         name = f"{engine.runtime} {'+'.join(engine.targets)} {engine.precision}"

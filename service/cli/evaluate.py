@@ -80,7 +80,7 @@ def evaluate_command(
 
 
 def _table(evaluation: Evaluation) -> RenderableType:
-    """The error rates that were measured, above those that are published."""
+    """The measured error rates above the published ones."""
     members = evaluation.members
     version = ", ".join(f"v{member.version}" for member in members)
     title = f"{evaluation.name} {version if len(members) == 1 else f'({version})'}: errors in %, with 95 % intervals"
@@ -96,7 +96,7 @@ def _table(evaluation: Evaluation) -> RenderableType:
 
 
 def _warnings(evaluation: Evaluation) -> list[str]:
-    """Which images do not count, and the warnings of the models."""
+    """The images that do not count, and the warnings of the models."""
     missing = evaluation.unanswered
     lines = [f"not counted, because they have no answer: {len(missing):,}"] if missing else []
     lines += [f"  {one.path}: {one.error}" for one in missing[:_LISTED]]

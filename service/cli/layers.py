@@ -67,7 +67,7 @@ def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **
 
 
 def _layers(repository: Repository, name: str) -> ModelLayers:
-    """The layers from the artifact, or where there is none from the network. Raises TopfiveError."""
+    """The layers from the artifact, or without one from the network. Raises TopfiveError."""
     entry = repository.entry(name)
     if entry.exported is not None or entry.damage is not None or entry.architecture is None:
         return model_layers(entry, repository.root)
@@ -100,7 +100,7 @@ def _write_csv(rows: Sequence[LayerRow] | Sequence[StageRow]) -> None:
 def _layer_table(known: ModelLayers, width: int) -> Table:
     """A row for each layer, and totals after each stage and at the end.
 
-    Where there is little room, names are relative to their stage: `.conv` in the stage `conv1` is `conv1.conv`.
+    In a narrow terminal names are relative to their stage: `.conv` in the stage `conv1` is `conv1.conv`.
     """
     table = _empty(("layer", "kind", "kernel", "output"), width)
     narrow = width < _WIDTH_FOR_DIGITS
@@ -129,7 +129,7 @@ def _stage_table(known: ModelLayers, width: int) -> Table:
 
 
 def _empty(columns: Sequence[str], width: int) -> Table:
-    """A table without rows: first these columns, then those of the numbers."""
+    """A table without rows: these columns, then the numeric columns."""
     table = new_table()
     if width < _WIDTH_FOR_DIGITS:
         table.padding = 0
@@ -148,7 +148,7 @@ def _numbers(row: LayerRow | StageRow, width: int) -> tuple[str, ...]:
 
 
 def _cost(part: LayerRow | StageRow | ModelLayers, width: int) -> tuple[str, str]:
-    """Parameters and operations, with all digits where there is room."""
+    """Parameters and operations, with all digits if there is room."""
     write = "{:,}".format if width >= _WIDTH_FOR_DIGITS else prefixed
     return write(part.parameters), write(part.macs)
 

@@ -1,4 +1,4 @@
-"""What the commands for many images share: a stop that loses nothing, and progress on standard error."""
+"""Shared by the commands for many images: a stop that loses no results, and progress on standard error."""
 
 import asyncio
 import signal
@@ -26,9 +26,9 @@ def run_options(settings: Settings, crops: int) -> RunOptions:
 
 
 def run_until_done(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], errors: Console) -> int:
-    """The exit status of `work`: 0, 1 after an error, which is printed, or 128 and the number of the signal.
+    """Run `work` and return the exit status: 0, 1 after an error, which is printed, or 128 plus the signal number.
 
-    The first Ctrl-C or SIGTERM sets the event: `work` finishes what is in flight and raises Stopped. The second one
+    The first Ctrl-C or SIGTERM sets the event: `work` finishes the images in flight and raises Stopped. The second one
     cancels it.
     """
     received: list[int] = []
@@ -68,7 +68,7 @@ def run_until_done(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], e
 
 
 def display_on(console: Console, now: Callable[[], float] = monotonic) -> Display:
-    """Shows the title of a run, then a bar in a terminal, or elsewhere a line every five seconds."""
+    """Shows the title of a run, then a bar in a terminal, or else a line every five seconds."""
 
     @contextmanager
     def display(title: str, progress: RunProgress) -> Iterator[Callable[[], None]]:

@@ -1,4 +1,4 @@
-"""The command `topfive`. A subcommand is imported when it is asked for, so that a server loads what it needs only.
+"""The command `topfive`. A subcommand is imported only when it is used, so that a server loads only what it needs.
 
 Other packages add subcommands by the entry point group `topfive.commands`.
 """

@@ -1,4 +1,4 @@
-"""The options that commands share; those of `Settings` are made from it."""
+"""The options that commands share. Options of settings are made from `Settings`."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -53,7 +53,7 @@ crops_option = option(
 
 
 def options(*names: str) -> Callable[[Command], Command]:
-    """Click options for these settings; name, type, default and help come from `Settings`."""
+    """Click options for these settings. Name, type, default and help come from `Settings`."""
 
     def decorate(command: Command) -> Command:
         for name in reversed(names):
@@ -84,5 +84,5 @@ def settings_from(values: dict[str, Any]) -> Settings:
 
 
 def split_names(values: Iterable[str]) -> list[str]:
-    """The names in the values of an option that may be repeated, and may hold several: a,b."""
+    """Split the values of an option that may be repeated, and may hold several names: a,b."""
     return [name.strip() for value in values for name in value.split(",") if name.strip()]

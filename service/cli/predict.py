@@ -48,7 +48,7 @@ def predict_command(
 async def _predict(
     settings: Settings, images: Sequence[Path], model: str, options: ClassifyOptions, as_json: bool
 ) -> int:
-    """Print an answer for each image. Returns 1 where an image has no answer, else 0."""
+    """Print an answer for each image. Returns 1 if an image has no answer, else 0."""
     data_plane, console, failures = build_data_plane(settings), Console(), 0
     try:
         await data_plane.repository.start(settings.models)
@@ -61,7 +61,7 @@ async def _predict(
                 click.echo(json.dumps({"image": str(path), **to_dict(answer)}))
             else:
                 console.print(tables.answer(str(path), answer, console.width))
-    except TopfiveError as error:  # the model itself
+    except TopfiveError as error:  # an error of the model, not of the image
         say(Console(stderr=True), f"error: {error.detail}", "red")
         failures += 1
     finally:
@@ -76,9 +76,9 @@ async def answers(
     options: ClassifyOptions,
     ask: Callable[[bytes, ClassifyOptions], Awaitable[T]],
 ) -> AsyncIterator[tuple[Path, T | None]]:
-    """Each image with the answer of `ask`, which gets its bytes, and the options with a deadline.
+    """Yield each image with the answer of `ask`, which gets the bytes and the options with a deadline.
 
-    The answer is None where there is an error, which is printed.
+    The answer is None after an error, which is printed.
     """
     errors = Console(stderr=True)
     for path in images:

@@ -1,4 +1,4 @@
-"""The command `topfive serve`. What only other commands need is not imported: a server starts without it."""
+"""The command `topfive serve`. It imports nothing that only other commands need."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""The command `topfive show`: all that is known of one model, also what its paper reports."""
+"""The command `topfive show`: describes one model, including the figures of its paper."""
 
 import json
 from dataclasses import replace
@@ -28,12 +28,12 @@ from service.rest.schemas import to_dict
 from service.server.data_plane import build_data_plane
 
 
-@click.command("show", short_help="Print what is known of one model.")
+@click.command("show", short_help="Describe one model.")
 @click.argument("name")
 @option("--json", "as_json", is_flag=True, help="Print what GET /models/NAME answers")
 @options("artifacts", "cache", "cpus")
 def show_command(name: str, as_json: bool, **values: Any) -> None:
-    """Print what is known of the model NAME: size, input, weights, published and measured accuracy, parity."""
+    """Print the model NAME: size, input, weights, published and measured accuracy, parity."""
     try:
         settings = settings_from(values)
         entry = build_data_plane(settings).repository.entry(name)
@@ -51,7 +51,7 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
 
 
 def _engines(root: Path, entry: ModelEntry) -> tuple[tuple[BuiltEngine, ...], list[str]]:
-    """The engines in the artifact that were built for NVIDIA GPUs, and what is wrong with records of others."""
+    """The engines in the artifact that were built for NVIDIA GPUs, and the errors of unreadable records."""
     if entry.exported is None:
         return (), []
     version, manifest = entry.exported
@@ -64,9 +64,9 @@ def _engines(root: Path, entry: ModelEntry) -> tuple[tuple[BuiltEngine, ...], li
 
 
 def _layout(settings: Settings, entry: ModelEntry) -> tuple[Layout | None, tuple[str, ...]]:
-    """The layout of an engine on the CPU with `--runtime auto`, and what is wrong with records of tuning.
+    """The layout of an engine on the CPU with `--runtime auto`, and the errors of tuning records.
 
-    The layout is None where the model is not exported.
+    The layout is None if the model is not exported.
     """
     if entry.exported is None:
         return None, ()
@@ -111,7 +111,7 @@ def _facts(known: ModelDetail) -> Table:
 
 
 def _accuracy(known: ModelDetail) -> Table:
-    """Error rates in percent: those of the paper, of published weights, and of measurements on own images."""
+    """Error rates in percent: of the paper, of published weights, and of measurements on the user's images."""
     table = new_table("errors in %", numbers=("top-1", "top-5"))
     table.add_column("on")
     for errors in known.published_errors:
@@ -132,7 +132,7 @@ def _accuracy(known: ModelDetail) -> Table:
 
 
 def _parity(known: ModelDetail) -> Table:
-    """How each engine compares with PyTorch, or with the file that was imported."""
+    """The parity of each engine with PyTorch, or with the imported file."""
     table = new_table("engine", "precision", "max |dp|", "cosine", "top-1 agrees", "used")
     for report in known.parity:
         table.add_row(

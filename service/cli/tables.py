@@ -18,7 +18,11 @@ _BAR_WIDTH = 24
 _WIDTH_FOR_BAR = 70
 _WIDTH_FOR_WNID = 80
 _WIDTH_FOR_FAMILY = 100
-_TWO_DIGITS, _THREE_DIGITS, _FOUR_DIGITS = 9.995, 99.95, 999.5  # before the point, once rounded to three in all
+_TWO_DIGITS, _THREE_DIGITS, _FOUR_DIGITS = (
+    9.995,
+    99.95,
+    999.5,
+)  # limits before the point, after rounding to three digits
 
 
 def say(console: Console, text: str, style: str = "") -> None:
@@ -48,7 +52,7 @@ def prefixed(count: int) -> str:
 
 
 def rate(percent: float | None) -> str:
-    """A rate with two decimals, `-` where it is not known."""
+    """A rate with two decimals, or `-` if it is not known."""
     return "-" if percent is None else f"{percent:.2f}"
 
 
@@ -58,7 +62,7 @@ def rate_and_interval(error: Proportion) -> str:
 
 
 def answer(title: str, classification: Classification, width: int) -> RenderableType:
-    """The best classes of one image, with bars where `width` columns have room for them, and what answered."""
+    """The best classes of one image, with bars if `width` allows them, and the model and engine that answered."""
     table = new_table(numbers=["#"])
     table.add_column("class")
     table.add_column("probability", justify="right", no_wrap=True)
@@ -89,7 +93,7 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
 
 
 def comparison(title: str, compared: Comparison) -> RenderableType:
-    """The best classes of each model, or its error, and below where models agree."""
+    """The best classes of each model, or its error, and below them the agreement."""
     table = new_table()
     table.add_column("model", overflow="fold", ratio=3, min_width=8)
     table.add_column("best classes", no_wrap=True, ratio=4, min_width=8)
@@ -140,7 +144,7 @@ def _code_and_reason(error: Exception) -> tuple[str, str]:
 def models(rows: Sequence[ModelSummary], width: int) -> RenderableType:
     """A row for each model; below, a line for each measurement on the user's own images.
 
-    The year and the family are shown where `width` columns have room. In 80 columns no name of the catalog is folded.
+    The year and the family are shown if `width` allows them. In 80 columns no name of the catalog is wrapped.
     """
     wide = width >= _WIDTH_FOR_FAMILY
     numbers = ("parameters", "MACs", "top-1", "top-5")

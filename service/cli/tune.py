@@ -51,11 +51,11 @@ def tune_command(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Measure how each MODEL runs best on this machine's CPU, and keep that for `serve`.
+    """Measure how each MODEL runs best on this machine's CPU, and store the result for `serve`.
 
     Runtimes, precisions, slots, threads and batch sizes are tried while threads decode photos, as in a server. Only
-    engines whose answers pass the model's parity reports are tried. With --runtime or --precision the result counts
-    only where `serve` gets the same.
+    engines that pass the model's parity checks are tried. With --runtime or --precision the result applies only if
+    `serve` gets the same option.
     """
     settings, errors = settings_from(values), Console(stderr=True)
     request = TuneRequest(
@@ -85,7 +85,7 @@ def tune_command(
         path: Path | None = None
         try:
             path = write_tuning(tuning_files(artifact, settings.cache_folder), record)
-        except OSError as error:  # what was measured is shown all the same
+        except OSError as error:  # the measurements are shown all the same
             say(errors, f"{name}: not kept: {error}; name a folder that can be written with --cache", "red")
             status = 1
         why = explain(results, max_latency_ms)
@@ -100,7 +100,7 @@ def tune_command(
 def _reply(
     name: str, why: str, path: Path | None, record: TuningRecord, results: Sequence[CandidateResult]
 ) -> dict[str, Any]:
-    """What --json prints of one model."""
+    """The JSON of one model for --json."""
     return {
         "model": name,
         "why": why,
@@ -128,7 +128,7 @@ def _print(name: str, why: str, path: Path | None, record: TuningRecord, results
 
 
 def _table(record: TuningRecord, results: Sequence[CandidateResult]) -> Table:
-    """What was measured, the best first."""
+    """The measurements, the best first."""
     numbers = ("slots", "threads", "batch", "img/s", "run ms", "CPU ms", "n")
     table = new_table("engine", numbers=numbers)
     table.add_column("", no_wrap=True)

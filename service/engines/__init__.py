@@ -1,7 +1,7 @@
-"""Engines run a batch on a piece of hardware; each file is one runtime. They know nothing of requests."""
+"""Engines run batches on a device; each file is one runtime. They know nothing of requests."""
 
 import sys
 
-# When it is imported OpenVINO reports that to a statistics service, from a forked process: not from a server.
-# Without this package it uses a stub of its own instead.
+# At its import OpenVINO sends usage statistics from a forked process, which a server must not do.
+# Without this package it uses a stub instead.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

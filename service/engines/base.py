@@ -1,4 +1,4 @@
-"""What every engine offers, and what can go wrong before it does."""
+"""The interface of every engine, and the errors of opening and running one."""
 
 import ctypes
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ import numpy as np
 from service.common.types import EngineInfo, Probabilities, Rows, Runtime
 
 CPU = "cpu"
-"""The device of every engine that runs on the processor. A GPU is `cuda:0`, `cuda:1` and so on."""
+"""The device name of every engine that runs on the CPU. A GPU is `cuda:0`, `cuda:1` and so on."""
 
 INSTALL: Mapping[str, str] = MappingProxyType(
     {
@@ -31,7 +31,7 @@ _NO_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc")
 
 
 class EngineUnavailableError(Exception):
-    """What was asked for cannot run here. The message says why and what to do. No other engine stands in for it."""
+    """The requested engine cannot run here. The message says why and what to do. No other engine replaces it."""
 
 
 class NoRoomError(EngineUnavailableError, MemoryError):
@@ -45,8 +45,8 @@ class CardLostError(Exception):
 class Engine(ABC):
     """Runs batches. `run` may be called from `slots` threads at once.
 
-    `memory_bytes` is what the engine holds on `device` once it is warm: measured where a runtime can tell, else
-    `held_bytes`. `input_size` is the width and height of a sample.
+    `memory_bytes` is what the engine holds on `device` once it is warm: measured if the runtime can, else `held_bytes`.
+    `input_size` is the width and height of a sample.
     """
 
     slots: int
@@ -57,7 +57,7 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, rows: Rows) -> Probabilities:
-        """Probabilities [N, C] of N samples. Raises MemoryError where the batch does not fit."""
+        """Probabilities [N, C] of N samples. Raises MemoryError if the batch does not fit."""
 
     def warm_up(self) -> None:
         """Run a batch of one and one of `max_batch`, so that no request waits for memory and compilation."""
@@ -66,23 +66,23 @@ class Engine(ABC):
 
     @abstractmethod
     def describe(self) -> EngineInfo:
-        """The runtime, its version, the device and the precision that really run."""
+        """The runtime, its version, the device and the precision that are really in use."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back memory and threads. No `run` may follow."""
+        """Free memory and threads. No `run` may follow."""
 
 
 def held_bytes(graph_bytes: int, rows: int = 0, size: int = 0) -> int:
-    """An estimate of the memory that an engine holds, from its graph file, which has the weights in f32.
+    """Estimate the memory that an engine holds from the size of its graph file, which has the weights in f32.
 
-    `rows` are those of a batch in every slot together, each of `size` times `size` pixels.
+    `rows` is the number of images in all slots together, each of `size` times `size` pixels.
     """
     return _COPIES_OF_GRAPH * graph_bytes + rows * size**2 * _BYTES_PER_PIXEL
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether the error, or one that caused it, is a lack of memory. CUDA has words for that and no type."""
+    """Whether the error or one of its causes is a lack of memory. CUDA reports that only in the message."""
     return any(
         isinstance(one, MemoryError) or any(words in str(one).lower() for words in _NO_MEMORY)
         for one in _with_causes(error)
@@ -90,7 +90,7 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 def card_lost(error: BaseException | None) -> str | None:
-    """Why the GPU is lost, where the error or one that caused it says so. None otherwise."""
+    """The reason if the error or one of its causes is CardLostError, else None."""
     return next((str(one) for one in _with_causes(error) if isinstance(one, CardLostError)), None)
 
 
@@ -101,5 +101,5 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def keep_for_ever(thing: object) -> None:
-    """Keep `thing` until the process ends. Freeing what calls a lost GPU may abort the process."""
+    """Keep `thing` until the process ends: freeing an object that calls a lost GPU may abort the process."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU or on an NVIDIA GPU. Never runs on another device than was asked for."""
+"""ONNX Runtime on the CPU or on an NVIDIA GPU. Never falls back to another device."""
 
 import numpy as np
 import onnxruntime as ort
@@ -18,7 +18,7 @@ from service.engines.tensorrt.cuda import loss_in
 
 _PROVIDERS = {Runtime.ONNXRUNTIME: "CPUExecutionProvider", Runtime.ONNXRUNTIME_CUDA: "CUDAExecutionProvider"}
 _CUDA_OPTIONS = {
-    "use_tf32": "0",  # or from Ampere on the inputs of convolutions are rounded to ten bits, and still called f32
+    "use_tf32": "0",  # else GPUs since Ampere round the inputs of convolutions to 10 bits, and still report f32
     "cudnn_conv_algo_search": "HEURISTIC",  # the default searches again at each new batch size
 }
 _NO_FALLBACK = "session.disable_cpu_ep_fallback"
@@ -87,7 +87,7 @@ class OnnxRuntimeEngine(Engine):
             if "Failed to allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             if (loss := loss_in(str(error))) is not None:
-                keep_for_ever(self._session)  # freeing it calls the GPU, and ONNX Runtime aborts where that fails
+                keep_for_ever(self._session)  # freeing it calls the GPU; if that fails, ONNX Runtime aborts
                 raise CardLostError(f"{loss.name}: {loss.meaning}; ONNX Runtime: {error}") from error
             raise
         return np.asarray(probabilities, dtype=np.float32)

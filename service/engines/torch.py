@@ -1,4 +1,4 @@
-"""Eager PyTorch, with which the other engines are compared, on the CPU or a GPU. Needs the extra `export`."""
+"""Eager PyTorch, the reference for parity, on the CPU or a GPU. Needs the extra `export`."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -41,7 +41,7 @@ class TorchEngine(Engine):
         return result
 
     def _exact(self) -> AbstractContextManager[None]:
-        """TF32 off: on GPUs since Ampere convolutions would round their inputs to ten bits."""
+        """TF32 off: on GPUs since Ampere convolutions would round their inputs to 10 bits."""
         if self.device == CPU:
             return nullcontext()
         return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

@@ -1,1 +1,1 @@
-"""The data plane over gRPC: inference servers in other processes answer."""
+"""The data plane of a gateway: inference servers in other processes answer over gRPC."""

@@ -1,4 +1,4 @@
-"""Messages of the contract as the service's types: the inverse of `service.rpc.converters`."""
+"""Converts protobuf messages to the service's types: the inverse of `service.rpc.converters`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ def classification(reply: pb.ClassifyReply) -> Classification:
 
 
 def comparison(reply: pb.CompareReply) -> Comparison:
-    """The comparison that the reply carries. The error of a row has the class that its code names."""
+    """The error of a row gets the class of its code."""
     return from_message(Comparison, reply, rows=tuple(map(_row, reply.rows)))
 
 
@@ -49,11 +49,11 @@ def _row(row: pb.CompareRow) -> ComparisonRow:
 
 
 def as_written(spec: InputSpec) -> InputSpec:
-    """The recipe with the decimals that it had before 32 bits held them."""
+    """The input spec with the decimals that it had before it was sent as 32-bit floats."""
     return replace(spec, mean=_decimals(spec.mean), std=_decimals(spec.std))
 
 
 def _decimals(values: Sequence[float]) -> tuple[float, float, float]:
-    """The shortest decimals that round to these numbers in 32 bits."""
+    """The shortest decimals that round to these 32-bit floats."""
     first, second, third = (float(str(np.float32(value))) for value in values)
     return first, second, third

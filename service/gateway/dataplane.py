@@ -1,4 +1,4 @@
-"""The data plane of a gateway: it answers what REST asks by calls to inference servers."""
+"""The data plane of a gateway: it answers by calls to inference servers."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,8 @@ from service.inference.dataplane import ClassifyOptions
 class GatewayDataPlane:
     """Classifies, compares and describes models by calls to any of the replicas.
 
-    A cancelled question cancels its call. A call carries the id of its request, so that the log of the inference
-    server has the same id. `timeout_s` bounds questions that have no deadline of their own.
+    A cancelled request cancels its call. A call carries the id of its request, so that the log of the inference server
+    has the same id. `timeout_s` bounds requests that have no deadline of their own.
     """
 
     def __init__(self, replicas: ReplicaClient, clock: Clock, metrics: Metrics, timeout_s: float) -> None:
@@ -74,7 +74,7 @@ class GatewayDataPlane:
         return converters.model_layers(reply)
 
     def check_alive(self) -> None:
-        """Nothing in a gateway fails for good."""
+        """A gateway never fails for good."""
 
     def check_ready(self) -> None:
         """Raise NotReady while no replica is ready, ShuttingDown once the gateway stops."""
@@ -106,7 +106,7 @@ class GatewayDataPlane:
 
 
 def _check_fields(options: ClassifyOptions) -> None:
-    """Raise BadRequest where a number does not fit its field of the message, which has 32 bits and no sign."""
+    """Raise BadRequest if a number does not fit its field of the message (unsigned, 32 bits)."""
     for name, value, right in (
         ("top_k", options.top_k, "1 or more, at most the number of the model's classes"),
         ("crops", options.crops, f"{DEFAULT_CROPS} or {TEN_CROPS}"),
@@ -116,5 +116,5 @@ def _check_fields(options: ClassifyOptions) -> None:
 
 
 def _label(name: str, otherwise: str = UNKNOWN) -> str:
-    """The label of a metric for a model: `ensemble` for all ensembles, `otherwise` for any other name."""
+    """The metric label of a model: `ensemble` for all ensembles, `otherwise` for any other name."""
     return ENSEMBLE if name.startswith(ENSEMBLE_PREFIX) else otherwise

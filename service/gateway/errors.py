@@ -1,4 +1,4 @@
-"""Errors of an inference server as errors of this service: the inverse of `service.rpc.errors`, from the one table."""
+"""Converts errors of an inference server to errors of this service: the inverse of `service.rpc.errors`."""
 
 import grpc
 
@@ -8,7 +8,7 @@ _RETRY_S = 1.0
 
 
 def translated(error: grpc.aio.AioRpcError) -> TopfiveError:
-    """The error of the table that a call ended with; without trailing metadata of the service, of its connection."""
+    """The error by the code in the trailing metadata. Without one, by the gRPC status: the connection failed."""
     trailing = {str(key): value for key, value in error.trailing_metadata() or ()}
     details = error.details() or "no reason given"
     if code := trailing.get("topfive-code"):
@@ -20,14 +20,14 @@ def translated(error: grpc.aio.AioRpcError) -> TopfiveError:
             return DeadlineExceeded()
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:  # CANCELLED: by a server that ends at once
             return NotReady(f"the connection to an inference server was lost: {details}")
-        case grpc.StatusCode.RESOURCE_EXHAUSTED:  # by the limit of one message
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:  # the message exceeds the server's limit
             return TooLarge(f"the inference server does not take the image: {details}")
         case status:
             return EngineError(f"the inference server failed with {status.name}: {details}")
 
 
 def refusing_server(error: TopfiveError) -> str | None:
-    """The id of the server that had no room for a call that ended with `error`; None where it did not say."""
+    """The id of the server that refused the call for lack of capacity, or None if it is not known."""
     cause = error.__cause__
     trailing = cause.trailing_metadata() if isinstance(cause, grpc.aio.AioRpcError) else None
     return next((str(value) for key, value in trailing or () if key == "topfive-server"), None)

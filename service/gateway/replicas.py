@@ -1,9 +1,9 @@
 """The inference servers behind a gateway: one gRPC channel over all of them.
 
-gRPC calls in turn the servers that its health checks find ready, connects again to those it lost, and gives up those
-that answer no ping. This module adds two things. It looks names up every two seconds: gRPC looks them up only after
-it lost a connection, and up to two minutes after a look-up failed. And it sends a failed call once more: gRPC's retry
-policy would wait for as long as a full server asks its clients to, and would not be counted.
+gRPC balances calls over the servers that its health checks find ready, reconnects lost ones, and drops those that
+answer no ping. This module adds two things. It resolves host names every two seconds: gRPC does so only after it lost a
+connection, and waits up to two minutes after a failed look-up. And it retries a failed call once: gRPC's retry policy
+would wait for as long as a full server asks its clients to, and would not be counted.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ _SERVICE_CONFIG = {
 _OPTIONS = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_retries", 0),  # `ReplicaClient.call` sends a call again
-    ("grpc.enable_http_proxy", 0),  # the proxy of http_proxy leads out of the network in which the servers are
+    ("grpc.enable_retries", 0),  # `ReplicaClient.call` retries
+    ("grpc.enable_http_proxy", 0),  # http_proxy leads out of the network of the servers
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),  # which is also how long an attempt to connect may take
+    ("grpc.min_reconnect_backoff_ms", 1000),  # also the timeout of an attempt to connect
     ("grpc.max_reconnect_backoff_ms", 1000),  # the default of two minutes would keep a restarted server idle
     ("grpc.keepalive_time_ms", 10_000),  # a host that vanishes closes no connection
     ("grpc.http2.ping_timeout_ms", 5_000),  # the default is a minute, which grpc.keepalive_timeout_ms does not shorten
@@ -43,14 +43,14 @@ _OPTIONS = (
 )
 _RESOLVE_EVERY_S = 2.0
 _TRIES = 8  # of a call that a full server refused, until gRPC chooses another server
-_SETTLE_S = 60.0  # for calls on a channel that another has replaced
+_SETTLE_S = 60.0  # for calls on a channel that has been replaced
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A host name or an address, and a port."""
+    """A host name or an IP address, and a port."""
 
     host: str
     port: int
@@ -60,7 +60,7 @@ class Target:
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:
-    """The targets of `HOST:PORT[,HOST:PORT]`, each once. Raises ValueError that shows a right one."""
+    """Parses `HOST:PORT[,HOST:PORT]` and drops duplicates. Raises ValueError with an example."""
     targets = []
     for part in filter(None, map(str.strip, text.split(","))):
         host, colon, port = part.removeprefix("dns:///").rpartition(":")
@@ -73,7 +73,7 @@ def parse_targets(text: str) -> tuple[Target, ...]:
 
 
 Resolve = Callable[[Target], Awaitable[Collection[Target]]]
-"""Looks up the IP addresses of a target, with its port. Raises OSError or UnicodeError where its name has none."""
+"""Looks up the IP addresses of a target. Raises OSError or UnicodeError if its name has none."""
 
 
 async def resolve(target: Target) -> Collection[Target]:
@@ -83,7 +83,7 @@ async def resolve(target: Target) -> Collection[Target]:
 
 
 class ReplicaClient:
-    """A gRPC channel to every server that the targets name. It is started and closed on the event loop."""
+    """A gRPC channel to every server that the targets name. Start and close it on the event loop."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class ReplicaClient:
         return ", ".join(map(str, self._targets))
 
     def start(self) -> None:
-        """Begin to look up the names, each in a task of its own: a slow name does not delay the others."""
+        """Start to resolve the names, each in its own task: a slow name does not delay the others."""
         self._resolving = [asyncio.create_task(self._keep_resolving(target)) for target in self._targets]
 
     def check_ready(self) -> None:
@@ -135,18 +135,18 @@ class ReplicaClient:
             raise ShuttingDown
 
     async def call(self, method: str, request: Message, deadline: float) -> Any:
-        """The reply of a server to `request`. Raises the TopfiveError that the last server answered with.
+        """The reply of a server to `request`. Raises the TopfiveError of the last server that was tried.
 
-        Requests change nothing, so another server is asked once where the connection broke, or where the server stops,
-        has no room or cannot load the model. A third server is never asked: an image that ends the process of its
-        server must not end all of them.
+        Requests change nothing, so a call is retried once on another server if the connection broke, or if the server
+        stops, is at capacity or cannot load the model. A third server is never tried: an image that crashes its server
+        must not crash all of them.
         """
         await self.until_ready(deadline)
         try:
             return await self._send(method, request, deadline)
         except (NotReady, Overloaded, ShuttingDown) as error:
             if isinstance(error, Overloaded) and len(self._addresses) == 1:
-                raise  # no other server may have room
+                raise  # there is no other server
             await self.until_ready(deadline)
             self._metrics.retried(error.code)
             log.info("%s: %s; trying another inference server", current_request_id.get(), error.detail)
@@ -179,10 +179,10 @@ class ReplicaClient:
         except grpc.aio.AioRpcError as error:
             failure = translated(error)
             if isinstance(failure, DeadlineExceeded):
-                self.check_ready()  # the call may have waited for a server until now
+                self.check_ready()  # until now the call may have waited for a server
             raise failure from error
         except asyncio.CancelledError:
-            await call.code()  # the call has ended for gRPC too, and its last event finds this loop running
+            await call.code()  # waits until gRPC has ended the call: its last event needs this loop
             raise
 
     async def _keep_resolving(self, target: Target) -> None:
@@ -193,14 +193,14 @@ class ReplicaClient:
                 level = logging.WARNING
             except (OSError, UnicodeError) as error:  # while all servers restart, their name may have no address
                 log.log(level, "%s has no address (%s); is the name right? It is looked up again", target, error)
-                level = logging.DEBUG  # said once
+                level = logging.DEBUG  # logged once as a warning
             self._connect()
             await asyncio.sleep(self._resolve_every_s)
 
     def _connect(self) -> None:
-        """Open a channel to the addresses that were found, unless it is open.
+        """Open a channel to the resolved addresses, unless they are unchanged.
 
-        Channels of a process share connections: the new channel has at once those of the channel that it replaces.
+        Channels of a process share connections: the new channel has the connections of the old one at once.
         """
         addresses = {address for found in self._found.values() for address in found}
         if addresses == self._addresses:
@@ -235,6 +235,6 @@ class ReplicaClient:
 
 
 def _uri(addresses: Collection[Target]) -> str:
-    """The addresses as gRPC takes a list, which has one family: those of IPv4 are mapped to IPv6."""
+    """The addresses as a gRPC target. A list has one address family, so IPv4 is mapped to IPv6."""
     hosts = ((one.host if ":" in one.host else f"::ffff:{one.host}", one.port) for one in addresses)
     return "ipv6:" + ",".join(f"[{host}]:{port}" for host, port in hosts)

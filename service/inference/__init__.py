@@ -1,1 +1,1 @@
-"""From the bytes of an image to an answer, without HTTP and without protobuf."""
+"""Classifies the bytes of an image, independent of HTTP and protobuf."""

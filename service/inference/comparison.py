@@ -1,4 +1,4 @@
-"""The answers of several models to one image side by side, and where they agree."""
+"""The answers of several models to one image, and where they agree."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from service.common.types import Classification, Prediction
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """The answer of one model, or the error that it ended in. `model` is the name that the request has."""
+    """The answer of one model, or its error. `model` is the name in the request."""
 
     model: str
     result: Classification | Exception
@@ -16,7 +16,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True, slots=True)
 class ClassName:
-    """A class by its WordNet id, which is empty where it has none, and its English name."""
+    """The WordNet id of a class, empty if it has none, and its English name."""
 
     wnid: str
     label: str
@@ -43,8 +43,8 @@ class ComparisonTiming:
 class Comparison:
     """A row for each model, in the order of the request.
 
-    `agreement` has the best classes of all models, that of the most models first. `common` has the classes that are
-    among the best of every model that answered, the most probable first.
+    `agreement` has the best class of each model, the most frequent first. `common` has the classes that are among the
+    best of every model that answered, the most probable first.
     """
 
     rows: tuple[ComparisonRow, ...]

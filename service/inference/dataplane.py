@@ -11,10 +11,10 @@ from service.inference.comparison import Comparison
 
 @dataclass(frozen=True, slots=True)
 class ClassifyOptions:
-    """How an image is classified, and until when.
+    """Options of one classification, and its deadline.
 
     `deadline` is in seconds of the service's clock. `top_k` is the number of classes, best first; None gives five, or
-    all where a model has fewer. `crops` is 1, or 10 for the average over corners, centre and their mirrors.
+    all if a model has fewer. `crops` is 1, or 10 for the average over corners, centre and their mirrors.
     """
 
     deadline: float
@@ -23,28 +23,28 @@ class ClassifyOptions:
 
 
 class DataPlane(Protocol):
-    """Classifies images and tells what is known of models: in this process, or by asking inference servers.
+    """Classifies images and describes models, in this process or by calls to inference servers.
 
     Each method raises a TopfiveError of `service.common.errors`.
     """
 
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
-        """The best classes of an image file, by that model or ensemble, None for the default one."""
+        """The best classes of an image file by a model or ensemble; None means the default model."""
 
     async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:
-        """The answers of several models to one image file side by side; of all loaded ones where none is named."""
+        """The answers of several models to one image file; of all loaded ones if `models` is empty."""
 
     async def models(self) -> ModelList:
-        """All models: loaded, exported, or waiting to be exported. Raises NotReady before a default is known."""
+        """All models: loaded, exported, or not exported yet. Raises NotReady before a default is known."""
 
     async def model(self, name: str) -> ModelDetail:
-        """One model. Raises ModelNotFound, or NotReady where it is damaged."""
+        """One model. Raises ModelNotFound, or NotReady if it is damaged."""
 
     async def layers(self, name: str) -> ModelLayers:
-        """The layers of an exported model, loaded or not. Raises as `model` does."""
+        """The layers of an exported model, loaded or not. Raises the errors of `model`."""
 
     def check_alive(self) -> None:
-        """Raise NotReady where only a new process can help."""
+        """Raise NotReady if only a new process can help."""
 
     def check_ready(self) -> None:
-        """Raise NotReady or ShuttingDown where requests should go to another server."""
+        """Raise NotReady or ShuttingDown if requests should go to another server."""

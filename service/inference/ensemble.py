@@ -1,4 +1,4 @@
-"""Models that answer together: `ensemble:a+b+c` averages the probabilities of its members."""
+"""Ensembles: `ensemble:a+b+c` averages the probabilities of its members."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -14,14 +14,14 @@ from service.common.types import ENSEMBLE, ENSEMBLE_PREFIX, MAX_MEMBERS, EngineI
 from service.repository.loaded_model import Lease, LoadedModel
 from service.repository.repository import Repository
 
-_MOST_KEPT = 64  # ensembles whose latency is remembered: clients choose the names, so there could be any number
+_MOST_KEPT = 64  # ensembles whose latency is kept; clients choose the names, so their number is unbounded
 
 _MIXED = "mixed"
 
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Several models with the same classes, and the latency measured for all together. It has what a model has."""
+    """Several models with the same classes, and the latency of all together. It has the interface of a model."""
 
     members: tuple[LoadedModel, ...]
     latency: LatencyRecord
@@ -32,7 +32,7 @@ class Ensemble:
 
     @property
     def metrics_label(self) -> str:
-        """The same word for all ensembles: their names are made by clients."""
+        """The same label for all ensembles, because clients make up their names."""
         return ENSEMBLE
 
     @property
@@ -41,7 +41,7 @@ class Ensemble:
 
     @property
     def card(self) -> ModelCard:
-        """The sum of the members' cards; version and accuracy are theirs alone."""
+        """Sums of the members' figures; version and accuracy stay with the members."""
         cards = self.member_cards
         weights = {card.weights for card in cards}
         return ModelCard(
@@ -64,7 +64,7 @@ class Ensemble:
 
     @property
     def engine_info(self) -> EngineInfo:
-        """What the members run on; where they differ, each part joined by `+`."""
+        """The engines of the members. If a field differs, `+` joins the values."""
         infos = [member.engine_info for member in self.members]
         if len(set(infos)) == 1:
             return infos[0]
@@ -81,11 +81,11 @@ class Ensemble:
 
 
 ServedModel = LoadedModel | Ensemble
-"""What a request names. A model's `members` are the model itself."""
+"""What a request may name. The `members` of a model are the model itself."""
 
 
 class Ensembles:
-    """Finds the ensembles that names mean, loading their members where they are not loaded."""
+    """Finds ensembles by name and loads their members."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
@@ -94,14 +94,16 @@ class Ensembles:
     async def get(self, name: str, lease: Lease | None = None) -> Ensemble:
         """The ensemble of that name, whose members `lease` keeps loaded.
 
-        Raises BadRequest where it cannot be an ensemble, and for each member what `Repository.get` raises.
+        Raises BadRequest if the name is no valid ensemble, and for each member the errors of `Repository.get`.
         """
         names = tuple(self._repository.canonical(member) for member in member_names(name))
         if len(set(names)) < len(names):
             twice = next(one for one in names if names.count(one) > 1)
             raise BadRequest(f"{twice} is in the ensemble twice; name each member once")
         members = tuple(await together([self._repository.get(member, lease) for member in names]))
-        ensemble = self._latest.pop(names, None)  # the same object as the last time, so that its latency goes on
+        ensemble = self._latest.pop(
+            names, None
+        )  # the same object as the last time, so that its latency record continues
         if ensemble is None or ensemble.members != members:
             _check_labels(members)
             ensemble = Ensemble(members, LatencyRecord())
@@ -112,7 +114,7 @@ class Ensembles:
 
 
 def is_ensemble(name: str) -> bool:
-    """Whether the name is one of an ensemble."""
+    """Whether the name is the name of an ensemble."""
     return name.startswith(ENSEMBLE_PREFIX)
 
 
@@ -124,12 +126,12 @@ def canonical(repository: Repository, name: str) -> str:
 
 
 def stripped(name: str) -> str:
-    """The name of a model or an ensemble as answers have it: without blanks, members joined by `+`."""
+    """The name of a model or an ensemble as answers contain it: without blanks, members joined by `+`."""
     return ENSEMBLE_PREFIX + "+".join(_split(name)) if is_ensemble(name) else name.strip()
 
 
 def member_names(name: str) -> tuple[str, ...]:
-    """The models in a name, as it gives them: itself, or the members of an ensemble. Raises BadRequest."""
+    """The models in a name: the model itself, or the members of an ensemble. Raises BadRequest."""
     if not is_ensemble(name):
         return (name,)
     names = _split(name)
@@ -147,7 +149,7 @@ def mean(rows: Sequence[Probabilities]) -> Probabilities:
 
 
 def _split(name: str) -> tuple[str, ...]:
-    """The members of an ensemble; a `+` that stands as it is in an address arrives as a blank."""
+    """The members of an ensemble. A `+` that is not escaped in a URL arrives as a blank."""
     return tuple(name.removeprefix(ENSEMBLE_PREFIX).replace("+", " ").split())
 
 

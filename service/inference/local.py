@@ -1,4 +1,4 @@
-"""The data plane over a repository in this process: from the bytes of an image to an answer."""
+"""The data plane over a repository in this process: classifies the bytes of an image."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ MAX_ROWS = 64
 
 
 class LocalDataPlane:
-    """Classifies images with the models of a repository. Counts every request once, however it ends."""
+    """Classifies images with the models of a repository. Counts every request once, whatever its outcome."""
 
     def __init__(self, repository: Repository, preprocessor: Preprocessor, *, clock: Clock, metrics: Metrics) -> None:
         self.repository = repository
@@ -40,8 +40,8 @@ class LocalDataPlane:
     async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:
         """The answers of several models to one image file, which is decoded once.
 
-        A model that cannot answer has its error in its row. Raises what is wrong with the image or with the request as
-        a whole: BadImage, TooLarge, BadRequest, NotReady.
+        A model that cannot answer has its error in its row. Raises the errors of the image and of the whole request:
+        BadImage, TooLarge, BadRequest, NotReady.
         """
         started = self.clock.now()
         try:
@@ -82,13 +82,13 @@ class LocalDataPlane:
         self._preprocessor.close()
 
     async def served(self, name: str, lease: Lease | None = None) -> ServedModel:
-        """The model or ensemble of that name, loaded, and kept so by `lease`. Raises as `Repository.get` does."""
+        """The model or ensemble of that name, which `lease` keeps loaded. Raises the errors of `Repository.get`."""
         if name.startswith(ENSEMBLE_PREFIX):
             return await self._ensembles.get(name, lease)
         return await self.repository.get(name or self.repository.default, lease)
 
     def _row_names(self, models: Sequence[str]) -> list[str]:
-        """The rows of a comparison: each model once, as it was first written; blank names count as none."""
+        """The names of the rows: each model once, as it was first written, without blank names."""
         named = [stripped(name) for name in models if name.strip()]
         wanted = named or self.repository.loaded
         if not wanted:
@@ -103,11 +103,11 @@ class LocalDataPlane:
     async def _row(self, image: RequestImage, name: str, options: ClassifyOptions) -> ComparisonRow:
         try:
             return ComparisonRow(name, await self._counted(image, name, options))
-        except Exception as error:  # whatever it is, the other models still answer
+        except Exception as error:  # the other models still answer
             return ComparisonRow(name, error)
 
     async def _counted(self, image: RequestImage, name: str, options: ClassifyOptions) -> Classification:
-        """The answer of the model of that name, counted however it ends."""
+        """The answer of the model of that name. The request is counted, whatever its outcome."""
         label = ENSEMBLE if name.startswith(ENSEMBLE_PREFIX) else UNKNOWN
         try:
             async with timeout_at(options.deadline, self.clock):
@@ -170,7 +170,7 @@ class LocalDataPlane:
 
 
 def _check(options: ClassifyOptions) -> None:
-    """Raise BadRequest where no model could answer."""
+    """Raise BadRequest if no model could accept the options."""
     if options.crops not in (DEFAULT_CROPS, TEN_CROPS):
         raise BadRequest(f"crops is {options.crops}; send {DEFAULT_CROPS} or {TEN_CROPS}")
     if options.top_k is not None and options.top_k < 1:

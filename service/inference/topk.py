@@ -1,4 +1,4 @@
-"""From a row of probabilities to the best classes."""
+"""Selects the best classes from a row of probabilities."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from service.common.types import DEFAULT_TOP_K, Prediction, Probabilities
 
 
 def resolve_top_k(asked: int | None, classes: int, model: str) -> int:
-    """How many classes to give: as asked, else five or all where there are fewer. Raises BadRequest."""
+    """The number of classes to return: as asked, else five, or all if there are fewer. Raises BadRequest."""
     if asked is None:
         return min(DEFAULT_TOP_K, classes)
     if not 1 <= asked <= classes:
@@ -21,7 +21,7 @@ def resolve_top_k(asked: int | None, classes: int, model: str) -> int:
 def top_k(probabilities: Probabilities, labels: Sequence[Label], k: int) -> tuple[Prediction, ...]:
     """The `k` most probable classes of one row [C], best first; of equal ones the lower class id comes first."""
     last = np.partition(probabilities, -k)[-k]
-    chosen = (probabilities >= last).nonzero()[0]  # all that equal the last one too
+    chosen = (probabilities >= last).nonzero()[0]  # includes all that equal the last one
     order = sorted(zip((-probabilities[chosen]).tolist(), chosen.tolist(), strict=True))[:k]
     predictions = []
     for rank, (falling, index) in enumerate(order, start=1):

@@ -1,4 +1,4 @@
-"""Classifies any number of images into one results file; after a stop the next run does what is missing."""
+"""Classifies any number of images into one results file. A run that was stopped can be resumed."""
 
 import asyncio
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from service.offline.runner import Display, OpenDataPlane, RunOptions, RunProgre
 
 @dataclass(frozen=True, slots=True)
 class ClassifyJob:
-    """What to classify, with which model or ensemble, and the results file. Without `top_k` a row has five classes."""
+    """The images, the model or ensemble, and the results file. Without `top_k` a row has five classes."""
 
     model: str
     images: list[ImageFile]
@@ -39,7 +39,7 @@ class ClassifyJob:
 
 @dataclass(frozen=True, slots=True)
 class ClassifySummary:
-    """A finished job. `failed` rows of the results file have an error; `warnings` are those of the model."""
+    """A finished job. `failed` rows of the results file have an error; `warnings` are the model's."""
 
     progress: RunProgress
     failed: int

@@ -1,4 +1,4 @@
-"""Measures how often models are right on labelled images; after a stop the next run does what is missing."""
+"""Measures the accuracy of models on labelled images. A run that was stopped can be resumed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ from service.repository.repository import Repository
 
 @dataclass(frozen=True, slots=True)
 class EvaluateJob:
-    """Which models and ensembles to measure, on what, and the folder of the results."""
+    """The models and ensembles, the dataset, and the folder of the results."""
 
     dataset: Dataset
     models: tuple[str, ...]
@@ -39,9 +39,8 @@ async def evaluate(
 ) -> AsyncIterator[tuple[Evaluation, str | None]]:
     """Evaluate one model after the other: write its files, record its accuracy in the manifest, and yield it.
 
-    The second value is the reason why the accuracy is not recorded, None if it is. Before anything is run, it raises
-    TopfiveError or OfflineError if a model is not exported or does not know every label. Raises Stopped if `stop` is
-    set.
+    The second value is the reason why the accuracy is not recorded, or None. Raises TopfiveError or OfflineError before
+    anything runs if a model is not exported or does not have every label. Raises Stopped if `stop` is set.
     """
     job = await _checked(job, open_data_plane)
     if job.overwrite:

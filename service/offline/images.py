@@ -30,7 +30,7 @@ class OfflineError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One image of a run. Its result goes by `name`; `truth` is the class id of its label, None if it has none."""
+    """One image of a run. `name` is its key in the results; `truth` is the class id of its label, or None."""
 
     name: str
     path: Path
@@ -38,7 +38,7 @@ class ImageFile:
 
 
 class LabelForm(StrEnum):
-    """How a label is written, which is also the column of a CSV that holds it. TEXT may be any of the others."""
+    """How a label is written, and the CSV column that holds it. TEXT may be any of the others."""
 
     WNID = "wnid"
     CLASS_ID = "class_id"
@@ -65,9 +65,9 @@ class Dataset:
     sha256: str
 
     def files(self, labels: Sequence[Label], model: str) -> list[ImageFile]:
-        """The images with the class ids that their labels mean among `labels`, the classes of `model`.
+        """The images with the class ids of their labels among `labels`, the classes of `model`.
 
-        Raises OfflineError if a label means no class, or several.
+        Raises OfflineError if a label matches no class, or several.
         """
         classes = _ClassLookup(labels)
         found = {written: classes.find(written) for written in dict.fromkeys(label for _, _, label in self.images)}
@@ -154,7 +154,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _located(name: str, list_file: Path) -> Path:
-    """The file that a list means: relative to the list's folder, or to the working directory if it is only there."""
+    """A path in a list, relative to the list's folder, or to the working directory if it exists only there."""
     beside = list_file.parent / name
     return beside if beside.exists() or not Path(name).exists() else Path(name)
 
@@ -229,7 +229,7 @@ def _fingerprint(images: Iterable[tuple[str, Path, WrittenLabel]]) -> str:
 
 
 class _ClassLookup:
-    """Finds the class of a model that a label means."""
+    """Finds the class of a model by a label."""
 
     def __init__(self, labels: Sequence[Label]) -> None:
         self._labels = labels
@@ -253,7 +253,7 @@ class _ClassLookup:
         return several[0] if several else self._by_number(written.text)
 
     def hint(self, written: WrittenLabel) -> str:
-        """What may have been meant by a label that no class has, for an error message."""
+        """A guess at what an unknown label meant, for an error message."""
         if written.form is LabelForm.CLASS_ID or written.text.isdecimal():
             return f" (class ids are 0 to {len(self._labels) - 1})"
         if _WNID.fullmatch(written.text):

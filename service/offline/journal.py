@@ -14,7 +14,7 @@ from service.common.types import Prediction
 from service.offline.images import ImageFile, OfflineError
 
 _RETRIED = Code.INTERNAL  # an engine that failed may well answer in the next run
-_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)  # the last: its tables are others
+_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)  # SQLITE_ERROR: its tables are others
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Journal:
             yield ImageResult(image.name, error, tuple(Prediction(*one) for one in json.loads(predictions)), truth)
 
     def missing(self, images: Iterable[ImageFile]) -> list[ImageFile]:
-        """Those of `images` that have no result yet."""
+        """The images that have no result yet."""
         with _explained(self.path):
             stored = {path for (path,) in self._database.execute("SELECT path FROM results")}
         return [image for image in images if os.fsencode(image.name) not in stored]
@@ -138,7 +138,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turns errors of the file into OfflineError, with what to do."""
+    """Turn errors of the file into OfflineError, with a remedy."""
     try:
         yield
     except OSError as error:

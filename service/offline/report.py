@@ -21,7 +21,7 @@ _SCORE_COLUMNS = ("images", "top1_correct", "top5_correct", "recall", "precision
 
 @dataclass(frozen=True, slots=True)
 class PublishedRate:
-    """An error rate from elsewhere, in percent: of which weights or paper, and on which images."""
+    """A published error rate in percent, with its weights or paper, and its images."""
 
     what: str
     top1: float | None
@@ -50,14 +50,14 @@ class Evaluation:
     warnings: tuple[str, ...]
 
     def published(self) -> Iterator[PublishedRate]:
-        """What is published of the model, or of each member of an ensemble under the member's name."""
+        """The published rates of the model, or of each member of an ensemble under the member's name."""
         for member in self.members:
             prefix = "" if len(self.members) == 1 else f"{member.name}: "
             for one in _published(member):
                 yield replace(one, what=prefix + one.what)
 
     def measurement(self, date: str) -> MeasuredAccuracy:
-        """The accuracy as the manifest has it; `date` is YYYY-MM-DD."""
+        """The accuracy in the form of the manifest; `date` is YYYY-MM-DD."""
         one, five = self.scores.top1, self.scores.top5
         return MeasuredAccuracy(
             dataset=self.dataset.name,
@@ -77,7 +77,7 @@ class Evaluation:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All about this model for report.json; rates are in percent."""
+        """All figures of this model for report.json; rates are in percent."""
         members = [
             {"model": one.name, "version": one.version, "weights": one.weights_file and asdict(one.weights_file)}
             for one in self.members
@@ -130,7 +130,7 @@ def write_report(path: Path, dataset: Dataset, evaluations: Sequence[Evaluation]
 
 
 def _published(member: ModelDetail) -> Iterator[PublishedRate]:
-    """The rates of the model's weights if they are known, else of the first published ones; then those of the paper."""
+    """The rates of the model's weights if known, else of the first published weights; then those of the paper."""
     if member.acc1 is not None:
         name = member.weights_file.name if member.weights_file else "inside"
         yield PublishedRate(f"weights {name}", _error(member.acc1), _error(member.acc5), member.acc_dataset or "")

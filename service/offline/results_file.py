@@ -28,7 +28,7 @@ class ResultsFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ResultTable:
-    """The results of all images in their final order, each with up to `top_k` classes, and the `model` they are of."""
+    """The results of all images in their final order, each with up to `top_k` classes of `model`."""
 
     results: Iterable[ImageResult]
     top_k: int
@@ -48,7 +48,7 @@ class ResultTable:
 
 
 def format_of(path: Path) -> ResultsFormat:
-    """The format that the suffix of `path` names. Raises OfflineError if it names none, or its writer is missing."""
+    """The format by the suffix of `path`. Raises OfflineError if there is none, or its writer is missing."""
     try:
         found = ResultsFormat(path.suffix.lower().removeprefix("."))
     except ValueError:
@@ -62,8 +62,8 @@ def format_of(path: Path) -> ResultsFormat:
 def write_results(path: Path, table: ResultTable) -> None:
     """Write the table in the format of the suffix, and replace an older file. Raises OSError.
 
-    The name of a file may be no UTF-8. A CSV has the same bytes, JSON lines have escapes of lone surrogates, as Python
-    reads them back, and Parquet, which takes UTF-8 only, has `\\xff`.
+    File names that are not UTF-8: a CSV keeps their bytes, JSON lines escape lone surrogates, as Python reads them
+    back, and Parquet, which takes UTF-8 only, has `\xff`.
     """
     writers = {
         ResultsFormat.CSV: lambda draft: write_csv(draft, table.columns, map(table.cells, table.results)),

@@ -29,7 +29,7 @@ class Stopped(Exception):
 
 
 class RunProgress:
-    """How far a run is: `done` of `total` images, `resumed` of them by an earlier run. `failed` are its errors."""
+    """Progress of a run: `done` of `total` images, `resumed` of them by an earlier run, `failed` with an error."""
 
     def __init__(self, total: int, resumed: int, clock: Clock) -> None:
         self.total = total
@@ -59,7 +59,7 @@ class RunProgress:
 
 
 Display = Callable[[str, RunProgress], AbstractContextManager[Callable[[], None]]]
-"""Shows a run of a model with that title, until the block ends. The function is called after each image."""
+"""Shows a run with that title until the block ends. The yielded function is called after each image."""
 
 
 OpenDataPlane = Callable[[], LocalDataPlane]
@@ -67,7 +67,7 @@ OpenDataPlane = Callable[[], LocalDataPlane]
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How images are read and classified: `crops` of each (1 or 10), `capacity` crops in flight at most."""
+    """Options of a run: `crops` of each image (1 or 10), at most `capacity` crops in flight."""
 
     crops: int
     decode: Decode
@@ -87,12 +87,12 @@ class ModelRunner:
 
     @property
     def provenance(self) -> dict[str, object]:
-        """What a results file says of the model: its version, or its members, and how images are read."""
+        """The model's part of a results file: its version or its members, and how images are read."""
         return {"name": self.model.name, **self._versions}
 
     @property
     def setup(self) -> dict[str, object]:
-        """All that results depend on. Only a run with the same setup may resume a journal."""
+        """Everything that results depend on. Only a run with the same setup may resume a journal."""
         limits = self.options.limits
         sizes = {"max_image_bytes": limits.max_bytes, "max_image_pixels": limits.max_pixels, "top_k": self.top_k}
         return {"model": self.model.name, **self._versions, **sizes}
@@ -105,7 +105,7 @@ class ModelRunner:
 
     @property
     def title(self) -> str:
-        """The model and what it runs on, for a person."""
+        """The model and its engine, as text."""
         engine, cards = self.model.engine_info, [member.card for member in self.model.members]
         members = " + ".join(f"{card.name} v{card.version} ({card.weights})" for card in cards)
         return f"{members}, {engine.runtime} {engine.version}, {engine.device}, {engine.precision}"
@@ -115,8 +115,8 @@ class ModelRunner:
     ) -> RunProgress:
         """Classify the images that the journal lacks.
 
-        Raises Stopped if `stop` is set before all are begun: those in flight are then finished first. Raises a
-        TopfiveError if it is not one image that is at fault, and OfflineError if a result cannot be stored.
+        If `stop` is set early, the images in flight are finished and Stopped is raised. Raises a TopfiveError for
+        errors not caused by one image, and OfflineError if a result cannot be stored.
         """
         missing, members = journal.missing(images), self.model.members
         progress = RunProgress(len(images), len(images) - len(missing), self.data_plane.clock)
@@ -141,10 +141,10 @@ class ModelRunner:
         return progress
 
     async def classify(self, image: ImageFile) -> ImageResult:
-        """The result of one image, which is an error if its file or its pixels are bad, or the engine fails once.
+        """The result of one image. It is an error if its file or its pixels are bad, or the engine fails once.
 
-        Raises a TopfiveError if it is not the image that is at fault: the engine fails batch after batch, or the model
-        is unloaded.
+        Raises a TopfiveError if the image is not the cause: the engine fails batch after batch, or the model is
+        unloaded.
         """
         try:
             data = await asyncio.to_thread(read_image_file, image.path, self.options.limits)
@@ -184,7 +184,7 @@ async def open_runner(
 
 
 def images_in_flight(slots: int, max_batch: int, options: RunOptions) -> int:
-    """How many images fill two batches for every slot, one of them waiting, and all decoding threads; at least 1."""
+    """Images that fill two batches for every slot, one of them waiting, and all decoding threads; at least 1."""
     busy = ceil(2 * slots * max_batch / options.crops) + options.decoding_threads
     return max(1, min(options.capacity // options.crops, busy))
 

@@ -12,9 +12,9 @@ _TOP = 5
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """One class: its images, how many have it first or among five, and how many images of all are predicted as it.
+    """One class: its images, how many of them have it first or among five, and how often it is predicted for any image.
 
-    `mistaken_for` is the most frequent wrong prediction, the lowest class id of equal ones, None without mistakes.
+    `mistaken_for` is the most frequent wrong prediction, of equal ones the lowest class id, None without mistakes.
     """
 
     class_id: int
@@ -30,13 +30,13 @@ class ClassScore:
 
     @property
     def precision(self) -> float | None:
-        """None if the class is never predicted."""
+        """Correct predictions of the class per prediction of it; None if it is never predicted."""
         return self.top1 / self.predicted if self.predicted else None
 
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How many images of the class `true` are predicted as the class `predicted`, and their share of that class."""
+    """Images of the class `true` that are predicted as the class `predicted`, and their share of that class."""
 
     true: int
     predicted: int
@@ -56,10 +56,10 @@ class Scores:
 
 
 def score(results: Iterable[ImageResult], classes: int) -> Scores | None:
-    """The figures of all results without an error, for a model of so many classes; None if there are none.
+    """The scores of all results without an error, for a model of `classes` classes; None if there are none.
 
-    A result has its `truth` and five predictions, or all there are. Classes without images are left out; confusions
-    are sorted by count.
+    A result has its `truth` and five predictions, or all if there are fewer. Classes without images are left out;
+    confusions are sorted by count.
     """
     images, first, among_five, pairs = Counter[int](), Counter[int](), Counter[int](), Counter[tuple[int, int]]()
     for result in results:

@@ -1,1 +1,1 @@
-"""From the bytes of an image to samples: decode, resize, crop."""
+"""Makes samples from the bytes of an image: decode, resize, crop."""

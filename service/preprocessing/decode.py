@@ -17,7 +17,7 @@ from service.common.errors import BadImage, TooLarge
 from service.common.types import FORMATS, ImageLimits, Pixels
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
-_PNG_END = b"IEND\xaeB`\x82"  # Pillow does without it; the other formats' readers miss their own last bytes
+_PNG_END = b"IEND\xaeB`\x82"  # Pillow accepts a file without it; other formats' readers do not
 _ORIENTATION_TAG = 0x0112  # of EXIF; its values 2 to 8 are the keys of _ORIENTATIONS
 
 
@@ -35,7 +35,7 @@ class Orientation(NamedTuple):
     from_below: bool
 
     def upright(self, image: Image.Image) -> Image.Image:
-        """A stored image, or a part of it, as a person sees it."""
+        """A stored image, or a part of it, turned upright."""
         return image if self.operation is None else image.transpose(self.operation)
 
 
@@ -50,28 +50,28 @@ _ORIENTATIONS = {
     8: Orientation(Image.Transpose.ROTATE_90, True, False, True),
 }
 
-_REDUCTIONS = (8, 4, 2)  # of libjpeg's decoder, with vector instructions; 3/8, 5/8 and so on cost more than 1/2 does
+_REDUCTIONS = (8, 4, 2)  # scales of libjpeg with vector instructions; 3/8, 5/8 and so on cost more than 1/2
 _PILLOW = f"Pillow {PIL.__version__}"
 _LIBJPEG = f"libjpeg-turbo {features.version('libjpeg_turbo')}" if features.check("libjpeg_turbo") else _PILLOW
 
-# Pillow guards itself by one limit for the whole process; `ImageLimits.max_pixels` is checked for each image instead.
+# Pillow's own limit holds for the whole process; `ImageLimits.max_pixels` is checked for each image instead.
 Image.MAX_IMAGE_PIXELS = None
 Image.init()  # load every reader now, not at the first request
 
 SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
-"""What files in one of `FORMATS` are called, in lower case, such as `.jpeg`."""
+"""Suffixes of files in one of `FORMATS`, in lower case, such as `.jpeg`."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A decoded image in RGB: all of its pixels, or fewer that stand for them.
+    """A decoded image in RGB, with all of its pixels or at a reduced size.
 
-    `image` is as it is stored, and `orientation` turns it upright: samples are smaller, so they are turned instead.
-    `size` is the width and height of the whole upright image. `reduction` says how many of its pixels along each side
-    one pixel of `image` stands for; the decoder rounds a reduced size up. Only a `reducible` image, a JPEG that is not
-    lossless, can be decoded to fewer pixels.
+    `image` is as stored, and `orientation` turns it upright; the smaller samples are turned instead. `size` is the
+    width and height of the whole upright image. `reduction` is the number of its pixels along each side for one pixel
+    of `image`; the decoder rounds a reduced size up. Only a `reducible` image, a JPEG that is not lossless, can be
+    decoded at a reduced size.
     """
 
     image: Image.Image
@@ -88,27 +88,27 @@ class DecodedImage:
         return cls(image, image.size)
 
     def reduction_for(self, needed_side: int | None) -> int:
-        """The `reduction` that `decode_image` gives this image for that `needed_side`."""
+        """The `reduction` with which `decode_image` decodes this image for that `needed_side`."""
         return _reduction(self.size, needed_side) if self.reducible else 1
 
     @property
     def pixels(self) -> Pixels:
-        """Those of `image`, upright; uint8 [H, W, 3]."""
+        """The upright pixels of `image`; uint8 [H, W, 3]."""
         return np.asarray(self.orientation.upright(self.image))
 
 
 def decode_pixels(data: bytes, limits: ImageLimits) -> Pixels:
-    """Every pixel of an image file, uint8 [H, W, 3] RGB. Raises as `decode_image` does."""
+    """Every pixel of an image file, uint8 [H, W, 3] RGB. Raises the errors of `decode_image`."""
     return decode_image(data, limits).pixels
 
 
 def decode_image(data: bytes, limits: ImageLimits, needed_side: int | None = None) -> DecodedImage:
-    """The image in a file, with its EXIF orientation.
+    """Decode an image file, with its EXIF orientation.
 
-    `needed_side` is how many pixels along the shorter side are needed, None for all of them: a JPEG is decoded to 1/8,
-    1/4 or 1/2 of its width and height, the smallest of these that leaves so many. Of an animation or a multi-page file
-    the first picture is taken. Transparent parts show white. 16 bits per channel are scaled to 8. Raises TooLarge
-    before decoding where a limit is passed, and BadImage for anything that is not one whole image in one of `FORMATS`.
+    `needed_side` is the number of pixels needed along the shorter side, None for all. A JPEG is decoded to 1/8, 1/4 or
+    1/2 of its width and height, the smallest of these that leaves enough. Of an animation or a multi-page file the
+    first picture is used. Transparent parts become white. 16 bits per channel are scaled to 8. Raises TooLarge before
+    decoding if a limit is exceeded, and BadImage for anything that is not one whole image in one of `FORMATS`.
     """
     if not data:
         raise BadImage("the image is empty (0 bytes)")
@@ -143,7 +143,7 @@ def _reduction(size: tuple[int, int], needed_side: int | None) -> int:
 def _decoded(file: ImageFile, data: bytes, needed_side: int | None) -> DecodedImage:
     size, by, reducible = file.size, 1, False
     if jpeg := isinstance(file, JpegImageFile):
-        reducible = bool(file.quantization)  # a lossless one has no such tables, and libjpeg cannot scale it
+        reducible = bool(file.quantization)  # lossless ones have no such tables, and libjpeg cannot scale them
         # In one piece: for each further block Pillow would take the GIL, which other threads may hold for 5 ms.
         file.decodermaxblock = len(data)
         if reducible and (by := _reduction(size, needed_side)) > 1:
@@ -159,23 +159,23 @@ def _decoded(file: ImageFile, data: bytes, needed_side: int | None) -> DecodedIm
 
 
 def _orientation(image: Image.Image) -> Orientation:
-    """By EXIF; an unreadable EXIF block counts as none, as in a browser."""
+    """The orientation by EXIF. An unreadable EXIF block counts as none, as in a browser."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG)
-    except Exception as error:  # the picture itself is whole: only its side note is not
+    except Exception as error:  # the picture itself is intact; only its metadata is not
         log.debug("EXIF block ignored: %s", error)
         return AS_STORED
     return _ORIENTATIONS.get(value, AS_STORED) if isinstance(value, int) else AS_STORED
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow's to RGB: 16 bits to 8, transparency over white."""
+    """Convert any mode of Pillow to RGB: 16 bits to 8, transparency over white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
         return _from_16_bit(image)
     if image.mode in ("I", "F"):
-        raise BadImage("pixels of 32 bits do not say what is white; convert the image to 8 or 16 bits per channel")
+        raise BadImage("pixels of 32 bits have no defined white; convert the image to 8 or 16 bits per channel")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGB", layer.size, "white")
@@ -185,9 +185,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits to RGB of 8; Pillow's own conversion would clip everything above 255 to white."""
+    """Convert 16-bit grey to 8-bit RGB. Pillow's own conversion would clip everything above 255 to white."""
     values = np.asarray(image)
     eight_bits = np.empty(values.shape, dtype=np.uint8)
-    for row, value in zip(eight_bits, values, strict=True):  # row by row, because the sum needs 32 bits
+    for row, value in zip(eight_bits, values, strict=True):  # row by row, because the product needs 32 bits
         row[:] = (value.astype(np.uint32) + 128) // 257
     return Image.fromarray(eight_bits).convert("RGB")

@@ -1,4 +1,4 @@
-"""Makes the samples of a request: its image is decoded once, and resized once for each distinct transform."""
+"""Makes the samples of a request: decodes its image once, and resizes it once for each distinct transform."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ MakeSamples = Callable[[InputSpec, DecodedImage, int], Samples]
 
 @dataclass(frozen=True, slots=True)
 class PreparedSamples:
-    """The samples for one transform, and what threads did for them in how many seconds."""
+    """The samples for one transform, and the seconds that threads spent on decoding and cropping."""
 
     samples: Samples
     preprocessing: Preprocessing
@@ -27,7 +27,7 @@ class PreparedSamples:
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    """A decoded image, and the seconds that a thread took for it."""
+    """A decoded image, and the seconds of decoding."""
 
     image: DecodedImage
     decode_s: float
@@ -54,16 +54,16 @@ class Preprocessor:
         self.threads = ThreadPool(threads, "decode")
 
     def close(self) -> None:
-        """End the threads; no further image may follow."""
+        """End the threads. No further image may follow."""
         self.threads.close()
 
 
 class RequestImage:
-    """The image of one request, for each of `users` to ask once for its samples; a context manager.
+    """The image of one request, from which each of `users` asks once for its samples. A context manager.
 
-    Nothing is decoded before a user asks; at the end of the block what is left of it is cancelled. The image is decoded
-    once for each reduction that the transforms allow, most often once: an answer must not depend on which other models
-    are asked.
+    Nothing is decoded before a user asks; at the end of the block the remaining work is cancelled. The image is decoded
+    once for each reduction that the transforms allow, usually once: an answer must not depend on which other models are
+    asked.
     """
 
     def __init__(self, preprocessor: Preprocessor, data: bytes, crops: int, users: Iterable[str]) -> None:
@@ -85,26 +85,26 @@ class RequestImage:
         futures: list[asyncio.Future[Any]] = [*self._made.values(), *self._decoded_again.values()]
         for future in futures:
             if not future.cancel() and not future.cancelled():
-                future.exception()  # of those that ended nobody may have asked for the result
+                future.exception()  # nobody may have asked for the result of those that ended
         self._decoded = None
         self._decoded_again.clear()
 
     @property
     def seconds(self) -> float:
-        """What threads have spent on it so far."""
+        """Seconds that threads have spent on the image so far."""
         return sum(self._spent_s)
 
     async def samples(self, user: str, specs: Sequence[InputSpec]) -> list[PreparedSamples]:
-        """The samples for each spec; raises BadImage or TooLarge."""
+        """The samples for each spec. Raises BadImage or TooLarge."""
         try:
             made = [self._begun(spec) for spec in specs]
-            # a user that leaves must not take them from the others; alone, a shield would cost a turn of the loop
+            # a user that leaves must not cancel them for the others; for one user, a shield would cost a loop turn
             return [await (asyncio.shield(one) if self._shared else one) for one in made]
         finally:
             self.leave(user)
 
     def leave(self, user: str) -> None:
-        """That user does not ask any more; the pixels are released after the last one, because they are large."""
+        """Record that the user needs no more samples. After the last user the pixels, which are large, are released."""
         self._users.discard(user)
         if not self._users:
             self._decoded = None

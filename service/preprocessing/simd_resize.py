@@ -1,4 +1,4 @@
-"""Bilinear resize of a part of an image with vector instructions, where the extra `simd` is installed."""
+"""Bilinear resize of a part of an image with vector instructions, if the extra `simd` is installed."""
 
 import logging
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 Span = tuple[float, float]
-"""From where to where in an image, in its pixels."""
+"""First and last position along one axis of an image, in pixels."""
 
 Resize = Callable[[Image.Image, Span, Span, tuple[int, int]], Image.Image]
 """Resizes part of an RGB image: (image, span of x, span of y, (width, height) of the result)."""
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def _load() -> Resize | None:
-    """The resize of `cykooz-resizer`, or None where it is not installed or does not give Pillow's pixels.
+    """The resize of `cykooz-resizer`, or None if it is not installed or its pixels differ from Pillow's.
 
-    It is antialiased as Pillow's own, takes spans in 64-bit floats and rounds after both passes as Pillow does, so it
-    is within one grey level of it. It releases the GIL, as Pillow does. It reads the structure of Pillow's images, so a
-    Pillow that it was not made for shows in the check.
+    It antialiases as Pillow does, takes spans in 64-bit floats and rounds after both passes as Pillow does, so it is
+    within one grey level of Pillow. It releases the GIL, as Pillow does. It reads Pillow's internal image structure, so
+    the check detects a Pillow version that it was not made for.
     """
     try:
         from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
@@ -31,7 +31,7 @@ def _load() -> Resize | None:
     def resize(image: Image.Image, x: Span, y: Span, size: tuple[int, int]) -> Image.Image:
         box = CropBox(x[0], y[0], x[1] - x[0], y[1] - y[0])
         resized = Image.new("RGB", size)
-        # a resizer of its own: one that is shared lets one thread in at a time
+        # one resizer per call: a shared one lets one thread in at a time
         Resizer().resize_pil(image, resized, ResizeOptions(bilinear, use_alpha=False, crop_box=box))
         return resized
 
@@ -39,12 +39,12 @@ def _load() -> Resize | None:
 
 
 def _agrees_with_pillow(resize: Resize) -> bool:
-    """Whether a part of a pattern has the same pixels as with Pillow, but for one grey level."""
+    """Whether a part of a test pattern has the same pixels as with Pillow, to within one grey level."""
     rows, columns, channels = np.ogrid[:90, :120, :3]
     image = Image.fromarray(((rows * 7 + columns * 13 + channels * 85) % 256).astype(np.uint8))
     try:
         ours = np.asarray(resize(image, (8.5, 104.5), (3.0, 83.0), (32, 32)), int)
-    except Exception as error:  # whatever a library does that meets a Pillow it was not made for
+    except Exception as error:  # a library may fail in any way with a Pillow version that it was not made for
         log.warning("cykooz-resizer fails, so Pillow resizes instead: %s", error)
         return False
     pillows = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR, box=(8.5, 3.0, 104.5, 83.0)), int)
@@ -55,4 +55,4 @@ def _agrees_with_pillow(resize: Resize) -> bool:
 
 
 RESIZE = _load()
-"""None where Pillow resizes; `python -m benchmarks.decoding` compares both."""
+"""None if Pillow resizes; `python -m benchmarks.decoding` compares both."""

@@ -17,16 +17,16 @@ _FILTERS = {
     Interpolation.BICUBIC: Image.Resampling.BICUBIC,
 }
 
-# How many pixels along the shorter side the decoder must leave for one after the resize: `python -m benchmarks.drift`
-# measures how far that moves answers.
+# Pixels along the shorter side that the decoder must leave for each one after the resize. `python -m benchmarks.drift`
+# measures how far that changes answers.
 _LEFT = {Decode.AUTO: 4, Decode.FAST: 2}
-_COMMON_RESIZE = 256  # of most weights; those that ask for less share the decoded image with them
+_COMMON_RESIZE = 256  # of most weights; those with a smaller resize share the decoded image with them
 
-# How many crops long a resized side may become before ten crops are cut from their own parts of the image. Below it
-# the whole image is resized, which gives torchvision's very pixels.
+# Up to this length, in crops, of the resized longer side, ten crops are cut from the whole resized image, which has
+# exactly torchvision's pixels. Beyond it each crop is resized from its own part of the image.
 _MAX_CROPS = 64
-_BINARY_DIGITS = 8  # after the point, beside 16 before it a 32-bit float
-_MAX_EXACT_EVERY = 64  # a span that begins and ends where floats are exact may be so many pixels longer at each end
+_BINARY_DIGITS = 8  # after the point; with the 16 before it they fit a 32-bit float
+_MAX_EXACT_EVERY = 64  # a span that begins and ends where floats are exact may be this many pixels longer at each end
 # The SIMD resize is used from this scale on (source pixels per output pixel, both axes). Its filter weights have 16
 # bits; those of Pillow have 22 bits. So the first pass rounds some pixels to a neighbouring grey level. At a scale near
 # 1 the second pass keeps most of that error, and a few pixels then differ from Pillow by two grey levels.
@@ -35,7 +35,7 @@ _REACH = 4  # source pixels beside such a part that the filters may read when th
 
 
 def needed_side(spec: InputSpec, mode: Decode) -> int | None:
-    """How many pixels along the shorter side the decoder must leave for this transform; None for all."""
+    """Pixels that the decoder must leave along the shorter side for this transform; None for all."""
     return None if mode is Decode.EXACT else _LEFT[mode] * max(spec.resize, _COMMON_RESIZE)
 
 
@@ -46,20 +46,19 @@ def center_crop(spec: InputSpec, pixels: Pixels) -> Sample:
 
 
 def make_samples(spec: InputSpec, image: DecodedImage, crops: int) -> Samples:
-    """Resize the shorter side to `spec.resize` with antialiasing, keep the centre; uint8 [crops, crop, crop, 3].
+    """Resize the shorter side to `spec.resize` with antialiasing, crop; uint8 [crops, crop, crop, 3].
 
-    Sizes and offsets round as torchvision's `resize` and `center_crop` do. Only what the crop is made of is resized,
-    so pixels differ by a grey level here and there (one in a thousand, or one in five hundred with vector instructions;
-    one in a hundred million by two), because Pillow takes parts of pixels in 32 bits, and weights have 16 bits with
-    vector instructions. Of a reduced image the grid is the whole image's.
+    One crop is the centre. Ten crops are torchvision's `TenCrop` in its order: top left, top right, bottom left, bottom
+    right, centre; then these of the mirrored image, whose top left is the mirror of the top right.
 
-    With ten crops, the corners and the centre of the image and of its mirror: those of torchvision's `TenCrop` in its
-    order, top left, top right, bottom left, bottom right, centre; then these of the mirrored image, whose top left is
-    the mirror of the top right.
+    Sizes and offsets round as torchvision's `resize` and `center_crop` do. Only the part of the image under a crop is
+    resized. So some pixels differ by one grey level from torchvision (one in 1000; one in 500 with vector instructions)
+    and one in a hundred million by two: Pillow takes parts of pixels in 32 bits, and vector instructions have 16-bit
+    weights. For a reduced image the grid is computed from the size of the whole image.
     """
     resized = _Resized(spec, image)
     right, bottom = resized.size[0] - spec.crop, resized.size[1] - spec.crop
-    middle = round(right / 2), round(bottom / 2)  # halves to even, as torchvision rounds
+    middle = round(right / 2), round(bottom / 2)  # rounds half to even, as torchvision does
     if crops != TEN_CROPS:
         return np.array(resized.crop(*middle))[np.newaxis]  # not `asarray`: engines share only writable memory
     samples = np.empty((crops, spec.crop, spec.crop, 3), np.uint8)
@@ -72,7 +71,7 @@ def make_samples(spec: InputSpec, image: DecodedImage, crops: int) -> Samples:
 
 
 def geometry(spec: InputSpec) -> tuple[int, int, Interpolation]:
-    """Return the fields of `spec` that the samples depend on. Specs with equal fields share their samples."""
+    """The fields of `spec` that the samples depend on. Specs with equal fields share their samples."""
     return spec.resize, spec.crop, spec.interpolation
 
 
@@ -94,7 +93,7 @@ class _Resized:
         self._resample = _FILTERS[spec.interpolation]
         # its bicubic resize was up to 31 grey levels away from Pillow's
         self._simd_resize = simd_resize.RESIZE if spec.interpolation is Interpolation.BILINEAR else None
-        # pixels of the image for one of the grid, and every how many of the grid that has few binary digits
+        # image pixels per grid pixel, and the distance of grid positions that have few binary digits
         sides = [
             (old, new * image.reduction) for old, new in zip(_swapped(image.size, sideways), self._grid, strict=True)
         ]
@@ -106,11 +105,11 @@ class _Resized:
         ]
 
     def crop(self, left: int, top: int) -> Image.Image:
-        """The square whose first corner is there, from the part of the image that it is made of."""
+        """The square at that corner, resized from its part of the image."""
         return self._orientation.upright(self._stored_square(*self._stored_corner(left, top)))
 
     def whole(self) -> Callable[[int, int], Image.Image]:
-        """As `crop`, but the whole image is resized first, once."""
+        """The same function as `crop`, over the whole image, resized once."""
         image = self._resize((0.0, self._ends[0]), (0.0, self._ends[1]), self._grid)
 
         def cut(left: int, top: int) -> Image.Image:
@@ -120,7 +119,7 @@ class _Resized:
         return cut
 
     def _stored_corner(self, left: int, top: int) -> tuple[int, int]:
-        """Where a square begins in the stored image."""
+        """The corner of a square in the stored image."""
         left = self.size[0] - self._side - left if self._orientation.from_right else left
         top = self.size[1] - self._side - top if self._orientation.from_below else top
         return _swapped((left, top), self._orientation.sideways)
@@ -135,7 +134,7 @@ class _Resized:
         return resized.crop((left, top, left + self._side, top + self._side))
 
     def _shrunk(self, resize: simd_resize.Resize, x: Span, y: Span) -> Image.Image:
-        """Those spans of the image as a square, by a resize that takes columns before rows, in the order of Pillow."""
+        """Resize those spans of the image to a square with a resizer that takes columns first, in Pillow's order."""
         side = self._side
         if self._down_first:
             return resize(self._image, x, y, (side, side))
@@ -144,7 +143,7 @@ class _Resized:
         return resize(across, (0, side), (y[0] - top, y[1] - top), (side, side))
 
     def _resize(self, x: Span, y: Span, size: tuple[int, int]) -> Image.Image:
-        """Those spans of the image as so many pixels."""
+        """Resize those spans of the image to `size` with Pillow."""
         image, down_first = self._image, self._down_first
         if down_first == _down_first(image.size, size) and (size == self._grid or min(self._steps) >= 1):
             return image.resize(size, self._resample, box=(x[0], y[0], x[1], y[1]))
@@ -175,7 +174,7 @@ class _Resized:
         return (begins * step, min(end, ends * step)), ends - begins, first - begins
 
     def _span(self, axis: int, first: int) -> Span:
-        """Return the source span, in pixels of the stored image, of the crop that begins at `first` on the grid."""
+        """The source span, in pixels of the stored image, of the crop that begins at `first` on the grid."""
         return first * self._steps[axis], min(self._ends[axis], (first + self._side) * self._steps[axis])
 
     def _reach(self, axis: int, span: Span) -> tuple[int, int]:
@@ -190,7 +189,7 @@ def _swapped(sides: tuple[int, int], sideways: bool) -> tuple[int, int]:
 
 
 def _down_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
-    """Whether Pillow 13 resizes columns before rows; the rounding between the two passes shows, so both agree on it."""
+    """Whether Pillow 13 resizes columns before rows. The order affects rounding, so both resizers use the same."""
     return old[1] > new[1] and old[1] - new[1] > 2 * (old[0] - new[0])
 
 
@@ -203,7 +202,7 @@ def _down(image: Image.Image, span: Span, height: int, resample: Image.Resamplin
 
 
 def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
-    """Width and height after the shorter side became `shorter`; the longer one is truncated, as torchvision does."""
+    """Width and height after the shorter side became `shorter`. The longer side is truncated, as torchvision does."""
     if width <= height:
         return shorter, int(shorter * height / width)
     return int(shorter * width / height), shorter

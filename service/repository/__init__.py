@@ -1,1 +1,1 @@
-"""Which models there are, loading and unloading them, and what is known of each."""
+"""The model repository: lists models, loads and unloads them, and describes them."""

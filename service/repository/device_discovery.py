@@ -1,4 +1,4 @@
-"""Finds the devices that engines are opened on here: the GPUs where the runtime may use them, and the CPU."""
+"""Finds the devices to open engines on: the GPUs, if the runtime may use them, and the CPU."""
 
 import logging
 from collections.abc import Callable
@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 def devices(options: EngineOptions, budget_mib: int, find_cards: Callable[[], Cards]) -> list[Device]:
     """The devices for a runtime: every GPU, or the CPU, or for `auto` both. On the CPU `auto` then tries no GPU.
 
-    A runtime that needs a GPU gets `cuda:0` where none is found, because opening says best what is missing. Cards are
-    looked for only where they may be used, because that takes memory on each GPU.
+    A runtime that needs a GPU gets `cuda:0` if none is found, because opening the engine gives the best error message.
+    CUDA is queried only if a GPU may be used, because that takes memory on each GPU.
     """
     if options.runtime not in (Runtime.AUTO, *ON_CARDS):
         return [_cpu(options, budget_mib)]
     cards = find_cards()
     if cards.found and cards.reason:
-        log.warning("%s", cards.reason)  # where there is none, opening says so
+        log.warning("%s", cards.reason)  # if no GPU is found, opening an engine reports it
     found = [_on(card, options, budget_mib) for card in cards.found]
     if options.runtime is Runtime.AUTO:
         among = tuple(runtime for runtime in ORDER if runtime not in ON_CARDS) if found else ORDER

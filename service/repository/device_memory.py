@@ -1,4 +1,4 @@
-"""The models on one device, the memory that they hold there, and which of them is evicted for another."""
+"""Accounts for the memory of the models on one device, and selects the model to evict."""
 
 import asyncio
 import math
@@ -13,13 +13,13 @@ from service.engines.selection.opening import OpenEngine
 from service.repository.loaded_model import LoadedModel
 
 _MIB = 1 << 20
-_CARD_SHARE = 0.9  # of a GPU's memory; the rest is for CUDA itself and for what batches need while they run
-_HELD_PER_PLAN = 2  # the weights as they are in the plan, and the memory that its contexts work in
-_QUANTUM_S = 0.02  # of a batch on a CPU, where others wait for it and a larger one is hardly faster for each image
+_CARD_SHARE = 0.9  # of a GPU's memory; the rest is for CUDA itself and for running batches
+_HELD_PER_PLAN = 2  # the weights in the plan, and the memory of its contexts
+_QUANTUM_S = 0.02  # run time of a batch on a CPU while other models wait; larger batches hardly save time per image
 
 
 class OverBudgetError(Exception):
-    """A model does not fit on a device, whatever is unloaded; the message has all figures and what to do."""
+    """A model does not fit on a device even after evictions. The message has all figures and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Device:
 
 
 class ModelUse(StrEnum):
-    """What a model on a device is doing, in words for a person. Idle models are evicted first, then those in use."""
+    """The state of a model on a device, as text for messages. Idle models are evicted first, then those in use."""
 
     CONFIGURED = "configured"
     UNLOADING = "being unloaded"
@@ -51,7 +51,7 @@ _EVICTABLE = (ModelUse.IDLE, ModelUse.IN_USE)
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """What one model holds; `last_used_s` is a time of the clock."""
+    """The memory of one model. `last_used_s` is a time of the clock."""
 
     name: str
     size_bytes: int
@@ -61,7 +61,7 @@ class ModelMemory:
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """One device, its budget in bytes (0 for no limit), and what the models on it hold."""
+    """One device, its budget in bytes (0 for no limit), and the memory of the models on it."""
 
     device: str
     budget_bytes: int
@@ -73,20 +73,20 @@ class DeviceMemory:
 
     @property
     def free_bytes(self) -> float:
-        """What is left of the budget; infinite without one."""
+        """The unused part of the budget; infinite without a budget."""
         return self.budget_bytes - self.used_bytes if self.budget_bytes else float("inf")
 
     def least_recently_used(self) -> str | None:
-        """The model to evict: an idle one, or else one in use; None where none may be evicted."""
+        """The model to evict: an idle one, or else one in use. None if none may be evicted."""
         for use in _EVICTABLE:
             if found := [one for one in self.models if one.use is use]:
                 return min(found, key=lambda one: one.last_used_s).name
         return None
 
     def next_to_evict(self, name: str, need_bytes: int) -> str | None:
-        """The model to evict so that `name`, which needs so many bytes, fits; None where it fits already.
+        """The model to evict so that `name`, which needs `need_bytes`, fits. None if it fits already.
 
-        Raises OverBudgetError where it would not fit even if all were evicted that may be: then none is.
+        Raises OverBudgetError if it would not fit even after all possible evictions: then nothing is evicted.
         """
         if need_bytes <= self.free_bytes:
             return None
@@ -107,14 +107,14 @@ class DeviceMemory:
 
 
 class DeviceModels:
-    """The models on one device, with those that are being unloaded until their memory is free, and its slots."""
+    """The models on one device, including those that are being unloaded, and the slots of the device."""
 
     def __init__(self, device: str, budget_bytes: int, clock: Clock) -> None:
         self.device = device
         self.budget_bytes = budget_bytes
         self.slots = FairScheduler(1, clock, _QUANTUM_S if device == CPU else math.inf)
         self.lock = asyncio.Lock()
-        """Held by a load while it makes room and opens its engine, so that two do not count on the same bytes."""
+        """A load holds it while it frees memory and opens its engine, so that two loads do not count the same bytes."""
         self.models: list[LoadedModel] = []
 
     def add(self, model: LoadedModel) -> None:
@@ -126,7 +126,7 @@ class DeviceModels:
         self._resize()
 
     def memory(self, loaded: Collection[LoadedModel], is_configured: Callable[[str], bool]) -> DeviceMemory:
-        """What its models hold now; those that are not among `loaded` are being unloaded."""
+        """The present memory of each model. A model that is not in `loaded` is being unloaded."""
 
         def use(model: LoadedModel) -> ModelUse:
             if model.stuck:
@@ -143,7 +143,7 @@ class DeviceModels:
         return DeviceMemory(self.device, self.budget_bytes, tuple(models))
 
     def stuck_reason(self, model: LoadedModel) -> str:
-        """The model's own stuck batches, or else those of other models that hold every slot here; '' without any."""
+        """The stuck batches of the model, or else those of other models if they hold every slot here; else ''."""
         now = self.slots.clock.now()
         if model.stuck:
             return ": " + "; ".join(one.described(now) for one in model.stuck_batches)
@@ -151,7 +151,7 @@ class DeviceModels:
         return f": its device is held by a batch of {', '.join(others)}" if self.slots.all_stuck else ""
 
     def stuck_gauges(self) -> list[tuple[tuple[str, ...], dict[str, float]]]:
-        """For each stuck batch here the values of `stuck_batches.LABELS`, and for how long it has not returned."""
+        """For each stuck batch here the values of `stuck_batches.LABELS`, and its age in seconds."""
         now = self.slots.clock.now()
         stuck = [one for model in self.models for one in model.stuck_batches]
         return [(one.labels, {"stuck_batch_seconds": one.age_s(now)}) for one in stuck]
@@ -162,19 +162,19 @@ class DeviceModels:
 
 
 def budget_bytes(asked_mib: int, card_bytes: int | None) -> int:
-    """The budget of a device: what was asked for, or else 90 % of a GPU's memory; 0, no limit, for the CPU."""
+    """The memory budget of a device in bytes: as asked, else 90% of a GPU's memory, else 0 (no limit) for the CPU."""
     if asked_mib:
         return asked_mib * _MIB
     return int(card_bytes * _CARD_SHARE) if card_bytes is not None else 0
 
 
 def expected_bytes(graph_held_bytes: int, plans_bytes: Iterable[int]) -> int:
-    """Return the expected bytes of a model on a GPU: twice its largest plan, or `graph_held_bytes` without a plan."""
+    """The expected bytes of a model on a GPU: twice its largest plan, or `graph_held_bytes` without a plan."""
     return _HELD_PER_PLAN * max(plans_bytes, default=0) or graph_held_bytes
 
 
 def most_free_first(devices: Sequence[DeviceMemory]) -> list[DeviceMemory]:
-    """Return the devices sorted by free bytes, descending. The sort is stable."""
+    """The devices sorted by free bytes, descending. The sort is stable."""
     return sorted(devices, key=lambda one: -one.free_bytes)
 
 

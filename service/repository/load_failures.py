@@ -1,4 +1,4 @@
-"""Remembers failed loads for 30 s, so that no models are evicted again for a load that would fail again."""
+"""Remembers failed loads for 30 s, so that models are not evicted again for a load that would fail again."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class LoadFailures:
         self._last[key] = _Failure(self._clock.now(), artifact.manifest, str(error))
 
     def recent(self, device: str, artifact: Artifact) -> str | None:
-        """Return the reason of the last failure on `device`; None after 30 s, or if the model was exported again."""
+        """The reason of the last failure on `device`; None after 30 s, or if the model was exported again."""
         failure = self._last.get((device, artifact.manifest.name))
         if failure is None or failure.manifest != artifact.manifest:
             return None

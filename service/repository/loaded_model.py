@@ -1,4 +1,4 @@
-"""A loaded model: its artifact, its engine, its batcher, who uses it, and what it has measured of itself."""
+"""A loaded model: its artifact, engine, batcher, leases and latency record."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def warnings_of(manifest: Manifest) -> tuple[str, ...]:
-    """What a reader of an answer must know about the model behind it."""
+    """Warnings about the model that each answer contains."""
     if manifest.weights.source is WeightSource.UNTRAINED:
         return (
             f"{manifest.name} has untrained weights: its answers mean nothing; "
@@ -57,7 +57,7 @@ class Lease:
 
     @property
     def waits(self) -> bool:
-        """Whether its request waits for a load, and so releases none of its models before that ends."""
+        """Whether the request waits for a load. Until that ends it releases none of its models."""
         return self._loads > 0
 
     def begin_load(self) -> None:
@@ -74,7 +74,7 @@ class Lease:
 class LoadedModel:
     """Takes samples, gives rows of probabilities. Made on the event loop; the engine runs in `slots` threads.
 
-    `scheduler` is shared with the other models on its device. While it has `leases` it is not unloaded.
+    `scheduler` is shared with the other models on the device. While the model has `leases` it is not unloaded.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class LoadedModel:
         self.labels: Sequence[Label] = artifact.labels
         self.input: InputSpec = artifact.manifest.input
         self.members = (self,)
-        """The model itself, where an ensemble has its members."""
+        """The model itself; an ensemble has its members here."""
         self.member_cards: tuple[ModelCard, ...] = ()
         self.choice = opened.choice
         self._engine = opened.engine
@@ -108,16 +108,16 @@ class LoadedModel:
         self._runs = 0
         self._closing: asyncio.Future[None] | None = None
         self._unload_waits: asyncio.Event | None = None
-        """Set once nothing uses the model, where `wait_unused` waits for that."""
+        """Set once nothing uses the model, if `wait_unused` waits for that."""
         self._scheduler = scheduler or FairScheduler(limits.slots, clock)
         self._clock = clock
         self._max_run_s = limits.max_run_s
         self.slots = limits.slots
         self._free_slots = list(reversed(range(limits.slots)))
         self._stuck: dict[StuckBatch, float] = {}
-        """How many slots of the device each of them takes."""
+        """The stuck batches, each with the number of device slots that it takes."""
         self.card_lost: str | None = None
-        """Why nothing on its GPU can run in this process any more, once an engine has said so."""
+        """Why nothing can run on the GPU in this process any more. None until an engine reports it."""
         self._on_health = on_health
         self._threads = ThreadPool(limits.slots, f"engine-{artifact.manifest.name}")
         self.batcher: Batcher[Sample, Probabilities] = Batcher(
@@ -126,12 +126,12 @@ class LoadedModel:
 
     @property
     def healthy(self) -> bool:
-        """Whether it takes work, its last real runs did not all fail, no batch is stuck, and its device runs."""
+        """Whether it takes work, its last batches did not all fail, no batch is stuck, and its device works."""
         return self.batcher.healthy and not (self._stuck or self._scheduler.all_stuck or self.card_lost)
 
     @property
     def lost(self) -> bool:
-        """Whether only a new process can answer: its queue is broken, all slots are stuck, or its GPU is lost."""
+        """Whether only a new process can answer: the batcher is broken, all slots are stuck, or the GPU is lost."""
         stuck = len(self._stuck) >= self.slots or self._scheduler.all_stuck
         return self.batcher.state is BatcherState.BROKEN or stuck or self.card_lost is not None
 
@@ -145,7 +145,7 @@ class LoadedModel:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody uses it, and no batch runs whose callers have left."""
+        """Whether it has no lease and no batch runs."""
         return not (self._busy or self.batcher.admitted)
 
     @property
@@ -154,7 +154,7 @@ class LoadedModel:
 
     @property
     def layout(self) -> str:
-        """How its engine is laid out, for a person."""
+        """Slots and largest batch, as text."""
         return str(self.choice.layout or f"slots {self.slots}, max_batch {self.batcher.max_batch}")
 
     @property
@@ -176,16 +176,16 @@ class LoadedModel:
         )
 
     def release(self, lease: Lease) -> None:
-        """The lease has ended; of the models without one the most recently used is unloaded last."""
+        """End the lease. The model counts as used now, so other models without a lease are evicted before it."""
         self.leases.remove(lease)
         self.last_used_s = self._clock.now()
         if self._unload_waits is not None and not self._busy:
             self._unload_waits.set()
 
     async def wait_unused(self, within_s: float) -> bool:
-        """Whether within so many seconds it has no lease any more and no batch of it runs.
+        """Whether within `within_s` seconds it has no lease and no running batch.
 
-        The caller gives it to no further request. A batch may go on after its requests have ended.
+        The caller gives it to no further request. A batch may still run after its requests have ended.
         """
         over = self._unload_waits = asyncio.Event()
         timer = self._clock.call_at(self._clock.now() + within_s, over.set)
@@ -198,7 +198,7 @@ class LoadedModel:
         return not self._busy
 
     async def probe(self) -> bool:
-        """Whether the engine answers: one blank image through the queue, so that a failed model can recover unused."""
+        """Whether the engine answers: runs one blank image through the queue, so that a failed model can recover."""
         size = self.artifact.manifest.input.crop
         deadline = self._clock.now() + _PROBE_S
         try:
@@ -210,10 +210,10 @@ class LoadedModel:
         return True
 
     async def aclose(self, drain_s: float) -> None:
-        """Finish what was accepted within `drain_s` seconds, then let the engine go; `closed` says whether it has."""
+        """Finish accepted work within `drain_s` seconds, then close the engine. `closed` says whether it is closed."""
         await self.batcher.aclose(drain_s)
         self._threads.close()
-        if self.batcher.in_flight:  # a thread is still inside; `app.run` ends without it
+        if self.batcher.in_flight:  # a thread is still in the engine; `app.run` ends without it
             return
         if self._closing is None:  # on a thread: it may free gigabytes or write a cache, and other models go on
             thread = ThreadPoolExecutor(
@@ -225,14 +225,14 @@ class LoadedModel:
         self.closed = True
 
     def _close_engine(self) -> None:
-        """On a thread. An engine that fails at its end is gone all the same: nobody calls it any more."""
+        """Close the engine, on a thread. A failure is only logged, because nothing uses the engine any more."""
         try:
             self._engine.close()
         except Exception:  # a runtime's own exceptions have no common base
             log.exception("%s: its engine failed to close; some of its memory may not come back", self.name)
 
     async def _run(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
-        """Run a batch on an engine thread. While it has not returned in time, the model is not healthy."""
+        """Run a batch on an engine thread. If it does not return in time, the model is unhealthy until it does."""
         now, slot = self._clock.now(), self._free_slots.pop()
         stuck = StuckBatch(self.name, self.engine_info, slot, len(samples), now)
         timer = self._clock.call_at(now + self._max_run_s, partial(self._note_stuck, stuck))
@@ -267,7 +267,7 @@ class LoadedModel:
         self._on_health()
 
     def _run_batch(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
-        """On an engine thread: run, and check each row; a row that is not finite fails alone."""
+        """Run on an engine thread, and check each row; a row that is not finite fails alone."""
         probabilities = self._engine.run(samples)
         expected = (len(samples), self.artifact.manifest.classes)
         if probabilities.shape != expected:

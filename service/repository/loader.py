@@ -1,4 +1,4 @@
-"""Loads models where there is memory for them, and evicts the least recently used ones to make room."""
+"""Loads models onto devices with enough memory, and evicts the least recently used ones to free some."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ from service.repository.load_failures import LoadFailures
 from service.repository.loaded_model import LoadedModel
 from service.repository.stuck_batches import LABELS
 
-_LEAVE_S = 5.0  # for the requests of a model that is to be unloaded; a batch of its own may take longer
+_LEAVE_S = 5.0  # for the requests of a model that is being unloaded; its last batch may take longer
 _CLOSE_S = 60.0
 
 X = TypeVar("X")
@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 
 
 class ModelLoader:
-    """Loads models onto devices, which it finds at the first load, and evicts others where a budget asks for it.
+    """Loads models onto devices, which it finds at the first load, and evicts models if a memory budget requires it.
 
-    `loaded` has the models by name. Those that `is_configured` names are never evicted. Budgets hold for what engines
-    say they hold. A model larger than a budget is not loaded, not even alone.
+    `loaded` has the models by name. Models for which `is_configured` is true are never evicted. Budgets count the
+    `memory_bytes` of engines. A model larger than a budget is not loaded, not even alone.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class ModelLoader:
         metrics.watch(self._stuck_gauges, *LABELS)
 
     async def load(self, read: Callable[[], Artifact]) -> LoadedModel:
-        """The model of the artifact that `read` reads on a thread, loaded on the first device that takes it.
+        """Load the model of the artifact that `read` reads on a thread, on the first device that accepts it.
 
-        Cards are tried first, that with the most free memory before the others: a plan may fit one and not another.
-        Raises what `read` raises, OverBudgetError, and EngineUnavailableError where its engine cannot run anywhere.
+        GPUs are tried first, the one with the most free memory first: a plan may fit one and not another. Raises the
+        errors of `read`, OverBudgetError, and EngineUnavailableError if its engine cannot run anywhere.
         """
         artifact = await self._on_thread(read)
         await self._find()
@@ -96,25 +96,25 @@ class ModelLoader:
         raise EngineUnavailableError("; ".join(dict.fromkeys(map(str, refused)))) from refused[-1]
 
     async def unloaded(self, name: str) -> None:
-        """Wait until a model of that name that is being unloaded has gone, or is back."""
+        """Wait while a model of that name is being unloaded."""
         if (unloading := self._unloading.get(name)) is not None:
             await asyncio.shield(unloading)
 
     def stuck_reason(self, model: LoadedModel) -> str:
-        """As `DeviceModels.stuck_reason`, of the device that the model is on."""
+        """`DeviceModels.stuck_reason` of the device that the model is on."""
         return self._on_devices[model.device].stuck_reason(model)
 
     def stop(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def aclose(self, drain_s: float) -> None:
-        """Drain and close every model, those that are being unloaded too."""
+        """Drain and close every model, including those that are being unloaded."""
         models = [model for there in self._on_devices.values() for model in there.models]
         await asyncio.gather(*(model.aclose(drain_s) for model in models))
         self.loaded.clear()
 
     async def _find(self) -> None:
-        """Find the devices before the first load, on a thread: to wake a GPU takes its driver seconds."""
+        """Find the devices before the first load, on a thread: the driver takes seconds to start a GPU."""
         async with self._finding:
             if not self._devices:
                 self._devices = await self._on_thread(self._find_devices)
@@ -123,7 +123,7 @@ class ModelLoader:
                 }
 
     def _in_order(self) -> list[Device]:
-        """Return the GPUs by their unused memory budget, the largest first, and then the CPU."""
+        """The GPUs by unused memory budget, the largest first, and then the CPU."""
         by_name = {one.name: one for one in self._devices}
         memories = most_free_first([self._memory(self._on_devices[name]) for name in by_name])
         return sorted((by_name[memory.device] for memory in memories), key=lambda one: one.name == CPU)
@@ -132,7 +132,7 @@ class ModelLoader:
         return there.memory(self.loaded.values(), self._is_configured)
 
     async def _load_on(self, device: Device, artifact: Artifact, others: Sequence[Device]) -> LoadedModel:
-        """The model on that device, or on the one that its engine chose where no other GPU is left to try."""
+        """The model on that device, or on the device that its engine chose if no other GPU is left to try."""
         name, there = artifact.manifest.name, self._on_devices[device.name]
         need = await self._on_thread(partial(_expected, device, artifact))
         async with self._turn(there):
@@ -160,14 +160,14 @@ class ModelLoader:
                 raise
 
     def _models_on(self, device: str) -> DeviceModels:
-        """The models on that device; a GPU that was not found has the CPU's budget, which is the one asked for."""
+        """The models on that device. A GPU that was not found has the CPU's budget, as in the settings."""
         if device not in self._on_devices:
             budget = next((one.budget_bytes for one in self._devices if one.name == CPU), 0)
             self._on_devices[device] = DeviceModels(device, budget, self._clock)
         return self._on_devices[device]
 
     def _put(self, artifact: Artifact, opened: OpenedEngine, there: DeviceModels) -> LoadedModel:
-        """The model, given to requests from now on."""
+        """Make the model available to requests."""
         name = artifact.manifest.name
         model = LoadedModel(
             artifact,
@@ -184,7 +184,7 @@ class ModelLoader:
 
     @asynccontextmanager
     async def _turn(self, there: DeviceModels) -> AsyncIterator[None]:
-        """One load at a time where bytes are counted; where none are, loads need not wait for each other."""
+        """Run one load at a time if the device has a budget; without one, loads run at the same time."""
         if not there.budget_bytes:
             yield
             return
@@ -192,7 +192,7 @@ class ModelLoader:
             yield
 
     async def _make_room(self, there: DeviceModels, name: str, need_bytes: int) -> None:
-        """Evict models until so many bytes are free. Raises OverBudgetError."""
+        """Evict models until `need_bytes` are free. Raises OverBudgetError."""
         while (victim := self._memory(there).next_to_evict(name, need_bytes)) is not None:
             if not await self._unload(there, self.loaded[victim]):
                 raise OverBudgetError(f"{victim} would have to be unloaded for {name} and is still in use; try again")
@@ -216,7 +216,7 @@ class ModelLoader:
             gone.set_result(None)
 
     async def _open(self, artifact: Artifact, device: Device, there: DeviceModels) -> OpenedEngine:
-        """Open the engine on a thread; where memory lacks, once more without the least recently used model."""
+        """Open the engine on a thread. If memory lacks, evict the least recently used model and try once more."""
         try:
             return await self._on_thread(partial(_opened, device, artifact), _discard)
         except EngineUnavailableError as error:
@@ -266,7 +266,7 @@ def _noting(open_engine: OpenEngine, notes: Sequence[str]) -> OpenEngine:
 
 
 def _expected(device: Device, artifact: Artifact) -> int:
-    """On a thread: about how many bytes an engine of the artifact will hold there."""
+    """The estimated bytes of an engine of the artifact on that device. Called on a thread."""
     held = held_bytes(artifact.graph.stat().st_size, device.rows, artifact.manifest.input.crop)
     if device.name == CPU:
         return held
@@ -274,7 +274,7 @@ def _expected(device: Device, artifact: Artifact) -> int:
 
 
 def _opened(device: Device, artifact: Artifact) -> OpenedEngine:
-    """On a thread: build the engine and warm it up."""
+    """Build the engine and warm it up. Called on a thread."""
     try:
         return device.open_engine(artifact)
     except EngineUnavailableError:

@@ -1,4 +1,4 @@
-"""What is known of a model: from its manifest where it is exported, from the catalog where it is not."""
+"""Describes a model: from its manifest if it is exported, else from the catalog."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def built_engine(fit: Fit) -> BuiltEngine:
 
 
 def exported(entry: ModelEntry, root: Path) -> tuple[int, Manifest]:
-    """Return version and manifest. Raises ModelNotFound if the model is not exported, NotReady if it is damaged."""
+    """The version and the manifest. Raises ModelNotFound if the model is not exported, NotReady if it is damaged."""
     if entry.damage is not None:
         raise NotReady(entry.damage)
     if entry.exported is None:
@@ -51,7 +51,7 @@ def exported(entry: ModelEntry, root: Path) -> tuple[int, Manifest]:
 
 
 def model_layers(entry: ModelEntry, root: Path) -> ModelLayers:
-    """Return the layer table of an exported model under `root`; the model need not be loaded.
+    """The layer table of an exported model under `root`; the model need not be loaded.
 
     It reads a file, so call it on a thread. Raises ModelNotFound if the model is not exported or its artifact is too
     old to have a layer table, and NotReady if the manifest or the table is damaged.
@@ -66,7 +66,7 @@ def model_layers(entry: ModelEntry, root: Path) -> ModelLayers:
 
 
 def layers_of(name: str, version: int | None, table: LayerTable) -> ModelLayers:
-    """The rows of the table with their shares of the whole, and its totals."""
+    """The rows of the table with their shares of the total, and its totals."""
     return ModelLayers(
         model=name,
         version=version,
@@ -79,7 +79,7 @@ def layers_of(name: str, version: int | None, table: LayerTable) -> ModelLayers:
 
 
 def model_detail(entry: ModelEntry) -> ModelDetail:
-    """All that is known of the model."""
+    """The full description of the model."""
     version, manifest = entry.exported or (None, None)
     architecture = entry.architecture
     source = manifest or architecture
@@ -89,7 +89,7 @@ def model_detail(entry: ModelEntry) -> ModelDetail:
     choice = entry.loaded.choice if entry.loaded else Choice()
     return copy_as(
         ModelDetail,
-        source,  # which has the family, year, paper, parameters, macs, classes and input
+        source,  # has the family, year, paper, parameters, macs, classes and input
         name=entry.name,
         state=entry.state,
         input_size=source.input.crop,

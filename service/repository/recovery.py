@@ -1,4 +1,4 @@
-"""Tries a failing model again, so that its readiness can return although a balancer sends it no traffic."""
+"""Probes a failing model, so that it can become ready again although a load balancer sends it no traffic."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ class Recovery:
         repository.on_change(self._consider)
 
     def _consider(self) -> None:
-        """Set the timer where a model fails and none is set."""
+        """Set the timer if a model fails and no timer is set."""
         if self._repository.failing and self._timer is None and self._trying is None:
             self._timer = self._clock.call_at(self._clock.now() + self._every_s, self._begin)
 

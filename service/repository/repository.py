@@ -1,4 +1,4 @@
-"""The set of models: which are known, which are exported, which are loaded; loading them once and closing them."""
+"""The model repository: which models are known, exported and loaded. Loads each once, and closes them."""
 
 import asyncio
 import logging
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """A model of the catalog, an exported one, or both; None for what it is not.
+    """A model of the catalog, an exported model, or both. `architecture` is None if it is not in the catalog.
 
     `exported` is the newest version and its manifest. `damage` says why an exported model cannot be read.
     """
@@ -59,13 +59,13 @@ class _Load:
             lease.begin_load()
 
     def leave(self, lease: Lease | None) -> None:
-        """The request stops waiting, if it still waits."""
+        """Remove the lease of a request that stops waiting, if it still waits."""
         if lease in self.leases:
             self.leases.remove(lease)
             lease.end_load()
 
     def end(self, model: LoadedModel | None) -> None:
-        """End the wait of all requests; their leases keep the model, where the load gave one."""
+        """End the wait of all requests. Their leases keep the model, if the load gave one."""
         for lease in list(self.leases):
             self.leave(lease)
             if model is not None:
@@ -97,7 +97,7 @@ class Repository:
             metrics=metrics,
             on_change=self._changed,
         )
-        self._loaded = self._loader.loaded  # a dictionary that the loader fills
+        self._loaded = self._loader.loaded  # the loader fills this dictionary
         self._loading: dict[str, _Load] = {}
         self._unready = False
         self._closing = False
@@ -111,7 +111,7 @@ class Repository:
 
     @property
     def default(self) -> str:
-        """The model that a request without a name means: the first configured one. Raises NotReady before `start`."""
+        """The name of the default model, the first configured one. Raises NotReady before `start`."""
         if not self._configured:
             raise NotReady("the server is starting and has no default model yet")
         return self._configured[0]
@@ -129,17 +129,17 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether `check_ready` finds nothing."""
+        """Whether `check_ready` raises nothing."""
         return bool(self._configured) and not (self._unready or self._absent or self.failing or self.card_lost)
 
     @property
     def card_lost(self) -> str | None:
-        """Why this process can use an NVIDIA GPU no longer, where one is lost; only a new process can."""
+        """Why this process can no longer use an NVIDIA GPU, or None. Only a new process can."""
         return self._card_lost or next((model.card_lost for model in self._loaded.values() if model.card_lost), None)
 
     @property
     def failing(self) -> list[str]:
-        """Return the names of the configured models that are loaded but not healthy (see `LoadedModel.healthy`)."""
+        """Names of the configured models that are loaded but not healthy (see `LoadedModel.healthy`)."""
         return [name for name in self._configured if name in self._loaded and not self._loaded[name].healthy]
 
     @property
@@ -159,20 +159,20 @@ class Repository:
         self._listeners.append(listener)
 
     def canonical(self, name: str) -> str:
-        """Return the name that the model is loaded under: `NAME` for `NAME@TAG` if TAG is the default weight set."""
+        """The name that the model is loaded under: `NAME` for `NAME@TAG` if TAG is the default weight set."""
         return self._catalog.canonical(name)
 
     async def start(self, names: Iterable[str]) -> None:
-        """Load the configured models one after the other; raises what `get` raises."""
+        """Load the configured models one after the other. Raises the errors of `get`."""
         self._configured = tuple(dict.fromkeys(self._catalog.canonical(name) for name in names))
         for name in self._configured:
             await self.get(name)
 
     async def get(self, name: str, lease: Lease | None = None) -> LoadedModel:
-        """The loaded model of that name, loading it first where it is not; callers share one load.
+        """The model of that name. It is loaded first if needed; concurrent callers share one load.
 
         `lease` keeps it loaded; without one it may be unloaded at any time, unless it is configured. Raises
-        ModelNotFound where it is unknown or not exported, NotReady where it cannot be loaded, ShuttingDown.
+        ModelNotFound if it is unknown or not exported, NotReady if it cannot be loaded, ShuttingDown.
         """
         model = self._loaded.get(name) or self._loaded.get(name := self._catalog.canonical(name))
         if model is not None:
@@ -183,19 +183,21 @@ class Repository:
             raise ShuttingDown
         if (loading := self._loading.get(name)) is None:
             loading = self._loading[name] = _Load(asyncio.get_running_loop().create_task(self._load(name)))
-            loading.task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if all leave
+            loading.task.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # retrieves the exception even if all callers leave
         loading.wait(lease)
         try:
-            return await asyncio.shield(loading.task)  # a caller that leaves does not stop it for the others
+            return await asyncio.shield(loading.task)  # a caller that leaves does not cancel it for the others
         except asyncio.CancelledError:
-            if loading.task.cancelled():  # by `aclose`: the caller has not left
+            if loading.task.cancelled():  # cancelled by `aclose`; the caller has not left
                 raise ShuttingDown from None
             raise
         finally:
             loading.leave(lease)
 
     async def recover(self) -> None:
-        """Try each configured model that fails with one blank image, so that readiness can return without traffic."""
+        """Run one blank image through each configured model that fails, so that it can recover without traffic."""
         for name in self.failing:
             await self._loaded[name].probe()
 
@@ -205,7 +207,7 @@ class Repository:
         return [entry for entry in found if entry.architecture is not None or entry.exported is not None]
 
     def entry(self, name: str) -> ModelEntry:
-        """Return one entry. Raises ModelNotFound, or NotReady if only a damaged manifest is left of the model."""
+        """One entry. Raises ModelNotFound, or NotReady if the model has only a damaged manifest."""
         name = self._catalog.canonical(name)
         self._check_known(name)
         entry = self._entry(name)
@@ -214,28 +216,28 @@ class Repository:
         return entry
 
     def turn_unready(self) -> None:
-        """Be not ready from now on; requests are still answered, and models still loaded for them."""
+        """Turn readiness off. Requests are still answered, and models still loaded for them."""
         self._unready = True
         self._changed()
 
     def stop(self) -> None:
-        """Be not ready, and load no further model; what was accepted is still answered."""
+        """Turn readiness off and load no further model. Accepted requests are still answered."""
         self._closing = True
         self.turn_unready()
 
     async def aclose(self, drain_s: float) -> None:
-        """Drain and close every model; a load that goes on is given up, and its engine closed once it is there."""
+        """Drain and close every model. A load in progress is abandoned, and its engine closed once it is open."""
         self.stop()
         tasks = [loading.task for loading in self._loading.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._loading.clear()  # of a load that had not begun
+        self._loading.clear()  # loads that had not begun
         self._loader.stop()
         await self._loader.aclose(drain_s)
 
     def _failure(self, name: str) -> str:
-        """That the model fails, and which stuck batches are the reason."""
+        """Why the model fails, with the stuck batches if they are the reason."""
         return f"{name} fails{self._loader.stuck_reason(self._loaded[name])}"
 
     def _check_known(self, name: str) -> None:
@@ -248,9 +250,9 @@ class Repository:
     async def _load(self, name: str) -> LoadedModel:
         model = None
         try:
-            await self._loader.unloaded(name)  # or it would be there twice
+            await self._loader.unloaded(name)  # else it would be in memory twice
             model = self._loaded.get(name) or await self._load_artifact(name)
-        finally:  # in this turn of the loop: nobody can unload it before the leases have it
+        finally:  # in the same turn of the loop: nobody can unload it before the leases hold it
             self._loading.pop(name).end(model)
         self._changed()
         return model
@@ -318,6 +320,6 @@ class Repository:
 
 
 def _up_to_date(artifact: Artifact) -> Manifest:
-    """Its manifest, with what another process has measured since it was loaded."""
+    """The manifest, with what other processes have measured since the model was loaded."""
     measured = read_measured(artifact.manifest_file)
     return artifact.manifest if measured is None else artifact.manifest.model_copy(update={"measured": measured})

@@ -1,4 +1,4 @@
-"""Batches that have not returned within their time: of which model, in which engine and slot, and for how long."""
+"""Batches that have not returned within `max_run_s`: model, engine, slot and age."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ LABELS = ("model", "runtime", "precision", "slot")
 
 @dataclass(frozen=True, slots=True)
 class StuckBatch:
-    """A batch of `images` of a model that has not returned. `slot` counts from 0, `began_s` is a time of the clock."""
+    """A batch of `images` images that has not returned. `slot` counts from 0, `began_s` is a time of the clock."""
 
     model: str
     engine: EngineInfo
@@ -26,7 +26,7 @@ class StuckBatch:
         return now_s - self.began_s
 
     def described(self, now_s: float) -> str:
-        """All of it but the model, for a person."""
+        """Engine, slot, batch size and age, as text."""
         engine = self.engine
         return (
             f"{engine.runtime} {engine.version} in {engine.precision} on {engine.device}, slot {self.slot}, "

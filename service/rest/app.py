@@ -1,4 +1,4 @@
-"""Puts the REST interface together."""
+"""Builds the REST application from its endpoints."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 def create_app(data_plane: DataPlane, reader: ImageReader, metrics: Metrics) -> ASGIApp:
     """The ASGI application, with errors as problem details and the documentation at /docs.
 
-    The page at /docs brings its own scripts and styles, so that it works where nothing can be downloaded.
+    The page at /docs contains its scripts and styles, so that it works without internet access.
     """
     app = FastAPIOffline(title="topfive", version=version("topfive"), description=_DESCRIPTION, redoc_url=None)
     document = _Document(app)
@@ -39,7 +39,7 @@ def create_app(data_plane: DataPlane, reader: ImageReader, metrics: Metrics) -> 
 
 
 class _Document:
-    """The OpenAPI document of `app`, made and written on a thread once, because both take long."""
+    """The OpenAPI document of `app`, made once, on a thread, because that takes long."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app

@@ -36,7 +36,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         429: "At capacity; see Retry-After",
         500: "The server failed",
         503: "Not ready, or shutting down",
-        504: "No answer within the time allowed",
+        504: "No answer before the deadline",
     }.items()
 }
 
@@ -75,7 +75,7 @@ def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, 
     async def documented_compare(
         request: Request, query: Annotated[CompareQuery, Query()], x_request_timeout: _Timeout = None
     ) -> Response:
-        """Classify one image with many models at once; a model that cannot answer has its error in its row."""
+        """Classify one image with many models at once. The row of a model that cannot answer has its error."""
         return await compare(request)
 
     return router, [Route("/predict", predict, methods=["POST"]), Route("/compare", compare, methods=["POST"])]
@@ -87,12 +87,12 @@ def models(data_plane: DataPlane) -> APIRouter:
 
     @router.get("/models", response_model=ModelList)
     async def list_models() -> Response:
-        """Everything the server knows: loaded, exported, or waiting to be exported."""
+        """All models that the server knows: loaded, exported, or not exported yet."""
         return await _written(await data_plane.models())
 
     @router.get("/models/{name}", response_model=ModelDetail, responses={404: _PROBLEMS[404]})
     async def get_model(name: str) -> Response:
-        """One model, with its input recipe, its weights and its parity (with PyTorch or its file) on each engine."""
+        """One model, with its input recipe, its weights and the parity of each engine with PyTorch or its file."""
         return await _written(await data_plane.model(name))
 
     @router.get(
@@ -112,14 +112,14 @@ def health(data_plane: DataPlane, metrics: Metrics) -> APIRouter:
     @router.head("/livez", include_in_schema=False)
     @router.get("/livez", responses={503: _PROBLEMS[503]})
     async def livez() -> Health:
-        """Whether the process works; when not, restart it."""
+        """Whether the process works; if not, restart it."""
         data_plane.check_alive()
         return Health(status="alive")
 
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: _PROBLEMS[503]})
     async def readyz() -> Health:
-        """Whether every configured model is loaded, warm and answering; of a gateway, whether a server behind it is."""
+        """Whether every configured model is loaded, warm and answering; of a gateway, whether a server is ready."""
         data_plane.check_ready()
         return Health(status="ready")
 
@@ -132,11 +132,11 @@ def health(data_plane: DataPlane, metrics: Metrics) -> APIRouter:
 
 
 async def _written(reply: object) -> Response:
-    """The response with that reply, which is long: it is written on a thread."""
+    """The response with a long reply, serialized on a thread."""
     return Response(await asyncio.to_thread(to_json, reply), media_type="application/json")
 
 
 def _replied(reply: PredictReply | CompareReply) -> Response:
-    """The response with that reply, and its times for the network panel of browsers."""
+    """The response with the reply, and a Server-Timing header for the network panel of browsers."""
     steps = (f"{step.name};dur={getattr(reply.timing_ms, step.name):.3f}" for step in fields(reply.timing_ms))
     return Response(to_json(reply), headers={"Server-Timing": ", ".join(steps)}, media_type="application/json")

@@ -1,4 +1,4 @@
-"""Every error as problem details (RFC 9457), and the id that each request carries."""
+"""Converts errors to problem details (RFC 9457), and gives each request an id."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ _NOT_TOLD = "the server failed; its log has the cause"
 
 
 class RequestContext:
-    """ASGI middleware: gives each request an id, says it in the reply, and catches what nobody expected."""
+    """ASGI middleware that gives each request an id, adds it to the reply, and catches unexpected errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -72,7 +72,7 @@ def install(app: FastAPI) -> None:
 
 
 def respond(request: Request, error: TopfiveError) -> Response:
-    """The response to a request that ended in that error, which the log gets as well."""
+    """The response to a request that ended in `error`, which is also logged."""
     identity: str = request.state.request_id
     detail = _told(error, identity)
     response = _problem(error.code, detail, identity)
@@ -84,7 +84,7 @@ def respond(request: Request, error: TopfiveError) -> Response:
 
 
 def row_problem(result: object, identity: str) -> RowProblem | None:
-    """The problem of one row of a comparison, None where it has none; the log gets what the client is not told."""
+    """The problem of one row of a comparison, or None. Details that the client must not see are only logged."""
     if not isinstance(result, Exception):
         return None
     error = result if isinstance(result, TopfiveError) else TopfiveError("unexpected error")
@@ -94,7 +94,7 @@ def row_problem(result: object, identity: str) -> RowProblem | None:
 
 
 def _told(error: TopfiveError, identity: str) -> str:
-    """The detail for the client; all of the error goes to the log."""
+    """The error detail for the client. The full error is logged."""
     expected = error.code is not Code.INTERNAL
     log.log(
         error.translation.log_level,

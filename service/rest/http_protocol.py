@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it, with limits on the head of a request: its size, and the time until it is there."""
+"""HTTP/1.1 as uvicorn implements it, with limits on the request head: its size, and the time until it is complete."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ HEAD_TIMEOUT_S = 20.0
 
 _HIGH_WATER_BYTES = 256 << 10  # of a body, until the application takes them
 
-# A client that offers HTTP/2 on a plain connection (Java's does by default) may be answered in HTTP/1.1; but the parser
+# A client that offers HTTP/2 on a plain connection (Java's does by default) may be answered in HTTP/1.1. But the parser
 # would take everything after the head for the other protocol. Under another name the offer is just a header.
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _CONTINUE = b"HTTP/1.1 100 "
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class _OneWrite:
-    """The transport of one answer: its head waits for the first of its body, so that both leave in one packet."""
+    """The transport of one response: it sends the head together with the first part of the body, in one packet."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -32,7 +32,7 @@ class _OneWrite:
         self.close = transport.close
 
     def write(self, data: bytes) -> None:
-        """Send it, or keep it where it is the head."""
+        """Send the data, or keep it if it is the head."""
         if self._begun:
             self._transport.write(data if self._head is None else self._head + data)
             self._head = None
@@ -43,16 +43,16 @@ class _OneWrite:
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
-    """One connection. Without a whole head in time it is closed; with one too large it is told 431.
+    """One connection. It is closed if no complete head arrives in time; a head that is too large gets 431.
 
-    `opened_s` is when it was made, in seconds of the event loop's time.
+    `opened_s` is when the connection was made, in seconds of the event loop's time.
     """
 
     opened_s = 0.0
     _head_bytes = 0
-    _held = b""  # the end of the bytes of a head so far, which may be the start of something sought
+    _held = b""  # the last bytes of the head so far, which may be the start of a searched sequence
     _in_head = True
-    _begun = False  # a head, and not ended
+    _begun = False  # whether a head has begun and not ended
     _progress = False
     _timer: asyncio.TimerHandle | None = None
 
@@ -86,9 +86,9 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self._set_timer()
 
     def on_message_begin(self) -> None:
-        """A request begins, the next one of the connection maybe in the same bytes."""
+        """A request begins, possibly in the same bytes as the previous one ends."""
         super().on_message_begin()
-        self._stop_timer()  # set again where the head does not end in these bytes, which is seldom
+        self._stop_timer()  # set again if the head does not end in these bytes, which is rare
         self._in_head = self._begun = True
 
     def on_headers_complete(self) -> None:
@@ -97,22 +97,22 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._stop_timer()
         super().on_headers_complete()
-        if self.scope["method"] == "POST":  # its answer always has a body
+        if self.scope["method"] == "POST":  # its response always has a body
             self.cycle.transport = _OneWrite(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body. It is kept as it is until the next comes, and of an ordinary photo none is kept back."""
+        """Keep a part of the body until the next part comes. An ordinary photo arrives in one part."""
         cycle = self.cycle
         if cycle.response_complete:
             return
-        # uvicorn asks for bytes() of it, which copies a bytearray, and for its length
+        # uvicorn needs bytes() of it, which copies a bytearray, and its length
         cycle.body = cycle.body + body if cycle.body else body  # type: ignore[assignment]
         if len(cycle.body) > _HIGH_WATER_BYTES:
             self.flow.pause_reading()
         cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        """The body is there; what comes next is another head, for which uvicorn's keep-alive time counts."""
+        """The body is complete. What follows is another head, for which uvicorn's keep-alive timeout counts."""
         super().on_message_complete()
         self._in_head = True
         self._progress = True
@@ -138,6 +138,6 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
 
 def _begun_bytes(end: bytes) -> int:
-    """Return the length of the longest suffix of `end` that is a prefix of an entry of `_SOUGHT`."""
+    """The length of the longest suffix of `end` that is a prefix of an entry of `_SOUGHT`."""
     starts = (start for start in range(len(end)) if any(sought.startswith(end[start:]) for sought in _SOUGHT))
     return len(end) - next(starts, len(end))

@@ -1,4 +1,4 @@
-"""Reads a request with an image: its parameters, its deadline, and its bytes, within limits while they come in."""
+"""Reads a request with an image: its parameters, its deadline, and its bytes, within limits while they arrive."""
 
 import asyncio
 import math
@@ -24,7 +24,7 @@ Q = TypeVar("Q", bound=ImageQuery)
 X = TypeVar("X")
 
 _FIELD = "image"
-_LONGEST_NAME = 60  # of a name that a client made up, in what it is told
+_LONGEST_NAME = 60  # of a client's own name in an error message
 _ENVELOPE_BYTES = 1 << 20  # multipart boundaries, headers and other fields around the image
 _MAX_FIELDS = 24
 _MAX_HEADER_BYTES = 16 << 10
@@ -33,7 +33,7 @@ _PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")
 _LONG_BYTES = 1 << 20  # from here on `bytes.join` lets other threads run
 
 Take = Callable[[int], None]
-"""Is told the size of each chunk; raises Overloaded where memory lacks."""
+"""Called with the size of each chunk. Raises Overloaded if the byte budget is used up."""
 
 _TIMEOUT = "X-Request-Timeout"
 
@@ -49,12 +49,12 @@ BODY = {
         },
     }
 }
-"""The body of such a request, for the OpenAPI document."""
+"""The request body, for the OpenAPI document."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest(Generic[Q]):
-    """A request that was read: the bytes of its image, its parameters, and how to classify it."""
+    """A parsed request: the bytes of its image, its parameters, and how to classify it."""
 
     image: bytes
     query: Q
@@ -63,7 +63,7 @@ class ImageRequest(Generic[Q]):
 
 @dataclass(frozen=True, slots=True)
 class ImageReader:
-    """Reads requests with an image within the limits, the shared budget of bytes and the longest time."""
+    """Reads requests with an image within the image limits, the shared byte budget and the largest timeout."""
 
     limits: ImageLimits
     budget: UploadBudget
@@ -73,9 +73,9 @@ class ImageReader:
 
     @asynccontextmanager
     async def read(self, request: Request, kind: type[Q]) -> AsyncIterator[ImageRequest[Q]]:
-        """The request with parameters of that kind; its bytes count in the budget until the block ends.
+        """The request with parameters of type `kind`. Its bytes count in the budget until the block ends.
 
-        Counts and raises a refusal, a TopfiveError.
+        A refused request is counted, and its TopfiveError raised.
         """
         with self.budget.share() as take:
             try:
@@ -92,7 +92,7 @@ class ImageReader:
 
 
 def read_query(kind: type[Q], params: QueryParams) -> Q:
-    """The parameters of an address. Raises BadRequest at one that is not valid, not known or given twice."""
+    """The parameters of a URL. Raises BadRequest for one that is invalid, unknown or repeated."""
     try:
         query = kind.model_validate(
             {name: params.getlist(name) if name in kind.repeated else value for name, value in params.items()}
@@ -110,7 +110,7 @@ def read_query(kind: type[Q], params: QueryParams) -> Q:
 
 
 def requested_timeout(header: str | None, limit_s: float) -> float:
-    """Seconds a caller asks for in X-Request-Timeout, at most the server's own limit. Raises BadRequest."""
+    """The timeout in X-Request-Timeout in seconds, at most `limit_s`. Raises BadRequest."""
     if header is None:
         return limit_s
     try:
@@ -123,7 +123,7 @@ def requested_timeout(header: str | None, limit_s: float) -> float:
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, X]) -> X:
-    """The result of `work`, which is cancelled when the client leaves first (ClientDisconnect)."""
+    """The result of `work`. If the client disconnects first, `work` is cancelled and ClientDisconnect raised."""
     task = asyncio.current_task()
     assert task is not None, "a request is answered in a task"
     left = False
@@ -138,7 +138,7 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, X]) ->
     try:
         return await work
     except asyncio.CancelledError:
-        if left and not task.cancelling() > 1:  # else the server ends it as well
+        if left and not task.cancelling() > 1:  # else the server cancels it as well
             raise ClientDisconnect from None
         raise
     finally:
@@ -154,9 +154,9 @@ async def _disconnected(request: Request) -> None:
 
 
 async def read_image(request: Request, limits: ImageLimits, take: Take) -> bytes:
-    """The bytes of the image; `take` is told of each chunk.
+    """The bytes of the image. `take` is called with the size of each chunk.
 
-    Raises BadRequest where there is none, TooLarge as soon as a limit is passed, and what `take` raises.
+    Raises BadRequest if there is no image, TooLarge as soon as a limit is exceeded, and the errors of `take`.
     """
     kind, parameters = parse_options_header(request.headers.get("content-type", ""))
     if kind == "multipart/form-data":
@@ -174,7 +174,7 @@ async def read_image(request: Request, limits: ImageLimits, take: Take) -> bytes
 
 
 def usage(request: Request) -> str:
-    """The right curl lines for this very address."""
+    """The valid curl commands for this URL."""
     return (
         f"send it as: curl -F {_FIELD}=@cat.jpg '{request.url}' "
         f"or: curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg '{request.url}'"
@@ -183,7 +183,7 @@ def usage(request: Request) -> str:
 
 @dataclass(slots=True)
 class _Field:
-    """One field of a form. `chunks` make its content where it is the image, else they are empty."""
+    """One field of a form. `chunks` are the content of the image; of other fields they are empty."""
 
     name: str
     is_file: bool
@@ -192,7 +192,7 @@ class _Field:
 
 
 async def _fields(request: Request, boundary: str, limits: ImageLimits, take: Take) -> list[_Field]:
-    """All fields of the form. Raises MultipartError where it is none."""
+    """All fields of the form. Raises MultipartError if the body is not a valid form."""
     if not boundary:
         raise MultipartError("it names no boundary")
     if len(boundary) > _MAX_BOUNDARY_BYTES:
@@ -219,7 +219,7 @@ async def _fields(request: Request, boundary: str, limits: ImageLimits, take: Ta
 
 
 def _only_image(request: Request, fields: Sequence[_Field]) -> _Field:
-    """The one field that a form may have."""
+    """The image field. Raises BadRequest if the form has none, several, or other fields."""
     images = [one for one in fields if one.name == _FIELD]
     if not images:
         found = ", ".join(sorted({one.name for one in fields})) or "none"
@@ -237,7 +237,7 @@ def _only_image(request: Request, fields: Sequence[_Field]) -> _Field:
 
 
 async def _chunks(request: Request, limits: ImageLimits, envelope: int, take: Take) -> AsyncIterator[bytes]:
-    """The body as it comes in. Raises TooLarge by its declared length, or once more has come than the limit."""
+    """The body in chunks. Raises TooLarge if the declared length or the received bytes exceed the limit."""
     largest = limits.max_bytes + envelope
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > largest:
@@ -257,7 +257,7 @@ async def _chunks(request: Request, limits: ImageLimits, envelope: int, take: Ta
 
 
 async def _joined(chunks: Sequence[bytes]) -> bytes:
-    """One after the other. Where that is long it runs on a thread: `bytes.join` lets go of the GIL meanwhile."""
+    """The chunks in one piece. A long one is joined on a thread: `bytes.join` releases the GIL."""
     if len(chunks) == 1:
         return chunks[0]
     if sum(map(len, chunks)) < _LONG_BYTES:

@@ -47,13 +47,15 @@ class CompareQuery(ImageQuery):
     ] = None
 
 
-@dataclass(frozen=True)  # without slots: only one of a class's bases may have them
+@dataclass(frozen=True)  # without slots: a class may have only one base with slots
 class _Identified:
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class PredictReply(Classification, _Identified):  # the id first: fields come in the order of the bases from the last
+class PredictReply(
+    Classification, _Identified
+):  # the id comes first: fields are ordered from the last base to the first
     """The answer to one image."""
 
 
@@ -68,7 +70,7 @@ class RowProblem:
 
 @dataclass(frozen=True, slots=True)
 class CompareRow:
-    """One model of a comparison, by its name in the request, with its answer or its error; the other is null."""
+    """One model of a comparison, by its name in the request. It has an answer or an error; the other is null."""
 
     model: str
     answer: Classification | None
@@ -83,11 +85,11 @@ class CompareReply:
     rows: tuple[CompareRow, ...]
     agreement: Annotated[
         tuple[Agreement, ...],
-        Field(description="Classes that are the best of any model, of the most models first"),
+        Field(description="The best class of each model, the most frequent first"),
     ]
     common: Annotated[
         tuple[ClassName, ...],
-        Field(description="What all that answered have among their best, most probable first"),
+        Field(description="Classes among the best of every model that answered, most probable first"),
     ]
     timing_ms: ComparisonTiming
     warnings: tuple[str, ...]
@@ -127,11 +129,11 @@ def to_json(reply: object) -> bytes:
 
 
 def to_dict(reply: object) -> dict[str, Any]:
-    """The values of that JSON."""
+    """The JSON values of a reply."""
     values: dict[str, Any] = _adapter(type(reply)).dump_python(reply, mode="json")
     return values
 
 
 _adapter: Callable[[type], TypeAdapter[Any]] = cache(TypeAdapter)
 for _reply in (PredictReply, CompareReply, Problem):
-    _adapter(_reply)  # takes milliseconds, which the first request on the event loop is not to wait
+    _adapter(_reply)  # takes milliseconds, for which the first request must not block the event loop

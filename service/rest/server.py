@@ -1,4 +1,4 @@
-"""The HTTP server under REST: uvicorn, which leaves signals to the service, and stops without losing a request."""
+"""The HTTP server under REST: uvicorn, without its signal handlers, stopped without losing a request."""
 
 import asyncio
 import socket
@@ -16,14 +16,14 @@ _CLOSE = (b"connection", b"close")
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than the idle time of common load balancers, so that they close first
 
-# At the stop: how long open connections may still send, and how old those may be that have sent nothing.
+# At the stop: how long open connections may still send, and how old a connection may be that has sent nothing.
 _SETTLE_S = 0.1
 _FIRST_REQUEST_S = 5.0
 _REFUSAL_S = 0.05
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 takes a free one. Raises OSError that says which option to change."""
+    """A listening socket; port 0 takes a free one. Raises OSError that names the option to change."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
@@ -35,7 +35,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class RestServer:
-    """A uvicorn server of the connections that come to `listener`. `port` is the real one."""
+    """A uvicorn server for the connections to `listener`. `port` is the real one."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         self._listener = listener
@@ -60,7 +60,7 @@ class RestServer:
             await asyncio.sleep(0.005)
 
     async def stop_listening(self, over: asyncio.Task[None]) -> None:
-        """Accept no new connection, and let those accepted send what they came with, until `over` at the latest."""
+        """Accept no new connection. Accepted ones may send their requests, until `over` at the latest."""
         self._server.announce_close()
         await self._server.close_listener(self._listener)
         await asyncio.wait({over}, timeout=_SETTLE_S)
@@ -68,17 +68,17 @@ class RestServer:
             await asyncio.wait({over}, timeout=0.02)
 
     async def stop(self) -> None:
-        """Answer what was asked, close the connections, and end."""
+        """Answer accepted requests, close the connections, and end."""
         self._server.should_exit = True
         if self._task is not None:
             await self._task
 
     def close(self) -> None:
-        """Give the port back without ever having started."""
+        """Close the listening socket of a server that never started."""
         self._listener.close()
 
     async def cancel_requests(self) -> None:
-        """Cancel the requests that are still open; those that have no answer yet get 503."""
+        """Cancel the requests that are still open. Those without an answer get 503."""
         await asyncio.sleep(_REFUSAL_S)
         for task in list(self._server.server_state.tasks):
             task.cancel()
@@ -87,16 +87,16 @@ class RestServer:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's server, which would otherwise take the signals and end the process by raising them again."""
+    """Uvicorn's server without its signal handling, which would end the process by raising the signals again."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def close_listener(self, listener: socket.socket) -> None:
-        """Accept the connections that the kernel holds in its queue, which closing would reset, and no later ones."""
+        """Accept the connections in the kernel's queue, which closing would reset, and no later ones."""
         waiting: list[socket.socket] = []
-        with suppress(OSError):  # until none waits; or no descriptor is left for another
+        with suppress(OSError):  # until the queue is empty or no file descriptor is left
             while True:
                 waiting.append(listener.accept()[0])
         with suppress(OSError):  # not every system lets a listener be shut down before it is closed
@@ -108,12 +108,15 @@ class _Server(uvicorn.Server):
             await self._begin(connection)
 
     def announce_close(self) -> None:
-        """Let every response from now on say that its connection closes: a client would send its next request there."""
-        for headers in (self.server_state.default_headers, self.config.encoded_headers):  # the second makes the first
+        """Add `Connection: close` to every response, so that clients send no further request on the connection."""
+        for headers in (
+            self.server_state.default_headers,
+            self.config.encoded_headers,
+        ):  # the second is made from the first
             headers.append(_CLOSE)
 
     def expects_requests(self) -> bool:
-        """Whether a connection is open that has not sent its first request yet and is too new to be called silent."""
+        """Whether an open connection has not sent its first request yet and is new enough to wait for."""
         oldest_s = asyncio.get_running_loop().time() - _FIRST_REQUEST_S
         return any(
             isinstance(connection, BoundedHeadProtocol) and connection.cycle is None and connection.opened_s > oldest_s
@@ -121,7 +124,7 @@ class _Server(uvicorn.Server):
         )
 
     async def _begin(self, connection: socket.socket) -> None:
-        with suppress(OSError):  # it has gone already
+        with suppress(OSError):  # the connection is closed already
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
 
     def _protocol(self) -> asyncio.Protocol:

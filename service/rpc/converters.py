@@ -1,4 +1,4 @@
-"""The service's types as messages of the contract; those whose fields have other names there are written here."""
+"""Converts the service's types to protobuf messages. Fields whose names differ there are listed here."""
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.messages import to_message
@@ -14,7 +14,7 @@ def classify_reply(request_id: str, answer: Classification) -> pb.ClassifyReply:
 
 
 def compare_reply(request_id: str, comparison: Comparison) -> pb.CompareReply:
-    """The reply for a comparison. Where a row has an unexpected error, the log says what the reply does not."""
+    """If a row has an unexpected error, its cause is only logged."""
     rows = [_row(row, request_id) for row in comparison.rows]
     return to_message(pb.CompareReply, comparison, request_id=request_id, rows=rows)
 

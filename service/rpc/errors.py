@@ -9,7 +9,7 @@ import grpc
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.errors import TABLE, Code, Overloaded, TopfiveError
 
-_SERVER_ID = os.urandom(8).hex()  # a client that is refused can tell whether another server refuses next
+_SERVER_ID = os.urandom(8).hex()  # shows a refused client whether another server answers next
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def describe(error: Exception, identity: str) -> pb.Error:
-    """What the client is told; the log gets the rest. Of unexpected errors the client sees only that they happened."""
+    """The error for the client, with the details that it may not see only logged."""
     if not isinstance(error, TopfiveError) or error.code is Code.INTERNAL:
         log.error("%s: unexpected error", identity, exc_info=error)
         code, detail = Code.INTERNAL, f"the server failed; its log has the cause under {identity}"
@@ -30,7 +30,7 @@ def describe(error: Exception, identity: str) -> pb.Error:
 
 
 async def abort(context: Context, error: Exception, identity: str) -> NoReturn:
-    """End the call with the status of `error`; its finer code and the request's id go into the trailing metadata."""
+    """End the call with the status of `error`. Its code and the request's id go into the trailing metadata."""
     described = describe(error, identity)
     trailing = [("topfive-code", described.code), ("x-request-id", identity)]
     if isinstance(error, Overloaded):

@@ -19,12 +19,12 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 1024),  # of one connection; later calls wait at the client, not in memory here
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # gateways look every 10 s whether the host still is there
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # gateways ping every 10 s to detect a lost host
 )
 
 
 class RpcServer:
-    """A grpc.aio server, bound when it is made. `port` is the real one. Raises OSError where it cannot be bound."""
+    """A grpc.aio server, bound when it is made. `port` is the real one. Raises OSError if it cannot be bound."""
 
     def __init__(self, servicer: Servicer, host: str, port: int) -> None:
         self._servicer = servicer
@@ -43,7 +43,7 @@ class RpcServer:
             ) from error
 
     async def start(self) -> None:
-        """Accept calls, not serving by its health until `set_serving`."""
+        """Accept calls. Health checks report NOT_SERVING until `set_serving`."""
         await self.set_serving(False)
         await self._server.start()
 
@@ -54,7 +54,7 @@ class RpcServer:
             await self._health.set(name, status)
 
     async def stop(self, over: asyncio.Task[None]) -> None:
-        """Refuse new images, answer those accepted until `over`, then end every call: a health watcher never would."""
+        """Refuse new images, answer accepted ones until `over`, then end every call, also of health watchers."""
         self._servicer.close()
         while self._servicer.owed and not over.done():
             await asyncio.wait({over}, timeout=0.02)

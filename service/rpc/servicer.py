@@ -1,4 +1,4 @@
-"""The calls of the contract: each reads its message, calls the data plane, and answers."""
+"""The gRPC calls: each reads its message, calls the data plane, and answers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -60,7 +60,7 @@ class Servicer(ClassifierServicer):
     async def ClassifyStream(
         self, requests: AsyncIterator[pb.ClassifyRequest], context: Context
     ) -> AsyncIterator[pb.ClassifyStreamReply]:
-        """Many images: up to a window of them at once, answered in order."""
+        """Classify many images, up to a window of them at once, and answer in order."""
         window = asyncio.Semaphore(_STREAM_WINDOW)
         replies: asyncio.Queue[asyncio.Task[pb.ClassifyStreamReply] | None] = asyncio.Queue()
         running: set[asyncio.Task[pb.ClassifyStreamReply]] = set()
@@ -79,7 +79,7 @@ class Servicer(ClassifierServicer):
             while (task := await replies.get()) is not None:
                 yield await task
                 window.release()
-            reader.result()  # raises what ended the reading early
+            reader.result()  # raises the error that ended the reading early
         finally:
             reader.cancel()
             for task in running:
@@ -88,7 +88,7 @@ class Servicer(ClassifierServicer):
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareReply:
         identity = begin_request(request.request_id)
         try:
-            image = request.image  # each reading of the field copies it
+            image = request.image  # each access of the field copies it
             with self._accepted(len(image)):
                 options = _options(request, self._deadline(context))
                 comparison = await self._data_plane.compare(image, request.models, options)
@@ -119,14 +119,14 @@ class Servicer(ClassifierServicer):
             await abort(context, error, identity)
 
     async def _classify(self, request: pb.ClassifyRequest, identity: str, deadline: float) -> pb.ClassifyReply:
-        image = request.image  # each reading of the field copies it
+        image = request.image  # each access of the field copies it
         with self._accepted(len(image)):
             answer = await self._data_plane.classify(image, request.model or None, _options(request, deadline))
         return converters.classify_reply(identity, answer)
 
     @contextmanager
     def _accepted(self, size_bytes: int) -> Iterator[None]:
-        """An image is owed its answer, and its bytes count. Counts and raises ShuttingDown, TooLarge or Overloaded."""
+        """Count an accepted image and its bytes. Counts and raises ShuttingDown, TooLarge or Overloaded."""
         with self._budget.share() as take:
             try:
                 if self._closing:
@@ -143,7 +143,7 @@ class Servicer(ClassifierServicer):
                 self._owed -= 1
 
     async def _reply(self, request: pb.ClassifyRequest, deadline: float) -> pb.ClassifyStreamReply:
-        """One image of a stream; its error is its own."""
+        """The answer to one image of a stream. An error ends only that image, not the stream."""
         identity = begin_request(request.request_id)
         try:
             return pb.ClassifyStreamReply(request_id=identity, reply=await self._classify(request, identity, deadline))
@@ -151,7 +151,7 @@ class Servicer(ClassifierServicer):
             return pb.ClassifyStreamReply(request_id=identity, error=describe(error, identity))
 
     def _deadline(self, context: Context) -> float:
-        """The caller's own deadline, at most the server's limit from now."""
+        """The caller's deadline, at most the server's timeout from now."""
         left_s = context.time_remaining()
         return self._clock.now() + min(self._timeout_s, self._timeout_s if left_s is None else left_s)
 

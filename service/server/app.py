@@ -1,4 +1,4 @@
-"""Puts the transports over a data plane, starts them, and stops them in the right order."""
+"""Starts REST and gRPC over a data plane, and stops them in the right order."""
 
 import asyncio
 import logging
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """A data plane under both transports. Made on the event loop; raises OSError where a port is taken.
+    """A data plane under REST and gRPC. Made on the event loop; raises OSError if a port is taken.
 
-    `fatal` is called with the reason once an NVIDIA GPU is lost to the process.
+    `fatal` is called with the reason if this process loses an NVIDIA GPU.
     """
 
     def __init__(self, settings: Settings, data_plane: LocalDataPlane, fatal: Fatal = log.critical) -> None:
@@ -53,19 +53,19 @@ class Service:
         self._recovery = Recovery(repository, data_plane.clock, settings.recover_s)
 
     async def start(self) -> None:
-        """Listen on both ports; not ready until `load` has ended."""
+        """Listen on both ports. Readiness stays off until `load` has ended."""
         await self.rest.start()
         await self.rpc.start()
         host = self._settings.host
         log.info("REST on http://%s:%d, gRPC on %s:%d", host, self.rest.port, host, self.rpc.port)
 
     async def load(self) -> None:
-        """Load the configured models. Raises TopfiveError where one cannot be."""
+        """Load the configured models. Raises TopfiveError if one cannot be loaded."""
         await self._repository.start(self._settings.models)
         log.info("ready")
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """Turn readiness off, wait `pre_stop_s`, close the listeners, and answer what was accepted.
+        """Turn readiness off, wait `pre_stop_s`, close the listeners, and answer accepted requests.
 
         At the drain limit or `hurry` the rest is refused.
         """
@@ -77,21 +77,21 @@ class Service:
         await self._data_plane.aclose(0)
 
     async def _answered(self, over: asyncio.Task[None]) -> None:
-        """Once both servers have given every answer they owe."""
+        """Wait until both servers have answered every accepted request."""
         await asyncio.gather(self.rest.stop(), self.rpc.stop(over))
 
     def _check_card(self) -> None:
-        """Nothing on a GPU that is lost can be repaired from here."""
+        """Call `fatal` if a GPU is lost: this process cannot repair it."""
         if (reason := self._repository.card_lost) is not None:
             self._fatal(reason)
 
     def _announce(self) -> None:
-        """Tell gRPC health checks; REST reads the repository at each request."""
+        """Update gRPC health checks. REST reads the repository at each request."""
         task = asyncio.get_running_loop().create_task(self.rpc.set_serving(self._repository.ready))
         self._announcing.add(task)
         task.add_done_callback(self._announcing.discard)
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or Ctrl-C; the exit status: 0 after a clean stop, 1 where it could not start or go on."""
+    """Serve until SIGTERM or Ctrl-C. Returns the exit status: 0 after a clean stop, else 1."""
     return run_until_stopped(lambda fatal: Service(settings, build_data_plane(settings), fatal), settings.log_level)

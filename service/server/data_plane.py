@@ -22,7 +22,7 @@ from service.repository.repository import Repository
 def build_data_plane(
     settings: Settings, *, catalog: Catalog = CATALOG, open_engine: OpenEngine | None = None
 ) -> LocalDataPlane:
-    """A data plane that has loaded no model yet. `open_engine` opens every engine instead of those of the settings."""
+    """A data plane without loaded models. `open_engine` replaces the engines that the settings select."""
     cpus = settings.cpus or cpu_quota()
     options = EngineOptions(
         settings.runtime,

@@ -1,4 +1,4 @@
-"""The server of `topfive gateway`: REST over a data plane that asks inference servers. It loads no model."""
+"""The server of `topfive gateway`: REST over a data plane that calls inference servers. It loads no model."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Gateway:
-    """REST over the replicas of `targets`. Made on the event loop; raises OSError where the port is taken."""
+    """REST over the replicas of `targets`. Made on the event loop; raises OSError if the port is taken."""
 
     def __init__(self, settings: Settings, targets: Sequence[Target]) -> None:
         self._settings = settings
@@ -44,7 +44,7 @@ class Gateway:
         log.info("ready")
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """Turn readiness off, wait `pre_stop_s`, close the listener, and answer what was accepted.
+        """Turn readiness off, wait `pre_stop_s`, close the listener, and answer accepted requests.
 
         At the drain limit or `hurry` the rest is refused.
         """
@@ -57,10 +57,10 @@ class Gateway:
         await self.rest.stop()
 
     async def _refuse(self) -> None:
-        """Refuse what waits for a server. What a server is working on is cancelled with its request."""
+        """Refuse the calls that wait for a server. A call that a server works on is cancelled with its request."""
         self.replicas.stop()
 
 
 def run_gateway(settings: Settings, targets: Sequence[Target]) -> int:
-    """Serve until SIGTERM or Ctrl-C; the exit status: 0 after a clean stop, 1 where it could not start."""
+    """Serve until SIGTERM or Ctrl-C. Returns the exit status: 0 after a clean stop, 1 on a failed start."""
     return run_until_stopped(lambda _fatal: Gateway(settings, targets), settings.log_level)

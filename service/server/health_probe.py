@@ -1,4 +1,4 @@
-"""Asks a server whether it is ready, for the health checks of containers: `python -m service.server.health_probe URL`.
+"""Checks whether a server is ready, for the health checks of containers: `python -m service.server.health_probe URL`.
 
 It imports only what it needs, so that a check costs little.
 """
@@ -13,9 +13,10 @@ _USAGE = "usage: python -m service.server.health_probe http://127.0.0.1:8000/rea
 
 
 def probe(url: str, timeout_s: float = _TIMEOUT_S) -> str | None:
-    """Why the server at `url` is not ready, None where it is.
+    """Why the server at `url` is not ready, or None if it is.
 
-    `http://` wants status 200; `grpc://HOST:PORT` wants SERVING of `grpc.health.v1`. Raises ValueError of other URLs.
+    `http://` expects status 200; `grpc://HOST:PORT` expects SERVING of `grpc.health.v1`. Raises ValueError for other
+    URLs.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "grpc") or not parts.hostname or not parts.port:
@@ -47,14 +48,14 @@ def _by_grpc(address: str, timeout_s: float) -> str | None:
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
         except grpc.RpcError as error:
-            call: Any = error  # which is a call as well, says grpc
+            call: Any = error  # in grpc the error is also the call
             return f"no answer: {call.details()}"
     serving = health_pb2.HealthCheckResponse
     return None if reply.status == serving.SERVING else str(serving.ServingStatus.Name(reply.status))
 
 
 def main(arguments: list[str]) -> int:
-    """Print one line; 0 where the server is ready, 1 where it is not, 2 where the question is wrong."""
+    """Print one line. Returns 0 if the server is ready, 1 if not, 2 if the arguments are wrong."""
     if len(arguments) != 1:
         print(_USAGE, file=sys.stderr)  # noqa: T201
         return 2

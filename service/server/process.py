@@ -1,4 +1,4 @@
-"""The life of a server's process, whatever it serves: logging, signals, the drain at its end, the exit status."""
+"""Runs a server as a process: logging, signals, drain, exit status."""
 
 import asyncio
 import gc
@@ -18,7 +18,7 @@ import uvloop
 from service.common.errors import ShuttingDown, TopfiveError
 from service.rest.server import RestServer
 
-_REFUSALS_S = 0.3  # of the drain limit, for the refusals at its end to reach their clients
+_REFUSALS_S = 0.3  # part of the drain limit, in which the refusals at its end reach their clients
 _JOIN_S = 0.5
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 
 class Server(Protocol):
-    """What a process runs. Making it raises OSError where a port is taken."""
+    """A server that a process runs. Its constructor raises OSError if a port is taken."""
 
     async def start(self) -> None:
-        """Listen; not ready until `load` has ended."""
+        """Listen. Readiness stays off until `load` has ended."""
 
     async def load(self) -> None:
-        """Get ready. Raises TopfiveError where that cannot be, ShuttingDown where `stop` comes first."""
+        """Become ready. Raises TopfiveError if that fails, ShuttingDown if `stop` comes first."""
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """Answer what was accepted, at `hurry` refuse it, and end."""
+        """Answer accepted requests, refuse them at `hurry`, and end."""
 
 
 class ExitReason(Enum):
-    """Why a server ended: a signal, a start that failed, or a failure that only a new process can mend."""
+    """Why a server ended: a signal, a failed start, or a failure that only a new process can fix."""
 
     STOPPED = 0
     FAILED = 1
@@ -52,12 +52,12 @@ class ExitReason(Enum):
 
 
 Fatal = Callable[[str], None]
-"""Called on the event loop, with the reason, where only a new process can serve: this one ends at once."""
+"""Called on the event loop with the reason if only a new process can serve. This process then ends at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrainLimit:
-    """How long the drain may take: `drain_s` seconds, or until `hurry` is set."""
+    """The end of the drain: after `drain_s` seconds, or when `hurry` is set."""
 
     drain_s: float
     hurry: asyncio.Event
@@ -70,7 +70,7 @@ class DrainLimit:
 
 
 async def pre_stop(seconds: float, hurry: asyncio.Event) -> None:
-    """Wait for so long, or until `hurry`: load balancers that see readiness off send their requests elsewhere."""
+    """Wait for `seconds` or until `hurry`, so that load balancers see readiness off and send requests elsewhere."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await hurry.wait()
@@ -82,7 +82,7 @@ async def drain(
     refuse: Callable[[], Awaitable[None]],
     limit: DrainLimit,
 ) -> None:
-    """Take no new connection, and wait for `answered`; at the limit `refuse` what is left and cancel its requests.
+    """Accept no new connection, and wait for `answered`. At the limit `refuse` the rest and cancel its requests.
 
     `answered` gets the task that ends at the limit. It stops the servers, and ends once every answer is sent.
     """
@@ -91,7 +91,7 @@ async def drain(
     answering = asyncio.ensure_future(answered(over))
     await asyncio.wait({answering, over}, return_when=asyncio.FIRST_COMPLETED)
     if not answering.done():
-        log.warning("the drain limit is over: what is left is refused")
+        log.warning("the drain limit is over: open requests are refused")
         await refuse()
         await rest.cancel_requests()
     await answering
@@ -99,29 +99,29 @@ async def drain(
 
 
 def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
-    """Start what `make` gives, on the event loop, and end it at SIGTERM or Ctrl-C.
+    """Run the server that `make` returns on an event loop, until SIGTERM or Ctrl-C.
 
-    The exit status: 0 after a clean stop, 1 where it could not start or had a reason that was fatal.
+    Returns the exit status: 0 after a clean stop, 1 if it could not start or had a fatal error.
     """
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=log_level.upper(), format=form, force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are said here
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are logged here
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             exit_reason = runner.run(_serve(make))
-    except Exception:  # a bug; the threads of a pool that it left open would keep the process from ending
+    except Exception:  # a bug; pool threads that are still open would keep the process from ending
         log.critical("the server failed", exc_info=True)
         exit_reason = ExitReason.FAILED
     if stuck := _threads_left():
         log.error("%s did not return; the process ends without it", ", ".join(thread.name for thread in stuck))
         _exit(exit_reason.status)  # a plain exit would wait for those threads for ever
     if exit_reason is ExitReason.FATAL:
-        _exit(exit_reason.status)  # a library that lets go of a lost GPU at its end may abort, with another status
+        _exit(exit_reason.status)  # a library that releases a lost GPU at exit may abort with another status
     return exit_reason.status
 
 
 def _threads_left() -> list[threading.Thread]:
-    """Return the non-daemon threads that are still alive after a total wait of `_JOIN_S` seconds."""
+    """The non-daemon threads that are still alive after a total wait of `_JOIN_S` seconds."""
     until = time.monotonic() + _JOIN_S
     others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
     for thread in others:
@@ -130,7 +130,7 @@ def _threads_left() -> list[threading.Thread]:
 
 
 def _exit(status: int) -> None:
-    """End the process here."""
+    """End the process without waiting for threads."""
     logging.shutdown()
     os._exit(status)
 
@@ -143,7 +143,7 @@ async def _serve(make: Callable[[Fatal], Server]) -> ExitReason:
             log.info("stopping at once")
             hurry.set()
         else:
-            log.info("stopping: answering what was accepted; again to stop at once")
+            log.info("stopping: answering accepted requests; send the signal again to stop at once")
             stop.set()
 
     def on_fatal(reason: str) -> None:
@@ -166,7 +166,7 @@ async def _serve(make: Callable[[Fatal], Server]) -> ExitReason:
     await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
     failed = await _failed(loading) if loading.done() else False
     if not failed:
-        gc.freeze()  # what serves is not garbage: looking through it all took 58 ms once in some thousand requests
+        gc.freeze()  # not garbage: a full collection took 58 ms, once in some thousand requests
         await stop.wait()
     stopped.cancel()
     await server.stop(hurry)
@@ -178,7 +178,7 @@ async def _serve(make: Callable[[Fatal], Server]) -> ExitReason:
 
 
 async def _failed(loading: asyncio.Task[None]) -> bool:
-    """Whether the configured models could not be loaded; says why."""
+    """Whether the configured models could not be loaded; logs the reason."""
     try:
         await loading
     except ShuttingDown:

@@ -1,13 +1,13 @@
-"""Graphs that OpenVINO has compiled, in the cache folder, so that the next start need not compile them.
+"""Keeps graphs that OpenVINO has compiled in the cache folder, so that the next start does not compile them again.
 
     CACHE/openvino/GRAPH/KEY/*.blob       what OpenVINO wrote
-    CACHE/openvino/GRAPH/KEY/seal.json    the sha256 of each, written last
+    CACHE/openvino/GRAPH/KEY/seal.json    the sha256 of each blob, written last
 
-OpenVINO checks only the head of a blob. One flipped byte behind the head changes the answers without an error, so a
-blob is read only where it fits its seal. A seal is no signature: what another user could have written is not read.
+OpenVINO checks only the header of a blob. One flipped byte behind it changes the answers without an error, so a blob
+is read only if its sha256 matches. The sha256 is no signature: a file that another user could have written is not read.
 
-A `CacheFile` would not do: OpenVINO maps a blob of its own cache, and holds twice the memory for one that is given to
-it (838 MB against 419 for a graph of 418 MB).
+A `CacheFile` would not do: OpenVINO maps a blob of its own cache, and takes twice the memory for a blob that is passed
+to it (838 MB against 419 for a graph of 418 MB).
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from models.artifact.artifact import sha256
 
 FOLDER = "openvino"
 _SEAL = "seal.json"
-_KEPT = 6  # of one graph: precisions, layouts and versions that somebody may return to
+_KEPT = 6  # of one graph: other precisions, layouts and versions may be used again
 _DRAFT = ".draft-"
 _ABANDONED_S = 3600.0  # no compilation takes so long: the server was killed
 _ROOT = 0
@@ -43,12 +43,12 @@ class CompiledGraph:
 
     @classmethod
     def of(cls, cache: Path, graph_sha256: str, subject: tuple[str, ...]) -> "CompiledGraph":
-        """The graph as compiled for `subject`: versions, processor, properties and path. Others have other folders."""
+        """The graph as compiled for `subject`: versions, processor, properties and path. One folder per subject."""
         key = hashlib.sha256("\0".join(subject).encode()).hexdigest()
         return cls(cache / FOLDER / graph_sha256[:_DIGITS] / key[:_DIGITS])
 
     def verify(self) -> bool:
-        """Whether it may be read. A damaged one, and one that another user could write, are removed with a warning."""
+        """Whether the folder may be read. One that is damaged or writable by another user is removed with a warning."""
         if not self.folder.exists():
             return False
         if problem := _problem(self.folder):
@@ -63,7 +63,7 @@ class CompiledGraph:
     def draft(self) -> Iterator[Path | None]:
         """An empty folder to compile into. At the end of the block it becomes this folder, unless it is still empty.
 
-        None where the cache folder cannot be written.
+        None if the cache folder cannot be written.
         """
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ class CompiledGraph:
             shutil.rmtree(draft, ignore_errors=True)
 
     def _keep(self, draft: Path) -> None:
-        """Seal the draft and rename it. Remove the oldest compilations of the same graph."""
+        """Write the sha256 of each blob and rename the draft. Remove the oldest compilations of the same graph."""
         try:
             written = [path for path in draft.iterdir() if path.is_file()]
             if not written:
@@ -98,7 +98,7 @@ class CompiledGraph:
 
 
 def _problem(folder: Path) -> str:
-    """Why the folder may not be read, empty where it may."""
+    """Why the folder may not be read, or ''."""
     try:
         found = folder.stat()
         if found.st_uid not in (os.geteuid(), _ROOT) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the default where there is no accelerator. bf16 uses AMX or AVX-512-BF16 instructions."""
+"""OpenVINO on the CPU, the default if there is no accelerator. bf16 uses AMX or AVX-512-BF16 instructions."""
 
 import logging
 import queue
@@ -18,15 +18,15 @@ from service.engines.selection.cpu_layout import conditions_here
 _DEVICE = "CPU"
 _CACHE = "CACHE_DIR"
 
-# OpenVINO sets the locale of the process to C while it reads or writes a graph, and then restores what it found. Two
-# threads that do so at once may leave the process with C, where Python reads text files and pipes as ASCII.
+# OpenVINO sets the locale of the process to C while it reads or writes a graph, and then restores the old one. Two
+# threads that do so at once may leave the process with C, in which Python reads text files and pipes as ASCII.
 _ONE_AT_A_TIME = Lock()
 
 log = logging.getLogger(__name__)
 
 
 def has_bf16() -> bool:
-    """Whether this CPU computes in bf16. OpenVINO says so."""
+    """Whether OpenVINO reports that this CPU computes in bf16."""
     return "BF16" in Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
 
 
@@ -64,7 +64,7 @@ class OpenVinoEngine(Engine):
         except RuntimeError as error:
             raise EngineUnavailableError(f"OpenVINO cannot run {artifact.graph}: {_reason(error)}") from error
         if (got := compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()) != precision:
-            raise EngineUnavailableError(f"OpenVINO was asked for {precision} and chose {got}")
+            raise EngineUnavailableError(f"OpenVINO was asked for {precision} but chose {got}")
         self.input_size = artifact.manifest.input.crop
         self.memory_bytes = held_bytes(artifact.graph.stat().st_size, slots * max_batch, self.input_size)
         self._compiled: CompiledModel | None = compiled
@@ -115,7 +115,7 @@ def _compile(artifact: Artifact, properties: dict[str, object], cache: Path | No
 
 
 def _compile_in(core: Core, graph: Path, properties: dict[str, object], folder: Path) -> CompiledModel | None:
-    """Compile with OpenVINO's own cache in `folder`. None where that fails, as on a full disk."""
+    """Compile with OpenVINO's own cache in `folder`. None if that fails, as on a full disk."""
     try:
         return core.compile_model(graph, _DEVICE, {**properties, _CACHE: str(folder)})
     except RuntimeError as error:

@@ -1,1 +1,1 @@
-"""Which engine serves a model on this machine, and why the others do not."""
+"""Selects the engine that serves a model on this machine, and gives the reason against each other one."""

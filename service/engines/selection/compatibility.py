@@ -1,6 +1,6 @@
-"""Whether plans, which are engines built for NVIDIA GPUs, fit this machine; what differs, and what to run then.
+"""Decides whether plans (engines built for NVIDIA GPUs) fit this machine, what differs, and what to run then.
 
-Judged from records, versions and GPUs. No plan is read and none is loaded.
+It compares records, versions and GPUs. No plan is read or loaded.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ from service.engines.base import INSTALL
 from service.engines.tensorrt.packages import installed_version
 
 PREFERRED = (Precision.FP16, Precision.F32)
-"""The precisions of plans that `auto` takes, best first. int8 gives up accuracy, so it must be asked for."""
+"""The precisions of plans that `auto` takes, best first. int8 loses accuracy, so the user must ask for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What plans must fit: the GPUs, their driver, and the version of each flavour that is installed."""
+    """What plans must fit: the GPUs, their driver, and the installed version of each flavour of TensorRT."""
 
     cards: Cards
     driver: str | None
@@ -28,36 +28,36 @@ class Machine:
 
     @property
     def expects_cards(self) -> bool:
-        """Whether its owner counts on GPUs: there are some, or a driver and a flavour of TensorRT."""
+        """Whether this machine should serve from GPUs: it has some, or it has a driver and a flavour of TensorRT."""
         return bool(self.cards.found) or (self.driver is not None and bool(self.versions))
 
     @property
     def best_flavour(self) -> Flavour:
-        """The flavour to build for: TensorRT itself, which is faster, unless only the other is installed."""
+        """The flavour to build for: TensorRT, which is faster, unless only TensorRT for RTX is installed."""
         only_rtx = Flavour.TENSORRT not in self.versions and Flavour.TENSORRT_RTX in self.versions
         return Flavour.TENSORRT_RTX if only_rtx else Flavour.TENSORRT
 
     def only(self, card: Card | None) -> "Machine":
-        """The same machine with this GPU alone. None leaves it as it is."""
+        """The same machine with this GPU alone, or unchanged for None."""
         return self if card is None else replace(self, cards=Cards((card,)))
 
 
 NO_MACHINE = Machine(Cards((), "GPUs were not looked for"), None, {})
-"""Where nothing that is asked for needs a GPU."""
+"""Used if no requested runtime needs a GPU."""
 
 
 def this_machine() -> Machine:
-    """The machine as it is now. Asks CUDA for its GPUs."""
+    """This machine with the GPUs that CUDA reports."""
     versions = {flavour: found for flavour in Flavour if (found := installed_version(flavour)) is not None}
     here, driver = cards(), driver_version()
     if not here.found and driver is None:
-        here = Cards((), "there is no NVIDIA driver")  # CUDA itself speaks of a driver that is too old
+        here = Cards((), "there is no NVIDIA driver")  # a driver that is too old is reported by CUDA itself
     return Machine(here, driver, versions)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The artifact that plans are judged for: its name, where it lies, and its model.onnx as of now."""
+    """The artifact that plans are compared with: its name, its root folder, and its present model.onnx."""
 
     name: str
     root: Path
@@ -69,7 +69,7 @@ class Source:
         return cls(manifest.name, artifact.folder.parent.parent, manifest.files.get(GRAPH, ""))
 
     def build(self, flavour: Flavour, precision: str = Precision.FP16) -> str:
-        """The command that builds an engine for the GPU of the machine that it runs on."""
+        """The command that builds an engine for the GPU of the machine that runs it."""
         photos = " --calibration PHOTOS" if precision == Precision.INT8 else ""
         return (
             f"topfive export {self.name} --engine {flavour} --precision {precision}{photos} --target this "
@@ -77,7 +77,7 @@ class Source:
         )
 
     def nothing_built(self, flavour: Flavour, machine: Machine, asked: Precision) -> str:
-        """What to say where the artifact has no plan of `flavour`, with the commands that build one."""
+        """The message if the artifact has no plan of `flavour`, with the commands that build one."""
         precision = Precision.FP16 if asked is Precision.AUTO else asked
         install = "" if flavour in machine.versions else f"{INSTALL[flavour]} and then "
         return f"no {flavour} engine is built for {self.name}; run: {install}{self.build(flavour, precision)}"
@@ -85,7 +85,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing in which a plan and the machine differ, and the command that mends it, empty where there is none."""
+    """One thing in which a plan and the machine differ. `remedy` is the command that fixes it, or ''."""
 
     what: str
     remedy: str = ""
@@ -93,7 +93,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A plan, the GPUs that it fits, and what differs. It fits where nothing differs."""
+    """A plan, the GPUs that it fits, and the differences. It fits if there are none."""
 
     plan: EnginePlan
     cards: tuple[Card, ...]
@@ -105,22 +105,22 @@ class Fit:
 
     @property
     def card(self) -> Card:
-        """The GPU to open a plan that fits on: the one with the most free memory."""
+        """The GPU to open a fitting plan on: the one with the most free memory."""
         return max(self.cards, key=lambda one: one.free_bytes)
 
     @property
     def reason(self) -> str:
-        """What differs, in one line, empty where it fits."""
+        """All differences in one line, or '' if the plan fits."""
         return "; ".join(difference.what for difference in self.differences)
 
     @property
     def remedy(self) -> str:
-        """What to run, each command once, empty where there is nothing to run."""
+        """The commands to run, each once, or ''."""
         return " and then ".join(dict.fromkeys(one.remedy for one in self.differences if one.remedy))
 
 
 def misfits(fits: Iterable[Fit]) -> list[str]:
-    """A sentence for the plans that do not fit: names, reason, command. Those with the same reason share one."""
+    """A sentence for each reason why plans do not fit: their names, the reason, the command."""
     names: dict[tuple[str, str], list[str]] = {}
     for fit in fits:
         if not fit.fits:
@@ -133,14 +133,14 @@ def misfits(fits: Iterable[Fit]) -> list[str]:
 
 
 def survey(artifact: Artifact, machine: Machine, asked: Precision) -> tuple[tuple[Fit, ...], tuple[str, ...]]:
-    """Every plan in the artifact, the best first, and what is wrong with records that cannot be read."""
+    """Every plan in the artifact, the best first, and the errors of records that cannot be read."""
     plans, damage = read_plans(artifact.folder)
     fits = [judge(plan, Source.of(artifact), machine, asked, damage=_damage(plan)) for plan in plans]
     return tuple(sorted(fits, key=_rank)), tuple(damage)
 
 
 def judge(plan: EnginePlan, source: Source, machine: Machine, asked: Precision, damage: str = "") -> Fit:
-    """Compare the record of `plan` with the machine. `damage` is what is known to be wrong with the plan's file."""
+    """Compare the record of `plan` with the machine. `damage` is a known problem with the plan's file."""
     record = plan.record
     build = source.build(record.flavour, record.precision)
     on, differences = _cards(record, machine, build)
@@ -162,14 +162,14 @@ def judge(plan: EnginePlan, source: Source, machine: Machine, asked: Precision, 
 
 
 def _cards(record: PlanRecord, machine: Machine, build: str) -> tuple[tuple[Card, ...], list[Difference]]:
-    """The GPUs that the plan fits, or else why it fits none."""
+    """The GPUs that the plan fits, or the reasons why it fits none."""
     found = machine.cards.found
     if not found:
         return (), [Difference(f"no NVIDIA GPU can be used here: {machine.cards.reason}")]
     capable = tuple(card for card in found if str(card.target) in record.targets)
     if not capable:
         return (), [Difference(f"built for {', '.join(record.targets)}; here is {_named(found)}", build)]
-    # A plan of TensorRT proper is bound to the model of GPU; one for RTX is made for any GPU of its targets.
+    # A plan of TensorRT runs only on the GPU model that built it; a plan for RTX on any GPU of its targets.
     if record.flavour is Flavour.TENSORRT and record.card is not None:
         capable, named = tuple(card for card in capable if card.name == record.card), capable
         if not capable:
@@ -178,7 +178,7 @@ def _cards(record: PlanRecord, machine: Machine, build: str) -> tuple[tuple[Card
 
 
 def _versions(record: PlanRecord, machine: Machine, build: str) -> list[Difference]:
-    """What is not installed or of another version. Without a GPU nothing need be installed."""
+    """Differences in installed packages and versions. Without a GPU nothing need be installed."""
     installed = machine.versions.get(record.flavour)
     if not machine.cards.found or installed == record.version:
         return []
@@ -192,7 +192,7 @@ def _named(found: Sequence[Card]) -> str:
 
 
 def _damage(plan: EnginePlan) -> str:
-    """What is wrong with the file at a glance. Loading it compares its sha256."""
+    """A problem with the file that is visible without reading it, or ''. Loading it compares its sha256."""
     try:
         size = plan.path.stat().st_size
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The layout of an engine on the CPU: as `topfive tune` measured it, or by default."""
+"""The layout of an engine on the CPU: measured by `topfive tune`, or the default."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,22 +22,22 @@ _PACKAGES = {Runtime.OPENVINO: ("openvino",), Runtime.ONNXRUNTIME: ("onnxruntime
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The tuning record of one artifact that holds on this machine. `notes` say what of it is not used."""
+    """The tuning record of one artifact that applies to this machine. `notes` say which parts are not used, and why."""
 
     record: TuningRecord | None = None
     notes: tuple[str, ...] = ()
 
     def best(self, runtime: Runtime, precision: Precision) -> Trial | None:
-        """The best trial of what is asked, AUTO for any. None where that was not measured."""
+        """The best trial of this runtime and precision, AUTO for any. None if it was not measured."""
         for trial in self.record.trials if self.record else ():
             if runtime in (Runtime.AUTO, trial.runtime) and precision in (Precision.AUTO, trial.precision):
                 return trial
         return None
 
     def choose(self, runtime: Runtime, asked: Precision, allowed: Precision) -> tuple[Precision, Layout | None]:
-        """The precision to compute in, and the layout where it was measured.
+        """The precision to compute in, and the layout if it was measured.
 
-        `allowed` is the lowest precision that may be used for what is `asked`. Only AUTO leaves a choice.
+        `allowed` is the lowest precision that may be used if `asked` is AUTO.
         """
         trial = self.best(runtime, asked)
         if trial is not None and trial.precision not in (allowed, Precision.F32):
@@ -48,7 +48,7 @@ class Tuned:
         return Precision(trial.precision), Layout(trial.slots, trial.threads, trial.max_batch, origin)
 
     def order(self, among: Sequence[Runtime], precision: Precision) -> tuple[Runtime, ...]:
-        """Return `among` with the best measured runtime as the first of the tunable ones; others keep their places."""
+        """Return `among` with the best measured runtime first among the tunable ones; others keep their places."""
         best = self.best(Runtime.AUTO, precision)
         tunable = [one for one in among if one in TUNABLE]
         if best is None or best.runtime not in tunable:
@@ -61,10 +61,10 @@ NOT_TUNED = Tuned()
 
 
 def default_layout(cpus: int, most_slots: int = _MOST_SLOTS) -> Layout:
-    """The layout that nobody has measured: a few slots, because small networks leave many threads idle.
+    """The layout without a measurement: a few slots, because small networks leave many threads idle.
 
-    Slots times threads never exceed `cpus`, nor slots `most_slots`. A slot of one thread gains little by large batches,
-    which run longer and take memory (`topfive tune` measures it).
+    Slots times threads never exceed `cpus`, nor slots `most_slots`. A slot of one thread gains little from large
+    batches, which run longer and take memory (`topfive tune` measures it).
     """
     slots = min(most_slots, cpus)
     threads = max(1, cpus // slots)
@@ -78,7 +78,7 @@ def at_most(rows: int, artifact: Artifact) -> int:
 
 
 def conditions_here(cpus: int, runtime: Runtime = Runtime.AUTO, precision: Precision = Precision.AUTO) -> Conditions:
-    """The conditions of a record that is made here with so many CPUs, for one runtime and precision or for any."""
+    """The conditions of a tuning record on this machine with `cpus` CPUs, for one runtime and precision or for any."""
     sets = host().instruction_sets
     return Conditions(cpu=cpu_model(), instruction_sets=sets, cpus=cpus, runtime=runtime, precision=precision)
 
@@ -89,7 +89,7 @@ def tuning_files(artifact: Artifact, cache: Path) -> TuningFiles:
 
 
 def installed_version(runtime: Runtime) -> str | None:
-    """The version of a tunable runtime, as its engines say it. None where it is not installed. Imports nothing."""
+    """The version of a tunable runtime as its engines report it, or None if not installed. Imports nothing."""
     return package_version(*_PACKAGES[runtime])
 
 
@@ -100,10 +100,10 @@ def read_tuned(
     runtime: Runtime = Runtime.AUTO,
     precision: Precision = Precision.AUTO,
 ) -> Tuned:
-    """What was measured of `artifact` on a machine like this one, with the versions that are installed.
+    """The measurements of `artifact` on a machine like this one, with the installed versions.
 
-    A record made for one runtime or precision says nothing of others, so it counts only where that one is asked for.
-    Where several count, the most special does.
+    A record made for one runtime or precision counts only if that one is asked for. If several count, the most specific
+    one is used.
     """
     place, notes, record = tuning_files(artifact, cache), list[str](), None
     for confined in product(dict.fromkeys((runtime, Runtime.AUTO)), dict.fromkeys((precision, Precision.AUTO))):

@@ -1,4 +1,4 @@
-"""Opens an engine for an artifact: what was asked for, or with `auto` the first attempt that succeeds."""
+"""Opens an engine for an artifact: the requested one, or with `auto` the first attempt that succeeds."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Why an engine was chosen: what was preferred and passed over, each with the reason and what serves instead.
+    """Why an engine was chosen. `passed_over`: preferred engines, why each does not run, and what serves instead.
 
-    `fits` are the plans in the artifact, `parity` the reports of checks on this machine, `layout` that of an engine on
-    the CPU.
+    `fits` are the plans in the artifact, `parity` the reports of checks on this machine, `layout` the layout of an
+    engine on the CPU.
     """
 
     passed_over: tuple[str, ...] = ()
@@ -84,11 +84,11 @@ def open_engine(
     look: Callable[[], Machine] = this_machine,
     build_plan: BuildPlan = build_plan_engine,
 ) -> OpenedEngine:
-    """A warm engine for `artifact` that never runs more rows at once than its manifest allows.
+    """Open a warm engine for `artifact`. It never runs more rows at once than the manifest allows.
 
-    With `auto` the best that runs here and is known to answer rightly. The log and the choice say what was passed over
-    and why. Raises EngineUnavailableError where what was asked for cannot run, and with `auto` where the GPU that was
-    named lacks memory. `look` finds out what machine this is, `build_plan` makes the engine of a plan.
+    `auto` takes the best engine that runs here and passes parity. The log and the choice say which were passed over and
+    why. Raises EngineUnavailableError if the requested engine cannot run, and with `auto` if the named GPU lacks
+    memory. `look` finds the machine's GPUs and versions, `build_plan` makes the engine of a plan.
     """
     machine = NO_MACHINE if options.runtime in _ON_CPU else look().only(options.card)
     selection = Selection.of(artifact, options, machine)
@@ -111,10 +111,10 @@ def open_engine(
 def _open_first(
     selection: Selection, attempts: Iterable[Attempt], build_plan: BuildPlan
 ) -> tuple[OpenedEngine | None, list[str]]:
-    """The first of the attempts with one runtime that succeeds, if any, and why those before it do not.
+    """The first attempt with one runtime that succeeds, or None, and the errors of those before it.
 
-    Raises EngineUnavailableError where a runtime that was asked for fails, and where a GPU that was named has too
-    little memory: the caller may make room there and try again.
+    Raises EngineUnavailableError if a requested runtime fails, and if the named GPU has too little memory: the caller
+    may free memory there and try again.
     """
     options = selection.options
     failed: list[str] = []
@@ -135,7 +135,7 @@ def _open_first(
 
 
 def _open(selection: Selection, attempt: Attempt, build_plan: BuildPlan) -> OpenedEngine:
-    """Build the engine, warm it up, and compare its answers where that was not done yet. On an error it is closed."""
+    """Build the engine, warm it up, and check parity if no report exists. On an error the engine is closed."""
     artifact, check, report = selection.artifact, attempt.check, attempt.report
     reference = reference_of(artifact) if check is not None and report is None else None
     try:
@@ -169,7 +169,7 @@ def _build(selection: Selection, attempt: Attempt, build_plan: BuildPlan) -> Eng
 
 
 def _with_notes(opened: OpenedEngine, fits: tuple[Fit, ...], notes: list[tuple[int, str]]) -> OpenedEngine:
-    """Say in each note what serves instead, log it, and put it into the choice."""
+    """Add to each note which engine serves instead, log it, and put it into the choice."""
     info = opened.engine.describe()
     texts = [f"{note}; {info.runtime} in {info.precision} serves instead" for _, note in notes]
     for (level, _), text in zip(notes, texts, strict=True):

@@ -1,10 +1,10 @@
-"""How alike two sets of answers are, image by image: an engine's, and those it must give.
+"""Compares the probabilities of an engine with the reference (PyTorch, or the imported file), image by image.
 
-For each image, with p the probabilities of the engine and q those of the original (PyTorch, or the imported file):
+For each image, with p the probabilities of the engine and q the reference:
 
     max_abs_diff    the largest |p - q| over classes
-    logit_cosine    the cosine of log p and log q, each less its mean: softmax forgets what is added to all logits
-    top1_agreement  1 where q of the engine's best class is within a tie of the best q, else 0
+    logit_cosine    the cosine of log p and log q, each less its mean: softmax ignores a constant added to all logits
+    top1_agreement  1 if q of the engine's best class is within a tie of the best q, else 0
     top5_agreement  the share of the engine's best five whose q is within a tie of the fifth best q
 
 A tie is a ratio of probabilities that rounding alone may reverse; it grows with the precision's rounding. A report
@@ -33,7 +33,7 @@ THRESHOLDS = {
     Precision.F32: Thresholds(max_abs_diff=1e-4, logit_cosine=0.9999, top1_agreement=1.0, top5_agreement=1.0),
     Precision.FP16: Thresholds(max_abs_diff=0.01, logit_cosine=0.999, top1_agreement=1.0, top5_agreement=0.9),
     Precision.BF16: Thresholds(max_abs_diff=0.03, logit_cosine=0.99, top1_agreement=1.0, top5_agreement=0.9),
-    # SqueezeNet 1.1 with trained weights differs by 0.18 in the worst of 16 images, and names its photos right.
+    # SqueezeNet 1.1 with trained weights differs by 0.18 in the worst of 16 images, and still classifies them right.
     Precision.INT8: Thresholds(max_abs_diff=0.25, logit_cosine=0.97, top1_agreement=0.9, top5_agreement=0.8),
 }
 TIES = {  # differences of log probabilities
@@ -43,7 +43,7 @@ TIES = {  # differences of log probabilities
     Precision.INT8: 0.2,
 }
 HALF_SMALLEST = 6.1e-5
-"""The smallest number that float16 holds with all its bits. A softmax in float16 gives zeros below it."""
+"""The smallest normal float16. A softmax in float16 gives zeros below it."""
 
 _SMALLEST = 1e-37  # just above the smallest normal float32, so that a probability of zero has a logarithm
 
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 class Bounds:
     """How strictly answers are compared. `ties` are differences of log probabilities.
 
-    A probability below `smallest` counts as `smallest`, because the original's numbers hold nothing below it.
+    A probability below `smallest` counts as `smallest`, because the reference has no smaller numbers.
     """
 
     batch_sizes: tuple[int, ...] = BATCH_SIZES
@@ -98,7 +98,7 @@ def compare(
 
 
 def figures(report: ParityReport) -> str:
-    """What was measured and what was asked for, in one line."""
+    """The measured numbers and their thresholds, in one line."""
     limit = report.thresholds
     return (
         f"{report.runtime} {report.precision}: max |dp| {report.max_abs_diff:.2g} (at most {limit.max_abs_diff:g}), "
@@ -115,7 +115,7 @@ def _run(engine: Engine, images: Batch, size: int) -> Probabilities:
 def _figures(
     given: Probabilities, reference: Probabilities, tie: float, smallest: float
 ) -> tuple[float, float, float, float]:
-    """The worst difference, the worst cosine and the mean agreements. Answers that are not finite are the worst."""
+    """The worst difference, the worst cosine and the mean agreements. Non-finite values give the worst figures."""
     if given.shape != reference.shape or not np.isfinite(given).all():
         return 1.0, -1.0, 0.0, 0.0  # a number, because the manifest is JSON, which has no infinity
     log_p, log_q = _log(given, smallest), _log(reference, smallest)
@@ -137,9 +137,9 @@ def _log(probabilities: Probabilities, smallest: float) -> np.ndarray[tuple[int,
 
 @dataclass(frozen=True, slots=True)
 class CheckedEngine:
-    """What a check on a GPU holds for. Where any of these differs the engine is checked again.
+    """The key of a check on a GPU. If any field differs, the engine is checked again.
 
-    `engine_sha256` is that of the plan, or of model.onnx where the runtime reads that.
+    `engine_sha256` is the sha256 of the plan, or of model.onnx if the runtime reads that.
     """
 
     engine_sha256: str
@@ -153,10 +153,10 @@ class CheckedEngine:
 
 @dataclass(frozen=True, slots=True)
 class ParityCheck:
-    """The comparison of an engine, on the GPU that is to run it, with the answers that the artifact keeps.
+    """The comparison of an engine, on the GPU that will run it, with the reference answers in the artifact.
 
-    It is made once: the folder `cache` keeps the report for later loads. Nothing is kept where `cache` is None.
-    `batch_sizes` are those that the engine will run.
+    It is made once: the folder `cache` keeps the report for later loads. Nothing is kept if `cache` is None.
+    `batch_sizes` are the sizes that the engine will run.
     """
 
     artifact: Artifact
@@ -172,7 +172,7 @@ class ParityCheck:
         return cls(artifact, subject, thresholds(artifact.manifest, subject.precision), sizes, cache)
 
     def stored(self) -> ParityReport | None:
-        """The report of an earlier check, passed or not. None where there is none that holds for this engine."""
+        """The report of an earlier check of this engine, passed or not, or None."""
         content = None if self.cache is None else self._file(self.cache).read()
         if content is None:
             return None
@@ -183,7 +183,7 @@ class ParityCheck:
         return report if set(self.batch_sizes) <= set(report.batch_sizes) else None
 
     def failure(self, report: ParityReport | None) -> str:
-        """Why the engine may not serve: by `report`, or before there is one. Empty where nothing is known."""
+        """Why `report` forbids the engine to serve, or ''. None means that there is no report yet."""
         if report is None and REFERENCE not in self.artifact.manifest.files:
             return _unreadable_reference(self.artifact)
         if report is None or report.passed:
@@ -210,16 +210,16 @@ class ParityCheck:
         return report
 
     def _file(self, cache: Path) -> CacheFile:
-        """The file of the report, named for all that the report holds for."""
+        """The file of the report, named by all fields of its key."""
         subject = "\0".join([*map(str, asdict(self.subject).values()), self.thresholds.model_dump_json()])
         path = cache / "parity" / f"{sha256(subject.encode()).hexdigest()[:32]}.json"
         return CacheFile(path, "the engine is checked at each load; name a folder with --cache")
 
 
 def thresholds(manifest: Manifest, precision: Precision) -> Thresholds:
-    """What an engine in `precision` must reach.
+    """The thresholds for an engine in `precision`.
 
-    The numbers of an imported file may themselves be rounded. What its f32 was allowed, lower precisions are allowed.
+    The numbers of an imported file may themselves be rounded. Lower precisions get at least the tolerance that f32 got.
     """
     own, f32 = BOUNDS.thresholds[precision], _thresholds_of_import(manifest)
     if f32 is None:
@@ -229,14 +229,14 @@ def thresholds(manifest: Manifest, precision: Precision) -> Thresholds:
 
 
 def _thresholds_of_import(manifest: Manifest) -> Thresholds | None:
-    """What f32 was allowed when the file was imported. None for a model of the catalog."""
+    """The thresholds for f32 when the file was imported. None for a model of the catalog."""
     if manifest.family != IMPORTED:
         return None
     return next((report.thresholds for report in manifest.parity if report.precision == Precision.F32), None)
 
 
 def _tie(manifest: Manifest, precision: Precision) -> float:
-    """The tie of `precision`, or that of the precision by whose thresholds the file was imported, if it is larger."""
+    """The tie of `precision`, or if larger, the tie of the precision whose thresholds the import used."""
     allowed = _thresholds_of_import(manifest)
     return max(BOUNDS.ties[one] for one in BOUNDS.ties if one is precision or BOUNDS.thresholds.get(one) == allowed)
 
@@ -257,9 +257,9 @@ def _unreadable_reference(artifact: Artifact) -> str:
 
 
 def reference_of(artifact: Artifact) -> Reference:
-    """The images and answers that the artifact keeps.
+    """The reference images and answers in the artifact.
 
-    Raises EngineUnavailableError, with the command that exports it again, where it keeps none or they are damaged.
+    Raises EngineUnavailableError, with the command that exports it again, if they are missing or damaged.
     """
     try:
         read_file(artifact.folder.parent.parent, artifact.version, artifact.manifest, REFERENCE)

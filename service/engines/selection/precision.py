@@ -1,4 +1,4 @@
-"""In which precision a runtime serves an artifact: what was asked for, or the fastest that its parity reports allow."""
+"""Chooses the precision of a runtime for an artifact: as requested, or the fastest that its parity reports allow."""
 
 import logging
 
@@ -15,18 +15,18 @@ COMPUTES = {
     Runtime.ONNXRUNTIME: (Precision.F32,),
     Runtime.TORCH: (Precision.F32,),
 }
-"""The precisions of each runtime. No runtime computes in a precision that it was not asked for."""
+"""The precisions of each runtime. No runtime uses a precision that was not requested from it."""
 
 log = logging.getLogger(__name__)
 
 
 def computes(runtime: Runtime, asked: Precision) -> bool:
-    """Whether `runtime` can compute in the precision that is asked for."""
+    """Whether `runtime` can compute in the requested precision."""
     return asked is Precision.AUTO or asked in COMPUTES[runtime]
 
 
 def check_computes(runtime: Runtime, asked: Precision) -> None:
-    """Raise EngineUnavailableError, naming a runtime that can, where `runtime` cannot compute in what is asked for."""
+    """Raise EngineUnavailableError, naming a runtime that can, if `runtime` cannot compute in `asked`."""
     if not computes(runtime, asked):
         having = next(other for other in COMPUTES if asked in COMPUTES[other])
         raise EngineUnavailableError(
@@ -35,11 +35,11 @@ def check_computes(runtime: Runtime, asked: Precision) -> None:
 
 
 def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
-    """The precision to compute in on a runtime that reads model.onnx. A plan has a precision of its own.
+    """The precision to compute in on a runtime that reads model.onnx. A plan has its own precision.
 
-    bf16 needs a passed parity report of this artifact on this runtime. Raises EngineUnavailableError where the runtime
-    does not have what was asked for, where bf16 was asked for and may not be used, and where the runtime may not be
-    used at all: see `_check_f32`.
+    bf16 needs a passed parity report of this artifact on this runtime. Raises EngineUnavailableError if the runtime
+    does not have the requested precision, if bf16 was requested and may not be used, and if the runtime may not be used
+    at all (see `_check_f32`).
     """
     check_computes(runtime, asked)
     _check_f32(artifact, runtime)
@@ -49,15 +49,16 @@ def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> 
 
 
 def is_checked_on_the_card(artifact: Artifact, runtime: Runtime) -> bool:
-    """Whether the export left the check of that runtime to the machine with the GPU."""
+    """Whether the export left the parity check of that runtime to the machine with the GPU."""
     return runtime is Runtime.ONNXRUNTIME_CUDA and artifact.parity(runtime, Precision.F32) is None
 
 
 def _check_f32(artifact: Artifact, runtime: Runtime) -> None:
-    """Raise EngineUnavailableError where f32 on this runtime is not known to be right. Then bf16 is not used either.
+    """Raise EngineUnavailableError if parity in f32 on this runtime is not known to pass. Then bf16 is not used either.
 
-    An export passes on every runtime or is not written. An import needs one runtime that passes, and any other serves
-    only with a report of its own. The torch engine needs no report: it is the reference of exports, and runs no import.
+    An export passes on every runtime or is not written. An import needs one runtime that passes; any other serves only
+    with a passed report of its own. The torch engine needs no report: it is the reference of exports, and runs no
+    import.
     """
     manifest, report = artifact.manifest, artifact.parity(runtime, Precision.F32)
     if report is not None and not report.passed:

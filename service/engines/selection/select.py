@@ -1,4 +1,4 @@
-"""Which engines may serve an artifact on this machine, the preferred first, and why others may not. Opens none."""
+"""Lists the engines that may serve an artifact on this machine, the preferred first, with reasons. Opens none."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,22 +28,22 @@ from service.engines.selection.precision import check_computes, choose_precision
 from service.engines.tensorrt.packages import is_installed
 
 BUILT = (Runtime.TENSORRT, Runtime.TENSORRT_RTX)
-"""The runtimes of engines that are built for a GPU. Their names are those of the flavours of plans."""
+"""The runtimes of engines that are built for a GPU. Each has the name of its flavour of plans."""
 ON_CARDS = (*BUILT, Runtime.ONNXRUNTIME_CUDA)
 ORDER = (*ON_CARDS, Runtime.OPENVINO, Runtime.ONNXRUNTIME)
-"""What `auto` prefers, best first. torch is the reference, and serves only where it is asked for."""
+"""The order of preference of `auto`. torch is the reference and serves only if asked for."""
 
 _MODULE = {Runtime.ONNXRUNTIME_CUDA: "onnxruntime"}
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What is asked of an engine.
+    """The requested properties of an engine.
 
-    `cpus` are for all slots together. `max_batch` 0 and `layout` None take what was tuned, or else the default;
-    `layout` holds for the CPU alone. `card` is the one to use, None for any. `cache` is the folder for what this
-    machine finds out, and with `keep_compiled` also for graphs that OpenVINO compiled. `among` are the runtimes that
-    `auto` tries, best first.
+    `cpus` are for all slots together. `max_batch` 0 and `layout` None take the tuned values, or else the default;
+    `layout` applies to the CPU alone. `card` is the GPU to use, None for any. `cache` is the folder for measurements of
+    this machine and, with `keep_compiled`, for graphs that OpenVINO compiled. `among` are the runtimes that `auto`
+    tries, best first.
     """
 
     runtime: Runtime = Runtime.AUTO
@@ -67,7 +67,7 @@ class EngineOptions:
 
 
 def installed(runtime: Runtime) -> bool:
-    """Whether the packages of `runtime` can be imported. Of them only ONNX Runtime is, to ask it for CUDA."""
+    """Whether the packages of `runtime` can be imported. It imports only ONNX Runtime, to ask it for CUDA."""
     if runtime in BUILT:
         return is_installed(Flavour(runtime))
     if find_spec(_MODULE.get(runtime, runtime.value)) is None:
@@ -80,7 +80,7 @@ def installed(runtime: Runtime) -> bool:
 
 
 def check_possible(runtime: Runtime, asked: Precision) -> None:
-    """Raise EngineUnavailableError where `runtime` is not installed, or cannot compute in what is asked for."""
+    """Raise EngineUnavailableError if `runtime` is not installed or cannot compute in `asked`."""
     if not installed(runtime):
         raise EngineUnavailableError(f"the runtime {runtime} is not installed; run: {INSTALL[runtime]}")
     check_computes(runtime, asked)
@@ -90,10 +90,10 @@ def check_possible(runtime: Runtime, asked: Precision) -> None:
 class Attempt:
     """One engine that may serve an artifact.
 
-    `reason` says why it cannot, and is empty where nothing is known against it. `doubt` is a reason that only opening
-    the engine can confirm. `layout` is that of an engine on the CPU, `fit` the plan of one that is built for a GPU.
-    `check` is the comparison that an engine on a GPU must pass, None where the export has made it, and `report` the
-    one that an earlier load has kept.
+    `reason` says why it cannot, and is empty if nothing is known against it. `doubt` is a reason that only opening the
+    engine can confirm. `layout` is for an engine on the CPU, `fit` the plan of an engine built for a GPU. `check` is
+    the parity check that an engine on a GPU must pass, None if the export has made it. `report` is the result of an
+    earlier load.
     """
 
     runtime: Runtime
@@ -108,9 +108,9 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What may serve one artifact on one machine.
+    """The engines that may serve one artifact on one machine.
 
-    `fits` are the plans in the artifact, the best first. `damage` says which of their records cannot be read.
+    `fits` are the plans in the artifact, the best first. `damage` names the records that cannot be read.
     """
 
     artifact: Artifact
@@ -134,9 +134,9 @@ class Selection:
         return at_most(self.options.batch_on_cards, self.artifact)
 
     def attempts(self) -> Iterator[Attempt]:
-        """What was asked for, or with `auto` whatever can compute in the precision, the preferred first.
+        """The attempts for the request, with `auto` all runtimes that can compute in the precision, preferred first.
 
-        Those of one runtime follow each other. They are made one by one, because judging a runtime may import it.
+        Attempts with one runtime follow each other. They are made one by one, because checking a runtime may import it.
         """
         asked, runtime = self.options.precision, self.options.runtime
         if runtime is Runtime.AUTO:
@@ -155,7 +155,7 @@ class Selection:
         yield from self._attempts_on(runtime)
 
     def expected(self) -> tuple[Attempt | None, list[Attempt]]:
-        """What opening would succeed with, unless it finds out something new, and the attempts before that."""
+        """The attempt that should succeed, or None, and the attempts before it."""
         passed: list[Attempt] = []
         for attempt in self.attempts():
             if not (attempt.reason or attempt.doubt):
@@ -164,7 +164,7 @@ class Selection:
         return None, passed
 
     def remarks(self) -> list[str]:
-        """Why `auto` uses no GPU, where no attempt says so: records cannot be read, no GPU, or nothing built."""
+        """Why `auto` uses no GPU, if no attempt gives the reason: records cannot be read, no GPU, or nothing built."""
         remarks, cards, asked = list(self.damage), self.machine.cards, self.options.precision
         if self.fits or not computes(Runtime.TENSORRT, asked):
             return remarks
@@ -175,7 +175,7 @@ class Selection:
         return remarks
 
     def refusal(self, reasons: Sequence[str]) -> str:
-        """What to say where every attempt fails, each for its reason."""
+        """The error message if every attempt fails, with the reason of each."""
         damage = self.damage if self.options.runtime is Runtime.AUTO else ()
         if damage or reasons:
             return "; ".join([*damage, *reasons])
@@ -237,7 +237,7 @@ class Selection:
     def _check(
         self, engine: tuple[str, Runtime, str], precision: Precision, card: Card | None, rows: int
     ) -> ParityCheck:
-        """The check of an engine by its sha256, runtime and version. Nothing is kept where the GPU is not known."""
+        """The check of an engine, by its sha256, runtime and version. Nothing is kept if the GPU is not known."""
         subject = CheckedEngine(
             engine_sha256=engine[0],
             reference_sha256=self.artifact.manifest.files.get(REFERENCE, ""),

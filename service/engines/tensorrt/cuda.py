@@ -1,6 +1,6 @@
 """CUDA's runtime on one GPU: memory, streams, events and graphs.
 
-The status of every call is checked, and what was made is freed once. Knows nothing of TensorRT.
+The status of every call is checked, and every allocation is freed once. Knows nothing of TensorRT.
 """
 
 import ctypes
@@ -58,19 +58,19 @@ log = logging.getLogger(__name__)
 
 
 class CudaError(Exception):
-    """A call failed, and later ones may succeed. The message has the call, and CUDA's own name and words."""
+    """A call failed, and later ones may succeed. The message has the call, and CUDA's name and text of the error."""
 
 
 def loss_in(text: str) -> Loss | None:
-    """The loss of a GPU that another library quotes in its own error, None where it quotes none."""
+    """The loss of a GPU that another library quotes in its error text, or None."""
     return next((loss for number in _QUOTED.findall(text) if (loss := _LOST.get(int(number))) is not None), None)
 
 
 class Cuda:
-    """One GPU, by `runtime`, which is the module `cuda.bindings.runtime` or has its functions.
+    """Calls the CUDA runtime for one GPU. `runtime` is `cuda.bindings.runtime` or a module with its functions.
 
-    Every method raises MemoryError where the GPU or the pinned memory is full, CardLostError where the GPU is lost,
-    else CudaError. What a method makes belongs to `owner`, which frees it when it closes. Once the GPU is lost nothing
+    Every method raises MemoryError if the GPU or the pinned memory is full, CardLostError if the GPU is lost, else
+    CudaError. What a method allocates belongs to `owner`, which frees it when it closes. Once the GPU is lost nothing
     is freed: the calls would fail, and the end of the process frees everything.
     """
 
@@ -80,15 +80,15 @@ class Cuda:
         self.lost: str | None = None
 
     def enter(self) -> None:
-        """Use the GPU in the calling thread. Each thread has a current GPU, and may change it."""
+        """Make the GPU current in the calling thread. CUDA keeps a current GPU for each thread."""
         self._call("cudaSetDevice", self.index)
 
     def device_memory(self, owner: ExitStack, size_bytes: int) -> int:
-        """Allocate memory on the GPU and give its address."""
+        """Allocate memory on the GPU and return its address."""
         return int(self._owned(owner, "cudaFree", self._call("cudaMalloc", size_bytes)))
 
     def pinned(self, owner: ExitStack, shape: tuple[int, ...], dtype: type[S]) -> NDArray[S]:
-        """Zeros in pinned memory of the host, which the GPU reads and writes by itself."""
+        """An array of zeros in pinned host memory, which the GPU reads and writes directly."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         allocated = self._call("cudaHostAlloc", size, self._runtime.cudaHostAllocDefault)
         memory = (ctypes.c_uint8 * size).from_address(int(self._owned(owner, "cudaFreeHost", allocated)))
@@ -102,11 +102,11 @@ class Cuda:
         return self._owned(owner, "cudaStreamDestroy", made)
 
     def event(self, owner: ExitStack) -> Any:
-        """An event whose waiter sleeps. By default the waiter would spin."""
+        """An event whose waiter sleeps. By default it would spin."""
         flags = self._runtime.cudaEventBlockingSync | self._runtime.cudaEventDisableTiming
         return self._owned(owner, "cudaEventDestroy", self._call("cudaEventCreateWithFlags", flags))
 
-    # A copy is only queued. `rows` lie in pinned memory in one piece.
+    # The copy is only queued. `rows` must be contiguous in pinned memory.
     def upload(self, address: int, rows: NDArray[Any], stream: Any) -> None:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, rows.ctypes.data, rows.nbytes, kind, stream)
@@ -116,24 +116,24 @@ class Cuda:
         self._call("cudaMemcpyAsync", rows.ctypes.data, address, rows.nbytes, kind, stream)
 
     def finish(self, event: Any, stream: Any) -> None:
-        """Wait until all that was queued has run. Other threads go on, because cuda-bindings releases the GIL."""
+        """Wait until all queued work has run. Other threads go on, because cuda-bindings releases the GIL."""
         self._call("cudaEventRecord", event, stream)
         self._call("cudaEventSynchronize", event)
 
     def loss(self, text: str) -> CardLostError | None:
-        """The error to raise where the words of another library say that the GPU is lost, else None."""
+        """A CardLostError if another library's error text says that the GPU is lost, else None."""
         if (loss := loss_in(text)) is None:
             return None
         self.lost = f"{loss.name}: {loss.meaning}: {text}"
         return CardLostError(self.lost)
 
     def drain(self, stream: Any) -> None:
-        """Wait for a stream, after which nothing uses its buffers."""
+        """Wait for all work of a stream. After that nothing uses its buffers."""
         self._call("cudaStreamSynchronize", stream)
 
     def capture(self, owner: ExitStack, stream: Any, work: Callable[[], None]) -> Any:
-        """Record what `work` queues on `stream` as a graph to launch. None of it runs. Other threads may go on."""
-        # In the global mode of capture an allocation in any other thread would fail.
+        """Record what `work` queues on `stream` as a CUDA graph. None of it runs. Other threads may go on."""
+        # In global capture mode an allocation in any other thread would fail.
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
@@ -158,7 +158,7 @@ class Cuda:
         return handle
 
     def _free(self, function: str, handle: Any) -> None:
-        """Free one thing. A failure is only logged, because nothing better can be done."""
+        """Free one object. A failure is only logged."""
         if self.lost is not None:
             return
         try:
@@ -167,7 +167,7 @@ class Cuda:
             log.warning("not freed: %s", error)
 
     def _call(self, function: str, *arguments: Any) -> Any:
-        """The value of a call, None where it gives none."""
+        """The value that a call returns, or None if it returns none."""
         error, *values = getattr(self._runtime, function)(*arguments)
         if error != self._runtime.cudaError_t.cudaSuccess:
             raise self._failure(function, error)

@@ -1,4 +1,4 @@
-"""TensorRT on an NVIDIA GPU, in both flavours: one engine, and a context, a stream and buffers for each slot."""
+"""TensorRT and TensorRT for RTX on an NVIDIA GPU: one engine, and a context, a stream and buffers for each slot."""
 
 import logging
 import queue
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Libraries:
-    """What an engine runs on: TensorRT's module, CUDA's runtime, and the version of the driver."""
+    """The libraries of an engine: TensorRT's module, CUDA's runtime, and the version of the driver."""
 
     trt: Any
     cudart: Any
@@ -31,7 +31,7 @@ class Libraries:
 
     @classmethod
     def installed(cls, flavour: Flavour) -> "Libraries":
-        """Those of this machine. Raises EngineUnavailableError where one is not installed."""
+        """Imports the libraries. Raises EngineUnavailableError if one is not installed."""
         try:
             return cls(packages.module(flavour), cuda_runtime(), driver_version() or "unknown")
         except ImportError as error:
@@ -39,14 +39,14 @@ class Libraries:
 
 
 class TensorRtEngine(Engine):
-    """The network of a plan on one GPU, for at most `slots` batches at once.
+    """Runs a plan on one GPU, at most `slots` batches at once.
 
-    `max_batch` is at most the largest of the plan's profile, and `slots` are fewer than asked for where the GPU lacks
-    memory for more. `memory_bytes` are the weights, and for each slot its activations and buffers, by TensorRT's own
-    numbers. TensorRT for RTX keeps in the folder `cache` what it compiles.
+    `max_batch` is at most the largest of the plan's profile. There are fewer slots than requested if the GPU lacks
+    memory for more. `memory_bytes` is the weights plus the activations and buffers of each slot, as TensorRT reports
+    them. TensorRT for RTX keeps what it compiles in the folder `cache`.
 
-    Raises EngineUnavailableError where the plan cannot run here, NoRoomError where the GPU is too full, CardLostError
-    where the GPU is lost.
+    Raises EngineUnavailableError if the plan cannot run here, NoRoomError if the GPU has too little memory,
+    CardLostError if the GPU is lost.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TensorRtEngine(Engine):
         self._plan: LoadedPlan | None = None
         try:
             self._cuda.enter()
-        except (CudaError, CardLostError, MemoryError) as error:  # the first use: a GPU that is busy is not lost
+        except (CudaError, CardLostError, MemoryError) as error:  # the first use: the GPU may be busy rather than lost
             raise EngineUnavailableError(f"the GPU cannot be used: {error}") from error
         try:
             self._open(plan, self._cache_file(cache), (slots, max_batch), launch)
@@ -92,7 +92,7 @@ class TensorRtEngine(Engine):
         return tuple(sorted(common))
 
     def run(self, rows: Rows) -> Probabilities:
-        """Probabilities [N, C] of N samples. Raises MemoryError where memory lacks, CardLostError on a lost GPU."""
+        """Probabilities [N, C] of N samples. Raises MemoryError if memory lacks, CardLostError if the GPU is lost."""
         if not 1 <= len(rows) <= self.max_batch:
             raise ValueError(f"a batch holds 1 to {self.max_batch} rows, not {len(rows)}")
         with self._lock:
@@ -114,7 +114,7 @@ class TensorRtEngine(Engine):
         return EngineInfo(Runtime(self._record.flavour), str(trt.__version__), device, self._record.precision)
 
     def close(self) -> None:
-        """Give back the GPU's memory: at once, or when the last batch that still runs has ended."""
+        """Free the GPU's memory: at once, or when the last running batch has ended."""
         with self._lock:
             last = not self._closed and not self._running
             self._closed = True
@@ -129,7 +129,7 @@ class TensorRtEngine(Engine):
             self._release()
 
     def _cache_file(self, folder: Path) -> CacheFile | None:
-        """The file for what TensorRT for RTX compiles from this plan, on this model of GPU and driver."""
+        """The file for the kernels that TensorRT for RTX compiles from this plan, for this GPU model and driver."""
         if self._record.flavour is not Flavour.TENSORRT_RTX:
             return None
         name = f"{self._record.sha256}-{file_name(self._card.name, self._libraries.driver)}.cache"
@@ -141,7 +141,7 @@ class TensorRtEngine(Engine):
             self._plan = LoadedPlan(self._libraries.trt, self._cuda, plan, self._contract, cache)
             self.max_batch = min(max_batch, self._plan.profile.largest)
             sizes = buckets(self._plan.profile.smallest, self.max_batch)
-            # RTX makes graphs by itself, and one within another is an error.
+            # RTX makes graphs by itself, and nested graphs are an error.
             self._add_slots(self._plan, slots, sizes, launch if cache is None else Launch.CALLS)
             self._plan.keep_cache()
         except MemoryError as error:
@@ -153,7 +153,7 @@ class TensorRtEngine(Engine):
         self.memory_bytes = self._plan.weights_bytes + self.slots * each
 
     def _add_slots(self, plan: LoadedPlan, slots: int, sizes: tuple[int, ...], launch: Launch) -> None:
-        """Make as many slots as fit, at least one."""
+        """Make as many of the slots as fit, at least one."""
         for number in range(1, slots + 1):
             try:
                 slot = CardSlot(self._cuda, plan, self._contract, sizes, launch)
@@ -166,7 +166,7 @@ class TensorRtEngine(Engine):
             self._free.put(slot)
 
     def _release(self) -> None:
-        """Free contexts before the engine, the engine before the runtime. Nothing is freed on a lost GPU."""
+        """Free contexts before the engine, and the engine before the runtime. Nothing is freed on a lost GPU."""
         try:
             self._cuda.enter()
             for slot in self._slots:

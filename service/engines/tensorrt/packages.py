@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT for RTX as Python modules with the same interface. Opens no GPU."""
+"""Imports TensorRT or TensorRT for RTX, which have the same interface. Uses no GPU."""
 
 import ctypes
 from dataclasses import dataclass, field
@@ -12,27 +12,27 @@ from models.artifact.engine_plan import Flavour
 from service.common.packages import package_version
 from service.engines.base import INSTALL, EngineUnavailableError
 
-# The packages whose version is that of the library, whichever of them is installed
+# The packages that have the library's version; any of them may be installed
 _PACKAGES = {
     Flavour.TENSORRT: ("tensorrt_cu13_bindings", "tensorrt_cu13", "tensorrt"),
     Flavour.TENSORRT_RTX: ("tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13", "tensorrt_rtx"),
 }
-# NVIDIA's plugin for ONNX Runtime carries the libraries that the bindings of the same version need.
+# NVIDIA's plugin for ONNX Runtime contains the libraries that the bindings of the same version need.
 _RTX_BINDINGS, _RTX_LIBRARIES = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
 _RTX_FILES = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
 
 
 def is_installed(flavour: Flavour) -> bool:
-    """Whether its packages are installed. Imports nothing."""
+    """Whether the packages of the flavour are installed. Imports nothing."""
     if flavour is Flavour.TENSORRT:
         return find_spec("tensorrt") is not None
     return find_spec("tensorrt_rtx") is not None or all(map(find_spec, (_RTX_BINDINGS, _RTX_LIBRARIES)))
 
 
 def installed_version(flavour: Flavour) -> str | None:
-    """The version that is installed. None where there is none or it cannot be told.
+    """The installed version, or None if there is none or it is unknown.
 
-    An installation that pip did not make is imported and asked itself. Its libraries take a second to load.
+    If pip did not make the installation, the module is imported and asked. Its libraries take a second to load.
     """
     if not is_installed(flavour):
         return None
@@ -45,7 +45,7 @@ def installed_version(flavour: Flavour) -> str | None:
 
 
 def module(flavour: Flavour) -> ModuleType:
-    """The module of that flavour. Raises EngineUnavailableError where it is not installed or its libraries fail."""
+    """The Python module of the flavour. Raises EngineUnavailableError if it is not installed or its libraries fail."""
     if not is_installed(flavour):
         raise EngineUnavailableError(f"{flavour} is not installed; run: {INSTALL[flavour]}")
     try:
@@ -73,17 +73,17 @@ def _load_rtx_libraries() -> None:
 
 @dataclass(frozen=True, slots=True)
 class TensorRtLog:
-    """The errors and warnings that TensorRT logged. Almost all its failures are a None and a line of its log."""
+    """The errors and warnings that TensorRT logged. Most failing calls only return None and log the reason."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def last(self, count: int = 3) -> str:
-        """The last errors, or what to say where there are none."""
+        """The last errors, or a sentence that there are none."""
         return "; ".join(self.errors[-count:]) or "TensorRT gave no reason"
 
     def clear(self) -> None:
-        """Forget what was said so far, which would not explain a later failure."""
+        """Drop earlier messages, which would not explain a later failure."""
         self.errors.clear()
         self.warnings.clear()
 

@@ -1,4 +1,4 @@
-"""A plan that TensorRT has loaded and that is checked against the graph contract. Makes contexts to run it in."""
+"""Loads a plan with TensorRT, checks it against the graph contract, and makes execution contexts."""
 
 import logging
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from service.engines.tensorrt.packages import TensorRtLog, logger
 
 IMAGE, PROBABILITIES = "image", "probabilities"
 LARGEST_CACHE_BYTES = 100 << 20
-"""NVIDIA says that a larger cache of TensorRT for RTX takes longer to read than it saves."""
+"""Limit of the cache of TensorRT for RTX: NVIDIA says that reading a larger one takes longer than it saves."""
 
 _MEMORY = ("outofmemory", "out of memory", "cudaerrormemoryallocation")
 
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 class TensorRtError(Exception):
-    """TensorRT refused a step. The message has its own words."""
+    """TensorRT refused a step. The message is TensorRT's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What the model `name` takes and gives: images of `size` x `size`, probabilities of `classes` classes."""
+    """The tensors of the model `name`: images of `size` x `size` in, probabilities of `classes` classes out."""
 
     name: str
     size: int
@@ -37,10 +37,10 @@ class Contract:
 
 
 class LoadedPlan:
-    """A runtime, an engine and, for RTX, the configuration and the cache of its contexts.
+    """A TensorRT runtime, an engine and, for RTX, the runtime configuration and cache of its contexts.
 
-    `cache` is the file of RTX's cache, None for TensorRT proper. Raises EngineUnavailableError where the plan cannot be
-    read or does not follow the contract, and what `require` raises.
+    `cache` is the file of RTX's cache, None for TensorRT. Raises EngineUnavailableError if the plan cannot be read or
+    does not follow the contract, and the errors of `require`.
     """
 
     def __init__(self, trt: Any, cuda: Cuda, plan: EnginePlan, contract: Contract, cache: CacheFile | None) -> None:
@@ -50,11 +50,13 @@ class LoadedPlan:
         self._cache_file = cache
         self._log = TensorRtLog()
         self._logger = logger(trt, self._log)
-        keep_for_ever(self._logger)  # TensorRT may hold the first logger of a process beyond all that was made with it
+        keep_for_ever(
+            self._logger
+        )  # TensorRT may use the first logger of a process even after all objects made with it are freed
         self._runtime: Any = None
         self._engine: Any = None
-        # The configuration does not keep the cache alive, nor a context the configuration: without these references
-        # the process dies of a pointer into freed memory.
+        # The configuration does not keep the cache alive, nor a context the configuration. Without these references
+        # TensorRT would read freed memory, and the process would crash.
         self._config: Any = None
         self._cache: Any = None
         try:
@@ -68,7 +70,7 @@ class LoadedPlan:
 
     @property
     def weights_bytes(self) -> int:
-        """The memory of the weights on the GPU. Where TensorRT cannot tell it, the size of the plan."""
+        """The memory of the weights on the GPU. If TensorRT cannot report it, the size of the plan."""
         found = int(self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE))
         return found if found > 0 else self._plan.record.size_bytes
 
@@ -84,13 +86,13 @@ class LoadedPlan:
         else:
             made = self._engine.create_execution_context(self._config)
         self.require(made, "no execution context")
-        self._log.clear()  # TensorRT may have tried what did not fit before it found what does
+        self._log.clear()  # TensorRT may have logged errors of layouts that did not fit before it found one that does
         return made
 
     def require(self, value: Any, refusal: str) -> Any:
-        """The value of a step. A step that TensorRT refused gives None or False, and the log has the reason.
+        """The value that a step returned. A failed step returns None or False, and the log has the reason.
 
-        Raises CardLostError, MemoryError or TensorRtError then, by TensorRT's words.
+        Raises CardLostError, MemoryError or TensorRtError then, depending on the log.
         """
         if value is not None and value is not False:
             return value
@@ -111,7 +113,7 @@ class LoadedPlan:
             self._cache_file.write(cache)
 
     def close(self) -> None:
-        """Free everything, what depends on other objects first, unless the GPU is lost. No context may be left."""
+        """Free everything in the order of dependencies, unless the GPU is lost. No context may be left."""
         if self._cuda.lost is not None:
             keep_for_ever(self)
             return
@@ -127,13 +129,13 @@ class LoadedPlan:
             raise EngineUnavailableError(str(error)) from error
         try:
             self._runtime = self._trt.Runtime(self._logger)
-        except TypeError as error:  # so the binding says that TensorRT gave it nothing
+        except TypeError as error:  # the binding raises it if TensorRT returned no object
             raise EngineUnavailableError(f"TensorRT does not start: {self._log.last()}") from error
         refusal = f"{self._plan.path} cannot be loaded"
         self._engine = self.require(self._runtime.deserialize_cuda_engine(content), refusal)
 
     def _checked(self, contract: Contract) -> BatchProfile:
-        """The profile. Raises EngineUnavailableError where the engine is not what contract and record say."""
+        """The batch profile. Raises EngineUnavailableError if the engine differs from the contract or the record."""
         # No local variable may hold the engine here: a traceback would keep it alive longer than its runtime.
         trt, record, found = self._trt, self._plan.record, self._tensors()
         expected = {
@@ -156,7 +158,7 @@ class LoadedPlan:
         raise EngineUnavailableError(f"{self._plan.path} is no engine of {contract.name}: {why}; run: {again}")
 
     def _tensors(self) -> dict[str, tuple[Any, Any, tuple[int, ...]]]:
-        """Mode, type and shape of each input and output by its name."""
+        """Mode, type and shape of each input and output tensor, by name."""
         engine = self._engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         return {
@@ -165,7 +167,7 @@ class LoadedPlan:
         }
 
     def _configure(self, file: CacheFile) -> None:
-        """Set up RTX: graphs of its own, kernels for the shapes that come, and what was compiled before."""
+        """Configure RTX: its own CUDA graphs, kernels for the shapes that occur, and the cache of kernels."""
         trt = self._trt
         self._config = self.require(self._engine.create_runtime_config(), "no runtime configuration")
         self._cache = self.require(self._config.create_runtime_cache(), "no runtime cache")

@@ -1,4 +1,4 @@
-"""A slot on a GPU: it runs one batch at a time, with a context, a stream and buffers of its own."""
+"""A slot on a GPU: runs one batch at a time, with its own context, stream and buffers."""
 
 import logging
 from collections.abc import Callable
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Launch(StrEnum):
-    """How batches reach the GPU: one CUDA graph for each size, or call by call."""
+    """How batches are launched on the GPU: one CUDA graph for each size, or call by call."""
 
     GRAPH = "graph"
     CALLS = "calls"
@@ -36,7 +36,7 @@ def buckets(smallest: int, max_batch: int) -> tuple[int, ...]:
 class CardSlot:
     """Runs one batch at a time. A new slot is warm: each bucket has run once, and with Launch.GRAPH is captured.
 
-    Raises MemoryError where its buffers or its context do not fit, TensorRtError or CudaError where it does not run.
+    Raises MemoryError if its buffers or its context do not fit, TensorRtError or CudaError if it does not run.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class CardSlot:
         self._owned = ExitStack()
         try:
             self._allocate(contract)
-            for size in reversed(sizes):  # the largest first: what does not fit fails at once
+            for size in reversed(sizes):  # the largest first, so that a lack of memory shows at once
                 self._warm(size, launch)
         except BaseException:
             self.close()
@@ -65,11 +65,11 @@ class CardSlot:
 
     @staticmethod
     def buffers_bytes(contract: Contract, largest: int) -> int:
-        """The memory of a slot's own buffers on the GPU."""
+        """The memory of a slot's input and output buffers on the GPU."""
         return largest * (int(np.prod(contract.image)) + contract.classes * _BYTES_PER_PROBABILITY)
 
     def run(self, rows: Rows) -> Probabilities:
-        """Probabilities [N, C] of 1 to the largest bucket's rows, in an array that the caller owns."""
+        """Probabilities [N, C] of N rows, at most the largest bucket, in an array that the caller owns."""
         count = len(rows)
         self._copy_in(rows)
         size = next(size for size in self._sizes if size >= count)
@@ -82,7 +82,7 @@ class CardSlot:
         return answer
 
     def drain(self) -> None:
-        """Wait for the stream. Raises CardLostError where the GPU is lost: then nothing of the slot may be freed."""
+        """Wait for the stream. Raises CardLostError if the GPU is lost: then nothing of the slot may be freed."""
         self._cuda.drain(self._stream)
 
     def close(self) -> None:
@@ -108,14 +108,16 @@ class CardSlot:
             self._plan.require(self._context.set_tensor_address(name, address), f"no address for {name}")
 
     def _copy_in(self, rows: Rows) -> None:
-        """Copy the rows to pinned memory. They need no other copy."""
+        """Copy the rows to pinned memory; no other copy is needed."""
         shapes = {row.shape for row in rows}
         if shapes != {self._image} or any(row.dtype != np.uint8 for row in rows):
             raise ValueError(f"rows must be uint8 {list(self._image)}, not of shapes {sorted(shapes)}")
         np.stack(list(rows), out=self._images[: len(rows)])
 
     def _warm(self, size: int, launch: Launch) -> None:
-        self._finish(lambda: self._queue(size))  # what a shape needs once must not be part of a graph
+        self._finish(
+            lambda: self._queue(size)
+        )  # the first run of a shape sets things up that must not be part of a graph
         if launch is Launch.CALLS:
             return
         try:
@@ -124,7 +126,7 @@ class CardSlot:
             log.warning("batches of %d run without a CUDA graph: %s", size, error)
 
     def _finish(self, work: Callable[[], None]) -> None:
-        """Queue `work` and wait for it. Where it fails, wait for the part that was queued."""
+        """Queue `work` and wait for it. If it fails, wait for the part that was queued."""
         try:
             work()
             self._cuda.finish(self._event, self._stream)
@@ -139,7 +141,7 @@ class CardSlot:
             raise
 
     def _queue(self, size: int) -> None:
-        """Queue the copies and the run of one batch, padded with what the buffer holds."""
+        """Queue the copies and the run of one batch. Old buffer contents pad it."""
         self._cuda.upload(self._images_there, self._images[:size], self._stream)
         if self._shaped != size:
             taken = self._context.set_input_shape(IMAGE, (size, *self._image))

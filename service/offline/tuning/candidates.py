@@ -1,4 +1,4 @@
-"""What tuning tries: engines by runtime and precision, their slots and threads, and batch sizes."""
+"""The candidates of tuning: engines by runtime and precision, their slots and threads, and batch sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _MOST_SLOTS = 16
 
 @dataclass(frozen=True, slots=True)
 class TuneCandidate:
-    """An engine with the batches that it runs at once, the threads of each, and the largest batch that it gets."""
+    """An engine with its slots, the threads of each, and the largest batch."""
 
     runtime: Runtime
     precision: Precision
@@ -26,7 +26,7 @@ class TuneCandidate:
 
     @property
     def engine(self) -> tuple[Runtime, Precision, int, int]:
-        """What the engine is opened with: the same for candidates that differ in `max_batch` alone."""
+        """The options that open the engine: the same for candidates that differ in `max_batch` alone."""
         return self.runtime, self.precision, self.slots, self.threads
 
     def __str__(self) -> str:

@@ -20,9 +20,9 @@ from service.preprocessing import decode, transforms
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """The photo that is decoded over and over, for the input `spec` of a model.
+    """The load on an engine: `clients` send the same photo again as soon as they have the answer.
 
-    Each of `clients` sends it again as soon as it has its answer.
+    `spec` is the input of the model.
     """
 
     photo: bytes
@@ -35,7 +35,8 @@ class EngineLoad:
 class EngineSpeed:
     """Images per second, median run time of a batch, and CPU time per image.
 
-    `run_ms` has no wait for a slot, which depends on the clients. `cpu_ms` is that of the process, with decoding.
+    `run_ms` excludes the wait for a slot, which depends on the clients. `cpu_ms` is the CPU time of the process,
+    including decoding.
     """
 
     images_per_s: float
@@ -44,7 +45,7 @@ class EngineSpeed:
 
 
 def measure(engine: Engine, load: EngineLoad, max_batch: int, seconds: float) -> EngineSpeed:
-    """The speed of `engine` with batches of up to `max_batch`. Raises what the engine or the decoder raises.
+    """Measure `engine` with batches of up to `max_batch`. Raises the errors of the engine and the decoder.
 
     It takes longer than `seconds` if two batches have not ended by then.
     """
@@ -72,7 +73,7 @@ def median(rounds: Sequence[EngineSpeed]) -> EngineSpeed:
 
 
 class _LoadTest:
-    """What the threads of one measurement share. `ended` has the end, size and seconds of each batch."""
+    """State shared by the threads of one measurement. `ended` has the end, size and seconds of each batch."""
 
     def __init__(self, engine: Engine, load: EngineLoad, max_batch: int) -> None:
         self.over = threading.Event()
@@ -85,7 +86,7 @@ class _LoadTest:
         self._running = [0] * engine.slots  # images in the batch of each slot
 
     def decode(self) -> None:
-        """On a thread: decode the photo for each client that has no image in flight."""
+        """Decode the photo for each client that has no image in flight, on a thread."""
         limits, spec = ImageLimits(), self._load.spec
         enough = transforms.needed_side(spec, Decode.AUTO)  # as the server does by default
         try:
@@ -97,7 +98,7 @@ class _LoadTest:
             self.over.set()
 
     def run(self, slot: int) -> None:
-        """On a thread: run batches, each an even share of the waiting images, as the batcher does."""
+        """Run batches on a thread, each an even share of the waiting images, as the batcher does."""
         try:
             while (first := self.samples.get()) is not None and not self.over.is_set():
                 even = even_share(1 + self.samples.qsize(), sum(self._running), self._engine.slots)
@@ -127,7 +128,7 @@ class _LoadTest:
 
 
 def _speed(ended: Sequence[tuple[float, int, float]], cpu_s: float) -> EngineSpeed:
-    """The rate from the end of the first batch to that of the last: before the first, threads were still starting."""
+    """The rate from the end of the first batch to the end of the last: before that, threads were still starting."""
     took_s = ended[-1][0] - ended[0][0]
     sizes = [size for _, size, _ in ended]
     run_s = statistics.median(run_s for _, _, run_s in ended)

@@ -1,4 +1,4 @@
-"""Finds the best candidate in a few seconds: measures each for a moment, the better half again, then the best in turns.
+"""Finds the best candidate in a few seconds: measures all briefly, the better half again, then the best in turns.
 
 It compares medians of rounds that are apart in time, because a machine that others use changes its speed from one
 second to the next. It opens no engine itself.
@@ -13,14 +13,14 @@ from service.offline.tuning.candidates import TuneCandidate
 from service.offline.tuning.engine_load import EngineSpeed, median
 
 FINALISTS = 3
-_LOOK_SHARE = 0.5  # of the time, for the first look at all
+_LOOK_SHARE = 0.5  # of the time, for the first round of all candidates
 _HALVING_SHARE = 0.7  # of the time, until few enough are left
-_HOPELESS = 2.0  # times the latency bound: such a batch is under the bound in no later round
-_LOOKS_S = 0.15, 1.0  # the shortest look that counts anything, and the longest that is worth it
+_HOPELESS = 2.0  # times the latency bound: no later round can bring such a batch under it
+_LOOKS_S = 0.15, 1.0  # seconds of a first round: the shortest that is meaningful, and the longest that is useful
 _ROUNDS = 5
 _FEWEST_ROUNDS = 3
 _ROUNDS_S = 0.2, 1.5
-_TIE = 0.05  # medians of a few short rounds that are closer are equal
+_TIE = 0.05  # medians of a few short rounds count as equal within this
 
 
 class CandidateFailed(Exception):
@@ -32,7 +32,7 @@ class CandidateStuck(Exception):
 
 
 class CandidateState(StrEnum):
-    """What came of a candidate."""
+    """The outcome of a candidate."""
 
     MEASURED = "measured"
     FAILED = "failing"
@@ -42,7 +42,7 @@ class CandidateState(StrEnum):
 
 @dataclass(slots=True)
 class CandidateResult:
-    """A candidate with the speed in each of its rounds, or the reason why it is not measured."""
+    """A candidate with its speed in each round, or the reason why it is not measured."""
 
     candidate: TuneCandidate
     state: CandidateState = CandidateState.SKIPPED
@@ -52,16 +52,16 @@ class CandidateResult:
 
     @property
     def speed(self) -> EngineSpeed:
-        """The medians of the rounds, of which there must be one."""
+        """The median of the rounds, of which there must be at least one."""
         return median(self.rounds)
 
     def fits(self, max_latency_ms: float) -> bool:
-        """Whether it is measured and its batches run within the bound."""
+        """Whether it was measured and its batches run within the bound."""
         return self.state is CandidateState.MEASURED and self.speed.run_ms <= max_latency_ms
 
 
 class Measure(Protocol):
-    """Measures a candidate for so many seconds."""
+    """Measures a candidate for `seconds`."""
 
     def __call__(self, candidate: TuneCandidate, seconds: float) -> tuple[str, EngineSpeed]:
         """The version of the runtime, and the speed. Raises CandidateFailed or CandidateStuck."""
@@ -69,7 +69,7 @@ class Measure(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A search of so many seconds in all. `watch` is called with each candidate before it is measured."""
+    """A search that takes `seconds`. `watch` is called with each candidate before it is measured."""
 
     seconds: float
     max_latency_ms: float
@@ -78,12 +78,12 @@ class Search:
     watch: Callable[[TuneCandidate], None]
 
     def run(self, candidates: Sequence[TuneCandidate], default: TuneCandidate | None = None) -> list[CandidateResult]:
-        """The results of all candidates, the best first, those that are not measured last.
+        """The results of all candidates, the best first, those that were not measured last.
 
-        The best has the most images per second with batches within the bound; of those that are too close to tell, it
-        has the shortest batches. If none is within the bound, the shortest batches come first. `default` serves without
-        tuning: it is measured to the end, so that nothing slower takes its place. A stuck engine may take more time
-        than is given.
+        The best has the most images per second with batches within the bound; of those that are too close to
+        distinguish, the one with the shortest batches. If none is within the bound, the shortest batches come first.
+        `default` serves without tuning: it is measured to the end, so that nothing slower takes its place. A stuck
+        engine may exceed the time.
         """
         started = self.now()
         results = [CandidateResult(candidate) for candidate in candidates]
@@ -102,7 +102,7 @@ class Search:
         return self._ordered(results, finalists)
 
     def _hopeless(self, result: CandidateResult, results: Sequence[CandidateResult]) -> str | None:
-        """Why it need not be measured: its engine does not run, or smaller batches were far too long."""
+        """Why it need not be measured: its engine does not run, or smaller batches were far too slow."""
         for other in results:
             if other is result or other.candidate.engine != result.candidate.engine:
                 continue
@@ -125,9 +125,9 @@ class Search:
             result.state, result.reason = CandidateState.MEASURED, ""
 
     def _halved(self, results: Sequence[CandidateResult], look_s: float, end: float) -> list[CandidateResult]:
-        """The few best: measures each of the better half again, and half of these again, while there is time.
+        """The few best: measures the better half again, then half of these, while there is time.
 
-        This goes in the opposite order to the first time, so that a slow second does not hit neighbours twice.
+        Each pass goes in the opposite order, so that a slow second does not hit neighbours twice.
         """
         left = self._ranked(results)
         while len(left) > FINALISTS:
@@ -140,7 +140,7 @@ class Search:
         return left
 
     def _finals(self, finalists: Sequence[CandidateResult], end: float) -> None:
-        """Rounds in turn until the end, and enough of them for a median."""
+        """Measure the finalists in turns until the end, often enough for a median."""
         if len(finalists) < 2:
             return
         lowest, highest = _ROUNDS_S
@@ -153,7 +153,7 @@ class Search:
             done += 1
 
     def _ranked(self, results: Sequence[CandidateResult]) -> list[CandidateResult]:
-        """Those that are measured: within the bound by throughput, then the others by their batches."""
+        """The measured results: within the bound by throughput, then the others by their run times."""
         measured = [one for one in results if one.state is CandidateState.MEASURED]
 
         def rank(one: CandidateResult) -> tuple[bool, float]:
@@ -165,7 +165,7 @@ class Search:
     def _ordered(
         self, results: Sequence[CandidateResult], finalists: Sequence[CandidateResult]
     ) -> list[CandidateResult]:
-        """The finalists before the others, whose few measurements may have been lucky."""
+        """The finalists before the others, whose few measurements are less reliable."""
         first = self._ranked(finalists)
         if first and first[0].fits(self.max_latency_ms):
             enough = (1 - _TIE) * first[0].speed.images_per_s
@@ -178,7 +178,7 @@ class Search:
 
 
 def explain(results: Sequence[CandidateResult], max_latency_ms: float) -> str:
-    """Why the first result of `Search.run` is the best, in a line."""
+    """Why the first result of `Search.run` is the best, in one line."""
     best, measured = results[0], [one for one in results if one.state is CandidateState.MEASURED]
     what = f"{best.candidate}: {best.speed.images_per_s:.0f} images/s, a batch runs {best.speed.run_ms:.1f} ms"
     among = f"of {len(measured)} measured, {sum(len(one.rounds) > 1 for one in measured)} of them again"

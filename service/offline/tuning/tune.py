@@ -1,4 +1,4 @@
-"""Tunes one artifact for this machine: measures what may serve it, and makes a record of that."""
+"""Tunes one artifact for this machine: measures the engines that may serve it, and makes a tuning record."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -21,12 +21,12 @@ _FEWEST_CLIENTS = 16
 _CLIENTS_PER_CPU = 4
 
 StartWorker = Callable[[Artifact, EngineLoad], AbstractContextManager[Measure]]
-"""Starts what measures the engines of an artifact under a load; it ends with the block."""
+"""Starts a worker that measures the engines of an artifact under a load. It ends with the block."""
 
 
 @dataclass(frozen=True, slots=True)
 class TuneRequest:
-    """What to tune: AUTO means any runtime or precision. `max_latency_ms` is the longest that a batch may run."""
+    """What to tune. AUTO means any runtime or precision. `max_latency_ms` bounds the run time of a batch."""
 
     runtime: Runtime
     precision: Precision
@@ -63,7 +63,7 @@ def tune(
 def record_of(
     artifact: Artifact, request: TuneRequest, results: Sequence[CandidateResult], cache: Path
 ) -> TuningRecord:
-    """The record of what `tune` measured."""
+    """The tuning record of the results of `tune`."""
     trials = (
         Trial(**asdict(one.candidate), **asdict(one.speed), runtime_version=one.version)
         for one in results

@@ -1,4 +1,4 @@
-"""Measures candidates in another process, so that an engine that is stuck or crashes takes nothing else with it."""
+"""Measures candidates in another process, so that a stuck or crashed engine affects nothing else."""
 
 import multiprocessing
 import os
@@ -22,12 +22,12 @@ from service.offline.tuning.candidates import TuneCandidate
 from service.offline.tuning.engine_load import EngineLoad, EngineSpeed, measure
 from service.offline.tuning.search import FINALISTS, CandidateFailed, CandidateStuck
 
-STUCK_S = 20.0  # an engine of VGG-19 opens in three; one that takes longer is of no use to a server either
+STUCK_S = 20.0  # an engine of VGG-19 opens in 3 s; a slower one is useless to a server too
 _START_S = 60.0
 _END_S = 5.0
 
 OpenCandidate = Callable[[Artifact, TuneCandidate], Engine]
-"""Opens an engine in the other process. It must be a function of a module, because it is sent by name."""
+"""Opens an engine in the other process. It must be a module-level function, because it is sent by name."""
 
 
 def open_candidate(artifact: Artifact, one: TuneCandidate) -> Engine:
@@ -36,9 +36,9 @@ def open_candidate(artifact: Artifact, one: TuneCandidate) -> Engine:
 
 
 class Worker:
-    """A `Measure` in another process, which is started when it is first called, and again after a stuck engine.
+    """A `Measure` in another process, which is started at the first call, and again after a stuck engine.
 
-    An engine is stuck if it takes `stuck_s` longer than it is measured. The process ends with the context.
+    An engine is stuck if it takes `stuck_s` longer than the measurement. The process ends with the context.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, *self._work), daemon=True)
-        # A terminal sends Ctrl-C to both processes. The other one inherits that it is blocked: this one ends it.
-        resource_tracker.ensure_running()  # by itself it would be started below, and unblock it again
+        # A terminal sends Ctrl-C to both processes. The other one inherits the block of it; this one ends the other.
+        resource_tracker.ensure_running()  # else it would start below, and unblock Ctrl-C again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
@@ -112,10 +112,10 @@ class Worker:
 
 
 def _serve(connection: Connection, artifact: Artifact, load: EngineLoad, open_engine: OpenCandidate) -> None:
-    """In the other process: measure what is asked until the connection or the process that asks ends."""
+    """Measure in the other process, until the connection or the parent process ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     engines = _OpenEngines(artifact, open_engine)
-    connection.send(None)  # the imports are done: from here on time counts
+    connection.send(None)  # the imports are done: time counts from here
     while True:
         try:
             candidate, seconds = connection.recv()
@@ -130,7 +130,7 @@ def _serve(connection: Connection, artifact: Artifact, load: EngineLoad, open_en
 
 
 def _end_with_parent() -> None:
-    """On a thread: a stuck engine never comes back to the connection, and would keep its CPUs for ever."""
+    """End this process with its parent, from a thread: a stuck engine would keep its CPUs for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -138,7 +138,7 @@ def _end_with_parent() -> None:
 
 
 class _OpenEngines:
-    """As many open engines as memory should hold, with the batch sizes that each has run."""
+    """Keeps as many engines open as memory should hold, with the batch sizes that each has run."""
 
     def __init__(self, artifact: Artifact, open_engine: OpenCandidate) -> None:
         self._artifact = artifact
