@@ -1,4 +1,4 @@
-"""Batch-norm statistics of untrained networks: with those of the initialisation a deep network is chaotic."""
+"""Batch-norm statistics of untrained networks: with the initial ones a deep network is chaotic."""
 
 import numpy as np
 import torch

@@ -90,7 +90,7 @@ def export_command(
 
 
 def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path, keep: bool) -> bool:
-    """Export one model and print the result. Returns False where it fails."""
+    """Export one model and print the result. Returns False if it fails."""
     from export.parity_gate import engine_kinds
     from export.pipeline import STEPS, export
     from models.weights.weights import HostUnreachableError, WeightsError
@@ -126,7 +126,7 @@ def _is_imported(name: str, root: Path) -> bool:
 
 
 def _present_weights(architecture: Architecture, root: Path) -> WeightRecord | None:
-    """The weights of the newest artifact, or None where none can be read."""
+    """The weights of the newest artifact, or None if none can be read."""
     try:
         return read_manifest(root, architecture.name)[1].weights
     except NotExportedError:

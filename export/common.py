@@ -1,4 +1,4 @@
-"""What an export, an import and an engine build share: their errors, their progress and the tools they record."""
+"""Shared by exports, imports and engine builds: errors, progress, and the recorded versions of tools."""
 
 from typing import Protocol
 
@@ -33,7 +33,7 @@ class Reporter(Protocol):
         """A new step begins."""
 
     def download(self, done: int, total: int) -> None:
-        """`done` bytes of the weights are received; `total` is 0 where the server does not say."""
+        """`done` bytes of the weights are received; `total` is 0 if the server does not send it."""
 
     def phase(self, what: str, done: int, total: int) -> None:
         """`done` parts of a phase of the current step are done; any thread may call it."""

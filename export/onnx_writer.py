@@ -16,7 +16,7 @@ _UNWANTED = {"Range", "Gather", "Shape", "NonZero", "Loop", "If", "Scan"}
 
 
 def write_onnx(served: ServedNetwork, spec: InputSpec, classes: int, path: Path) -> None:
-    """Export `served` to `path` with a dynamic batch. Raises ExportError where the graph breaks the contract."""
+    """Export `served` to `path` with a dynamic batch. Raises ExportError if the graph breaks the contract."""
     example = torch.zeros(2, spec.crop, spec.crop, 3, dtype=torch.uint8)
     try:
         program = torch.onnx.export(

@@ -106,7 +106,7 @@ def _difference(artifact: Artifact, reports: Sequence[ParityReport], rules: Gate
 def _measure(
     artifact: Artifact, kind: EngineKind, images: Batch, reference: Probabilities, rules: GateRules
 ) -> ParityReport | None:
-    """The report of one engine, or None where it does not run. Raises ParityError where it is required to run."""
+    """The report of one engine, or None if it does not run. Raises ParityError if it is required to run."""
     options = EngineOptions(cpus=cpu_quota(), max_batch=max(rules.bounds.batch_sizes))
     try:
         engine = build_engine(artifact, kind.runtime, kind.precision, options)

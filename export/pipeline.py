@@ -71,7 +71,7 @@ class WeightsChoice:
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """The new artifact. `fallback_reason` says why `auto` took untrained weights, where it did."""
+    """The new artifact. `fallback_reason` says why `auto` took untrained weights, if it did."""
 
     version: int
     manifest: Manifest
@@ -140,7 +140,7 @@ def _published(architecture: Architecture, record: WeightRecord) -> WeightSet | 
 
 
 def _input_spec(architecture: Architecture, record: WeightRecord) -> InputSpec:
-    """The input of the published set of these weights, else that of the architecture."""
+    """The input of the published set of these weights, else the architecture's input."""
     published = _published(architecture, record)
     return published.input if published else architecture.input
 

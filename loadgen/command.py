@@ -110,7 +110,7 @@ _FILE = _OutputFile(path_type=Path, dir_okay=False, writable=True)
 @_option("--max-connections", default=1024, type=click.IntRange(min=1), help="Most connections that --rate opens")
 @_float_option("--seconds", "Duration of each measurement", 10.0, min_open=True)
 @_float_option("--warm-up", "Seconds before each measurement", 2.0)
-@_float_option("--windows", "Instead of --seconds: windows of so many seconds until three agree", min_open=True)
+@_float_option("--windows", "Instead of --seconds: windows of this many seconds until three agree", min_open=True)
 @_option("--max-windows", default=10, type=click.IntRange(min=3), help="Most windows")
 @_float_option("--stability", "Percent by which windows that agree may differ", 10.0, min_open=True)
 @_float_option("--timeout", "Seconds until a request fails", 30.0, min_open=True)
@@ -132,7 +132,7 @@ def bench_command(
     With several URLs connections are spread evenly over them. APIs: topfive (the raw image to /predict), multipart
     and raw (to any path), and grpc (topfive's own, with HOST:PORT for URL).
 
-    The status is 1 where any request failed, or none was answered.
+    The status is 1 if any request failed, or none was answered.
     """
     if plot_file is not None and plot_file.suffix != ".html":
         raise click.BadParameter(f"{plot_file} should end in .html", param_hint="--plot")
@@ -156,7 +156,7 @@ def bench_command(
 
 
 def _check_options(api: ServerApi, given: set[str]) -> None:
-    """Raises click.UsageError of an option that was given and has no use."""
+    """Raises click.UsageError for an option that was given and has no effect."""
     for name, apis in _APIS.items():
         if name in given and api not in apis:
             raise click.UsageError(f"{_flag(name)} has no use with --api {api}; it is for {', '.join(sorted(apis))}")
@@ -173,7 +173,7 @@ def _flag(name: str) -> str:
 
 
 def _load_test(urls: Sequence[str], paths: Sequence[Path], values: dict[str, Any]) -> LoadTest:
-    """Raises click.UsageError, and LoadTestError of URLs and images that cannot be read."""
+    """Raises click.UsageError, and LoadTestError for URLs and images that cannot be read."""
     context = click.get_current_context()
     given = {name for name in values if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     api = ServerApi(values["api"])
@@ -220,7 +220,7 @@ async def _run(test: LoadTest, errors: Console) -> tuple[tuple[LevelResult, ...]
 
 
 def _write(report: LoadReport, files: dict[Path | None, Callable[[LoadReport], str]]) -> None:
-    """Raises LoadTestError of a file that cannot be written."""
+    """Raises LoadTestError if a file cannot be written."""
     for file, text in files.items():
         if file is not None:
             try:

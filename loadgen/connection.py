@@ -20,7 +20,7 @@ class LoadTestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """The result of one request.
+    """One request's result.
 
     `failure` is the kind of error, such as `status 429`, `timeout` or `connection refused`; it is `OK`, the empty
     string, on success. `body` is the response body or the error message. `timing` is a Server-Timing header value.
@@ -43,7 +43,7 @@ class RequestResult:
 
 
 class Connection(ABC):
-    """Sends one request at a time, and connects again where the connection was lost.
+    """Sends one request at a time, and connects again if the connection was lost.
 
     `payloads` are the requests that it can send. It calls `on_result` on the event loop once for each request, with
     itself and the result; `on_result` may send the next request. `index` and `started` describe the request in flight.
@@ -78,7 +78,7 @@ class Connection(ABC):
 
     @abstractmethod
     def _abort(self) -> None:
-        """Drop the request in flight; what comes of it later is ignored."""
+        """Drop the request in flight and ignore its response."""
 
     def _finish(self, result: RequestResult) -> None:
         self.busy = False
@@ -88,11 +88,11 @@ class Connection(ABC):
 OnResult = Callable[[Connection, RequestResult], None]
 
 OpenConnection = Callable[[int, OnResult], Connection]
-"""Opens the connection of that number; numbers are spread over the servers."""
+"""Opens the connection with that number; numbers are spread over the servers."""
 
 
 async def send_once(connect: Callable[[OnResult], Connection], timeout_s: float) -> RequestResult:
-    """Send the first payload on a connection of its own; how that ended."""
+    """Send the first payload on its own connection, and return the result."""
     results: asyncio.Queue[RequestResult] = asyncio.Queue()
     connection = connect(lambda _connection, result: results.put_nowait(result))
     connection.send(0, 0.0)

@@ -1,4 +1,4 @@
-"""What `topfive bench` prints: its progress while it measures, and a table of results."""
+"""Prints the progress of `topfive bench`, and a table of its results."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ _PLAIN_EVERY_S = 5.0
 
 @contextmanager
 def progress_display(console: Console) -> Iterator[OnProgress]:
-    """Shows progress in one line that changes; where the output is no terminal, as a line every few seconds."""
+    """Shows progress in one line that changes; if the output is no terminal, as a line every few seconds."""
     if not console.is_terminal:
         yield _plain_progress(console)
         return

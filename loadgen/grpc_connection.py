@@ -1,4 +1,4 @@
-"""gRPC for a load generator: requests go out serialised; of the replies it reads the timing."""
+"""gRPC client of the load generator: requests are serialised in advance; of the replies only the timing is read."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -109,7 +109,7 @@ class GrpcTarget(LoadTarget):
 
 
 def _timing(reply: bytes) -> bytes:
-    """The timing of a ClassifyReply in the form of the header Server-Timing."""
+    """The timing of a ClassifyReply as a Server-Timing header value."""
     steps = ClassifyReply.FromString(reply).timing_ms
     return (
         f"decode;dur={steps.decode}, queue;dur={steps.queue}, inference;dur={steps.inference}, total;dur={steps.total}"

@@ -1,4 +1,4 @@
-"""HTTP/1.1 for a load generator: it sends requests that are ready as bytes, and does little with the responses."""
+"""HTTP/1.1 client of the load generator: requests are serialised in advance, and responses hardly parsed."""
 
 import asyncio
 import ssl
@@ -18,7 +18,7 @@ _RECONNECT_PAUSE_S = 0.1  # after a refused connection: without it the generator
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """Where a server listens, and the path that was given with it, `/` by default."""
+    """The address of a server, and the path in its URL, `/` by default."""
 
     host: str
     port: int
@@ -116,7 +116,7 @@ async def fetch(address: ServerAddress, payload: bytes, timeout_s: float) -> Req
 
 
 class _HttpProtocol(asyncio.Protocol):
-    """Reads the responses of one connection, and tells its `HttpConnection` until `abort`."""
+    """Reads the responses of one connection, and passes them to its `HttpConnection` until `abort`."""
 
     def __init__(self, connection: HttpConnection) -> None:
         self._connection: HttpConnection | None = connection

@@ -17,7 +17,7 @@ _GROUP_LIMITS_MP = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """The bytes of an image file. `size` is its width and height in pixels, None where the bytes are no image."""
+    """The bytes of an image file. `size` is its width and height in pixels, None if the bytes are no image."""
 
     name: str
     data: bytes
@@ -40,7 +40,7 @@ class EncodedImage:
 def read_images(paths: Sequence[Path]) -> list[EncodedImage]:
     """Read files, and the images of folders in the order of their names; without paths, generate a photo.
 
-    A named file is taken whatever it holds; of a folder only the files with an image's suffix. Raises LoadTestError.
+    A named file is used whatever it contains; of a folder only the files with an image's suffix. Raises LoadTestError.
     """
     if not paths:
         return [_encoded_image("made", made_photo())]

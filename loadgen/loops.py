@@ -98,7 +98,7 @@ class ClosedLoop(LoadLoop):
 class OpenLoop(LoadLoop):
     """Sends a request after each of `gaps`, in seconds, on as many connections as that takes.
 
-    A request starts when it is due (or when it is sent, where its timer came a moment before), not when it could be
+    A request starts when it is due (or when it is sent, if its timer came a moment before), not when it could be
     sent: a server that stalls shows in the latency of all requests that fell due meanwhile. To leave these out is known
     as coordinated omission. With `max_connections` busy a due request waits for one. The delay of the generator itself
     is recorded for each request. With Poisson arrivals that is what a random moment sees (PASTA, R. W. Wolff 1982), so

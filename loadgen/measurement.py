@@ -52,7 +52,7 @@ OnProgress = Callable[[LoadProgress], None]
 
 
 def cpu_wait_s() -> float:
-    """Seconds that the first thread of this process was ready and had no processor; 0 where Linux does not say.
+    """Seconds that the first thread of this process waited for a CPU; 0 if Linux does not report it.
 
     The second number of /proc/PID/schedstat (Linux, Documentation/scheduler/sched-stats).
     """

@@ -15,7 +15,7 @@ class ChartError(Exception):
 
 
 def check_charts() -> None:
-    """Raises ChartError where matplotlib is not installed."""
+    """Raises ChartError if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise ChartError("charts need matplotlib; run: pip install '.[bench]'")
 

@@ -53,7 +53,7 @@ class Recorder:
             self._steps[name].append(steps.get(header_name, 0.0))
 
     def record_delay(self, due: float, delay_s: float) -> None:
-        """Record how late the generator sent a request that was due then."""
+        """Record how late the generator sent the request that was due at `due`."""
         self._due.append(due)
         self._delay.append(delay_s)
 

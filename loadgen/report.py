@@ -38,7 +38,7 @@ _STYLE = (
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """The results of a load test, and what was tested; `version` is that of topfive."""
+    """The results of a load test, and its configuration. `version` is topfive's version."""
 
     version: str
     api: str
@@ -70,7 +70,7 @@ def as_json(report: LoadReport) -> str:
 def as_csv(report: LoadReport) -> str:
     """A row for each load level, with the columns of perf_analyzer and in its order, by rising throughput.
 
-    `Client Send` and `Client Recv` are 0: they are part of the network's time. The server's columns are 0 where its
+    `Client Send` and `Client Recv` are 0: they are part of the network's time. The server's columns are 0 if its
     responses do not say what their steps took.
     """
     file = io.StringIO()
@@ -94,7 +94,7 @@ def as_csv(report: LoadReport) -> str:
 
 
 def as_html(report: LoadReport) -> str:
-    """A page that loads nothing: latency over throughput as a chart, and a table. Raises ChartError."""
+    """A page without external files: latency over throughput as a chart, and a table. Raises ChartError."""
     title = escape(f"{report.model or report.api} at {', '.join(report.urls)}")
     images = f"{len(report.images)} image{'s' if len(report.images) > 1 else ''}"
     return (

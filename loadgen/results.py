@@ -68,7 +68,7 @@ class SizeGroup:
 
 @dataclass(frozen=True, slots=True)
 class ServerTiming:
-    """Mean milliseconds of the server's steps, as its responses say; decoding is `input`. 0 where they do not say."""
+    """Mean milliseconds of the server's steps by its responses; decoding is `input`. 0 for steps that they lack."""
 
     queue: float = 0.0
     input: float = 0.0
@@ -84,7 +84,7 @@ class LevelResult:
     `requests` counts good responses that came within `seconds`. `latency_ms` and `server_ms` are of all requests that
     started within them, also of those that ended later, and `errors` of all that were in flight within them. At a rate
     a request starts when it is due. `unanswered` requests were in flight when the user stopped the test. `valid` is
-    false where the generator was the bottleneck or nothing was answered; `notes` says why. `cpu_s` is the CPU time of
+    false if the generator was the bottleneck or nothing was answered; `notes` says why. `cpu_s` is the CPU time of
     the generator, `late_ms` the 99th percentile of how late it sent. Bytes are those of HTTP, or of gRPC's messages.
     """
 

@@ -14,15 +14,15 @@ from loadgen.results import LevelResult, LoadLevel
 from loadgen.target import LoadTarget
 from service.common.clock import LoopClock
 
-_OTHER_FILES = 64  # that a process has open beside its connections
+_OTHER_FILES = 64  # open files of the process other than connections
 
 
 @dataclass(frozen=True, slots=True)
 class LoadTest:
-    """What is measured and how.
+    """The configuration of a load test.
 
     `shuffle` sends images at random instead of in turn. A rate opens at most `max_connections`. `allow_errors`
-    measures also where the first request fails. `seed` is that of the arrivals and of `shuffle`.
+    measures also if the first request fails. `seed` is used for the arrivals and for `shuffle`.
     """
 
     target: LoadTarget
@@ -41,7 +41,7 @@ async def run_load_test(
     """A result for each load level; `say` gets a line about each server's first response.
 
     Once `stop` is set, the level that runs is cut short and no further one begins. Raises LoadTestError of a server
-    that cannot be measured, and where `stop` is set before the first level.
+    that cannot be measured, and if `stop` is set before the first level.
     """
     results: list[LevelResult] = []
     _raise_file_limit(test)

@@ -19,7 +19,7 @@ _BOUNDARY = b"topfive-bench-9c3f5b1e7a24"
 
 
 class ServerApi(StrEnum):
-    """How requests are made."""
+    """The request format of a kind of server."""
 
     TOPFIVE = "topfive"  # POST /predict with the raw image
     MULTIPART = "multipart"
@@ -29,7 +29,7 @@ class ServerApi(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RequestFormat:
-    """What a request has beside its image; an empty `path` or `content_type` is the default of the API or the image."""
+    """The parts of a request other than its image. An empty `path` or `content_type` means the default."""
 
     api: ServerApi
     model: str = ""
@@ -56,7 +56,7 @@ class LoadTarget(ABC):
     async def check(self, server: int, timeout_s: float = CHECK_S) -> str:
         """Send one request to that server, and describe the response in a line.
 
-        Raises LoadTestError of an error, and of a response that is not one of the API.
+        Raises LoadTestError for an error, and for a response that does not fit the API.
         """
 
     @abstractmethod
@@ -80,7 +80,7 @@ class HttpTarget(LoadTarget):
 
     @classmethod
     def of(cls, urls: Sequence[str], form: RequestFormat, images: Sequence[EncodedImage]) -> "HttpTarget":
-        """Servers that get requests of that form."""
+        """Servers that get requests in the format `form`."""
         return cls(urls, lambda address, image: image_request(form, address, image), images, form.api)
 
     def open_connection(self, number: int, on_result: OnResult) -> Connection:

@@ -117,12 +117,12 @@ class Architecture:
 
     @property
     def default_weights(self) -> WeightSet | None:
-        """The weights that `--weights pretrained` takes, or None where none are published."""
+        """The weights that `--weights pretrained` takes, or None if none are published."""
         return self.weight_sets[0] if self.weight_sets else None
 
     @property
     def input(self) -> InputSpec:
-        """The input of the default weights, or of the untrained network where none are published."""
+        """The input of the default weights, or of the untrained network if none are published."""
         return self.weight_sets[0].input if self.weight_sets else self.untrained_input
 
 
@@ -147,7 +147,7 @@ class Catalog:
     """A read-only collection of architectures by name, in the given order.
 
     An architecture with several weight sets has an entry for each: `NAME` with the default set, `NAME@TAG` with
-    another. Raises ValueError where two entries have the same name.
+    another. Raises ValueError if two entries have the same name.
     """
 
     def __init__(self, entries: Iterable[Architecture]) -> None:
@@ -178,7 +178,7 @@ class Catalog:
         return self._entries.get(self.canonical(name))
 
     def canonical(self, name: str) -> str:
-        """`NAME` for `NAME@TAG` where TAG is the default; any other name as it is."""
+        """`NAME` for `NAME@TAG` if TAG is the default; any other name as it is."""
         return self._aliases.get(name, name)
 
     def names(self) -> tuple[str, ...]:
@@ -193,7 +193,7 @@ class Catalog:
 def read_catalog(path: Path) -> Catalog:
     """The catalog in a TOML file: a table for each architecture with the fields of `Architecture` and its `weights`.
 
-    Raises pydantic's ValidationError (a ValueError) where a key is unknown or missing, or a value has the wrong type.
+    Raises pydantic's ValidationError (a ValueError) if a key is unknown or missing, or a value has the wrong type.
     """
     with path.open("rb") as file:
         tables = tomllib.load(file)

@@ -11,7 +11,7 @@ _DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One class: its index in the output, its WordNet id (empty where it has none) and its English name."""
+    """One class: its index in the output, its WordNet id (empty if it has none) and its English name."""
 
     class_id: int
     wnid: str
@@ -21,7 +21,7 @@ class Label:
 def read_labels(path: Path) -> tuple[Label, ...]:
     """Read a CSV with the columns class_id, wnid, label.
 
-    Raises ValueError where a column is missing or the class ids are not 0, 1, 2, ... in order.
+    Raises ValueError if a column is missing or the class ids are not 0, 1, 2, ... in order.
     """
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file, restval="")

@@ -45,7 +45,7 @@ def import_command(file: Path, name: str, recipe: Path, labels: Path | None, art
 
 
 def _import(request: "ImportRequest", root: Path) -> bool:
-    """Import the file and print the result. Returns False where that fails."""
+    """Import the file and print the result. Returns False if that fails."""
     from export.importing.pipeline import STEPS, import_model
     from export.parity_gate import engine_kinds
     from models.weights.onnx_reader import OnnxFileError

@@ -56,7 +56,7 @@ class Variant:
 def variants(model: ModelProto, signature: Signature) -> Iterator[Variant]:
     """Graphs with one input and one output, the best first: any batch before a fixed one, a new opset before the old.
 
-    Each computes in float32 where the file computes in float16.
+    Each computes in float32 if the file computes in float16.
     """
     base = _only_needed(model, signature)
     if has_half(base):
@@ -130,7 +130,7 @@ def _tensor_to_float(tensor: TensorProto) -> None:
 
 
 def _with_new_opset(model: ModelProto) -> ModelProto | None:
-    """The model in the opset of exports, or None where it is not older or the converter fails."""
+    """The model in the opset of exports, or None if it is not older or the converter fails."""
     if opset(model) >= OPSET:
         return None
     try:
@@ -157,7 +157,7 @@ def _any_batch(model: ModelProto, signature: Signature) -> ModelProto:
 
 
 def _free_batch(graph: GraphProto, node: NodeProto, tensor: TensorProto | None, batch: int) -> None:
-    """Give `node` a shape that does not name the batch, where its constant shape begins with it."""
+    """Give `node` a shape that does not name the batch, if its constant shape begins with it."""
     if tensor is None:
         return
     shape = numpy_helper.to_array(tensor).astype(np.int64).reshape(-1)

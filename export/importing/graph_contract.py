@@ -44,7 +44,7 @@ class _NodeChain:
 def add_contract(variant: Variant, signature: Signature, spec: InputSpec, output: Output, classes: int) -> ModelProto:
     """The served graph: `image`, uint8 [N, S, S, 3] RGB, to `probabilities`, float32 [N, classes].
 
-    Where the batch of `variant` is fixed, N is 1: the network gets copies of the image, and the first row counts.
+    If the batch of `variant` is fixed, N is 1: the network gets copies of the image, and the first row counts.
     """
     model = ModelProto()
     model.CopyFrom(variant.model)

@@ -1,4 +1,4 @@
-"""The class labels of an imported network: from a CSV, from a list of lines, or assumed where none are given."""
+"""The class labels of an imported network: from a CSV, from a list of lines, or assumed if none are given."""
 
 import csv
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ class LabelsError(ExportError):
 
 @dataclass(frozen=True, slots=True)
 class ImportLabels:
-    """A label for each class, and a note on what is assumed, empty where the user gives the labels."""
+    """A label for each class, and a note on what is assumed, empty if the user gives the labels."""
 
     rows: tuple[Label, ...]
     note: str = ""
 
 
 def labels_for(classes: int, path: Path | None) -> ImportLabels:
-    """The labels in `path`, or without a file those that `classes` suggests. Raises LabelsError."""
+    """The labels in `path`, or without a file the ones that `classes` suggests. Raises LabelsError."""
     if path is None:
         if classes == 1000:
             return ImportLabels(

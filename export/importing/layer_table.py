@@ -1,6 +1,6 @@
 """The layer table of an imported ONNX graph, node by node: parameters, multiply-accumulates and shapes.
 
-It has no receptive fields, and one stage: what a value sees and what belongs together cannot be told from any graph.
+It has no receptive fields, and one stage: neither can be derived from every graph.
 """
 
 from collections.abc import Callable, Mapping
@@ -60,7 +60,7 @@ class _Node:
     batch: int
 
     def input(self, index: int) -> Shape:
-        """The shape of that input, batch first; empty where it is left out."""
+        """The shape of that input, batch first; empty if it is left out."""
         return self.shapes.get(self.proto.input[index], ()) if index < len(self.proto.input) else ()
 
     @property
@@ -106,7 +106,7 @@ def graph_layers(model: ModelProto, signature: Signature, batch: int) -> LayerTa
 
     A row is a node with learned values, a matrix product or a pooling; a sum or product with learned values is a `bias`
     or a `scale`. A value that two nodes share counts at the first. What loops and branches hold is not counted. Raises
-    UnsupportedError where ONNX Runtime cannot run the graph.
+    UnsupportedError if ONNX Runtime cannot run the graph.
     """
     graph = model.graph
     nodes = [node for node in graph.node if node.op_type in _LAYERS]
@@ -137,7 +137,7 @@ def _stored_values(graph: GraphProto) -> dict[str, TensorProto]:
 
 
 def _run_shapes(model: ModelProto, names: set[str]) -> dict[str, Shape]:
-    """The shapes of these values in a run on zeros; ONNX's own shape inference stops where a graph computes shapes.
+    """The shapes of these values in a run on zeros; ONNX's own shape inference stops if a graph computes shapes.
 
     The run gives only the shapes, so that it holds no more values in memory than the graph itself needs.
     """
@@ -158,7 +158,7 @@ def _run_shapes(model: ModelProto, names: set[str]) -> dict[str, Shape]:
 
 
 def _padding(node: _Node, kernel: Size, stride: Size) -> Size | None:
-    """The padding of each side, None where two sides differ; automatic padding is what the output needs."""
+    """The padding of each side, None if two sides differ; automatic padding is what the output needs."""
     automatic = node.attributes.get("auto_pad", b"NOTSET")
     if automatic == b"VALID":
         return 0, 0
@@ -184,7 +184,7 @@ def _convolution(node: _Node) -> Layer:
 
 
 def _product(node: _Node) -> Layer:
-    """Each output adds up one row of the left factor, or one column where that is transposed."""
+    """Each output adds up one row of the left factor, or one column if that is transposed."""
     left, names = node.input(0), node.proto.input
     summed = left[0] if node.attributes.get("transA", 0) else left[-1]
     right = 3 if node.proto.op_type.startswith("Q") else 1
@@ -194,7 +194,7 @@ def _product(node: _Node) -> Layer:
 
 
 def _pooling(kind: Kind, over_all: Kind) -> Callable[[_Node], Layer | None]:
-    """A pooling, named `over_all` where its kernel is the whole feature map."""
+    """A pooling, named `over_all` if its kernel is the whole feature map."""
 
     def layer(node: _Node) -> Layer | None:
         kernel = tuple(node.attributes["kernel_shape"])
@@ -241,7 +241,7 @@ def _if_learned(kind: str) -> Callable[[_Node], Layer | None]:
 
 
 _AVERAGE = _pooling(Kind.AVERAGE_POOLING, Kind.GLOBAL_AVERAGE_POOLING)
-# By operator: the row of a node, or None where the node is no layer. Other operators are no layers.
+# By operator: the row of a node, or None if the node is no layer. Other operators are no layers.
 _LAYERS: Mapping[str, Callable[[_Node], Layer | None]] = MappingProxyType(
     {
         "Conv": _convolution,

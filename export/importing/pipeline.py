@@ -140,7 +140,7 @@ def check_name(name: str) -> None:
 
 
 def _read_source(file: Path, model: ModelProto, signature: Signature, recipe: Recipe) -> _Source:
-    """Run the unchanged file on photos and noise. Raises UnsupportedError where its answers contradict the recipe."""
+    """Run the unchanged file on photos and noise. Raises UnsupportedError if its answers contradict the recipe."""
     scale = recipe.scale if recipe.scale is not None else 255
     if signature.element == TensorProto.UINT8:
         if recipe.scale == 255 or any(recipe.mean) or recipe.std != (1.0, 1.0, 1.0):
@@ -200,7 +200,7 @@ def _write_graph(source: _Source, request: ImportRequest, folder: Path) -> Artif
 
 
 def _checked_graph(variant: Variant, source: _Source, file: Path) -> bytes:
-    """The served graph of `variant`. Raises UnsupportedError where it does not run, ParityError where it differs."""
+    """The served graph of `variant`. Raises UnsupportedError if it does not run, ParityError if it differs."""
     check_opset(variant.model)
     graph = add_contract(variant, source.signature, source.spec, source.recipe.output, source.classes)
     if (size := graph.ByteSize()) >= LARGEST_BYTES:

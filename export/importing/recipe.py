@@ -46,7 +46,7 @@ class Recipe:
     def input_spec(self, size: int, scale: int) -> InputSpec:
         """The input of an artifact whose network takes `size` x `size` pixels, divided by `scale` first.
 
-        Raises RecipeError where `resize` is smaller than the crop.
+        Raises RecipeError if `resize` is smaller than the crop.
         """
         resize = self.resize if self.resize is not None else size
         if resize < size:

@@ -28,7 +28,7 @@ Scores = NDArray[np.float64]
 
 
 class ReferenceModel:
-    """The unchanged file, one image at a time; where it takes several at once, the image is repeated."""
+    """The unchanged file, one image at a time; if it takes several at once, the image is repeated."""
 
     def __init__(self, path: Path, model: ModelProto, signature: Signature) -> None:
         self._signature = signature
@@ -37,7 +37,7 @@ class ReferenceModel:
     def scores(self, images: Batch, recipe: Recipe, scale: int) -> Scores:
         """The output of the file, [N, C], for images [N, S, S, 3].
 
-        Raises UnsupportedError where it fails, gives no row, or answers the same image in two ways.
+        Raises UnsupportedError if it fails, gives no row, or answers the same image in two ways.
         """
         rows = [self._row(image, recipe, scale) for image in images]
         if len({row.shape for row in rows}) != 1:
@@ -60,7 +60,7 @@ class ReferenceModel:
 
 
 def _without_zero_axes(model: ModelProto, signature: Signature) -> bytes | None:
-    """The file with dynamic axes in place of those of length 0, which old exporters write; None where it has none."""
+    """The file with axes of length 0, which old exporters write, made dynamic; None if it has none."""
     copy = ModelProto()
     copy.CopyFrom(model)
     (image,) = (value for value in copy.graph.input if value.name == signature.input)
@@ -108,7 +108,7 @@ def network_input(images: Batch, recipe: Recipe, signature: Signature, scale: in
 def probabilities(scores: Scores, recipe: Recipe, sum_error: float) -> Probabilities:
     """The probabilities that the service must answer; those of the file may miss a sum of 1 by `sum_error`.
 
-    Raises UnsupportedError where the scores are not what the recipe says.
+    Raises UnsupportedError if the scores are not what the recipe says.
     """
     if not np.isfinite(scores).all():
         raise UnsupportedError(
@@ -158,7 +158,7 @@ class GraphEngine(Engine):
 
 
 def open_session(source: Path | bytes) -> ort.InferenceSession:
-    """A session on the CPU for a file or its bytes. Raises UnsupportedError where ONNX Runtime does not load it."""
+    """A session on the CPU for a file or its bytes. Raises UnsupportedError if ONNX Runtime does not load it."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised
     try:
@@ -170,7 +170,7 @@ def open_session(source: Path | bytes) -> ort.InferenceSession:
 def run_session(
     session: ort.InferenceSession, outputs: list[str], inputs: dict[str, NDArray[Any]], what: str
 ) -> list[NDArray[Any]]:
-    """The values of `outputs`. Raises UnsupportedError where ONNX Runtime cannot run `what`."""
+    """The values of `outputs`. Raises UnsupportedError if ONNX Runtime cannot run `what`."""
     try:
         return [np.asarray(value) for value in session.run(outputs, inputs)]
     except Exception as error:  # ONNX Runtime's own exceptions share no base class but this

@@ -60,7 +60,7 @@ class Signature:
 
 
 def read_signature(model: ModelProto, recipe: Recipe) -> Signature:
-    """The signature of `model` with `recipe`. Raises UnsupportedError where the model is no such classifier."""
+    """The signature of `model` with `recipe`. Raises UnsupportedError if the model is no such classifier."""
     image = _image(model)
     shape = _shape(image)
     if shape is None or len(shape) != 4:
@@ -109,7 +109,7 @@ def _shape_text(shape: list[int | None]) -> str:
 
 
 def _layout(name: str, shape: list[int | None], channels: int) -> ChannelLayout:
-    """The layout by the axis with as many entries as the recipe has channels; NCHW where neither axis is fixed."""
+    """The layout by the axis with as many entries as the recipe has channels; NCHW if neither axis is fixed."""
     second, last = shape[1], shape[3]
     if second == channels:
         return ChannelLayout.NCHW
@@ -170,7 +170,7 @@ def _output(model: ModelProto, recipe: Recipe) -> str:
 
 
 def _last_operator(model: ModelProto, name: str) -> str:
-    """The operator that computes the values of `name`, empty where `name` is the input."""
+    """The operator that computes the values of `name`, empty if `name` is the input."""
     producers = {output: node for node in model.graph.node for output in node.output}
     while (node := producers.get(name)) is not None and node.op_type in _SAME_VALUES and node.input:
         name = node.input[0]
@@ -185,7 +185,7 @@ def _type_text(value: ValueInfoProto) -> str:
 
 
 def check_opset(model: ModelProto) -> None:
-    """Raise UnsupportedError where the opset is too old for the nodes that the import adds."""
+    """Raise UnsupportedError if the opset is too old for the nodes that the import adds."""
     version = opset(model)
     if version < _OLDEST_OPSET:
         raise UnsupportedError(

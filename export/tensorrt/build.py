@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class BuildResult:
     """The new plans, and how their graph compares with PyTorch; None in f32, which is the artifact's own graph.
 
-    `failure` is the error of the next plan, where one failed.
+    `failure` is the error of the next plan, if one failed.
     """
 
     plans: tuple[EnginePlan, ...]
@@ -60,7 +60,7 @@ def present_plans(artifact: Artifact, request: BuildRequest, version: str) -> li
 def build_engines(artifact: Artifact, request: BuildRequest, trt: ModuleType, reporter: Reporter) -> BuildResult:
     """Write a plan into the artifact for each group of GPUs.
 
-    Raises BuildError with the builder's own message, BuildRequestError for the batch sizes, OSError where the folder of
+    Raises BuildError with the builder's own message, BuildRequestError for the batch sizes, OSError if the folder of
     the artifact cannot be written, and what `engine_graph` raises. A plan that fails after another was written ends the
     build without an exception.
     """

@@ -18,7 +18,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the builder's name of a phase, the steps done and the steps in all; from any thread."""
 
 _WORKSPACE_BYTES = 8 << 30  # for the feature maps of a batch too: 2 GiB are too few for EfficientNet-B4 at 32
-_NO_DRIVER = "cudaError 35"  # TensorRT for RTX adds this to every error where there is no GPU; it needs none
+_NO_DRIVER = "cudaError 35"  # TensorRT for RTX adds this to every error if there is no GPU; it needs none
 _UNKNOWN_CARD = "not supported by this TensorRT release"
 _OUT_OF_MEMORY = "OutOfMemory"
 _OPTIMISATION_LEVEL = 3  # TensorRT's default tries all kernels; from 4 on a build takes many times as long
@@ -93,7 +93,7 @@ def _build(trt: ModuleType, job: BuildJob, progress: Progress, cancelled: Event)
     began = time.monotonic()
     try:
         builder = trt.Builder(log)
-    except TypeError as error:  # what its constructor raises where there is no driver
+    except TypeError as error:  # what its constructor raises if there is no driver
         raise BuildError(f"{job.flavour} has no builder here: {messages.last()} ({error})") from error
     # The default of TensorRT 11; TensorRT 10 needs the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -150,7 +150,7 @@ def _set_profile(job: BuildJob, builder: Any, network: Any, config: Any, message
 
 
 def _set_targets(trt: ModuleType, job: BuildJob, config: Any, messages: TensorRtLog) -> None:
-    """Raise BuildError where a target is refused: the plan would silently be built for the other GPUs."""
+    """Raise BuildError if a target is refused: the plan would silently be built for the other GPUs."""
     config.num_compute_capabilities = len(job.targets)
     for index, target in enumerate(job.targets):
         capability = trt.ComputeCapability.__members__[str(target).upper()]
@@ -159,7 +159,7 @@ def _set_targets(trt: ModuleType, job: BuildJob, config: Any, messages: TensorRt
 
 
 def _set_timings(job: BuildJob, config: Any, messages: TensorRtLog) -> None:
-    """Give TensorRT the timing cache, or an empty one where it refuses that."""
+    """Give TensorRT the timing cache, or an empty one if it refuses that."""
     known = config.create_timing_cache(job.timings)
     if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
         messages.warnings.append("the timing cache was not taken; every kernel is measured again")

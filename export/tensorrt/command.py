@@ -85,7 +85,7 @@ def engine_options(command: Command) -> Command:
 
 
 def read_request(values: dict[str, Any]) -> BuildRequest | None:
-    """The engines that these options ask for, None without --engine. Raises click.UsageError where they do not fit."""
+    """The engines that these options ask for, None without --engine. Raises click.UsageError if they do not fit."""
     if values["engine"] is None:
         if given := [f"--{name}" for name in _DEPENDENT if values[name] is not None]:
             raise click.UsageError(f"{', '.join(given)} without --engine: say which, tensorrt or tensorrt-rtx")
@@ -115,7 +115,7 @@ def _targets(flavour: Flavour, precision: Precision, text: str | None) -> Any:
 
 
 def build_one(name: str, root: Path, request: BuildRequest, missing: bool) -> bool:
-    """Build engines into the newest artifact of `name` and print the result. Returns False where that fails.
+    """Build engines into the newest artifact of `name` and print the result. Returns False if that fails.
 
     With `missing`, plans that the same version built from the same graph are kept.
     """

@@ -54,7 +54,7 @@ def to_half(network: nn.Module, spec: InputSpec) -> HalfNetwork:
 
 
 def _fold_batch_norms(network: nn.Module) -> nn.Module:
-    """A copy with its batch norms folded; unchanged where there are none or torch.fx cannot trace the network."""
+    """A copy with its batch norms folded; unchanged if there are none or torch.fx cannot trace the network."""
     if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules()):
         return copy.deepcopy(network)
     try:

@@ -35,8 +35,8 @@ def engine_graph(
 ) -> EngineGraph:
     """The graph of `artifact` in `precision`: its own in f32, else a new one in the empty `folder`.
 
-    Raises ExportError where there is no PyTorch network to export or the photos do not calibrate it, WeightsError where
-    the weights do not fit, ParityError where the answers differ too much. With untrained weights a difference is only
+    Raises ExportError if there is no PyTorch network to export or the photos do not calibrate it, WeightsError if
+    the weights do not fit, ParityError if the answers differ too much. With untrained weights a difference is only
     logged, unless the answers are not finite.
     """
     if precision is Precision.F32:
@@ -89,7 +89,7 @@ def _quantised(artifact: Artifact, half: Path, calibration: Path, folder: Path, 
 
 
 def _check(artifact: Artifact, precision: Precision, graph: Path, reporter: Reporter) -> ParityReport:
-    """The report of that graph in ONNX Runtime on the CPU. Raises ParityError where it fails.
+    """The report of that graph in ONNX Runtime on the CPU. Raises ParityError if it fails.
 
     The CPU computes in float32. This shows rounding of weights and overflow of feature maps, not sums in float16, which
     the service checks on the GPU itself.

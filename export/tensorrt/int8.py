@@ -28,7 +28,7 @@ from service.preprocessing import decode, transforms
 ENOUGH_PHOTOS = 100  # from here on more photos change little; published recipes take some hundred
 _FEWEST_PHOTOS, _MOST_PHOTOS = 10, 512
 _OPERATORS = ["Conv", "Gemm"]
-# TensorRT needs zero points of 0, no quantised biases, and no pair where a layer gives its result to a fused addition
+# TensorRT needs zero points of 0, no quantised biases, and no pair if a layer gives its result to a fused addition
 # or ReLU.
 _OPTIONS = {
     "ActivationSymmetric": True,
@@ -100,7 +100,7 @@ def quantise(half: Path, photos: CalibrationPhotos, path: Path, progress: Callab
     """Write the graph in `half` to `path`, with inputs and weights of convolutions and linear layers in int8.
 
     The ranges of activations have the least entropy loss over `photos`; weights have a scale for each channel. Raises
-    CalibrationError where ONNX Runtime finds no ranges, and ExportError.
+    CalibrationError if ONNX Runtime finds no ranges, and ExportError.
     """
     model = onnx.load(half)
     onnx.helper.set_model_props(model, _PREPARED)
@@ -165,7 +165,7 @@ def _preprocessing_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 def _check(model: onnx.ModelProto) -> None:
-    """Raise ExportError where nothing is quantised, or a zero point is not 0 in int8, which TensorRT refuses."""
+    """Raise ExportError if nothing is quantised, or a zero point is not 0 in int8, which TensorRT refuses."""
     pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     if not pairs:
         raise ExportError("the graph has no convolution and no fully connected layer to quantise")

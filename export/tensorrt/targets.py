@@ -1,4 +1,4 @@
-"""What engine to build for which GPUs: the options of the command line, checked before anything is exported."""
+"""Selects the engines to build and their GPUs from the command line, and checks them before anything is exported."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class BuildRequestError(ExportError):
 class BuildRequest:
     """Engines to build: a plan for each of `groups`.
 
-    `profile` is None where the user gives no batch sizes. `card` builds the engine, None where no GPU is needed.
+    `profile` is None if the user gives no batch sizes. `card` builds the engine, None if no GPU is needed.
     """
 
     flavour: Flavour
@@ -41,7 +41,7 @@ class BuildRequest:
     calibration: Path | None = None
 
     def profile_for(self, max_batch: int | None) -> BatchProfile:
-        """The batch sizes for a graph that takes up to `max_batch`; raises BuildRequestError where it takes fewer."""
+        """The batch sizes for a graph that takes up to `max_batch`; raises BuildRequestError if it takes fewer."""
         if max_batch is None:
             return self.profile or DEFAULT_PROFILE
         if self.profile is None:

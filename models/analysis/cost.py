@@ -18,7 +18,7 @@ class Cost:
 def convolution_macs(output: tuple[int, int, int], kernel: Size, inputs: int, groups: int = 1) -> int:
     """Multiply-accumulates of a convolution from `inputs` channels to `output` = (channels, height, width).
 
-    Each weight is used once at every position of the output. Raises ValueError where `groups` does not divide the
+    Each weight is used once at every position of the output. Raises ValueError if `groups` does not divide the
     channels.
     """
     channels, height, width = output
@@ -31,7 +31,7 @@ def convolution_macs(output: tuple[int, int, int], kernel: Size, inputs: int, gr
 class ReceptiveField:
     """The `size` in input pixels that one value of a feature map sees; the next value sees the same, `jump` pixels on.
 
-    Both are (height, width). A field is not clipped where it reaches over the edge of the image.
+    Both are (height, width). A field is not clipped if it reaches over the edge of the image.
     """
 
     size: Size = (1, 1)

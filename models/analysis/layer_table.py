@@ -39,8 +39,8 @@ class Layer:
 
     Activations, dropout, flattening, concatenation and addition have no row. `name` is the module's path in the
     network, or the node's name in an imported graph. `input` and `output` are (channels, height, width), or (values,)
-    after a flatten. `kernel`, `stride` and `padding` are (height, width), None where there is none; `padding` is also
-    None where two sides differ. A layer that runs twice has two rows, the second without parameters.
+    after a flatten. `kernel`, `stride` and `padding` are (height, width), None if there is none; `padding` is also
+    None if two sides differ. A layer that runs twice has two rows, the second without parameters.
     `receptive_field` is (height, width) in pixels of the input, by the formula of `cost.ReceptiveField`; a global
     pooling, and a fully connected layer after a flatten, count as a kernel of the whole feature map. It is None in an
     imported graph.
@@ -89,7 +89,7 @@ class LayerTable:
     ) -> "LayerTable":
         """The table of these layers for an input of `size`; consecutive layers with one stage name are a stage.
 
-        The output of a stage is that of its last layer, or the shape that `outputs` has for its name, as for a module
+        The output of a stage is its last layer's, or the shape that `outputs` has for its name, as for a module
         that ends in a concatenation.
         """
         stages = []
@@ -106,7 +106,7 @@ class LayerTable:
         return _total(self.stages)
 
     def share(self, macs: int) -> float:
-        """`macs` in percent of the network's multiply-accumulates; 0 where it has none."""
+        """`macs` in percent of the network's multiply-accumulates; 0 if it has none."""
         return 100 * macs / whole if (whole := self.cost.macs) else 0.0
 
 
@@ -125,7 +125,7 @@ def write_layers(folder: Path, table: LayerTable) -> None:
 def read_layers(root: Path, version: int, manifest: Manifest) -> LayerTable:
     """The layer table of the artifact with that manifest under `root`.
 
-    Raises FileNotInArtifactError where the artifact has none, ArtifactError where the file is missing or damaged.
+    Raises FileNotInArtifactError if the artifact has none, ArtifactError if the file is missing or damaged.
     """
     content = read_file(root, version, manifest, LAYERS)
     try:

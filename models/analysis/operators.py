@@ -1,4 +1,4 @@
-"""What single operators of PyTorch do to a feature map: kind, kernel, multiply-accumulates. Imports torch."""
+"""Describes single PyTorch operators: kind, kernel, multiply-accumulates. Imports torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class OperatorCall:
-    """One run of an operator. `extent` is the (height, width) that its input spans, also where that is flattened."""
+    """One run of an operator. `extent` is the (height, width) that its input spans, also if that is flattened."""
 
     arguments: Sequence[object]
     output: Tensor
@@ -48,7 +48,7 @@ class OperatorCall:
         return value
 
     def pair(self, place: int, default: Size) -> Size:
-        """The last two numbers of that argument as height and width; `default` where it is left out or empty."""
+        """The last two numbers of that argument as height and width; `default` if it is left out or empty."""
         value = self.arguments[place] if place < len(self.arguments) else ()
         numbers = [value] if isinstance(value, int) else value
         assert isinstance(numbers, Sequence)
@@ -101,7 +101,7 @@ def _pooling(kind: Kind, over_all: Kind) -> Callable[[OperatorCall], Operation |
 
 
 def _adaptive(kind: Kind, over_all: Kind) -> Callable[[OperatorCall], Operation | None]:
-    """Pooling to a given size, which does nothing where the map has that size.
+    """Pooling to a given size, which does nothing if the map has that size.
 
     Windows of different sizes count as the largest that a fixed stride needs: N - (M - 1) * (N // M) for M of N values.
     """
@@ -161,7 +161,7 @@ _OPERATIONS: Mapping[object, Callable[[OperatorCall], Operation | None]] = Mappi
 
 
 def operation_of(operator: object, call: OperatorCall) -> Operation | None:
-    """What the operator does in that call, or None where it keeps the feature map (activations, sums, reshapes).
+    """The operation of that call, or None if it keeps the feature map (activations, sums, reshapes).
 
     Raises ValueError for a transposed convolution, whose cost is not defined here.
     """

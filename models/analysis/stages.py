@@ -5,7 +5,7 @@ as the network's own.
 
 - A block, which is a child with layers inside, is a stage of its own name: `layer1`, `inception3a`, `features.3`.
 - Consecutive single layers between blocks are a stage, named by the first of them that has weights: `conv1`, `fc`.
-  Where `features` holds single layers only, its stages are numbered: `features 1`, `features 2`.
+  If `features` holds single layers only, its stages are numbered: `features 1`, `features 2`.
 - A layer that shrinks the map without multiplying, such as a pooling with a stride, ends the stage before it.
 - A global pooling begins the stage after it.
 """
@@ -30,7 +30,7 @@ class StageNaming(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a layer stands: `parent` is its block or the opened container, empty for the network itself."""
+    """The position of a layer: `parent` is its block or the opened container, empty for the network itself."""
 
     naming: StageNaming
     parent: str
@@ -81,7 +81,7 @@ def with_stages(layers: Sequence[Layer], positions: Sequence[Position]) -> tuple
             last.ended = True
         elif last and last.takes(position) and not (single and _begins(layer)):
             last.layers.append(layer)
-            last.position = position  # that of the layer after a global pooling
+            last.position = position  # the position of the layer after a global pooling
         else:
             groups.append(_Group(position, [layer]))
     named = []

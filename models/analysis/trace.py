@@ -144,8 +144,8 @@ class _LayerTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def network_layers(network: nn.Module, spec: InputSpec) -> LayerTable:
     """The layers of `network` in evaluation mode for one image of `spec`; the network does not change.
 
-    A layer that the run does not reach, such as an auxiliary head, has no row. Raises ValueError where the network has
-    a transposed convolution, and what the network itself raises where it does not fit the input.
+    A layer that the run does not reach, such as an auxiliary head, has no row. Raises ValueError if the network has
+    a transposed convolution, and what the network itself raises if it does not fit the input.
     """
     parameters = {name: value.to("meta") for name, value in network.named_parameters()}
     buffers = {name: value.to("meta") for name, value in network.named_buffers()}

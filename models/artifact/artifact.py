@@ -61,7 +61,7 @@ class FileNotInArtifactError(ArtifactError):
 
 
 class WeightSource(StrEnum):
-    """Where the weights come from."""
+    """The source of the weights."""
 
     PRETRAINED = "pretrained"
     UNTRAINED = "untrained"
@@ -115,9 +115,9 @@ class ParityReport(_ManifestPart):
 class Manifest(_ManifestPart):
     """Everything about the artifact that is not a tensor.
 
-    `acc1` and `acc5` are the published accuracy of the weights in percent on `acc_dataset`, None where none is
+    `acc1` and `acc5` are the published accuracy of the weights in percent on `acc_dataset`, None if none is
     published; `measured` has the results of `topfive evaluate` on the user's own images. `year` is None and `paper`
-    empty for an imported model. `max_batch` is None where the graph takes any batch size.
+    empty for an imported model. `max_batch` is None if the graph takes any batch size.
     """
 
     format: Literal[1] = 1
@@ -159,7 +159,7 @@ class Artifact:
         return self.folder / MANIFEST
 
     def parity(self, runtime: str, precision: str) -> ParityReport | None:
-        """The report of that runtime at that precision, or None where the export did not measure it."""
+        """The report of that runtime at that precision, or None if the export did not measure it."""
         for report in self.manifest.parity:
             if (report.runtime, report.precision) == (runtime, precision):
                 return report
@@ -188,7 +188,7 @@ def exported_names(root: Path) -> list[str]:
 def read_manifest(root: Path, name: str) -> tuple[int, Manifest]:
     """Version and manifest of the newest artifact of `name`; the other files are not checked.
 
-    Raises NotExportedError where there is none, ArtifactError where the manifest cannot be read.
+    Raises NotExportedError if there is none, ArtifactError if the manifest cannot be read.
     """
     if not (found := [version for version in versions(root, name) if (root / name / str(version) / MANIFEST).exists()]):
         raise NotExportedError(name, root)
@@ -234,7 +234,7 @@ def load(root: Path, name: str) -> Artifact:
 def read_file(root: Path, version: int, manifest: Manifest, file: str) -> bytes:
     """The content of one file of the artifact with that manifest under `root`, checked against its sha256.
 
-    Raises FileNotInArtifactError where the manifest does not list it, ArtifactError where it is missing or differs.
+    Raises FileNotInArtifactError if the manifest does not list it, ArtifactError if it is missing or differs.
     """
     name, remedy = manifest.name, _remedy(root, manifest.name, manifest.family)
     path = root / name / str(version) / file
@@ -251,7 +251,7 @@ def read_file(root: Path, version: int, manifest: Manifest, file: str) -> bytes:
 
 @contextmanager
 def new_version(root: Path, name: str) -> Iterator[Path]:
-    """A temporary folder that becomes the next version of `name` where the block succeeds, and is deleted otherwise."""
+    """A temporary folder that becomes the next version of `name` if the block succeeds, and is deleted otherwise."""
     model_folder = root / name
     root.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))

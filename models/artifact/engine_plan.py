@@ -62,7 +62,7 @@ class BatchProfile(BaseModel):
 class PlanRecord(BaseModel):
     """How a plan was built.
 
-    `card` is the name of the GPU that built it, None where none was needed. `graph_sha256` belongs to the artifact's
+    `card` is the name of the GPU that built it, None if none was needed. `graph_sha256` belongs to the artifact's
     model.onnx, `source_sha256` to the ONNX file that the builder read (the same network in `precision`), `sha256` to
     the plan. `calibration_images` is the number of photos that calibrated int8. `warnings` are the builder's.
     """
@@ -98,7 +98,7 @@ class EnginePlan:
     record: PlanRecord
 
     def content(self) -> bytes:
-        """The bytes of the plan. Raises PlanError where they cannot be read or do not match the record."""
+        """The bytes of the plan. Raises PlanError if they cannot be read or do not match the record."""
         try:
             content = self.path.read_bytes()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Files that other processes read: written in one step, and locked where several processes write."""
+"""Writes files that other processes read in one step, and locks those that several processes write."""
 
 import fcntl
 import hashlib
@@ -29,7 +29,7 @@ def expand_home(path: Path) -> Path:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` in one step; an interruption leaves the old file and nothing beside it.
 
-    An old file keeps its mode; a new file is readable by all. Raises OSError where the folder cannot be written.
+    An old file keeps its mode; a new file is readable by all. Raises OSError if the folder cannot be written.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     draft = Path(name)
@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 class CacheFile:
-    """A file that only saves time: it is replaced in one step, and read only where it is undamaged.
+    """A cache file: it is replaced in one step, and read only if it is undamaged.
 
     Its first line is the sha256 of the rest. A warning says what is wrong with it, and after that `without`: what
     happens in its absence.
@@ -56,7 +56,7 @@ class CacheFile:
         self._without = without
 
     def read(self) -> bytes | None:
-        """The content. None where there is no file, and where it cannot be read or is damaged."""
+        """The content. None if there is no file, and if it cannot be read or is damaged."""
         try:
             digest, _, content = self.path.read_bytes().partition(b"\n")
         except FileNotFoundError:

@@ -46,7 +46,7 @@ class MeasuredAccuracy(BaseModel):
     """The result of one evaluation: accuracy in percent with its 95 % interval, on which images and in which engine.
 
     `dataset` is the name of the folder of images, `dataset_sha256` the fingerprint of the images and their labels. The
-    top-5 figures are None where the model has fewer than five classes. `date` is UTC, YYYY-MM-DD.
+    top-5 figures are None if the model has fewer than five classes. `date` is UTC, YYYY-MM-DD.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -87,7 +87,7 @@ _MEASURED = TypeAdapter(tuple[MeasuredAccuracy, ...])
 def record_accuracy(manifest: Path, accuracy: MeasuredAccuracy) -> None:
     """Add `accuracy` to that manifest.json, in place of an older one of the same thing; nothing else changes.
 
-    The file is replaced in one step. Raises OSError where the folder cannot be written.
+    The file is replaced in one step. Raises OSError if the folder cannot be written.
     """
     with locked(manifest.parent):
         content = json.loads(manifest.read_bytes())
@@ -100,7 +100,7 @@ def record_accuracy(manifest: Path, accuracy: MeasuredAccuracy) -> None:
 
 
 def read_measured(manifest: Path) -> tuple[MeasuredAccuracy, ...] | None:
-    """The measurements in that manifest.json, oldest first; None where the file cannot be read."""
+    """The measurements in that manifest.json, oldest first; None if the file cannot be read."""
     try:
         return _MEASURED.validate_python(json.loads(manifest.read_bytes()).get(_KEY, ()))
     except (OSError, ValueError, AttributeError, ValidationError):

@@ -33,7 +33,7 @@ def write_reference(folder: Path, images: NDArray[np.uint8], probabilities: NDAr
 def read_reference(folder: Path) -> Reference | None:
     """The reference in the artifact `folder`, or None in an artifact of an older version.
 
-    Raises UnreadableReferenceError where the file is damaged.
+    Raises UnreadableReferenceError if the file is damaged.
     """
     path = folder / REFERENCE
     if not path.is_file():

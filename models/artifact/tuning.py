@@ -1,7 +1,7 @@
 """Records of `topfive tune`: which slots, threads and batch sizes are best for an artifact on one kind of machine.
 
     ARTIFACTS/NAME/VERSION/tuned/KEY.json     a record for each kind of machine
-    CACHE/tuned/GRAPH-KEY.json                the same, where the artifact's folder cannot be written
+    CACHE/tuned/GRAPH-KEY.json                the same, if the artifact's folder cannot be written
 
 This module names, writes and reads records. The service decides which part of one it uses.
 """
@@ -32,7 +32,7 @@ class _Record(BaseModel):
 class Conditions(_Record):
     """The conditions that a record is valid for.
 
-    `cpus` is the number of CPUs to use. `runtime` and `precision` are what the tuning was restricted to, `auto` where
+    `cpus` is the number of CPUs to use. `runtime` and `precision` are what the tuning was restricted to, `auto` if
     it compared all: the best of one runtime says nothing about the others.
     """
 
@@ -89,7 +89,7 @@ class TuningRecord(_Record):
 
 @dataclass(frozen=True, slots=True)
 class TuningFiles:
-    """The places of one artifact's records: its own folder, and the cache where that cannot be written."""
+    """The places of one artifact's records: its own folder, and the cache if that cannot be written."""
 
     artifact: Path
     cache: Path
@@ -104,7 +104,7 @@ class TuningFiles:
 def write_tuning(place: TuningFiles, record: TuningRecord) -> Path:
     """Write the record, in place of an older one for the same conditions, and return its file.
 
-    An interruption leaves the old file. Raises OSError where neither folder can be written.
+    An interruption leaves the old file. Raises OSError if neither folder can be written.
     """
     content = record.model_dump_json(indent=2).encode() + b"\n"
     own, spare = place.files(record.conditions)

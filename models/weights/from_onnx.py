@@ -72,7 +72,7 @@ class NetworkLayer:
 def load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> None:
     """Copy the weights of the file into `network`, and check that both give the same answers.
 
-    Raises OnnxFileError where the file is not ONNX, WeightsError with the first layer that differs, or where the
+    Raises OnnxFileError if the file is not ONNX, WeightsError with the first layer that differs, or if the
     answers differ.
     """
     model = read_model(path)
@@ -113,7 +113,7 @@ def _network_layers(network: nn.Module, architecture: Architecture) -> Iterator[
 
 
 def _match(layers: list[NetworkLayer], found: list[FileLayer], name: str, path: Path) -> None:
-    """Copy layer by layer. Raises WeightsError at the first layers that differ, and where one list is longer."""
+    """Copy layer by layer. Raises WeightsError at the first layers that differ, and if one list is longer."""
     remaining = iter(found)
     number = 0
     folded: Tensor | None = None
@@ -225,7 +225,7 @@ def _size(weight: Tensor) -> str:
 
 
 def _check_answers(network: nn.Module, architecture: Architecture, model: ModelProto, path: Path) -> None:
-    """Run both on the same seeded noise of bytes. Raises WeightsError where the answers differ.
+    """Run both on the same seeded noise of bytes. Raises WeightsError if the answers differ.
 
     The network gets the noise with the catalog's normalisation. A file with a float input may want the same, or
     ImageNet's normalisation, or 0 to 1, or 0 to 255: published files of GoogLeNet and Inception-v3 normalise inside. A
@@ -274,7 +274,7 @@ class _OnnxFile:
         self._type = IMAGE_TYPES[element]
         self.uint8 = element == TensorProto.UINT8
         self._channels_last = axes[3].dim_value in _CHANNELS and axes[1].dim_value not in _CHANNELS
-        self.channels = axes[3 if self._channels_last else 1].dim_value  # 0 where it is not fixed
+        self.channels = axes[3 if self._channels_last else 1].dim_value  # 0 if it is not fixed
         self.size = axes[2].dim_value or architecture.input.crop
         self._batch = axes[0].dim_value or 1
         halves = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)

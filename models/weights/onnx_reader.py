@@ -51,7 +51,7 @@ def read_model(path: Path) -> ModelProto:
     except OSError as error:
         raise OnnxFileError(f"{path} cannot be read: {error.strerror or error}") from error
     if model.ir_version and model.graph.node and not model.opset_import:
-        raise OnnxFileError(f"{path} does not say its opset (opset_import is empty); export it again")
+        raise OnnxFileError(f"{path} does not name its opset (opset_import is empty); export it again")
     if not model.ir_version or not model.graph.node:
         raise OnnxFileError(f"{path} is not ONNX: {_looks_like(path)}")
     _load_external_data(model, path)

@@ -24,7 +24,7 @@ _TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 18
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes received and the bytes in all, 0 where the server does not say."""
+"""Called with the bytes received and the total bytes, 0 if the server does not send it."""
 
 
 class WeightsError(Exception):
@@ -44,7 +44,7 @@ def load_file(network: nn.Module, architecture: Architecture, path: Path) -> Wei
     """Load a state dict in a .pth, .pt or .safetensors file, or an .onnx file of the same architecture.
 
     The record of a file that torchvision publishes, known by its sha256, is that of the published weights, so that
-    their input recipe and accuracy apply. Raises WeightsError where the file cannot be read or does not fit.
+    their input recipe and accuracy apply. Raises WeightsError if the file cannot be read or does not fit.
     """
     if path.suffix == ".onnx":
         _load_onnx(network, architecture, path)
@@ -75,7 +75,7 @@ def load_pretrained(
     """Load the published weights: those that come with topfive, or torchvision's.
 
     The latter are downloaded once, into torch's own cache folder; `mirror` replaces the URL of their folder. Raises
-    HostUnreachableError where the host does not answer, WeightsError where nothing is published, the host gives an
+    HostUnreachableError if the host does not answer, WeightsError if nothing is published, the host gives an
     error or the checksum differs.
     """
     if (weights := architecture.default_weights) is None:
@@ -115,9 +115,9 @@ def _hash_prefix(file: str) -> str:
 
 
 def download(url: str, path: Path, progress: Progress) -> None:
-    """Download `url` to `path`, which appears only where the file is complete and has the sha256 of its name.
+    """Download `url` to `path`, which appears only if the file is complete and has the sha256 of its name.
 
-    Raises HostUnreachableError where the host does not answer, else WeightsError.
+    Raises HostUnreachableError if the host does not answer, else WeightsError.
     """
     expected = _hash_prefix(path.name)
     try:

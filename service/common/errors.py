@@ -1,6 +1,6 @@
 """The table of errors: the name of each, and its HTTP and gRPC status.
 
-An error is raised where it is detected and translated once, at the edge.
+An error is raised where it is detected, and translated once, at the edge.
 
 TopfiveError
   BadRequest         the request itself is wrong: no image, top_k out of range, unreadable header

@@ -1,4 +1,4 @@
-"""The answers of several models to one image, and where they agree."""
+"""The answers of several models to one image, and their agreement."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

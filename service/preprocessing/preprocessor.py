@@ -156,7 +156,7 @@ class RequestImage:
 
 
 def joined(prepared: Sequence[PreparedSamples]) -> Preprocessing:
-    """What was done for several models: each part once, joined by `+` where they differ."""
+    """The preprocessing of several models as one: differing values are joined by `+`."""
     parts = [one.preprocessing for one in prepared]
     return Preprocessing(
         decoder="+".join(dict.fromkeys(part.decoder for part in parts)),

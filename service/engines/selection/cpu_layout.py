@@ -84,7 +84,7 @@ def conditions_here(cpus: int, runtime: Runtime = Runtime.AUTO, precision: Preci
 
 
 def tuning_files(artifact: Artifact, cache: Path) -> TuningFiles:
-    """Where the tuning records of `artifact` are."""
+    """The files of the tuning records of `artifact`."""
     return TuningFiles(artifact.folder, cache, artifact.manifest.files.get(GRAPH, ""))
 
 

@@ -679,7 +679,7 @@ def test_opset_that_is_not_said(importing: Import) -> None:
     model = classifier()
     model.ClearField("opset_import")
 
-    with pytest.raises(OnnxFileError, match=r"does not say its opset \(opset_import is empty\); export it again"):
+    with pytest.raises(OnnxFileError, match=r"does not name its opset \(opset_import is empty\); export it again"):
         importing(model)
 
 
