@@ -44,8 +44,11 @@ class Call:
     root: Path
 
 
+Script = Callable[..., list[Call]]
+
+
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Callable[..., list[Call]]:
+def scripted(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Script:
     """Replaces exports by a script: for each model by name what happens, nothing where it is not named."""
 
     def start(**script: Exception | str) -> list[Call]:
@@ -106,7 +109,7 @@ def test_console_script_exports_the_same_file_in_another_process(exported: Path,
     assert "\x1b" not in done.stderr  # no terminal, no colours
 
 
-def test_names(run: Run, scripted: Callable[..., list[Call]]) -> None:
+def test_names(run: Run, scripted: Script) -> None:
     """`a,b`, `a b` and `a, b` are the same list, and each model is exported once; no name is a usage error.
 
     So is a misspelt one, with the names that look like it, before anything is exported.
@@ -122,7 +125,7 @@ def test_names(run: Run, scripted: Callable[..., list[Call]]) -> None:
     assert [call.name for call in calls] == ["tiny", "alexnet", "googlenet", "resnet50"]
 
 
-def test_one_failure_does_not_stop_the_others(run: Run, scripted: Callable[..., list[Call]]) -> None:
+def test_one_failure_does_not_stop_the_others(run: Run, scripted: Script) -> None:
     """Models after one that failed are exported all the same; the exit code is 1 and the reason is shown."""
     calls = scripted(alexnet=ParityError("alexnet differs from PyTorch [badly]"))
 
@@ -134,7 +137,7 @@ def test_one_failure_does_not_stop_the_others(run: Run, scripted: Callable[..., 
     assert "tiny is in artifacts/tiny/7" in result.stderr
 
 
-def test_fallback_to_untrained_weights_is_loud(run: Run, scripted: Callable[..., list[Call]]) -> None:
+def test_fallback_to_untrained_weights_is_loud(run: Run, scripted: Script) -> None:
     """Where `auto` took untrained weights the reason, what it means and the way out are on the screen."""
     scripted(googlenet="http://host/googlenet.pth cannot be reached: no route")
 
@@ -146,39 +149,25 @@ def test_fallback_to_untrained_weights_is_loud(run: Run, scripted: Callable[...,
     assert "topfive export googlenet --weights pretrained" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "is not there"),
-        (b"this is no pickle", "cannot be read as a state dict"),
-        (b"", "cannot be read as a state dict"),
-    ],
-    ids=["missing", "text", "empty"],
-)
-@pytest.mark.parametrize("name", ["bad.pth", "bad.safetensors"])
-def test_bad_weights_file_is_an_error(run: Run, tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    """A weights file that is not there or not a state dict ends with 1 and one line that names it; nothing is left."""
-    file, root = tmp_path / name, tmp_path / "artifacts"
-    if content is not None:
-        file.write_bytes(content)
+def test_bad_weights_file_is_an_error(run: Run, tmp_path: Path) -> None:
+    """A weights file that is not a state dict ends with 1 and one line that names it; nothing is left."""
+    file, root = tmp_path / "bad.pth", tmp_path / "artifacts"
+    file.write_bytes(b"this is no pickle")
 
     result = run("tiny", "--weights", file, "--artifacts", root)
 
     assert result.exit_code == 1
     assert "tiny was not exported:" in result.stderr
-    assert message in result.stderr
-    assert name in result.stderr
+    assert f"{file} cannot be read as a state dict" in result.stderr
     assert not isinstance(result.exception, BaseException) or isinstance(result.exception, SystemExit)
     assert not root.exists()
 
 
-@pytest.mark.parametrize("present_weights", [None, "untrained"])
 def test_pretrained_that_cannot_be_reached_is_an_error(
-    run: Run, tmp_path: Path, exported: Path, unreachable: str, present_weights: str | None
+    run: Run, tmp_path: Path, exported: Path, unreachable: str
 ) -> None:
     """`--weights pretrained` ends with 1 where the host does not answer, though an untrained model is there."""
-    if present_weights:
-        present(tmp_path, exported, "squeezenet1_1", UNTRAINED)
+    present(tmp_path, exported, "squeezenet1_1", UNTRAINED)
 
     arguments = ("--weights", "pretrained", "--weights-mirror", unreachable, "--artifacts", tmp_path)
     result = run("squeezenet1_1", "--missing", *arguments)
@@ -186,7 +175,7 @@ def test_pretrained_that_cannot_be_reached_is_an_error(
     assert result.exit_code == 1
     assert "squeezenet1_1 was not exported:" in result.stderr
     assert f"{unreachable}/squeezenet1_1-b8a52dc0.pth cannot be reached" in result.stderr
-    assert versions(tmp_path, "squeezenet1_1") == ([1] if present_weights else [])
+    assert versions(tmp_path, "squeezenet1_1") == [1]
 
 
 def test_artifacts_folder_that_cannot_be_written_is_an_error(run: Run, tmp_path: Path) -> None:
@@ -215,7 +204,7 @@ def test_missing(
     run: Run,
     tmp_path: Path,
     exported: Path,
-    scripted: Callable[..., list[Call]],
+    scripted: Script,
     name: str,
     there: WeightRecord | None,
     exported_from: list[WeightSource | None],
@@ -248,9 +237,7 @@ def test_missing_keeps_untrained_weights_where_the_host_cannot_be_reached(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_missing_looks_at_the_sha256_of_a_file(
-    run: Run, tmp_path: Path, exported: Path, scripted: Callable[..., list[Call]]
-) -> None:
+def test_missing_looks_at_the_sha256_of_a_file(run: Run, tmp_path: Path, exported: Path, scripted: Script) -> None:
     """The same file again is there already; another content under the same name, or no file at all, is not."""
     calls = scripted()
     file = tmp_path / "mine.pth"
@@ -272,7 +259,7 @@ def test_missing_looks_at_the_sha256_of_a_file(
 
 
 def test_missing_replaces_an_artifact_that_cannot_be_read(
-    run: Run, tmp_path: Path, exported: Path, scripted: Callable[..., list[Call]]
+    run: Run, tmp_path: Path, exported: Path, scripted: Script
 ) -> None:
     """A damaged manifest is named on the screen and the model exported again."""
     calls = scripted()
@@ -304,9 +291,7 @@ def test_every_option_shows_its_variable_and_its_default(run: Run) -> None:
         assert f"[env var: {one.envvar}; default: " in rest.partition(" --")[0], one.name
 
 
-def test_variables_stand_for_options(
-    run: Run, tmp_path: Path, exported: Path, scripted: Callable[..., list[Call]]
-) -> None:
+def test_variables_stand_for_options(run: Run, tmp_path: Path, exported: Path, scripted: Script) -> None:
     """Each option can be given by its variable, and the option wins where both are given."""
     calls = scripted()
     present(tmp_path, exported, "alexnet", PRETRAINED)

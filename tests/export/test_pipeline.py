@@ -205,15 +205,6 @@ def test_interrupted_export_leaves_nothing(artifacts: Path, tmp_path: Path, step
     assert load(artifacts, "tiny").manifest == before
 
 
-def test_choice_of_weights_is_read_from_one_word() -> None:
-    """`auto`, the two sources, and everything else is a path."""
-    parse = WeightsChoice.parse
-    assert parse("auto", "http://mirror") == WeightsChoice(None, mirror="http://mirror")
-    assert parse("pretrained", None).source is WeightSource.PRETRAINED
-    assert parse("untrained", None).source is WeightSource.UNTRAINED
-    assert parse("some/weights.pth", None) == WeightsChoice(WeightSource.FILE, Path("some/weights.pth"))
-
-
 @dataclass(frozen=True, slots=True)
 class LabelledPhotos:
     """The labelled photos as the service reads them, their classes, and eager PyTorch's answers."""

@@ -1,5 +1,6 @@
 """Files that are written in one step, home folders, and cache files."""
 
+import os
 import pwd
 import stat
 from collections.abc import Callable
@@ -37,14 +38,24 @@ def test_old(tmp_path: Path) -> None:
     assert mode(file) == 0o640
 
 
-def test_failure_leaves_the_old_one(tmp_path: Path) -> None:
-    """Where it fails, what was there stays, and no draft is left."""
+def test_failure_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it fails or is interrupted, what was there stays, and no draft is left."""
     folder = tmp_path / "a.json"
     folder.mkdir()
     (folder / "kept").touch()
     with pytest.raises(OSError, match=r"a\.json"):
         write_atomically(folder, b"new")
     assert [path.name for path in tmp_path.rglob("*")] == ["a.json", "kept"]
+
+    def interrupted(_handle: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    (folder / "kept").write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(folder / "kept", b"new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a.json", "kept"]
+    assert (folder / "kept").read_bytes() == b"old"
 
 
 def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,14 +41,41 @@ def trained(name: str = "tiny") -> nn.Module:
     return network.eval()
 
 
-def exported(network: nn.Module, path: Path, *, folded: bool = True, opset: int = 13, size: int = 32) -> Path:
+class Prepared(nn.Module):
+    """A trained `tiny` with `prepare` before it."""
+
+    def __init__(self, prepare: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = trained().eval()
+        self._prepare = prepare
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.network(self._prepare(image))
+        return logits
+
+
+def of_channels(values: tuple[float, ...]) -> Tensor:
+    """One value for each channel of an image."""
+    return torch.tensor(values).view(1, 3, 1, 1)
+
+
+def exported(
+    network: nn.Module,
+    path: Path,
+    *,
+    folded: bool = True,
+    opset: int = 13,
+    size: int = 32,
+    kind: torch.dtype = torch.float32,
+) -> Path:
     """Write it as torch's exporter of TorchScript does, with batch norms folded into convolutions or kept."""
     mode = torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns that it is old
         torch.onnx.export(
             network,
-            (torch.zeros(1, 3, size, size),),
+            (torch.zeros(1, 3, size, size, dtype=kind),),
             path,
             dynamo=False,
             opset_version=opset,
@@ -185,20 +212,8 @@ def test_input_transform_inside_the_file(tmp_path: Path) -> None:
     """A file that takes ImageNet's normalisation and makes its own of it, as torchvision's GoogLeNet does, is known."""
     half = InputSpec(resize=32, crop=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     architecture = replace(TINY, untrained_input=half)
-    usual = InputSpec()
-
-    class Transformed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = trained()
-
-        def forward(self, image: Tensor) -> Tensor:
-            shape = (1, 3, 1, 1)
-            pixels = image * torch.tensor(usual.std).view(shape) + torch.tensor(usual.mean).view(shape)
-            logits: Tensor = self.network((pixels - 0.5) / 0.5)
-            return logits
-
-    source, network = Transformed().eval(), build(TINY)
+    mean, std = of_channels(InputSpec().mean), of_channels(InputSpec().std)
+    source, network = Prepared(lambda image: (image * std + mean - 0.5) / 0.5).eval(), build(TINY)
 
     load_file(network, architecture, exported(source, tmp_path / "net.onnx"))
 
@@ -241,6 +256,7 @@ class Other(nn.Module):
         (Other((8, 16)), r"has layer 3 \S+ linear 1000x16 where tiny has layer features\.2\.0 conv 16x16x3x3"),
         (Other((8, 16, 16, 16)), r"has layer 4 \S+ conv 16x16x3x3 where tiny has layer classifier linear 1000x16"),
         (Other((8, 16, 16), classes=10), r"has layer 4 \S+ linear 10x16 where tiny has layer classifier linear"),
+        (nn.Sequential(build(TINY), nn.Linear(1000, 9)), r"has layer 5 \S+ linear 9x1000 where tiny has no more"),
     ],
 )
 def test_first_mismatch_is_named(tmp_path: Path, other: nn.Module, message: str) -> None:
@@ -249,45 +265,40 @@ def test_first_mismatch_is_named(tmp_path: Path, other: nn.Module, message: str)
         load_file(build(TINY), TINY, exported(other.eval(), tmp_path / "net.onnx"))
 
 
-def test_another_number_of_layers_is_refused(tmp_path: Path) -> None:
-    """A file that ends early says after which layer, and one that goes on with what."""
-
-    def cut(model: ModelProto) -> None:
-        gemm = model.graph.node[-1]
-        model.graph.output[0].name = gemm.input[0]
-        model.graph.node.remove(gemm)
-
-    longer = nn.Sequential(trained(), nn.Linear(1000, 1000)).eval()
-
-    with pytest.raises(WeightsError, match=r"ends after layer 3, where tiny has layer classifier linear 1000x16"):
-        load_file(build(TINY), TINY, changed(exported(trained(), tmp_path / "net.onnx"), cut))
-    with pytest.raises(WeightsError, match=r"has layer 5 \S+ linear 1000x1000 where tiny has no more"):
-        load_file(build(TINY), TINY, exported(longer, tmp_path / "net.onnx"))
+def without_the_last(model: ModelProto) -> None:
+    """Remove the last layer."""
+    gemm = model.graph.node[-1]
+    model.graph.output[0].name = gemm.input[0]
+    model.graph.node.remove(gemm)
 
 
-def test_equal_shapes_that_compute_something_else_are_refused(tmp_path: Path) -> None:
-    """A file whose layers fit but whose answers differ is refused: shapes cannot tell branches apart."""
-
-    def squared(model: ModelProto) -> None:
-        for node in model.graph.node:
-            if node.op_type == "Relu":
-                node.op_type = "Sigmoid"
-
-    with pytest.raises(WeightsError, match=r"layers of the shapes of tiny, but its answers differ by \d"):
-        load_file(build(TINY), TINY, changed(exported(trained(), tmp_path / "net.onnx"), squared))
+def with_sigmoids(model: ModelProto) -> None:
+    """Replace each ReLU by a sigmoid."""
+    for node in model.graph.node:
+        if node.op_type == "Relu":
+            node.op_type = "Sigmoid"
 
 
-def test_not_finite_is_refused(tmp_path: Path) -> None:
-    """A file with a weight that is not a number fills nothing that is served."""
+def not_finite(model: ModelProto) -> None:
+    """Replace one weight by NaN."""
+    tensor = model.graph.initializer[0]
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
-    def poison(model: ModelProto) -> None:
-        tensor = model.graph.initializer[0]
-        values = numpy_helper.to_array(tensor).copy()
-        values.flat[0] = np.nan
-        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
-    with pytest.raises(WeightsError, match=r"is not finite in \w+"):
-        load_file(build(TINY), TINY, changed(exported(trained(), tmp_path / "net.onnx"), poison))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_the_last, r"ends after layer 3, where tiny has layer classifier linear 1000x16"),
+        (with_sigmoids, r"layers of the shapes of tiny, but its answers differ by \d"),
+        (not_finite, r"is not finite in \w+"),
+    ],
+)
+def test_altered_file_is_refused(tmp_path: Path, change: Callable[[ModelProto], None], message: str) -> None:
+    """A file that ends early, computes something else with equal shapes, or has a NaN fills nothing that is served."""
+    with pytest.raises(WeightsError, match=message):
+        load_file(build(TINY), TINY, changed(exported(trained(), tmp_path / "net.onnx"), change))
 
 
 def test_learned_values_that_onnx_does_not_name_are_refused(tmp_path: Path) -> None:

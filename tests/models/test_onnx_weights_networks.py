@@ -15,7 +15,7 @@ from export.onnx_writer import write_onnx
 from models.build import ServedNetwork, build
 from models.catalog import CATALOG, Channels, InputSpec
 from models.weights.weights import WeightsError, load_file
-from tests.models.test_onnx_weights import TINY, answers, changed, exported, trained
+from tests.models.test_onnx_weights import TINY, Prepared, answers, changed, exported, of_channels, trained
 
 BGR = InputSpec(resize=32, crop=32, channels=Channels.BGR)
 
@@ -130,24 +130,10 @@ def test_branches_in_another_order(tmp_path: Path) -> None:
 
 def test_file_of_bytes_in_the_networks_own_channels(tmp_path: Path) -> None:
     """A file that takes bytes of BGR, as its network does, is compared in BGR."""
+    mean, std = of_channels(BGR.mean), of_channels(BGR.std)
+    source, network = Prepared(lambda image: (image.float() / 255 - mean) / std).eval(), build(TINY)
+    file = exported(source, tmp_path / "net.onnx", kind=torch.uint8)
 
-    class Bytes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = trained()
-
-        def forward(self, image: Tensor) -> Tensor:
-            shape = (1, 3, 1, 1)
-            mean, std = torch.tensor(BGR.mean).view(shape), torch.tensor(BGR.std).view(shape)
-            logits: Tensor = self.network((image.float() / 255 - mean) / std)
-            return logits
-
-    source, network = Bytes().eval(), build(TINY)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns that it is old
-        image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-        torch.onnx.export(source, (image,), tmp_path / "net.onnx", dynamo=False, opset_version=13)
-
-    load_file(network, replace(TINY, untrained_input=BGR), tmp_path / "net.onnx")
+    load_file(network, replace(TINY, untrained_input=BGR), file)
 
     torch.testing.assert_close(answers(network), answers(source.network), rtol=1e-4, atol=1e-4)

@@ -1,7 +1,6 @@
 """Records of what `topfive tune` measured: written whole or not at all, and used only where they hold."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,21 +151,6 @@ def test_impossible_layout_is_no_record(impossible: dict[str, object]) -> None:
 
     with pytest.raises(ValidationError):
         TuningRecord.model_validate(fields)
-
-
-def test_interrupted_writing_leaves_the_older_record(place: TuningFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interruption before the file is in its place leaves what was there, and nothing beside it."""
-    path = write_tuning(place, record())
-
-    def interrupted(_handle: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_tuning(place, record(trial(rate=1.0)))
-
-    assert list(path.parent.iterdir()) == [path]
-    assert read_tuning(place, HERE)[0] == record()
 
 
 BF16, F32, ORT = trial(), trial(precision="f32", rate=90.0), trial("onnxruntime", "f32", 80.0)

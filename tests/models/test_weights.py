@@ -423,8 +423,12 @@ def test_something_else(content: object, tmp_path: Path) -> None:
 
 def test_no_file(tmp_path: Path) -> None:
     """A file that is not there, or is a folder, is an error with its path."""
-    for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(WeightsError, match=f"{path}"):
+    for path, what in (
+        (tmp_path / "none.pth", "not there"),
+        (tmp_path / "none.safetensors", "not there"),
+        (tmp_path, "a folder"),
+    ):
+        with pytest.raises(WeightsError, match=f"{path} is {what}"):
             load_file(build(TINY), TINY, path)
 
 
