@@ -94,9 +94,9 @@ _FILE = _OutputFile(path_type=Path, dir_okay=False, writable=True)
     help="API of the server",
 )
 @_option("--model", default="", help="Model that answers; by default the server's")
-@_option("--path", default="", help="Path of the requests; by default that of URL or of the API")
+@_option("--path", default="", help="Path of the requests; by default the path of URL or of the API")
 @_option("--field", default="image", help="Name of the multipart field")
-@_option("--content-type", default="", help="Type of the image; by default that of its file")
+@_option("--content-type", default="", help="Content type of the image; by default its file's")
 @_option(
     "--image",
     "paths",

@@ -59,7 +59,7 @@ def _progress_line(progress: LoadProgress) -> str:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """A bar for each value; that of the largest is full."""
+    """A bar for each value; the largest value has a full bar."""
     largest = max(values, default=0.0)
     if largest <= 0:
         return _BARS[0] * len(values)

@@ -98,7 +98,7 @@ class GrpcTarget(LoadTarget):
             best = reply.predictions[0]
         except (DecodeError, IndexError) as error:
             raise LoadTestError(
-                "the answer is not that of topfive.v1.Classifier; of another server say its --api"
+                "the answer is no reply of topfive.v1.Classifier; for another server give its --api"
             ) from error
         size, engine = len(result.body), f"{reply.engine.runtime} {reply.engine.precision}"
         return f"{address}: {size:,} bytes, {best.label} {best.probability:.3f}, {reply.model.name} on {engine}"

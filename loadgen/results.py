@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Seconds = NDArray[np.float64]
 
 STABLE_WINDOWS = 3
-"""How many windows in a row must agree."""
+"""Number of consecutive windows that must agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class LevelResult:
     `requests` counts good responses that came within `seconds`. `latency_ms` and `server_ms` are of all requests that
     started within them, also of those that ended later, and `errors` of all that were in flight within them. At a rate
     a request starts when it is due. `unanswered` requests were in flight when the user stopped the test. `valid` is
-    false if the generator was the bottleneck or nothing was answered; `notes` says why. `cpu_s` is the CPU time of
-    the generator, `late_ms` the 99th percentile of how late it sent. Bytes are those of HTTP, or of gRPC's messages.
+    false if the generator was the bottleneck or nothing was answered; `notes` says why. `cpu_s` is the CPU time of the
+    generator, `late_ms` the 99th percentile of how late it sent. Bytes count HTTP with headers, or gRPC messages alone.
     """
 
     connections: int | None

@@ -98,7 +98,7 @@ class HttpTarget(LoadTarget):
         best = _best_class(result.body)
         if not best and self._api is ServerApi.TOPFIVE:
             raise LoadTestError(
-                f"{host} answers {status}, but not as --api {self._api} would: {said}; of another server say its --api"
+                f"{host} answers {status}, but not as --api {self._api} would: {said}; for other servers give --api"
             )
         return f"{host}: {status}, {len(result.body):,} bytes{best}"
 

@@ -106,7 +106,7 @@ def network_input(images: Batch, recipe: Recipe, signature: Signature, scale: in
 
 
 def probabilities(scores: Scores, recipe: Recipe, sum_error: float) -> Probabilities:
-    """The probabilities that the service must answer; those of the file may miss a sum of 1 by `sum_error`.
+    """The probabilities that the service must answer. The sum of the file's may differ from 1 by `sum_error`.
 
     Raises UnsupportedError if the scores are not what the recipe says.
     """

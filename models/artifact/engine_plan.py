@@ -1,4 +1,4 @@
-"""TensorRT engines in an artifact: a plan, and beside it a record of how and for which GPUs it was built.
+"""TensorRT engines in an artifact: a plan, and a record of how and for which GPUs it was built.
 
     ARTIFACTS/NAME/VERSION/engines/
         FLAVOUR-VERSION-TARGET-PRECISION.plan   what TensorRT wrote

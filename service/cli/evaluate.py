@@ -57,7 +57,7 @@ def evaluate_command(
 
     Prints top-1 and top-5 error with 95 % intervals beside the published ones. Writes to --out every prediction, the
     figures of each class, the confusions, and report.json. The accuracy goes into the model's manifest, where /models
-    shows it; that of an ensemble is only in the report. After Ctrl-C, SIGTERM or a crash the same command resumes.
+    shows it; an ensemble's is only in the report. After Ctrl-C, SIGTERM or a crash the same command resumes.
     """
     settings, console, errors = settings_from(values), Console(), Console(stderr=True)
     models = tuple(split_names(names))

@@ -25,7 +25,7 @@ INSTALL: Mapping[str, str] = MappingProxyType(
 """The command that installs each runtime."""
 
 # Two models, two runtimes, two slots of 8 rows on a CPU: resident memory was 0.98 to 1.30 times what these two give.
-_COPIES_OF_GRAPH = 2  # a runtime keeps the weights and, beside them or in their place, a copy in its own layout
+_COPIES_OF_GRAPH = 2  # a runtime keeps the weights, and often a copy in its own layout
 _BYTES_PER_PIXEL = 128  # two layers of 64 channels at half the input's width and height, in f32
 _NO_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc")
 

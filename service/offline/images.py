@@ -57,7 +57,7 @@ class WrittenLabel:
 class Dataset:
     """Labelled images: the name, path and label of each.
 
-    `sha256` is a fingerprint of names, labels and file sizes, not of pixels. `name` is that of the folder or CSV.
+    `sha256` is a fingerprint of names, labels and file sizes, not of pixels. `name` is the name of the folder or CSV.
     """
 
     name: str

@@ -215,7 +215,7 @@ def _failed(image: ImageFile, code: str, detail: str) -> ImageResult:
 
 
 def _version_of(member: LoadedModel) -> dict[str, object]:
-    """What the answers of a model depend on."""
+    """The version, weights, runtime and precision of a model, which its answers depend on."""
     return {
         "version": member.artifact.version,
         "weights": _weights(member.artifact.manifest.weights),

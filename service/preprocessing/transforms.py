@@ -28,7 +28,7 @@ _MAX_CROPS = 64
 _BINARY_DIGITS = 8  # after the point; with the 16 before it they fit a 32-bit float
 _MAX_EXACT_EVERY = 64  # a span that begins and ends where floats are exact may be this many pixels longer at each end
 # The SIMD resize is used from this scale on (source pixels per output pixel, both axes). Its filter weights have 16
-# bits; those of Pillow have 22 bits. So the first pass rounds some pixels to a neighbouring grey level. At a scale near
+# bits; Pillow's have 22 bits. So the first pass rounds some pixels to a neighbouring grey level. At a scale near
 # 1 the second pass keeps most of that error, and a few pixels then differ from Pillow by two grey levels.
 _VECTORISED_FROM = 1.45
 _REACH = 4  # source pixels beside such a part that the filters may read when they enlarge

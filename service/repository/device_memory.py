@@ -143,7 +143,7 @@ class DeviceModels:
         return DeviceMemory(self.device, self.budget_bytes, tuple(models))
 
     def stuck_reason(self, model: LoadedModel) -> str:
-        """The stuck batches of the model, or else those of other models if they hold every slot here; else ''."""
+        """The stuck batches of the model, or else of other models if they hold every slot here; else ''."""
         now = self.slots.clock.now()
         if model.stuck:
             return ": " + "; ".join(one.described(now) for one in model.stuck_batches)

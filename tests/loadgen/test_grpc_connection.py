@@ -103,8 +103,8 @@ async def test_no_server() -> None:
     ("answer", "failure", "said", "of_check"),
     [
         (full, "RESOURCE_EXHAUSTED", "full", "answers RESOURCE_EXHAUSTED: full"),
-        (always(b"\xff\xff"), "bad answer", "", "not that of topfive"),
-        (always(b""), OK, "", "not that of topfive"),
+        (always(b"\xff\xff"), "bad answer", "", "no reply of topfive"),
+        (always(b""), OK, "", "no reply of topfive"),
     ],
 )
 async def test_kinds_of_errors(answer: Answering, failure: str, said: str, of_check: str) -> None:

@@ -108,7 +108,7 @@ def _compile(artifact: Artifact, properties: dict[str, object], cache: Path | No
         compiled = _compile_in(core, graph, properties, kept.folder)
         if compiled is not None and compiled.get_property("LOADED_FROM_CACHE"):
             return compiled, True
-        kept.remove()  # OpenVINO refused it, and may have written another beside it
+        kept.remove()  # OpenVINO refused it, and may have written a second one
     with kept.draft() as draft:
         compiled = _compile_in(core, graph, properties, draft) if draft is not None else None
     return compiled or core.compile_model(graph, _DEVICE, properties), False

@@ -59,7 +59,7 @@ def allowed(artifact: Artifact, runtime: Runtime, precision: Precision) -> list[
 
 
 def layouts(cpus: int) -> list[tuple[int, int]]:
-    """Numbers of slots and of threads of each, together at most `cpus`; those of the defaults come first.
+    """Numbers of slots and of threads of each, together at most `cpus`; the defaults come first.
 
     Slots are powers of two. Threads use all CPUs, or, from 4 CPUs on, half of them: the others decode.
     """
