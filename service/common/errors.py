@@ -3,15 +3,16 @@
 An error is raised where it is detected, and translated once, at the edge.
 
 TopfiveError
-  BadRequest         the request itself is wrong: no image, top_k out of range, unreadable header
-  ModelNotFound      no such model, or one that is not exported
-  TooLarge           more bytes or more pixels than the server takes
-  BadImage           the bytes are not a complete image that can be decoded
-  Overloaded         no capacity left; carries `retry_after_s`
-  NotReady           the model cannot be loaded, or its engine has failed for good
-  ShuttingDown       the server is stopping
-  DeadlineExceeded   no answer before the deadline of the caller or the server
-  EngineError        the engine failed; the cause goes to the log, never to the client
+  BadRequest           the request itself is wrong: no image, top_k out of range, unreadable header
+  ModelNotFound        no such model, or one that is not exported
+  TooLarge             more bytes or more pixels than the server takes
+  UnsupportedMediaType the body is compressed or encoded otherwise
+  BadImage             the bytes are not a complete image that can be decoded
+  Overloaded           no capacity left; carries `retry_after_s`
+  NotReady             the model cannot be loaded, or its engine has failed for good
+  ShuttingDown         the server is stopping
+  DeadlineExceeded     no answer before the deadline of the caller or the server
+  EngineError          the engine failed; the cause goes to the log, never to the client
 """
 
 import logging
@@ -25,6 +26,7 @@ class Code(StrEnum):
     BAD_REQUEST = "bad_request"
     MODEL_NOT_FOUND = "model_not_found"
     TOO_LARGE = "too_large"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     BAD_IMAGE = "bad_image"
     OVERLOADED = "overloaded"
     NOT_READY = "not_ready"
@@ -48,6 +50,7 @@ TABLE: dict[Code, Translation] = {
     Code.BAD_REQUEST: Translation(400, "INVALID_ARGUMENT", "Bad request", False, logging.INFO),
     Code.MODEL_NOT_FOUND: Translation(404, "NOT_FOUND", "Model not found", False, logging.INFO),
     Code.TOO_LARGE: Translation(413, "INVALID_ARGUMENT", "Image too large", False, logging.INFO),
+    Code.UNSUPPORTED_MEDIA_TYPE: Translation(415, "INVALID_ARGUMENT", "Unsupported media type", False, logging.INFO),
     Code.BAD_IMAGE: Translation(422, "INVALID_ARGUMENT", "Not a readable image", False, logging.INFO),
     Code.OVERLOADED: Translation(429, "RESOURCE_EXHAUSTED", "Overloaded", True, logging.INFO),
     Code.NOT_READY: Translation(503, "UNAVAILABLE", "Not ready", True, logging.WARNING),
@@ -87,6 +90,12 @@ class TooLarge(TopfiveError):
     """More bytes or pixels than the limit; found before anything is decoded."""
 
     code = Code.TOO_LARGE
+
+
+class UnsupportedMediaType(TopfiveError):
+    """The body has a Content-Encoding, such as gzip; the server reads bodies as they are."""
+
+    code = Code.UNSUPPORTED_MEDIA_TYPE
 
 
 class BadImage(TopfiveError):
@@ -136,7 +145,8 @@ class EngineError(TopfiveError):
 
 
 _PLAIN: dict[Code, type[TopfiveError]] = {
-    kind.code: kind for kind in (BadRequest, ModelNotFound, TooLarge, BadImage, NotReady, EngineError)
+    kind.code: kind
+    for kind in (BadRequest, ModelNotFound, TooLarge, UnsupportedMediaType, BadImage, NotReady, EngineError)
 }
 _RETRY_S = 1.0
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import fields
+from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
@@ -16,6 +17,7 @@ from service.inference.dataplane import DataPlane
 from service.rest.errors import row_problem
 from service.rest.image_request import BODY, ImageReader, unless_disconnected
 from service.rest.schemas import (
+    About,
     CompareQuery,
     CompareReply,
     Health,
@@ -32,6 +34,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         400: "No image, or a parameter out of range",
         404: "No such model, or not exported",
         413: "Too many bytes or pixels",
+        415: "The body has a Content-Encoding",
         422: "Not an image, or a damaged one",
         429: "At capacity; see Retry-After",
         500: "The server failed",
@@ -106,17 +109,21 @@ def models(data_plane: DataPlane) -> APIRouter:
 
 
 def health(data_plane: DataPlane, metrics: Metrics) -> APIRouter:
-    """`GET /livez`, `GET /readyz` and `GET /metrics`."""
+    """`GET /`, `GET /livez`, `GET /readyz` and `GET /metrics`."""
     router = APIRouter(tags=["health"])
 
-    @router.head("/livez", include_in_schema=False)
+    @router.get("/")
+    async def about(request: Request) -> About:
+        """What answers here, and where its documentation is."""
+        prefix = request.scope["root_path"]
+        return About("topfive", version("topfive"), f"{prefix}/docs", f"{prefix}/openapi.json")
+
     @router.get("/livez", responses={503: _PROBLEMS[503]})
     async def livez() -> Health:
         """Whether the process works; if not, restart it."""
         data_plane.check_alive()
         return Health(status="alive")
 
-    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: _PROBLEMS[503]})
     async def readyz() -> Health:
         """Whether every configured model is loaded, warm and answering; of a gateway, whether a server is ready."""

@@ -11,8 +11,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.common.errors import TABLE, Code, NotReady, Overloaded, ShuttingDown, TopfiveError
+from service.common.errors import (
+    TABLE,
+    Code,
+    NotReady,
+    Overloaded,
+    ShuttingDown,
+    TopfiveError,
+    UnsupportedMediaType,
+)
 from service.common.request_id import begin_request
+from service.rest.image_request import usage
 from service.rest.schemas import Problem, RowProblem, to_json
 
 log = logging.getLogger(__name__)
@@ -34,6 +43,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # uvicorn, which keeps the old scope, leaves out the body
         identity = begin_request(Headers(scope=scope).get(REQUEST_ID))
         scope.setdefault("state", {})["request_id"] = identity
         started = False
@@ -80,6 +91,8 @@ def respond(request: Request, error: TopfiveError) -> Response:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif isinstance(error, (NotReady, ShuttingDown)):
         response.headers["Retry-After"] = str(_RETRY_S)
+    elif isinstance(error, UnsupportedMediaType):
+        response.headers["Accept-Encoding"] = "identity"  # RFC 9110, 12.5.3
     return response
 
 
@@ -111,7 +124,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Errors of routing: no such path, no such method."""
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    detail = f"{error.detail}: {request.method} {request.url.path}; /docs lists what there is"
+    headers = dict(error.headers or {})
+    hint = (
+        usage(request) if headers.get("Allow") == "POST" else f"{request.scope['root_path']}/docs lists what there is"
+    )
+    detail = f"{error.detail}: {request.method} {request.url.path}; {hint}"
     problem = Problem(
         title=error.detail,
         status=error.status_code,
@@ -119,7 +136,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
         detail=detail,
         request_id=request.state.request_id,
     )
-    return _response(problem, dict(error.headers or {}))
+    return _response(problem, headers)
 
 
 def _problem(code: Code, detail: str, identity: str) -> Response:

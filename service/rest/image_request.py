@@ -2,8 +2,9 @@
 
 import asyncio
 import math
+from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -13,7 +14,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 
 from service.common.clock import Clock
-from service.common.errors import BadRequest, DeadlineExceeded, TopfiveError
+from service.common.errors import BadRequest, DeadlineExceeded, TopfiveError, UnsupportedMediaType
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.types import FORMATS, ImageLimits, check_size
 from service.common.upload_budget import UploadBudget
@@ -29,7 +30,9 @@ _ENVELOPE_BYTES = 1 << 20  # multipart boundaries, headers and other fields arou
 _MAX_FIELDS = 24
 _MAX_HEADER_BYTES = 16 << 10
 _MAX_BOUNDARY_BYTES = 256  # RFC 2046 allows 70; each chunk is searched for it
+_FILE_TYPES = ("image/", "application/octet-stream")
 _PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")
+_HEAD_BYTES = 64  # enough for a zero byte or a byte that is not UTF-8 in an image of any format
 _LONG_BYTES = 1 << 20  # from here on `bytes.join` lets other threads run
 
 Take = Callable[[int], None]
@@ -156,8 +159,13 @@ async def _disconnected(request: Request) -> None:
 async def read_image(request: Request, limits: ImageLimits, take: Take) -> bytes:
     """The bytes of the image. `take` is called with the size of each chunk.
 
-    Raises BadRequest if there is no image, TooLarge as soon as a limit is exceeded, and the errors of `take`.
+    Raises BadRequest if there is no image, UnsupportedMediaType if the body is compressed, TooLarge as soon as a limit
+    is exceeded, and the errors of `take`.
     """
+    encoding = request.headers.get("content-encoding", "")
+    if encoding.lower() not in ("", "identity"):
+        named = f"Content-Encoding is {encoding[:_LONGEST_NAME]!r}"
+        raise UnsupportedMediaType(f"{named}, which this server does not decode; send the body without it")
     kind, parameters = parse_options_header(request.headers.get("content-type", ""))
     if kind == "multipart/form-data":
         try:
@@ -167,7 +175,7 @@ async def read_image(request: Request, limits: ImageLimits, take: Take) -> bytes
         image = _only_image(request, fields)
         check_size(image.size_bytes, limits)
         return await _joined(image.chunks)
-    if kind.startswith("image/") or kind == "application/octet-stream":
+    if kind.startswith(_FILE_TYPES):
         return await _joined([chunk async for chunk in _chunks(request, limits, 0, take)])
     got = f"content type {kind}" if kind else "no content type"
     raise BadRequest(f"there is no image in the request ({got}); {usage(request)}")
@@ -205,7 +213,8 @@ async def _fields(request: Request, boundary: str, limits: ImageLimits, take: Ta
                 encoding = event.header("Content-Transfer-Encoding", "").lower()
                 if encoding not in _PLAIN_ENCODINGS:
                     raise MultipartError(f"a part is encoded as {encoding[:30]}; send its bytes as they are")
-                fields.append(_Field(event.name, event.filename is not None))
+                is_file = event.filename is not None or (event.content_type or "").startswith(_FILE_TYPES)
+                fields.append(_Field(event.name, is_file))
             elif event is not None:  # a part of the field's content
                 fields[-1].size_bytes += len(event)
                 if fields[-1].name == _FIELD:
@@ -226,7 +235,7 @@ def _only_image(request: Request, fields: Sequence[_Field]) -> _Field:
         raise BadRequest(f"the form has no field {_FIELD!r} (fields: {found}); {usage(request)}")
     if len(images) > 1:
         raise BadRequest(f"the form has {len(images)} fields {_FIELD!r}; send one image a request; {usage(request)}")
-    if not images[0].is_file:
+    if not images[0].is_file and _is_text(b"".join(images[0].chunks[:_HEAD_BYTES])[:_HEAD_BYTES]):
         raise BadRequest(f"the field {_FIELD!r} is text, not a file: is the @ missing? {usage(request)}")
     if strays := sorted({one.name for one in fields} - {_FIELD}):
         raise BadRequest(
@@ -234,6 +243,13 @@ def _only_image(request: Request, fields: Sequence[_Field]) -> _Field:
             f"parameters stand in the address: {request.url.path}?model=NAME&top_k=3"
         )
     return images[0]
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether a field without a file name and a type begins as text does, which no image file does."""
+    with suppress(UnicodeDecodeError):
+        return getincrementaldecoder("utf-8")().decode(head).replace("\n", "").replace("\r", "").isprintable()
+    return False
 
 
 async def _chunks(request: Request, limits: ImageLimits, envelope: int, take: Take) -> AsyncIterator[bytes]:

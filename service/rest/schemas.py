@@ -96,6 +96,16 @@ class CompareReply:
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What answers here, and the paths of its documentation."""
+
+    name: str
+    version: str
+    docs: str
+    openapi: str
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """The state of the server."""
 

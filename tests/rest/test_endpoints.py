@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,48 @@ async def test_no_image(running: Running, request_kwargs: dict[str, object], exp
     assert (response.status_code, response.json()["code"]) == (400, "bad_request")
     assert expected in response.json()["detail"]
     assert f"curl -F image=@cat.jpg '{running.http.base_url}/predict?model=tiny'" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
+async def test_encoded_body(running: Running, encoding: str) -> None:
+    """A body with a Content-Encoding is refused by that name; only identity is read."""
+    refused = await running.http.post("/predict", content=png(), headers={**PNG, "Content-Encoding": encoding})
+    read = await running.http.post("/predict", content=png(), headers={**PNG, "Content-Encoding": "Identity"})
+
+    assert (refused.status_code, refused.json()["code"]) == (415, "unsupported_media_type")
+    assert repr(encoding) in refused.json()["detail"]
+    assert refused.headers["accept-encoding"] == "identity"
+    assert read.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/models", "/models/tiny", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"]
+)
+async def test_head(running: Running, path: str) -> None:
+    """HEAD answers as GET does, without the body."""
+    get, head = await running.http.get(path), await running.http.head(path)
+
+    assert (get.status_code, head.status_code) == (200, 200)
+    assert (head.headers["content-type"], head.content) == (get.headers["content-type"], b"")
+    assert get.content
+
+
+async def test_root(running: Running) -> None:
+    """The root says what answers, and the paths of the documentation, which exist."""
+    about = (await running.http.get("/")).json()
+
+    assert (about["name"], about["version"]) == ("topfive", version("topfive"))
+    assert [(await running.http.get(about[key])).status_code for key in ("docs", "openapi")] == [200, 200]
+
+
+@pytest.mark.parametrize("method", ["PUT", "GET", "HEAD", "DELETE"])
+async def test_wrong_method(running: Running, method: str) -> None:
+    """Another method than POST with an image gets the right curl line and the method that is allowed."""
+    response = await running.http.request(method, "/predict?model=tiny")
+
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    if method != "HEAD":
+        assert f"curl -F image=@cat.jpg '{running.http.base_url}/predict?model=tiny'" in response.json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 """The image of a request: forms in whatever chunks they come, and what is refused."""
 
+import io
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from starlette.requests import Request
 from starlette.types import Message
 
 from service.common.errors import BadRequest, TooLarge
-from service.common.types import ImageLimits
+from service.common.types import FORMATS, ImageLimits
 from service.rest.image_request import read_image, requested_timeout
 
 pytestmark = pytest.mark.anyio
@@ -69,6 +71,38 @@ async def test_forms(form: bytes) -> None:
     """A form may have text around its parts and headers in them, and may come byte by byte."""
     assert await read(form) == b"abc"
     assert await read(form, *range(1, len(form))) == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("content", "disposition", "extra"),
+    [
+        (b"abc", b"form-data; name=image", b"Content-Type: image/jpeg\r\n"),
+        (b"abc", b"form-data; name=image", b"Content-Type: Application/Octet-Stream\r\n"),
+        (b"\xff\xd8\xff\xe0abc", b"form-data; name=image", b""),
+        (b"\xff\xd8\xff\xe0abc", b"form-data; name=image", b"Content-Type: text/plain\r\n"),
+        (b"RIFF\x24\0\0\0WEBP", b"form-data; name=image; filename*=UTF-8''%ec%83%88.webp", b""),
+    ],
+)
+async def test_part_without_a_file_name(content: bytes, disposition: bytes, extra: bytes) -> None:
+    """A part without a file name is the image if its type is that of a file, or its first bytes are no text."""
+    assert await read(part(content, disposition, extra) + END) == content
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+async def test_images_are_no_text(kind: str) -> None:
+    """The first bytes of an image of any format that is served are no text."""
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, kind)
+    image = file.getvalue()
+
+    assert await read(part(image, b"form-data; name=image") + END, max_bytes=100_000) == image
+
+
+@pytest.mark.parametrize("text", [b"cat.jpg", "@사진/고양이 ".encode() * 9, b"/9j/4AAQSkZJRg" * 20, b"", b"a\r\nb\n"])
+async def test_text(text: bytes) -> None:
+    """A part of text without a file name is refused: a name or base64 is no image."""
+    with pytest.raises(BadRequest, match="is the @ missing"):
+        await read(part(text, b"form-data; name=image") + END)
 
 
 @pytest.mark.parametrize(
