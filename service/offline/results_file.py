@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -76,9 +77,14 @@ def write_results(path: Path, table: ResultTable) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft beside `path` to write to. It replaces `path` when the block ends, and is deleted after an error."""
+    """A draft beside `path` to write to. It replaces `path` when the block ends, and is deleted after an error.
+
+    The draft is always a new file: what another user put at its name, such as a link, is not written through.
+    """
     draft = path.with_name(f".{path.name}.draft")
+    draft.unlink(missing_ok=True)
     try:
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         yield draft
         draft.replace(path)
     finally:

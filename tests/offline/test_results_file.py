@@ -88,3 +88,16 @@ def test_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(OfflineError, match=r"pip install '\.\[parquet\]'"):
         format_of(Path("a.parquet"))
+
+
+@pytest.mark.parametrize("suffix", list(ResultsFormat))
+def test_links_are_not_followed(tmp_path: Path, suffix: str) -> None:
+    """A link that another user put where the draft goes is replaced, and the file that it names keeps its bytes."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / f".r.{suffix}.draft").symlink_to(victim)
+    write_results(tmp_path / f"r.{suffix}", results())
+
+    assert victim.read_bytes() == b"precious"
+    assert (tmp_path / f"r.{suffix}").stat().st_size > 100
+    assert not (tmp_path / f"r.{suffix}").is_symlink()
