@@ -20,6 +20,8 @@ from service.repository.model_info import model_detail, model_layers
 from service.repository.repository import Repository
 
 MAX_ROWS = 64
+MAX_INPUTS = 640
+"""Most network inputs of one comparison: rows times members of their ensembles times crops."""
 
 
 class LocalDataPlane:
@@ -47,6 +49,7 @@ class LocalDataPlane:
         try:
             _check(options)
             names = self._row_names(models)
+            _check_cost(names, options.crops)
         except TopfiveError as error:
             self.metrics.answered(UNKNOWN, error.code)
             raise
@@ -175,3 +178,13 @@ def _check(options: ClassifyOptions) -> None:
         raise BadRequest(f"crops is {options.crops}; send {DEFAULT_CROPS} or {TEN_CROPS}")
     if options.top_k is not None and options.top_k < 1:
         raise BadRequest(f"top_k is {options.top_k}; send 1 or more")
+
+
+def _check_cost(names: Sequence[str], crops: int) -> None:
+    """Raise BadRequest where a comparison of these models costs more than `MAX_INPUTS`."""
+    inputs = crops * sum(name.count("+") + 1 for name in names)
+    if inputs > MAX_INPUTS:
+        raise BadRequest(
+            f"the comparison has {inputs:,} network inputs (models, members of ensembles, crops); "
+            f"ask for at most {MAX_INPUTS} at once"
+        )

@@ -135,7 +135,10 @@ async def test_bad_requests(five: Path) -> None:
                 await fleet.compare(png(1), ["tiny"], crops=crops, top_k=top_k)
         with pytest.raises(BadRequest, match="at most 64"):
             await fleet.compare(png(1), [f"m{number}" for number in range(65)])
-        assert fleet.answered() == {("unknown", "bad_request"): 3}
+        with pytest.raises(BadRequest, match="650 network inputs"):
+            await fleet.compare(png(1), ["ensemble:a+b", *(f"m{number}" for number in range(63))], crops=10)
+        assert fleet.did == {}
+        assert fleet.answered() == {("unknown", "bad_request"): 4}
 
 
 async def test_a_model_named_twice_is_one_row(five: Path) -> None:
