@@ -13,6 +13,8 @@ from service.common.settings import Settings
 
 Command = Callable[..., Any]
 
+_SERVICE_LINKS = ("tcp://", "udp://", "sctp://")
+
 
 ANSWER_OPTIONS = (
     *("artifacts", "cache", "runtime", "precision", "cpus"),
@@ -34,11 +36,27 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class _Option(click.Option):
+    """An option that passes over what Kubernetes writes into its variable, as TOPFIVE_PORT for a Service `topfive`."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        value = super().resolve_envvar_value(ctx)
+        if value is None or not value.startswith(_SERVICE_LINKS):
+            return value
+        service = str(self.envvar).removesuffix("_PORT").lower().replace("_", "-")
+        click.echo(
+            f"warning: {self.envvar}={value} is not read: Kubernetes sets it beside a Service called {service}; "
+            f"use {self.opts[0]}, or set enableServiceLinks: false in the pod",
+            err=True,
+        )
+        return None
+
+
 def option(flag: str, *names: str, variable: str = "", **attributes: Any) -> Callable[[Command], Command]:
     """A click option with an environment variable, TOPFIVE_FLAG unless `variable` names another."""
     variable = variable or f"TOPFIVE_{flag.removeprefix('--').replace('-', '_').upper()}"
-    with_default = not attributes.get("is_flag")
-    return click.option(flag, *names, envvar=variable, show_envvar=True, show_default=with_default, **attributes)
+    attributes["show_default"] = not attributes.get("is_flag")
+    return click.option(flag, *names, cls=_Option, envvar=variable, show_envvar=True, **attributes)
 
 
 model_option = option("--model", default="googlenet", help="Exported model, or ensemble:a+b for their average")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models.artifact.files import expand_home
 from models.artifact.tuning import MAX_BATCH
+from service.common.logs import LogFormat
 from service.common.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, Runtime
 
 
@@ -78,6 +79,7 @@ class Settings(BaseModel):
     drain_s: Annotated[float, Field(ge=0, description="Longest time for accepted work after SIGTERM or Ctrl-C")] = 20.0
     recover_s: Annotated[float, Field(gt=0, description="Time between attempts to recover a failing model")] = 5.0
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log")] = LogLevel.INFO
+    log_format: Annotated[LogFormat, Field(description="Lines of text, or a JSON object in each line")] = LogFormat.TEXT
 
     @field_validator("models", mode="before")
     @classmethod

@@ -94,4 +94,4 @@ class Service:
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status: 0 after a clean stop, else 1."""
-    return run_until_stopped(lambda fatal: Service(settings, build_data_plane(settings), fatal), settings.log_level)
+    return run_until_stopped(lambda fatal: Service(settings, build_data_plane(settings), fatal), settings)

@@ -63,4 +63,4 @@ class Gateway:
 
 def run_gateway(settings: Settings, targets: Sequence[Target]) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status: 0 after a clean stop, 1 on a failed start."""
-    return run_until_stopped(lambda _fatal: Gateway(settings, targets), settings.log_level)
+    return run_until_stopped(lambda _fatal: Gateway(settings, targets), settings)

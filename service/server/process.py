@@ -16,6 +16,8 @@ from typing import Protocol
 import uvloop
 
 from service.common.errors import ShuttingDown, TopfiveError
+from service.common.logs import configure_logging
+from service.common.settings import Settings
 from service.rest.server import RestServer
 
 _REFUSALS_S = 0.3  # part of the drain limit, in which the refusals at its end reach their clients
@@ -98,13 +100,12 @@ async def drain(
     over.cancel()
 
 
-def run_until_stopped(make: Callable[[Fatal], Server], log_level: str) -> int:
+def run_until_stopped(make: Callable[[Fatal], Server], settings: Settings) -> int:
     """Run the server that `make` returns on an event loop, until SIGTERM or Ctrl-C.
 
     Returns the exit status: 0 after a clean stop, 1 if it could not start or had a fatal error.
     """
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=log_level.upper(), format=form, force=True)
+    configure_logging(settings.log_level, settings.log_format)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are logged here
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

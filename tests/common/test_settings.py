@@ -86,6 +86,21 @@ def test_every_setting(name: str) -> None:
     assert option.show_default
 
 
+@pytest.mark.parametrize("value", ["tcp://10.96.0.1:8000", "udp://10.96.0.1:53", "sctp://[fd00::1]:8000"])
+@pytest.mark.parametrize(("name", "service"), [("port", "topfive"), ("grpc_port", "topfive-grpc")])
+def test_service_of_kubernetes(name: str, service: str, value: str) -> None:
+    """A variable that Kubernetes sets beside a Service leaves the default and gives one warning."""
+    variable, flag = f"TOPFIVE_{name.upper()}", f"--{name.replace('_', '-')}"
+    result = CliRunner().invoke(show, env={variable: value})
+
+    assert getattr(Settings.model_validate_json(result.stdout), name) == getattr(Settings(), name)
+    [warning] = result.stderr.splitlines()
+    assert f"{variable}={value}" in warning
+    assert f"a Service called {service};" in warning
+    assert flag in warning
+    assert getattr(parsed(flag, "81", env={variable: value}), name) == 81
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

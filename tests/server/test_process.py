@@ -256,6 +256,7 @@ def test_failed_start(exported: Path, tmp_path: Path) -> None:
 SERVERS = """
 import asyncio, gc, os, signal, sys, threading
 from service.common.thread_pool import ThreadPool
+from service.common.settings import Settings
 from service.server.process import run_until_stopped
 
 class Large:
@@ -278,7 +279,7 @@ class Failing:
         ThreadPool(1, "left-open").run(threading.Event().wait)
         raise RuntimeError("a bug")
 
-raise SystemExit(run_until_stopped(lambda fatal: globals()[sys.argv[1]](), "info"))
+raise SystemExit(run_until_stopped(lambda fatal: globals()[sys.argv[1]](), Settings()))
 """
 
 
