@@ -33,10 +33,10 @@ FROM ${PYTHON_IMAGE} AS cpu
 LABEL org.opencontainers.image.title="topfive" \
       org.opencontainers.image.description="Inference microservice for ImageNet classifiers" \
       org.opencontainers.image.licenses="MIT"
-# A fixed number, so that folders of the host can belong to this user.
-RUN echo "topfive:x:10001:10001::/nonexistent:/usr/sbin/nologin" >> /etc/passwd \
-    && echo "topfive:x:10001:" >> /etc/group \
-    && install -d -o 10001 -g 10001 /artifacts /cache
+# A fixed number, so that folders of the host can belong to this user. Group 0 may write what the user may, because a
+# container that runs as any other user id (`--user 1234`, OpenShift) is in that group.
+RUN echo "topfive:x:10001:0::/nonexistent:/usr/sbin/nologin" >> /etc/passwd \
+    && install -d -o 10001 -g 0 -m 0775 /artifacts /cache
 COPY --from=build /opt/topfive /opt/topfive
 # The root file system may be read-only: topfive writes to /tmp and /cache, and an export to /artifacts.
 ENV PATH=/opt/topfive/bin:$PATH \
@@ -48,7 +48,7 @@ ENV PATH=/opt/topfive/bin:$PATH \
     TOPFIVE_CACHE=/cache \
     TOPFIVE_HOST=0.0.0.0
 WORKDIR /tmp
-USER 10001:10001
+USER 10001:0
 EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["topfive"]
