@@ -101,12 +101,17 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self.cycle.transport = _OneWrite(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
-        """Keep a part of the body until the next part comes. An ordinary photo arrives in one part."""
+        """A part of the body: kept as it is if it is the only one so far, which spares a copy, else grown in place."""
         cycle = self.cycle
         if cycle.response_complete:
             return
-        # uvicorn needs bytes() of it, which copies a bytearray, and its length
-        cycle.body = cycle.body + body if cycle.body else body  # type: ignore[assignment]
+        kept: object = cycle.body
+        if not kept:
+            cycle.body = body  # type: ignore[assignment]
+        elif isinstance(kept, bytearray):
+            kept += body
+        else:
+            cycle.body = bytearray().join((cycle.body, body))
         if len(cycle.body) > _HIGH_WATER_BYTES:
             self.flow.pause_reading()
         cycle.message_event.set()

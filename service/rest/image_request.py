@@ -6,6 +6,7 @@ from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any, Generic, TypeVar
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
@@ -33,7 +34,6 @@ _MAX_BOUNDARY_BYTES = 256  # RFC 2046 allows 70; each chunk is searched for it
 _FILE_TYPES = ("image/", "application/octet-stream")
 _PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")
 _HEAD_BYTES = 64  # enough for a zero byte or a byte that is not UTF-8 in an image of any format
-_LONG_BYTES = 1 << 20  # from here on `bytes.join` lets other threads run
 
 Take = Callable[[int], None]
 """Called with the size of each chunk. Raises Overloaded if the byte budget is used up."""
@@ -80,7 +80,7 @@ class ImageReader:
 
         A refused request is counted, and its TopfiveError raised.
         """
-        with self.budget.share() as take:
+        with self.budget.share(request.client.host if request.client else None) as take:
             try:
                 query = read_query(kind, request.query_params)
                 timeout_s = requested_timeout(request.headers.get(_TIMEOUT), self.timeout_s)
@@ -173,10 +173,13 @@ async def read_image(request: Request, limits: ImageLimits, take: Take) -> bytes
         except MultipartError as error:
             raise BadRequest(f"the multipart form cannot be read ({error}); {usage(request)}") from error
         image = _only_image(request, fields)
-        check_size(image.size_bytes, limits)
-        return await _joined(image.chunks)
+        check_size(len(image), limits)
+        return image
     if kind.startswith(_FILE_TYPES):
-        return await _joined([chunk async for chunk in _chunks(request, limits, 0, take)])
+        content = BytesIO()
+        async for chunk in _chunks(request, limits, 0, take):
+            content.write(chunk)
+        return content.getvalue()
     got = f"content type {kind}" if kind else "no content type"
     raise BadRequest(f"there is no image in the request ({got}); {usage(request)}")
 
@@ -191,12 +194,11 @@ def usage(request: Request) -> str:
 
 @dataclass(slots=True)
 class _Field:
-    """One field of a form. `chunks` are the content of the image; of other fields they are empty."""
+    """One field of a form. `content` grows in place; it stays empty in a field that is not the image."""
 
     name: str
     is_file: bool
-    size_bytes: int = 0
-    chunks: list[bytes] = field(default_factory=list)
+    content: BytesIO = field(default_factory=BytesIO)
 
 
 async def _fields(request: Request, boundary: str, limits: ImageLimits, take: Take) -> list[_Field]:
@@ -215,10 +217,8 @@ async def _fields(request: Request, boundary: str, limits: ImageLimits, take: Ta
                     raise MultipartError(f"a part is encoded as {encoding[:30]}; send its bytes as they are")
                 is_file = event.filename is not None or (event.content_type or "").startswith(_FILE_TYPES)
                 fields.append(_Field(event.name, is_file))
-            elif event is not None:  # a part of the field's content
-                fields[-1].size_bytes += len(event)
-                if fields[-1].name == _FIELD:
-                    fields[-1].chunks.append(bytes(event))
+            elif event is not None and fields[-1].name == _FIELD:  # a part of the field's content
+                fields[-1].content.write(event)
     try:
         parser.close()
     except MultipartError:
@@ -227,22 +227,23 @@ async def _fields(request: Request, boundary: str, limits: ImageLimits, take: Ta
     return fields
 
 
-def _only_image(request: Request, fields: Sequence[_Field]) -> _Field:
-    """The image field. Raises BadRequest if the form has none, several, or other fields."""
+def _only_image(request: Request, fields: Sequence[_Field]) -> bytes:
+    """The content of the image field. Raises BadRequest if the form has none, several, or other fields."""
     images = [one for one in fields if one.name == _FIELD]
     if not images:
         found = ", ".join(sorted({one.name for one in fields})) or "none"
         raise BadRequest(f"the form has no field {_FIELD!r} (fields: {found}); {usage(request)}")
     if len(images) > 1:
         raise BadRequest(f"the form has {len(images)} fields {_FIELD!r}; send one image a request; {usage(request)}")
-    if not images[0].is_file and _is_text(b"".join(images[0].chunks[:_HEAD_BYTES])[:_HEAD_BYTES]):
+    image = images[0].content.getvalue()
+    if not images[0].is_file and _is_text(image[:_HEAD_BYTES]):
         raise BadRequest(f"the field {_FIELD!r} is text, not a file: is the @ missing? {usage(request)}")
     if strays := sorted({one.name for one in fields} - {_FIELD}):
         raise BadRequest(
             f"the form has the field {strays[0][:_LONGEST_NAME]!r} beside {_FIELD!r}, which nothing reads; "
             f"parameters stand in the address: {request.url.path}?model=NAME&top_k=3"
         )
-    return images[0]
+    return image
 
 
 def _is_text(head: bytes) -> bool:
@@ -270,12 +271,3 @@ async def _chunks(request: Request, limits: ImageLimits, envelope: int, take: Ta
                 check_size(received, limits)
             take(len(chunk))
             yield chunk
-
-
-async def _joined(chunks: Sequence[bytes]) -> bytes:
-    """The chunks in one piece. A long one is joined on a thread: `bytes.join` releases the GIL."""
-    if len(chunks) == 1:
-        return chunks[0]
-    if sum(map(len, chunks)) < _LONG_BYTES:
-        return b"".join(chunks)
-    return await asyncio.to_thread(b"".join, chunks)

@@ -157,3 +157,21 @@ def test_bad_timeout(header: str) -> None:
 def test_timeout_is_capped(header: str | None, seconds: float) -> None:
     """A client gets at most the server's own limit."""
     assert requested_timeout(header, 30.0) == seconds
+
+
+async def test_one_byte_at_a_time() -> None:
+    """A body that comes byte by byte is one piece in the end, and each byte is counted once."""
+    wanted, counted = bytes(range(250)) * 4, 0
+    left = list(reversed(wanted))
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": bytes([left.pop()]), "more_body": bool(left)}
+
+    def take(size_bytes: int) -> None:
+        nonlocal counted
+        counted += size_bytes
+
+    headers = [(b"content-type", b"image/png")]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
+    assert await read_image(Request(scope, receive), ImageLimits(), take) == wanted
+    assert counted == 1000
