@@ -39,6 +39,12 @@ class Settings(BaseModel):
     host: Annotated[str, Field(description="Address to listen on; 0.0.0.0 for all")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port of REST; 0 takes a free one")] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535, description="Port of gRPC; 0 takes a free one")] = 8001
+    grpc_max_connection_idle_s: Annotated[
+        float, Field(gt=0, le=1e6, description="Time without a call after which a gRPC connection is closed")
+    ] = 120.0
+    grpc_max_connection_age_s: Annotated[
+        float, Field(ge=0, le=1e6, description="Age at which a gRPC connection is closed; 0 for none")
+    ] = 0.0
     runtime: Annotated[Runtime, Field(description="Runtime; auto takes the best that fits this machine")] = Runtime.AUTO
     precision: Annotated[
         Precision, Field(description="Precision; auto lowers it only if measured parity allows it")

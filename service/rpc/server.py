@@ -1,6 +1,8 @@
 """The gRPC server: the servicer, `grpc.health.v1` with Watch, and reflection."""
 
 import asyncio
+import resource
+from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -8,27 +10,69 @@ from grpc_reflection.v1alpha import reflection
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1 import classifier_pb2_grpc
+from service.rpc.message_limit import MessageLimit
 from service.rpc.servicer import Servicer
 
-MAX_MESSAGE_BYTES = 64 << 20
 SERVICE: str = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 
+_NEVER_MS = (1 << 31) - 1
 _FLUSH_S = 0.1  # for the last replies to leave
+_ENVELOPE_BYTES = 1 << 20  # the fields of a message beside its image
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port fails
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    (
+        "grpc.compression_enabled_algorithms_bitset",
+        1,
+    ),  # none: gRPC inflates a message whole before it looks at its size
+    ("grpc.http2.bdp_probe", 0),  # it lets a client send 15 MB of a message that nobody reads
+    ("grpc.http2.lookahead_bytes", 256 << 10),
     ("grpc.max_concurrent_streams", 1024),  # of one connection; later calls wait at the client, not in memory here
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # gateways ping every 10 s to detect a lost host
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # gateways look every 10 s whether the host still is there
+    ("grpc.keepalive_permit_without_calls", 1),  # else pings of a client without calls end its connection
+    ("grpc.keepalive_time_ms", 60_000),  # a client's host that vanishes closes no connection
+    ("grpc.keepalive_timeout_ms", 20_000),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class RpcLimits:
+    """Limits of messages and connections. `max_read_bytes` bounds the messages that are read at once.
+
+    A connection without calls is closed after `idle_s`, any one after `age_s` unless that is 0; its calls may go on for
+    `grace_s` then.
+    """
+
+    max_image_bytes: int
+    max_read_bytes: int
+    idle_s: float
+    age_s: float
+    grace_s: float
+
+    @property
+    def max_message_bytes(self) -> int:
+        return self.max_image_bytes + _ENVELOPE_BYTES
+
+    @property
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """The options of the server, with those that no setting changes."""
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return (
+            *_OPTIONS,
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_connection_idle_ms", round(self.idle_s * 1000)),
+            ("grpc.max_connection_age_ms", round(self.age_s * 1000) if self.age_s else _NEVER_MS),
+            ("grpc.max_connection_age_grace_ms", round(self.grace_s * 1000)),
+            ("grpc.max_allowed_incoming_connections", max(1, descriptors // 2)),  # the rest is for REST and files
+        )
 
 
 class RpcServer:
     """A grpc.aio server, bound when it is made. `port` is the real one. Raises OSError if it cannot be bound."""
 
-    def __init__(self, servicer: Servicer, host: str, port: int) -> None:
+    def __init__(self, servicer: Servicer, host: str, port: int, limits: RpcLimits) -> None:
         self._servicer = servicer
-        self._server = grpc.aio.server(options=_OPTIONS)
+        limit = MessageLimit(max(1, limits.max_read_bytes // limits.max_message_bytes))
+        self._server = grpc.aio.server(interceptors=[limit], options=limits.options)
         self._health = health.aio.HealthServicer()
         classifier_pb2_grpc.add_ClassifierServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

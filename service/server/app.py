@@ -11,7 +11,7 @@ from service.repository.recovery import Recovery
 from service.rest.app import create_app
 from service.rest.image_request import ImageReader
 from service.rest.server import RestServer, listen
-from service.rpc.server import RpcServer
+from service.rpc.server import RpcLimits, RpcServer
 from service.rpc.servicer import Servicer
 from service.server.data_plane import build_data_plane
 from service.server.process import DrainLimit, Fatal, drain, pre_stop, run_until_stopped
@@ -43,7 +43,7 @@ class Service:
         )
         self.rest = RestServer(app, listen(settings.host, settings.port))
         try:
-            self.rpc = RpcServer(servicer, settings.host, settings.grpc_port)
+            self.rpc = RpcServer(servicer, settings.host, settings.grpc_port, _rpc_limits(settings))
         except OSError:
             self.rest.close()
             raise
@@ -90,6 +90,16 @@ class Service:
         task = asyncio.get_running_loop().create_task(self.rpc.set_serving(self._repository.ready))
         self._announcing.add(task)
         task.add_done_callback(self._announcing.discard)
+
+
+def _rpc_limits(settings: Settings) -> RpcLimits:
+    return RpcLimits(
+        max_image_bytes=settings.max_image_bytes,
+        max_read_bytes=settings.max_upload_bytes,
+        idle_s=settings.grpc_max_connection_idle_s,
+        age_s=settings.grpc_max_connection_age_s,
+        grace_s=settings.timeout_s,
+    )
 
 
 def run(settings: Settings) -> int:

@@ -1,5 +1,6 @@
 """What only gRPC has: streams, health with Watch, reflection, deadlines, cancellation, status codes."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from proto.topfive.v1 import classifier_pb2 as pb
+from service.rpc import server
 from tests.conftest import png
 from tests.fakes import FakeEngine, reached
 from tests.serving import Running, busy, serving
 
 pytestmark = pytest.mark.anyio
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5)
 SERVICE = "topfive.v1.Classifier"
 
 
@@ -23,6 +26,13 @@ async def stream(*images: bytes) -> AsyncIterator[pb.ClassifyRequest]:
     """The requests of a stream."""
     for number, image in enumerate(images):
         yield pb.ClassifyRequest(image=image, request_id=str(number))
+
+
+async def status_of(running: Running, image: bytes, **options: Any) -> tuple[grpc.StatusCode, object]:
+    """The status of a call with that image, and the code in its trailing metadata."""
+    call = running.stub.Classify(pb.ClassifyRequest(image=image), **options)
+    status = await call.code()
+    return status, dict(await call.trailing_metadata()).get("topfive-code")
 
 
 async def test_stream(running: Running) -> None:
@@ -120,15 +130,81 @@ async def test_reflection(running: Running) -> None:
     assert described.file_descriptor_response.file_descriptor_proto == [pb.DESCRIPTOR.serialized_pb]
 
 
-@pytest.mark.parametrize(
-    ("megabytes", "status"), [(60, grpc.StatusCode.INVALID_ARGUMENT), (65, grpc.StatusCode.RESOURCE_EXHAUSTED)]
-)
-async def test_large_message(running: Running, megabytes: int, status: grpc.StatusCode) -> None:
-    """The server refuses a message of 60 MiB for its image's size; gRPC refuses one over 64 MiB."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await running.stub.Classify(pb.ClassifyRequest(image=bytes(megabytes << 20)))
+async def test_large_message(running: Running) -> None:
+    """gRPC refuses a message over the largest image and a megabyte; one below it the server refuses with its code."""
+    limit = 10_000_000
+    assert await status_of(running, bytes(limit + 1)) == (grpc.StatusCode.INVALID_ARGUMENT, "too_large")
+    assert await status_of(running, bytes(limit + (2 << 20))) == (grpc.StatusCode.RESOURCE_EXHAUSTED, None)
 
-    assert caught.value.code() is status
+
+async def test_compressed_message(running: Running) -> None:
+    """A compressed message is refused before it is inflated."""
+    status, _ = await status_of(running, bytes(1 << 20), compression=grpc.Compression.Gzip)
+
+    assert status is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_messages_that_are_read_at_once(exported: Path) -> None:
+    """Only as many messages are read at once as --max-upload-bytes has room for; those that wait are answered later.
+
+    A call that never sends its message keeps its place until it ends, and health checks have places of their own.
+    """
+    async with serving(exported, FakeEngine(), max_image_bytes=1 << 20, max_upload_bytes=4 << 20) as running:
+        silent: list[Any] = [running.channel.stream_unary(f"/{SERVICE}/Classify")() for _ in range(2)]
+        for call in silent:
+            await call.wait_for_connection()
+        health: Any = health_pb2_grpc.HealthStub(running.channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+        waits = running.stub.Classify(pb.ClassifyRequest(image=png(1)))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await running.stub.Classify(pb.ClassifyRequest(image=png(1)), timeout=0.2)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        silent[0].cancel()
+        assert (await waits).predictions[0].class_id == 1
+        await silent[1].done_writing()
+        assert await silent[1].code() is grpc.StatusCode.INVALID_ARGUMENT  # it has no message
+
+
+async def test_streams_are_bounded(exported: Path) -> None:
+    """A stream that finds no place is refused; one that ends makes room."""
+    async with serving(exported, FakeEngine(), max_image_bytes=1 << 20, max_upload_bytes=2 << 20) as running:
+        first = running.stub.ClassifyStream()
+        await first.write(pb.ClassifyRequest(image=png(1)))
+        assert (await first.read()).reply.predictions[0].class_id == 1
+        second = running.stub.ClassifyStream(stream(png(2)))
+        assert await second.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert dict(await second.trailing_metadata())["topfive-code"] == "overloaded"
+        await first.done_writing()
+        assert await first.code() is grpc.StatusCode.OK
+        assert [reply.reply.predictions[0].class_id async for reply in running.stub.ClassifyStream(stream(png(2)))] == [
+            2
+        ]
+
+
+async def test_idle_connections(exported: Path) -> None:
+    """The server closes a connection without calls after the time that the setting says."""
+    async with serving(exported, FakeEngine(), grpc_max_connection_idle_s=0.5) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.service.rpc.port)
+        writer.write(PREFACE)
+        async with asyncio.timeout(20):
+            assert b"connection idle" in await reader.read()
+        writer.close()
+
+
+async def test_pings_without_calls(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pings of a client without calls are answered, as many as it sends, while they are no closer than allowed."""
+    interval_s, ack = 0.01, b"\6\1"
+    often = {"grpc.http2.min_ping_interval_without_data_ms": round(interval_s * 1000)}
+    monkeypatch.setattr(server, "_OPTIONS", tuple((dict(server._OPTIONS) | often).items()))
+    async with serving(exported, FakeEngine()) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.service.rpc.port)
+        writer.write(PREFACE)
+        async with asyncio.timeout(20):
+            for number in range(6):
+                writer.write(b"\0\0\x08\6\0" + bytes(4) + bytes([number] * 8))
+                await reader.readuntil(ack + bytes(4) + bytes([number] * 8))
+                await asyncio.sleep(2 * interval_s)
+        writer.close()
 
 
 async def test_port_taken(running: Running, exported: Path) -> None:

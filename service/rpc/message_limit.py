@@ -1,0 +1,76 @@
+"""Bounds the messages that gRPC holds before the service can count them."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from service.common.errors import BadRequest, DeadlineExceeded, Overloaded
+from service.common.request_id import begin_request
+from service.rpc.errors import Context, abort
+
+_MAX_WAITING = 1024  # calls whose message is not read yet; gRPC holds up to 256 KiB of each
+_READ_TIMEOUT_S = 20.0  # for a place and the whole message
+_RETRY_S = 1.0
+
+_Answer = Callable[[Any, Context], Awaitable[Any]]
+
+
+class MessageLimit(grpc.aio.ServerInterceptor):
+    """Reads at most `places` messages of unary calls at once, and takes as many streams, of each service.
+
+    gRPC reads a message whole before the call of the servicer begins. A stream may hold one message at any time, so it
+    keeps its place. Further calls wait, further streams get Overloaded.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._reading: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(places))
+        self._streaming: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(places))
+        self._waiting = 0
+
+    async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None or (handler.response_streaming and not handler.request_streaming):
+            return handler
+        service = details.method.rpartition("/")[0]
+        kind, answer = (
+            (grpc.stream_stream_rpc_method_handler, _streamed(handler.stream_stream, self._streaming[service]))
+            if handler.stream_stream
+            else (grpc.stream_unary_rpc_method_handler, self._read_first(handler.unary_unary, self._reading[service]))
+        )
+        return kind(answer, handler.request_deserializer, handler.response_serializer)
+
+    def _read_first(self, answer: _Answer, reading: asyncio.Semaphore) -> _Answer:
+        """Return a method that reads the only message of a call, and gives it to `answer`."""
+
+        async def read(requests: AsyncIterator[Any], context: Context) -> Any:
+            if self._waiting >= _MAX_WAITING:
+                await abort(context, Overloaded(_RETRY_S), begin_request(None))
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(_READ_TIMEOUT_S), reading:
+                    request = await anext(requests, None)
+            except TimeoutError:
+                await abort(context, DeadlineExceeded(), begin_request(None))
+            finally:
+                self._waiting -= 1
+            if request is None:
+                await abort(context, BadRequest("the call has no message"), begin_request(None))
+            return await answer(request, context)
+
+        return read
+
+
+def _streamed(answer: Callable[[Any, Context], AsyncIterator[Any]], places: asyncio.Semaphore) -> Any:
+    """Return a method that answers a stream by `answer` if there is a place."""
+
+    async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        if places.locked():
+            await abort(context, Overloaded(_RETRY_S, "too many streams are open"), begin_request(None))
+        async with places:
+            async for reply in answer(requests, context):
+                yield reply
+
+    return stream
