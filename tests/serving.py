@@ -115,10 +115,11 @@ async def serving(
 ) -> AsyncIterator[Running]:
     """A service of the models in `artifacts`; with `engine` it runs on that, chosen so, instead of a real one.
 
-    `open_engine` opens what it runs on otherwise than settings do.
+    It answers under any host name. `open_engine` opens what it runs on otherwise than settings do.
     """
     values = {"models": ("tiny",), "port": 0, "grpc_port": 0, "cpus": 2, "drain_s": 5.0, "recover_s": 0.05, **settings}
-    given = Settings.model_validate({"artifacts": artifacts, "cache": artifacts.parent / "cache", **values})
+    folders = {"artifacts": artifacts, "cache": artifacts.parent / "cache"}
+    given = Settings.model_validate({"allowed_hosts": "*", **folders, **values})
     data_plane = build_data_plane(given, open_engine=opener(engine, choice) if engine else open_engine)
     service = Service(given, data_plane)
     await service.start()

@@ -18,7 +18,7 @@ from service.server.gateway import run_gateway
     help="gRPC addresses of the inference servers; a name may have several",
 )
 @options("host", "port", "max_image_bytes", "max_upload_bytes", "timeout_s", "pre_stop_s", "drain_s")
-@options("log_level", "log_format")
+@options("root_path", "forwarded_allow_ips", "allowed_hosts", "cors_origin", "log_level", "log_format")
 def gateway_command(inference: str, **values: Any) -> None:
     """Serve REST in front of inference servers, which hold the models, until SIGTERM or Ctrl-C."""
     try:

@@ -76,15 +76,16 @@ def options(*names: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for name in reversed(names):
             field = Settings.model_fields[name]
-            default = field.default
-            if isinstance(default, tuple):
+            default, repeated = field.default, field.default == ()
+            if isinstance(default, tuple) and not repeated:
                 default = ",".join(default)
-            kind: Any = type(default)
+            kind: Any = str if repeated else type(default)
             if isinstance(default, Enum):
                 kind, default = click.Choice([item.value for item in type(default)]), default.value
             elif isinstance(default, Path):
                 kind = click.Path(path_type=Path)
-            command = option(f"--{name.replace('_', '-')}", type=kind, default=default, help=field.description)(command)
+            flag = f"--{name.replace('_', '-')}"
+            command = option(flag, type=kind, default=default, multiple=repeated, help=field.description)(command)
         return command
 
     return decorate

@@ -3,7 +3,9 @@
 The CLI makes an option and an environment variable TOPFIVE_* of each.
 """
 
+from contextlib import suppress
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from models.artifact.files import expand_home
 from models.artifact.tuning import MAX_BATCH
 from service.common.logs import LogFormat
-from service.common.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, Runtime
+from service.common.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, RestAccess, Runtime
 
 
 class LogLevel(StrEnum):
@@ -45,6 +47,20 @@ class Settings(BaseModel):
     grpc_max_connection_age_s: Annotated[
         float, Field(ge=0, le=1e6, description="Age at which a gRPC connection is closed; 0 for none")
     ] = 0.0
+    root_path: Annotated[
+        str,
+        Field(pattern=r"^(/[\w.~-]+)*$", description="Path prefix that a proxy publishes REST under, such as /vision"),
+    ] = ""
+    forwarded_allow_ips: Annotated[
+        str, Field(description="Addresses or networks of proxies whose X-Forwarded-* headers count, a,b; * for all")
+    ] = ""
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^(\*|(\*\.)?[^*]+)$")], ...],
+        Field(description="Host names that requests may ask for, a,*.b; else localhost where only it is listened on"),
+    ] = ()
+    cors_origin: Annotated[
+        tuple[str, ...], Field(description="Origin of web pages that may send requests; may be repeated; * for all")
+    ] = ()
     runtime: Annotated[Runtime, Field(description="Runtime; auto takes the best that fits this machine")] = Runtime.AUTO
     precision: Annotated[
         Precision, Field(description="Precision; auto lowers it only if measured parity allows it")
@@ -87,18 +103,36 @@ class Settings(BaseModel):
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log")] = LogLevel.INFO
     log_format: Annotated[LogFormat, Field(description="Lines of text, or a JSON object in each line")] = LogFormat.TEXT
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "allowed_hosts", "cors_origin", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """Accept `a,b` as well as a sequence, and drop duplicates."""
-        names = value.split(",") if isinstance(value, str) else value
+        """Accept `a,b` as well as a sequence, of which each may be so; a name given twice counts once."""
+        names = (value,) if isinstance(value, str) else value
         if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            names = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
-            if not names:
-                raise ValueError("name at least one model")
-            if made := [name for name in names if name.startswith(ENSEMBLE_PREFIX)]:
-                raise ValueError(f"{made[0]} is made of models at a request; name its members instead")
+            names = tuple(dict.fromkeys(name.strip() for name in ",".join(names).split(",") if name.strip()))
         return names
+
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("name at least one model")
+        if made := [name for name in names if name.startswith(ENSEMBLE_PREFIX)]:
+            raise ValueError(f"{made[0]} is made of models at a request; name its members instead")
+        return names
+
+    @property
+    def rest_access(self) -> RestAccess:
+        """The access that these settings give. `allowed_hosts` are all if none is named.
+
+        But a server that listens to this machine alone then has only its names. A web page cannot reach it by a name
+        of its own that it resolves to 127.0.0.1 (DNS rebinding).
+        """
+        default: tuple[str, ...] = ("*",)
+        with suppress(ValueError):
+            if self.host == "localhost" or ip_address(self.host).is_loopback:
+                default = ("localhost", "127.0.0.1", "[::1]", self.host)
+        return RestAccess(self.root_path, self.forwarded_allow_ips, self.allowed_hosts or default, self.cors_origin)
 
     @property
     def cache_folder(self) -> Path:

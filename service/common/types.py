@@ -87,6 +87,16 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @dataclass(frozen=True, slots=True)
+class RestAccess:
+    """Under which names REST is reached: its path prefix, who may tell another, host names, origins of web pages."""
+
+    root_path: str
+    trusted_proxies: str
+    hosts: Sequence[str]
+    origins: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class ImageLimits:
     """The largest accepted image: bytes of the file, and width times height in pixels."""
 

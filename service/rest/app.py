@@ -6,15 +6,19 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.common.metrics import Metrics
+from service.common.types import RestAccess
 from service.inference.dataplane import DataPlane
 from service.rest import endpoints, errors
 from service.rest.image_request import ImageReader
+from service.rest.proxies import ProxyHeaders
 
 _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 
@@ -22,7 +26,7 @@ _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 """
 
 
-def create_app(data_plane: DataPlane, reader: ImageReader, metrics: Metrics) -> ASGIApp:
+def create_app(data_plane: DataPlane, reader: ImageReader, metrics: Metrics, access: RestAccess) -> ASGIApp:
     """The ASGI application, with errors as problem details and the documentation at /docs.
 
     The page at /docs contains its scripts and styles, so that it works without internet access.
@@ -35,7 +39,24 @@ def create_app(data_plane: DataPlane, reader: ImageReader, metrics: Metrics) -> 
     for router in (documented, endpoints.models(data_plane), endpoints.health(data_plane, metrics)):
         app.include_router(router)
     errors.install(app)
+    _add_middleware(app, access)
     return app
+
+
+def _add_middleware(app: FastAPI, access: RestAccess) -> None:
+    """Add what restricts or widens the access, from the inside out; what is not asked for costs no request anything."""
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=(errors.REQUEST_ID, "Server-Timing", "Retry-After"),
+        )
+    if "*" not in access.hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=access.hosts, www_redirect=False)
+    if access.root_path or access.trusted_proxies:
+        app.add_middleware(ProxyHeaders, access.root_path, access.trusted_proxies)
 
 
 class _Document:
@@ -45,9 +66,10 @@ class _Document:
         self._app = app
         self._written = b""
 
-    async def __call__(self, _request: Request) -> Response:
+    async def __call__(self, request: Request) -> Response:
         self._written = self._written or await asyncio.to_thread(self._write)
-        return Response(self._written, media_type="application/json")
+        server = json.dumps([{"url": request.scope["root_path"] or "/"}])
+        return Response(b'{"servers":%s,%s' % (server.encode(), self._written[1:]), media_type="application/json")
 
     def _write(self) -> bytes:
         return json.dumps(self._app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()

@@ -32,7 +32,7 @@ class Service:
         self._fatal = fatal
         budget = UploadBudget(settings.max_upload_bytes)
         reader = ImageReader(settings.limits, budget, settings.timeout_s, data_plane.clock, data_plane.metrics)
-        app = create_app(data_plane, reader, data_plane.metrics)
+        app = create_app(data_plane, reader, data_plane.metrics, settings.rest_access)
         servicer = Servicer(
             data_plane,
             limits=settings.limits,

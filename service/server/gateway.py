@@ -29,7 +29,7 @@ class Gateway:
         self._data_plane = GatewayDataPlane(self.replicas, clock, self.metrics, settings.timeout_s)
         budget = UploadBudget(settings.max_upload_bytes)
         reader = ImageReader(settings.limits, budget, settings.timeout_s, clock, self.metrics)
-        app = create_app(self._data_plane, reader, self.metrics)
+        app = create_app(self._data_plane, reader, self.metrics, settings.rest_access)
         self.rest = RestServer(app, listen(settings.host, settings.port))
 
     async def start(self) -> None:

@@ -52,6 +52,23 @@ def test_models(text: str, models: tuple[str, ...]) -> None:
     assert parsed(env={"TOPFIVE_MODELS": text}).models == models
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hosts"),
+    [
+        (["--host", "127.0.0.1"], ["localhost", "127.0.0.1", "[::1]", "127.0.0.1"]),
+        (["--host", "localhost"], ["localhost", "127.0.0.1", "[::1]", "localhost"]),
+        (["--host", "::1"], ["localhost", "127.0.0.1", "[::1]", "::1"]),
+        (["--host", "0.0.0.0"], ["*"]),
+        (["--host", "node7"], ["*"]),
+        (["--host", "127.0.0.1", "--allowed-hosts", "*"], ["*"]),
+        (["--allowed-hosts", "a.example,*.b.example", "--allowed-hosts", "c"], ["a.example", "*.b.example", "c"]),
+    ],
+)
+def test_hosts(arguments: list[str], hosts: list[str]) -> None:
+    """A server that only this machine reaches answers to this machine's names, any other to all, unless told."""
+    assert list(parsed(*arguments).rest_access.hosts) == hosts
+
+
 def other(default: object) -> object:
     """Another value of the same kind."""
     match default:
@@ -65,6 +82,8 @@ def other(default: object) -> object:
             return default + 1
         case float():
             return default + 0.5
+        case "":
+            return "/vision"
     return "0.0.0.0"
 
 
@@ -121,6 +140,10 @@ def test_service_of_kubernetes(name: str, service: str, value: str) -> None:
         ("timeout_s", "nan"),
         ("drain_s", -1),
         ("log_level", "loud"),
+        ("root_path", "vision"),
+        ("root_path", "//evil.example"),
+        ("root_path", "/vision/"),
+        ("allowed_hosts", "a*"),
         ("prot", 8000),
     ],
 )

@@ -175,7 +175,9 @@ async def test_stalled_upload_ends_at_the_limit(exported: Path) -> None:
     """After Ctrl-C a client whose body never ends is told 503 at the drain limit, and the process ends."""
     async with server(exported, "--drain-s", "1") as running:
         reader, writer = await running.connect()
-        writer.write(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 900\r\n\r\nabc")
+        writer.write(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 900\r\n\r\nabc"
+        )
         await writer.drain()
         running.process.send_signal(signal.SIGINT)
         assert b" 503 " in await reader.readline()
@@ -188,8 +190,8 @@ async def test_says_that_it_closes(exported: Path) -> None:
     async with server(exported) as running:
         reader, writer = await running.connect()
         body = png()
-        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body[:10])
+        head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: "
+        writer.write(f"{head}{len(body)}\r\n\r\n".encode() + body[:10])
         await writer.drain()
         await running.stopping()
         writer.write(body[10:])
