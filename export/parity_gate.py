@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class RequiredEngines(Enum):
-    """The engines that must pass in f32: all for an export, because then the file is right; one for an import."""
+    """How many engines must pass in f32. An export requires all of them, an import at least one."""
 
     ALL = "all"
     ONE = "one"
@@ -29,7 +29,11 @@ class RequiredEngines(Enum):
 
 @dataclass(frozen=True, slots=True)
 class GateRules:
-    """The name of the original in messages, the engines that must pass, and the bounds."""
+    """What an artifact must fulfil to be written.
+
+    `original` is the name of what it is compared with, for messages. `required` says how many engines must pass.
+    `bounds` says how far their answers may differ.
+    """
 
     original: str = "PyTorch"
     required: RequiredEngines = RequiredEngines.ALL

@@ -43,7 +43,7 @@ def print_line(text: str) -> None:
 
 
 def print_artifact(manifest: Manifest, version: int, root: Path) -> None:
-    """Print the folder of an artifact, its input, and how each engine compares."""
+    """Print the folder of an artifact, its input, and how each engine's answers compare with the original's."""
     folder = root / manifest.name / str(version)
     print_line(f"[bold]{manifest.name}[/] is in {escape(str(folder))}, {manifest.weights.source} weights")
     spec = manifest.input

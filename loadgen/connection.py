@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 OK = ""
-"""The `failure` of a good response."""
+"""The `failure` of a successful request."""
 
 TIMEOUT = "timeout"
 """The `failure` of a request that had no response in time."""
@@ -46,7 +46,8 @@ class Connection(ABC):
     """Sends one request at a time, and connects again if the connection was lost.
 
     `payloads` are the requests that it can send. It calls `on_result` on the event loop once for each request, with
-    itself and the result; `on_result` may send the next request. `index` and `started` describe the request in flight.
+    itself and the result; `on_result` may send the next request. Of the request in
+    flight, `index` is the place in `payloads`, and `started` the time from which its latency counts.
     """
 
     def __init__(self, payloads: Sequence[bytes], on_result: "OnResult") -> None:

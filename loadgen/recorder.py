@@ -58,7 +58,7 @@ class Recorder:
         self._delay.append(delay_s)
 
     def window(self, begin: float, end: float) -> Window:
-        """The good responses that came after `begin` and until `end`."""
+        """The successful responses that came after `begin` and until `end`."""
         started, ended, failure, _ = self._arrays()
         part = slice(*np.searchsorted(ended, (begin, end), side="right"))  # they are in order
         started, ended, good = started[part], ended[part], failure[part] == 0
@@ -68,7 +68,7 @@ class Recorder:
         return Window(seconds, count, rate, LatencySummary.of((ended - started)[good]))
 
     def latency(self, begin: float, end: float) -> LatencySummary:
-        """The latency of the good requests that started in the period."""
+        """The latency of the successful requests that started in the period."""
         started, ended, _, _ = self._arrays()
         return LatencySummary.of((ended - started)[self._good(begin, end)])
 
@@ -84,7 +84,7 @@ class Recorder:
         return self._examples.get(failure, "")
 
     def groups(self, begin: float, end: float) -> tuple[SizeGroup, ...]:
-        """The good requests that started in the period, by the size of their images."""
+        """The successful requests that started in the period, by the size of their images."""
         started, ended, _, image = self._arrays()
         good = self._good(begin, end)
         groups = []
@@ -96,7 +96,10 @@ class Recorder:
         return tuple(groups)
 
     def server_timing(self, begin: float, end: float) -> ServerTiming | None:
-        """Means of the server's steps over the good requests that started in the period; None without any timing."""
+        """The mean time of each server step, over the successful requests that started in the period.
+
+        Returns None if no response reports times.
+        """
         good = self._good(begin, end)
         columns = {name: np.frombuffer(column, np.float64)[good] for name, column in self._steps.items()}
         if not any(column.any() for column in columns.values()):

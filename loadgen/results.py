@@ -27,7 +27,7 @@ class LoadLevel:
 
 @dataclass(frozen=True, slots=True)
 class LatencySummary:
-    """Milliseconds, None without good responses. A percentile is a latency that occurred, not an interpolated one."""
+    """Milliseconds; None if no request succeeded. A percentile is a latency that occurred, not an interpolated one."""
 
     mean: float | None = None
     p50: float | None = None
@@ -48,7 +48,7 @@ class LatencySummary:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of the measurement; `requests` counts the good responses that came in it."""
+    """A part of the measurement; `requests` counts the successful responses that came in it."""
 
     seconds: float
     requests: int
@@ -58,7 +58,11 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class SizeGroup:
-    """The good responses to images of about the same size."""
+    """The successful requests whose images are of similar size.
+
+    `name` is the range of sizes in megapixels. `images` is the number of distinct images in that range, `requests` the
+    number of requests.
+    """
 
     name: str
     images: int
@@ -68,7 +72,11 @@ class SizeGroup:
 
 @dataclass(frozen=True, slots=True)
 class ServerTiming:
-    """Mean milliseconds of the server's steps by its responses; decoding is `input`. 0 for steps that they lack."""
+    """Mean milliseconds of the server's steps, as its responses report them (over HTTP in the header Server-Timing).
+
+    `input` is decoding, resizing and cropping. `queue` is waiting for a thread and for a slot. A step that a response
+    does not report counts as 0.
+    """
 
     queue: float = 0.0
     input: float = 0.0
@@ -81,11 +89,12 @@ class ServerTiming:
 class LevelResult:
     """The result of one load level, given by `connections` or by `rate`.
 
-    `requests` counts good responses that came within `seconds`. `latency_ms` and `server_ms` are of all requests that
-    started within them, also of those that ended later, and `errors` of all that were in flight within them. At a rate
-    a request starts when it is due. `unanswered` requests were in flight when the user stopped the test. `valid` is
-    false if the generator was the bottleneck or nothing was answered; `notes` says why. `cpu_s` is the CPU time of the
-    generator, `late_ms` the 99th percentile of how late it sent. Bytes count HTTP with headers, or gRPC messages alone.
+    The measurement lasts `seconds`. `requests` counts the successful responses that came in it. `latency_ms` and
+    `server_ms` are of the successful requests that started in it, even if they ended later. `errors` counts the failed
+    requests that were in flight in it. At a rate, a request starts when it is due. `unanswered` requests were in flight
+    when the user stopped the test. `valid` is false if the load generator was the bottleneck, or if no request
+    succeeded; `notes` says why. `cpu_s` is the CPU time of the generator. `late_ms` is the 99th percentile of how late
+    it sent its requests. Bytes include the headers of HTTP, but of gRPC only the messages.
     """
 
     connections: int | None

@@ -102,11 +102,12 @@ class _Node:
 
 
 def graph_layers(model: ModelProto, signature: Signature, batch: int) -> LayerTable:
-    """The layers of `model` for one image, in the file's order; the axes of its input are fixed, `batch` images.
+    """The layers of `model`, in the file's order. Their figures are for one image.
 
-    A row is a node with learned values, a matrix product or a pooling; a sum or product with learned values is a `bias`
-    or a `scale`. A value that two nodes share counts at the first. What loops and branches hold is not counted. Raises
-    UnsupportedError if ONNX Runtime cannot run the graph.
+    The input of `model` must have a fixed shape, with `batch` images. A row is a node with learned values, a matrix
+    product or a pooling; a sum or product with learned values is a `bias` or a `scale`. If two nodes share a learned
+    value, it counts for the first. Nodes inside loops and branches are not counted. Raises UnsupportedError if ONNX
+    Runtime cannot run the graph.
     """
     graph = model.graph
     nodes = [node for node in graph.node if node.op_type in _LAYERS]

@@ -28,7 +28,7 @@ Scores = NDArray[np.float64]
 
 
 class ReferenceModel:
-    """The unchanged file, one image at a time; if it takes several at once, the image is repeated."""
+    """Runs the unchanged file on one image at a time. If the file fixes a larger batch, the image is repeated in it."""
 
     def __init__(self, path: Path, model: ModelProto, signature: Signature) -> None:
         self._signature = signature

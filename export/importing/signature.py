@@ -38,10 +38,10 @@ class ChannelLayout(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Input and output of a graph.
+    """The input and the output of a graph; `input` and `output` are their names.
 
-    `element` is a TensorProto type, `batch` the batch size that the file fixes or None, `size` the side of the input in
-    pixels.
+    `element` is the TensorProto type of the input. `batch` is the batch size that the file fixes, or None. `size` is
+    the height and width of the input in pixels.
     """
 
     input: str
@@ -53,14 +53,17 @@ class Signature:
     output: str
 
     def shape(self, batch: int | str) -> list[int | str]:
-        """The shape of the network's input for a batch."""
+        """The shape of the network's input. `batch` is the batch size, or the name of a dynamic axis."""
         if self.layout is ChannelLayout.NCHW:
             return [batch, self.channels, self.size, self.size]
         return [batch, self.size, self.size, self.channels]
 
 
 def read_signature(model: ModelProto, recipe: Recipe) -> Signature:
-    """The signature of `model` with `recipe`. Raises UnsupportedError if the model is no such classifier."""
+    """The signature of `model`; `recipe` adds what the file does not say.
+
+    Raises UnsupportedError if the model is no classifier of square images.
+    """
     image = _image(model)
     shape = _shape(image)
     if shape is None or len(shape) != 4:

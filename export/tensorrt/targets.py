@@ -18,7 +18,7 @@ _RTX = (TURING, ComputeCapability(8, 6), ComputeCapability(8, 9), ComputeCapabil
 _LARGEST_BATCH = 1024  # as of the service's own --max-batch
 
 Group = tuple[ComputeCapability, ...]
-"""Cards that share a plan."""
+"""Compute capabilities of GPUs that share a plan."""
 
 
 class BuildRequestError(ExportError):
@@ -27,9 +27,11 @@ class BuildRequestError(ExportError):
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """Engines to build: a plan for each of `groups`.
+    """The engines to build: one plan for each of `groups`.
 
-    `profile` is None if the user gives no batch sizes. `card` builds the engine, None if no GPU is needed.
+    `profile` is None if the user gives no batch sizes. `card` is the GPU that builds the plans, or None if the build
+    needs no GPU. `cache` is the folder for measured times of kernels. `calibration` is the folder of photos for int8,
+    else None.
     """
 
     flavour: Flavour

@@ -30,14 +30,21 @@ class StageNaming(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The position of a layer: `parent` is its block or the opened container, empty for the network itself."""
+    """Where a layer is in the network, which decides its stage.
+
+    `naming` is how its stage is named. `parent` is the path of the block or of the opened container that holds the
+    layer. It is empty for a direct child of the network.
+    """
 
     naming: StageNaming
     parent: str
 
 
 def position_of(path: str, containers: Collection[str]) -> Position:
-    """The position of the layer at that module path; `containers` are the paths of all modules with layers inside."""
+    """The position of the layer with the module path `path`, such as `layer1.0.conv1`.
+
+    `containers` holds the paths of all modules with layers inside.
+    """
     first, _, rest = path.partition(".")
     if first == _CONTAINER and rest:
         first = f"{first}.{rest.partition('.')[0]}"

@@ -17,10 +17,12 @@ _LATELY_S = 5.0  # a model with occasional work should not wait for a long batch
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """The batches of one model on a device. `used_s` is the device time charged to it, in seconds of virtual time.
+    """The batches of one model on a device.
 
-    `own_slots` is how many batches of this model fill the device; 0 means that each batch takes one slot. The scheduler
-    calls `on_turn` when this flow waits and a slot is free.
+    `used_s` is the device time charged to the model, in seconds. A model that returns from a pause starts at the
+    scheduler's current virtual time instead. `own_slots` is the number of slots of the model's engine: so many of its
+    batches fill the device. If it is 0, each batch takes one slot of the device. The scheduler calls `on_turn` when
+    this flow waits and a slot is free.
     """
 
     number: int
@@ -33,7 +35,10 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class SlotLease:
-    """Permission to run one batch, which should last at most `quantum_s` seconds. It is released exactly once."""
+    """Permission to run one batch, which should last at most `quantum_s` seconds. It is released exactly once.
+
+    `weight` is the number of slots that the batch takes. `expected_s` is the device time that was charged at its start.
+    """
 
     flow: Flow
     started: float
@@ -43,11 +48,11 @@ class SlotLease:
 
 
 class FairScheduler:
-    """Runs at most `limit` batches at once on one device, stuck batches included.
+    """Gives the `limit` slots of one device to batches. A stuck batch keeps its slots.
 
-    If an engine has fewer slots than the device, each of its batches uses more threads and counts as several slots.
-    While another flow has work, or had some recently, a batch should take at most `quantum_s`: it cannot be
-    interrupted.
+    A batch usually takes one slot. If its engine has fewer slots than the device, the batch uses more threads and takes
+    several slots. A running batch cannot be interrupted. A batch should therefore last at most `quantum_s` while
+    another flow has work, or had some recently.
     """
 
     def __init__(self, limit: int, clock: Clock, quantum_s: float = math.inf) -> None:
@@ -87,7 +92,10 @@ class FairScheduler:
         self._offer()
 
     def take(self, flow: Flow) -> SlotLease | None:
-        """A slot for a batch of the flow, or None; then `on_turn` is called later, even if the work is gone."""
+        """Take the slots for one batch of the flow. Returns None if the flow must wait.
+
+        A waiting flow gets a call of `on_turn` later, even if it has no work by then.
+        """
         now = self.clock.now()
         if flow.number != self._last_flow:
             self._last_flow, self._other_work_at = flow.number, self._last_work_at

@@ -9,7 +9,11 @@ from service.common.types import ImageLimits, check_size
 
 
 def read_image_file(path: Path, limits: ImageLimits) -> bytes:
-    """The file's bytes. Raises TooLarge before reading, and OSError, also if it is not a regular file."""
+    """The file's bytes.
+
+    Raises TooLarge, before anything is read, if the file exceeds the limit. Raises OSError if the file cannot be read
+    or is not a regular file.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without O_NONBLOCK, opening a pipe waits for its writer
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)

@@ -85,7 +85,7 @@ ServedModel = LoadedModel | Ensemble
 
 
 class Ensembles:
-    """Finds ensembles by name and loads their members."""
+    """Finds ensembles by name and loads their members. Keeps the latency records of the latest ones."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository

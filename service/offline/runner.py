@@ -184,7 +184,11 @@ async def open_runner(
 
 
 def images_in_flight(slots: int, max_batch: int, options: RunOptions) -> int:
-    """Images that fill two batches for every slot, one of them waiting, and all decoding threads; at least 1."""
+    """The number of images to classify at once, so that neither the engine nor a decoding thread is idle.
+
+    It is enough for two batches per slot, of which one runs and one waits, and for one image per decoding thread. It is
+    limited so that at most `options.capacity` crops are in flight, and is at least 1.
+    """
     busy = ceil(2 * slots * max_batch / options.crops) + options.decoding_threads
     return max(1, min(options.capacity // options.crops, busy))
 
@@ -199,7 +203,8 @@ async def classify_all(
 ) -> None:
     """Classify images in their order, up to `in_flight` at once, and store each result as it is finished.
 
-    Once `stop` is set no further image is begun; those in flight are finished. The first error cancels them.
+    Once `stop` is set, no further image is begun; those in flight are finished. The first error of `classify` or
+    `store` cancels the images in flight, and is raised.
     """
     waiting = iter(images)
 

@@ -68,10 +68,10 @@ log = logging.getLogger(__name__)
 class DecodedImage:
     """A decoded image in RGB, with all of its pixels or at a reduced size.
 
-    `image` is as stored, and `orientation` turns it upright; the smaller samples are turned instead. `size` is the
-    width and height of the whole upright image. `reduction` is the number of its pixels along each side for one pixel
-    of `image`; the decoder rounds a reduced size up. Only a `reducible` image, a JPEG that is not lossless, can be
-    decoded at a reduced size.
+    `image` has the pixels as the file stores them, and `orientation` turns them upright. Callers turn the samples
+    instead, because they are smaller. `size` is the width and height of the upright image before any reduction.
+    `reduction` is 1, 2, 4 or 8: the decoder divides width and height by it, and rounds up. Only a `reducible` image, a
+    JPEG that is not lossless, can be decoded at a reduced size.
     """
 
     image: Image.Image
@@ -88,7 +88,7 @@ class DecodedImage:
         return cls(image, image.size)
 
     def reduction_for(self, needed_side: int | None) -> int:
-        """The `reduction` with which `decode_image` decodes this image for that `needed_side`."""
+        """The `reduction` that `decode_image` chooses for this image and that `needed_side` (None: all pixels)."""
         return _reduction(self.size, needed_side) if self.reducible else 1
 
     @property

@@ -18,7 +18,11 @@ MakeSamples = Callable[[InputSpec, DecodedImage, int], Samples]
 
 @dataclass(frozen=True, slots=True)
 class PreparedSamples:
-    """The samples for one transform, and the seconds that threads spent on decoding and cropping."""
+    """The samples of an image for one transform, one for each crop, and how they were made.
+
+    `took_s` is the sum of the seconds of decoding and of resizing and cropping. Several transforms may share one
+    decoding; each of them counts it.
+    """
 
     samples: Samples
     preprocessing: Preprocessing
@@ -59,9 +63,9 @@ class Preprocessor:
 
 
 class RequestImage:
-    """The image of one request, from which each of `users` asks once for its samples. A context manager.
+    """The image of one request, as a context manager. Each of `users`, named by model, asks once for its samples.
 
-    Nothing is decoded before a user asks; at the end of the block the remaining work is cancelled. The image is decoded
+    Nothing is decoded before a user asks. At the end of the block the remaining work is cancelled. The image is decoded
     once for each reduction that the transforms allow, usually once: an answer must not depend on which other models are
     asked.
     """

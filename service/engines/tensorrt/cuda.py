@@ -62,7 +62,7 @@ class CudaError(Exception):
 
 
 def loss_in(text: str) -> Loss | None:
-    """The loss of a GPU that another library quotes in its error text, or None."""
+    """The CUDA error in another library's error text after which the GPU is lost, or None."""
     return next((loss for number in _QUOTED.findall(text) if (loss := _LOST.get(int(number))) is not None), None)
 
 
@@ -121,7 +121,10 @@ class Cuda:
         self._call("cudaEventSynchronize", event)
 
     def loss(self, text: str) -> CardLostError | None:
-        """A CardLostError if another library's error text says that the GPU is lost, else None."""
+        """Check another library's error text for a lost GPU.
+
+        If it says so, the GPU is marked as lost, and a CardLostError is returned for the caller to raise. Else None.
+        """
         if (loss := loss_in(text)) is None:
             return None
         self.lost = f"{loss.name}: {loss.meaning}: {text}"
