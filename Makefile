@@ -19,7 +19,7 @@ export TOPFIVE_MODELS := $(MODELS)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
 .PHONY: install serve export export-missing test test-all test-protobuf test-compose test-gpu lint format proto bench
-.PHONY: bench-models bench-peers bench-gpu clean
+.PHONY: audit sbom bench-models bench-peers bench-gpu clean
 
 install: $(STAMP)
 
@@ -60,6 +60,20 @@ test-protobuf: install
 test-compose: install
 	$(BIN)/python -m tests.compose
 
+# Looks up the pinned packages in the databases of known vulnerabilities.
+audit: $(VENV)-audit/.installed
+	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
+
+# Lists what is installed, in the format of CycloneDX.
+sbom: install $(VENV)-audit/.installed
+	mkdir -p build
+	$(VENV)-audit/bin/cyclonedx-py environment $(BIN)/python --output-reproducible --output-file build/sbom.json
+
+$(VENV)-audit/.installed:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit cyclonedx-bom
+	touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -99,4 +113,4 @@ bench-gpu: export-missing
 	$(BIN)/python -m benchmarks.gpu $(foreach model,$(subst $(comma), ,$(MODELS)),--model $(model)) $(BENCH)
 
 clean:
-	rm -rf $(VENV) $(VENV)-protobuf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-protobuf $(VENV)-audit build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

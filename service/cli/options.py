@@ -82,7 +82,7 @@ def options(*names: str) -> Callable[[Command], Command]:
             kind: Any = str if repeated else type(default)
             if isinstance(default, Enum):
                 kind, default = click.Choice([item.value for item in type(default)]), default.value
-            elif isinstance(default, Path):
+            elif isinstance(default, Path) or default is None:
                 kind = click.Path(path_type=Path)
             flag = f"--{name.replace('_', '-')}"
             command = option(flag, type=kind, default=default, multiple=repeated, help=field.description)(command)

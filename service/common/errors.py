@@ -4,6 +4,8 @@ An error is raised where it is detected, and translated once, at the edge.
 
 TopfiveError
   BadRequest           the request itself is wrong: no image, top_k out of range, unreadable header
+  Unauthenticated    no API key, or one that is not known
+  PermissionDenied   the API key does not allow this
   ModelNotFound        no such model, or one that is not exported
   TooLarge             more bytes or more pixels than the server takes
   UnsupportedMediaType the body is compressed or encoded otherwise
@@ -24,6 +26,8 @@ class Code(StrEnum):
     """Names of errors as clients see them, the same in REST and gRPC."""
 
     BAD_REQUEST = "bad_request"
+    UNAUTHENTICATED = "unauthenticated"
+    PERMISSION_DENIED = "permission_denied"
     MODEL_NOT_FOUND = "model_not_found"
     TOO_LARGE = "too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
@@ -48,6 +52,8 @@ class Translation:
 
 TABLE: dict[Code, Translation] = {
     Code.BAD_REQUEST: Translation(400, "INVALID_ARGUMENT", "Bad request", False, logging.INFO),
+    Code.UNAUTHENTICATED: Translation(401, "UNAUTHENTICATED", "Unauthenticated", False, logging.INFO),
+    Code.PERMISSION_DENIED: Translation(403, "PERMISSION_DENIED", "Permission denied", False, logging.INFO),
     Code.MODEL_NOT_FOUND: Translation(404, "NOT_FOUND", "Model not found", False, logging.INFO),
     Code.TOO_LARGE: Translation(413, "INVALID_ARGUMENT", "Image too large", False, logging.INFO),
     Code.UNSUPPORTED_MEDIA_TYPE: Translation(415, "INVALID_ARGUMENT", "Unsupported media type", False, logging.INFO),
@@ -78,6 +84,18 @@ class BadRequest(TopfiveError):
     """The request itself is wrong. The detail shows a valid one."""
 
     code = Code.BAD_REQUEST
+
+
+class Unauthenticated(TopfiveError):
+    """The request has no API key, or one that is not known."""
+
+    code = Code.UNAUTHENTICATED
+
+
+class PermissionDenied(TopfiveError):
+    """The API key does not have the scope of the request."""
+
+    code = Code.PERMISSION_DENIED
 
 
 class ModelNotFound(TopfiveError):
@@ -146,7 +164,10 @@ class EngineError(TopfiveError):
 
 _PLAIN: dict[Code, type[TopfiveError]] = {
     kind.code: kind
-    for kind in (BadRequest, ModelNotFound, TooLarge, UnsupportedMediaType, BadImage, NotReady, EngineError)
+    for kind in (
+        *(BadRequest, Unauthenticated, PermissionDenied, ModelNotFound, TooLarge, UnsupportedMediaType, BadImage),
+        *(NotReady, EngineError),
+    )
 }
 _RETRY_S = 1.0
 

@@ -61,6 +61,18 @@ class Settings(BaseModel):
     cors_origin: Annotated[
         tuple[str, ...], Field(description="Origin of web pages that may send requests; may be repeated; * for all")
     ] = ()
+    api_keys_file: Annotated[Path | None, Field(description="TOML file of API keys; without it everybody may call")] = (
+        None
+    )
+    public_metrics: Annotated[bool, Field(description="Whether GET /metrics needs no API key")] = False
+    tls_cert: Annotated[
+        Path | None,
+        Field(description="PEM file of the server's certificate and its chain, for HTTPS and gRPC over TLS"),
+    ] = None
+    tls_key: Annotated[Path | None, Field(description="PEM file of the key of --tls-cert")] = None
+    tls_client_ca: Annotated[
+        Path | None, Field(description="PEM file of the authority whose clients alone may connect (mutual TLS)")
+    ] = None
     runtime: Annotated[Runtime, Field(description="Runtime; auto takes the best that fits this machine")] = Runtime.AUTO
     precision: Annotated[
         Precision, Field(description="Precision; auto lowers it only if measured parity allows it")
@@ -132,7 +144,13 @@ class Settings(BaseModel):
         with suppress(ValueError):
             if self.host == "localhost" or ip_address(self.host).is_loopback:
                 default = ("localhost", "127.0.0.1", "[::1]", self.host)
-        return RestAccess(self.root_path, self.forwarded_allow_ips, self.allowed_hosts or default, self.cors_origin)
+        return RestAccess(
+            self.root_path,
+            self.forwarded_allow_ips,
+            self.allowed_hosts or default,
+            self.cors_origin,
+            self.public_metrics,
+        )
 
     @property
     def cache_folder(self) -> Path:

@@ -94,6 +94,7 @@ class RestAccess:
     trusted_proxies: str
     hosts: Sequence[str]
     origins: Sequence[str]
+    public_metrics: bool = False  # without an API key
 
 
 @dataclass(frozen=True, slots=True)

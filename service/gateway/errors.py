@@ -2,7 +2,7 @@
 
 import grpc
 
-from service.common.errors import DeadlineExceeded, EngineError, NotReady, TooLarge, TopfiveError, error_of
+from service.common.errors import Code, DeadlineExceeded, EngineError, NotReady, TooLarge, TopfiveError, error_of
 
 _RETRY_S = 1.0
 
@@ -11,7 +11,9 @@ def translated(error: grpc.aio.AioRpcError) -> TopfiveError:
     """The error by the code in the trailing metadata. Without one, by the gRPC status: the connection failed."""
     trailing = {str(key): value for key, value in error.trailing_metadata() or ()}
     details = error.details() or "no reason given"
-    if code := trailing.get("topfive-code"):
+    if (code := trailing.get("topfive-code")) in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
+        return NotReady(f"an inference server does not let the gateway in ({details}); see --replica-api-key-file")
+    if code:
         pushback_ms = str(trailing.get("grpc-retry-pushback-ms", ""))
         retry_after_s = int(pushback_ms) / 1000 if pushback_ms.isdecimal() else _RETRY_S
         return error_of(str(code), details, retry_after_s)

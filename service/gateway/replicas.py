@@ -82,6 +82,32 @@ async def resolve(target: Target) -> Collection[Target]:
     return {Target(str(address[0]), target.port) for *_, address in found}
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaAccess:
+    """How the gateway calls the servers: with an API key, and by TLS if it has the authority of their certificates.
+
+    All of them have certificates with the name of the first target. The gateway shows `cert` where it has one.
+    """
+
+    api_key: str = ""
+    ca: bytes | None = None
+    cert: bytes | None = None
+    key: bytes | None = None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The metadata of every call."""
+        return (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
+
+    def channel(self, uri: str, name: Target) -> grpc.aio.Channel:
+        """A channel to the addresses of the URI, whose servers have that name."""
+        options = (*_OPTIONS, ("grpc.default_authority", str(name)))
+        if self.ca is None:
+            return grpc.aio.insecure_channel(uri, options)
+        credentials = grpc.ssl_channel_credentials(self.ca, self.key, self.cert)
+        return grpc.aio.secure_channel(uri, credentials, (*options, ("grpc.ssl_target_name_override", name.host)))
+
+
 class ReplicaClient:
     """A gRPC channel to every server that the targets name. Start and close it on the event loop."""
 
@@ -93,7 +119,9 @@ class ReplicaClient:
         resolve: Resolve = resolve,
         *,
         resolve_every_s: float = _RESOLVE_EVERY_S,
+        access: ReplicaAccess | None = None,
     ) -> None:
+        self._access = access or ReplicaAccess()
         self._targets = targets
         self._clock = clock
         self._metrics = metrics
@@ -173,7 +201,9 @@ class ReplicaClient:
 
     async def _send(self, method: str, request: Message, deadline: float) -> Any:
         timeout_s = deadline - self._clock.now()
-        call = getattr(self._stub, method)(request, timeout=timeout_s, wait_for_ready=True)
+        call = getattr(self._stub, method)(
+            request, timeout=timeout_s, wait_for_ready=True, metadata=self._access.metadata
+        )
         try:
             return await call
         except grpc.aio.AioRpcError as error:
@@ -209,8 +239,7 @@ class ReplicaClient:
         self._addresses = addresses
         for task in self._watching[-1:]:
             task.cancel()
-        options = (*_OPTIONS, ("grpc.default_authority", str(self._targets[0])))
-        channel = grpc.aio.insecure_channel(_uri(addresses), options)
+        channel = self._access.channel(_uri(addresses), self._targets[0])
         self._stub = ClassifierStub(channel)  # type: ignore[no-untyped-call]
         self._watching = [task for task in self._watching if not task.done()]
         self._watching.append(asyncio.create_task(self._watch(channel)))

@@ -13,11 +13,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from service.common.api_keys import ApiKeys
 from service.common.metrics import Metrics
 from service.common.types import RestAccess
 from service.inference.dataplane import DataPlane
 from service.rest import endpoints, errors
 from service.rest.image_request import ImageReader
+from service.rest.key_middleware import KeyMiddleware
 from service.rest.proxies import ProxyHeaders
 
 _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
@@ -26,8 +28,10 @@ _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 """
 
 
-def create_app(data_plane: DataPlane, reader: ImageReader, metrics: Metrics, access: RestAccess) -> ASGIApp:
-    """The ASGI application, with errors as problem details and the documentation at /docs.
+def create_app(
+    data_plane: DataPlane, reader: ImageReader, metrics: Metrics, access: RestAccess, keys: ApiKeys | None = None
+) -> ASGIApp:
+    """The ASGI application, with errors as problem details and the documentation at /docs. `keys` are checked if given.
 
     The page at /docs contains its scripts and styles, so that it works without internet access.
     """
@@ -38,6 +42,8 @@ def create_app(data_plane: DataPlane, reader: ImageReader, metrics: Metrics, acc
     app.router.routes[:0] = [*routes, Route(app.openapi_url, document.__call__, include_in_schema=False)]
     for router in (documented, endpoints.models(data_plane), endpoints.health(data_plane, metrics)):
         app.include_router(router)
+    if keys is not None:
+        app.add_middleware(KeyMiddleware, keys=keys, public_metrics=access.public_metrics)
     errors.install(app)
     _add_middleware(app, access)
     return app

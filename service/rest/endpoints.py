@@ -32,6 +32,8 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description}
     for status, description in {
         400: "No image, or a parameter out of range",
+        401: "No API key, or one that is not known; only with --api-keys-file",
+        403: "The API key does not have the scope; only with --api-keys-file",
         404: "No such model, or not exported",
         413: "Too many bytes or pixels",
         415: "The body has a Content-Encoding",

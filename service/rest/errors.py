@@ -18,6 +18,7 @@ from service.common.errors import (
     Overloaded,
     ShuttingDown,
     TopfiveError,
+    Unauthenticated,
     UnsupportedMediaType,
 )
 from service.common.request_id import begin_request
@@ -91,6 +92,8 @@ def respond(request: Request, error: TopfiveError) -> Response:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif isinstance(error, (NotReady, ShuttingDown)):
         response.headers["Retry-After"] = str(_RETRY_S)
+    elif isinstance(error, Unauthenticated):
+        response.headers["WWW-Authenticate"] = 'Bearer realm="topfive"'
     elif isinstance(error, UnsupportedMediaType):
         response.headers["Accept-Encoding"] = "identity"  # RFC 9110, 12.5.3
     return response

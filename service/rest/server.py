@@ -9,6 +9,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.common.tls import ServerTls
 from service.rest.http_protocol import BoundedHeadProtocol
 
 _CLOSE = (b"connection", b"close")
@@ -37,7 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
 class RestServer:
     """A uvicorn server for the connections to `listener`. `port` is the real one."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, tls: ServerTls | None = None) -> None:
         self._listener = listener
         self.port: int = listener.getsockname()[1]
         config = uvicorn.Config(
@@ -49,6 +50,9 @@ class RestServer:
             access_log=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
         )
+        if tls is not None:
+            config.load()
+            config.ssl = tls.context()
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
 
@@ -125,7 +129,7 @@ class _Server(uvicorn.Server):
 
     async def _begin(self, connection: socket.socket) -> None:
         with suppress(OSError):  # the connection is closed already
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
 
     def _protocol(self) -> asyncio.Protocol:
         protocol: type[Any] = self.config.http_protocol_class

@@ -7,7 +7,8 @@ from typing import Any
 
 import grpc
 
-from service.common.errors import BadRequest, DeadlineExceeded, Overloaded
+from service.common.api_keys import admitted
+from service.common.errors import BadRequest, DeadlineExceeded, Overloaded, TopfiveError
 from service.common.request_id import begin_request
 from service.rpc.errors import Context, abort
 
@@ -46,21 +47,30 @@ class MessageLimit(grpc.aio.ServerInterceptor):
         """Return a method that reads the only message of a call, and gives it to `answer`."""
 
         async def read(requests: AsyncIterator[Any], context: Context) -> Any:
-            if self._waiting >= _MAX_WAITING:
-                await abort(context, Overloaded(_RETRY_S), begin_request(None))
-            self._waiting += 1
             try:
-                async with asyncio.timeout(_READ_TIMEOUT_S), reading:
-                    request = await anext(requests, None)
-            except TimeoutError:
-                await abort(context, DeadlineExceeded(), begin_request(None))
-            finally:
-                self._waiting -= 1
-            if request is None:
-                await abort(context, BadRequest("the call has no message"), begin_request(None))
-            return await answer(request, context)
+                with admitted():
+                    request = await self._first(requests, reading)
+                    return await answer(request, context)
+            except TopfiveError as error:  # of reading; `answer` aborts the call with its own
+                await abort(context, error, begin_request(None))
 
         return read
+
+    async def _first(self, requests: AsyncIterator[Any], reading: asyncio.Semaphore) -> Any:
+        """Read the first message. Raises Overloaded, DeadlineExceeded, or BadRequest if there is none."""
+        if self._waiting >= _MAX_WAITING:
+            raise Overloaded(_RETRY_S)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(_READ_TIMEOUT_S), reading:
+                request = await anext(requests, None)
+        except TimeoutError:
+            raise DeadlineExceeded from None
+        finally:
+            self._waiting -= 1
+        if request is None:
+            raise BadRequest("the call has no message")
+        return request
 
 
 def _streamed(answer: Callable[[Any, Context], AsyncIterator[Any]], places: asyncio.Semaphore) -> Any:

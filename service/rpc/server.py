@@ -10,6 +10,9 @@ from grpc_reflection.v1alpha import reflection
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1 import classifier_pb2_grpc
+from service.common.api_keys import ApiKeys
+from service.common.tls import ServerTls
+from service.rpc.key_interceptor import KeyInterceptor
 from service.rpc.message_limit import MessageLimit
 from service.rpc.servicer import Servicer
 
@@ -69,10 +72,20 @@ class RpcLimits:
 class RpcServer:
     """A grpc.aio server, bound when it is made. `port` is the real one. Raises OSError if it cannot be bound."""
 
-    def __init__(self, servicer: Servicer, host: str, port: int, limits: RpcLimits) -> None:
+    def __init__(
+        self,
+        servicer: Servicer,
+        host: str,
+        port: int,
+        limits: RpcLimits,
+        keys: ApiKeys | None = None,
+        tls: ServerTls | None = None,
+    ) -> None:
         self._servicer = servicer
         limit = MessageLimit(max(1, limits.max_read_bytes // limits.max_message_bytes))
-        self._server = grpc.aio.server(interceptors=[limit], options=limits.options)
+        self._server = grpc.aio.server(
+            interceptors=[*([KeyInterceptor(keys)] if keys else []), limit], options=limits.options
+        )
         self._health = health.aio.HealthServicer()
         classifier_pb2_grpc.add_ClassifierServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -80,11 +93,24 @@ class RpcServer:
         reflection.enable_server_reflection(names, self._server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            self.port: int = self._server.add_insecure_port(address)
+            self.port: int = self._listen(address, tls)
         except RuntimeError as error:
             raise OSError(
                 f"gRPC cannot listen on {address}; is another server there? Choose another --grpc-port"
             ) from error
+
+    def _listen(self, address: str, tls: ServerTls | None) -> int:
+        """Listen on that address, by TLS if given. Each handshake uses the certificates of its moment."""
+        if tls is None:
+            return self._server.add_insecure_port(address)
+
+        def current() -> grpc.ServerCertificateConfiguration:
+            material = tls.material
+            return grpc.ssl_server_certificate_configuration([(material.key, material.cert)], material.client_ca)
+
+        with_client = tls.material.client_ca is not None
+        credentials = grpc.dynamic_ssl_server_credentials(current(), current, with_client)
+        return self._server.add_secure_port(address, credentials)
 
     async def start(self) -> None:
         """Accept calls. Health checks report NOT_SERVING until `set_serving`."""

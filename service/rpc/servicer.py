@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
+from service.common.api_keys import admitted
 from service.common.clock import Clock
 from service.common.errors import ShuttingDown, TopfiveError
 from service.common.metrics import UNKNOWN, Metrics
@@ -146,7 +147,9 @@ class Servicer(ClassifierServicer):
         """The answer to one image of a stream. An error ends only that image, not the stream."""
         identity = begin_request(request.request_id)
         try:
-            return pb.ClassifyStreamReply(request_id=identity, reply=await self._classify(request, identity, deadline))
+            with admitted():
+                reply = await self._classify(request, identity, deadline)
+            return pb.ClassifyStreamReply(request_id=identity, reply=reply)
         except Exception as error:
             return pb.ClassifyStreamReply(request_id=identity, error=describe(error, identity))
 

@@ -15,6 +15,7 @@ from service.rpc.server import RpcLimits, RpcServer
 from service.rpc.servicer import Servicer
 from service.server.data_plane import build_data_plane
 from service.server.process import DrainLimit, Fatal, drain, pre_stop, run_until_stopped
+from service.server.security import api_keys, server_tls
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class Service:
         self._fatal = fatal
         budget = UploadBudget(settings.max_upload_bytes)
         reader = ImageReader(settings.limits, budget, settings.timeout_s, data_plane.clock, data_plane.metrics)
-        app = create_app(data_plane, reader, data_plane.metrics, settings.rest_access)
+        keys = api_keys(settings, data_plane.clock, data_plane.metrics)
+        app = create_app(data_plane, reader, data_plane.metrics, settings.rest_access, keys)
         servicer = Servicer(
             data_plane,
             limits=settings.limits,
@@ -41,9 +43,10 @@ class Service:
             clock=data_plane.clock,
             metrics=data_plane.metrics,
         )
-        self.rest = RestServer(app, listen(settings.host, settings.port))
+        tls = server_tls(settings)
+        self.rest = RestServer(app, listen(settings.host, settings.port), tls)
         try:
-            self.rpc = RpcServer(servicer, settings.host, settings.grpc_port, _rpc_limits(settings))
+            self.rpc = RpcServer(servicer, settings.host, settings.grpc_port, _rpc_limits(settings), keys, tls)
         except OSError:
             self.rest.close()
             raise
@@ -57,7 +60,8 @@ class Service:
         await self.rest.start()
         await self.rpc.start()
         host = self._settings.host
-        log.info("REST on http://%s:%d, gRPC on %s:%d", host, self.rest.port, host, self.rpc.port)
+        scheme = "https" if self._settings.tls_cert else "http"
+        log.info("REST on %s://%s:%d, gRPC on %s:%d", scheme, host, self.rest.port, host, self.rpc.port)
 
     async def load(self) -> None:
         """Load the configured models. Raises TopfiveError if one cannot be loaded."""

@@ -9,11 +9,12 @@ from service.common.metrics import Metrics
 from service.common.settings import Settings
 from service.common.upload_budget import UploadBudget
 from service.gateway.dataplane import GatewayDataPlane
-from service.gateway.replicas import ReplicaClient, Target
+from service.gateway.replicas import ReplicaAccess, ReplicaClient, Target
 from service.rest.app import create_app
 from service.rest.image_request import ImageReader
 from service.rest.server import RestServer, listen
 from service.server.process import DrainLimit, drain, pre_stop, run_until_stopped
+from service.server.security import api_keys, server_tls
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +22,17 @@ log = logging.getLogger(__name__)
 class Gateway:
     """REST over the replicas of `targets`. Made on the event loop; raises OSError if the port is taken."""
 
-    def __init__(self, settings: Settings, targets: Sequence[Target]) -> None:
+    def __init__(self, settings: Settings, targets: Sequence[Target], access: ReplicaAccess) -> None:
         self._settings = settings
         self.metrics = Metrics()
         clock = LoopClock()
-        self.replicas = ReplicaClient(targets, clock, self.metrics)
+        self.replicas = ReplicaClient(targets, clock, self.metrics, access=access)
         self._data_plane = GatewayDataPlane(self.replicas, clock, self.metrics, settings.timeout_s)
         budget = UploadBudget(settings.max_upload_bytes)
         reader = ImageReader(settings.limits, budget, settings.timeout_s, clock, self.metrics)
-        app = create_app(self._data_plane, reader, self.metrics, settings.rest_access)
-        self.rest = RestServer(app, listen(settings.host, settings.port))
+        keys = api_keys(settings, clock, self.metrics)
+        app = create_app(self._data_plane, reader, self.metrics, settings.rest_access, keys)
+        self.rest = RestServer(app, listen(settings.host, settings.port), server_tls(settings))
 
     async def start(self) -> None:
         """Listen, and connect to the inference servers."""
@@ -61,6 +63,6 @@ class Gateway:
         self.replicas.stop()
 
 
-def run_gateway(settings: Settings, targets: Sequence[Target]) -> int:
+def run_gateway(settings: Settings, targets: Sequence[Target], access: ReplicaAccess) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status: 0 after a clean stop, 1 on a failed start."""
-    return run_until_stopped(lambda _fatal: Gateway(settings, targets), settings)
+    return run_until_stopped(lambda _fatal: Gateway(settings, targets, access), settings)

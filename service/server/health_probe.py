@@ -4,30 +4,40 @@ It imports only what it needs, so that a check costs little.
 """
 
 import http.client
+import ssl
 import sys
 from typing import Any
 from urllib.parse import urlsplit
 
 _TIMEOUT_S = 4.0
-_USAGE = "usage: python -m service.server.health_probe http://127.0.0.1:8000/readyz or grpc://127.0.0.1:8001"
+_USAGE = """usage: python -m service.server.health_probe URL [CERT KEY]
+URL is such as http://127.0.0.1:8000/readyz, https://127.0.0.1:8000/readyz or grpc://127.0.0.1:8001
+CERT and KEY are PEM files for a server that asks for the certificate of its clients"""
 
 
-def probe(url: str, timeout_s: float = _TIMEOUT_S) -> str | None:
+def probe(url: str, timeout_s: float = _TIMEOUT_S, client: tuple[str, str] | None = None) -> str | None:
     """Why the server at `url` is not ready, or None if it is.
 
-    `http://` expects status 200; `grpc://HOST:PORT` expects SERVING of `grpc.health.v1`. Raises ValueError for other
-    URLs.
+    `http://` and `https://` want status 200; `grpc://HOST:PORT` wants SERVING of `grpc.health.v1`. `client` is a
+    certificate and its key. The server's certificate is not verified, as Kubernetes does not: the probe asks by an
+    address that the certificate seldom has, and sends nothing. Raises ValueError of other URLs.
     """
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "grpc") or not parts.hostname or not parts.port:
+    if parts.scheme not in ("http", "https", "grpc") or not parts.hostname or not parts.port:
         raise ValueError(f"{url!r} cannot be asked; {_USAGE}")
     if parts.scheme == "grpc":
         return _by_grpc(parts.netloc, timeout_s)
-    return _by_http(parts.hostname, parts.port, parts.path or "/", timeout_s)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if client is not None:
+            context.load_cert_chain(*client)
+        connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout_s, context=context)
+    return _by_http(connection, parts.path or "/")
 
 
-def _by_http(host: str, port: int, path: str, timeout_s: float) -> str | None:
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+def _by_http(connection: http.client.HTTPConnection, path: str) -> str | None:
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -56,12 +66,12 @@ def _by_grpc(address: str, timeout_s: float) -> str | None:
 
 def main(arguments: list[str]) -> int:
     """Print one line. Returns 0 if the server is ready, 1 if not, 2 if the arguments are wrong."""
-    if len(arguments) != 1:
+    if len(arguments) not in (1, 3):
         print(_USAGE, file=sys.stderr)  # noqa: T201
         return 2
     try:
-        reason = probe(arguments[0])
-    except ValueError as error:
+        reason = probe(arguments[0], client=(arguments[1], arguments[2]) if arguments[1:] else None)
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 2
     print(f"{arguments[0]}: {reason or 'ready'}")  # noqa: T201

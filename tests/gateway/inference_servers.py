@@ -17,7 +17,7 @@ from service.common.metrics import Metrics
 from service.common.settings import Settings
 from service.common.types import Classification
 from service.gateway.dataplane import GatewayDataPlane
-from service.gateway.replicas import ReplicaClient, Target, parse_targets
+from service.gateway.replicas import ReplicaAccess, ReplicaClient, Target, parse_targets
 from service.inference.dataplane import ClassifyOptions
 from service.server.gateway import Gateway
 from tests.exposition import value
@@ -157,10 +157,12 @@ class RunningGateway(RestClient):
 
 
 @asynccontextmanager
-async def gateway(*ports: int, load: bool = True, **settings: object) -> AsyncIterator[RunningGateway]:
+async def gateway(
+    *ports: int, load: bool = True, access: ReplicaAccess | None = None, host: str = "127.0.0.1", **settings: object
+) -> AsyncIterator[RunningGateway]:
     """A gateway in this process, in front of the servers on these ports."""
     values = Settings.model_validate({"port": 0, "drain_s": 5.0, **settings})
-    front = Gateway(values, parse_targets(",".join(f"127.0.0.1:{port}" for port in ports)))
+    front = Gateway(values, parse_targets(",".join(f"{host}:{port}" for port in ports)), access or ReplicaAccess())
     await front.start()
     try:
         if load:

@@ -1,0 +1,35 @@
+"""Checks the API keys of REST requests. It is installed only where keys are configured."""
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.common import api_keys
+from service.common.errors import TopfiveError
+from service.rest.errors import respond
+
+_FREE = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
+_FREE_FILES = "/static-offline-docs/"
+_METRICS = "/metrics"
+_INFERENCE = frozenset({"/predict", "/compare"})
+
+
+class KeyMiddleware:
+    """ASGI middleware: health checks and the documentation are free, everything else needs a key of its scope."""
+
+    def __init__(self, app: ASGIApp, keys: api_keys.ApiKeys, public_metrics: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._free = _FREE | {_METRICS} if public_metrics else _FREE
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http" or path in self._free or path.startswith(_FREE_FILES):
+            await self._app(scope, receive, send)
+            return
+        wanted = api_keys.Scope.INFERENCE if path in _INFERENCE else api_keys.Scope.MANAGEMENT
+        try:
+            with self._keys.client(Headers(scope=scope), wanted).admitted():
+                await self._app(scope, receive, send)
+        except TopfiveError as error:  # of the key; the application answers its own
+            await respond(Request(scope), error)(scope, receive, send)
