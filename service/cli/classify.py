@@ -15,7 +15,7 @@ from service.cli.options import BATCH_OPTIONS, crops_option, model_option, optio
 from service.cli.tables import say
 from service.engines.selection.opening import OpenEngine
 from service.offline.classify import ClassifyJob, classify
-from service.offline.images import find_images
+from service.offline.images import find_images, skipped_line
 from service.offline.results_file import ResultsFormat
 from service.server.data_plane import build_data_plane
 
@@ -57,7 +57,10 @@ def classify_command(
     settings, errors = settings_from(values), Console(stderr=True)
 
     async def work(stop: asyncio.Event) -> None:
-        job = ClassifyJob(model, find_images(sources), out, top_k)
+        found = find_images(sources)
+        if skipped := skipped_line(found.skipped):
+            say(errors, skipped, "yellow")
+        job = ClassifyJob(model, found.images, out, top_k)
         job.prepare(overwrite)
         build = partial(build_data_plane, settings, open_engine=open_engine)
         done = await classify(job, run_options(settings, crops), build, display_on(errors), stop)

@@ -17,7 +17,7 @@ from service.cli.options import BATCH_OPTIONS, crops_option, option, options, se
 from service.cli.tables import new_table, rate, rate_and_interval, say
 from service.engines.selection.opening import OpenEngine
 from service.offline.evaluate import EvaluateJob, evaluate
-from service.offline.images import read_dataset
+from service.offline.images import read_dataset, skipped_line
 from service.offline.report import Evaluation
 from service.server.data_plane import build_data_plane
 
@@ -65,7 +65,10 @@ def evaluate_command(
         raise click.UsageError("--model: name at least one model")
 
     async def work(stop: asyncio.Event) -> None:
-        job = EvaluateJob(read_dataset(source), models, out, overwrite)
+        dataset = read_dataset(source)
+        if skipped := skipped_line(dataset.skipped):
+            say(errors, skipped, "yellow")
+        job = EvaluateJob(dataset, models, out, overwrite)
         build = partial(build_data_plane, settings, open_engine=open_engine)
         run = run_options(settings, crops)
         async for evaluation, unrecorded in evaluate(job, run, build, display_on(errors), stop):

@@ -16,7 +16,7 @@ class ClassifyJob:
     """The images, the model or ensemble, and the results file. Without `top_k` a row has five classes."""
 
     model: str
-    images: list[ImageFile]
+    images: tuple[ImageFile, ...]
     out: Path
     top_k: int | None
 

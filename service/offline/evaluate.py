@@ -15,7 +15,7 @@ from service.offline.journal import Journal, delete_journal
 from service.offline.report import Evaluation, write_report, write_tables
 from service.offline.results_file import ResultTable, write_results
 from service.offline.runner import Display, ModelRunner, OpenDataPlane, RunOptions, open_runner
-from service.offline.scores import score
+from service.offline.scores import score, shift_warnings
 from service.repository.model_info import exported, model_detail
 from service.repository.repository import Repository
 
@@ -126,7 +126,7 @@ async def _evaluated(runner: ModelRunner, job: EvaluateJob, display: Display, st
         scores=scores,
         unanswered=unanswered,
         images_per_s=progress.images_per_s,
-        warnings=model.warnings,
+        warnings=(*model.warnings, *shift_warnings(scores)),
     )
 
 

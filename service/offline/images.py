@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +16,18 @@ from service.preprocessing.decode import SUFFIXES
 
 _LISTS = (".txt", ".csv")
 _PATHS = ("path", "file")
+_TOOL_FOLDERS = frozenset(
+    (
+        "@eadir",
+        "@recycle",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "__macosx",
+    )
+)  # of file servers and archives, in lower case; they hold previews, copies and deleted files
 _SHOWN = 5  # unknown labels that one error names
 _WNID = re.compile(r"n\d{8}")
 _LAYOUT = (
@@ -35,6 +47,14 @@ class ImageFile:
     name: str
     path: Path
     truth: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImages:
+    """The images that were found, and the number of image files that were skipped (see `_is_skipped`)."""
+
+    images: tuple[ImageFile, ...]
+    skipped: int
 
 
 class LabelForm(StrEnum):
@@ -58,11 +78,13 @@ class Dataset:
     """Labelled images: the name, path and label of each.
 
     `sha256` is a fingerprint of names, labels and file sizes, not of pixels. `name` is the name of the folder or CSV.
+    `skipped` image files are no part of it (see `_is_skipped`).
     """
 
     name: str
     images: tuple[tuple[str, Path, WrittenLabel], ...]
     sha256: str
+    skipped: int = 0
 
     def files(self, labels: Sequence[Label], model: str) -> list[ImageFile]:
         """The images with the class ids of their labels among `labels`, the classes of `model`.
@@ -74,22 +96,23 @@ class Dataset:
         if unknown := [written for written, class_id in found.items() if class_id is None]:
             some = "; ".join(f"{one.form} {one.text!r}{classes.hint(one)}" for one in unknown[:_SHOWN])
             more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-            raise OfflineError(f"{model} does not know: {some}{more}; nothing was run")
+            raise OfflineError(f"{model} does not know: {some}{more}; nothing was run{_shift_of(found, len(labels))}")
         return [ImageFile(name, path, found[label]) for name, path, label in self.images]
 
 
-def find_images(arguments: Sequence[str]) -> list[ImageFile]:
+def find_images(arguments: Sequence[str]) -> FoundImages:
     """The images that `arguments` name, in that order, each once. The name of an image is its path as it was found.
 
     An argument is a folder (every image file below it, sorted), a list (a .txt with a path per line, a .csv with the
     column `path`), any other file, or a pattern (`**` matches any depth). Files of folders and patterns are images by
-    their suffix. Raises OfflineError if an argument names no image.
+    their suffix, except in hidden folders and those of tools. Raises OfflineError if an argument names no image.
     """
     found: dict[str, ImageFile] = {}
+    skipped: list[Path] = []
     for argument in arguments:
-        for path in _images_of(argument):
+        for path in _images_of(argument, skipped):
             found.setdefault(os.path.normpath(path.absolute()), ImageFile(str(path), path))
-    return list(found.values())
+    return FoundImages(tuple(found.values()), len(set(skipped)))
 
 
 def read_dataset(source: Path) -> Dataset:
@@ -99,15 +122,16 @@ def read_dataset(source: Path) -> Dataset:
     more of `wnid`, `class_id` and `label`; the first that is filled in counts. Raises OfflineError if there is no
     image, or an image has no label or two.
     """
+    skipped: list[Path] = []
     if source.is_dir():
-        images = _in_class_folders(source)
+        images = _in_class_folders(source, skipped)
     elif source.suffix.lower() == ".csv" and source.is_file():
         images = _in_table(source)
     else:
         raise OfflineError(f"{source} is neither a folder nor a .csv file; {_LAYOUT}")
     if not images:
         raise OfflineError(f"{source} has no images; {_LAYOUT}")
-    return Dataset(printable(source.resolve().name), tuple(images), _fingerprint(images))
+    return Dataset(printable(source.resolve().name), tuple(images), _fingerprint(images), len(skipped))
 
 
 def printable(name: str) -> str:
@@ -115,10 +139,17 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _images_of(argument: str) -> Iterable[Path]:
+def skipped_line(count: int) -> str | None:
+    """The line that tells a person how many image files were skipped, None if none was."""
+    many = f"{count:,} image files are" if count != 1 else "1 image file is"
+    return f"{many} skipped: hidden, or in folders of tools such as __MACOSX and @eaDir" if count else None
+
+
+def _images_of(argument: str, skipped: list[Path]) -> Iterable[Path]:
+    """The images that `argument` names. Those that are skipped are added to `skipped`."""
     path = Path(argument)
     if path.is_dir():
-        images = list(_below(path))
+        images = list(_below(path, path, skipped))
         problem = f"no image below the folder {argument}; looked for {', '.join(sorted(SUFFIXES))}"
     elif path.suffix.lower() in _LISTS and path.is_file():
         images = [_located(name, path) for name in _listed(path)]
@@ -127,7 +158,10 @@ def _images_of(argument: str) -> Iterable[Path]:
         return [path]
     elif glob.has_magic(argument):
         matches = (Path(name) for name in sorted(glob.glob(argument, recursive=True)))  # noqa: PTH207
-        images = [match for match in matches if _is_image(match) and not match.is_dir()]
+        files = [match for match in matches if _is_image(match) and not match.is_dir()]
+        named = set(path.parts)  # a part that the pattern itself spells is wanted
+        images = [file for file in files if not _is_skipped(part for part in file.parts if part not in named)]
+        skipped += set(files).difference(images)
         problem = f"no image matches {argument}; looked for {', '.join(sorted(SUFFIXES))}"
     else:
         raise OfflineError(
@@ -142,15 +176,35 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Every image file below `folder`, sorted within each folder. Raises OfflineError if a folder cannot be read."""
+def _is_skipped(parts: Iterable[str]) -> bool:
+    """Whether a path with those parts is no photo of a person: hidden, or in a folder that a tool made."""
+    return any(part.startswith(".") or part.lower() in _TOOL_FOLDERS for part in parts)
+
+
+def _below(folder: Path, root: Path, skipped: list[Path]) -> Iterator[Path]:
+    """Every image file below `folder`, sorted within each folder. Those that are skipped go into `skipped`.
+
+    `root` is the folder that a person named: only what lies below it is skipped by its name. Links to folders are
+    followed, and no folder is read twice. Raises OfflineError if a folder cannot be read.
+    """
+    seen: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
-        raise OfflineError(f"{error.filename} cannot be read: {error.strerror}") from error
+        if not _is_skipped(Path(error.filename).relative_to(root).parts):
+            raise OfflineError(f"{error.filename} cannot be read: {error.strerror}") from error
 
-    for parent, folders, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         folders.sort()
-        yield from filter(_is_image, (Path(parent, name) for name in sorted(names)))
+        for path in filter(_is_image, (Path(parent, name) for name in sorted(names))):
+            if _is_skipped(path.relative_to(root).parts):
+                skipped.append(path)
+            else:
+                yield path
 
 
 def _located(name: str, list_file: Path) -> Path:
@@ -182,18 +236,21 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise OfflineError(f"{path} cannot be read: {error}") from error
 
 
-def _in_class_folders(folder: Path) -> list[tuple[str, Path, WrittenLabel]]:
+def _in_class_folders(folder: Path, skipped: list[Path]) -> list[tuple[str, Path, WrittenLabel]]:
     try:
         children = sorted(folder.iterdir())
     except OSError as error:
         raise OfflineError(f"{folder} cannot be read: {error.strerror}") from error
-    if loose := [child for child in children if _is_image(child) and child.is_file()]:
-        raise OfflineError(f"{loose[0]} is in no class folder; {_LAYOUT}")
+    loose = [child for child in children if _is_image(child) and child.is_file()]
+    for child in loose:
+        if not _is_skipped([child.name]):
+            raise OfflineError(f"{child} is in no class folder; {_LAYOUT}")
+    skipped += loose
     return [
         (str(image.relative_to(folder)), image, WrittenLabel(LabelForm.TEXT, child.name))
         for child in children
         if child.is_dir()
-        for image in _below(child)
+        for image in _below(child, folder, skipped)
     ]
 
 
@@ -215,6 +272,19 @@ def _in_table(path: Path) -> list[tuple[str, Path, WrittenLabel]]:
         if found.setdefault(name, (name, _located(name, path), label))[2] != label:
             raise OfflineError(f"{path}: {name} has two labels, {found[name][2].text!r} and {label.text!r}")
     return list(found.values())
+
+
+def _shift_of(found: Mapping[WrittenLabel, int | None], classes: int) -> str:
+    """Why class ids are probably off by one: the largest is the number of classes. Empty if nothing says so."""
+    ids = {int(written.text) for written in found if written.text.isascii() and written.text.isdecimal()}
+    if max(ids, default=0) != classes:
+        return ""
+    if 0 in ids:
+        return (
+            f"; class ids 0 to {classes} are those of {classes + 1} classes, of which 0 usually is the background: "
+            "leave that out, and subtract 1 from the others"
+        )
+    return "; the class ids probably count from 1, and those of the model from 0: subtract 1"
 
 
 def _fingerprint(images: Iterable[tuple[str, Path, WrittenLabel]]) -> str:

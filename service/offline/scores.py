@@ -8,6 +8,8 @@ from models.artifact.measured import Proportion, wilson
 from service.offline.journal import ImageResult
 
 _TOP = 5
+_SHIFTED_IMAGES = 10  # fewer prove nothing
+_SHIFTED_CLASSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +95,17 @@ def score(results: Iterable[ImageResult], classes: int) -> Scores | None:
         ),
         confusions=tuple(confusions),
     )
+
+
+def shift_warnings(scores: Scores) -> list[str]:
+    """A warning if most images are predicted as the class one above, or one below, the class of their label."""
+    warnings = []
+    for shift, remedy in ((-1, "subtract 1 from the labels"), (1, "add 1 to the labels")):
+        pairs = [one for one in scores.confusions if one.predicted == one.true + shift]
+        images = sum(one.count for one in pairs)
+        if images >= max(_SHIFTED_IMAGES, scores.images / 2) and len(pairs) >= _SHIFTED_CLASSES:
+            warnings.append(
+                f"{images:,} of {scores.images:,} images are predicted as their class id {shift:+}: "
+                f"the class ids are probably off by one (a list that counts from 1, or one of 1001 classes); {remedy}"
+            )
+    return warnings

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from models.labels import Label, imagenet_labels, named_labels
-from service.offline.images import OfflineError, find_images, read_dataset
+from service.offline.images import OfflineError, find_images, read_dataset, skipped_line
 from tests.conftest import png
 
 CRANES = (Label(0, "n02012849", "crane"), Label(1, "n03126707", "crane"), Label(2, "n03710637", "maillot"))
@@ -44,7 +44,7 @@ def test_find(arguments: list[str], names: list[str], folder: Path) -> None:
     """A folder or a pattern gives the images by suffix in any case, a file is taken as it is; each counts once."""
     found = find_images([f"{folder}/{argument}" for argument in arguments])
 
-    assert [str(image.path.relative_to(folder)) for image in found] == names
+    assert [str(image.path.relative_to(folder)) for image in found.images] == names
 
 
 def test_lists(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +53,55 @@ def test_lists(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (folder / "list.txt").write_text(f"\ufeffb.png\n\n  sub/d.jpeg \nin/a.JPG\n{folder}/b.png\nnone.png\n", "utf-8")
     (folder / "list.csv").write_text('path,other\r\n"b.png",1\r\n,2\r\n', "utf-8")
 
-    paths = [str(image.path) for image in find_images([str(folder / "list.txt")])]
+    paths = [str(image.path) for image in find_images([str(folder / "list.txt")]).images]
     assert paths == [f"{folder}/b.png", f"{folder}/sub/d.jpeg", "in/a.JPG", f"{folder}/none.png"]
-    assert [image.path for image in find_images([str(folder / "list.csv")])] == [folder / "b.png"]
+    assert [image.path for image in find_images([str(folder / "list.csv")]).images] == [folder / "b.png"]
+
+
+CLUTTER = (
+    ".ipynb_checkpoints/a-checkpoint.png",
+    "0/.ipynb_checkpoints/a-checkpoint.png",
+    "0/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg",
+    "0/._a.png",
+    ".Trash-1000/files/b.png",
+    "$RECYCLE.BIN/c.png",
+    "__MACOSX/0/._a.png",
+    ".thumbnails/large/d.png",
+    "._e.png",
+)
+
+
+def test_no_photos(tmp_path: Path) -> None:
+    """Hidden files and folders, and those that tools make, are skipped and counted: in datasets, folders and patterns.
+
+    A folder that is named by the argument itself is not skipped.
+    """
+    make(tmp_path, "0/a.png", "1/b.png", *CLUTTER)
+    photos = [tmp_path / "0" / "a.png", tmp_path / "1" / "b.png"]
+
+    dataset, found = read_dataset(tmp_path), find_images([str(tmp_path)])
+    assert [path for _, path, _ in dataset.images] == [image.path for image in found.images] == photos
+    assert dataset.skipped == found.skipped == len(CLUTTER)
+    assert str(len(CLUTTER)) in str(skipped_line(found.skipped))
+    assert skipped_line(0) is None
+
+    found = find_images([f"{tmp_path}/**/*.[pj]*"])
+    assert ([image.path for image in found.images], found.skipped) == (photos, 2)  # glob itself passes hidden ones over
+    assert len(find_images([f"{tmp_path}/0/@eaDir"]).images) == 1
+    assert len(find_images([f"{tmp_path}/0/@eaDir/*/*.jpg"]).images) == 1
+
+
+def test_linked_folders(tmp_path: Path) -> None:
+    """Datasets and folders are read through links to folders; a link that leads back up is read once."""
+    make(tmp_path / "elsewhere", "a.png", "deep/b.png")
+    make(tmp_path / "in", "1/c.png")
+    (tmp_path / "in" / "0").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "deep" / "up").symlink_to(tmp_path / "elsewhere")
+    names = ["0/a.png", "0/deep/b.png", "1/c.png"]
+
+    assert [name for name, _, _ in read_dataset(tmp_path / "in").images] == names
+    found = find_images([str(tmp_path / "in")]).images
+    assert [str(image.path.relative_to(tmp_path / "in")) for image in found] == names
 
 
 @pytest.mark.parametrize(
@@ -168,7 +214,9 @@ def test_refused_folders(names: tuple[str, ...], source: str, reason: str, tmp_p
     [
         (["0", "tiger catt"], imagenet_labels(), r"label 'tiger catt' \(did you mean 'tiger cat'\?\)"),
         (["n00000000"], imagenet_labels(), "net does not know: label 'n00000000'; nothing was run"),
-        (["1000"], imagenet_labels(), r"label '1000' \(class ids are 0 to 999\)"),
+        (["1001"], imagenet_labels(), r"label '1001' \(class ids are 0 to 999\); nothing was run$"),
+        (["1", "1000"], imagenet_labels(), "'1000'.*probably count from 1, and those of the model from 0: subtract 1"),
+        (["0", "1000"], imagenet_labels(), "class ids 0 to 1000 are those of 1001 classes, of which 0 .*background"),
         ([f"zzzz{number}" for number in range(9)], imagenet_labels(), "and 4 more; nothing was run"),
         (["Crane"], CRANES, "'Crane' means several classes; write n02012849 or n03126707"),
         (["n02123159"], named_labels("digits"), "its classes have no wnids"),

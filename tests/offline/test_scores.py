@@ -1,10 +1,12 @@
 """Figures of an evaluation: intervals against known values, and counts that can be done by hand."""
 
+import re
+
 import pytest
 
 from models.artifact.measured import wilson
 from service.offline.journal import ImageResult
-from service.offline.scores import ClassScore, Confusion, score
+from service.offline.scores import ClassScore, Confusion, score, shift_warnings
 from tests.offline.results import bad, good
 
 
@@ -94,3 +96,24 @@ def test_few_classes() -> None:
 def test_nothing_to_count() -> None:
     """Without any answer there are no figures."""
     assert score([bad("b")], classes=10) is None
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ([row(truth, truth - 1) for truth in range(1, 11)], "class id -1.*subtract 1"),
+        ([row(truth, truth + 1) for truth in range(10)], r"class id \+1.*add 1"),
+        ([row(truth, truth) for truth in range(10)], ""),
+        ([row(truth, truth - 1) for truth in range(1, 10)], ""),  # too few
+        ([row(5, 4) for _ in range(20)], ""),  # two classes that look alike
+        ([row(truth, (truth * 7 + 3) % 20) for truth in range(20)], ""),
+    ],
+)
+def test_shifted_labels(results: list[ImageResult], said: str) -> None:
+    """If most images are predicted as the class beside their own, the class ids are said to be off by one."""
+    scores = score(results, 20)
+    assert scores is not None
+
+    warnings = shift_warnings(scores)
+    assert len(warnings) == bool(said)
+    assert all(re.search(said, one) for one in warnings)
