@@ -61,7 +61,7 @@ HOMES = {
     "prometheus_client": ("service.common.metrics",),
     "click": ("export", "loadgen", "service.cli"),
     "rich": ("export", "loadgen", "models.architectures.train_lenet5", "service.cli"),
-    "cykooz_resizer": ("service.preprocessing.simd_resize",),
+    "cykooz_resizer": ("service.preprocessing.transforms",),
     "PIL": ("loadgen", "models.architectures.train_lenet5", "service.preprocessing", "service.common.sample_photo"),
     "pydantic": (
         "models",

@@ -10,6 +10,7 @@ TopfiveError
   TooLarge             more bytes or more pixels than the server takes
   UnsupportedMediaType the body is compressed or encoded otherwise
   BadImage             the bytes are not a complete image that can be decoded
+  OutOfMemory          the memory does not suffice to decode the image
   Overloaded           no capacity left; carries `retry_after_s`
   NotReady             the model cannot be loaded, or its engine has failed for good
   ShuttingDown         the server is stopping
@@ -32,6 +33,7 @@ class Code(StrEnum):
     TOO_LARGE = "too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     BAD_IMAGE = "bad_image"
+    OUT_OF_MEMORY = "out_of_memory"
     OVERLOADED = "overloaded"
     NOT_READY = "not_ready"
     SHUTTING_DOWN = "shutting_down"
@@ -58,6 +60,7 @@ TABLE: dict[Code, Translation] = {
     Code.TOO_LARGE: Translation(413, "INVALID_ARGUMENT", "Image too large", False, logging.INFO),
     Code.UNSUPPORTED_MEDIA_TYPE: Translation(415, "INVALID_ARGUMENT", "Unsupported media type", False, logging.INFO),
     Code.BAD_IMAGE: Translation(422, "INVALID_ARGUMENT", "Not a readable image", False, logging.INFO),
+    Code.OUT_OF_MEMORY: Translation(503, "UNAVAILABLE", "Out of memory", True, logging.ERROR),
     Code.OVERLOADED: Translation(429, "RESOURCE_EXHAUSTED", "Overloaded", True, logging.INFO),
     Code.NOT_READY: Translation(503, "UNAVAILABLE", "Not ready", True, logging.WARNING),
     Code.SHUTTING_DOWN: Translation(503, "UNAVAILABLE", "Shutting down", True, logging.INFO),
@@ -122,6 +125,15 @@ class BadImage(TopfiveError):
     code = Code.BAD_IMAGE
 
 
+class OutOfMemory(TopfiveError):
+    """The memory of the server does not suffice to decode the image now."""
+
+    code = Code.OUT_OF_MEMORY
+
+    def __init__(self) -> None:
+        super().__init__("the server has too little memory to decode the image now; send a smaller copy, or try again")
+
+
 class Overloaded(TopfiveError):
     """The server is at capacity, or the answer would be late. `retry_after_s` is when to try again, in seconds."""
 
@@ -177,6 +189,8 @@ def error_of(code: str, detail: str, retry_after_s: float = _RETRY_S) -> Topfive
     error: TopfiveError
     if code == Code.OVERLOADED:
         error = Overloaded(retry_after_s)
+    elif code == Code.OUT_OF_MEMORY:
+        error = OutOfMemory()
     elif code == Code.SHUTTING_DOWN:
         error = ShuttingDown()
     elif code == Code.DEADLINE_EXCEEDED:
@@ -187,3 +201,10 @@ def error_of(code: str, detail: str, retry_after_s: float = _RETRY_S) -> Topfive
         return error
     error.detail = detail
     return error
+
+
+def drop_tracebacks(error: BaseException | None) -> None:
+    """Remove the tracebacks of an error and of its causes: their frames and the error keep each other, and an image."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

@@ -82,7 +82,7 @@ class Decode(StrEnum):
     EXACT = "exact"
 
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Supported image formats, by Pillow's names."""
 
 

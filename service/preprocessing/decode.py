@@ -1,24 +1,24 @@
 """Decodes image files of unknown origin to RGB pixels, or raises a clear error. It does not resize."""
 
-import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
-from math import ceil, prod
+from math import ceil
+from threading import Condition
 from typing import NamedTuple
 
 import numpy as np
 import PIL
-from PIL import Image, UnidentifiedImageError, features
-from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+import simplejpeg
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
-from service.common.errors import BadImage, TooLarge
+from service.common.errors import BadImage, OutOfMemory, TooLarge, TopfiveError
 from service.common.types import FORMATS, ImageLimits, Pixels
-
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
-_PNG_END = b"IEND\xaeB`\x82"  # Pillow accepts a file without it; other formats' readers do not
-_ORIENTATION_TAG = 0x0112  # of EXIF; its values 2 to 8 are the keys of _ORIENTATIONS
+from service.preprocessing.structure import ImageStructure, check_size, has_all_rows, read_structure
+from service.preprocessing.tiff_tags import exif_orientation
 
 
 class Orientation(NamedTuple):
@@ -52,16 +52,26 @@ _ORIENTATIONS = {
 
 _REDUCTIONS = (8, 4, 2)  # scales of libjpeg with vector instructions; 3/8, 5/8 and so on cost more than 1/2
 _PILLOW = f"Pillow {PIL.__version__}"
-_LIBJPEG = f"libjpeg-turbo {features.version('libjpeg_turbo')}" if features.check("libjpeg_turbo") else _PILLOW
+_LIBJPEG = f"libjpeg-turbo by simplejpeg {simplejpeg.__version__}"
 
-# Pillow's own limit holds for the whole process; `ImageLimits.max_pixels` is checked for each image instead.
-Image.MAX_IMAGE_PIXELS = None
+# libjpeg's warnings of pixels that are not what was photographed; others are of side notes, or of bytes too many
+_PIXELS_LOST = re.compile(r"premature|bad \w+ code|instead of RST", re.IGNORECASE)
+_MEMORY_LACKS = re.compile(r"memory", re.IGNORECASE)
+
+_LARGE_PIXELS = 1_000_000  # smaller images are not counted
+_PIXELS_AT_ONCE = 64_000_000  # in the decoders of all threads, or one larger image: each takes up to 16 bytes
+_STEP_PIXELS = 1 << 20
+
+with suppress(ImportError):  # the extra `heic`
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    pillow_heif.options.DECODE_THREADS = 1
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded side by side instead
 Image.init()  # load every reader now, not at the first request
 
-SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "HEIF"))
 """Suffixes of files in one of `FORMATS`, in lower case, such as `.jpeg`."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,75 +107,130 @@ class DecodedImage:
         return np.asarray(self.orientation.upright(self.image))
 
 
+class _PixelTurns:
+    """Bounds the pixels that all threads together decode at once, and so their memory."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._decoding = 0
+        self._changed = Condition()
+
+    @contextmanager
+    def turn(self, pixels: int) -> Iterator[None]:
+        """Wait on this thread until so many pixels more are within the bound; one image alone always is."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._decoding or self._decoding + pixels <= self._at_once)
+            self._decoding += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._decoding -= pixels
+                self._changed.notify_all()
+
+
+_TURNS = _PixelTurns(_PIXELS_AT_ONCE)
+
+
+def limit_pixels(limits: ImageLimits) -> None:
+    """Set Pillow's own limit of this process, for images whose size it finds only while it decodes."""
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
+
+
 def decode_pixels(data: bytes, limits: ImageLimits) -> Pixels:
     """Every pixel of an image file, uint8 [H, W, 3] RGB. Raises the errors of `decode_image`."""
     return decode_image(data, limits).pixels
 
 
 def decode_image(data: bytes, limits: ImageLimits, needed_side: int | None = None) -> DecodedImage:
-    """Decode an image file, with its EXIF orientation.
+    """Decode an image file, with its orientation.
 
     `needed_side` is the number of pixels needed along the shorter side, None for all. A JPEG is decoded to 1/8, 1/4 or
     1/2 of its width and height, the smallest of these that leaves enough. Of an animation or a multi-page file the
     first picture is used. Transparent parts become white. 16 bits per channel are scaled to 8. Raises TooLarge before
-    decoding if a limit is exceeded, and BadImage for anything that is not one whole image in one of `FORMATS`.
+    decoding if a limit is exceeded, BadImage for anything that is not one whole image in one of `FORMATS`, and
+    OutOfMemory if the memory does not suffice.
     """
-    if not data:
-        raise BadImage("the image is empty (0 bytes)")
+    structure = read_structure(data)
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as file:
-            _check_pixels(file, limits)
-            return _decoded(file, data, needed_side)
-    except (TooLarge, BadImage, MemoryError):
+        if structure.format == "JPEG":
+            return _jpeg(structure, limits, needed_side)
+        return _by_pillow(structure, limits)
+    except TopfiveError:
         raise
-    except UnidentifiedImageError:
-        raise BadImage(f"not an image in a known format; send one of {', '.join(FORMATS)}") from None
-    except Exception as error:  # Pillow's readers fail in many ways on bytes that are not what they claim to be
-        raise BadImage(f"the image is damaged or cut off ({error})") from error
-
-
-def _check_pixels(image: Image.Image, limits: ImageLimits) -> None:
-    width, height = image.size
-    if isinstance(image, TiffImageFile):  # a tile is decoded whole, and may be far larger than the picture in it
-        tile = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)
-        width, height = max((width, height), tile, key=prod)
-    if width * height > limits.max_pixels:
-        raise TooLarge(
-            f"the image has {width} x {height} = {width * height:,} pixels; this server takes at most "
-            f"{limits.max_pixels:,}; send a smaller copy"
-        )
+    except MemoryError:
+        raise OutOfMemory from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"the image has too many pixels ({error}); send a smaller copy") from None
+    except Exception as error:  # decoders fail in many ways on bytes that are not what they claim to be
+        if _MEMORY_LACKS.search(str(error)):
+            raise OutOfMemory from error
+        raise BadImage(f"the image is damaged or cut off ({error})") from None
 
 
 def _reduction(size: tuple[int, int], needed_side: int | None) -> int:
     return next((by for by in _REDUCTIONS if needed_side is not None and min(size) >= by * needed_side), 1)
 
 
-def _decoded(file: ImageFile, data: bytes, needed_side: int | None) -> DecodedImage:
-    size, by, reducible = file.size, 1, False
-    if jpeg := isinstance(file, JpegImageFile):
-        reducible = bool(file.quantization)  # lossless ones have no such tables, and libjpeg cannot scale them
-        # In one piece: for each further block Pillow would take the GIL, which other threads may hold for 5 ms.
-        file.decodermaxblock = len(data)
-        if reducible and (by := _reduction(size, needed_side)) > 1:
-            file.draft(None, (size[0] // by, size[1] // by))
-            if file.size != (ceil(size[0] / by), ceil(size[1] / by)):
-                raise RuntimeError(f"Pillow {PIL.__version__} decodes 1/{by} of {size} as {file.size}")
-    file.load()
-    if file.format == "PNG" and _PNG_END not in data:
-        raise BadImage("the image is damaged or cut off (its last chunk is missing)")
-    orientation = _orientation(file)
-    upright = size[::-1] if orientation.sideways else size
-    return DecodedImage(_rgb(file), upright, by, orientation, reducible, _LIBJPEG if jpeg else _PILLOW)
+def _jpeg(file: ImageStructure, limits: ImageLimits, needed_side: int | None) -> DecodedImage:
+    size = file.width, file.height
+    check_size(*size, len(file.data), limits)
+    by = _reduction(size, needed_side) if file.reducible else 1
+    width, height = ceil(size[0] / by), ceil(size[1] / by)
+    colours = {1: "GRAY", 3: "RGB", 4: "CMYK"}[file.channels]
+    decode = partial(simplejpeg.decode_jpeg, file.data, colours, min_height=height, min_width=width, min_factor=by)
+    weight = width * height if file.one_pass else size[0] * size[1]
+    with _TURNS.turn(weight) if weight > _LARGE_PIXELS else nullcontext():
+        try:
+            pixels = decode(strict=True)
+        except ValueError as error:
+            if _PIXELS_LOST.search(str(error)):
+                raise
+            pixels = decode(strict=False)
+        if pixels.shape[:2] != (height, width):
+            raise RuntimeError(f"libjpeg decodes 1/{by} of {size} as {pixels.shape}")
+        image = Image.fromarray(pixels) if colours == "RGB" else _from_inks(pixels)
+    orientation = _ORIENTATIONS.get(file.orientation, AS_STORED)
+    return DecodedImage(image, size[::-1] if orientation.sideways else size, by, orientation, file.reducible, _LIBJPEG)
 
 
-def _orientation(image: Image.Image) -> Orientation:
-    """The orientation by EXIF. An unreadable EXIF block counts as none, as in a browser."""
+def _from_inks(pixels: Pixels) -> Image.Image:
+    """Grey, or the four inks of a JPEG, 255 for none, to RGB."""
+    height, width, channels = pixels.shape
+    if channels == 1:
+        return Image.fromarray(pixels[:, :, 0]).convert("RGB")
+    return Image.frombytes("CMYK", (width, height), pixels.tobytes(), "raw", "CMYK;I").convert("RGB")
+
+
+def _by_pillow(file: ImageStructure, limits: ImageLimits) -> DecodedImage:
+    if file.format not in Image.OPEN:
+        raise BadImage(
+            "this is HEIC, the format of iPhone photos, which this server does not read: send it as JPEG, "
+            "or install topfive[heic] on the server"
+        )
+    check_size(file.width, file.height, len(file.data), limits)
     try:
-        value = image.getexif().get(_ORIENTATION_TAG)
-    except Exception as error:  # the picture itself is intact; only its metadata is not
-        log.debug("EXIF block ignored: %s", error)
-        return AS_STORED
-    return _ORIENTATIONS.get(value, AS_STORED) if isinstance(value, int) else AS_STORED
+        opened = Image.open(BytesIO(file.data), formats=[file.format])
+    except UnidentifiedImageError:
+        raise BadImage(f"the image is damaged or cut off (the header of the {file.format} cannot be read)") from None
+    with opened:
+        check_size(*opened.size, len(file.data), limits)
+        weight = max(opened.width * opened.height, file.width * file.height)
+        with _TURNS.turn(weight) if weight > _LARGE_PIXELS else nullcontext():
+            opened.load()
+            if file.unpacked_bytes and _may_lack_rows(opened) and not has_all_rows(file):
+                raise BadImage("the image is damaged or cut off (rows of the PNG are missing)")
+            number = file.orientation
+            if number == 1 and (exif := opened.info.get("exif")):
+                number = exif_orientation(exif.removeprefix(b"Exif\0\0"))
+            orientation = _ORIENTATIONS.get(number, AS_STORED)
+            size = opened.size[::-1] if orientation.sideways else opened.size
+            return DecodedImage(_rgb(opened), size, orientation=orientation)
+
+
+def _may_lack_rows(png: Image.Image) -> bool:
+    """Pillow leaves the rows that a PNG lacks at zero, from the last one up."""
+    return bool(png.info.get("interlace")) or png.crop((0, png.height - 1, png.width, png.height)).getbbox() is None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -177,7 +242,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise BadImage("pixels of 32 bits have no defined white; convert the image to 8 or 16 bits per channel")
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", layer.size, "white")
         white.paste(layer, mask=layer)
         return white
@@ -188,6 +253,7 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     """Convert 16-bit grey to 8-bit RGB. Pillow's own conversion would clip everything above 255 to white."""
     values = np.asarray(image)
     eight_bits = np.empty(values.shape, dtype=np.uint8)
-    for row, value in zip(eight_bits, values, strict=True):  # row by row, because the product needs 32 bits
-        row[:] = (value.astype(np.uint32) + 128) // 257
+    rows = max(1, _STEP_PIXELS // image.width)
+    for row in range(0, image.height, rows):  # in steps, because the product needs 32 bits
+        eight_bits[row : row + rows] = (values[row : row + rows].astype(np.uint32) + 128) // 257
     return Image.fromarray(eight_bits).convert("RGB")

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from models.catalog import InputSpec
 from service.common.clock import Clock
+from service.common.errors import NotReady
 from service.common.thread_pool import ThreadPool
 from service.common.types import Decode, ImageLimits, Preprocessing, Samples
 from service.preprocessing.decode import DecodedImage, decode_image
@@ -57,6 +58,23 @@ class Preprocessor:
         self.crop = crop
         self.threads = ThreadPool(threads, "decode")
 
+    def check_ready(self) -> None:
+        """Raise NotReady if a decode is stuck."""
+        if stuck := self.threads.stuck():
+            raise NotReady(
+                f"{len(stuck)} of {self.threads.count} threads that decode images have not returned from one image for "
+                f"{max(stuck.values()):.0f} s"
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether any thread can still decode."""
+        return len(self.threads.stuck()) < self.threads.count
+
+    def gauges(self) -> list[tuple[str, dict[str, float]]]:
+        """The seconds of each stuck decode, by thread."""
+        return [(name, {"stuck_decode_seconds": age}) for name, age in self.threads.stuck().items()]
+
     def close(self) -> None:
         """End the threads. No further image may follow."""
         self.threads.close()
@@ -90,6 +108,7 @@ class RequestImage:
         for future in futures:
             if not future.cancel() and not future.cancelled():
                 future.exception()  # nobody may have asked for the result of those that ended
+        self._data = b""  # a job that waits for a thread keeps this object
         self._decoded = None
         self._decoded_again.clear()
 

@@ -1,16 +1,22 @@
 """Resizes and crops a decoded image as torchvision's transform of the same weights does."""
 
+import logging
 import math
 from collections.abc import Callable
+from operator import attrgetter
 
 import numpy as np
 from PIL import Image
 
 from models.catalog import InputSpec, Interpolation
 from service.common.types import TEN_CROPS, Decode, Pixels, Sample, Samples
-from service.preprocessing import simd_resize
 from service.preprocessing.decode import DecodedImage
-from service.preprocessing.simd_resize import Span
+
+Span = tuple[float, float]
+"""First and last position along one axis of an image, in pixels."""
+
+Resize = Callable[[Image.Image, Span, Span, tuple[int, int]], Image.Image]
+"""Resizes part of an RGB image: (image, span of x, span of y, (width, height) of the result)."""
 
 _FILTERS = {
     Interpolation.BILINEAR: Image.Resampling.BILINEAR,
@@ -32,6 +38,8 @@ _MAX_EXACT_EVERY = 64  # a span that begins and ends where floats are exact may 
 # 1 the second pass keeps most of that error, and a few pixels then differ from Pillow by two grey levels.
 _VECTORISED_FROM = 1.45
 _REACH = 4  # source pixels beside such a part that the filters may read when they enlarge
+
+log = logging.getLogger(__name__)
 
 
 def needed_side(spec: InputSpec, mode: Decode) -> int | None:
@@ -70,9 +78,8 @@ def make_samples(spec: InputSpec, image: DecodedImage, crops: int) -> Samples:
     return samples
 
 
-def geometry(spec: InputSpec) -> tuple[int, int, Interpolation]:
-    """The fields of `spec` that the samples depend on. Specs with equal fields share their samples."""
-    return spec.resize, spec.crop, spec.interpolation
+geometry: Callable[[InputSpec], tuple[int, int, Interpolation]] = attrgetter("resize", "crop", "interpolation")
+"""The fields of a spec that its samples depend on. Specs with equal fields share their samples."""
 
 
 class _Resized:
@@ -92,7 +99,7 @@ class _Resized:
         self._down_first = _down_first(_swapped(self._image.size, sideways), self.size) is not sideways
         self._resample = _FILTERS[spec.interpolation]
         # its bicubic resize was up to 31 grey levels away from Pillow's
-        self._simd_resize = simd_resize.RESIZE if spec.interpolation is Interpolation.BILINEAR else None
+        self._simd_resize = SIMD_RESIZE if spec.interpolation is Interpolation.BILINEAR else None
         # image pixels per grid pixel, and the distance of grid positions that have few binary digits
         sides = [
             (old, new * image.reduction) for old, new in zip(_swapped(image.size, sideways), self._grid, strict=True)
@@ -133,7 +140,7 @@ class _Resized:
             return resized
         return resized.crop((left, top, left + self._side, top + self._side))
 
-    def _shrunk(self, resize: simd_resize.Resize, x: Span, y: Span) -> Image.Image:
+    def _shrunk(self, resize: Resize, x: Span, y: Span) -> Image.Image:
         """Resize those spans of the image to a square with a resizer that takes columns first, in Pillow's order."""
         side = self._side
         if self._down_first:
@@ -206,3 +213,46 @@ def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
     if width <= height:
         return shorter, int(shorter * height / width)
     return int(shorter * width / height), shorter
+
+
+def _load_simd_resize() -> Resize | None:
+    """The resize of `cykooz-resizer`, or None if it is not installed or its pixels differ from Pillow's.
+
+    It antialiases as Pillow does, takes spans in 64-bit floats and rounds after both passes as Pillow does, so it is
+    within one grey level of Pillow. It releases the GIL, as Pillow does. It reads Pillow's internal image structure, so
+    the check detects a Pillow version that it was not made for.
+    """
+    try:
+        from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
+    except ImportError:
+        return None
+    bilinear = ResizeAlg.convolution(FilterType.bilinear)
+
+    def resize(image: Image.Image, x: Span, y: Span, size: tuple[int, int]) -> Image.Image:
+        box = CropBox(x[0], y[0], x[1] - x[0], y[1] - y[0])
+        resized = Image.new("RGB", size)
+        # one resizer per call: a shared one lets one thread in at a time
+        Resizer().resize_pil(image, resized, ResizeOptions(bilinear, use_alpha=False, crop_box=box))
+        return resized
+
+    return resize if _agrees_with_pillow(resize) else None
+
+
+def _agrees_with_pillow(resize: Resize) -> bool:
+    """Whether a part of a test pattern has the same pixels as with Pillow, to within one grey level."""
+    rows, columns, channels = np.ogrid[:90, :120, :3]
+    image = Image.fromarray(((rows * 7 + columns * 13 + channels * 85) % 256).astype(np.uint8))
+    try:
+        ours = np.asarray(resize(image, (8.5, 104.5), (3.0, 83.0), (32, 32)), int)
+    except Exception as error:  # a library may fail in any way with a Pillow version that it was not made for
+        log.warning("cykooz-resizer fails, so Pillow resizes instead: %s", error)
+        return False
+    pillows = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR, box=(8.5, 3.0, 104.5, 83.0)), int)
+    if (difference := int(np.abs(ours - pillows).max())) > 1:
+        log.warning("cykooz-resizer differs from Pillow by %d grey levels, so Pillow resizes instead", difference)
+        return False
+    return True
+
+
+SIMD_RESIZE = _load_simd_resize()
+"""The bilinear resize of the extra `simd`, None if Pillow resizes; `python -m benchmarks.decoding` compares both."""

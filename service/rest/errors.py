@@ -15,6 +15,7 @@ from service.common.errors import (
     TABLE,
     Code,
     NotReady,
+    OutOfMemory,
     Overloaded,
     ShuttingDown,
     TopfiveError,
@@ -90,7 +91,7 @@ def respond(request: Request, error: TopfiveError) -> Response:
     response = _problem(error.code, detail, identity)
     if isinstance(error, Overloaded):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    elif isinstance(error, (NotReady, ShuttingDown)):
+    elif isinstance(error, (NotReady, OutOfMemory, ShuttingDown)):
         response.headers["Retry-After"] = str(_RETRY_S)
     elif isinstance(error, Unauthenticated):
         response.headers["WWW-Authenticate"] = 'Bearer realm="topfive"'

@@ -13,6 +13,7 @@ from service.engines.base import CPU, Engine
 from service.engines.selection.opening import OpenEngine
 from service.engines.selection.select import EngineOptions
 from service.inference.local import LocalDataPlane
+from service.preprocessing.decode import limit_pixels
 from service.preprocessing.preprocessor import Preprocessor
 from service.repository.device_discovery import devices
 from service.repository.device_memory import Device
@@ -41,6 +42,7 @@ def build_data_plane(
         clock=clock,
         metrics=metrics,
     )
+    limit_pixels(settings.limits)
     preprocessor = Preprocessor(settings.limits, threads=cpus, clock=clock, mode=settings.decode)
     return LocalDataPlane(repository, preprocessor, clock=clock, metrics=metrics)
 

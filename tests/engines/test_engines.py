@@ -153,7 +153,7 @@ def test_another_precision_than_asked_for_is_refused(tiny: Artifact, monkeypatch
         OpenVinoEngine(tiny, Precision.BF16, slots=1, threads=1, max_batch=8)
 
     monkeypatch.setattr("service.engines.openvino.engine.Core", _OtherPrecision)
-    with pytest.raises(EngineUnavailableError, match="asked for f32 and chose f16"):
+    with pytest.raises(EngineUnavailableError, match="asked for f32 but chose f16"):
         OpenVinoEngine(tiny, Precision.F32, slots=1, threads=1, max_batch=8)
 
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from models.catalog import InputSpec
-from service.preprocessing import simd_resize, transforms
+from service.preprocessing import transforms
 from service.preprocessing.decode import DecodedImage
-from service.preprocessing.simd_resize import Span
+from service.preprocessing.transforms import Span
 from tests.conftest import noise
 
-vectorised = pytest.mark.skipif(simd_resize.RESIZE is None, reason="no build of the resizer for this machine")
+vectorised = pytest.mark.skipif(transforms.SIMD_RESIZE is None, reason="no build of the resizer for this machine")
 
 SHRUNK = [
     (500, 375),
@@ -31,13 +31,13 @@ SHRUNK = [
 
 def resized(image: Image.Image, side: int = 60) -> np.ndarray:
     """A square from the middle of it, at spans that are no whole pixels."""
-    assert simd_resize.RESIZE is not None
-    return np.array(simd_resize.RESIZE(image, (10.25, 190.5), (5.75, 170.125), (side, side)))
+    assert transforms.SIMD_RESIZE is not None
+    return np.array(transforms.SIMD_RESIZE(image, (10.25, 190.5), (5.75, 170.125), (side, side)))
 
 
 def test_used_where_it_is_published() -> None:
     """The development install has the extra: where there are builds the resize is used, and elsewhere Pillow's."""
-    assert (simd_resize.RESIZE is not None) is (platform.machine() == "x86_64")
+    assert (transforms.SIMD_RESIZE is not None) is (platform.machine() == "x86_64")
 
 
 @vectorised
@@ -85,10 +85,10 @@ def test_falls_back_to_pillow(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
     def failing(_image: Image.Image, _x: Span, _y: Span, _size: tuple[int, int]) -> Image.Image:
         raise ValueError("no such buffer")
 
-    assert not simd_resize._agrees_with_pillow(black)
-    assert not simd_resize._agrees_with_pillow(failing)
+    assert not transforms._agrees_with_pillow(black)
+    assert not transforms._agrees_with_pillow(failing)
     monkeypatch.setitem(sys.modules, "cykooz_resizer", None)
-    assert simd_resize._load() is None
+    assert transforms._load_simd_resize() is None
     assert [record.getMessage().partition(", so Pillow")[0] for record in caplog.records] == [
         "cykooz-resizer differs from Pillow by 218 grey levels",
         "cykooz-resizer fails",

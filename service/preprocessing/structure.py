@@ -1,0 +1,349 @@
+"""Reads the structure of an image file before a decoder sees it: its format, its size, and what a decoder needs of it.
+
+A decoder takes a step of Python, memory or a pass over all pixels for each segment, chunk, scan or strip, and a small
+file may claim millions of them. Here they are counted, and a file with more than any photo has is refused. What no
+answer depends on (text, colour profiles, resolution, dates) is left out, so it may be damaged.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+
+from service.common.errors import BadImage, TooLarge
+from service.common.types import FORMATS, ImageLimits
+from service.preprocessing.tiff_tags import (
+    COMPRESSION,
+    LENGTH,
+    TILE_LENGTH,
+    TILE_WIDTH,
+    WIDTH,
+    exif_orientation,
+    trimmed,
+)
+
+MAX_SIDE = 65_535  # pixels: the most that JPEG and GIF can say
+_MAX_PARTS = 1 << 16  # segments, chunks, blocks, boxes or strips
+_MAX_SCANS, _USUAL_SCANS = 1000, 12
+_MAX_SCAN_PIXELS = 1 << 29  # pixels times unusual scans: each scan of a progressive JPEG passes over the whole image
+_DENSE_PIXELS, _MAX_PIXELS_PER_BYTE = 4_000_000, 2000  # solid colour in the densest format but WebP has fewer
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStructure:
+    """What is known of an image file before it is decoded.
+
+    `data` is the file without what a decoder does not need. `width` and `height` are in pixels, 0 if only the decoder
+    knows them. `orientation` is EXIF's, 1 for upright. `channels` are those of a JPEG. Only a `reducible` JPEG can be
+    decoded at a reduced size, and one of `one_pass` then takes the memory of that size. The rows of a PNG are
+    compressed in `data` from `packed_at` on, and have `unpacked_bytes`.
+    """
+
+    format: str
+    data: bytes
+    width: int = 0
+    height: int = 0
+    orientation: int = 1
+    channels: int = 0
+    reducible: bool = False
+    one_pass: bool = False
+    packed_at: int = 0
+    unpacked_bytes: int = 0
+
+
+def read_structure(data: bytes) -> ImageStructure:
+    """Find the format by the first bytes and read the structure. Raises BadImage if no photo looks like that."""
+    if not data:
+        raise BadImage("the image is empty (0 bytes)")
+    read = next((read for start, read in _READERS if start.match(data)), None)
+    if read is None:
+        raise BadImage(_unknown(data))
+    try:
+        return read(data)
+    except (struct.error, IndexError):
+        raise BadImage("the image is damaged or cut off in its header") from None
+
+
+def check_size(width: int, height: int, size_bytes: int, limits: ImageLimits) -> None:
+    """Raise TooLarge above the limit of pixels, and BadImage if no photo of that size has so few bytes."""
+    pixels = width * height
+    if pixels > limits.max_pixels:
+        raise TooLarge(
+            f"the image has {width} x {height} = {pixels:,} pixels; this server takes at most {limits.max_pixels:,}; "
+            "send a smaller copy"
+        )
+    if max(width, height) > MAX_SIDE:
+        raise BadImage(f"the image is {width} x {height} pixels; a side has at most {MAX_SIDE:,}")
+    if pixels > _DENSE_PIXELS and pixels > _MAX_PIXELS_PER_BYTE * size_bytes:
+        raise BadImage(f"{width} x {height} pixels in {size_bytes:,} bytes are no photo; send a smaller copy")
+
+
+def _unknown(data: bytes) -> str:
+    send = f"send one of {', '.join(FORMATS)}"
+    for start, name in _NOT_TAKEN:
+        if start.match(data):
+            return f"this is {name}, which is not taken; {send}"
+    return f"not an image in a known format; {send}"
+
+
+# JPEG: ITU T.81, annex B. Stuffed bytes and restart markers stand within a scan; any other marker ends it.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_SOI, _EOI, _SOS, _TEM, _APP1, _APP2 = 0xD8, 0xD9, 0xDA, 0x01, 0xE1, 0xE2
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of these, two are tables, and one is reserved
+_PROGRESSIVE, _LOSSLESS = (0xC2, 0xC6, 0xCA, 0xCE), (0xC3, 0xC7, 0xCB, 0xCF)
+_LARGEST_EXIF = 1 << 16
+
+
+def _jpeg(data: bytes) -> ImageStructure:
+    frame = precision = width = height = channels = scans = 0
+    orientation = 1
+    kept, kept_to = [], 0  # without colour profiles: a damaged one fails in libjpeg
+    lacking: dict[int, bytearray] = {}  # by component: the bits that its 64 coefficients still lack
+    for marker, start, end in _segments(data):
+        if marker in _FRAMES and not frame:
+            frame, (precision, height, width, channels) = marker, struct.unpack_from(">BHHB", data, start)
+        elif marker == _APP1 and orientation == 1 and data.startswith(b"Exif\0\0", start):
+            orientation = exif_orientation(data[start + 6 : end])
+        elif marker == _APP2:
+            kept.append(data[kept_to : start - 4])
+            kept_to = end
+        elif marker == _SOS:
+            scans += 1
+            if data[start] == channels and frame not in _PROGRESSIVE:
+                break  # all of it is in this scan
+            _add_scan(lacking, data[start:end])
+            if scans > _MAX_SCANS or (scans - _USUAL_SCANS) * width * height > _MAX_SCAN_PIXELS:
+                raise BadImage(f"the JPEG has {scans} scans or more, of {width} x {height} pixels; save it again")
+    else:
+        _check_scans(lacking, channels)
+    if not (scans and width and height and precision == 8 and channels in (1, 3, 4)):
+        raise BadImage(
+            f"the image is damaged, or a JPEG of a rare kind ({width} x {height} pixels, {channels} channels of "
+            f"{precision} bits); save it as RGB of 8 bits"
+        )
+    file = b"".join([*kept, data[kept_to:]]) if kept else data
+    return ImageStructure("JPEG", file, width, height, orientation, channels, frame not in _LOSSLESS, not lacking)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the marker of each segment, and where its content begins and ends."""
+    at = 2
+    for _ in range(_MAX_PARTS):
+        found = _MARKER.search(data, at)
+        if found is None or (marker := data[found.end() - 1]) == _EOI:
+            return
+        start = at = found.end()
+        if marker not in (_SOI, _TEM):
+            at += max(2, *struct.unpack_from(">H", data, start))
+            yield marker, start + 2, at
+    raise BadImage(f"the JPEG has more than {_MAX_PARTS:,} segments; save it again")
+
+
+def _check_scans(lacking: dict[int, bytearray], channels: int) -> None:
+    if len(lacking) < channels or any(any(bits) for bits in lacking.values()):
+        raise BadImage("the image is damaged or cut off (scans of the JPEG are missing)")
+
+
+def _add_scan(lacking: dict[int, bytearray], header: bytes) -> None:
+    """Note by the header of a scan which bits of which coefficients still lack after it."""
+    count = header[0]
+    first, last, bits = header[2 * count + 1], header[2 * count + 2], header[2 * count + 3] & 15
+    for component in header[1 : 2 * count + 1 : 2]:
+        coefficients = lacking.setdefault(component, bytearray(64))
+        coefficients[first : last + 1] = bytes([bits]) * len(coefficients[first : last + 1])
+
+
+# PNG: the specification of W3C. A capital first letter marks a chunk without which the pixels cannot be read.
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_PNG_READ = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"))
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_UNPACK_BYTES = 1 << 14  # at once: they become at most a thousand times as many
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def _png(data: bytes) -> ImageStructure:
+    kept: dict[bytes, bytes] = {}
+    pixels: list[memoryview] = []
+    orientation, complete = 1, False
+    for kind, content, intact in _png_chunks(data):
+        needed = not kind[0] & 32
+        if needed and not intact:
+            raise BadImage(f"the image is damaged (the checksum of a chunk {kind!r} is wrong)")
+        if kind == b"IDAT":
+            pixels.append(content)
+        elif kind == b"eXIf" and intact:
+            orientation = exif_orientation(bytes(content[:_LARGEST_EXIF]))
+        elif kind == b"IEND":
+            complete = True
+            break
+        elif kind in (b"IHDR", b"PLTE") or (kind == b"tRNS" and intact):
+            kept.setdefault(kind, bytes(content))
+        elif needed:
+            raise BadImage(f"the PNG has a chunk {kind!r}, which PNG does not define; save it again")
+    if not complete:
+        raise BadImage("the image is damaged or cut off (its last chunk is missing)")
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", kept.get(b"IHDR", b""))
+    if not _is_transparency(kept.get(b"tRNS", b""), colour, len(kept.get(b"PLTE", b"")) // 3):
+        kept.pop(b"tRNS", None)
+    parts = [(kind, kept[kind]) for kind in (b"IHDR", b"PLTE", b"tRNS") if kind in kept]
+    head = b"".join([_PNG, *(_png_chunk(*part) for part in parts)])
+    file = b"".join([head, _png_chunk(b"IDAT", b"".join(pixels)), _PNG_END])
+    bits = depth * _PNG_CHANNELS.get(colour, 0)
+    unpacked = sum(
+        rows * (1 + (columns * bits + 7) // 8)
+        for left, top, across, down in (_ADAM7 if interlaced else ((0, 0, 1, 1),))
+        if (columns := (width - left + across - 1) // across) and (rows := (height - top + down - 1) // down)
+    )
+    return ImageStructure("PNG", file, width, height, orientation, packed_at=len(head) + 8, unpacked_bytes=unpacked)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
+    """Yield kind and content of each chunk, and whether its checksum is right. A chunk that is cut off is left out."""
+    view, at = memoryview(data), len(_PNG)
+    for _ in range(_MAX_PARTS):
+        if at + 12 > len(data):
+            return
+        size, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + size
+        if end + 4 > len(data):
+            return
+        # side chunks that are left out are not summed
+        intact = kind not in _PNG_READ or zlib.crc32(view[at + 4 : end]) == struct.unpack_from(">I", data, end)[0]
+        yield kind, view[at + 8 : end], intact
+        at = end + 4
+    raise BadImage(f"the PNG has more than {_MAX_PARTS:,} chunks; save it again")
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", len(content), kind) + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
+
+
+def has_all_rows(png: ImageStructure) -> bool:
+    """Whether a PNG has the compressed rows that its header says. Unpacks them."""
+    unpack, lacking = zlib.decompressobj(), png.unpacked_bytes
+    packed = memoryview(png.data)[png.packed_at : -4 - len(_PNG_END)]
+    for at in range(0, len(packed), _UNPACK_BYTES):
+        lacking -= len(unpack.decompress(packed[at : at + _UNPACK_BYTES]))
+        if lacking <= 0:
+            return True
+    return False
+
+
+def _is_transparency(content: bytes, colour: int, palette: int) -> bool:
+    """Whether a chunk tRNS has the length that the colour type asks for."""
+    return len(content) == {0: 2, 2: 6}.get(colour, -1) or (colour == 3 and 0 < len(content) <= palette)
+
+
+# GIF89a. Only the first picture is decoded; the blocks before it are comments and the like, but for its own control.
+_EXTENSION, _CONTROL, _PICTURE = 0x21, 0xF9, 0x2C
+
+
+def _gif(data: bytes) -> ImageStructure:
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    head = at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    control = b""
+    for _ in range(_MAX_PARTS):
+        if data[at] == _PICTURE:
+            left, top, across, down = struct.unpack_from("<HHHH", data, at + 1)
+            size = max(width, left + across), max(height, top + down)
+            return ImageStructure("GIF", data[:head] + control + data[at:], *size)
+        if data[at] != _EXTENSION:
+            break
+        start, is_control = at, data[at + 1] == _CONTROL
+        at = _after_blocks(data, at + 2)
+        control = data[start:at] if is_control else control
+    raise BadImage("the image is damaged or cut off (the GIF has no picture, or too much before it)")
+
+
+def _after_blocks(data: bytes, at: int) -> int:
+    for _ in range(_MAX_PARTS):
+        if not (size := data[at]):
+            return at + 1
+        at += 1 + size
+    raise BadImage("the GIF has too much before its first picture; save it again")
+
+
+def _bmp(data: bytes) -> ImageStructure:
+    (header,) = struct.unpack_from("<I", data, 14)
+    if header == 12:
+        return ImageStructure("BMP", data, *struct.unpack_from("<HH", data, 18))
+    width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
+    if compression not in (0, 3, 6):  # colours as they are, or by masks of bits
+        raise BadImage("the BMP is compressed, which is not taken; save it without compression, or as PNG")
+    return ImageStructure("BMP", data, abs(width), abs(height))
+
+
+_FAX = (2, 3, 4)
+
+
+def _tiff(data: bytes) -> ImageStructure:
+    file, tags = trimmed(data)
+    if tags.get(COMPRESSION) in _FAX:
+        raise BadImage("the TIFF is compressed as a fax, which is not taken; save it without, or as PNG")
+    whole, tile = (tags.get(WIDTH, 0), tags.get(LENGTH, 0)), (tags.get(TILE_WIDTH, 0), tags.get(TILE_LENGTH, 0))
+    width, height = max(whole, tile, key=prod)  # a tile is decoded whole
+    return ImageStructure("TIFF", file, width, height)  # Pillow turns it upright
+
+
+def _webp(data: bytes) -> ImageStructure:
+    kind, head = data[12:16], data[20:30]
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (4, 7))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (6, 8))
+    return ImageStructure("WEBP", data, width, height)
+
+
+# ISO base media files (AVIF, HEIC): boxes. Their own boxes say how to turn them; EXIF, which may be costly, is hidden.
+_IMAGE_SIZE = re.compile(rb"ispe.{4}(.{8})", re.DOTALL)
+
+
+def _boxes(name: str) -> Callable[[bytes], ImageStructure]:
+    def read(data: bytes) -> ImageStructure:
+        at = 0
+        for _ in range(_MAX_PARTS):
+            if at + 8 > len(data):
+                break
+            size, kind = struct.unpack_from(">I4s", data, at)
+            if kind == b"meta":
+                meta = data[at : at + size]
+                sizes = [struct.unpack(">II", found) for found in _IMAGE_SIZE.findall(meta)]
+                file = data[:at] + meta.replace(b"Exif", bytes(4)) + data[at + size :]
+                return ImageStructure(name, file, *max(sizes, key=prod, default=(0, 0)))
+            at += max(8, size)
+        raise BadImage(f"the image is damaged or cut off (the {name} has no box `meta`)")
+
+    return read
+
+
+_READERS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], ImageStructure]], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), _jpeg),
+    (re.compile(re.escape(_PNG)), _png),
+    (re.compile(rb"GIF8[79]a"), _gif),
+    (re.compile(rb"BM"), _bmp),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), _tiff),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
+    (re.compile(rb"....ftypavi[fs]", re.DOTALL), _boxes("AVIF")),
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), _boxes("HEIF")),
+)
+_NOT_TAKEN = (
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL"),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
+    (re.compile(rb"%PDF-"), "PDF, a document"),
+    (
+        re.compile(
+            rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]{,200}>)?\s*(<!--.{,2000}?-->\s*)*(<!DOCTYPE svg[^>]{,300}>)?\s*<svg",
+            re.DOTALL,
+        ),
+        "SVG, a drawing",
+    ),
+    (re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype )?html", re.IGNORECASE), "HTML, a web page"),
+    (re.compile(rb"....ftyp", re.DOTALL), "a video"),
+    (re.compile(rb"8BPS"), "PSD, a file of Photoshop"),
+)

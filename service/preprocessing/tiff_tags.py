@@ -1,0 +1,72 @@
+"""Reads the directories of tags that TIFF files and EXIF blocks have, within bounds."""
+
+import struct
+
+from service.common.errors import BadImage
+
+_MAX_TAGS = 512
+_MAX_STRIPS = 1 << 16
+_ORIENTATION = 0x0112
+
+# TIFF 6.0 and BigTIFF: a directory of tags. The first one keeps only those that pixels depend on.
+_TIFF_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}  # by type
+WIDTH, LENGTH, COMPRESSION, TILE_WIDTH, TILE_LENGTH = 256, 257, 259, 322, 323
+_OFFSETS, _SIZES = (273, 324), (279, 325)  # of strips and tiles
+_TIFF_TAGS = frozenset(
+    (
+        *(256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 332, 333, 336, 338),
+        *(339, 347, *range(512, 522), 529, 530, 531, 532),
+    )
+)
+
+
+def trimmed(data: bytes) -> tuple[bytes, dict[int, int]]:
+    """A TIFF whose first directory has only the tags that pixels depend on, and the first value of each of these.
+
+    Of strips and tiles it is the sum of their sizes. Raises BadImage if a tag claims more than the file has.
+    """
+    order, big = "<" if data[:2] == b"II" else ">", data[2:4] in (b"+\0", b"\0+")
+    count_code, offset_code, step = ("Q", "Q", 20) if big else ("H", "I", 12)
+    (at,) = struct.unpack_from(order + offset_code, data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + count_code, data, at)
+    if count > _MAX_TAGS:
+        raise BadImage(f"the TIFF has {count:,} tags; save it again")
+    first = at + struct.calcsize(count_code)
+    tags: dict[int, int] = {}
+    entries, held = [], 0
+    for place in range(first, first + step * count, step):
+        tag, kind, values = struct.unpack_from(f"{order}HH{offset_code}", data, place)
+        if tag not in _TIFF_TAGS:
+            continue
+        entries.append(data[place : place + step])
+        size = _TIFF_BYTES.get(kind, 0) * values
+        held += size
+        if tag in (*_OFFSETS, *_SIZES) and values > _MAX_STRIPS:
+            raise BadImage(f"the TIFF has {values:,} strips or tiles; save it again")
+        start = place + step - struct.calcsize(offset_code)
+        if size > struct.calcsize(offset_code):
+            (start,) = struct.unpack_from(order + offset_code, data, start)
+        if held > len(data) or start + size > len(data):
+            raise BadImage(f"the image is damaged or cut off (tag {tag} of the TIFF is larger than the file)")
+        if values and (code := {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)):
+            tags[tag] = sum(struct.unpack_from(f"{order}{values if tag in _SIZES else 1}{code}", data, start))
+    if any(tags.get(tag, 0) > len(data) for tag in _SIZES):
+        raise BadImage("the image is damaged or cut off (the strips of the TIFF are larger than the file)")
+    directory = struct.pack(order + count_code, len(entries)) + b"".join(entries) + bytes(struct.calcsize(offset_code))
+    file = b"".join([memoryview(data)[:at], directory, memoryview(data)[at + len(directory) :]])
+    return file, tags
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Read the orientation from the first directory of an EXIF block. A damaged block counts as upright."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2], "<")
+    try:
+        (at,) = struct.unpack_from(f"{order}I", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, at)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
+            if (tag, kind) == (_ORIENTATION, 3):
+                return int(value)
+    except struct.error:
+        return 1
+    return 1
