@@ -64,8 +64,10 @@ class Fleet:
             clock=self.clock,
             metrics=self.metrics,
         )
-        preprocessor = Preprocessor(limits, threads=threads, clock=self.clock, decode=self._decode, crop=self._crop)
-        self.data_plane = LocalDataPlane(self.repository, preprocessor, clock=self.clock, metrics=self.metrics)
+        self.preprocessor = Preprocessor(
+            limits, threads=threads, clock=self.clock, decode=self._decode, crop=self._crop
+        )
+        self.data_plane = LocalDataPlane(self.repository, self.preprocessor, clock=self.clock, metrics=self.metrics)
 
     def _engine(self, artifact: Artifact) -> FakeEngine:
         return self.engines[artifact.manifest.name]

@@ -1,7 +1,7 @@
 """The data plane over a repository in this process: classifies the bytes of an image."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from service.common.clock import Clock, timeout_at
@@ -32,6 +32,7 @@ class LocalDataPlane:
         self.clock = clock
         self.metrics = metrics
         self._preprocessor = preprocessor
+        metrics.watch(preprocessor.gauges, "thread")
         self._ensembles = Ensembles(repository)
 
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
@@ -75,9 +76,22 @@ class LocalDataPlane:
     def check_alive(self) -> None:
         if not self.repository.alive:
             raise NotReady("an engine or its queue has failed for good; restart the server")
+        if not self._preprocessor.alive:
+            raise NotReady("every thread that decodes images is stuck; restart the server")
 
     def check_ready(self) -> None:
         self.repository.check_ready()
+        self._preprocessor.check_ready()
+
+    @property
+    def ready(self) -> bool:
+        """Whether `check_ready` raises nothing."""
+        return self.repository.ready and not self._preprocessor.threads.stuck()
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when readiness may have changed."""
+        self.repository.on_change(listener)
+        self._preprocessor.threads.on_stuck = listener
 
     async def aclose(self, drain_s: float) -> None:
         """Finish what was accepted within `drain_s` seconds, then close every model and the decoding threads."""

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import grpc
 
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.common.errors import TABLE, Code, Overloaded, TopfiveError
+from service.common.errors import TABLE, Code, Overloaded, TopfiveError, drop_tracebacks
 
 _SERVER_ID = os.urandom(8).hex()  # shows a refused client whether another server answers next
 
@@ -17,13 +17,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def describe(error: Exception, identity: str) -> pb.Error:
-    """The error for the client, with the details that it may not see only logged."""
+    """The error for the client, with the details that it may not see only logged. Drops its tracebacks."""
     if not isinstance(error, TopfiveError) or error.code is Code.INTERNAL:
         log.error("%s: unexpected error", identity, exc_info=error)
         code, detail = Code.INTERNAL, f"the server failed; its log has the cause under {identity}"
     else:
         code, detail = error.code, error.detail
         log.log(error.translation.log_level, "%s: %s: %s", identity, code, detail)
+    drop_tracebacks(error)
     row = TABLE[code]
     status: int = getattr(grpc.StatusCode, row.grpc).value[0]
     return pb.Error(code=code, detail=detail, status=status, retryable=row.retryable)

@@ -51,7 +51,7 @@ class Service:
             self.rest.close()
             raise
         self._announcing: set[asyncio.Task[None]] = set()
-        repository.on_change(self._announce)
+        data_plane.on_change(self._announce)
         repository.on_change(self._check_card)
         self._recovery = Recovery(repository, data_plane.clock, settings.recover_s)
 
@@ -91,7 +91,7 @@ class Service:
 
     def _announce(self) -> None:
         """Update gRPC health checks. REST reads the repository at each request."""
-        task = asyncio.get_running_loop().create_task(self.rpc.set_serving(self._repository.ready))
+        task = asyncio.get_running_loop().create_task(self.rpc.set_serving(self._data_plane.ready))
         self._announcing.add(task)
         task.add_done_callback(self._announcing.discard)
 

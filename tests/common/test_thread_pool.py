@@ -103,6 +103,26 @@ async def test_results_are_let_go(pool: ThreadPool) -> None:
     await reached(lambda: given() is None and made() is None)
 
 
+async def test_stuck(caplog: pytest.LogCaptureFixture) -> None:
+    """A job that lasts is reported once with its thread and age, and once more when it has returned."""
+    pool, work = ThreadPool(2, "test", stuck_after_s=0.02), Gate()
+    reports: list[int] = []
+    pool.on_stuck = lambda: reports.append(len(pool.stuck()))
+    lasting = pool.run(work, 0)
+    await reached(lambda: reports == [1])
+    stuck = pool.stuck()
+    assert await pool.run(int, "7") == 7
+    work.gate.set()
+    await lasting
+    await reached(lambda: reports == [1, 0])
+    pool.close()
+
+    assert list(stuck) == ["test_0"]
+    assert stuck["test_0"] > 0.02
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+    assert "thread test_0 has not returned" in caplog.text
+
+
 AT_THE_END = """
 import asyncio, threading
 from service.common.thread_pool import ThreadPool

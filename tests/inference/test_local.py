@@ -21,7 +21,7 @@ from service.common.errors import (
 )
 from service.common.types import Classification, EngineInfo, ImageLimits
 from tests.conftest import png
-from tests.exposition import exposition
+from tests.exposition import exposition, samples
 from tests.fakes import reached, settle
 from tests.fleet import fleet_of
 
@@ -331,3 +331,52 @@ async def test_the_wait_for_a_decoding_thread_counts_as_queue(exported: Path) ->
     assert (slow.timing_ms.decode, slow.timing_ms.queue) == (3000, 0)
     assert (quick.timing_ms.decode, quick.timing_ms.queue) == (0, 3000)
     assert quick.timing_ms.total == 3000
+
+
+async def test_a_stuck_decode(exported: Path) -> None:
+    """A decode that does not return turns readiness off and is a metric; with every thread stuck nothing is alive."""
+    async with fleet_of(exported, "tiny") as fleet:
+        plane = fleet.data_plane
+        plane.check_ready()
+        fleet.preprocessor.threads.stuck_after_s = 0.0
+        _, first = await fleet.decoding()
+        plane.check_alive()
+        with pytest.raises(NotReady, match="1 of 2 threads"):
+            plane.check_ready()
+        assert not plane.ready
+        assert [one.labels for one in samples(fleet.metrics, "topfive_stuck_decode_seconds")] == [
+            {"thread": "decode_0"}
+        ]
+        _, second = await fleet.decoding()
+        with pytest.raises(NotReady, match="every thread that decodes images is stuck"):
+            plane.check_alive()
+        first.gate.set()
+        second.gate.set()
+        await reached(lambda: plane.ready)
+        plane.check_alive()
+
+
+async def test_a_photo_is_let_go_with_its_caller(exported: Path) -> None:
+    """The bytes of a request that waits for a decoding thread are released when its caller leaves."""
+
+    gone: list[bool] = []
+
+    class Photo(bytes):
+        """Bytes that say when they are released."""
+
+        def __del__(self) -> None:
+            gone.append(True)
+
+    async with fleet_of(exported, "tiny", threads=1) as fleet:
+        await fleet.decoding()
+        photo = Photo(png(3))
+        call = fleet.begin(photo)
+        del photo
+        await settle()
+        assert not gone
+        call.cancel()
+        await asyncio.wait([call])
+        del call
+        await settle()
+
+        assert gone
