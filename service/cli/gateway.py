@@ -25,13 +25,14 @@ def _file_option(flag: str, meaning: str) -> Callable[[Command], Command]:
     metavar="HOST:PORT[,...]",
     help="gRPC addresses of the inference servers; a name may have several",
 )
-@options("host", "port", "max_image_bytes", "max_upload_bytes", "timeout_s", "pre_stop_s", "drain_s")
+@options("host", "port", "max_image_bytes", "max_upload_bytes", "keep_alive_s", "timeout_s")
 @_file_option("--replica-ca", "PEM file of the authority of the inference servers, which speak TLS then")
 @_file_option("--replica-cert", "PEM file of the certificate that the gateway shows to the inference servers")
 @_file_option("--replica-key", "PEM file of the key of --replica-cert")
 @_file_option("--replica-api-key-file", "File of the API key that the gateway sends to the inference servers")
 @options("api_keys_file", "public_metrics", "tls_cert", "tls_key", "tls_client_ca")
-@options("root_path", "forwarded_allow_ips", "allowed_hosts", "cors_origin", "log_level", "log_format")
+@options("pre_stop_s", "drain_s", "root_path", "forwarded_allow_ips", "allowed_hosts", "cors_origin")
+@options("log_level", "log_format")
 def gateway_command(
     inference: str,
     replica_ca: bytes | None,

@@ -101,6 +101,9 @@ class Settings(BaseModel):
     max_upload_bytes: Annotated[
         int, Field(ge=1, description="Bytes of request bodies in memory at once; further ones get 429")
     ] = 1 << 30
+    keep_alive_s: Annotated[
+        float, Field(gt=0, le=1e6, description="Time after an answer in which a REST connection may be idle")
+    ] = 75.0  # longer than the idle time of common load balancers, so that they close first
     timeout_s: Annotated[float, Field(gt=0, description="Longest time for one answer; callers may ask for less")] = 30.0
     pre_stop_s: Annotated[
         float,

@@ -1,71 +1,121 @@
-"""HTTP/1.1 as uvicorn implements it, with limits on the request head: its size, and the time until it is complete."""
+"""HTTP/1.1 as uvicorn speaks it, with a bound on all that a client can make last or grow."""
 
 import asyncio
 import logging
 import re
+import socket
+from collections import deque
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_HEAD_BYTES = 64 << 10
-HEAD_TIMEOUT_S = 20.0
+MAX_HEAD_BYTES = 64 << 10  # also of what nothing reads: blank lines, extensions of chunks, trailers
+MAX_HEADERS = 200
+MAX_PIPELINED = 16  # requests of a connection that wait for the answer to the one before
+MIN_WINDOW_BYTES = 10 << 10  # of a body, in each of its times below
+
+# What a client may let the server wait for, and how many seconds; beside them there is the keep-alive time.
+HEAD = "sent no request", 20.0
+BODY = "sent its body too slowly", 10.0
+ANSWER = "did not take its answer", 20.0
+CLOSE = "did not close", 5.0  # after an answer that came before the whole request
+GONE = "left before its answer", 0.1
 
 _HIGH_WATER_BYTES = 256 << 10  # of a body, until the application takes them
 
-# A client that offers HTTP/2 on a plain connection (Java's does by default) may be answered in HTTP/1.1. But the parser
+# A client that offers HTTP/2 on a plain connection (Java's does by default) may be answered in HTTP/1.1; but the parser
 # would take everything after the head for the other protocol. Under another name the offer is just a header.
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
-_CONTINUE = b"HTTP/1.1 100 "
 _NOT_TAKEN = b"\r\nx-offer:"
 _SOUGHT = (b"\r\nupgrade:", b"\r\n\r\n")
+_VERSION, _CONTINUE = b"HTTP/1.1 ", b"HTTP/1.1 100 "  # the start of each answer, and of none
+
+_ERROR = socket.SOL_SOCKET, socket.SO_ERROR
+
+_TRAILERS: Any = deque(maxlen=0)  # headers after a body are dropped, because nothing reads them
 
 log = logging.getLogger(__name__)
 
 
-class _OneWrite:
-    """The transport of one response: it sends the head together with the first part of the body, in one packet."""
+class _AnswerTransport:
+    """The transport as uvicorn uses it: head and first body of an answer leave in one packet, and `close` closes it."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self._transport, self.close = transport, close
         self._head: bytes | None = None
         self._begun = False
-        self.is_closing = transport.is_closing
-        self.close = transport.close
+        self._probed = 0  # bytes of the head that are sent
+        self.get_extra_info, self.is_closing = transport.get_extra_info, transport.is_closing
+        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
 
     def write(self, data: bytes) -> None:
-        """Send the data, or keep it if it is the head."""
         if self._begun:
             self._transport.write(data if self._head is None else self._head + data)
             self._head = None
         elif data.startswith(_CONTINUE):
             self._transport.write(data)
         else:
-            self._head, self._begun = data, True
+            self._head, self._begun = data[self._probed :], True
+
+    def end_answer(self) -> None:
+        if self._head is not None:  # it has no body
+            self._transport.write(self._head)
+        self._head, self._begun, self._probed = None, False, 0
+
+    def probe(self) -> None:
+        """Send the first bytes of the answer: the system of a client that is gone replies with a reset."""
+        if not self._begun:
+            self._transport.write(_VERSION[self._probed :])
+            self._probed = len(_VERSION)
+
+    def end(self) -> None:
+        """There is no further answer."""
+        self.end_answer()
+        self.is_closing = lambda: True
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
-    """One connection. It is closed if no complete head arrives in time; a head that is too large gets 431.
+    """One connection, with one timer: uvicorn's, for whatever the client owes. `opened_s` is in the loop's time.
 
-    `opened_s` is when the connection was made, in seconds of the event loop's time.
+    An answer that comes before the whole request ends the connection. uvicorn has no hook for any of this; its private
+    methods are called only for its timer.
     """
 
     opened_s = 0.0
-    _head_bytes = 0
-    _held = b""  # the last bytes of the head so far, which may be the start of a searched sequence
+    _held = b""  # the end of the bytes of a head so far, which may be the start of something sought
     _in_head = True
-    _begun = False  # whether a head has begun and not ended
+    _keeps_alive = True  # after the request that is read
+    _last = False  # no further request is read
+    _lingers = False
+    _unread = False  # bytes of the client may be, so that closing at once would reset the connection
     _progress = False
-    _timer: asyncio.TimerHandle | None = None
+    _idle_bytes = _window_bytes = 0  # since the last progress; in this time for a body
+    _waits: tuple[str, float] | None = None
+    _due_s = 0.0
+    _refusal = HTTPStatus.BAD_REQUEST
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._raw = self.transport = transport
+        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency - 1:
+            log.info("closed a connection at once: %d are open", len(self.connections))
+            transport.abort()
+            return
+        self._answers = _AnswerTransport(transport, self._close)
+        super().connection_made(self._answers)  # type: ignore[arg-type]
         self.opened_s = self.loop.time()
-        self._set_timer()
+        self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset
+        if self.flow is not None:
+            self._answers.close = self._raw.close  # else a reference cycle keeps the request
 
     def data_received(self, data: bytes) -> None:
+        if self._last or self.transport.is_closing():
+            return
         if self._in_head:
             data, self._held = self._held + data, b""
             end = data.find(b"\r\n\r\n")
@@ -78,31 +128,39 @@ class BoundedHeadProtocol(HttpToolsProtocol):
                 data = _UPGRADE.sub(_NOT_TAKEN, data[:end]) + data[end:]
         self._progress = False
         super().data_received(data)
-        if self._in_head and not self._progress:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse()
-        if self._begun and self._timer is None:
-            self._set_timer()
+        self._window_bytes += len(data)
+        self._idle_bytes = 0 if self._progress else self._idle_bytes + len(data)
+        if self._idle_bytes > MAX_HEAD_BYTES:
+            self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self.send_400_response("")
+        self._watch()
 
-    def on_message_begin(self) -> None:
-        """A request begins, possibly in the same bytes as the previous one ends."""
-        super().on_message_begin()
-        self._stop_timer()  # set again if the head does not end in these bytes, which is rare
-        self._in_head = self._begun = True
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays open: only for answers to whole requests. TLS cannot do that."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body or self.scheme == "https":
+            return False
+        self._last, cycle.keep_alive = True, False
+        self._answers.probe()
+        self._watch()
+        return not self._raw.is_closing()
 
     def on_headers_complete(self) -> None:
-        self._in_head = self._begun = False
-        self._progress = True
-        self._head_bytes = 0
-        self._stop_timer()
+        hosts = [name for name, _ in self.headers].count(b"host")
+        taken = hosts == 1 or (hosts == 0 and self.parser.get_http_version() == "1.0")
+        if len(self.headers) > MAX_HEADERS:
+            self._refusal, taken = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, False
+        if not taken or self.parser.should_upgrade() or len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("refused")  # `send_400_response` follows
         super().on_headers_complete()
-        if self.scope["method"] == "POST":  # its response always has a body
-            self.cycle.transport = _OneWrite(self.transport)  # type: ignore[assignment]
+        self._in_head, self._progress = False, True
+        self.headers = _TRAILERS
+        self._keeps_alive, self.cycle.keep_alive = self.cycle.keep_alive, False  # until the body is there
 
     def on_body(self, body: bytes) -> None:
         """A part of the body: kept as it is if it is the only one so far, which spares a copy, else grown in place."""
         cycle = self.cycle
+        self._progress = True
         if cycle.response_complete:
             return
         kept: object = cycle.body
@@ -117,32 +175,102 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        """The body is complete. What follows is another head, for which uvicorn's keep-alive timeout counts."""
         super().on_message_complete()
-        self._in_head = True
-        self._progress = True
+        self._in_head = self._progress = True
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._keeps_alive
 
-    def _set_timer(self) -> None:
-        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._too_late)
+    def on_response_complete(self) -> None:
+        self._answers.end_answer()
+        super().on_response_complete()
+        self._watch()
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def shutdown(self) -> None:
+        self._keeps_alive = False
+        super().shutdown()
 
-    def _too_late(self) -> None:
-        log.info("closed a connection that sent no request in %g s", HEAD_TIMEOUT_S)
-        self.transport.close()
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
 
-    def _refuse(self) -> None:
-        log.info("refused a request whose head is over %d bytes", MAX_HEAD_BYTES)
-        self.transport.write(
-            b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-        )
-        self.transport.close()
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be read. Answers that are owed come first, and then there is none to it."""
+        cycle = self.cycle
+        self._unread = True
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            self._last, cycle.keep_alive = True, False
+        elif self.pipeline or (cycle is not None and cycle.response_started and not cycle.response_complete):
+            self._raw.abort()
+        else:
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
+            status, text = self._refusal, f"{msg} {self._refusal.description}".encode()
+            head = f"HTTP/1.1 {status} {status.phrase}\r\nconnection: close\r\ncontent-length: {len(text)}\r\n\r\n"
+            self._raw.write(head.encode() + text)
+            self.transport.close()
+
+    def _close(self) -> None:
+        """Close. A client that may still be sending would lose its answer by a reset, so what it sends is dropped."""
+        if self._raw.is_closing():
+            return
+        self._answers.end()
+        if not self._lingers and (self._unread or (self.cycle is not None and self.cycle.more_body)):
+            self._lingers = True
+            self.flow.resume_reading()
+            if self._raw.can_write_eof():
+                self._raw.write_eof()
+        else:
+            self._raw.close()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Set the timer for what the client owes now; its time runs since it began to owe that."""
+        cycle, waits = self.cycle, None
+        if self.flow.write_paused:
+            waits = ANSWER
+        elif self.transport.is_closing():
+            waits = CLOSE
+        elif cycle is None or (cycle.response_complete and self.headers is not _TRAILERS):
+            waits = HEAD
+        elif cycle.response_complete:
+            waits = "sent no further request", self.timeout_keep_alive
+        elif cycle.more_body:
+            waits = BODY
+        elif self._last:
+            waits = GONE
+        self._unset_keepalive_if_required()
+        if waits != self._waits:
+            self._waits = waits
+            self._due_s = self.loop.time() + (waits[1] if waits else 0.0)
+        if waits:
+            self.timeout_keep_alive_task = self.loop.call_at(self._due_s, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The time is over. It begins anew while enough of a body comes, or while the client waits for its answer."""
+        waited, self._waits = self._waits, None
+        if waited == BODY:
+            paused = self.flow.read_paused or self.cycle.waiting_for_100_continue
+            over = not paused and self._window_bytes < MIN_WINDOW_BYTES
+        else:
+            over = waited != GONE or bool(self._raw.get_extra_info("socket").getsockopt(*_ERROR))
+        self._window_bytes = 0
+        if not over:
+            self._watch()
+            return
+        log.info("closed a connection whose client %s", waited and waited[0])
+        if waited == BODY:
+            self._refusal = HTTPStatus.REQUEST_TIMEOUT
+            self.send_400_response("")
+        else:
+            self._raw.abort()
 
 
 def _begun_bytes(end: bytes) -> int:
-    """The length of the longest suffix of `end` that is a prefix of an entry of `_SOUGHT`."""
+    """Return the length of the longest suffix of `end` that is a prefix of an entry of `_SOUGHT`."""
     starts = (start for start in range(len(end)) if any(sought.startswith(end[start:]) for sought in _SOUGHT))
     return len(end) - next(starts, len(end))

@@ -1,6 +1,7 @@
 """The HTTP server under REST: uvicorn, without its signal handlers, stopped without losing a request."""
 
 import asyncio
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from service.rest.http_protocol import BoundedHeadProtocol
 _CLOSE = (b"connection", b"close")
 
 _BACKLOG = 2048
-_KEEP_ALIVE_S = 75  # longer than the idle time of common load balancers, so that they close first
+_MAX_CONNECTIONS = 10_000
 
 # At the stop: how long open connections may still send, and how old a connection may be that has sent nothing.
 _SETTLE_S = 0.1
@@ -36,9 +37,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class RestServer:
-    """A uvicorn server for the connections to `listener`. `port` is the real one."""
+    """A uvicorn server for the connections to `listener`. `port` is the real one.
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, tls: ServerTls | None = None) -> None:
+    A connection may be idle for `keep_alive_s` after an answer. Connections beyond 3/8 of the descriptors that the
+    process may open are closed at once, so that descriptors are left for gRPC and files.
+    """
+
+    def __init__(
+        self, app: ASGIApp, listener: socket.socket, keep_alive_s: float, tls: ServerTls | None = None
+    ) -> None:
         self._listener = listener
         self.port: int = listener.getsockname()[1]
         config = uvicorn.Config(
@@ -48,7 +55,8 @@ class RestServer:
             lifespan="off",
             log_config=None,
             access_log=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type] # uvicorn adds it to the time of the loop
+            limit_concurrency=1 + min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 8, _MAX_CONNECTIONS),
         )
         if tls is not None:
             config.load()

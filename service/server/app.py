@@ -44,7 +44,7 @@ class Service:
             metrics=data_plane.metrics,
         )
         tls = server_tls(settings)
-        self.rest = RestServer(app, listen(settings.host, settings.port), tls)
+        self.rest = RestServer(app, listen(settings.host, settings.port), settings.keep_alive_s, tls)
         try:
             self.rpc = RpcServer(servicer, settings.host, settings.grpc_port, _rpc_limits(settings), keys, tls)
         except OSError:

@@ -32,7 +32,7 @@ class Gateway:
         reader = ImageReader(settings.limits, budget, settings.timeout_s, clock, self.metrics)
         keys = api_keys(settings, clock, self.metrics)
         app = create_app(self._data_plane, reader, self.metrics, settings.rest_access, keys)
-        self.rest = RestServer(app, listen(settings.host, settings.port), server_tls(settings))
+        self.rest = RestServer(app, listen(settings.host, settings.port), settings.keep_alive_s, server_tls(settings))
 
     async def start(self) -> None:
         """Listen, and connect to the inference servers."""

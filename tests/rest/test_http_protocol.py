@@ -105,7 +105,7 @@ async def test_endless_head(running: Running) -> None:
 @pytest.mark.parametrize("start", [b"", b"GET /livez HTTP/1.1\r\nHos"])
 async def test_silent_connection(running: Running, start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server closes a connection that sends no whole head in time."""
-    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_protocol, "HEAD", ("sent no request", 0.05))
     reader, writer = await running.connect()
     writer.write(start)
     async with asyncio.timeout(10):
