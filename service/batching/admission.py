@@ -16,7 +16,10 @@ _FIRST_RETRY_S = 1.0  # before any batch has been measured
 
 
 class AdmissionControl:
-    """Admits at most `limits.capacity` images of one model at once, with a `bound` none that would be late."""
+    """Admits at most `limits.capacity` images of one model at once, and none behind a queue of `limits.max_queue_s`.
+
+    With a `bound`, it admits none that would be late.
+    """
 
     def __init__(
         self, limits: BatchLimits, cost: CostModel, bound: LatencyBound | None, *, clock: Clock, metrics: BatchMetrics
@@ -26,15 +29,16 @@ class AdmissionControl:
         self._bound = bound
         self._clock = clock
         self._metrics = metrics
-        self._released: deque[float] = deque(maxlen=_MOST)
+        self._released: deque[float] = deque(maxlen=_MOST)  # in time that is not idle: a pause is no drain rate
+        self._idle_since, self._idle_s = clock.now(), 0.0
         self.admitted = 0
         """Images in flight: they are decoded, wait, or run now."""
 
     def admit(self, count: int, max_batch: int) -> Admission:
         """Admit `count` images, all or none. `max_batch` is used only to estimate the retry time of Overloaded.
 
-        Raises BadRequest if `count` is above the capacity, Overloaded if the free capacity is smaller than `count`,
-        and its subclass SloUnattainable if the response would miss the latency bound.
+        Raises BadRequest if `count` is above the capacity, Overloaded if the free capacity is smaller than `count` or
+        the queue is too long, and its subclass SloUnattainable if the response would miss the latency bound.
         """
         if count > self._limits.capacity:
             raise BadRequest(f"{count} crops exceed --capacity of {self._limits.capacity}; raise it, or send crops=1")
@@ -42,6 +46,10 @@ class AdmissionControl:
         try:
             if in_flight > self._limits.capacity:
                 raise Overloaded(self._retry_after_s(max_batch))
+            if self.admitted > self._limits.slots * max_batch and self._limits.max_queue_s:
+                queue_s = self._retry_after_s(max_batch)
+                if queue_s > self._limits.max_queue_s:
+                    raise Overloaded(queue_s - self._limits.max_queue_s, "the queue is too long")
             admission = Admission(now, count, in_flight)
             if self._bound is not None:
                 admission = self._bound.admit(admission)
@@ -49,13 +57,18 @@ class AdmissionControl:
             for _ in range(count):
                 self._metrics.item_ended(ItemOutcome.OVERLOADED)
             raise
+        if not self.admitted:
+            self._idle_s += now - self._idle_since
         self.admitted = in_flight
         return admission
 
     def release(self, admission: Admission) -> None:
         """End the admission of a request, whatever its outcome."""
         self.admitted -= admission.count
-        self._released.extend(repeat(self._clock.now(), admission.count))
+        now = self._clock.now()
+        self._released.extend(repeat(now - self._idle_s, admission.count))
+        if not self.admitted:
+            self._idle_since = now
 
     def _retry_after_s(self, max_batch: int) -> float:
         """Estimate the seconds until the images in flight have ended.

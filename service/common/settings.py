@@ -88,6 +88,9 @@ class Settings(BaseModel):
     capacity: Annotated[
         int, Field(ge=1, description="Images per model that may be in flight; further ones get 429")
     ] = 256
+    max_queue_s: Annotated[
+        float, Field(ge=0, description="Longest queue of a model in seconds; further images get 429; 0 for none")
+    ] = 2.0
     slo_ms: Annotated[
         float,
         Field(ge=0, description="Bound on 99th percentile of latency; requests that would miss it get 429; 0 for none"),

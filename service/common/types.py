@@ -115,9 +115,10 @@ def check_size(size_bytes: int, limits: ImageLimits) -> None:
 class BatchLimits:
     """Limits of the batcher of one model. `capacity` counts admitted images, from before decoding until the answer.
 
-    `max_failures` failed batches in a row make the model unhealthy, and so does a batch that runs for `max_run_s`.
-    `slo_s` bounds the 99th percentile of the time from admission to answer; 0: no bound. `apart` is true if each slot
-    computes on its own, as on a CPU: then the waiting items are divided evenly among the free slots.
+    `max_failures` failed batches in a row make the model unhealthy, and so does a batch that runs for `max_run_s`. New
+    images are refused while those in flight would take longer than `max_queue_s`; 0: no bound. `slo_s` bounds the 99th
+    percentile of the time from admission to answer; 0: no bound. `apart` is true if each slot computes on its own, as
+    on a CPU: then the waiting items are divided evenly among the free slots.
     """
 
     slots: int
@@ -125,6 +126,7 @@ class BatchLimits:
     capacity: int = 256
     max_failures: int = 3
     max_run_s: float = 60.0
+    max_queue_s: float = 0.0
     slo_s: float = 0.0
     apart: bool = False
 

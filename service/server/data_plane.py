@@ -56,6 +56,7 @@ def _limits(settings: Settings, engine: Engine) -> BatchLimits:
         slots=engine.slots,
         max_batch=engine.max_batch,
         capacity=settings.capacity,
+        max_queue_s=settings.max_queue_s,
         slo_s=settings.slo_ms / 1000,
         apart=engine.device == CPU,
     )

@@ -39,3 +39,57 @@ def test_retry_after_is_a_time(batches: list[tuple[int, float]], capacity: int, 
     seconds = retry_after_s(batches, capacity, max_batch, slots)
     assert 0 <= seconds < math.inf
     assert retry_after_s(batches, capacity + 1, max_batch, slots) >= seconds
+
+
+def admissions_of(batch_s: float, *, max_queue_s: float) -> AdmissionControl:
+    """Admissions of one slot with batches of 4 that take so long."""
+    cost = CostModel()
+    cost.observe(4, batch_s)
+    limits = BatchLimits(1, 4, 256, max_queue_s=max_queue_s)
+    return AdmissionControl(limits, cost, None, clock=ManualClock(), metrics=Tally())
+
+
+def test_queue_by_time() -> None:
+    """With batches of 4 in 0.5 s, 16 images are 2 s: one more is admitted, and the next must wait until one ended."""
+    admissions = admissions_of(0.5, max_queue_s=2.0)
+    admitted = [admissions.admit(1, 4) for _ in range(17)]
+    with pytest.raises(Overloaded, match="the queue is too long") as refused:
+        admissions.admit(1, 4)
+    admissions.release(admitted[0])
+    admissions.admit(1, 4)
+
+    assert refused.value.retry_after_s == pytest.approx(0.125)
+
+
+def test_an_idle_model_takes_what_lasts() -> None:
+    """Images that last longer than the bound are admitted while nothing is in flight, and behind one batch."""
+    admissions = admissions_of(60.0, max_queue_s=2.0)
+    admissions.admit(10, 4)
+    with pytest.raises(Overloaded):
+        admissions.admit(1, 4)
+
+
+def test_no_bound_of_the_queue() -> None:
+    """With a bound of 0 only the capacity counts."""
+    admissions = admissions_of(60.0, max_queue_s=0.0)
+    for _ in range(256):
+        admissions.admit(1, 4)
+    with pytest.raises(Overloaded, match="at capacity"):
+        admissions.admit(1, 4)
+
+
+@pytest.mark.anyio
+async def test_a_pause_is_no_drain_rate() -> None:
+    """Images that came one by one, far apart, do not make a sudden queue look slow."""
+    clock = ManualClock()
+    cost = CostModel()
+    cost.observe(4, 0.01)
+    limits = BatchLimits(1, 4, 256, max_queue_s=2.0)
+    admissions = AdmissionControl(limits, cost, None, clock=clock, metrics=Tally())
+    for _ in range(20):
+        admissions.release(admissions.admit(1, 4))
+        await clock.advance(1.0)
+    for _ in range(200):
+        admissions.admit(1, 4)
+
+    assert admissions.admitted == 200

@@ -579,9 +579,9 @@ async def test_retry_after_knows_a_lowered_maximum() -> None:
 async def test_retry_after_knows_what_is_not_the_engine() -> None:
     """Where decoding is the slow step, the wait told follows the rate at which images end, not the engine's."""
     bench = Bench(BatchLimits(1, 4, capacity=8))
-    for _ in range(10):  # one image in half a second, which the engine answers at once
-        await bench.clock.advance(0.5)
-        await bench.run_alone(0)
+    for _ in range(10):
+        with bench.batcher.admit():  # half a second of decoding, and none in the engine
+            await bench.clock.advance(0.5)
     with contextlib.ExitStack() as decoding:
         for _ in range(8):
             decoding.enter_context(bench.batcher.admit())
