@@ -70,11 +70,6 @@ class _AnswerTransport:
             self._transport.write(_VERSION[self._probed :])
             self._probed = len(_VERSION)
 
-    def end(self) -> None:
-        """There is no further answer."""
-        self.end_answer()
-        self.is_closing = lambda: True
-
 
 class BoundedHeadProtocol(HttpToolsProtocol):
     """One connection, with one timer: uvicorn's, for whatever the client owes. `opened_s` is in the loop's time.
@@ -114,7 +109,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self._answers.close = self._raw.close  # else a reference cycle keeps the request
 
     def data_received(self, data: bytes) -> None:
-        if self._last or self.transport.is_closing():
+        if self._last or self._lingers or self.transport.is_closing():
             return
         if self._in_head:
             data, self._held = self._held + data, b""
@@ -182,7 +177,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._answers.end_answer()
-        super().on_response_complete()
+        if not self._lingers:
+            super().on_response_complete()
         self._watch()
 
     def shutdown(self) -> None:
@@ -207,7 +203,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self._raw.abort()
         else:
             if cycle is not None:
-                cycle.disconnected = True
+                cycle.disconnected, cycle.waiting_for_100_continue = True, False
                 cycle.message_event.set()
             status, text = self._refusal, f"{msg} {self._refusal.description}".encode()
             head = f"HTTP/1.1 {status} {status.phrase}\r\nconnection: close\r\ncontent-length: {len(text)}\r\n\r\n"
@@ -218,7 +214,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         """Close. A client that may still be sending would lose its answer by a reset, so what it sends is dropped."""
         if self._raw.is_closing():
             return
-        self._answers.end()
+        self._answers.end_answer()
         if not self._lingers and (self._unread or (self.cycle is not None and self.cycle.more_body)):
             self._lingers = True
             self.flow.resume_reading()
@@ -233,7 +229,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         cycle, waits = self.cycle, None
         if self.flow.write_paused:
             waits = ANSWER
-        elif self.transport.is_closing():
+        elif self._lingers or self.transport.is_closing():
             waits = CLOSE
         elif cycle is None or (cycle.response_complete and self.headers is not _TRAILERS):
             waits = HEAD

@@ -4,16 +4,19 @@ import asyncio
 import gc
 import socket
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from service.rest import http_protocol
 from service.rest.http_protocol import MAX_PIPELINED, BoundedHeadProtocol
-from tests.fakes import settle
+from service.rest.server import RestServer, listen
+from tests.fakes import reached, settle
 from tests.virtual_time import in_virtual_time
 
 GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -74,6 +77,7 @@ class App:
 
     def __init__(self, *, reads: bool = False) -> None:
         self.reads = reads
+        self.watches = False  # for a client that leaves before its answer
         self.gate = asyncio.Event()
         self.gate.set()
         self.bodies: list[bytes] = []
@@ -90,6 +94,9 @@ class App:
                 return
             body, more = body + message["body"], message["more_body"]
         self.bodies.append(body)
+        if self.watches and (await receive())["type"] == "http.disconnect":
+            self.disconnected += 1
+            return
         await self.gate.wait()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
@@ -297,6 +304,18 @@ def test_endless(start: bytes, block: bytes) -> None:
 
 
 @in_virtual_time
+async def test_refused_body() -> None:
+    """A body that cannot be read ends its request, with 400 and nothing after it, also where the client asked first."""
+    app = App(reads=True)
+    protocol, wire = connect(app)
+    protocol.data_received(POST + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n")
+    await settle()
+
+    assert wire.sent.startswith(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n")
+    assert (wire.sent.count(b"HTTP/1.1"), wire.ended, app.disconnected) == (1, True, 1)
+
+
+@in_virtual_time
 async def test_trailers() -> None:
     """Headers after a body are not taken for headers of the request."""
     app = App(reads=True)
@@ -462,3 +481,47 @@ async def test_stop() -> None:
     await settle()
     assert sending[1].is_closing()
     assert sending[1].sent.endswith(b"connection: close\r\n\r\nok")
+
+
+@pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
+def test_real_sockets(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """On both event loops a half-closed request is answered, a client that left is noticed, and no answer is reset."""
+
+    async def run() -> None:
+        app = App(reads=True)
+        listener = listen("127.0.0.1", 0)
+        server = RestServer(app, listener, KEEP_ALIVE_S)
+        await server.start()
+
+        async def send(data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(data)
+            return reader, writer
+
+        app.gate.clear()
+        reader, writer = await send(POST + b"Content-Length: 3\r\n\r\nabc")
+        writer.write_eof()
+        await reached(lambda: len(app.bodies) == 1)
+        app.gate.set()
+        whole = await reader.read()
+        writer.close()
+
+        app.gate.clear()
+        app.watches = True
+        _, writer = await send(POST + b"Content-Length: 3\r\n\r\nabc")
+        await reached(lambda: len(app.bodies) == 2)
+        writer.close()
+        await reached(lambda: app.disconnected == 1)
+        app.gate.set()
+
+        app.reads = app.watches = False
+        reader, writer = await send(POST + b"Content-Length: 5000000\r\n\r\n" + bytes(5_000_000) + GET)
+        early = await reader.read()
+        writer.close()
+        await server.stop()
+
+        assert (whole[:15], whole[-2:]) == (b"HTTP/1.1 200 OK", b"ok")
+        assert (early.count(b"HTTP/1.1"), early.count(b"connection: close"), early[-2:]) == (1, 1, b"ok")
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(run())

@@ -256,7 +256,7 @@ def test_failed_start(exported: Path, tmp_path: Path) -> None:
 
 
 SERVERS = """
-import asyncio, gc, os, signal, sys, threading
+import asyncio, gc, os, resource, signal, sys, threading
 from service.common.thread_pool import ThreadPool
 from service.common.settings import Settings
 from service.server.process import run_until_stopped
@@ -281,6 +281,13 @@ class Failing:
         ThreadPool(1, "left-open").run(threading.Event().wait)
         raise RuntimeError("a bug")
 
+class Descriptors:
+    async def start(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        print(soft == hard > 128, flush=True)
+        raise RuntimeError("enough")
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 raise SystemExit(run_until_stopped(lambda fatal: globals()[sys.argv[1]](), Settings()))
 """
 
@@ -290,6 +297,13 @@ def test_loaded_objects_are_no_garbage() -> None:
     command = [sys.executable, "-c", SERVERS, "Large"]
 
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_descriptors() -> None:
+    """A server may open as many descriptors as the system lets it, whatever the shell's limit is."""
+    ended = subprocess.run([sys.executable, "-c", SERVERS, "Descriptors"], cwd=ROOT, capture_output=True, text=True)
+
+    assert ended.stdout == "True\n"
 
 
 def test_a_bug_ends_the_process() -> None:
