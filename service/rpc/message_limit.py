@@ -1,4 +1,4 @@
-"""Bounds the messages that gRPC holds before the service can count them."""
+"""Bounds the messages that gRPC holds before the service can count them, and ends calls with their errors."""
 
 import asyncio
 from collections import defaultdict
@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 
 from service.common.api_keys import admitted
-from service.common.errors import BadRequest, DeadlineExceeded, Overloaded, TopfiveError
-from service.common.request_id import begin_request
+from service.common.errors import BadRequest, DeadlineExceeded, Overloaded
+from service.common.request_id import begin_request, current_request_id
 from service.rpc.errors import Context, abort
 
 _MAX_WAITING = 1024  # calls whose message is not read yet; gRPC holds up to 256 KiB of each
@@ -23,7 +23,8 @@ class MessageLimit(grpc.aio.ServerInterceptor):
     """Reads at most `places` messages of unary calls at once, and takes as many streams, of each service.
 
     gRPC reads a message whole before the call of the servicer begins. A stream may hold one message at any time, so it
-    keeps its place. Further calls wait, further streams get Overloaded.
+    keeps its place. Further calls wait, further streams get Overloaded. What a unary method raises becomes the status
+    of its call here: an aborted call lives until the garbage collector runs, so nothing of it may hold the message.
     """
 
     def __init__(self, places: int) -> None:
@@ -46,29 +47,30 @@ class MessageLimit(grpc.aio.ServerInterceptor):
     def _read_first(self, answer: _Answer, reading: asyncio.Semaphore) -> _Answer:
         """Return a method that reads the only message of a call, and gives it to `answer`."""
 
-        async def read(requests: AsyncIterator[Any], context: Context) -> Any:
+        async def read(_requests: AsyncIterator[Any], context: Context) -> Any:
             try:
                 with admitted():
-                    request = await self._first(requests, reading)
-                    return await answer(request, context)
-            except TopfiveError as error:  # of reading; `answer` aborts the call with its own
-                await abort(context, error, begin_request(None))
+                    return await answer(await self._first(context, reading), context)
+            except grpc.aio.AbortError:  # by the health service
+                raise
+            except Exception as error:
+                await abort(context, error, current_request_id.get() or begin_request(None))
 
         return read
 
-    async def _first(self, requests: AsyncIterator[Any], reading: asyncio.Semaphore) -> Any:
+    async def _first(self, context: Context, reading: asyncio.Semaphore) -> Any:
         """Read the first message. Raises Overloaded, DeadlineExceeded, or BadRequest if there is none."""
         if self._waiting >= _MAX_WAITING:
             raise Overloaded(_RETRY_S)
         self._waiting += 1
         try:
             async with asyncio.timeout(_READ_TIMEOUT_S), reading:
-                request = await anext(requests, None)
+                request = await context.read()  # the iterator would keep the message
         except TimeoutError:
             raise DeadlineExceeded from None
         finally:
             self._waiting -= 1
-        if request is None:
+        if request is grpc.aio.EOF:
             raise BadRequest("the call has no message")
         return request
 

@@ -15,13 +15,16 @@ from service.common.types import DEFAULT_CROPS, ImageLimits, check_size
 from service.common.upload_budget import UploadBudget
 from service.inference.dataplane import ClassifyOptions, DataPlane
 from service.rpc import converters
-from service.rpc.errors import Context, abort, describe
+from service.rpc.errors import Context, describe
 
 _STREAM_WINDOW = 32  # images of one stream in flight; the client is slowed down beyond that
 
 
 class Servicer(ClassifierServicer):
-    """`topfive.v1.Classifier`. A cancelled call cancels its work: grpc.aio cancels the coroutine."""
+    """`topfive.v1.Classifier`. A cancelled call cancels its work: grpc.aio cancels the coroutine.
+
+    Unary methods raise their errors, with which `MessageLimit` ends the call.
+    """
 
     def __init__(
         self,
@@ -52,11 +55,7 @@ class Servicer(ClassifierServicer):
         self._closing = True
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyReply:
-        identity = begin_request(request.request_id)
-        try:
-            return await self._classify(request, identity, self._deadline(context))
-        except Exception as error:
-            await abort(context, error, identity)
+        return await self._classify(request, begin_request(request.request_id), self._deadline(context))
 
     async def ClassifyStream(
         self, requests: AsyncIterator[pb.ClassifyRequest], context: Context
@@ -88,36 +87,24 @@ class Servicer(ClassifierServicer):
 
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareReply:
         identity = begin_request(request.request_id)
-        try:
-            image = request.image  # each access of the field copies it
-            with self._accepted(len(image)):
-                options = _options(request, self._deadline(context))
-                comparison = await self._data_plane.compare(image, request.models, options)
-            return converters.compare_reply(identity, comparison)
-        except Exception as error:
-            await abort(context, error, identity)
+        image = request.image  # each access of the field copies it
+        with self._accepted(len(image)):
+            options = _options(request, self._deadline(context))
+            comparison = await self._data_plane.compare(image, request.models, options)
+        return converters.compare_reply(identity, comparison)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsReply:
-        identity = begin_request(None)
-        try:
-            return converters.list_models_reply(await self._data_plane.models())
-        except Exception as error:
-            await abort(context, error, identity)
+        begin_request(None)
+        return converters.list_models_reply(await self._data_plane.models())
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelReply:
-        identity = begin_request(None)
-        try:
-            return converters.get_model_reply(await self._data_plane.model(request.name))
-        except Exception as error:
-            await abort(context, error, identity)
+        begin_request(None)
+        return converters.get_model_reply(await self._data_plane.model(request.name))
 
     async def GetLayers(self, request: pb.GetLayersRequest, context: Context) -> pb.GetLayersReply:
-        identity = begin_request(None)
-        try:
-            known = await self._data_plane.layers(request.name)
-            return await asyncio.to_thread(converters.get_layers_reply, known)  # of hundreds of layers
-        except Exception as error:
-            await abort(context, error, identity)
+        begin_request(None)
+        known = await self._data_plane.layers(request.name)
+        return await asyncio.to_thread(converters.get_layers_reply, known)  # of hundreds of layers
 
     async def _classify(self, request: pb.ClassifyRequest, identity: str, deadline: float) -> pb.ClassifyReply:
         image = request.image  # each access of the field copies it
