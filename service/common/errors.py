@@ -19,8 +19,11 @@ TopfiveError
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+
+_PATH = re.compile(r"(?<![^\s'\"(=])/(?:[^\s'\",;:()/]+/)*([^\s'\",;:()/]+)")
 
 
 class Code(StrEnum):
@@ -81,6 +84,12 @@ class TopfiveError(Exception):
     @property
     def translation(self) -> Translation:
         return TABLE[self.code]
+
+    @property
+    def told(self) -> str:
+        """The detail for clients: of a path on this machine, which errors of models may have, only the last name."""
+        about_models = self.code in (Code.NOT_READY, Code.MODEL_NOT_FOUND)
+        return _PATH.sub(r".../\1", self.detail) if about_models else self.detail
 
 
 class BadRequest(TopfiveError):

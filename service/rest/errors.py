@@ -121,7 +121,7 @@ def _told(error: TopfiveError, identity: str) -> str:
         error.detail,
         exc_info=None if expected else error,
     )
-    return error.detail if expected else _NOT_TOLD
+    return error.told if expected else _NOT_TOLD
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

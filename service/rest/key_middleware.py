@@ -29,7 +29,8 @@ class KeyMiddleware:
             return
         wanted = api_keys.Scope.INFERENCE if path in _INFERENCE else api_keys.Scope.MANAGEMENT
         try:
-            with self._keys.client(Headers(scope=scope), wanted).admitted():
-                await self._app(scope, receive, send)
+            client = self._keys.client(Headers(scope=scope), wanted)
+            with client.admitted():  # whose share of memory counts by its key, not by the address of a proxy
+                await self._app({**scope, "client": (client.key.name, 0)}, receive, send)
         except TopfiveError as error:  # of the key; the application answers its own
             await respond(Request(scope), error)(scope, receive, send)

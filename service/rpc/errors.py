@@ -22,8 +22,8 @@ def describe(error: Exception, identity: str) -> pb.Error:
         log.error("%s: unexpected error", identity, exc_info=error)
         code, detail = Code.INTERNAL, f"the server failed; its log has the cause under {identity}"
     else:
-        code, detail = error.code, error.detail
-        log.log(error.translation.log_level, "%s: %s: %s", identity, code, detail)
+        code, detail = error.code, error.told
+        log.log(error.translation.log_level, "%s: %s: %s", identity, code, error.detail)
     drop_tracebacks(error)
     row = TABLE[code]
     status: int = getattr(grpc.StatusCode, row.grpc).value[0]

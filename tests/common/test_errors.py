@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.common.errors import TABLE, Code, error_of
+from service.common.errors import TABLE, BadRequest, Code, ModelNotFound, NotReady, TopfiveError, error_of
 
 
 @pytest.mark.parametrize("code", list(Code))
@@ -12,3 +12,27 @@ def test_every_code_is_an_error(code: Code) -> None:
 
     assert (error.code, error.detail) == (code, "the reason")
     assert error.translation is TABLE[code]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            NotReady("a cannot be loaded: /srv/art/a/1/model.onnx is missing"),
+            "a cannot be loaded: .../model.onnx is missing",
+        ),
+        (
+            NotReady("[Errno 2] No such file: '/srv/art-1/a/manifest.json'"),
+            "[Errno 2] No such file: '.../manifest.json'",
+        ),
+        (
+            ModelNotFound("run: topfive export a --artifacts /srv/artifacts"),
+            "run: topfive export a --artifacts .../artifacts",
+        ),
+        (NotReady("/srv/a/b: f32 and/or f16 on ::1:8001"), ".../b: f32 and/or f16 on ::1:8001"),
+        (BadRequest("send it to /predict?model=a"), "send it to /predict?model=a"),
+    ],
+)
+def test_paths_are_not_told(error: TopfiveError, told: str) -> None:
+    """Clients see no folder of the server; addresses of requests stay as they are."""
+    assert error.told == told

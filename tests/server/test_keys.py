@@ -136,6 +136,26 @@ async def test_a_share_of_the_server(exported: Path, tmp_path: Path) -> None:
         assert again.status_code == 200
 
 
+async def test_a_share_of_memory(exported: Path, tmp_path: Path) -> None:
+    """Two clients behind one address have the share of two: their keys count."""
+    path = write_keys(tmp_path / "keys.toml", web={}, other={})
+    async with serving(exported, FakeEngine(), api_keys_file=path, max_upload_bytes=1000) as running:
+        _, writer = await running.connect()
+        head = f"POST /predict HTTP/1.1\r\nhost: localhost\r\nauthorization: {bearer('web')['authorization']}\r\n"
+        writer.write(f"{head}content-type: image/png\r\ncontent-length: 500\r\n\r\n".encode() + bytes(400))
+        await writer.drain()
+
+        async def sent(name: str) -> int:
+            return (await running.http.post("/predict", content=bytes(400), headers=PNG | bearer(name))).status_code
+
+        async with asyncio.timeout(20):
+            while await sent("web") != 429:  # until the server has read what was written
+                pass
+        assert await sent("other") == 422
+        writer.close()
+        await writer.wait_closed()
+
+
 async def rpc_code_of(call: Any) -> str:
     """The code in the trailing metadata of a call."""
     return str(dict(await call.trailing_metadata())["topfive-code"])
