@@ -9,19 +9,20 @@
         reference.npz       images and the original's answers, to check an engine on the machine that runs it
         engines/            engines that are built from the graph later; see `models.artifact.engine_plan`
 
-VERSION is a whole number; the highest is served.
+VERSION is a whole number; the highest that is whole is served.
 """
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -37,6 +38,9 @@ WEIGHTS = "weights.safetensors"
 
 IMPORTED = "imported"
 """The family of a model that was imported from an ONNX file; that file is its reference instead of PyTorch."""
+
+
+X = TypeVar("X")
 
 
 class ArtifactError(Exception):
@@ -143,12 +147,13 @@ class Manifest(_ManifestPart):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A verified artifact in `folder`."""
+    """A verified artifact in `folder`. `damaged_newer` says why newer versions of it cannot be read."""
 
     folder: Path
     version: int
     manifest: Manifest
     labels: tuple[Label, ...]
+    damaged_newer: tuple[str, ...] = ()
 
     @property
     def graph(self) -> Path:
@@ -185,16 +190,36 @@ def exported_names(root: Path) -> list[str]:
     )
 
 
-def read_manifest(root: Path, name: str) -> tuple[int, Manifest]:
-    """Version and manifest of the newest artifact of `name`; the other files are not checked.
+def newest_whole(root: Path, name: str, read: Callable[[Path, str, int], X]) -> tuple[X, tuple[str, ...]]:
+    """The result of `read` for the newest version that it can read, and why it could not read the newer ones.
+
+    Raises NotExportedError if there is no version, the ArtifactError of the newest if none can be read.
+    """
+    errors: list[ArtifactError] = []
+    for version in reversed(_complete(root, name)):
+        try:
+            return read(root, name, version), tuple(map(str, errors))
+        except ArtifactError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _complete(root: Path, name: str) -> list[int]:
+    """The versions that have a manifest. Raises NotExportedError if there is none."""
+    if not (found := [version for version in versions(root, name) if (root / name / str(version) / MANIFEST).exists()]):
+        raise NotExportedError(name, root)
+    return found
+
+
+def read_manifest(root: Path, name: str, version: int | None = None) -> tuple[int, Manifest]:
+    """Version and manifest of the newest artifact of `name`, or of `version`; the other files are not checked.
 
     Raises NotExportedError if there is none, ArtifactError if the manifest cannot be read.
     """
-    if not (found := [version for version in versions(root, name) if (root / name / str(version) / MANIFEST).exists()]):
-        raise NotExportedError(name, root)
-    path = root / name / str(found[-1]) / MANIFEST
+    number = _complete(root, name)[-1] if version is None else version
+    path = root / name / str(number) / MANIFEST
     try:
-        return found[-1], Manifest.model_validate_json(path.read_bytes())
+        return number, Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); {_remedy(root, name)}") from error
     except ValidationError as error:
@@ -204,31 +229,33 @@ def read_manifest(root: Path, name: str) -> tuple[int, Manifest]:
         ) from error
 
 
-def load(root: Path, name: str) -> Artifact:
-    """The newest artifact of `name`, with every file checked against its sha256.
+def load(root: Path, name: str, version: int | None = None) -> Artifact:
+    """The newest artifact of `name`, or that of `version`, with every file checked against its sha256.
 
     Raises NotExportedError, or ArtifactError with the file that is missing or differs.
     """
-    version, manifest = read_manifest(root, name)
-    folder = root / name / str(version)
+    number, manifest = read_manifest(root, name, version)
+    folder = root / name / str(number)
     remedy = _remedy(root, name, manifest.family)
     if manifest.name != name:
         raise ArtifactError(f"{folder} holds the model {manifest.name}, not {name}; {remedy}")
     if missing := {GRAPH, LABELS} - manifest.files.keys():
         raise ArtifactError(f"{folder / MANIFEST} does not list {', '.join(sorted(missing))}; {remedy}")
-    for file, expected in manifest.files.items():
-        path = folder / file
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing; {remedy}")
-        if sha256(path) != expected:
-            raise ArtifactError(f"{path} differs from its manifest (sha256); {remedy}")
     try:
+        for file, expected in manifest.files.items():
+            path = folder / file
+            if not path.is_file():
+                raise ArtifactError(f"{path} is missing; {remedy}")
+            if sha256(path) != expected:
+                raise ArtifactError(f"{path} differs from its manifest (sha256); {remedy}")
         labels = read_labels(folder / LABELS)
+    except OSError as error:
+        raise ArtifactError(f"{error.filename} cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:
         raise ArtifactError(f"{error}; {remedy}") from error
     if len(labels) != manifest.classes:
         raise ArtifactError(f"{folder / LABELS} has {len(labels)} rows for {manifest.classes} classes; {remedy}")
-    return Artifact(folder, version, manifest, labels)
+    return Artifact(folder, number, manifest, labels)
 
 
 def read_file(root: Path, version: int, manifest: Manifest, file: str) -> bytes:
@@ -260,6 +287,8 @@ def new_version(root: Path, name: str) -> Iterator[Path]:
         draft.chmod(0o755)  # the server may run as another user than the export
         for path in draft.iterdir():
             path.chmod(0o644)
+            _sync(path)
+        _sync(draft)
         model_folder.mkdir(exist_ok=True)
         while True:
             version = max(versions(root, name), default=0) + 1
@@ -270,8 +299,19 @@ def new_version(root: Path, name: str) -> Iterator[Path]:
                     raise
                 continue  # another export took this number meanwhile
             break
+        _sync(model_folder)
+        _sync(root)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the file, or the names in the folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

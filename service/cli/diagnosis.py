@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models.artifact.artifact import Artifact, ArtifactError, exported_names, read_manifest
+from models.artifact.artifact import Artifact, ArtifactError, exported_names, newest_whole, read_manifest
 from models.artifact.engine_plan import Flavour
 from models.catalog import CATALOG, UnknownModelError
 from service.common.cpus import Host, cpu_quota, host
@@ -113,7 +113,7 @@ def diagnose(
 
 def _exported(name: str, settings: Settings, options: EngineOptions, machine: Machine) -> DiagnosedModel:
     try:
-        number, manifest = read_manifest(settings.artifacts, name)
+        (number, manifest), newer = newest_whole(settings.artifacts, name, read_manifest)
     except ArtifactError as error:
         return DiagnosedModel(name, damage=str(error))
     folder = settings.artifacts / name / str(number)
@@ -129,7 +129,7 @@ def _exported(name: str, settings: Settings, options: EngineOptions, machine: Ma
         runtime=expected.runtime if expected else None,
         refusal=None if expected else selection.refusal([attempt.reason or attempt.doubt for attempt in passed]),
         damage=f"{folder} lacks {', '.join(missing)}; export it again" if missing else None,
-        unreadable=selection.damage,
+        unreadable=(*newer, *selection.damage),
         failed=tuple(attempt.reason for attempt in passed if attempt.fit) if expected else (),
     )
 

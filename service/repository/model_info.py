@@ -43,11 +43,11 @@ def built_engine(fit: Fit) -> BuiltEngine:
 
 def exported(entry: ModelEntry, root: Path) -> tuple[int, Manifest]:
     """The version and the manifest. Raises ModelNotFound if the model is not exported, NotReady if it is damaged."""
+    if entry.exported is not None:
+        return entry.exported
     if entry.damage is not None:
         raise NotReady(entry.damage)
-    if entry.exported is None:
-        raise ModelNotFound(str(NotExportedError(entry.name, root)))
-    return entry.exported
+    raise ModelNotFound(str(NotExportedError(entry.name, root)))
 
 
 def model_layers(entry: ModelEntry, root: Path) -> ModelLayers:
@@ -101,7 +101,7 @@ def model_detail(entry: ModelEntry) -> ModelDetail:
         weights=manifest.weights.source if manifest else None,
         engine=entry.loaded.engine_info if entry.loaded else None,
         latency_ms=entry.loaded.latency.snapshot() if entry.loaded else None,
-        warnings=warnings_of(manifest) if manifest else tuple(filter(None, [entry.damage])),
+        warnings=(*(warnings_of(manifest) if manifest else ()), *filter(None, [entry.damage])),
         passed_over=choice.passed_over,
         layout=choice.layout,
         weights_file=copy_as(WeightsInfo, manifest.weights) if manifest else None,

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from models.artifact.artifact import (
     NotExportedError,
     exported_names,
     load,
+    newest_whole,
     read_manifest,
 )
 from models.artifact.measured import read_measured
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 class ModelEntry:
     """A model of the catalog, an exported model, or both. `architecture` is None if it is not in the catalog.
 
-    `exported` is the newest version and its manifest. `damage` says why an exported model cannot be read.
+    `exported` is the newest version that can be read, and its manifest. `damage` says why newer ones cannot be read.
     """
 
     name: str
@@ -261,7 +262,7 @@ class Repository:
         self._check_known(name)
         started = self._clock.now()
         try:
-            model = await self._loader.load(partial(load, self._root, name))
+            model = await self._loader.load(partial(_load_whole, self._root, name))
         except NotExportedError as error:
             raise ModelNotFound(str(error)) from error
         except (ArtifactError, EngineUnavailableError, OverBudgetError, OSError) as error:
@@ -276,7 +277,7 @@ class Repository:
             *(info.runtime, info.version, info.device, info.precision, model.layout),
             self._clock.now() - started,
         )
-        for warning in model.warnings:
+        for warning in filter(None, [*model.warnings, _damage(model.artifact.version, model.artifact.damaged_newer)]):
             log.warning(warning)
         return model
 
@@ -286,16 +287,18 @@ class Repository:
         damage: str | None = None
         if loaded is not None:
             exported = (loaded.artifact.version, _up_to_date(loaded.artifact))
+            damage = _damage(loaded.artifact.version, loaded.artifact.damaged_newer)
             state = ModelState.READY if loaded.healthy else ModelState.FAILING
         else:
             try:
-                exported = read_manifest(self._root, name)
+                (version, manifest), newer = newest_whole(self._root, name, read_manifest)
+                exported, damage = (version, manifest), _damage(version, newer)
                 state = ModelState.LOADING if name in self._loading else ModelState.EXPORTED
             except ArtifactError as error:
-                if not isinstance(error, NotExportedError):
-                    log.warning("%s", error)
-                    damage = str(error)
+                damage = None if isinstance(error, NotExportedError) else str(error)
                 state = ModelState.NOT_EXPORTED
+            if damage is not None:
+                log.warning("%s", damage)
         architecture = self._catalog.get(name)
         return ModelEntry(name, state, architecture, exported, loaded, damage)
 
@@ -313,10 +316,22 @@ class Repository:
                     "admitted": model.batcher.admitted,
                     "max_batch": model.batcher.max_batch,
                     "healthy": float(model.healthy),
+                    "damaged_versions": len(model.artifact.damaged_newer),
                 },
             )
             for name, model in self._loaded.items()
         ]
+
+
+def _load_whole(root: Path, name: str) -> Artifact:
+    """The newest version that is whole. Called on a thread; raises what `newest_whole` raises."""
+    artifact, damaged = newest_whole(root, name, load)
+    return replace(artifact, damaged_newer=damaged)
+
+
+def _damage(version: int, newer: Sequence[str]) -> str | None:
+    """That this version serves in place of the newer ones, which have these damages; None if there are none."""
+    return f"version {version} serves, because a newer one is damaged: {'; '.join(newer)}" if newer else None
 
 
 def _up_to_date(artifact: Artifact) -> Manifest:

@@ -1,6 +1,7 @@
 """The artifact on disk: written whole or not at all, numbered, and verified to the last byte when it is loaded."""
 
 import json
+import os
 import stat
 import threading
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from models.artifact.artifact import (
     exported_names,
     load,
     new_version,
+    newest_whole,
     read_manifest,
     versions,
     write_manifest,
@@ -314,3 +316,44 @@ def test_not_exported(read: Callable[[Path, str], object], tmp_path: Path) -> No
     """A model without an artifact raises with the command that makes one, in this very folder."""
     with pytest.raises(NotExportedError, match=f"run: topfive export net --artifacts {tmp_path}"):
         read(tmp_path, "net")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
+def test_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file and the folder are on the disk before the version has its name, and then the name is."""
+    synced: list[tuple[str, bool]] = []
+    sync = os.fsync
+
+    def record(descriptor: int) -> None:
+        sync(descriptor)
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        synced.append((name if "." not in name[:1] else "draft", bool(versions(tmp_path, "net"))))
+
+    monkeypatch.setattr("os.fsync", record)
+    add(tmp_path)
+
+    version = tmp_path / "net" / "1"
+    assert sorted(synced[:-3]) == [(path.name, False) for path in sorted(version.iterdir())]
+    assert synced[-3:] == [("draft", False), ("net", True), (tmp_path.name, True)]
+
+
+def test_newest_whole(tmp_path: Path) -> None:
+    """The newest version that can be read is read, and each damage of a newer one told; of none that of the newest."""
+    for _ in range(4):
+        add(tmp_path)
+    versions_of = tmp_path / "net"
+    (versions_of / "4" / MANIFEST).write_text("{")
+    (versions_of / "3" / GRAPH).unlink()
+    (versions_of / "3" / GRAPH).mkdir()
+
+    whole, damaged = newest_whole(tmp_path, "net", load)
+    assert whole.version == 2
+    assert [f"{number}/" in reason for number, reason in zip((4, 3), damaged, strict=True)] == [True, True]
+    (number, _), damaged = newest_whole(tmp_path, "net", read_manifest)
+    assert (number, len(damaged)) == (3, 1)
+    for number in (1, 2):
+        (versions_of / str(number) / LABELS).write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"4/manifest\.json"):
+        newest_whole(tmp_path, "net", load)
+    with pytest.raises(NotExportedError):
+        newest_whole(tmp_path, "none", load)

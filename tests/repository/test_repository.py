@@ -142,6 +142,28 @@ async def test_a_damaged_manifest_is_told_and_not_passed_off_as_absence(artifact
             model_layers(absent, artifacts)
 
 
+@pytest.mark.parametrize("file", [GRAPH, MANIFEST])
+async def test_a_damaged_newest_version_leaves_the_one_before(
+    artifacts: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The newest whole version serves; /models, the log and a metric tell that a newer one is damaged."""
+    shutil.copytree(artifacts / "tiny" / "1", artifacts / "tiny" / "2")
+    (artifacts / "tiny" / "2" / file).write_bytes(b"damaged")
+    async with host_of(artifacts) as host:
+        if file == MANIFEST:  # the list reads no other file
+            known = model_detail(host.entry("tiny"))
+            assert (known.version, known.state) == (1, ModelState.EXPORTED)
+            assert f"2/{file}" in known.warnings[-1]
+        caplog.clear()
+        assert await host.classify("tiny", 7) == 7
+        known = model_detail(host.entry("tiny"))
+        assert known.version == 1
+        assert "version 1 serves, because a newer one is damaged" in known.warnings[-1]
+        assert f"2/{file}" in known.warnings[-1]
+        assert caplog.messages.count(known.warnings[-1]) == 1
+        assert b'topfive_damaged_versions{model="tiny"} 1.0' in await host.metrics.scrape()
+
+
 @pytest.mark.skipif(not UNREADABLE.is_file(), reason="needs Linux")
 async def test_a_file_that_the_disk_does_not_give_is_not_ready(artifacts: Path) -> None:
     """An error of the operating system while a model is read is an answer, at the start too."""
