@@ -227,6 +227,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def _watch(self) -> None:
         """Set the timer for what the client owes now; its time runs since it began to owe that."""
         cycle, waits = self.cycle, None
+        if self not in self.connections:  # it is lost already
+            return
         if self.flow.write_paused:
             waits = ANSWER
         elif self._lingers or self.transport.is_closing():

@@ -152,7 +152,8 @@ def test_timer(pieces: tuple[bytes, ...], reads: bool, seconds: float) -> None:
 @in_virtual_time
 async def test_one_timer() -> None:
     """A connection that waits for its client has one timer; none is left after a reset."""
-    protocol, wire = connect(App())
+    app = App()
+    protocol, wire = connect(app)
     loop: Any = asyncio.get_running_loop()
 
     def timers() -> int:
@@ -168,6 +169,16 @@ async def test_one_timer() -> None:
     assert counted == [1] * 6
     assert timers() == 0
     assert wire.sent.count(b"200 OK") == 4
+
+    app.gate.clear()
+    protocol, wire = connect(app)
+    protocol.data_received(GET * 2)
+    await settle()
+    wire.close()
+    await settle()
+    app.gate.set()
+    await settle()
+    assert timers() == 0
 
 
 @in_virtual_time
