@@ -106,7 +106,7 @@ def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path,
     try:
         with ProgressBars(architecture.name, STEPS + len(engine_kinds())) as bars:
             done = export(architecture, attempt, root, bars)
-    except (WeightsError, ExportError, OSError) as error:
+    except (WeightsError, ExportError, ArtifactError, OSError) as error:
         if present is not None and choice.source is None and isinstance(error, HostUnreachableError):
             _warn_untrained(architecture, str(error))
             return True

@@ -21,17 +21,29 @@ class Label:
 def read_labels(path: Path) -> tuple[Label, ...]:
     """Read a CSV with the columns class_id, wnid, label.
 
-    Raises ValueError if a column is missing or the class ids are not 0, 1, 2, ... in order.
+    Raises ValueError if it is no such CSV, a column is missing, or the class ids are not 0, 1, 2, ... in order.
     """
+    try:
+        return _read(path)
+    except csv.Error as error:
+        raise ValueError(f"{path} is not CSV: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+
+
+def _read(path: Path) -> tuple[Label, ...]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file, restval="")
         missing = {"class_id", "wnid", "label"} - set(rows.fieldnames or ())
         if missing:
             raise ValueError(f"{path} lacks the column {', '.join(sorted(missing))}")
-        labels = tuple(Label(int(row["class_id"]), row["wnid"], row["label"]) for row in rows)
-    if [label.class_id for label in labels] != list(range(len(labels))):
-        raise ValueError(f"{path}: class_id must count 0, 1, 2, ... in order")
-    return labels
+        written = [(row["class_id"], row["wnid"], row["label"]) for row in rows]
+    for number, (class_id, _, _) in enumerate(written):
+        if class_id != str(number):
+            raise ValueError(
+                f"{path}: class_id must count 0, 1, 2, ... in order, and has {class_id[:20]!r} for {number}"
+            )
+    return tuple(Label(number, wnid, label) for number, (_, wnid, label) in enumerate(written))
 
 
 def write_labels(path: Path, labels: Sequence[Label]) -> None:

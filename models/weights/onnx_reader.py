@@ -55,6 +55,7 @@ def read_model(path: Path) -> ModelProto:
     if not model.ir_version or not model.graph.node:
         raise OnnxFileError(f"{path} is not ONNX: {_looks_like(path)}")
     _load_external_data(model, path)
+    _check_parts(model, path)
     if (size := model.ByteSize()) >= LARGEST_BYTES:
         raise OnnxFileError(
             f"{path} has {size:,} bytes with its weights; a file that is served holds less than 2 GiB: "
@@ -102,6 +103,21 @@ def _load_external_data(model: ModelProto, path: Path) -> None:
         raise OnnxFileError(f"the weights beside {path} cannot be read: {error}") from error
 
 
+def _check_parts(model: ModelProto, path: Path) -> None:
+    """Raise OnnxFileError if a node or the graph has no output, or an attribute or a stored tensor has no value."""
+    nodes = [node for graph in all_graphs(model.graph) for node in graph.node]
+    if not model.graph.output or not all(node.output for node in nodes):
+        raise OnnxFileError(f"{path} is damaged: its graph, or a node in it, has no output; export it again")
+    for node in nodes:
+        if empty := [one.name for one in node.attribute if one.type == AttributeProto.UNDEFINED]:
+            raise OnnxFileError(f"{path} is damaged: {node.op_type} {node.name!r} has no {empty[0]}; export it again")
+    for tensor in _tensors(model.graph):
+        try:
+            numpy_helper.to_array(tensor)
+        except Exception as error:  # onnx checks type, shape and length, each with an exception of another kind
+            raise OnnxFileError(f"{path} is damaged: {tensor.name or 'a tensor'} cannot be read: {error}") from error
+
+
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Every tensor that the graph stores, also inside loops and branches."""
     for inner in all_graphs(graph):
@@ -142,7 +158,7 @@ def constants(graph: GraphProto) -> dict[str, TensorProto]:
         if node.op_type == "Constant":
             if (tensor := _constant(node)) is not None:
                 found[node.output[0]] = tensor
-        elif node.op_type in ("Identity", "Cast") and node.input[0] in found:
+        elif node.op_type in ("Identity", "Cast") and node.input and node.input[0] in found:
             found[node.output[0]] = found[node.input[0]]
     return found
 

@@ -210,7 +210,8 @@ def _below(folder: Path, root: Path, skipped: list[Path]) -> Iterator[Path]:
 def _located(name: str, list_file: Path) -> Path:
     """A path in a list, relative to the list's folder, or to the working directory if it exists only there."""
     beside = list_file.parent / name
-    return beside if beside.exists() or not Path(name).exists() else Path(name)
+    there = os.path.exists  # unlike Path.exists it takes names that no file can have
+    return beside if there(beside) or not there(name) else Path(name)
 
 
 def _listed(path: Path) -> list[str]:

@@ -47,7 +47,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ("class_id,wnid,label\n1,n1,cat\n", "0, 1, 2"),
         ("class_id,wnid,label\n0,n1,cat\n0,n2,dog\n", "0, 1, 2"),
         ("class_id,wnid,label\none,n1,cat\n", "one"),
-        ("wnid,label,class_id\nn1,cat\n", "invalid literal"),
+        ("wnid,label,class_id\nn1,cat\n", "has '' for 0"),
     ],
     ids=["empty", "no wnid", "begins at 1", "twice", "no number", "short row"],
 )
