@@ -65,13 +65,13 @@ class LocalDataPlane:
     async def models(self) -> ModelList:
         default = self.repository.default
         entries = self.repository.entries
-        return ModelList(default, await asyncio.to_thread(lambda: tuple(map(model_detail, entries()))))
+        return ModelList(default, await self.repository.read(lambda: tuple(map(model_detail, entries()))))
 
     async def model(self, name: str) -> ModelDetail:
-        return await asyncio.to_thread(lambda: model_detail(self.repository.entry(name)))
+        return await self.repository.read(lambda: model_detail(self.repository.entry(name)))
 
     async def layers(self, name: str) -> ModelLayers:
-        return await asyncio.to_thread(lambda: model_layers(self.repository.entry(name), self.repository.root))
+        return await self.repository.read(lambda: model_layers(self.repository.entry(name), self.repository.root))
 
     def check_alive(self) -> None:
         if not self.repository.alive:

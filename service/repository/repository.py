@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from models.artifact.artifact import (
     Artifact,
@@ -23,11 +24,14 @@ from service.common.clock import Clock
 from service.common.errors import ModelNotFound, NotReady, ShuttingDown
 from service.common.metrics import Metrics
 from service.common.model_info import ModelState
+from service.common.thread_pool import ThreadPool
 from service.common.types import ENSEMBLE_PREFIX, BatchLimits
 from service.engines.base import Engine, EngineUnavailableError, card_lost
 from service.repository.device_memory import Device, OverBudgetError
 from service.repository.loaded_model import Lease, LoadedModel
 from service.repository.loader import ModelLoader
+
+X = TypeVar("X")
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +103,7 @@ class Repository:
             on_change=self._changed,
         )
         self._loaded = self._loader.loaded  # the loader fills this dictionary
+        self._readers = ThreadPool(2, "artifacts")  # of its own: a disk that hangs keeps them
         self._loading: dict[str, _Load] = {}
         self._unready = False
         self._closing = False
@@ -202,6 +207,10 @@ class Repository:
         for name in self.failing:
             await self._loaded[name].probe()
 
+    async def read(self, work: Callable[[], X]) -> X:
+        """The result of `work`, which reads artifacts, on a thread that does nothing else."""
+        return await self._readers.run(work)
+
     def entries(self) -> list[ModelEntry]:
         """Every model of the catalog, and every other exported one, by name."""
         found = [self._entry(name) for name in sorted({*self._catalog.names(), *exported_names(self._root)})]
@@ -235,6 +244,7 @@ class Repository:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._loading.clear()  # loads that had not begun
         self._loader.stop()
+        self._readers.close()
         await self._loader.aclose(drain_s)
 
     def _failure(self, name: str) -> str:
@@ -259,10 +269,9 @@ class Repository:
         return model
 
     async def _load_artifact(self, name: str) -> LoadedModel:
-        self._check_known(name)
         started = self._clock.now()
         try:
-            model = await self._loader.load(partial(_load_whole, self._root, name))
+            model = await self._loader.load(partial(self._read, name))
         except NotExportedError as error:
             raise ModelNotFound(str(error)) from error
         except (ArtifactError, EngineUnavailableError, OverBudgetError, OSError) as error:
@@ -280,6 +289,12 @@ class Repository:
         for warning in filter(None, [*model.warnings, _damage(model.artifact.version, model.artifact.damaged_newer)]):
             log.warning(warning)
         return model
+
+    def _read(self, name: str) -> Artifact:
+        """The newest whole version. Called on a thread: the disk may hang."""
+        self._check_known(name)
+        artifact, damaged = newest_whole(self._root, name, load)
+        return replace(artifact, damaged_newer=damaged)
 
     def _entry(self, name: str) -> ModelEntry:
         loaded = self._loaded.get(name)
@@ -321,12 +336,6 @@ class Repository:
             )
             for name, model in self._loaded.items()
         ]
-
-
-def _load_whole(root: Path, name: str) -> Artifact:
-    """The newest version that is whole. Called on a thread; raises what `newest_whole` raises."""
-    artifact, damaged = newest_whole(root, name, load)
-    return replace(artifact, damaged_newer=damaged)
 
 
 def _damage(version: int, newer: Sequence[str]) -> str | None:

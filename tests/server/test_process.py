@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from models.artifact.artifact import MANIFEST
 from tests.conftest import png
 from tests.fakes import reached
 from tests.fleet import copy_model
@@ -224,6 +226,35 @@ async def test_stop_while_loading(artifacts: Path) -> None:
             assert (await client.get("/readyz")).json()["detail"] == "endless is being loaded"
         running.process.send_signal(signal.SIGTERM)
         assert await running.ended() == 0
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_hanging_disk(artifacts: Path, signals: int) -> None:
+    """A disk that does not answer keeps no other answer, and not the process: it ends at the drain limit, or at once.
+
+    A pipe that nobody writes stands for the disk. What describes models waits for it, as does a load.
+    """
+    manifest = artifacts / "hanging" / "1" / MANIFEST
+    manifest.parent.mkdir(parents=True)
+    os.mkfifo(manifest)
+    async with started(*scripted(artifacts, "tiny", drain_s=1 if signals == 1 else 60)) as running:
+        async with httpx.AsyncClient(base_url=running.url, timeout=30) as client:
+            lists = [asyncio.create_task(client.get("/models")) for _ in range(13)]
+            loads = [
+                asyncio.create_task(client.post("/predict", params={"model": name}, files={"image": png(3)}))
+                for name in ("hanging", "unknown")
+            ]
+            large = await client.post("/predict", files={"image": png(3, size=(3000, 2000))})
+            metrics = await client.get("/metrics")
+            assert not any(task.done() for task in lists)
+            for _ in range(signals):
+                running.process.send_signal(signal.SIGTERM)
+                await reached(lambda: bool(running.logged("stopping")))
+            answers = await asyncio.gather(*lists, *loads)
+        assert await running.ended() == 0
+    assert (large.status_code, metrics.status_code) == (200, 200)
+    assert {answer.status_code for answer in answers} <= {503, 404}
+    assert running.logged("did not return")
 
 
 @pytest.mark.parametrize(("model", "shade", "status"), [("tiny", 7, 500), ("lost", 5, 503)], ids=["batch", "load"])
