@@ -34,6 +34,7 @@ class LocalDataPlane:
         self._preprocessor = preprocessor
         metrics.watch(preprocessor.gauges, "thread")
         self._ensembles = Ensembles(repository)
+        self._listing: asyncio.Future[ModelList] | None = None
 
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
         name = model or ""
@@ -63,15 +64,22 @@ class LocalDataPlane:
             return compared(rows, ComparisonTiming(request_image.seconds * 1000, total_ms))
 
     async def models(self) -> ModelList:
-        default = self.repository.default
-        entries = self.repository.entries
-        return ModelList(default, await self.repository.read(lambda: tuple(map(model_detail, entries()))))
+        """One call reads all artifacts at a time; those that come meanwhile get its list."""
+        if self._listing is None or self._listing.done():
+            self._listing = asyncio.ensure_future(self._list_models())
+            self._listing.add_done_callback(lambda done: done.cancelled() or done.exception())  # if all callers leave
+        return await asyncio.shield(self._listing)  # a caller that leaves does not cancel it for the others
 
     async def model(self, name: str) -> ModelDetail:
         return await self.repository.read(lambda: model_detail(self.repository.entry(name)))
 
     async def layers(self, name: str) -> ModelLayers:
         return await self.repository.read(lambda: model_layers(self.repository.entry(name), self.repository.root))
+
+    async def _list_models(self) -> ModelList:
+        default = self.repository.default
+        entries = self.repository.entries
+        return ModelList(default, await self.repository.read(lambda: tuple(map(model_detail, entries()))))
 
     def check_alive(self) -> None:
         if not self.repository.alive:

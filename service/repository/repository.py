@@ -254,8 +254,7 @@ class Repository:
     def _check_known(self, name: str) -> None:
         if name.startswith(ENSEMBLE_PREFIX):
             raise ModelNotFound("an ensemble is made at each request and has no page; ask for its members one by one")
-        exported = exported_names(self._root)
-        if name not in self._catalog and name not in exported:
+        if name not in self._catalog and name not in (exported := exported_names(self._root)):
             raise ModelNotFound(str(UnknownModelError(name, {*self._catalog.names(), *exported})))
 
     async def _load(self, name: str) -> LoadedModel:

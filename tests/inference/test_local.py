@@ -380,3 +380,17 @@ async def test_a_photo_is_let_go_with_its_caller(exported: Path) -> None:
         await settle()
 
         assert gone
+
+
+async def test_models_are_listed_once_at_a_time(exported: Path) -> None:
+    """Callers at the same time share one list, whose reading goes on where one of them leaves; a later one is new."""
+    async with fleet_of(exported, "tiny") as fleet:
+        leaver = asyncio.ensure_future(fleet.data_plane.models())
+        await settle()
+        leaver.cancel()
+        first, *others = await asyncio.gather(*(fleet.data_plane.models() for _ in range(20)))
+        later = await fleet.data_plane.models()
+
+    assert all(one is first for one in others)
+    assert later is not first
+    assert "tiny" in [model.name for model in first.models]
