@@ -62,7 +62,7 @@ def read_structure(data: bytes) -> ImageStructure:
         raise BadImage(_unknown(data))
     try:
         return read(data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         raise BadImage("the image is damaged or cut off in its header") from None
 
 

@@ -355,6 +355,13 @@ def test_generated_directories(tags: list[tuple[int, int, int, int]], order: str
         return
 
 
+def test_offsets_beyond_memory() -> None:
+    """A BigTIFF may claim that its directory is at any 64-bit place."""
+    for at in (1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1):
+        with pytest.raises(BadImage, match="damaged or cut off"):
+            decode_pixels(b"II+\0\x08\0\0\0" + struct.pack("<Q", at) + bytes(64), LIMITS)
+
+
 def test_every_format_is_read() -> None:
     """Each format that is served has a structure of its own name."""
     for format_name in FORMATS:
