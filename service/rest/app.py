@@ -27,6 +27,8 @@ _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
     curl -F image=@cat.jpg 'localhost:8000/predict?model=googlenet'
 """
 
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+
 
 def create_app(
     data_plane: DataPlane, reader: ImageReader, metrics: Metrics, access: RestAccess, keys: ApiKeys | None = None
@@ -78,4 +80,9 @@ class _Document:
         return Response(b'{"servers":%s,%s' % (server.encode(), self._written[1:]), media_type="application/json")
 
     def _write(self) -> bytes:
-        return json.dumps(self._app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
+        document = self._app.openapi()
+        for operation in (one for methods in document["paths"].values() for one in methods.values()):
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    response["content"] = {"application/problem+json": {"schema": _PROBLEM}}
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()

@@ -6,6 +6,8 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -46,7 +48,8 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-_Timeout = Annotated[str | None, Header(description="Seconds to wait for the answer")]
+_Seconds = Annotated[float, Field(gt=0)]
+_Timeout = Annotated[_Seconds | SkipJsonSchema[None], Header(description="Seconds to wait for the answer")]
 
 
 def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, list[Route]]:

@@ -9,13 +9,23 @@ from functools import cache
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, Field, TypeAdapter
+from pydantic.json_schema import SkipJsonSchema
 
 from service.common.types import DEFAULT_CROPS, DEFAULT_TOP_K, Classification, copy_as
 from service.inference.comparison import Agreement, ClassName, Comparison, ComparisonTiming
 
-_Crops = Annotated[int, Field(description="1, or 10: the average over corners, centre and their mirrors")]
+_Crops = Annotated[
+    int,
+    Field(
+        json_schema_extra={"enum": [1, 10]}, description="1, or 10: the average over corners, centre and their mirrors"
+    ),
+]
 _TopK = Annotated[
-    int | None, Field(description=f"How many classes, best first; {DEFAULT_TOP_K}, or all if there are fewer")
+    int | SkipJsonSchema[None],
+    Field(
+        json_schema_extra={"minimum": 1},
+        description=f"How many classes, best first; {DEFAULT_TOP_K}, or all if there are fewer",
+    ),
 ]
 
 
@@ -33,7 +43,7 @@ class PredictQuery(ImageQuery):
     """The parameters of `POST /predict`."""
 
     model: Annotated[
-        str | None, Field(description="A name from /models, or ensemble:a+b; else the server's default")
+        str | SkipJsonSchema[None], Field(description="A name from /models, or ensemble:a+b; else the server's default")
     ] = None
 
 
@@ -43,7 +53,8 @@ class CompareQuery(ImageQuery):
     repeated = frozenset({"model"})
 
     model: Annotated[
-        list[str] | None, Field(description="Names as of /predict, repeated or with commas; else all loaded models")
+        list[str] | SkipJsonSchema[None],
+        Field(description="Names as of /predict, repeated or with commas; else all loaded models"),
     ] = None
 
 

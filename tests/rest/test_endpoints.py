@@ -277,3 +277,23 @@ async def test_documentation(running: Running) -> None:
         reply = operation["responses"]["200"]["content"]["application/json"]["schema"]
         assert reply == {"$ref": f"#/components/schemas/{name.title()}Reply"}
     assert "members" in document["components"]["schemas"]["PredictReply"]["properties"]
+
+
+async def test_document_of_errors_and_parameters(running: Running) -> None:
+    """The OpenAPI document has problem details for every error, and allows no value of a parameter that is refused."""
+    document = (await running.http.get("/openapi.json")).json()
+    operations = [(path, one) for path, methods in document["paths"].items() for one in methods.values()]
+
+    errors = [list(one["content"]) for _, op in operations for at, one in op["responses"].items() if at >= "400"]
+    assert errors
+    assert all(kinds == ["application/problem+json"] for kinds in errors)
+    schemas = {
+        (path, parameter["name"]): parameter["schema"]
+        for path, op in operations
+        for parameter in op.get("parameters", ())
+    }
+    assert {path for path, name in schemas if name == "x-request-timeout"} == {"/predict", "/compare"}
+    expected = {"x-request-timeout": ("exclusiveMinimum", 0), "top_k": ("minimum", 1), "crops": ("enum", [1, 10])}
+    for (_, name), schema in schemas.items():
+        assert "null" not in str(schema)
+        assert name not in expected or expected[name] in schema.items()
