@@ -46,7 +46,12 @@ BODY = {
         "required": True,
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "required": [_FIELD], "properties": {_FIELD: _IMAGE}},
+                "schema": {
+                    "type": "object",
+                    "required": [_FIELD],
+                    "properties": {_FIELD: _IMAGE},
+                    "additionalProperties": False,
+                },
             },
             "image/*": {"schema": _IMAGE},
         },

@@ -274,6 +274,7 @@ async def test_documentation(running: Running) -> None:
         operation = document["paths"][f"/{name}"]["post"]
         assert set(operation["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
         assert {"200", "400", "404", "413", "422", "429", "500", "503", "504"} <= set(operation["responses"])
+        assert operation["requestBody"]["content"]["multipart/form-data"]["schema"]["additionalProperties"] is False
         reply = operation["responses"]["200"]["content"]["application/json"]["schema"]
         assert reply == {"$ref": f"#/components/schemas/{name.title()}Reply"}
     assert "members" in document["components"]["schemas"]["PredictReply"]["properties"]
