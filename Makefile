@@ -5,6 +5,7 @@ VENV ?= .venv$(if $(filter-out cpu,$(FLAVOUR)),-$(FLAVOUR))
 MODELS ?= $(or $(TOPFIVE_MODELS),googlenet)
 WEIGHTS ?= $(or $(TOPFIVE_WEIGHTS),auto)
 PROTOBUF ?= 7.36.2
+SOAK_S ?= 600
 PEERS ?= naive,litserve,bentoml,mosec,ray,mlserver,pytriton
 PYTRITON_PYTHON ?= /usr/bin/python3
 
@@ -19,7 +20,7 @@ export TOPFIVE_MODELS := $(MODELS)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
 .PHONY: install serve export export-missing test test-all test-protobuf test-compose test-gpu lint format proto bench
-.PHONY: audit sbom bench-models bench-peers bench-gpu clean
+.PHONY: soak audit sbom bench-models bench-peers bench-gpu clean
 
 install: $(STAMP)
 
@@ -44,6 +45,10 @@ test: install
 # The tests with the large networks: about an hour on two cores, 12 GB of memory.
 test-all: install
 	$(BIN)/python -m pytest -n 1
+
+# Clients of every kind against one service for SOAK_S seconds, and what it holds of them afterwards.
+soak: install
+	$(BIN)/python -m tests.soak $(SOAK_S)
 
 # On a machine with an NVIDIA card: make test-gpu FLAVOUR=gpu. Elsewhere each test is skipped and says why.
 test-gpu: install

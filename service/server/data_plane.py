@@ -48,7 +48,7 @@ def build_data_plane(
 
 
 def _devices(options: EngineOptions, budget_mib: int, open_engine: OpenEngine | None) -> list[Device]:
-    return [Device(CPU, open_engine)] if open_engine else devices(options, budget_mib, cards)
+    return [Device(CPU, open_engine, budget_mib << 20)] if open_engine else devices(options, budget_mib, cards)
 
 
 def _limits(settings: Settings, engine: Engine) -> BatchLimits:
