@@ -64,7 +64,7 @@ TABLE: dict[Code, Translation] = {
     Code.UNSUPPORTED_MEDIA_TYPE: Translation(415, "INVALID_ARGUMENT", "Unsupported media type", False, logging.INFO),
     Code.BAD_IMAGE: Translation(422, "INVALID_ARGUMENT", "Not a readable image", False, logging.INFO),
     Code.OUT_OF_MEMORY: Translation(503, "UNAVAILABLE", "Out of memory", True, logging.ERROR),
-    Code.OVERLOADED: Translation(429, "RESOURCE_EXHAUSTED", "Overloaded", True, logging.INFO),
+    Code.OVERLOADED: Translation(429, "RESOURCE_EXHAUSTED", "Overloaded", True, logging.DEBUG),
     Code.NOT_READY: Translation(503, "UNAVAILABLE", "Not ready", True, logging.WARNING),
     Code.SHUTTING_DOWN: Translation(503, "UNAVAILABLE", "Shutting down", True, logging.INFO),
     Code.DEADLINE_EXCEEDED: Translation(504, "DEADLINE_EXCEEDED", "Deadline exceeded", True, logging.INFO),
@@ -149,7 +149,7 @@ class Overloaded(TopfiveError):
     code = Code.OVERLOADED
 
     def __init__(self, retry_after_s: float, reason: str = "the server is at capacity") -> None:
-        super().__init__(f"{reason}; try again in {retry_after_s:.1f} s")
+        super().__init__(f"{reason}; try again in {max(retry_after_s, 0.1):.1f} s")
         self.retry_after_s = retry_after_s
 
 

@@ -55,6 +55,7 @@ class RestServer:
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # `ProxyHeaders` reads them, from trusted addresses only
             timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type] # uvicorn adds it to the time of the loop
             limit_concurrency=1 + min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 8, _MAX_CONNECTIONS),
         )
