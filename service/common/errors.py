@@ -1,21 +1,6 @@
 """The table of errors: the name of each, and its HTTP and gRPC status.
 
 An error is raised where it is detected, and translated once, at the edge.
-
-TopfiveError
-  BadRequest           the request itself is wrong: no image, top_k out of range, unreadable header
-  Unauthenticated    no API key, or one that is not known
-  PermissionDenied   the API key does not allow this
-  ModelNotFound        no such model, or one that is not exported
-  TooLarge             more bytes or more pixels than the server takes
-  UnsupportedMediaType the body is compressed or encoded otherwise
-  BadImage             the bytes are not a complete image that can be decoded
-  OutOfMemory          the memory does not suffice to decode the image
-  Overloaded           no capacity left; carries `retry_after_s`
-  NotReady             the model cannot be loaded, or its engine has failed for good
-  ShuttingDown         the server is stopping
-  DeadlineExceeded     no answer before the deadline of the caller or the server
-  EngineError          the engine failed; the cause goes to the log, never to the client
 """
 
 import logging
@@ -76,10 +61,11 @@ class TopfiveError(Exception):
     """Base class of all errors in the table. `detail` is written for the client."""
 
     code = Code.INTERNAL
+    default_detail = ""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
+    def __init__(self, detail: str = "") -> None:
+        self.detail = detail or self.default_detail
+        super().__init__(self.detail)
 
     @property
     def translation(self) -> Translation:
@@ -138,9 +124,7 @@ class OutOfMemory(TopfiveError):
     """The memory of the server does not suffice to decode the image now."""
 
     code = Code.OUT_OF_MEMORY
-
-    def __init__(self) -> None:
-        super().__init__("the server has too little memory to decode the image now; send a smaller copy, or try again")
+    default_detail = "the server has too little memory to decode the image now; send a smaller copy, or try again"
 
 
 class Overloaded(TopfiveError):
@@ -163,18 +147,14 @@ class ShuttingDown(TopfiveError):
     """The server is stopping and takes no more work."""
 
     code = Code.SHUTTING_DOWN
-
-    def __init__(self) -> None:
-        super().__init__("the server is shutting down; send the request to another one")
+    default_detail = "the server is shutting down; send the request to another one"
 
 
 class DeadlineExceeded(TopfiveError):
     """The deadline of the caller or the server passed before the answer."""
 
     code = Code.DEADLINE_EXCEEDED
-
-    def __init__(self) -> None:
-        super().__init__("no answer within the time allowed; the image was not classified")
+    default_detail = "no answer within the time allowed; the image was not classified"
 
 
 class EngineError(TopfiveError):
@@ -183,33 +163,16 @@ class EngineError(TopfiveError):
     code = Code.INTERNAL
 
 
-_PLAIN: dict[Code, type[TopfiveError]] = {
-    kind.code: kind
-    for kind in (
-        *(BadRequest, Unauthenticated, PermissionDenied, ModelNotFound, TooLarge, UnsupportedMediaType, BadImage),
-        *(NotReady, EngineError),
-    )
-}
-_RETRY_S = 1.0
+_KINDS = {kind.code: kind for kind in TopfiveError.__subclasses__()}
 
 
-def error_of(code: str, detail: str, retry_after_s: float = _RETRY_S) -> TopfiveError:
+def error_of(code: str, detail: str, retry_after_s: float = 1.0) -> TopfiveError:
     """The error for a code received from another server. An unknown code gives EngineError."""
-    error: TopfiveError
     if code == Code.OVERLOADED:
         error = Overloaded(retry_after_s)
-    elif code == Code.OUT_OF_MEMORY:
-        error = OutOfMemory()
-    elif code == Code.SHUTTING_DOWN:
-        error = ShuttingDown()
-    elif code == Code.DEADLINE_EXCEEDED:
-        error = DeadlineExceeded()
-    else:
-        known = code in tuple(Code)
-        error = _PLAIN[Code(code)](detail) if known else EngineError(f"{code}: {detail}")
+        error.detail = detail
         return error
-    error.detail = detail
-    return error
+    return _KINDS[Code(code)](detail) if code in tuple(Code) else EngineError(f"{code}: {detail}")
 
 
 def drop_tracebacks(error: BaseException | None) -> None:
