@@ -16,9 +16,9 @@ _FIRST_RETRY_S = 1.0  # before any batch has been measured
 
 
 class AdmissionControl:
-    """Admits at most `limits.capacity` images of one model at once, and none behind a queue of `limits.max_queue_s`.
+    """Admits at most `limits.capacity` images of one model at once; none that would queue over `limits.max_queue_s`.
 
-    With a `bound`, it admits none that would be late.
+    With a `bound`, it also refuses images whose response would miss the latency bound.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class AdmissionControl:
         """Images in flight: they are decoded, wait, or run now."""
 
     def admit(self, count: int, max_batch: int) -> Admission:
-        """Admit `count` images, all or none. `max_batch` is used only to estimate the retry time of Overloaded.
+        """Admit `count` images, all or none. `max_batch` serves to estimate the time in the queue and until a retry.
 
         Raises BadRequest if `count` is above the capacity, Overloaded if the free capacity is smaller than `count` or
         the queue is too long, and its subclass SloUnattainable if the response would miss the latency bound.

@@ -26,14 +26,14 @@ _RETRY_S = 1.0
 
 
 class Scope(StrEnum):
-    """What a key is good for: to classify and compare images; for everything else, such as the list of models."""
+    """What a key permits: inference is to classify and compare images, management is everything else."""
 
     INFERENCE = "inference"
     MANAGEMENT = "management"
 
 
 class ApiKey(BaseModel):
-    """An entry of the file. 0 requests mean no limit."""
+    """An entry of the file. A limit of 0 means no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -52,7 +52,7 @@ class _KeysFile(BaseModel):
 
 @dataclass(slots=True)
 class Client:
-    """Who holds a key, and what it uses now. `tokens` are the requests that it may send at once."""
+    """A client and its use of its key. `tokens` is the level of a token bucket; a request takes one token."""
 
     key: ApiKey
     clock: Clock
@@ -65,7 +65,7 @@ class Client:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count a request until the block ends. Raises Overloaded if the key has no room, or no token, for it."""
+        """Count a request until the block ends. Raises Overloaded if the key is at a limit."""
         key = self.key
         if key.max_in_flight and self.in_flight >= key.max_in_flight:
             raise Overloaded(_RETRY_S, f"the key {key.name} has {key.max_in_flight} requests in flight, its limit")
@@ -85,7 +85,7 @@ class Client:
 
 
 current_client: ContextVar[Client | None] = ContextVar("current_client", default=None)
-"""The client whose call the current task answers, None where no keys are configured."""
+"""The client whose call the current task answers, None if no keys are configured."""
 
 
 def admitted() -> AbstractContextManager[None]:
@@ -95,7 +95,7 @@ def admitted() -> AbstractContextManager[None]:
 
 
 class ApiKeys:
-    """The keys of the file at `path`, read again when it changes. Raises OSError where it cannot be read at first."""
+    """The keys of the file at `path`, read again when it changes. Raises OSError if the first read fails."""
 
     def __init__(self, path: Path, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock

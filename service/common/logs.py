@@ -1,4 +1,4 @@
-"""Lines of the log: one for each record, whatever the text of a client holds."""
+"""Formats the log. Text from a client can neither forge a record nor control a terminal."""
 
 import json
 import logging

@@ -46,7 +46,7 @@ class Reloaded(Generic[T]):
             log.error("%s; what was read before stays in force", error)
 
     def _read_stamps(self) -> list[tuple[int, ...]]:
-        """What tells a changed file: its time, size and number; nothing where it is missing."""
+        """For each file its time, size and inode, which show a change; nothing for a missing file."""
         stamps: list[tuple[int, ...]] = []
         for path in self._paths:
             try:

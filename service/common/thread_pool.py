@@ -39,9 +39,10 @@ class ThreadPool:
         ]
 
     def run(self, work: Callable[..., X], *args: object) -> "asyncio.Future[X]":
-        """A future with the result or exception of `work(*args)`, cancelled after `close`. Call on the event loop.
+        """A future of the result or exception of `work(*args)`. Call on the event loop.
 
-        If the future is cancelled before a thread takes the work, the work does not run.
+        After `close` it returns a cancelled future. If the future is cancelled before a thread takes the work, the work
+        does not run.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[X] = loop.create_future()

@@ -9,7 +9,7 @@ from service.common.reloaded import Reloaded
 
 @dataclass(frozen=True, slots=True)
 class TlsMaterial:
-    """PEM files as gRPC takes them, and the same as a context for REST. With an authority it asks for clients' own."""
+    """PEM files for gRPC, and an SSL context of them for REST. With `client_ca`, clients need certificates (mTLS)."""
 
     cert: bytes
     key: bytes
@@ -18,9 +18,9 @@ class TlsMaterial:
 
 
 class ServerTls:
-    """What the files hold, read again when they change. Raises OSError if they cannot be used at first.
+    """The contents of the files, read again when they change. Raises OSError if the first read fails.
 
-    `client_ca` is the authority whose clients alone may connect; None admits any.
+    Only clients with a certificate from `client_ca` may connect; None admits any client.
     """
 
     def __init__(self, cert: Path, key: Path, client_ca: Path | None) -> None:
@@ -32,7 +32,7 @@ class ServerTls:
         return self._material.value
 
     def context(self) -> ssl.SSLContext:
-        """A context for a listener: each of its handshakes uses the files of that moment."""
+        """A context for a listener: each handshake uses the present files."""
         context = self.material.context
 
         def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:

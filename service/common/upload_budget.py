@@ -1,4 +1,4 @@
-"""Bounds the bytes of all images that are in memory before any model can count them."""
+"""Bounds the bytes of all uploads in memory, because a model's admission counts images only after their upload."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,10 +10,10 @@ _RETRY_S = 1.0
 
 
 class UploadBudget:
-    """Shared by both transports: each request takes the bytes that it brings, and gives them back at its end.
+    """One budget for both transports: each request takes the bytes that it uploads, and returns them at its end.
 
     The requests of one address together take at most half of what the others leave, so that one client cannot take all.
-    Its only request may take more.
+    This does not bound an address with only one request.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -22,9 +22,9 @@ class UploadBudget:
 
     @contextmanager
     def share(self, address: str | None = None) -> Iterator[Callable[[int], None]]:
-        """A function that takes bytes for one request. It raises Overloaded if they are not left, or not for `address`.
+        """A function that takes bytes for one request. It raises Overloaded if too few are left, or left to `address`.
 
-        Without an address only the sum of all requests is bounded.
+        Without an address only the total of all requests is bounded.
         """
         taken = 0
 

@@ -26,9 +26,9 @@ class ClassifyJob:
         return self.out.with_name(f"{self.out.name}.partial")
 
     def prepare(self, overwrite: bool) -> None:
-        """Check that no results would be lost; with `overwrite` delete the journal of an earlier run.
+        """Check that the run may write its results file. With `overwrite`, delete the journal of an earlier run.
 
-        Raises OfflineError if there is a results file of a run that is finished, or its format cannot be written.
+        Raises OfflineError if the format cannot be written, or, without `overwrite`, if a finished file exists.
         """
         format_of(self.out)
         if overwrite:

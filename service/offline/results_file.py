@@ -42,7 +42,7 @@ class ResultTable:
         return ["path", "error", *(f"top{rank}_{column}" for rank in ranks for column in _PREDICTION_COLUMNS)]
 
     def cells(self, result: ImageResult) -> list[Any]:
-        """The row of one image; None if there is no such class."""
+        """The row of one image. A cell without a value is None."""
         found = [getattr(one, column) for one in result.predictions for column in _PREDICTION_COLUMNS]
         error = None if result.error is None else str(result.error)
         return [result.path, error, *found, *[None] * (len(_PREDICTION_COLUMNS) * self.top_k - len(found))]

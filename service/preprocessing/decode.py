@@ -98,7 +98,7 @@ class DecodedImage:
         return cls(image, image.size)
 
     def reduction_for(self, needed_side: int | None) -> int:
-        """The `reduction` that `decode_image` chooses for this image and that `needed_side` (None: all pixels)."""
+        """The `reduction` that `decode_image` chooses for this image and this `needed_side` (None: all pixels)."""
         return _reduction(self.size, needed_side) if self.reducible else 1
 
     @property
@@ -133,7 +133,7 @@ _TURNS = _PixelTurns(_PIXELS_AT_ONCE)
 
 
 def limit_pixels(limits: ImageLimits) -> None:
-    """Set Pillow's own limit of this process, for images whose size it finds only while it decodes."""
+    """Set Pillow's pixel limit in this process, for images whose size it finds only while it decodes."""
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
 
 

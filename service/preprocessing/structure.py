@@ -28,7 +28,7 @@ MAX_SIDE = 65_535  # pixels: the most that JPEG and GIF can say
 _MAX_PARTS = 1 << 16  # segments, chunks, blocks, boxes or strips
 _MAX_SCANS, _USUAL_SCANS = 1000, 12
 _MAX_SCAN_PIXELS = 1 << 29  # pixels times unusual scans: each scan of a progressive JPEG passes over the whole image
-_DENSE_PIXELS, _MAX_PIXELS_PER_BYTE = 4_000_000, 2000  # solid colour in the densest format but WebP has fewer
+_DENSE_PIXELS, _MAX_PIXELS_PER_BYTE = 4_000_000, 2000  # one colour has fewer in each format but WebP
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class ImageStructure:
     """What is known of an image file before it is decoded.
 
     `data` is the file without what a decoder does not need. `width` and `height` are in pixels, 0 if only the decoder
-    knows them. `orientation` is EXIF's, 1 for upright. `channels` are those of a JPEG. Only a `reducible` JPEG can be
-    decoded at a reduced size, and one of `one_pass` then takes the memory of that size. The rows of a PNG are
-    compressed in `data` from `packed_at` on, and have `unpacked_bytes`.
+    knows them. `orientation` is EXIF's, 1 for upright. `channels` counts the channels of a JPEG. Only a `reducible`
+    JPEG can be decoded at a reduced size; if all of it is in one scan (`one_pass`), that takes only the memory of the
+    reduced size. The rows of a PNG begin at `packed_at` in `data`, and decompress to `unpacked_bytes`.
     """
 
     format: str
@@ -54,7 +54,7 @@ class ImageStructure:
 
 
 def read_structure(data: bytes) -> ImageStructure:
-    """Find the format by the first bytes and read the structure. Raises BadImage if no photo looks like that."""
+    """Find the format by the first bytes and read the structure. Raises BadImage for an unknown or damaged file."""
     if not data:
         raise BadImage("the image is empty (0 bytes)")
     read = next((read for start, read in _READERS if start.match(data)), None)

@@ -23,7 +23,8 @@ _TIFF_TAGS = frozenset(
 def trimmed(data: bytes) -> tuple[bytes, dict[int, int]]:
     """A TIFF whose first directory has only the tags that pixels depend on, and the first value of each of these.
 
-    Of strips and tiles it is the sum of their sizes. Raises BadImage if a tag claims more than the file has.
+    The sizes of strips and tiles are summed. Raises BadImage if there are too many tags or strips, or if a tag claims
+    more bytes than the file has.
     """
     order, big = "<" if data[:2] == b"II" else ">", data[2:4] in (b"+\0", b"\0+")
     count_code, offset_code, step = ("Q", "Q", 20) if big else ("H", "I", 12)

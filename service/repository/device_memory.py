@@ -77,7 +77,7 @@ class DeviceMemory:
         return self.budget_bytes - self.used_bytes if self.budget_bytes else float("inf")
 
     def least_recently_used(self) -> str | None:
-        """The model to evict: an idle one, or else one in use. None if none may be evicted."""
+        """The least recently used idle model, else the least recently used model in use. None if neither exists."""
         for use in _EVICTABLE:
             if found := [one for one in self.models if one.use is use]:
                 return min(found, key=lambda one: one.last_used_s).name

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it, with a bound on all that a client can make last or grow."""
+"""uvicorn's HTTP/1.1 protocol, with bounds on the time and memory that a client can take."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ _HIGH_WATER_BYTES = 256 << 10  # of a body, until the application takes them
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _NOT_TAKEN = b"\r\nx-offer:"
 _SOUGHT = (b"\r\nupgrade:", b"\r\n\r\n")
-_VERSION, _CONTINUE = b"HTTP/1.1 ", b"HTTP/1.1 100 "  # the start of each answer, and of none
+_VERSION, _CONTINUE = b"HTTP/1.1 ", b"HTTP/1.1 100 "  # the starts of an answer and of an interim response
 
 _ERROR = socket.SOL_SOCKET, socket.SO_ERROR
 
@@ -72,10 +72,10 @@ class _AnswerTransport:
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
-    """One connection, with one timer: uvicorn's, for whatever the client owes. `opened_s` is in the loop's time.
+    """One connection. uvicorn's keep-alive timer limits each step of the client. `opened_s` is in the loop's time.
 
-    An answer that comes before the whole request ends the connection. uvicorn has no hook for any of this; its private
-    methods are called only for its timer.
+    An answer sent before the whole request is read ends the connection. uvicorn has no hook for any of this;
+    its private methods are called only for its timer.
     """
 
     opened_s = 0.0
@@ -84,7 +84,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     _keeps_alive = True  # after the request that is read
     _last = False  # no further request is read
     _lingers = False
-    _unread = False  # bytes of the client may be, so that closing at once would reset the connection
+    _unread = False  # unread bytes may be left, so that closing at once would reset the connection
     _progress = False
     _idle_bytes = _window_bytes = 0  # since the last progress; in this time for a body
     _waits: tuple[str, float] | None = None
@@ -131,7 +131,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._watch()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays open: only for answers to whole requests. TLS cannot do that."""
+        """Whether to stay open after the client's EOF: only to answer a whole request, and never with TLS."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.more_body or self.scheme == "https":
             return False
@@ -194,7 +194,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what cannot be read. Answers that are owed come first, and then there is none to it."""
+        """Refuse an unreadable request and close. If an earlier answer is due, no refusal is sent."""
         cycle = self.cycle
         self._unread = True
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
@@ -225,7 +225,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._watch()
 
     def _watch(self) -> None:
-        """Set the timer for what the client owes now; its time runs since it began to owe that."""
+        """Set the timer for the next step of the client. Its time runs from when that step became due."""
         cycle, waits = self.cycle, None
         if self not in self.connections:  # it is lost already
             return
@@ -249,7 +249,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_at(self._due_s, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
-        """The time is over. It begins anew while enough of a body comes, or while the client waits for its answer."""
+        """Close the connection, or restart the timer if enough of a body came or the client awaits its answer."""
         waited, self._waits = self._waits, None
         if waited == BODY:
             paused = self.flow.read_paused or self.cycle.waiting_for_100_continue

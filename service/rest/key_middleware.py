@@ -1,4 +1,4 @@
-"""Checks the API keys of REST requests. It is installed only where keys are configured."""
+"""Checks the API keys of REST requests. It is installed only if keys are configured."""
 
 from starlette.datastructures import Headers
 from starlette.requests import Request

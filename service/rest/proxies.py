@@ -10,10 +10,10 @@ _PREFIX = re.compile(r"(/[\w.~-]+)+", re.ASCII)  # it stands in links of /docs, 
 
 
 class ProxyHeaders(ProxyHeadersMiddleware):
-    """ASGI middleware: puts a path prefix before the path, and takes X-Forwarded-* headers of trusted proxies.
+    """ASGI middleware: adds the path prefix that a proxy strips, and reads X-Forwarded-* headers of trusted proxies.
 
-    The prefix is X-Forwarded-Prefix where it may be trusted, else `root_path`. A proxy may strip it or not. Uvicorn's
-    middleware, which this one extends, reads X-Forwarded-Proto and -For.
+    The prefix is X-Forwarded-Prefix of a trusted proxy, else `root_path`. A path that has the prefix stays as it is.
+    This class reads X-Forwarded-Prefix and -Host; uvicorn's class, its base, reads -Proto and -For.
     """
 
     def __init__(self, app: ASGIApp, root_path: str, trusted: str) -> None:

@@ -1,4 +1,4 @@
-"""Bounds the messages that gRPC holds before the service can count them, and ends calls with their errors."""
+"""Bounds the messages that gRPC holds before the service counts them, and turns exceptions into the status of calls."""
 
 import asyncio
 from collections import defaultdict
@@ -20,11 +20,11 @@ _Answer = Callable[[Any, Context], Awaitable[Any]]
 
 
 class MessageLimit(grpc.aio.ServerInterceptor):
-    """Reads at most `places` messages of unary calls at once, and takes as many streams, of each service.
+    """Lets each service read at most `places` messages of unary calls at once, and have at most `places` streams.
 
-    gRPC reads a message whole before the call of the servicer begins. A stream may hold one message at any time, so it
-    keeps its place. Further calls wait, further streams get Overloaded. What a unary method raises becomes the status
-    of its call here: an aborted call lives until the garbage collector runs, so nothing of it may hold the message.
+    gRPC reads a whole message before it calls the servicer. A stream may hold one message at any time, so it keeps its
+    place until it ends. Further unary calls wait; further streams get Overloaded. An exception of a unary method
+    becomes its status here: an aborted call lives until the garbage collector runs, so it must not hold the message.
     """
 
     def __init__(self, places: int) -> None:

@@ -39,10 +39,10 @@ _OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class RpcLimits:
-    """Limits of messages and connections. `max_read_bytes` bounds the messages that are read at once.
+    """Limits of messages and connections. `max_read_bytes` limits how many messages each service reads at once.
 
-    A connection without calls is closed after `idle_s`, any one after `age_s` unless that is 0; its calls may go on for
-    `grace_s` then.
+    The server closes a connection without calls after `idle_s`, and any connection after `age_s` (0: never). Its calls
+    then have `grace_s` to end.
     """
 
     max_image_bytes: int
@@ -100,7 +100,7 @@ class RpcServer:
             ) from error
 
     def _listen(self, address: str, tls: ServerTls | None) -> int:
-        """Listen on that address, by TLS if given. Each handshake uses the certificates of its moment."""
+        """Listen on that address, by TLS if given. Each handshake uses the present certificates."""
         if tls is None:
             return self._server.add_insecure_port(address)
 

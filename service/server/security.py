@@ -1,4 +1,4 @@
-"""Makes from the settings what a server needs to know its clients, and warns where anybody may come in."""
+"""Makes TLS files and API keys from the settings, and warns if every client may use the server."""
 
 import logging
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def server_tls(settings: Settings) -> ServerTls | None:
-    """The certificates of the settings. Raises OSError where they cannot be used."""
+    """The TLS files of the settings, None without TLS. Raises OSError if they cannot be used."""
     cert, key, client_ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca
     if cert is not None and key is not None:
         return ServerTls(cert, key, client_ca)
@@ -24,7 +24,7 @@ def server_tls(settings: Settings) -> ServerTls | None:
 
 
 def api_keys(settings: Settings, clock: Clock, metrics: Metrics) -> ApiKeys | None:
-    """The API keys of the settings. Raises OSError where their file cannot be used."""
+    """The API keys of the settings, None without a file. Raises OSError if it cannot be used."""
     if settings.api_keys_file is not None:
         return ApiKeys(settings.api_keys_file, clock, metrics)
     if settings.host in _EVERY_ADDRESS and settings.tls_client_ca is None:
