@@ -25,6 +25,7 @@ from service.preprocessing.tiff_tags import (
 )
 
 MAX_SIDE = 65_535  # pixels: the most that JPEG and GIF can say
+_HEAD_BYTES = 64 << 10  # that are searched for the name of a format that is not taken
 _MAX_PARTS = 1 << 16  # segments, chunks, blocks, boxes or strips
 _MAX_SCANS, _USUAL_SCANS = 1000, 12
 _MAX_SCAN_PIXELS = 1 << 29  # pixels times unusual scans: each scan of a progressive JPEG passes over the whole image
@@ -83,7 +84,7 @@ def check_size(width: int, height: int, size_bytes: int, limits: ImageLimits) ->
 def _unknown(data: bytes) -> str:
     send = f"send one of {', '.join(FORMATS)}"
     for start, name in _NOT_TAKEN:
-        if start.match(data):
+        if start.match(data, 0, _HEAD_BYTES):
             return f"this is {name}, which is not taken; {send}"
     return f"not an image in a known format; {send}"
 
@@ -338,12 +339,12 @@ _NOT_TAKEN = (
     (re.compile(rb"%PDF-"), "PDF, a document"),
     (
         re.compile(
-            rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]{,200}>)?\s*(<!--.{,2000}?-->\s*)*(<!DOCTYPE svg[^>]{,300}>)?\s*<svg",
+            rb"(\xef\xbb\xbf)?\s*+(<\?xml[^>]{,200}>\s*+)?(<!--.{,2000}?-->\s*+)*+(<!DOCTYPE svg[^>]{,300}>\s*+)?<svg",
             re.DOTALL,
         ),
         "SVG, a drawing",
     ),
-    (re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype )?html", re.IGNORECASE), "HTML, a web page"),
+    (re.compile(rb"(\xef\xbb\xbf)?\s*+<(!doctype )?html", re.IGNORECASE), "HTML, a web page"),
     (re.compile(rb"....ftyp", re.DOTALL), "a video"),
     (re.compile(rb"8BPS"), "PSD, a file of Photoshop"),
 )

@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -187,6 +188,15 @@ def test_formats_by_name(data: bytes, name: str) -> None:
     """A file in a known format that is not taken is named, with the formats that are."""
     with pytest.raises(BadImage, match=rf"this is {name}.*JPEG, PNG"):
         decode_pixels(data, LIMITS)
+
+
+@pytest.mark.parametrize("part", [b" ", b"\r\n", b"<!---->", b"<!-- -->\n", b"<!--", b"<?xml>", b"\xef\xbb\xbf", b"<"])
+def test_text_costs_little(part: bytes) -> None:
+    """Text of any size, which may begin a drawing or a web page, is refused within a second."""
+    cpu_s, refused = time.thread_time(), "not an image in a known format"
+    with pytest.raises(BadImage, match=refused):
+        read_structure(part * (FULL // len(part)))
+    assert time.thread_time() - cpu_s < MAX_CPU_S
 
 
 def test_heic(monkeypatch: pytest.MonkeyPatch) -> None:
