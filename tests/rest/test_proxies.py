@@ -49,6 +49,18 @@ async def test_forwarded(exported: Path) -> None:
     assert (other.status_code, other.text) == (400, "Invalid host header")
 
 
+async def test_a_proxy_on_this_machine(exported: Path) -> None:
+    """The proxies of the setting are trusted, also one that tells the client; others are not, even on this machine."""
+    headers = PREFIX | HOST | {"X-Forwarded-For": "192.0.2.1"}
+    async with serving(exported, FakeEngine(), forwarded_allow_ips="127.0.0.1") as running:
+        trusted = await running.http.post("/predict", headers=headers)
+    async with serving(exported, FakeEngine()) as running:
+        stranger = await running.http.post("/predict", headers=headers)
+
+    assert "'https://a.example/vision/predict'" in trusted.json()["detail"]
+    assert f"'{running.http.base_url}/predict'" in stranger.json()["detail"]
+
+
 async def test_strangers_are_not_trusted(exported: Path) -> None:
     """X-Forwarded-Prefix and -Host of any other client change nothing."""
     async with serving(exported, FakeEngine(), forwarded_allow_ips="10.0.0.1") as running:
