@@ -30,6 +30,9 @@ _LONGEST_NAME = 60  # of a client's own name in an error message
 _ENVELOPE_BYTES = 1 << 20  # multipart boundaries, headers and other fields around the image
 _MAX_FIELDS = 24
 _MAX_HEADER_BYTES = 16 << 10
+_CHARSET = (
+    "latin-1"  # of part headers: any bytes, because some clients write a file name in the charset of their system
+)
 _MAX_BOUNDARY_BYTES = 256  # RFC 2046 allows 70; each chunk is searched for it
 _FILE_TYPES = ("image/", "application/octet-stream")
 _PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")
@@ -212,7 +215,9 @@ async def _fields(request: Request, boundary: str, limits: ImageLimits, take: Ta
         raise MultipartError("it names no boundary")
     if len(boundary) > _MAX_BOUNDARY_BYTES:
         raise MultipartError(f"its boundary has {len(boundary):,} bytes; at most {_MAX_BOUNDARY_BYTES} are read")
-    parser = PushMultipartParser(boundary, max_header_size=_MAX_HEADER_BYTES, max_segment_count=_MAX_FIELDS)
+    parser = PushMultipartParser(
+        boundary, max_header_size=_MAX_HEADER_BYTES, max_segment_count=_MAX_FIELDS, header_charset=_CHARSET
+    )
     fields: list[_Field] = []
     async for chunk in _chunks(request, limits, _ENVELOPE_BYTES, take):
         for event in parser.parse(chunk):
@@ -221,7 +226,8 @@ async def _fields(request: Request, boundary: str, limits: ImageLimits, take: Ta
                 if encoding not in _PLAIN_ENCODINGS:
                     raise MultipartError(f"a part is encoded as {encoding[:30]}; send its bytes as they are")
                 is_file = event.filename is not None or (event.content_type or "").startswith(_FILE_TYPES)
-                fields.append(_Field(event.name, is_file))
+                name = event.name.encode(_CHARSET, "replace").decode(errors="replace")
+                fields.append(_Field(name, is_file))
             elif event is not None and fields[-1].name == _FIELD:  # a part of the field's content
                 fields[-1].content.write(event)
     try:

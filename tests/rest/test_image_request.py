@@ -64,11 +64,12 @@ async def test_any_content(pieces: list[bytes], cuts: list[int]) -> None:
         part(b"abc") + END + b"an epilogue\r\n--" + BOUNDARY + b"\r\n",
         part(b"abc") + END.rstrip(),
         part(b"abc", b'FORM-DATA; NAME=image; FILENAME=""') + END,
+        part(b"abc", 'form-data; name="image"; filename="새.jpg"'.encode("cp949")) + END,
         part(b"abc", extra=b"Content-Type: image/jpeg\r\ncontent-transfer-encoding: BINARY\r\n") + END,
     ],
 )
 async def test_forms(form: bytes) -> None:
-    """A form may have text around its parts and headers in them, and may come byte by byte."""
+    """A form may have text around its parts, headers and any bytes in them, and may come byte by byte."""
     assert await read(form) == b"abc"
     assert await read(form, *range(1, len(form))) == b"abc"
 
@@ -120,6 +121,7 @@ async def test_text(text: bytes) -> None:
         (part(b"abc", extra=b"X: %s\r\n" % (b"x" * 20_000)) + END, "header length"),
         (part(b"", b"form-data; name=a") * 25 + END, "segment count"),
         (part(b"abc", b"form-data; name=other; filename=a") + END, "no field 'image' [(]fields: other[)]"),
+        (part(b"abc", 'form-data; name="사진"; filename=a'.encode()) + END, "fields: 사진"),
         (part(b"abc", b"form-data; name=image") + END, "is text, not a file"),
         (part(b"abc") * 2 + END, "has 2 fields 'image'"),
         (part(b"abc") + part(b"tiny", b"form-data; name=model") + END, "has the field 'model' beside 'image'"),
