@@ -49,6 +49,8 @@ def _read(cert: Path, key: Path, client_ca: Path | None) -> TlsMaterial:
         context.load_cert_chain(cert, key)
         if client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
+            # No session is resumed, because its client would not be verified by the authority of that moment.
+            context.minimum_version, context.num_tickets = ssl.TLSVersion.TLSv1_3, 0
         authority = None if client_ca is None else client_ca.read_bytes()
         return TlsMaterial(cert.read_bytes(), key.read_bytes(), authority, context)
     except OSError as error:  # ssl.SSLError is one

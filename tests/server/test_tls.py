@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -129,6 +130,41 @@ async def test_new_certificate(exported: Path, tmp_path: Path, monkeypatch: pyte
         async with https(running, old, old) as http:
             assert (await http.get("/livez")).status_code == 200
         assert await rpc_status(running, old, old) is grpc.StatusCode.OK
+
+
+def resumes(port: int, server: Identity, client: Identity | None, version: ssl.TLSVersion) -> bool:
+    """Whether a second connection takes up the session of the first. Raises OSError if the server refuses them."""
+    context = ssl.create_default_context(cafile=server.ca)
+    context.maximum_version = version
+    if client is not None:
+        context.load_cert_chain(client.cert, client.key)
+    reused: list[bool | None] = []
+    session: ssl.SSLSession | None = None
+    for _ in range(2):
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+            context.wrap_socket(plain, server_hostname="localhost", session=session) as tls,
+        ):
+            tls.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert tls.recv(4096).startswith(b"HTTP/1.1 200")
+            reused.append(tls.session_reused)
+            session = tls.session
+    return bool(reused[1])
+
+
+async def test_no_session_outlives_its_authority(exported: Path, tmp_path: Path) -> None:
+    """With an authority of clients no connection takes up an earlier session, which would not verify the client."""
+    server = issue(tmp_path / "server")
+    files: dict[str, Any] = {"tls_cert": server.cert, "tls_key": server.key}
+    v2, v3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+    async with serving(exported, FakeEngine(), **files) as running:
+        port = running.service.rest.port
+        assert [await asyncio.to_thread(resumes, port, server, None, version) for version in (v2, v3)] == [True, True]
+    async with serving(exported, FakeEngine(), **files, tls_client_ca=server.ca) as running:
+        port = running.service.rest.port
+        assert not await asyncio.to_thread(resumes, port, server, server, v3)
+        with pytest.raises(OSError):  # noqa: PT011  # Python's words differ
+            await asyncio.to_thread(resumes, port, server, server, v2)
 
 
 async def test_gateway_serves_tls(running: Running, tmp_path: Path) -> None:
