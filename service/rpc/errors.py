@@ -5,9 +5,10 @@ import os
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from proto.topfive.v1 import classifier_pb2 as pb
-from service.common.errors import TABLE, Code, Overloaded, TopfiveError, drop_tracebacks
+from service.common.errors import TABLE, BadRequest, Code, Overloaded, TopfiveError, drop_tracebacks
 
 _SERVER_ID = os.urandom(8).hex()  # shows a refused client whether another server answers next
 
@@ -18,6 +19,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 def describe(error: Exception, identity: str) -> pb.Error:
     """The error for the client, with the details that it may not see only logged. Drops its tracebacks."""
+    if isinstance(error, DecodeError):
+        error = BadRequest("the message is not one of this call: it cannot be parsed")
     if not isinstance(error, TopfiveError) or error.code is Code.INTERNAL:
         log.error("%s: unexpected error", identity, exc_info=error)
         code, detail = Code.INTERNAL, f"the server failed; its log has the cause under {identity}"

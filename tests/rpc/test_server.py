@@ -144,12 +144,23 @@ async def test_compressed_message(running: Running) -> None:
     assert status is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.parametrize("method", ["Classify", "ClassifyStream"])
+async def test_no_message_of_the_call(running: Running, method: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Bytes that are no message are the client's fault, and no error of the server."""
+    sending: Any = running.channel.stream_stream(f"/{SERVICE}/{method}")
+    call = sending(iter([b"\xff" * 9]))
+
+    assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert dict(await call.trailing_metadata())["topfive-code"] == "bad_request"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_messages_that_are_read_at_once(exported: Path) -> None:
-    """Only as many messages are read at once as --max-upload-bytes has room for; those that wait are answered later.
+    """Of a client only as many messages are read at once as its half of --max-upload-bytes has room for; others wait.
 
     A call that never sends its message keeps its place until it ends, and health checks have places of their own.
     """
-    async with serving(exported, FakeEngine(), max_image_bytes=1 << 20, max_upload_bytes=4 << 20) as running:
+    async with serving(exported, FakeEngine(), max_image_bytes=1 << 20, max_upload_bytes=8 << 20) as running:
         silent: list[Any] = [running.channel.stream_unary(f"/{SERVICE}/Classify")() for _ in range(2)]
         for call in silent:
             await call.wait_for_connection()

@@ -156,6 +156,43 @@ async def test_a_share_of_memory(exported: Path, tmp_path: Path) -> None:
         await writer.wait_closed()
 
 
+async def test_a_share_of_the_calls(exported: Path, tmp_path: Path) -> None:
+    """Calls of a key that never send their message leave half of the places, and half of the streams, to others.
+
+    All keys together have no more places than --max-upload-bytes has room for.
+    """
+    path = write_keys(tmp_path / "keys.toml", web={}, third={}, other={})
+    web, other = tuple(bearer("web").items()), tuple(bearer("other").items())
+    limits: dict[str, Any] = {"max_image_bytes": 1 << 20, "max_upload_bytes": 8 << 20}  # four places
+    async with serving(exported, FakeEngine(), api_keys_file=path, **limits) as running:
+        silent: list[Any] = [
+            running.channel.stream_unary("/topfive.v1.Classifier/Classify")(metadata=web) for _ in range(8)
+        ]
+        streams = [running.stub.ClassifyStream(metadata=web) for _ in range(2)]
+        for call in [*silent, *streams]:
+            await call.wait_for_connection()
+        for call in streams:
+            await call.write(pb.ClassifyRequest(image=png(1)))
+            await call.read()
+        assert await rpc_code_of(running.stub.ClassifyStream(metadata=web)) == "overloaded"
+        for _ in range(2):
+            answer = await running.stub.Classify(pb.ClassifyRequest(image=png(2)), metadata=other, timeout=20)
+            assert answer.predictions[0].class_id == 2
+        stream = running.stub.ClassifyStream(iter([pb.ClassifyRequest(image=png(3))]), metadata=other)
+        assert (await stream.read()).reply.predictions[0].class_id == 3
+        assert await stream.code() is grpc.StatusCode.OK
+        silent += [
+            running.channel.stream_unary("/topfive.v1.Classifier/Classify")(metadata=tuple(bearer("third").items()))
+            for _ in range(2)
+        ]
+        for call in silent[-2:]:
+            await call.wait_for_connection()
+        waiting = running.stub.Classify(pb.ClassifyRequest(image=png(2)), metadata=other, timeout=0.2)
+        assert await waiting.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        for call in [*silent, *streams]:
+            call.cancel()
+
+
 async def rpc_code_of(call: Any) -> str:
     """The code in the trailing metadata of a call."""
     return str(dict(await call.trailing_metadata())["topfive-code"])
