@@ -135,7 +135,7 @@ def _read_keys(path: Path) -> tuple[ApiKey, ...]:
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise OSError(f"the API keys in {path} cannot be used: {reasons}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OSError(f"the API keys in {path} cannot be used: {error}") from None
     for what in ("name", "sha256"):
         if len({getattr(key, what) for key in keys}) < len(keys):
