@@ -20,6 +20,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 def describe(error: Exception, identity: str) -> pb.Error:
     """The error for the client, with the details that it may not see only logged. Drops its tracebacks."""
     if isinstance(error, DecodeError):
+        drop_tracebacks(error)
         error = BadRequest("the message is not one of this call: it cannot be parsed")
     if not isinstance(error, TopfiveError) or error.code is Code.INTERNAL:
         log.error("%s: unexpected error", identity, exc_info=error)
