@@ -1,5 +1,6 @@
 """Decodes image files of unknown origin to RGB pixels, or raises a clear error. It does not resize."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -56,7 +57,8 @@ _LIBJPEG = f"libjpeg-turbo by simplejpeg {simplejpeg.__version__}"
 
 # libjpeg's warnings of pixels that are not what was photographed; others are of side notes, or of bytes too many
 _PIXELS_LOST = re.compile(r"premature|bad \w+ code|instead of RST", re.IGNORECASE)
-_MEMORY_LACKS = re.compile(r"memory", re.IGNORECASE)
+_END_OF_JPEG = b"\xff\xd9"
+_MEMORY_LACKS = re.compile(r"^(?!.*security limit).*memory", re.IGNORECASE)
 
 _LARGE_PIXELS = 1_000_000  # smaller images are not counted
 _PIXELS_AT_ONCE = 64_000_000  # in the decoders of all threads, or one larger image: each takes up to 16 bytes
@@ -67,6 +69,7 @@ with suppress(ImportError):  # the extra `heic`
 
     pillow_heif.register_heif_opener(thumbnails=False)
     pillow_heif.options.DECODE_THREADS = 1
+os.environ["LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER"] = "12"  # of a JPEG in a TIFF: each scan passes over all pixels
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded side by side instead
 Image.init()  # load every reader now, not at the first request
 
@@ -165,7 +168,7 @@ def decode_image(data: bytes, limits: ImageLimits, needed_side: int | None = Non
     except Exception as error:  # decoders fail in many ways on bytes that are not what they claim to be
         if _MEMORY_LACKS.search(str(error)):
             raise OutOfMemory from error
-        raise BadImage(f"the image is damaged or cut off ({error})") from None
+        raise BadImage(f"the image is damaged or cut off ({str(error).strip()})") from None
 
 
 def _reduction(size: tuple[int, int], needed_side: int | None) -> int:
@@ -178,12 +181,16 @@ def _jpeg(file: ImageStructure, limits: ImageLimits, needed_side: int | None) ->
     by = _reduction(size, needed_side) if file.reducible else 1
     width, height = ceil(size[0] / by), ceil(size[1] / by)
     colours = {1: "GRAY", 3: "RGB", 4: "CMYK"}[file.channels]
-    decode = partial(simplejpeg.decode_jpeg, file.data, colours, min_height=height, min_width=width, min_factor=by)
+    # cameras leave the marker out; with it, libjpeg tells files that lack pixels from those that lack the marker alone
+    data = file.data if file.data.endswith(_END_OF_JPEG) else file.data + _END_OF_JPEG
+    decode = partial(simplejpeg.decode_jpeg, data, colours, min_height=height, min_width=width, min_factor=by)
     weight = width * height if file.one_pass else size[0] * size[1]
     with _TURNS.turn(weight) if weight > _LARGE_PIXELS else nullcontext():
         try:
             pixels = decode(strict=True)
         except ValueError as error:
+            if "subsampling" in str(error):
+                raise BadImage("the JPEG has a rare subsampling of colour; save it as 4:2:0 or 4:4:4") from None
             if _PIXELS_LOST.search(str(error)):
                 raise
             pixels = decode(strict=False)
@@ -199,7 +206,11 @@ def _from_inks(pixels: Pixels) -> Image.Image:
     height, width, channels = pixels.shape
     if channels == 1:
         return Image.fromarray(pixels[:, :, 0]).convert("RGB")
-    return Image.frombytes("CMYK", (width, height), pixels.tobytes(), "raw", "CMYK;I").convert("RGB")
+    image = Image.new("RGB", (width, height))
+    for top, bottom in _steps(width, height):
+        part = pixels[top:bottom].tobytes()
+        image.paste(Image.frombytes("CMYK", (width, bottom - top), part, "raw", "CMYK;I").convert("RGB"), (0, top))
+    return image
 
 
 def _by_pillow(file: ImageStructure, limits: ImageLimits) -> DecodedImage:
@@ -212,7 +223,7 @@ def _by_pillow(file: ImageStructure, limits: ImageLimits) -> DecodedImage:
     try:
         opened = Image.open(BytesIO(file.data), formats=[file.format])
     except UnidentifiedImageError:
-        raise BadImage(f"the image is damaged or cut off (the header of the {file.format} cannot be read)") from None
+        raise BadImage(f"the image is damaged, or a {file.format} of a rare kind; save it as RGB of 8 bits") from None
     with opened:
         check_size(*opened.size, len(file.data), limits)
         weight = max(opened.width * opened.height, file.width * file.height)
@@ -242,9 +253,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise BadImage("pixels of 32 bits have no defined white; convert the image to 8 or 16 bits per channel")
     if image.has_transparency_data:
-        layer = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", layer.size, "white")
-        white.paste(layer, mask=layer)
+        white = Image.new("RGB", image.size, "white")
+        for top, bottom in _steps(image.width, image.height):
+            layer = image.crop((0, top, image.width, bottom)).convert("RGBA")
+            white.paste(layer, (0, top), layer)
         return white
     return image.convert("RGB")
 
@@ -253,7 +265,12 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     """Convert 16-bit grey to 8-bit RGB. Pillow's own conversion would clip everything above 255 to white."""
     values = np.asarray(image)
     eight_bits = np.empty(values.shape, dtype=np.uint8)
-    rows = max(1, _STEP_PIXELS // image.width)
-    for row in range(0, image.height, rows):  # in steps, because the product needs 32 bits
-        eight_bits[row : row + rows] = (values[row : row + rows].astype(np.uint32) + 128) // 257
+    for top, bottom in _steps(image.width, image.height):  # the product needs 32 bits
+        eight_bits[top:bottom] = (values[top:bottom].astype(np.uint32) + 128) // 257
     return Image.fromarray(eight_bits).convert("RGB")
+
+
+def _steps(width: int, height: int) -> Iterator[tuple[int, int]]:
+    """The first row of each part, and the row after it: a conversion in parts takes the memory of one."""
+    rows = max(1, _STEP_PIXELS // width)
+    return ((top, min(top + rows, height)) for top in range(0, height, rows))

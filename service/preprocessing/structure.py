@@ -14,15 +14,7 @@ from math import prod
 
 from service.common.errors import BadImage, TooLarge
 from service.common.types import FORMATS, ImageLimits
-from service.preprocessing.tiff_tags import (
-    COMPRESSION,
-    LENGTH,
-    TILE_LENGTH,
-    TILE_WIDTH,
-    WIDTH,
-    exif_orientation,
-    trimmed,
-)
+from service.preprocessing.tiff_tags import LENGTH, TILE_LENGTH, TILE_WIDTH, WIDTH, exif_orientation, trimmed
 
 MAX_SIDE = 65_535  # pixels: the most that JPEG and GIF can say
 _HEAD_BYTES = 64 << 10  # that are searched for the name of a format that is not taken
@@ -277,15 +269,12 @@ def _bmp(data: bytes) -> ImageStructure:
     return ImageStructure("BMP", data, abs(width), abs(height))
 
 
-_FAX = (2, 3, 4)
-
-
 def _tiff(data: bytes) -> ImageStructure:
     file, tags = trimmed(data)
-    if tags.get(COMPRESSION) in _FAX:
-        raise BadImage("the TIFF is compressed as a fax, which is not taken; save it without, or as PNG")
-    whole, tile = (tags.get(WIDTH, 0), tags.get(LENGTH, 0)), (tags.get(TILE_WIDTH, 0), tags.get(TILE_LENGTH, 0))
-    width, height = max(whole, tile, key=prod)  # a tile is decoded whole
+    whole = tags.get(WIDTH, 0), tags.get(LENGTH, 0)
+    tile = tags.get(TILE_WIDTH, 0) or whole[0], tags.get(TILE_LENGTH, 0) or whole[1]
+    tiled = tuple(-(-side // max(1, part)) * part for side, part in zip(whole, tile, strict=True))
+    width, height = tiled if prod(tiled) > 2 * prod(whole) else whole  # tiles are decoded whole
     return ImageStructure("TIFF", file, width, height)  # Pillow turns it upright
 
 
@@ -307,18 +296,23 @@ _IMAGE_SIZE = re.compile(rb"ispe.{4}(.{8})", re.DOTALL)
 
 def _boxes(name: str) -> Callable[[bytes], ImageStructure]:
     def read(data: bytes) -> ImageStructure:
-        at = 0
+        at, sizes = 0, [(0, 0)]
+        parts: list[bytes] = []
         for _ in range(_MAX_PARTS):
             if at + 8 > len(data):
                 break
             size, kind = struct.unpack_from(">I4s", data, at)
-            if kind == b"meta":
-                meta = data[at : at + size]
-                sizes = [struct.unpack(">II", found) for found in _IMAGE_SIZE.findall(meta)]
-                file = data[:at] + meta.replace(b"Exif", bytes(4)) + data[at + size :]
-                return ImageStructure(name, file, *max(sizes, key=prod, default=(0, 0)))
-            at += max(8, size)
-        raise BadImage(f"the image is damaged or cut off (the {name} has no box `meta`)")
+            if size < 8:  # 1 for a number of 64 bits, 0 for the rest of the file
+                size = max(8, struct.unpack_from(">Q", data, at + 8)[0]) if size else len(data)
+            box = data[at : at + size]
+            if kind in (b"meta", b"moov"):
+                sizes += (struct.unpack(">II", found) for found in _IMAGE_SIZE.findall(box))
+                box = box.replace(b"Exif", bytes(4))
+            parts.append(box)
+            at += size
+        if len(sizes) == 1:
+            raise BadImage(f"the image is damaged or cut off (the {name} says no size)")
+        return ImageStructure(name, b"".join([*parts, data[at:]]), *max(sizes, key=prod))
 
     return read
 

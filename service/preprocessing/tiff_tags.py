@@ -10,7 +10,10 @@ _ORIENTATION = 0x0112
 
 # TIFF 6.0 and BigTIFF: a directory of tags. The first one keeps only those that pixels depend on.
 _TIFF_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}  # by type
-WIDTH, LENGTH, COMPRESSION, TILE_WIDTH, TILE_LENGTH = 256, 257, 259, 322, 323
+_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 13: "I", 16: "Q", 17: "Q", 18: "Q"}  # a negative is huge
+WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH = 256, 257, 322, 323
+_COMPRESSION = 259
+_COMPRESSIONS = (1, 5, 6, 7, 8, 32773, 32946, 34925, 50000)  # of photos; the decoder of faxes logs each damaged line
 _OFFSETS, _SIZES = (273, 324), (279, 325)  # of strips and tiles
 _TIFF_TAGS = frozenset(
     (
@@ -37,7 +40,7 @@ def trimmed(data: bytes) -> tuple[bytes, dict[int, int]]:
     entries, held = [], 0
     for place in range(first, first + step * count, step):
         tag, kind, values = struct.unpack_from(f"{order}HH{offset_code}", data, place)
-        if tag not in _TIFF_TAGS:
+        if tag not in _TIFF_TAGS or tag in tags:  # of a tag that comes twice decoders take either
             continue
         entries.append(data[place : place + step])
         size = _TIFF_BYTES.get(kind, 0) * values
@@ -49,8 +52,13 @@ def trimmed(data: bytes) -> tuple[bytes, dict[int, int]]:
             (start,) = struct.unpack_from(order + offset_code, data, start)
         if held > len(data) or start + size > len(data):
             raise BadImage(f"the image is damaged or cut off (tag {tag} of the TIFF is larger than the file)")
-        if values and (code := {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)):
-            tags[tag] = sum(struct.unpack_from(f"{order}{values if tag in _SIZES else 1}{code}", data, start))
+        summed = min(values, values if tag in _SIZES else 1) if kind in _INTEGERS else 0
+        tags[tag] = sum(struct.unpack_from(f"{order}{summed}{_INTEGERS.get(kind, 'B')}", data, start))
+    if (compression := tags.get(_COMPRESSION, 1)) not in _COMPRESSIONS:
+        raise BadImage(
+            f"the TIFF is compressed as a fax or in a rare way ({compression}), which is not taken; save it without, "
+            "or as PNG"
+        )
     if any(tags.get(tag, 0) > len(data) for tag in _SIZES):
         raise BadImage("the image is damaged or cut off (the strips of the TIFF are larger than the file)")
     directory = struct.pack(order + count_code, len(entries)) + b"".join(entries) + bytes(struct.calcsize(offset_code))

@@ -1,5 +1,7 @@
 """The structure of image files: what would cost much is refused cheaply; what pixels do not need may be broken."""
 
+import io
+import re
 import struct
 import subprocess
 import sys
@@ -80,6 +82,58 @@ def overlapping_tags(first: int, each: int, count: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, count) + entries + bytes(4 + each)
 
 
+def wide_tiles() -> bytes:
+    """A TIFF of one column whose 1,024 tiles, each decoded whole, have 4 billion pixels."""
+    width, height, count = 62_000, 64, 1024
+    tile = zlib.compress(bytes(width * height), 9)
+    values = {256: 1, 257: 65_535, 258: 8, 259: 8, 262: 1, 277: 1, 322: width, 323: height}
+    arrays = 8 + 2 + 12 * (len(values) + 2) + 4
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items()]
+    entries += [struct.pack("<HHII", tag, 4, count, arrays + 4 * count * place) for place, tag in enumerate((324, 325))]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    offsets = struct.pack("<I", arrays + 8 * count) * count
+    return head + offsets + struct.pack("<I", len(tile)) * count + tile + bytes(count * len(tile))
+
+
+def fax(*compression: tuple[int, int]) -> bytes:
+    """A TIFF of noise with that type and value of each tag Compression: a decoder of faxes logs each line."""
+    tags = [(256, 4, 2000), (257, 4, 9000), (258, 4, 1), *((259, *one) for one in compression), (262, 4, 1)]
+    tags += [(273, 4, 8 + 2 + 12 * (6 + len(tags)) + 4), (277, 4, 1), (278, 4, 9000), (279, 4, 10_000)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(12) + np.random.default_rng(1).bytes(12_000)
+
+
+def exif_in_last_box(*, size: bytes) -> bytes:
+    """An AVIF whose costly EXIF block stands in a box that says its size in another way."""
+    data = encode(picture(), "AVIF", exif=overlapping_tags(0xC000, 1 << 20, 9000))
+    at = data.index(b"meta") - 4
+    return data[:at] + size + data[at + 4 :]
+
+
+def solid_jpeg_of_inks() -> bytes:
+    """A JPEG of 64 million pixels in four inks."""
+    return jpeg_pad(encode(Image.new("CMYK", (SIDE, SIDE), (9, 99, 0, 3)), "JPEG", quality=75, subsampling=2))
+
+
+def jpeg_pad(data: bytes) -> bytes:
+    """The JPEG with enough bytes to be a photo."""
+    return data[:2] + segment(0xFE, bytes(40_000)) + data[2:]
+
+
+def scans_in_tiff() -> bytes:
+    """A TIFF of 60 million pixels in ten strips, each a progressive JPEG of 94 scans."""
+    part = encode(Image.new("L", (6000, 1000), 128), "JPEG", quality=75, progressive=True)
+    part = part[:-2] + part[part.rindex(b"\xff\xda") : -2] * 85 + part[-2:]
+    values = {256: 6000, 257: 10_000, 258: 8, 259: 7, 262: 1, 277: 1, 278: 1000}
+    arrays = 8 + 2 + 12 * (len(values) + 2) + 4
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items()]
+    entries.insert(5, struct.pack("<HHII", 273, 4, 10, arrays))
+    entries.append(struct.pack("<HHII", 279, 4, 10, arrays + 40))
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    offsets = b"".join(struct.pack("<I", arrays + 80 + len(part) * number) for number in range(10))
+    return head + offsets + struct.pack("<I", len(part)) * 10 + part * 10
+
+
 def solid_webp() -> bytes:
     """A lossless WebP of one colour and 64 million pixels, in 40 bytes."""
     return encode(Image.new("RGBA", (SIDE, SIDE), (1, 2, 3, 128)), "WEBP", method=0)
@@ -118,6 +172,17 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "WEBP, solid": solid_webp,
     "WEBP, EXIF": lambda: encode(picture(), "WEBP", exif=overlapping_tags(0xC000, 1 << 20, 9000)),
     "AVIF, EXIF": lambda: encode(picture(), "AVIF", exif=overlapping_tags(0xC000, 1 << 20, 9000)),
+    "AVIF, EXIF to the end": lambda: exif_in_last_box(size=bytes(4)),
+    "JPEG, inks": solid_jpeg_of_inks,
+    "PNG, alpha": lambda: raw_png(SIDE, SIDE, depth=8, colour_type=4, rows=b"\1" * (2 * SIDE + 1) * SIDE),
+    "PNG, one colour transparent": lambda: raw_png(
+        SIDE, SIDE, depth=8, colour_type=2, rows=b"\1" * (3 * SIDE + 1) * SIDE, extra=chunk(b"tRNS", bytes(6))
+    ),
+    "TIFF, tiles": wide_tiles,
+    "TIFF, fax of words": lambda: fax((3, 32_771)),
+    "TIFF, fax as a signed number": lambda: fax((8, 4)),
+    "TIFF, fax said twice": lambda: fax((3, 4), (3, 5)),
+    "TIFF, fax said late": lambda: fax((3, 1), (3, 4)),
     "TIFF, fax": lambda: encode(Image.new("1", (2000, 5000)), "TIFF", compression="group4"),
 }
 
@@ -163,6 +228,10 @@ def test_costly_files(name: str, tmp_path: Path) -> None:
         (encode(Image.new("1", (20, 50)), "TIFF", compression="group3"), "fax"),
         (jpeg_with(segment(0xC0, struct.pack(">BHHB", 12, 8, 8, 1)), 1), "12 bits"),
         (png_with(chunk(b"CgBI", b"")), "CgBI"),
+        (fax((3, 50_001)), r"rare way \(50001\)"),
+        (SAMPLES["TIFF"].replace(struct.pack("<HHII", 277, 3, 1, 3), struct.pack("<HHII", 277, 3, 1, 2)), "rare kind"),
+        (encode(picture(), "JPEG").replace(b"\3\1\x11\0", b"\3\1\x42\0"), "rare subsampling"),
+        (scans_in_tiff(), "decoder error"),
     ],
 )
 def test_reasons(data: bytes, reason: str) -> None:
@@ -315,6 +384,40 @@ def test_bytes_too_many() -> None:
     plain = SAMPLES["JPEG"]
     for data in (plain[:-2] + b"abc" + plain[-2:], plain + b"abc" * 99):
         assert np.array_equal(decode_pixels(data, LIMITS), decode_pixels(plain, LIMITS))
+
+
+@pytest.mark.parametrize("name", ["JPEG", "JPEG progressive", "JPEG CMYK"])
+def test_end_marker_missing(name: str) -> None:
+    """A JPEG with all pixels that lacks its end marker, as cameras write them, is the plain file; one byte less is not.
+
+    Browsers show it. What is lost is told by the data: libjpeg lacks bits for a block.
+    """
+    plain = SAMPLES[name]
+    for lacking in (1, 2):
+        assert np.array_equal(decode_pixels(plain[:-lacking], LIMITS), decode_pixels(plain, LIMITS))
+    with pytest.raises(BadImage, match="damaged or cut off"):
+        decode_pixels(plain[:-4], LIMITS)
+
+
+def test_size_of_heic() -> None:
+    """A HEIC photo larger than it says is its sender's fault, not the server's lack of memory."""
+    data = bytearray(encode(Image.new("RGB", (2000, 2000)), "HEIF"))
+    for found in re.finditer(b"ispe", data):
+        data[found.end() + 4 : found.end() + 12] = struct.pack(">II", 64, 64)
+    with pytest.raises(BadImage):
+        decode_pixels(bytes(data), LIMITS)
+
+
+def test_transparency_in_parts() -> None:
+    """A picture larger than one step of the conversion is the same as in one step."""
+    image = picture(1100, 1001).convert("RGBA")
+    image.putalpha(picture(1100, 1001).convert("L").transpose(Image.Transpose.FLIP_TOP_BOTTOM))
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    inks = encode(picture(1100, 1001).convert("CMYK"), "JPEG")
+
+    assert np.array_equal(decode_pixels(encode(image, "PNG"), LIMITS), np.asarray(white))
+    assert np.array_equal(decode_pixels(inks, LIMITS), np.asarray(Image.open(io.BytesIO(inks)).convert("RGB")))
 
 
 _BODIES = st.binary(max_size=40)
