@@ -50,11 +50,12 @@ class CalibrationError(ExportError):
 
 
 class CalibrationPhotos:
-    """The calibration photos below `folder`: at most 512, evenly spaced over the sorted names.
+    """The calibration photos below `folder` as samples: at most 512, evenly spaced over the sorted names.
 
-    They are sorted by contrast (standard deviation of the pixels), highest first: ONNX Runtime takes the bin width of
-    its histograms from the first photo, and fails if a later one needs far more bins. Unreadable photos are logged and
-    skipped. Raises CalibrationError if fewer than 10 are readable.
+    All are read once to sort them, and each again when it is taken. They are sorted by contrast (standard deviation of
+    the pixels), highest first: ONNX Runtime takes the bin width of its histograms from the first photo, and fails if a
+    later one needs far more bins. Unreadable photos are logged and skipped. Raises CalibrationError if fewer than 10
+    are readable, or a folder is not.
     """
 
     def __init__(self, folder: Path, spec: InputSpec) -> None:

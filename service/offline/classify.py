@@ -28,7 +28,8 @@ class ClassifyJob:
     def prepare(self, overwrite: bool) -> None:
         """Check that the run may write its results file. With `overwrite`, delete the journal of an earlier run.
 
-        Raises OfflineError if the format cannot be written, or, without `overwrite`, if a finished file exists.
+        Raises OfflineError if the format cannot be written, if the journal cannot be deleted or another process has it
+        open, or, without `overwrite`, if the results file exists and there is no journal of a run to resume.
         """
         format_of(self.out)
         if overwrite:

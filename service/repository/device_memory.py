@@ -77,7 +77,10 @@ class DeviceMemory:
         return self.budget_bytes - self.used_bytes if self.budget_bytes else float("inf")
 
     def least_recently_used(self) -> str | None:
-        """The least recently used idle model, else the least recently used model in use. None if neither exists."""
+        """The model to evict: the least recently used of those that are IDLE, else of those that are IN_USE.
+
+        None if there is neither: models in any other `ModelUse` are not evicted.
+        """
         for use in _EVICTABLE:
             if found := [one for one in self.models if one.use is use]:
                 return min(found, key=lambda one: one.last_used_s).name

@@ -39,10 +39,11 @@ _OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class RpcLimits:
-    """Limits of messages and connections. `max_read_bytes` limits how many messages each service reads at once.
+    """Limits of messages and connections.
 
-    The server closes a connection without calls after `idle_s`, and any connection after `age_s` (0: never). Its calls
-    then have `grace_s` to end.
+    Each service reads as many unary messages at once as fit into `max_read_bytes` at their largest size, at least one;
+    further calls wait. It has as many streams open; further ones are refused. The server closes a connection without
+    calls after `idle_s`, and any connection after `age_s` (0: never). Its calls then have `grace_s` to end.
     """
 
     max_image_bytes: int

@@ -37,9 +37,9 @@ def check_computes(runtime: Runtime, asked: Precision) -> None:
 def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
     """The precision to compute in on a runtime that reads model.onnx. A plan has its own precision.
 
-    bf16 needs a passed parity report of this artifact on this runtime. Raises EngineUnavailableError if the runtime
-    does not have the requested precision, if bf16 was requested and may not be used, and if the runtime may not be used
-    at all (see `_check_f32`).
+    AUTO is bf16 if a parity report of this artifact on this runtime passed in it and this CPU computes in it, else f32.
+    A requested bf16 needs the report alone. Raises EngineUnavailableError if the runtime does not have the requested
+    precision, if the report of a requested bf16 is missing or failed, or if the runtime did not pass in f32.
     """
     check_computes(runtime, asked)
     _check_f32(artifact, runtime)

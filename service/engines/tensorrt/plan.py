@@ -80,7 +80,7 @@ class LoadedPlan:
         return int(self._engine.device_memory_size_v2)
 
     def context(self) -> Any:
-        """A new context, for one stream. Raises MemoryError or TensorRtError."""
+        """A new context, for one stream. Drop it before `close`. Raises the errors of `require`."""
         if self._config is None:
             made = self._engine.create_execution_context()
         else:
