@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from math import ceil
-from threading import Condition
+from threading import Condition, Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -116,12 +116,13 @@ class _PixelTurns:
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
         self._decoding = 0
+        self._next = Lock()  # the first of those that wait; others would pass a large image for ever
         self._changed = Condition()
 
     @contextmanager
     def turn(self, pixels: int) -> Iterator[None]:
         """Wait on this thread until so many pixels more are within the bound; one image alone always is."""
-        with self._changed:
+        with self._next, self._changed:
             self._changed.wait_for(lambda: not self._decoding or self._decoding + pixels <= self._at_once)
             self._decoding += pixels
         try:

@@ -5,7 +5,7 @@ import random
 import struct
 import threading
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -502,3 +502,31 @@ def test_pixels_at_once() -> None:
         pass
 
     assert most <= 10
+
+
+def test_large_images_have_a_turn() -> None:
+    """A large image that waits is not passed by smaller ones, however many come."""
+    turns = _PixelTurns(10)
+    order: list[int] = []
+    large_waits = threading.Event()
+
+    def decode(pixels: int) -> None:
+        with turns.turn(pixels):
+            order.append(pixels)
+
+    class Told(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            large_waits.set()
+            return super().wait(timeout)
+
+    turns._changed = Told()
+    with ThreadPoolExecutor(2) as pool:
+        with turns.turn(6):
+            large = pool.submit(decode, 9)
+            assert large_waits.wait(10)
+            small = pool.submit(decode, 2)
+            wait([large, small], timeout=0.2, return_when=FIRST_COMPLETED)  # it would be done, if it passed
+        large.result()
+        small.result()
+
+    assert order == [9, 2]
