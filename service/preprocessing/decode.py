@@ -2,13 +2,14 @@
 
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from math import ceil
-from threading import Condition, Lock
+from threading import Condition
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import PIL
 import simplejpeg
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
-from service.common.errors import BadImage, OutOfMemory, TooLarge, TopfiveError
+from service.common.errors import BadImage, OutOfMemory, Overloaded, TooLarge, TopfiveError
 from service.common.types import FORMATS, ImageLimits, Pixels
 from service.preprocessing.structure import ImageStructure, check_size, has_all_rows, read_structure
 from service.preprocessing.tiff_tags import exif_orientation
@@ -111,19 +112,34 @@ class DecodedImage:
 
 
 class _PixelTurns:
-    """Bounds the pixels that all threads together decode at once, and so their memory."""
+    """Bounds the pixels that all threads together decode at once, and so their memory. First come, first served."""
 
-    def __init__(self, at_once: int) -> None:
+    def __init__(self, at_once: int, timeout_s: float = 5.0) -> None:
         self._at_once = at_once
+        self._timeout_s = timeout_s
         self._decoding = 0
-        self._next = Lock()  # the first of those that wait; others would pass a large image for ever
+        self._waiting: deque[object] = deque()
         self._changed = Condition()
 
     @contextmanager
     def turn(self, pixels: int) -> Iterator[None]:
-        """Wait on this thread until so many pixels more are within the bound; one image alone always is."""
-        with self._next, self._changed:
-            self._changed.wait_for(lambda: not self._decoding or self._decoding + pixels <= self._at_once)
+        """Wait on this thread until so many pixels more are within the bound; one image alone always is.
+
+        Raises Overloaded if that takes longer than `timeout_s`.
+        """
+        ticket = object()
+
+        def is_next() -> bool:
+            fits = not self._decoding or self._decoding + pixels <= self._at_once
+            return fits and self._waiting[0] is ticket
+
+        with self._changed:
+            self._waiting.append(ticket)
+            in_time = self._changed.wait_for(is_next, self._timeout_s)
+            self._waiting.remove(ticket)
+            self._changed.notify_all()
+            if not in_time:
+                raise Overloaded(self._timeout_s, "too many large images are being decoded")
             self._decoding += pixels
         try:
             yield
@@ -228,6 +244,8 @@ def _by_pillow(file: ImageStructure, limits: ImageLimits) -> DecodedImage:
     with opened:
         check_size(*opened.size, len(file.data), limits)
         weight = max(opened.width * opened.height, file.width * file.height)
+        if file.format == "AVIF":
+            weight = max(weight, _PIXELS_AT_ONCE)  # one at a time: it may hold a larger picture than it says
         with _TURNS.turn(weight) if weight > _LARGE_PIXELS else nullcontext():
             opened.load()
             if file.unpacked_bytes and _may_lack_rows(opened) and not has_all_rows(file):

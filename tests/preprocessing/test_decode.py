@@ -6,6 +6,7 @@ import struct
 import threading
 import zlib
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.common.errors import BadImage, OutOfMemory, TooLarge
+from service.common.errors import BadImage, OutOfMemory, Overloaded, TooLarge
 from service.common.types import FORMATS, ImageLimits, Pixels
+from service.preprocessing import decode
 from service.preprocessing.decode import _PixelTurns, decode_image, decode_pixels
 from tests.conftest import noise
 from tests.orientations import ORIENTATIONS, stored, tagged
@@ -530,3 +532,28 @@ def test_large_images_have_a_turn() -> None:
         small.result()
 
     assert order == [9, 2]
+
+
+def test_no_turn_in_time() -> None:
+    """An image that gets no turn in time is refused as a load that is too high, and the next one gets its turn."""
+    turns = _PixelTurns(10, timeout_s=0.01)
+    with turns.turn(10), pytest.raises(Overloaded, match="too many large images"), turns.turn(1):
+        pass
+    with turns.turn(10):
+        pass
+
+
+def test_avif_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An AVIF may hold a larger picture than it says, so no other large image is decoded beside it."""
+    turns: list[int] = []
+
+    class Noted:
+        def turn(self, pixels: int) -> AbstractContextManager[None]:
+            turns.append(pixels)
+            return nullcontext()
+
+    monkeypatch.setattr(decode, "_TURNS", Noted())
+    decode_pixels(SAMPLES["AVIF"], LIMITS)
+    decode_pixels(SAMPLES["WEBP"], LIMITS)
+
+    assert turns == [LIMITS.max_pixels]
