@@ -41,9 +41,10 @@ _OPTIONS = (
 class RpcLimits:
     """Limits of messages and connections.
 
-    Each service reads as many unary messages at once as fit into `max_read_bytes` at their largest size, at least one;
-    further calls wait. It has as many streams open; further ones are refused. The server closes a connection without
-    calls after `idle_s`, and any connection after `age_s` (0: never). Its calls then have `grace_s` to end.
+    `max_read_bytes` at the largest message size gives a number of places for each service, at least one. A unary call
+    holds a place while its message is read, and further calls wait. A stream holds one until it ends, and further
+    streams are refused. `MessageLimit` shares the places among clients. The server closes a connection without calls
+    after `idle_s`, and any connection after `age_s` (0: never). Its calls then have `grace_s` to end.
     """
 
     max_image_bytes: int

@@ -39,7 +39,8 @@ def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> 
 
     AUTO is bf16 if a parity report of this artifact on this runtime passed in it and this CPU computes in it, else f32.
     A requested bf16 needs the report alone. Raises EngineUnavailableError if the runtime does not have the requested
-    precision, if the report of a requested bf16 is missing or failed, or if the runtime did not pass in f32.
+    precision, if the report of a requested bf16 is missing or failed, or if the report in f32 failed. An imported model
+    must have a report in f32, except for a GPU, where the check follows.
     """
     check_computes(runtime, asked)
     _check_f32(artifact, runtime)
