@@ -26,14 +26,13 @@ def line_chart(
     title: str,
     x_label: str,
     y_label: str,
-    x_scale: Scale = "linear",
     y_scale: Scale = "linear",
     point_labels: Sequence[str] = (),
     hollow: Collection[int] = (),
 ) -> str:
     """A curve through the points (x, y) of each series, as an `<svg>` element.
 
-    Linear axes begin at 0; a logarithmic x axis has a tick at each point. `point_labels` stand at the points of the
+    Linear axes begin at 0. `point_labels` stand at the points of the
     last series. `hollow` are the indices of points that are drawn as circles. Raises ChartError.
     """
     check_charts()
@@ -45,7 +44,7 @@ def line_chart(
         axes = figure.subplots()
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale=x_scale, yscale=y_scale)
+        axes.set(title=title, xlabel=x_label, ylabel=y_label, yscale=y_scale)
         for name, points in series.items():
             xs, ys = zip(*points, strict=True)
             (line,) = axes.plot(xs, ys, label=name)
@@ -54,11 +53,7 @@ def line_chart(
             axes.scatter(xs, ys, s=36, c=fills, edgecolors=color, zorder=3)
         for label, point in zip(point_labels, points, strict=True) if point_labels else ():
             axes.annotate(label, point, xytext=(-7, 4), textcoords="offset points", ha="right")
-        if x_scale == "linear":
-            axes.set_xlim(left=0)
-        else:
-            axes.set_xticks(xs, [f"{x:g}" for x in xs])
-            axes.minorticks_off()
+        axes.set_xlim(left=0)
         if y_scale == "linear":
             axes.set_ylim(bottom=0)
         else:

@@ -78,7 +78,7 @@ def as_csv(report: LoadReport) -> str:
     writer.writerow(["Request Rate" if _has_rates(report.results) else "Concurrency", *_COLUMNS])
     for result in sorted(report.results, key=lambda one: one.requests_per_second):
         server, latency = result.server_ms, result.latency_ms
-        steps = (server.queue, server.input, server.inference, server.output) if server else (0.0,) * 4
+        steps = (server.queue, server.input, server.inference) if server else (0.0,) * 3
         network = max(0.0, (latency.mean or 0.0) - sum(steps))
         writer.writerow(
             [
@@ -86,6 +86,7 @@ def as_csv(report: LoadReport) -> str:
                 f"{result.requests_per_second:.6g}",
                 0,
                 *(_microseconds(one) for one in (network, *steps)),
+                0,
                 0,
                 *(_microseconds(one or 0.0) for one in (latency.p50, latency.p90, latency.p95, latency.p99)),
             ]

@@ -81,7 +81,6 @@ class ServerTiming:
     queue: float = 0.0
     input: float = 0.0
     inference: float = 0.0
-    output: float = 0.0
     total: float = 0.0
 
 

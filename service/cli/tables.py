@@ -18,11 +18,7 @@ _BAR_WIDTH = 24
 _WIDTH_FOR_BAR = 70
 _WIDTH_FOR_WNID = 80
 _WIDTH_FOR_FAMILY = 100
-_TWO_DIGITS, _THREE_DIGITS, _FOUR_DIGITS = (
-    9.995,
-    99.95,
-    999.5,
-)  # limits before the point, after rounding to three digits
+_TWO_DIGITS, _THREE_DIGITS, _FOUR_DIGITS = 9.995, 99.95, 999.5  # before the point, after rounding to three digits
 
 
 def say(console: Console, text: str, style: str = "") -> None:

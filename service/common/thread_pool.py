@@ -21,13 +21,13 @@ _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any
 class ThreadPool:
     """Runs jobs on `count` threads, in the order of submission. Each thread starts only when a job needs one.
 
-    A job that lasts longer than `stuck_after_s` is logged, and `on_stuck` is called when the number of stuck jobs
-    changes. The process does not end before the threads do: close the pool.
+    A job that lasts longer than `stuck_after_s` is stuck: the log and the listener of `on_stuck` learn it. The process
+    does not end before the threads do: close the pool.
     """
 
     def __init__(self, count: int, name: str, stuck_after_s: float = 10.0) -> None:
         self.count = count
-        self.on_stuck: Callable[[], None] = lambda: None
+        self._listener: Callable[[], None] = lambda: None
         self.stuck_after_s = stuck_after_s
         self._began: dict[str, float] = {}
         self._stuck: dict[str, float] = {}
@@ -56,6 +56,10 @@ class ThreadPool:
                 self._watchdog = loop.call_later(self.stuck_after_s, self._look)
         return future
 
+    def on_stuck(self, listener: Callable[[], None]) -> None:
+        """Call `listener` on the event loop when a job has become stuck, or a stuck one has returned."""
+        self._listener = listener
+
     def stuck(self) -> dict[str, float]:
         """The threads whose job lasts longer than `stuck_after_s`, with its age in seconds."""
         now = time.monotonic()
@@ -70,7 +74,7 @@ class ThreadPool:
         for name in before.keys() - self._stuck.keys():
             log.warning("thread %s has returned", name)
         if before.keys() != self._stuck.keys():
-            self.on_stuck()
+            self._listener()
         more = self._began or self._stuck or not self._jobs.empty()
         loop = asyncio.get_running_loop()
         self._watchdog = loop.call_later(self.stuck_after_s, self._look) if more and not self._closed else None

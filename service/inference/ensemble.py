@@ -101,9 +101,7 @@ class Ensembles:
             twice = next(one for one in names if names.count(one) > 1)
             raise BadRequest(f"{twice} is in the ensemble twice; name each member once")
         members = tuple(await together([self._repository.get(member, lease) for member in names]))
-        ensemble = self._latest.pop(
-            names, None
-        )  # the same object as the last time, so that its latency record continues
+        ensemble = self._latest.pop(names, None)  # the object of the last time, so that its latency record continues
         if ensemble is None or ensemble.members != members:
             _check_labels(members)
             ensemble = Ensemble(members, LatencyRecord())

@@ -99,7 +99,7 @@ class LocalDataPlane:
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` when readiness may have changed."""
         self.repository.on_change(listener)
-        self._preprocessor.threads.on_stuck = listener
+        self._preprocessor.threads.on_stuck(listener)
 
     async def aclose(self, drain_s: float) -> None:
         """Finish what was accepted within `drain_s` seconds, then close every model and the decoding threads."""

@@ -16,7 +16,7 @@ from service.common.errors import BadImage, TooLarge
 from service.common.types import FORMATS, ImageLimits
 from service.preprocessing.tiff_tags import LENGTH, TILE_LENGTH, TILE_WIDTH, WIDTH, exif_orientation, trimmed
 
-MAX_SIDE = 65_535  # pixels: the most that JPEG and GIF can say
+_MAX_SIDE = 65_535  # pixels: the most that JPEG and GIF can say
 _HEAD_BYTES = 64 << 10  # that are searched for the name of a format that is not taken
 _MAX_PARTS = 1 << 16  # segments, chunks, blocks, boxes or strips
 _MAX_SCANS, _USUAL_SCANS = 1000, 12
@@ -67,8 +67,8 @@ def check_size(width: int, height: int, size_bytes: int, limits: ImageLimits) ->
             f"the image has {width} x {height} = {pixels:,} pixels; this server takes at most {limits.max_pixels:,}; "
             "send a smaller copy"
         )
-    if max(width, height) > MAX_SIDE:
-        raise BadImage(f"the image is {width} x {height} pixels; a side has at most {MAX_SIDE:,}")
+    if max(width, height) > _MAX_SIDE:
+        raise BadImage(f"the image is {width} x {height} pixels; a side has at most {_MAX_SIDE:,}")
     if pixels > _DENSE_PIXELS and pixels > _MAX_PIXELS_PER_BYTE * size_bytes:
         raise BadImage(f"{width} x {height} pixels in {size_bytes:,} bytes are no photo; send a smaller copy")
 

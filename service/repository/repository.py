@@ -189,9 +189,8 @@ class Repository:
             raise ShuttingDown
         if (loading := self._loading.get(name)) is None:
             loading = self._loading[name] = _Load(asyncio.get_running_loop().create_task(self._load(name)))
-            loading.task.add_done_callback(
-                lambda done: done.cancelled() or done.exception()
-            )  # retrieves the exception even if all callers leave
+            # retrieves the exception even if all callers leave
+            loading.task.add_done_callback(lambda done: done.cancelled() or done.exception())
         loading.wait(lease)
         try:
             return await asyncio.shield(loading.task)  # a caller that leaves does not cancel it for the others

@@ -42,7 +42,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         422: "Not an image, or a damaged one",
         429: "At capacity; see Retry-After",
         500: "The server failed",
-        503: "Not ready, or shutting down",
+        503: "Not ready, shutting down, or out of memory",
         504: "No answer before the deadline",
     }.items()
 }

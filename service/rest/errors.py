@@ -129,9 +129,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     headers = dict(error.headers or {})
-    hint = (
-        usage(request) if headers.get("Allow") == "POST" else f"{request.scope['root_path']}/docs lists what there is"
-    )
+    docs = f"{request.scope['root_path']}/docs lists what there is"
+    hint = usage(request) if headers.get("Allow") == "POST" else docs
     detail = f"{error.detail}: {request.method} {request.url.path}; {hint}"
     problem = Problem(
         title=error.detail,

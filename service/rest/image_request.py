@@ -30,9 +30,7 @@ _LONGEST_NAME = 60  # of a client's own name in an error message
 _ENVELOPE_BYTES = 1 << 20  # multipart boundaries, headers and other fields around the image
 _MAX_FIELDS = 24
 _MAX_HEADER_BYTES = 16 << 10
-_CHARSET = (
-    "latin-1"  # of part headers: any bytes, because some clients write a file name in the charset of their system
-)
+_CHARSET = "latin-1"  # of part headers: it takes any bytes, and some clients send a file name in their system's charset
 _MAX_BOUNDARY_BYTES = 256  # RFC 2046 allows 70; each chunk is searched for it
 _FILE_TYPES = ("image/", "application/octet-stream")
 _PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")

@@ -23,10 +23,7 @@ _FLUSH_S = 0.1  # for the last replies to leave
 _ENVELOPE_BYTES = 1 << 20  # the fields of a message beside its image
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port fails
-    (
-        "grpc.compression_enabled_algorithms_bitset",
-        1,
-    ),  # none: gRPC inflates a message whole before it looks at its size
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none: gRPC inflates a message before it looks at its size
     ("grpc.http2.bdp_probe", 0),  # it lets a client send 15 MB of a message that nobody reads
     ("grpc.http2.lookahead_bytes", 256 << 10),
     ("grpc.max_concurrent_streams", 1024),  # of one connection; later calls wait at the client, not in memory here

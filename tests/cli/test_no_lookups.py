@@ -83,7 +83,7 @@ def test_attempts_are_seen(observed: Observed) -> None:
         ("classify", PHOTO, "--model", "tiny", *ORT, "--out", "rows.csv"),
         ("evaluate", "list.csv", "--model", "tiny", *ORT, "--out", "figures"),
         ("tune", "tiny", *ORT, "--seconds", "1", "--cpus", "1"),
-        ("doctor", "--models", "tiny", *ORT),
+        ("doctor", "--models", "tiny", "--port", "0", "--grpc-port", "0", *ORT),
         ("export", "tiny", "--weights", "untrained"),
         ("import", "own.onnx", "--name", "own", "--recipe", "recipe.toml"),
     ],

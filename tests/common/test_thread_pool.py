@@ -107,7 +107,7 @@ async def test_stuck(caplog: pytest.LogCaptureFixture) -> None:
     """A job that lasts is reported once with its thread and age, and once more when it has returned."""
     pool, work = ThreadPool(2, "test", stuck_after_s=0.02), Gate()
     reports: list[int] = []
-    pool.on_stuck = lambda: reports.append(len(pool.stuck()))
+    pool.on_stuck(lambda: reports.append(len(pool.stuck())))
     lasting = pool.run(work, 0)
     await reached(lambda: reports == [1])
     stuck = pool.stuck()

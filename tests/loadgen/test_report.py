@@ -108,18 +108,18 @@ def test_nothing_to_draw() -> None:
 
 
 def test_chart() -> None:
-    """A linear axis begins at 0, a logarithmic one has a tick at each point; the same chart is the same text."""
+    """Linear axes begin at 0; the same chart is the same text."""
 
     def draw() -> str:
         points = [(1, 20.0), (2, 40.0), (4, 40.0)]
-        return line_chart({"a": points}, title="t", x_label="images", y_label="images/s", x_scale="log")
+        return line_chart({"a": points}, title="t", x_label="images", y_label="images/s")
 
     chart = ElementTree.fromstring(draw())
 
     (one, two, four), *_ = markers(chart)
-    assert two[0] - one[0] == pytest.approx(four[0] - two[0])
+    assert 2 * (two[0] - one[0]) == pytest.approx(four[0] - two[0])
     texts = {text.text for text in chart.iter() if text.tag.endswith("text")}
-    assert {"t", "images", "images/s", "0", "1", "2", "4"} <= texts
+    assert {"t", "images", "images/s", "0"} <= texts
     assert draw() == draw()
 
 
