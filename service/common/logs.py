@@ -50,4 +50,6 @@ class _JsonFormatter(logging.Formatter):
 
 def _printable(text: str) -> str:
     r"""The text with `\n`, `\x1b` and the like in the place of characters that a terminal would obey."""
+    if text.isprintable():
+        return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
