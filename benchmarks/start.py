@@ -69,7 +69,7 @@ def measure(model: str, photo: bytes, artifacts: Path, starts: int, requests: in
     """Measure `measure_start`."""
     figures = measure_start(model, artifacts, photo, starts, requests)
     rows = [
-        ReportRow("start to ready, compiled before", (figures.start_s,), "s", FigureTarget(at_most=2.0)),
+        ReportRow("start to ready", (figures.start_s,), "s", FigureTarget(at_most=2.0)),
         ReportRow(
             f"resident after {requests} requests at {_CONNECTIONS} connections",
             (figures.resident_mib,),

@@ -63,7 +63,7 @@ def engine_kinds() -> list[EngineKind]:
         if installed(runtime)
     ]
     if installed(Runtime.OPENVINO):
-        from service.engines.openvino.engine import has_bf16
+        from service.engines.openvino import has_bf16
 
         if has_bf16():
             found.append(EngineKind(Runtime.OPENVINO, Precision.BF16))

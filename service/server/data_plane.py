@@ -31,7 +31,6 @@ def build_data_plane(
         cpus,
         settings.max_batch,
         cache=settings.cache_folder,
-        keep_compiled=True,
     )
     clock, metrics = LoopClock(), Metrics()
     repository = Repository(

@@ -1,6 +1,7 @@
 """The engines: one answer whichever runs, several threads at once, and never something else than was asked for."""
 
 import gc
+import locale
 import subprocess
 import sys
 import weakref
@@ -24,7 +25,7 @@ from service.common.gpus import Card
 from service.common.types import Batch, Precision, Runtime
 from service.engines.base import CPU, CardLostError, Engine, EngineUnavailableError
 from service.engines.onnxruntime import OnnxRuntimeEngine, has_cuda
-from service.engines.openvino.engine import OpenVinoEngine, has_bf16
+from service.engines.openvino import OpenVinoEngine, has_bf16
 from service.engines.selection.opening import build_engine
 from service.engines.selection.select import EngineOptions, installed
 from service.engines.torch import TorchEngine
@@ -109,16 +110,28 @@ def test_f32_is_asked_for_in_so_many_words(engines: dict[Runtime, Engine]) -> No
 
 
 @pytest.mark.parametrize(("slots", "threads"), [(1, 1), (1, 2), (2, 1)])
-def test_threads_are_not_pinned(tiny: Artifact, tmp_path: Path, slots: int, threads: int) -> None:
-    """With pinning an inference was once seen never to return: it is off in what was compiled, and in what was kept."""
-    for kept in (False, True):
-        engine = OpenVinoEngine(tiny, Precision.F32, slots=slots, threads=threads, max_batch=1, cache=tmp_path)
-        assert engine.from_cache is kept
-        assert engine._compiled is not None
-        assert engine._compiled.get_property("ENABLE_CPU_PINNING") is False
-        assert int(engine._compiled.get_property("NUM_STREAMS")) == slots
-        assert int(engine._compiled.get_property("INFERENCE_NUM_THREADS")) <= slots * threads
-        engine.close()
+def test_threads_are_not_pinned(tiny: Artifact, slots: int, threads: int) -> None:
+    """With pinning an inference was once seen never to return: it is off in what was compiled."""
+    engine = OpenVinoEngine(tiny, Precision.F32, slots=slots, threads=threads, max_batch=1)
+    assert engine._compiled is not None
+    assert engine._compiled.get_property("ENABLE_CPU_PINNING") is False
+    assert int(engine._compiled.get_property("NUM_STREAMS")) == slots
+    assert int(engine._compiled.get_property("INFERENCE_NUM_THREADS")) <= slots * threads
+    engine.close()
+
+
+def test_the_locale_stays(tiny: Artifact) -> None:
+    """OpenVINO changes the locale of the process for a moment: many openings at once leave it as it was."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for engine in threads.map(
+                lambda slots: OpenVinoEngine(tiny, Precision.F32, slots=slots, threads=1, max_batch=2), [1, 2] * 20
+            ):
+                engine.close()
+        assert locale.setlocale(locale.LC_ALL) == before
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.mark.skipif(not has_bf16(), reason="needs a CPU with bf16 (AMX or AVX-512-BF16)")
@@ -148,11 +161,11 @@ class _OtherPrecision:
 
 def test_another_precision_than_asked_for_is_refused(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 on a CPU without it is not emulated; nor is there an engine that says it computes in something else."""
-    monkeypatch.setattr("service.engines.openvino.engine.has_bf16", lambda: False)
+    monkeypatch.setattr("service.engines.openvino.has_bf16", lambda: False)
     with pytest.raises(EngineUnavailableError, match="no bf16 instructions"):
         OpenVinoEngine(tiny, Precision.BF16, slots=1, threads=1, max_batch=8)
 
-    monkeypatch.setattr("service.engines.openvino.engine.Core", _OtherPrecision)
+    monkeypatch.setattr("service.engines.openvino.Core", _OtherPrecision)
     with pytest.raises(EngineUnavailableError, match="asked for f32 but chose f16"):
         OpenVinoEngine(tiny, Precision.F32, slots=1, threads=1, max_batch=8)
 
@@ -346,7 +359,7 @@ import atexit, os, sys
 forks = []
 os.register_at_fork(before=lambda: forks.append(1))
 atexit.register(lambda: print(len(forks)))  # after the threads, which may fork too, have ended
-from service.engines.openvino.engine import has_bf16
+from service.engines.openvino import has_bf16
 has_bf16()
 assert not [name for name in sys.modules if name.startswith("openvino_telemetry.")]
 """

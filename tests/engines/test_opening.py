@@ -73,7 +73,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Describe:
         monkeypatch.setattr(select, "find_spec", lambda name: object() if name in modules else None)
         monkeypatch.setattr(opening, "build_engine", build)
         monkeypatch.setattr("service.engines.onnxruntime.has_cuda", lambda: cuda)
-        monkeypatch.setattr("service.engines.openvino.engine.has_bf16", lambda: has_bf16)
+        monkeypatch.setattr("service.engines.openvino.has_bf16", lambda: has_bf16)
         return built
 
     return describe

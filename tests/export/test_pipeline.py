@@ -20,7 +20,7 @@ from models.catalog import CATALOG, Architecture
 from models.labels import imagenet_labels
 from models.weights.weights import HostUnreachableError, WeightsError
 from service.common.types import Batch, ImageLimits, Precision, Probabilities, Runtime
-from service.engines.openvino.engine import has_bf16
+from service.engines.openvino import has_bf16
 from service.engines.selection.opening import build_engine
 from service.engines.selection.select import EngineOptions, installed
 from service.preprocessing import decode, transforms

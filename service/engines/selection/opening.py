@@ -62,10 +62,9 @@ def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, opt
     layout = options.on_cpu
     slots, threads, max_batch = layout.slots, layout.threads, layout.max_batch
     if runtime is Runtime.OPENVINO:
-        from service.engines.openvino.engine import OpenVinoEngine
+        from service.engines.openvino import OpenVinoEngine
 
-        cache = options.cache if options.keep_compiled else None
-        return OpenVinoEngine(artifact, precision, slots=slots, threads=threads, max_batch=max_batch, cache=cache)
+        return OpenVinoEngine(artifact, precision, slots=slots, threads=threads, max_batch=max_batch)
     if runtime is Runtime.TORCH:
         from service.engines.torch import TorchEngine
 

@@ -78,7 +78,7 @@ def _check_f32(artifact: Artifact, runtime: Runtime) -> None:
 def _bf16_or_f32(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
     report = artifact.parity(runtime, Precision.BF16)
     if report is not None and report.passed:
-        from service.engines.openvino.engine import has_bf16
+        from service.engines.openvino import has_bf16
 
         return Precision.BF16 if asked is Precision.BF16 or has_bf16() else Precision.F32
     name = artifact.manifest.name

@@ -42,8 +42,7 @@ class EngineOptions:
 
     `cpus` are for all slots together. `max_batch` 0 and `layout` None take the tuned values, or else the default;
     `layout` applies to the CPU alone. `card` is the GPU to use, None for any. `cache` is the folder for measurements of
-    this machine and, with `keep_compiled`, for graphs that OpenVINO compiled. `among` are the runtimes that `auto`
-    tries, best first.
+    this machine. `among` are the runtimes that `auto` tries, best first.
     """
 
     runtime: Runtime = Runtime.AUTO
@@ -54,7 +53,6 @@ class EngineOptions:
     cache: Path = field(default_factory=partial(expand_home, CACHE))
     among: tuple[Runtime, ...] = ORDER
     layout: Layout | None = None
-    keep_compiled: bool = False
 
     @property
     def on_cpu(self) -> Layout:

@@ -1,28 +1,21 @@
 """OpenVINO on the CPU, the default if there is no accelerator. bf16 uses AMX or AVX-512-BF16 instructions."""
 
-import logging
 import queue
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import openvino as ov
 from openvino import CompiledModel, Core, InferRequest
 
-from models.artifact.artifact import GRAPH, Artifact
+from models.artifact.artifact import Artifact
 from service.common.types import EngineInfo, Precision, Probabilities, Rows, Runtime
 from service.engines.base import CPU, Engine, EngineUnavailableError, held_bytes
-from service.engines.openvino.cache import CompiledGraph
-from service.engines.selection.cpu_layout import conditions_here
 
 _DEVICE = "CPU"
-_CACHE = "CACHE_DIR"
 
 # OpenVINO sets the locale of the process to C while it reads or writes a graph, and then restores the old one. Two
 # threads that do so at once may leave the process with C, in which Python reads text files and pipes as ASCII.
 _ONE_AT_A_TIME = Lock()
-
-log = logging.getLogger(__name__)
 
 
 def has_bf16() -> bool:
@@ -31,10 +24,7 @@ def has_bf16() -> bool:
 
 
 class OpenVinoEngine(Engine):
-    """One compiled model with `slots` streams of `threads` threads each.
-
-    The folder `cache` keeps compiled graphs. `from_cache` says whether this one was read from there.
-    """
+    """One compiled model with `slots` streams of `threads` threads each."""
 
     def __init__(
         self,
@@ -44,7 +34,6 @@ class OpenVinoEngine(Engine):
         slots: int,
         threads: int,
         max_batch: int,
-        cache: Path | None = None,
     ) -> None:
         self.slots = slots
         self.max_batch = max_batch
@@ -60,7 +49,7 @@ class OpenVinoEngine(Engine):
         }
         try:
             with _ONE_AT_A_TIME:
-                compiled, self.from_cache = _compile(artifact, properties, cache)
+                compiled = Core().compile_model(artifact.graph, _DEVICE, properties)
         except RuntimeError as error:
             raise EngineUnavailableError(f"OpenVINO cannot run {artifact.graph}: {_reason(error)}") from error
         if (got := compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()) != precision:
@@ -94,33 +83,6 @@ class OpenVinoEngine(Engine):
         while not self._requests.empty():
             self._requests.get_nowait()
         self._compiled = None
-
-
-def _compile(artifact: Artifact, properties: dict[str, object], cache: Path | None) -> tuple[CompiledModel, bool]:
-    """The compiled graph, and whether the cache had it. Raises RuntimeError as OpenVINO does."""
-    core, graph = Core(), artifact.graph
-    if cache is None:
-        return core.compile_model(graph, _DEVICE, properties), False
-    here = conditions_here(0).key
-    subject = (ov.__version__, here, str(graph.resolve()), *(f"{name}={value}" for name, value in properties.items()))
-    kept = CompiledGraph.of(cache, artifact.manifest.files.get(GRAPH, ""), subject)
-    if kept.verify():
-        compiled = _compile_in(core, graph, properties, kept.folder)
-        if compiled is not None and compiled.get_property("LOADED_FROM_CACHE"):
-            return compiled, True
-        kept.remove()  # OpenVINO refused it, and may have written a second one
-    with kept.draft() as draft:
-        compiled = _compile_in(core, graph, properties, draft) if draft is not None else None
-    return compiled or core.compile_model(graph, _DEVICE, properties), False
-
-
-def _compile_in(core: Core, graph: Path, properties: dict[str, object], folder: Path) -> CompiledModel | None:
-    """Compile with OpenVINO's own cache in `folder`. None if that fails, as on a full disk."""
-    try:
-        return core.compile_model(graph, _DEVICE, {**properties, _CACHE: str(folder)})
-    except RuntimeError as error:
-        log.info("compiled without %s: %s", folder, _reason(error))
-        return None
 
 
 def _reason(error: RuntimeError) -> str:

@@ -1,1 +1,0 @@
-"""OpenVINO, the default runtime on a CPU."""
