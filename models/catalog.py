@@ -58,7 +58,9 @@ class InputSpec:
 class WeightSet:
     """Published weights: their tag, and their accuracy in percent on `dataset`.
 
-    `file` names weights in `models/data`, which come with topfive; others are downloaded from torchvision.
+    `file` names weights in `models/data`, which come with topfive; others are downloaded, from `urls` if there are any
+    and else from torchvision. `sha256` is that of the whole file; None if only the first eight digits are known, which
+    are in the name of torchvision's file.
     """
 
     tag: str
@@ -67,6 +69,8 @@ class WeightSet:
     input: InputSpec = InputSpec()
     dataset: str = "ImageNet-1k, validation"
     file: str | None = None
+    urls: tuple[str, ...] = ()
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,14 +125,13 @@ async def running(exported: Path) -> "AsyncIterator[Running]":
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of artifacts that holds `squeezenet1_1` with trained weights, so that answers can be right or wrong."""
     from export.pipeline import WeightsChoice, export
     from models.catalog import CATALOG
 
     root = tmp_path_factory.mktemp("trained")
-    choice = WeightsChoice.parse(str(shared_data / "squeezenet1_1.safetensors"), None)
-    export(CATALOG["squeezenet1_1"], choice, root, NullReporter())
+    export(CATALOG["squeezenet1_1"], WeightsChoice.parse("auto", None), root, NullReporter())
     return root
 
 

@@ -1,4 +1,4 @@
-"""Loads weights into a network: torchvision's published file, a file of the user, or none. Imports torch."""
+"""Loads weights into a network: a published file, a file of the user, or none. Imports torch."""
 
 import hashlib
 import os
@@ -43,18 +43,22 @@ def untrained() -> WeightRecord:
 def load_file(network: nn.Module, architecture: Architecture, path: Path) -> WeightRecord:
     """Load a state dict in a .pth, .pt or .safetensors file, or an .onnx file of the same architecture.
 
-    The record of a file that torchvision publishes, known by its sha256, is that of the published weights, so that
-    their input recipe and accuracy apply. Raises WeightsError if the file cannot be read or does not fit.
+    The record of a published file, known by its sha256, is that of the published weights, so that their input recipe
+    and accuracy apply. Raises WeightsError if the file cannot be read or does not fit.
     """
+    _load(network, architecture, path)
+    digest = sha256(path)
+    for published in architecture.weight_sets:
+        if digest.startswith(_known_sha256(architecture, published)):
+            return WeightRecord(source=WeightSource.PRETRAINED, name=published.tag, sha256=digest)
+    return WeightRecord(source=WeightSource.FILE, name=path.name, sha256=digest)
+
+
+def _load(network: nn.Module, architecture: Architecture, path: Path) -> None:
     if path.suffix == ".onnx":
         _load_onnx(network, architecture, path)
     else:
         load_state(network, architecture, read_state_dict(path), what=str(path))
-    digest = sha256(path)
-    for published in architecture.weight_sets:
-        if _is_published(published, architecture, digest):
-            return WeightRecord(source=WeightSource.PRETRAINED, name=published.tag, sha256=digest)
-    return WeightRecord(source=WeightSource.FILE, name=path.name, sha256=digest)
 
 
 def _load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> None:
@@ -72,54 +76,61 @@ def _load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> No
 def load_pretrained(
     network: nn.Module, architecture: Architecture, *, mirror: str | None, progress: Progress
 ) -> WeightRecord:
-    """Load the published weights: those that come with topfive, or torchvision's.
+    """Load the published weights. Those that do not come with topfive are downloaded once, into torch's cache folder.
 
-    The latter are downloaded once, into torch's own cache folder; `mirror` replaces the URL of their folder. Raises
-    HostUnreachableError if the host does not answer, WeightsError if nothing is published, the host gives an
-    error or the checksum differs.
+    `mirror` replaces the folder of their URL. Raises HostUnreachableError if no host answers, WeightsError if nothing
+    is published, a host gives an error, or the checksum differs.
     """
     if (weights := architecture.default_weights) is None:
         raise WeightsError(f"{architecture.name} has no pretrained weights; use --weights untrained or a file")
-    if weights.file is not None:
-        return load_file(network, architecture, _BUNDLED / weights.file)
-    url = _published_url(architecture, weights)
-    file = Path(urlsplit(url).path).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    if not path.is_file():
-        download(urljoin(mirror.rstrip("/") + "/", file) if mirror else url, path, progress)
-    digest = sha256(path)
-    expected = _hash_prefix(file)
+    path = _BUNDLED / weights.file if weights.file else _download(architecture, weights, mirror, progress)
+    digest, expected = sha256(path), _known_sha256(architecture, weights)
     if not digest.startswith(expected):
-        raise WeightsError(
-            f"{path} is damaged: its sha256 begins {digest[:8]}, not {expected}; delete it and try again"
-        )
-    load_state(network, architecture, read_state_dict(path), what=str(path))
+        remedy = "install topfive again" if weights.file else "delete it and try again"
+        raise WeightsError(f"{path} is damaged: its sha256 begins {digest[:8]}, not {expected[:8]}; {remedy}")
+    _load(network, architecture, path)
     return WeightRecord(source=WeightSource.PRETRAINED, name=weights.tag, sha256=digest)
 
 
-def _is_published(weights: WeightSet, architecture: Architecture, digest: str) -> bool:
-    if weights.file is not None:
-        return digest == sha256(_BUNDLED / weights.file)
-    return digest.startswith(_hash_prefix(_published_url(architecture, weights)))
+def _known_sha256(architecture: Architecture, weights: WeightSet) -> str:
+    """The sha256 of the file, or its first eight digits: torchvision publishes no more, in the name of the file."""
+    return weights.sha256 or PurePosixPath(_urls(architecture, weights)[0]).stem.rpartition("-")[2]
 
 
-def _published_url(architecture: Architecture, weights: WeightSet) -> str:
+def _urls(architecture: Architecture, weights: WeightSet) -> tuple[str, ...]:
+    """The addresses of the published file, the preferred one first."""
+    if weights.urls:
+        return weights.urls
     from torchvision.models import get_model_weights
 
-    return str(get_model_weights(architecture.source.partition(":")[2])[weights.tag].url)
+    return (str(get_model_weights(architecture.source.partition(":")[2])[weights.tag].url),)
 
 
-def _hash_prefix(file: str) -> str:
-    """The first digits of its sha256, which end the name of a published file."""
-    return PurePosixPath(file).stem.rpartition("-")[2]
+def _download(architecture: Architecture, weights: WeightSet, mirror: str | None, progress: Progress) -> Path:
+    """The file in torch's cache folder, downloaded if it is not there; the hosts are asked in turn."""
+    urls = _urls(architecture, weights)
+    file = PurePosixPath(urlsplit(urls[0]).path).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if path.is_file():
+        return path
+    if mirror:
+        urls = (urljoin(mirror.rstrip("/") + "/", file),)
+    errors: list[WeightsError] = []
+    for url in urls:
+        try:
+            download(url, path, progress, _known_sha256(architecture, weights))
+            return path
+        except WeightsError as error:
+            errors.append(error)
+    silent = all(isinstance(error, HostUnreachableError) for error in errors)
+    raise (HostUnreachableError if silent else WeightsError)("; ".join(map(str, errors)))
 
 
-def download(url: str, path: Path, progress: Progress) -> None:
-    """Download `url` to `path`, which appears only if the file is complete and has the sha256 of its name.
+def download(url: str, path: Path, progress: Progress, expected: str) -> None:
+    """Download `url` to `path`, which appears only if the file is complete and its sha256 begins with `expected`.
 
     Raises HostUnreachableError if the host does not answer, else WeightsError.
     """
-    expected = _hash_prefix(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, draft = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
@@ -129,7 +140,8 @@ def download(url: str, path: Path, progress: Progress) -> None:
         with os.fdopen(descriptor, "wb") as file:
             digest = _receive(url, file.write, progress)
         if not digest.startswith(expected):
-            raise WeightsError(f"{url} gave a file whose sha256 begins {digest[:8]}, not {expected}; it was not kept")
+            begins = f"begins {digest[:8]}, not {expected[:8]}"
+            raise WeightsError(f"{url} gave a file whose sha256 {begins}; it was not kept")
         Path(draft).replace(path)
     finally:
         Path(draft).unlink(missing_ok=True)

@@ -79,6 +79,7 @@ def present(root: Path, exported: Path, name: str, weights: WeightRecord) -> Pat
     return folder
 
 
+DOWNLOADED = "squeezenet1_1@IMAGENET1K_V1"
 UNTRAINED = WeightRecord(source=WeightSource.UNTRAINED, name="untrained", seed=1)
 PRETRAINED = WeightRecord(source=WeightSource.PRETRAINED, name="IMAGENET1K_V1", sha256="0" * 64)
 
@@ -167,15 +168,15 @@ def test_pretrained_that_cannot_be_reached_is_an_error(
     run: Run, tmp_path: Path, exported: Path, unreachable: str
 ) -> None:
     """`--weights pretrained` ends with 1 where the host does not answer, though an untrained model is there."""
-    present(tmp_path, exported, "squeezenet1_1", UNTRAINED)
+    present(tmp_path, exported, DOWNLOADED, UNTRAINED)
 
     arguments = ("--weights", "pretrained", "--weights-mirror", unreachable, "--artifacts", tmp_path)
-    result = run("squeezenet1_1", "--missing", *arguments)
+    result = run(DOWNLOADED, "--missing", *arguments)
 
     assert result.exit_code == 1
-    assert "squeezenet1_1 was not exported:" in result.stderr
+    assert f"{DOWNLOADED} was not exported:" in result.stderr
     assert f"{unreachable}/squeezenet1_1-b8a52dc0.pth cannot be reached" in result.stderr
-    assert versions(tmp_path, "squeezenet1_1") == [1]
+    assert versions(tmp_path, DOWNLOADED) == [1]
 
 
 def test_artifacts_folder_that_cannot_be_written_is_an_error(run: Run, tmp_path: Path) -> None:
@@ -225,15 +226,15 @@ def test_missing_keeps_untrained_weights_where_the_host_cannot_be_reached(
     run: Run, tmp_path: Path, exported: Path, unreachable: str
 ) -> None:
     """With `auto` and no connection the untrained model stays as it is, with the warning and exit code 0."""
-    folder = present(tmp_path, exported, "squeezenet1_1", UNTRAINED)
+    folder = present(tmp_path, exported, DOWNLOADED, UNTRAINED)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    result = run("squeezenet1_1", "--missing", "--weights-mirror", unreachable, "--artifacts", tmp_path)
+    result = run(DOWNLOADED, "--missing", "--weights-mirror", unreachable, "--artifacts", tmp_path)
 
     assert result.exit_code == 0
     assert "UNTRAINED" in result.stderr
     assert f"{unreachable}/squeezenet1_1" in result.stderr
-    assert versions(tmp_path, "squeezenet1_1") == [1]
+    assert versions(tmp_path, DOWNLOADED) == [1]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

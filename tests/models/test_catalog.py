@@ -25,7 +25,9 @@ from models.catalog import (
     read_catalog,
 )
 
-PUBLISHED = [(entry, weights) for entry in CATALOG for weights in entry.weight_sets if weights.file is None]
+PUBLISHED = [
+    (entry, weights) for entry in CATALOG for weights in entry.weight_sets if not (weights.file or weights.urls)
+]
 IDS = [f"{entry.name}-{weights.tag}" for entry, weights in PUBLISHED]
 
 
@@ -124,10 +126,10 @@ PLAIN = [one for one in CATALOG if "@" not in one.name and one.source.startswith
 
 @pytest.mark.parametrize("architecture", PLAIN, ids=lambda one: one.name)
 def test_default_weights(architecture: Architecture) -> None:
-    """What `--weights pretrained` takes is torchvision's default, and its input is the architecture's."""
+    """What `--weights pretrained` takes comes with topfive or is torchvision's default; its input is the network's."""
     default = architecture.default_weights
     assert default is not None
-    assert default.tag == published(architecture).DEFAULT.name
+    assert default.file or default.tag == published(architecture).DEFAULT.name
     assert architecture.input is default.input
 
 
@@ -142,7 +144,7 @@ def test_every_architecture_of_the_lectures() -> None:
 
     assert plain == expected | {"tiny"}
     assert {name for name in CATALOG.names() if "@" in name} == {
-        f"{name}@IMAGENET1K_V1" for name in ("resnet50", "resnet101", "resnet152", "efficientnet_b1")
+        f"{name}@IMAGENET1K_V1" for name in ("resnet50", "resnet101", "resnet152", "efficientnet_b1", "squeezenet1_1")
     }
 
 

@@ -31,9 +31,10 @@ from models.weights.weights import (
     read_state_dict,
 )
 
-SQUEEZENET, TINY, GOOGLENET = CATALOG["squeezenet1_1"], CATALOG["tiny"], CATALOG["googlenet"]
+SQUEEZENET, TINY, GOOGLENET = CATALOG["squeezenet1_1@IMAGENET1K_V1"], CATALOG["tiny"], CATALOG["googlenet"]
 BODY = bytes(range(256)) * 4000
-NAME = f"net-{hashlib.sha256(BODY).hexdigest()[:8]}.pth"
+PREFIX = hashlib.sha256(BODY).hexdigest()[:8]
+NAME = f"net-{PREFIX}.pth"
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 State = dict[str, Tensor]
@@ -151,14 +152,14 @@ def left_in(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("answer", [whole(BODY), reply(BODY), REDIRECTED], ids=["whole", "no length", "redirected"])
 def test_download(answer: Answer, host: Host, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """A file whose sha256 begins as its name says is kept under that name, and nothing beside it.
+    """A file whose sha256 begins as expected is kept under its name, and nothing beside it.
 
     Progress counts up to the whole, in several steps for a large file.
     """
     url = host.serve(NAME, answer)
     host.answers[f"/moved/{NAME}"] = whole(BODY)
     steps: list[tuple[int, int]] = []
-    download(url, tmp_path / "cache" / NAME, lambda done, total: steps.append((done, total)))
+    download(url, tmp_path / "cache" / NAME, lambda done, total: steps.append((done, total)), PREFIX)
 
     assert left_in(tmp_path / "cache") == [NAME]
     assert (tmp_path / "cache" / NAME).read_bytes() == BODY
@@ -170,7 +171,7 @@ def test_download(answer: Answer, host: Host, tmp_path: Path, request: pytest.Fi
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (whole(BODY[:-1]), f"gave a file whose sha256 begins .*, not {NAME[4:12]}; it was not kept"),
+        (whole(BODY[:-1]), f"gave a file whose sha256 begins .*, not {PREFIX}; it was not kept"),
         (whole(b""), "it was not kept"),
         (failed(404), "answered 404 Not Found"),
         (failed(403), "answered 403 Forbidden"),
@@ -185,7 +186,7 @@ def test_download(answer: Answer, host: Host, tmp_path: Path, request: pytest.Fi
 def test_bad_answer(answer: Answer, message: str, host: Host, tmp_path: Path) -> None:
     """A host that answers, but not with the file, is an error and never a reason to go on without; nothing is kept."""
     with pytest.raises(WeightsError, match=message) as caught:
-        download(host.serve(NAME, answer), tmp_path / NAME, ignore)
+        download(host.serve(NAME, answer), tmp_path / NAME, ignore, PREFIX)
 
     assert not isinstance(caught.value, HostUnreachableError)
     assert left_in(tmp_path) == []
@@ -200,11 +201,11 @@ def test_no_answer(host: Host, tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take it meanwhile
         url = f"http://127.0.0.1:{free.getsockname()[1]}/{NAME}"
         with pytest.raises(HostUnreachableError, match=r"cannot be reached: .*refused"):
-            download(url, tmp_path / NAME, ignore)
+            download(url, tmp_path / NAME, ignore, PREFIX)
     with pytest.raises(HostUnreachableError, match=r"weights\.invalid.* cannot be reached"):
-        download(f"http://weights.invalid/{NAME}", tmp_path / NAME, ignore)
+        download(f"http://weights.invalid/{NAME}", tmp_path / NAME, ignore, PREFIX)
     with pytest.raises(HostUnreachableError, match="without response"):
-        download(host.serve(NAME, lambda request: None), tmp_path / NAME, ignore)
+        download(host.serve(NAME, lambda request: None), tmp_path / NAME, ignore, PREFIX)
 
     assert left_in(tmp_path) == []
 
@@ -223,7 +224,7 @@ def test_no_answer(host: Host, tmp_path: Path) -> None:
 def test_no_address(folder: str, message: str, host: Host, tmp_path: Path) -> None:
     """A mirror that is no address, or has no TLS, is a mistake to be told, not a host that cannot be reached."""
     with pytest.raises(WeightsError, match=message) as caught:
-        download(folder.replace("HOST", host.address) + NAME, tmp_path / NAME, ignore)
+        download(folder.replace("HOST", host.address) + NAME, tmp_path / NAME, ignore, PREFIX)
 
     assert not isinstance(caught.value, HostUnreachableError)
 
@@ -232,7 +233,7 @@ def test_folder_as_mirror(tmp_path: Path) -> None:
     """A folder of this machine serves as well, where there is no network."""
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / NAME).write_bytes(BODY)
-    download((tmp_path / "mirror" / NAME).as_uri(), tmp_path / NAME, ignore)
+    download((tmp_path / "mirror" / NAME).as_uri(), tmp_path / NAME, ignore, PREFIX)
 
     assert (tmp_path / NAME).read_bytes() == BODY
 
@@ -241,7 +242,7 @@ def test_unwritable_cache(host: Host, tmp_path: Path) -> None:
     """Where the cache folder cannot be made, the error names it and the variable that moves it."""
     (tmp_path / "file").write_text("")
     with pytest.raises(WeightsError, match=r"file/checkpoints cannot be written .* set TORCH_HOME"):
-        download(host.serve(NAME, whole(BODY)), tmp_path / "file" / "checkpoints" / NAME, ignore)
+        download(host.serve(NAME, whole(BODY)), tmp_path / "file" / "checkpoints" / NAME, ignore, PREFIX)
 
     assert host.asked == []
 
@@ -337,6 +338,26 @@ def test_damaged_cache(host: Host, published: Published, tmp_path: Path) -> None
     assert not isinstance(caught.value, HostUnreachableError)
     assert host.asked == []
     assert damaged.exists()
+
+
+@pytest.mark.parametrize("name", ["lenet5", "squeezenet1_1"])
+def test_weights_that_come_with_topfive(name: str) -> None:
+    """They need no download, have the sha256 of the catalog, and a damaged file is refused."""
+    (weights,) = (one for one in CATALOG[name].weight_sets if one.file)
+    record = load_pretrained(build(CATALOG[name]), CATALOG[name], mirror="http://weights.invalid", progress=ignore)
+    assert record == WeightRecord(source=WeightSource.PRETRAINED, name=weights.tag, sha256=weights.sha256)
+
+    damaged = replace(CATALOG[name], weight_sets=(replace(weights, sha256="0" * 64),))
+    with pytest.raises(WeightsError, match=f"{weights.file} is damaged: .* install topfive again"):
+        load_pretrained(build(CATALOG[name]), damaged, mirror=None, progress=ignore)
+
+
+def test_squeezenet_is_what_was_released(shared_data: Path) -> None:
+    """The weights in the repository have the values of the file of 2016 in 32 bits, bit by bit."""
+    network, original = build(CATALOG["squeezenet1_1"]), read_state_dict(shared_data / "squeezenet1_1.safetensors")
+    load_pretrained(network, CATALOG["squeezenet1_1"], mirror=None, progress=ignore)
+
+    assert same(network, original)
 
 
 # ---- files

@@ -28,7 +28,7 @@ PUBLISHED = [
     (entry.source.partition(":")[2], weights)
     for entry in CATALOG
     for weights in entry.weight_sets
-    if weights.file is None and "@" not in entry.name
+    if not (weights.file or weights.urls) and "@" not in entry.name
 ]
 IDS = [f"{name}-{weights.tag}" for name, weights in PUBLISHED]
 SMALL = InputSpec(resize=36, crop=32)  # as the presets in every step, and a fiftieth of the work
