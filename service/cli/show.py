@@ -31,7 +31,7 @@ from service.server.data_plane import build_data_plane
 @click.command("show", short_help="Describe one model.")
 @click.argument("name")
 @option("--json", "as_json", is_flag=True, help="Print what GET /models/NAME answers")
-@options("artifacts", "cache", "cpus")
+@options("artifacts", "cpus")
 def show_command(name: str, as_json: bool, **values: Any) -> None:
     """Print the model NAME: size, input, weights, published and measured accuracy, parity."""
     try:
@@ -73,7 +73,7 @@ def _layout(settings: Settings, entry: ModelEntry) -> tuple[Layout | None, tuple
     version, manifest = entry.exported
     artifact = Artifact(settings.artifacts / entry.name / str(version), version, manifest, ())
     cpus = settings.cpus or cpu_quota()
-    tuned = read_tuned(artifact, settings.cache_folder, cpus)
+    tuned = read_tuned(artifact, cpus)
     _, layout = tuned.choose(Runtime.AUTO, Precision.AUTO, Precision.BF16)
     layout = layout or default_layout(cpus)
     return replace(layout, max_batch=at_most(layout.max_batch, artifact)), tuned.notes

@@ -88,7 +88,7 @@ def test_cards(artifacts: Path, built: bool, where: Machine, runtime: Runtime, a
 def test_runtime_that_was_tuned(artifacts: Path) -> None:
     """The runtime of a tuning record comes first, as in `serve`, on the number of CPUs of the record."""
     tuned = trial("onnxruntime", "f32", version=installed_here(Runtime.ONNXRUNTIME))
-    keep(load(artifacts, "tiny"), artifacts / "cache", tuned)
+    keep(load(artifacts, "tiny"), tuned)
 
     assert found(settings(artifacts, cpus=2)).artifacts[0].runtime is Runtime.ONNXRUNTIME
     assert found(settings(artifacts, cpus=1)).artifacts[0].runtime is Runtime.OPENVINO

@@ -82,7 +82,7 @@ def test_attempts_are_seen(observed: Observed) -> None:
         ("compare", PHOTO, "--model", "tiny", *ORT),
         ("classify", PHOTO, "--model", "tiny", *ORT, "--out", "rows.csv"),
         ("evaluate", "list.csv", "--model", "tiny", *ORT, "--out", "figures"),
-        ("tune", "tiny", *ORT, "--seconds", "1", "--cpus", "1"),
+        ("tune", "tiny", "--seconds", "1", "--cpus", "1"),
         ("doctor", "--models", "tiny", "--port", "0", "--grpc-port", "0", *ORT),
         ("export", "tiny", "--weights", "untrained"),
         ("import", "own.onnx", "--name", "own", "--recipe", "recipe.toml"),

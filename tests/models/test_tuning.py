@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from models.artifact.artifact import Artifact, load, write_manifest
-from models.artifact.tuning import Conditions, Trial, TuningFiles, TuningRecord, read_tuning, write_tuning
+from models.artifact.tuning import Conditions, Trial, TuningRecord, read_tuning, tuning_file, write_tuning
 from service.cli.main import main
 from service.common.types import Layout, Precision, Runtime
 from service.engines.selection import cpu_layout
@@ -20,7 +20,6 @@ from service.engines.selection.cpu_layout import (
     default_layout,
     installed_version,
     read_tuned,
-    tuning_files,
 )
 from service.engines.selection.opening import open_engine
 from service.engines.selection.select import EngineOptions
@@ -39,20 +38,12 @@ def trial(runtime: str = "openvino", precision: str = "bf16", rate: float = 100.
         max_batch=3,
         images_per_s=rate,
         run_ms=10.0,
-        cpu_ms=12.0,
     )
 
 
-def record(*trials: Trial, conditions: Conditions = HERE, date: str = "2026-11-22T10:00:00Z") -> TuningRecord:
+def record(*trials: Trial, conditions: Conditions = HERE) -> TuningRecord:
     """A record of these trials, of one where none are given."""
-    return TuningRecord(
-        conditions=conditions,
-        graph_sha256="a" * 64,
-        date=date,
-        seconds=20,
-        max_latency_ms=100,
-        trials=trials or (trial(),),
-    )
+    return TuningRecord(conditions=conditions, date="2026-11-22", trials=trials or (trial(),))
 
 
 def installed_here(runtime: Runtime) -> str:
@@ -62,90 +53,50 @@ def installed_here(runtime: Runtime) -> str:
     return version
 
 
-def keep(artifact: Artifact, cache: Path, *trials: Trial, conditions: Conditions | None = None) -> Path:
-    """Write a record of these trials for the artifact's graph, on two CPUs of this machine."""
-    place = tuning_files(artifact, cache)
-    kept = record(*trials, conditions=conditions or conditions_here(2))
-    return write_tuning(place, kept.model_copy(update={"graph_sha256": place.graph_sha256}))
+def keep(artifact: Artifact, *trials: Trial) -> Path:
+    """Write a record of these trials for the artifact, on two CPUs of this machine."""
+    return write_tuning(artifact.folder, record(*trials, conditions=conditions_here(2)))
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> TuningFiles:
-    """An artifact's folder and a cache folder that is not there yet."""
-    (tmp_path / "artifact").mkdir()
-    return TuningFiles(tmp_path / "artifact", tmp_path / "cache", "a" * 64)
-
-
-def test_record_is_read_as_written(place: TuningFiles) -> None:
+def test_record_is_read_as_written(tmp_path: Path) -> None:
     """It lies beside the manifest, readable by all, and nothing else does."""
-    path = write_tuning(place, record())
+    path = write_tuning(tmp_path, record())
 
-    assert path == place.artifact / "tuned" / f"{HERE.key}.json"
+    assert path == tmp_path / "tuned" / f"{HERE.key}.json"
     assert list(path.parent.iterdir()) == [path]
     assert path.stat().st_mode & 0o777 == 0o644
-    assert read_tuning(place, HERE) == (record(), [])
+    assert read_tuning(tmp_path, HERE) == record()
 
 
-def test_record_of_another_machine_is_not_used(place: TuningFiles) -> None:
-    """Another processor, another quota, other instructions or another way of measuring: each has its own record."""
-    write_tuning(place, record())
+def test_record_of_another_machine_is_not_used(tmp_path: Path) -> None:
+    """Another processor, another quota, other instructions: each has its own record. A renamed file counts nothing."""
+    path = write_tuning(tmp_path, record())
 
-    for other in (
-        HERE.model_copy(update={"cpu": "EPYC"}),
-        HERE.model_copy(update={"cpus": 4}),
-        HERE.model_copy(update={"instruction_sets": ()}),
-        HERE.model_copy(update={"measuring": HERE.measuring + 1}),
-    ):
-        assert read_tuning(place, other) == (None, [])
-        write_tuning(place, record(conditions=other))
-    assert len(list((place.artifact / "tuned").iterdir())) == 5
-    assert read_tuning(place, HERE) == (record(), [])
-
-
-def test_record_of_another_graph_is_not_used(place: TuningFiles) -> None:
-    """A record that was copied from another version of the model counts for nothing."""
-    write_tuning(place, record())
-
-    assert read_tuning(TuningFiles(place.artifact, place.cache, "b" * 64), HERE) == (None, [])
-
-
-def test_record_goes_to_the_cache_where_the_artifact_refuses(place: TuningFiles) -> None:
-    """A file in the place of the folder refuses like a read-only disk: the record lies in the cache and is found."""
-    (place.artifact / "tuned").write_text("not a folder")
-
-    path = write_tuning(place, record())
-
-    assert path.parent == place.cache / "tuned"
-    assert read_tuning(TuningFiles(place.artifact.with_name("other"), place.cache, "a" * 64), HERE)[0] == record()
-
-
-def test_newer_record_of_both_folders_counts(place: TuningFiles) -> None:
-    """A record in the cache that is newer than that of the artifact is the one that is used, and an older one not."""
-    older, newer = record(date="2026-11-21T10:00:00Z"), record(date="2026-11-22T10:00:00Z")
-    for own, spare in ((older, newer), (newer, older)):
-        for path, content in zip(place.files(HERE), (own, spare), strict=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content.model_dump_json())
-        assert read_tuning(place, HERE)[0] == newer
+    for change in ({"cpu": "EPYC"}, {"cpus": 4}, {"instruction_sets": ()}):
+        other = HERE.model_copy(update=change)
+        assert read_tuning(tmp_path, other) is None
+        tuning_file(tmp_path, other).write_bytes(path.read_bytes())
+        assert read_tuning(tmp_path, other) is None
+        write_tuning(tmp_path, record(conditions=other))
+    assert len(list((tmp_path / "tuned").iterdir())) == 4
+    assert read_tuning(tmp_path, HERE) == record()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"trials": []}', '{"conditions": 3}'])
-def test_damaged_record_is_said_and_not_fatal(place: TuningFiles, content: str) -> None:
-    """What cannot be read is named with the command that makes a new one; nothing is raised."""
-    path = write_tuning(place, record())
+def test_damaged_record_is_said(tmp_path: Path, content: str) -> None:
+    """What cannot be read is named with the command that makes a new one."""
+    path = write_tuning(tmp_path, record())
     path.write_text(content)
 
-    found, damage = read_tuning(place, HERE)
-
-    assert found is None
-    assert damage == [f"{path} cannot be read (not a record that this version reads); run topfive tune again"]
+    with pytest.raises(ValueError, match=r"json cannot be read \(not a record that this version reads\); run topfive"):
+        read_tuning(tmp_path, HERE)
 
 
 @pytest.mark.parametrize(
-    "impossible", [{"slots": 0}, {"threads": 64}, {"slots": 3}, {"max_batch": 1_000_000}, {"images_per_s": "NaN"}]
+    "impossible", [{"slots": 0}, {"threads": 0}, {"max_batch": 1_000_000}, {"images_per_s": "NaN"}]
 )
 def test_impossible_layout_is_no_record(impossible: dict[str, object]) -> None:
-    """Without a slot, with more threads than CPUs, or with batches that no memory holds: none comes from a file."""
+    """Without a slot or a thread, or with batches that no memory holds: none comes from a file."""
     fields = json.loads(record().model_dump_json())
     fields["trials"][0].update(impossible)
 
@@ -201,21 +152,21 @@ def tiny(artifacts: Path) -> Artifact:
     return load(artifacts, "tiny")
 
 
-def test_trials_of_another_version_do_not_count(tiny: Artifact, tmp_path: Path) -> None:
+def test_trials_of_another_version_do_not_count(tiny: Artifact) -> None:
     """Trials of a runtime that was replaced since, or is unknown, are left out and named; the others go on to count.
 
     Without any that counts the model starts by defaults.
     """
     fresh = trial("onnxruntime", "f32", version=installed_here(Runtime.ONNXRUNTIME))
     for stale, others in ((trial(version="2020.1"), (fresh,)), (trial("later"), ())):
-        keep(tiny, tmp_path, stale, *others)
+        keep(tiny, stale, *others)
 
-        tuned = read_tuned(tiny, tmp_path, 2)
+        tuned = read_tuned(tiny, 2)
 
         assert (tuned.record and tuned.record.trials) == (others or None)
         what = f"{stale.runtime} {stale.runtime_version}"
         assert tuned.notes == (f"tiny was tuned with {what}, not installed here; run: topfive tune tiny",)
-    assert read_tuned(tiny, tmp_path, 3) == cpu_layout.NOT_TUNED
+    assert read_tuned(tiny, 3) == cpu_layout.NOT_TUNED
 
 
 @pytest.mark.parametrize(
@@ -233,7 +184,7 @@ def test_engine_is_laid_out_as_tuned(tiny: Artifact, tmp_path: Path) -> None:
     So does the largest batch of the graph. PyTorch has one slot.
     """
     best = trial(precision="f32", version=installed_here(Runtime.OPENVINO))
-    keep(tiny, tmp_path, best.model_copy(update={"slots": 1, "threads": 2}))
+    keep(tiny, best.model_copy(update={"slots": 1, "threads": 2}))
     options = EngineOptions(cpus=2, cache=tmp_path)
 
     def opened(options: EngineOptions, artifact: Artifact = tiny) -> tuple[str, int, int, Layout | None]:
@@ -252,43 +203,20 @@ def test_engine_is_laid_out_as_tuned(tiny: Artifact, tmp_path: Path) -> None:
     assert opened(replace(options, cpus=1), single) == ("openvino", 1, 1, Layout(1, 1, 1))
 
 
-@pytest.mark.parametrize(
-    ("confined", "asked", "counts"),
-    [
-        ("auto auto", "auto auto", True),
-        ("auto auto", "onnxruntime f32", True),
-        ("auto f32", "auto auto", False),
-        ("auto f32", "auto f32", True),
-        ("auto f32", "onnxruntime f32", True),
-        ("onnxruntime auto", "auto auto", False),
-        ("onnxruntime auto", "onnxruntime auto", True),
-        ("onnxruntime auto", "openvino auto", False),
-    ],
-)
-def test_record_of_less_than_is_asked_does_not_count(
-    tiny: Artifact, tmp_path: Path, confined: str, asked: str, counts: bool
-) -> None:
-    """What was tuned with --runtime or --precision was compared with nothing else, so it cannot decide for auto."""
+def test_faster_runtime_serves(tiny: Artifact, tmp_path: Path) -> None:
+    """`auto` opens the runtime that was measured to be the faster one."""
+    keep(tiny, trial("onnxruntime", "f32", version=installed_here(Runtime.ONNXRUNTIME)))
 
-    def words(text: str) -> tuple[Runtime, Precision]:
-        runtime, precision = text.split()
-        return Runtime(runtime), Precision(precision)
-
-    tuned = trial("onnxruntime", "f32", version=installed_here(Runtime.ONNXRUNTIME))
-    keep(tiny, tmp_path, tuned, conditions=conditions_here(2, *words(confined)))
-
-    runtime, precision = words(asked)
-    done = open_engine(tiny, EngineOptions(runtime, precision, cpus=2, cache=tmp_path), look=lambda: NO_MACHINE)
+    done = open_engine(tiny, EngineOptions(cpus=2, cache=tmp_path), look=lambda: NO_MACHINE)
     done.engine.close()
 
-    assert done.choice.layout is not None
-    assert (done.choice.layout.origin == "tuned on 2026-11-22") is counts
-    assert (done.engine.describe().runtime == "onnxruntime") is (counts or "onnxruntime" in asked)
+    assert done.engine.describe().runtime == "onnxruntime"
+    assert done.choice.layout == Layout(2, 1, 3, "tuned on 2026-11-22")
 
 
-def test_show_says_how_it_would_be_laid_out(tiny: Artifact, tmp_path: Path) -> None:
+def test_show_says_how_it_would_be_laid_out(tiny: Artifact) -> None:
     """`topfive show` names defaults within the graph's own limit, then what was tuned, and a record it cannot read."""
-    folders = ("--artifacts", str(tiny.folder.parent.parent), "--cache", str(tmp_path))
+    folders = ("--artifacts", str(tiny.folder.parent.parent))
 
     def shown() -> str:
         result = CliRunner().invoke(main, ["show", "tiny", *folders, "--cpus", "2"], env={"COLUMNS": "200"})
@@ -299,7 +227,7 @@ def test_show_says_how_it_would_be_laid_out(tiny: Artifact, tmp_path: Path) -> N
     write_manifest(tiny.folder, tiny.manifest.model_copy(update={"max_batch": 1}))
     assert "defaults: slots 2, threads 1, max_batch 1" in shown()
     write_manifest(tiny.folder, tiny.manifest)
-    path = keep(tiny, tmp_path, trial(precision="f32", version=installed_here(Runtime.OPENVINO)))
+    path = keep(tiny, trial(precision="f32", version=installed_here(Runtime.OPENVINO)))
     assert "tuned on 2026-11-22: slots 2, threads 1, max_batch 3" in shown()
     path.write_text("{")
     output = shown()

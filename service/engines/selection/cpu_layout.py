@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
-from pathlib import Path
 
-from models.artifact.artifact import GRAPH, Artifact
-from models.artifact.tuning import Conditions, Trial, TuningFiles, TuningRecord, read_tuning
+from models.artifact.artifact import Artifact
+from models.artifact.tuning import Conditions, Trial, TuningRecord, read_tuning
 from service.common.cpus import cpu_model, host
 from service.common.packages import package_version
 from service.common.types import Layout, Precision, Runtime
@@ -44,8 +42,8 @@ class Tuned:
             trial = self.best(runtime, allowed)
         if trial is None or self.record is None:
             return allowed, None
-        origin = f"tuned on {self.record.date.partition('T')[0]}"
-        return Precision(trial.precision), Layout(trial.slots, trial.threads, trial.max_batch, origin)
+        layout = Layout(trial.slots, trial.threads, trial.max_batch, f"tuned on {self.record.date}")
+        return Precision(trial.precision), layout
 
     def order(self, among: Sequence[Runtime], precision: Precision) -> tuple[Runtime, ...]:
         """Return `among` with the best measured runtime first among the tunable ones; others keep their places."""
@@ -77,15 +75,9 @@ def at_most(rows: int, artifact: Artifact) -> int:
     return rows if most is None else min(rows, most)
 
 
-def conditions_here(cpus: int, runtime: Runtime = Runtime.AUTO, precision: Precision = Precision.AUTO) -> Conditions:
-    """The conditions of a tuning record on this machine with `cpus` CPUs, for one runtime and precision or for any."""
-    sets = host().instruction_sets
-    return Conditions(cpu=cpu_model(), instruction_sets=sets, cpus=cpus, runtime=runtime, precision=precision)
-
-
-def tuning_files(artifact: Artifact, cache: Path) -> TuningFiles:
-    """The files of the tuning records of `artifact`."""
-    return TuningFiles(artifact.folder, cache, artifact.manifest.files.get(GRAPH, ""))
+def conditions_here(cpus: int) -> Conditions:
+    """The conditions of a tuning record on this machine with `cpus` CPUs."""
+    return Conditions(cpu=cpu_model(), instruction_sets=host().instruction_sets, cpus=cpus)
 
 
 def installed_version(runtime: Runtime) -> str | None:
@@ -93,29 +85,17 @@ def installed_version(runtime: Runtime) -> str | None:
     return package_version(*_PACKAGES[runtime])
 
 
-def read_tuned(
-    artifact: Artifact,
-    cache: Path,
-    cpus: int,
-    runtime: Runtime = Runtime.AUTO,
-    precision: Precision = Precision.AUTO,
-) -> Tuned:
-    """The measurements of `artifact` on a machine like this one, with the installed versions.
-
-    A record made for one runtime or precision counts only if that one is asked for. If several count, the most specific
-    one is used.
-    """
-    place, notes, record = tuning_files(artifact, cache), list[str](), None
-    for confined in product(dict.fromkeys((runtime, Runtime.AUTO)), dict.fromkeys((precision, Precision.AUTO))):
-        record, damage = read_tuning(place, conditions_here(cpus, *confined))
-        notes += damage
-        if record is not None:
-            break
+def read_tuned(artifact: Artifact, cpus: int) -> Tuned:
+    """The measurements of `artifact` on a machine like this one, with the installed versions."""
+    try:
+        record = read_tuning(artifact.folder, conditions_here(cpus))
+    except ValueError as error:
+        return Tuned(None, (str(error),))
     if record is None:
-        return Tuned(None, tuple(notes))
+        return NOT_TUNED
     here = {str(runtime): installed_version(runtime) for runtime in TUNABLE}
     fresh = tuple(trial for trial in record.trials if here.get(trial.runtime) == trial.runtime_version)
-    if stale := {f"{one.runtime} {one.runtime_version}" for one in record.trials if one not in fresh}:
-        name = artifact.manifest.name
-        notes.append(f"{name} was tuned with {', '.join(sorted(stale))}, not installed here; run: topfive tune {name}")
-    return Tuned(record.model_copy(update={"trials": fresh}) if fresh else None, tuple(notes))
+    stale = {f"{one.runtime} {one.runtime_version}" for one in record.trials if one not in fresh}
+    name = artifact.manifest.name
+    note = f"{name} was tuned with {', '.join(sorted(stale))}, not installed here; run: topfive tune {name}"
+    return Tuned(record.model_copy(update={"trials": fresh}) if fresh else None, (note,) if stale else ())

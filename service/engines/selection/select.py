@@ -124,7 +124,7 @@ class Selection:
         fits, damage = ((), ()) if machine is NO_MACHINE else survey(artifact, machine, options.precision)
         tuned = NOT_TUNED
         if options.layout is None and options.runtime in (Runtime.AUTO, *TUNABLE):
-            tuned = read_tuned(artifact, options.cache, options.cpus, options.runtime, options.precision)
+            tuned = read_tuned(artifact, options.cpus)
         return cls(artifact, options, machine, fits, damage, tuned)
 
     @property
