@@ -91,9 +91,8 @@ format: install
 proto: install
 	$(BIN)/python -m proto.generate
 
-# Everything is measured with the first, the drift with the second.
 bench-models: install
-	$(BIN)/topfive export googlenet,squeezenet1_1 --weights $(WEIGHTS) --missing
+	$(BIN)/topfive export googlenet --weights $(WEIGHTS) --missing
 
 # Measures this server and writes build/benchmarks/report.md; benchmarks/README.md says more.
 bench: bench-models

@@ -44,10 +44,10 @@ def put_load(server: ServerUnderTest, photo: bytes, level: LoadLevel, seconds: f
         plan=MeasurementPlan(warm_up_s=0, seconds=seconds),
         allow_errors=True,
     )
-    before = server.tree.cpu_s()
+    before = server.cpu_s()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         (result,) = runner.run(run_load_test(test, asyncio.Event(), lambda _: None, lambda _: None))
-    return load_result(result, server.tree.cpu_s() - before, checks=len(server.addresses))
+    return load_result(result, server.cpu_s() - before, checks=len(server.addresses))
 
 
 def load_result(result: LevelResult, cpu_s: float, checks: int) -> LoadResult:

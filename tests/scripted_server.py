@@ -19,7 +19,7 @@ def scripted(name: str, script: str = "good") -> ServerSpec:
 
     - `good` takes a body for a photo that ends with `whole`, `any` takes every body, `unready` takes none;
     - `wrong` answers other classes, `broken` does not start;
-    - `stubborn` ignores SIGTERM, and has a child in another session and without its environment;
+    - `stubborn` ignores SIGTERM, and has a child in another session;
     - `busy` has a child that computes 0.3 s before it answers.
     """
     return ServerSpec(name, (sys.executable, "-m", "tests.scripted_server", "{port}", script), body=Body.RAW)
@@ -49,7 +49,7 @@ def main() -> None:
     script = sys.argv[2]
     if script == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={}, start_new_session=True)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     if script == "busy":
         code = "import time\nwhile time.process_time() < 0.3: pass"
         subprocess.run([sys.executable, "-c", code], check=True)

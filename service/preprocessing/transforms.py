@@ -23,8 +23,7 @@ _FILTERS = {
     Interpolation.BICUBIC: Image.Resampling.BICUBIC,
 }
 
-# Pixels along the shorter side that the decoder must leave for each one after the resize. `python -m benchmarks.drift`
-# measures how far that changes answers.
+# Pixels along the shorter side that the decoder must leave for each one after the resize.
 _LEFT = {Decode.AUTO: 4, Decode.FAST: 2}
 _COMMON_RESIZE = 256  # of most weights; those with a smaller resize share the decoded image with them
 

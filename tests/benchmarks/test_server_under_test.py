@@ -1,13 +1,12 @@
 """A server under test: it starts, is found ready, its processes are measured, and none of them is left."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from benchmarks.server_under_test import ProcessTree, ServerError, ServerUnderTest, photo_probe
+from benchmarks.server_under_test import ServerError, ServerUnderTest
 from benchmarks.servers import ENVIRONMENTS, PEERS
 from tests.scripted_server import PHOTO, scripted
 
@@ -15,44 +14,30 @@ from tests.scripted_server import PHOTO, scripted
 def started(folder: Path, script: str = "good", *, copies: int = 1) -> ServerUnderTest:
     """A scripted server, which is killed soon after SIGTERM."""
     spec = replace(scripted(script, script), copies=copies)
-    return ServerUnderTest(spec, folder, photo_probe(spec, PHOTO), start_timeout_s=20.0, stop_timeout_s=0.2)
+    return ServerUnderTest(spec, folder, PHOTO, start_timeout_s=20.0, stop_timeout_s=0.2)
 
 
 def test_no_process_survives(tmp_path: Path) -> None:
-    """What ignores SIGTERM is killed, and with it its child in another session, whose environment is empty."""
+    """What ignores SIGTERM is killed, and with it its child in another session."""
     with started(tmp_path, "stubborn") as server:
-        assert len(server.tree.processes()) == 2
-        assert server.tree.memory_bytes() > 1 << 20
-    assert server.tree.processes() == []
-
-
-def test_child_whose_parent_ended() -> None:
-    """A process whose parent has ended still belongs to the tree; one that was started without its mark does not."""
-    tree, pipe = ProcessTree(), subprocess.PIPE
-    code = (
-        "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'input()'], start_new_session=True).pid)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], env=tree.environ, stdin=pipe, stdout=pipe) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        parent.wait()
-        assert [process.pid for process in tree.processes()] == [child]
-        assert ProcessTree().processes() == []
-        tree.stop([], 0.0)
-    assert tree.processes() == []
+        processes = server.processes()
+        assert len(processes) == 2
+        assert server.memory_bytes() > 1 << 20
+    _, left = psutil.wait_procs(processes, 5)
+    assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []  # init has yet to read its status
 
 
 def test_cpu_time(tmp_path: Path) -> None:
     """The CPU time of a server is what its processes have spent, and those of their children that have ended."""
     with started(tmp_path, "busy") as server:
-        assert 0.28 <= server.tree.cpu_s() <= 1.5
+        assert 0.28 <= server.cpu_s() <= 1.5
 
 
 def test_copies(tmp_path: Path) -> None:
     """A server of two copies runs twice, on two ports, and is ready when both answer."""
     with started(tmp_path, copies=2) as server:
         assert len(set(server.addresses)) == 2
-        assert [photo_probe(server.spec, PHOTO)(address) for address in server.addresses] == ["", ""]
+        assert len(server.processes()) == 2
 
 
 @pytest.mark.parametrize(
@@ -68,10 +53,10 @@ def test_server_that_does_not_start(tmp_path: Path, script: str, reason: str) ->
     spec = scripted(script, script)
     if script == "absent":
         spec = replace(spec, program=("/no/such/program",))
-    server = ServerUnderTest(spec, tmp_path, photo_probe(spec, PHOTO), start_timeout_s=2.0, stop_timeout_s=0.2)
+    server = ServerUnderTest(spec, tmp_path, PHOTO, start_timeout_s=2.0, stop_timeout_s=0.2)
     with pytest.raises(ServerError, match=reason), server:
         pass
-    assert server.tree.processes() == []
+    assert server.processes() == []
 
 
 def test_peers(tmp_path: Path) -> None:
