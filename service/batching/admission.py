@@ -35,7 +35,15 @@ class AdmissionControl:
         """Images in flight: they are decoded, wait, or run now."""
 
     def admit(self, count: int, max_batch: int) -> Admission:
-        """Admit `count` images, all or none. `max_batch` serves to estimate the time in the queue and until a retry.
+        """Admit `count` images, all or none. Raises the errors of `check`."""
+        admission = self.check(count, max_batch)
+        if not self.admitted:
+            self._idle_s += admission.at - self._idle_since
+        self.admitted = admission.in_flight
+        return admission
+
+    def check(self, count: int, max_batch: int) -> Admission:
+        """Return the admission that `count` images would get now. `max_batch` serves to estimate times.
 
         Raises BadRequest if `count` is above the capacity, Overloaded if the free capacity is smaller than `count` or
         the queue is too long, and its subclass SloUnattainable if the response would miss the latency bound.
@@ -51,16 +59,11 @@ class AdmissionControl:
                 if queue_s > self._limits.max_queue_s:
                     raise Overloaded(queue_s - self._limits.max_queue_s, "the queue is too long")
             admission = Admission(now, count, in_flight)
-            if self._bound is not None:
-                admission = self._bound.admit(admission)
+            return admission if self._bound is None else self._bound.admit(admission)
         except Overloaded:
             for _ in range(count):
                 self._metrics.item_ended(ItemOutcome.OVERLOADED)
             raise
-        if not self.admitted:
-            self._idle_s += now - self._idle_since
-        self.admitted = in_flight
-        return admission
 
     def release(self, admission: Admission) -> None:
         """End the admission of a request, whatever its outcome."""

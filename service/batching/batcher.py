@@ -101,6 +101,12 @@ class Batcher(Generic[T, R]):
         """Whether the batcher is OPEN and fewer than `max_failures` batches in a row have failed."""
         return self.state is BatcherState.OPEN and self._failures < self._limits.max_failures
 
+    def check_capacity(self, count: int) -> None:
+        """Raise the error that `admit` would raise now. An image is refused by it before its bytes are read."""
+        if self.state is not BatcherState.OPEN:
+            raise self._refusal()
+        self._admissions.check(count, self.max_batch)
+
     @contextmanager
     def admit(self, count: int = 1) -> Iterator[Admission]:
         """Admit `count` images, all or none, until the block ends. They need not be decoded yet.
@@ -213,6 +219,8 @@ class Batcher(Generic[T, R]):
         results: Sequence[R | Exception]
         try:
             results = await self._results([item.value for item in items])
+            if len(results) != size:
+                raise EngineError(f"the engine gave {len(results)} rows for {size} items")
         except Exception as caught:
             log.error("a batch of %d images failed", size, exc_info=caught)
             results = [caught] * size
@@ -233,7 +241,7 @@ class Batcher(Generic[T, R]):
     async def _results(self, values: Sequence[T]) -> Sequence[R | Exception]:
         """A result or an exception for each value. Raises the error of `run` if no value has a result."""
         try:
-            return _checked(values, await self._run(values))
+            return await self._run(values)
         except MemoryError as error:
             if len(values) == 1:
                 raise
@@ -244,7 +252,7 @@ class Batcher(Generic[T, R]):
         errors: list[Exception] = []
         for part in (values[:half], values[half:]):
             try:
-                results += _checked(part, await self._run(part))
+                results += await self._run(part)
             except Exception as error:
                 log.error("half a batch of %d images failed", len(values), exc_info=error)
                 errors.append(error)
@@ -293,12 +301,6 @@ class Batcher(Generic[T, R]):
     def _fail(items: Iterable[QueuedItem[T, R]], error: Exception) -> None:
         for item in items:
             item.settle(error)
-
-
-def _checked(values: Sequence[T], results: Sequence[R | Exception]) -> Sequence[R | Exception]:
-    if len(results) != len(values):
-        raise EngineError(f"the engine gave {len(results)} rows for {len(values)} items")
-    return results
 
 
 def _as_engine_error(error: Exception) -> EngineError:

@@ -31,6 +31,9 @@ class GatewayDataPlane:
         self._timeout_s = timeout_s
         self._stopping = False
 
+    def check_capacity(self, model: str | None, crops: int) -> None:
+        """A gateway refuses nothing for want of capacity: its replicas do."""
+
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
         name = model or ""
         with self._counted(_label(name)):

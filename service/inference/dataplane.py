@@ -28,6 +28,9 @@ class DataPlane(Protocol):
     Each method raises a TopfiveError of `service.common.errors`.
     """
 
+    def check_capacity(self, model: str | None, crops: int) -> None:
+        """Raise the error that `classify` would raise now for want of capacity. It is cheap, and reserves nothing."""
+
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
         """The best classes of an image file by a model or ensemble; None means the default model."""
 

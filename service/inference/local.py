@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from service.common.clock import Clock, timeout_at
 from service.common.errors import BadImage, BadRequest, NotReady, TooLarge, TopfiveError
@@ -36,9 +36,20 @@ class LocalDataPlane:
         self._ensembles = Ensembles(repository)
         self._listing: asyncio.Future[ModelList] | None = None
 
+    def check_capacity(self, model: str | None, crops: int) -> None:
+        """Refuse an image for a loaded model at capacity. Whatever else is wrong `classify` finds."""
+        loaded = self.repository.loaded_model(model)
+        if loaded is None:
+            return
+        try:
+            loaded.batcher.check_capacity(crops)
+        except TopfiveError as error:
+            self.metrics.answered(loaded.metrics_label, error.code)
+            raise
+
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
         name = model or ""
-        with RequestImage(self._preprocessor, image, options.crops, [name]) as request_image:
+        with closing(RequestImage(self._preprocessor, image, options.crops, [name])) as request_image:
             return await self._counted(request_image, name, options)
 
     async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:
@@ -55,7 +66,7 @@ class LocalDataPlane:
         except TopfiveError as error:
             self.metrics.answered(UNKNOWN, error.code)
             raise
-        with RequestImage(self._preprocessor, image, options.crops, names) as request_image:
+        with closing(RequestImage(self._preprocessor, image, options.crops, names)) as request_image:
             rows = await together([self._row(request_image, name, options) for name in names])
             for row in rows:
                 if isinstance(row.result, (BadImage, TooLarge)):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from models.catalog import InputSpec
 from service.common.clock import Clock
@@ -81,9 +81,9 @@ class Preprocessor:
 
 
 class RequestImage:
-    """The image of one request, as a context manager. Each of `users`, named by model, asks once for its samples.
+    """The image of one request, to be closed. Each of `users`, named by model, asks once for its samples.
 
-    Nothing is decoded before a user asks. At the end of the block the remaining work is cancelled. The image is decoded
+    Nothing is decoded before a user asks. The image is decoded
     once for each reduction that the transforms allow, usually once: an answer must not depend on which other models are
     asked.
     """
@@ -100,10 +100,8 @@ class RequestImage:
         self._made: dict[object, asyncio.Future[PreparedSamples]] = {}
         self._spent_s: list[float] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
+    def close(self) -> None:
+        """Cancel the remaining work and let the bytes go."""
         futures: list[asyncio.Future[Any]] = [*self._made.values(), *self._decoded_again.values()]
         for future in futures:
             if not future.cancel() and not future.cancelled():

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
 
@@ -38,36 +39,35 @@ def warnings_of(manifest: Manifest) -> tuple[str, ...]:
     return ()
 
 
+@dataclass(slots=True, eq=False)
 class Lease:
     """Keeps models loaded until the block ends. A request has one lease for all the models that it asks."""
 
-    __slots__ = ("_loads", "_models")
-
-    def __init__(self) -> None:
-        self._models: list[LoadedModel] = []
-        self._loads = 0
+    models: "list[LoadedModel]" = field(default_factory=list)
+    loads: int = 0
+    """How many models the request waits for."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        for model in self._models:
+        for model in self.models:
             model.release(self)
-        self._models.clear()
+        self.models.clear()
 
     @property
     def waits(self) -> bool:
         """Whether the request waits for a load. Until that ends it releases none of its models."""
-        return self._loads > 0
+        return self.loads > 0
 
     def begin_load(self) -> None:
-        self._loads += 1
+        self.loads += 1
 
     def end_load(self) -> None:
-        self._loads -= 1
+        self.loads -= 1
 
     def add(self, model: "LoadedModel") -> None:
-        self._models.append(model)
+        self.models.append(model)
         model.leases.append(self)
 
 

@@ -174,6 +174,10 @@ class Repository:
         for name in self._configured:
             await self.get(name)
 
+    def loaded_model(self, name: str | None) -> LoadedModel | None:
+        """The model, or the default one for None, if it is loaded."""
+        return self._loaded.get(name or next(iter(self._configured), ""))
+
     async def get(self, name: str, lease: Lease | None = None) -> LoadedModel:
         """The model of that name. It is loaded first if needed; concurrent callers share one load.
 
@@ -189,8 +193,7 @@ class Repository:
             raise ShuttingDown
         if (loading := self._loading.get(name)) is None:
             loading = self._loading[name] = _Load(asyncio.get_running_loop().create_task(self._load(name)))
-            # retrieves the exception even if all callers leave
-            loading.task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            loading.task.add_done_callback(lambda done: done.cancelled() or done.exception())  # if all callers leave
         loading.wait(lease)
         try:
             return await asyncio.shield(loading.task)  # a caller that leaves does not cancel it for the others

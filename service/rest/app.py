@@ -10,7 +10,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.common.api_keys import ApiKeys
@@ -37,34 +36,32 @@ def create_app(
 
     The page at /docs contains its scripts and styles, so that it works without internet access.
     """
-    app = FastAPIOffline(title="topfive", version=version("topfive"), description=_DESCRIPTION, redoc_url=None)
-    document = _Document(app)
-    assert app.openapi_url is not None, "by default there is one"
-    documented, routes = endpoints.predictions(data_plane, reader)
-    app.router.routes[:0] = [*routes, Route(app.openapi_url, document.__call__, include_in_schema=False)]
+    fastapi = FastAPIOffline(title="topfive", version=version("topfive"), description=_DESCRIPTION, redoc_url=None)
+    documented, direct = endpoints.predictions(data_plane, reader)
     for router in (documented, endpoints.models(data_plane), endpoints.health(data_plane, metrics)):
-        app.include_router(router)
+        fastapi.include_router(router)
+    errors.install(fastapi)
+    app: ASGIApp = endpoints.DirectEndpoints({**direct, ("GET", "/openapi.json"): _Document(fastapi)}, fastapi)
     if keys is not None:
-        app.add_middleware(KeyMiddleware, keys=keys, public_metrics=access.public_metrics)
-    errors.install(app)
-    _add_middleware(app, access)
-    return app
+        app = KeyMiddleware(app, keys, access.public_metrics)
+    return _with_access(errors.RequestContext(app), access)
 
 
-def _add_middleware(app: FastAPI, access: RestAccess) -> None:
-    """Add what restricts or widens the access, from the inside out; what is not asked for costs no request anything."""
+def _with_access(app: ASGIApp, access: RestAccess) -> ASGIApp:
+    """Wrap `app` in what restricts or widens the access; what is not asked for costs no request anything."""
     if access.origins:
-        app.add_middleware(
-            CORSMiddleware,
+        app = CORSMiddleware(
+            app,
             allow_origins=access.origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
             expose_headers=(errors.REQUEST_ID, "Server-Timing", "Retry-After"),
         )
     if "*" not in access.hosts:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=access.hosts, www_redirect=False)
+        app = TrustedHostMiddleware(app, allowed_hosts=access.hosts, www_redirect=False)
     if access.root_path or access.trusted_proxies:
-        app.add_middleware(ProxyHeaders, access.root_path, access.trusted_proxies)
+        app = ProxyHeaders(app, access.root_path, access.trusted_proxies)
+    return app
 
 
 class _Document:

@@ -1,6 +1,7 @@
 """The REST endpoints: each reads its request, calls the data plane, and writes the reply."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -10,14 +11,15 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.common.errors import Overloaded
 from service.common.metrics import Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
 from service.common.types import copy_as
 from service.inference.dataplane import DataPlane
 from service.rest.errors import row_problem
-from service.rest.image_request import BODY, ImageReader, unless_disconnected
+from service.rest.image_request import BODY, ImageReader, drop_small_body
 from service.rest.schemas import (
     About,
     CompareQuery,
@@ -48,26 +50,52 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
+Endpoints = dict[tuple[str, str], Callable[[Request], Awaitable[Response]]]
+"""Endpoints by method and path."""
+
 _Seconds = Annotated[float, Field(gt=0)]
 _Timeout = Annotated[_Seconds | SkipJsonSchema[None], Header(description="Seconds to wait for the answer")]
 
 
-def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, list[Route]]:
-    """`POST /predict` and `POST /compare`: a router that documents them, and the plain routes that serve them.
+class DirectEndpoints:
+    """ASGI application: `endpoints` answer their methods and paths, `app` everything else.
 
-    FastAPI's routing and dependencies would cost more CPU time than all the rest of such a request.
+    The layers of FastAPI would cost more CPU time than all the rest of a request with an image.
     """
+
+    def __init__(self, endpoints: Endpoints, app: ASGIApp) -> None:
+        self._endpoints = endpoints
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get((scope.get("method", ""), scope["path"].removeprefix(scope["root_path"])))
+        if endpoint is None:
+            await self._app(scope, receive, send)
+            return
+        response = await endpoint(Request(scope, receive))
+        await response(scope, receive, send)
+
+
+def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, Endpoints]:
+    """`POST /predict` and `POST /compare`: a router that documents them, and the endpoints for `DirectEndpoints`."""
     router = APIRouter(tags=["predict"])
 
     async def predict(request: Request) -> Response:
-        async with reader.read(request, PredictQuery) as sent:
-            answer = await unless_disconnected(request, data_plane.classify(sent.image, sent.query.model, sent.options))
+        query = reader.query(request, PredictQuery)
+        try:
+            data_plane.check_capacity(query.model, query.crops)
+        except Overloaded:
+            await drop_small_body(request)
+            raise
+        async with reader.read(request, query) as sent:
+            answer = await data_plane.classify(sent.image, query.model, sent.options)
         return _replied(copy_as(PredictReply, answer, request_id=request.state.request_id))
 
     async def compare(request: Request) -> Response:
-        async with reader.read(request, CompareQuery) as sent:
-            names = [name.strip() for value in sent.query.model or () for name in value.split(",") if name.strip()]
-            comparison = await unless_disconnected(request, data_plane.compare(sent.image, names, sent.options))
+        query = reader.query(request, CompareQuery)
+        async with reader.read(request, query) as sent:
+            names = [name.strip() for value in query.model or () for name in value.split(",") if name.strip()]
+            comparison = await data_plane.compare(sent.image, names, sent.options)
         identity: str = request.state.request_id
         problems = [row_problem(row.result, identity) for row in comparison.rows]
         return _replied(compare_reply(identity, comparison, problems))
@@ -86,7 +114,7 @@ def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, 
         """Classify one image with many models at once. The row of a model that cannot answer has its error."""
         return await compare(request)
 
-    return router, [Route("/predict", predict, methods=["POST"]), Route("/compare", compare, methods=["POST"])]
+    return router, {("POST", "/predict"): predict, ("POST", "/compare"): compare}
 
 
 def models(data_plane: DataPlane) -> APIRouter:

@@ -29,6 +29,9 @@ from service.rest.schemas import Problem, RowProblem, to_json
 log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
+DISCONNECTED = "disconnected"
+"""Key of the state of a request: a future that is done once its connection is lost."""
+
 _ID_HEADER = REQUEST_ID.lower().encode()
 
 _RETRY_S = 1
@@ -36,7 +39,7 @@ _NOT_TOLD = "the server failed; its log has the cause"
 
 
 class RequestContext:
-    """ASGI middleware that gives each request an id, adds it to the reply, and catches unexpected errors."""
+    """ASGI middleware: gives each request an id, ends it if its client disconnects, and answers its exceptions."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -48,8 +51,13 @@ class RequestContext:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # uvicorn, which keeps the old scope, leaves out the body
         identity = begin_request(Headers(scope=scope).get(REQUEST_ID))
-        scope.setdefault("state", {})["request_id"] = identity
-        started = False
+        state = scope.setdefault("state", {})
+        state["request_id"] = identity
+        gone, task, started = state.get(DISCONNECTED, asyncio.Future()), asyncio.current_task(), False
+
+        def leave(_gone: asyncio.Future[None]) -> None:
+            if task is not None:
+                task.cancel()
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
@@ -58,46 +66,53 @@ class RequestContext:
                 message["headers"].append((_ID_HEADER, identity.encode()))
             await send(message)
 
+        gone.add_done_callback(leave)
         try:
             await self._app(scope, receive, send_with_id)
-        except ClientDisconnect:
-            log.info("%s: the client left", identity)
-        except asyncio.CancelledError:  # by the server, at the end of its drain limit
-            log.info("%s: cut off by the stop", identity)
-            if not started:
-                await _problem(Code.SHUTTING_DOWN, ShuttingDown().detail, identity)(scope, receive, send_with_id)
-        except Exception:
-            log.exception("%s: unexpected error", identity)
-            if not started:
-                await _problem(Code.INTERNAL, _NOT_TOLD, identity)(scope, receive, send_with_id)
+        except (Exception, asyncio.CancelledError) as error:
+            if gone.done() or isinstance(error, ClientDisconnect):
+                log.info("%s: the client left", identity)
+            else:
+                response = respond(error, identity)
+                if not started:
+                    await response(scope, receive, send_with_id)
+        finally:
+            gone.remove_done_callback(leave)
 
 
 def install(app: FastAPI) -> None:
-    """Register the handlers that turn exceptions into problem details."""
+    """Register the handlers that turn exceptions of FastAPI's endpoints into problem details."""
 
     async def failed(request: Request, error: Exception) -> Response:
-        assert isinstance(error, TopfiveError)
-        return respond(request, error)
+        return respond(error, request.state.request_id)
 
     app.add_exception_handler(TopfiveError, failed)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(RequestContext)
 
 
-def respond(request: Request, error: TopfiveError) -> Response:
-    """The response to a request that ended in `error`, which is also logged."""
-    identity: str = request.state.request_id
+def respond(error: BaseException, identity: str) -> Response:
+    """The response to a request that ended in `error`, which is also logged.
+
+    Only the server itself cancels a request whose client has not left: at the end of its drain limit.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        error = ShuttingDown()
+    elif not isinstance(error, TopfiveError):
+        error, cause = TopfiveError("unexpected error"), error
+        error.__cause__ = cause
     detail = _told(error, identity)
-    response = _problem(error.code, detail, identity)
+    row = TABLE[error.code]
+    problem = Problem(title=row.title, status=row.http, code=error.code, detail=detail, request_id=identity)
+    headers = {}
     if isinstance(error, Overloaded):
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif isinstance(error, (NotReady, OutOfMemory, ShuttingDown)):
-        response.headers["Retry-After"] = str(_RETRY_S)
+        headers["Retry-After"] = str(_RETRY_S)
     elif isinstance(error, Unauthenticated):
-        response.headers["WWW-Authenticate"] = 'Bearer realm="topfive"'
+        headers["WWW-Authenticate"] = 'Bearer realm="topfive"'
     elif isinstance(error, UnsupportedMediaType):
-        response.headers["Accept-Encoding"] = "identity"  # RFC 9110, 12.5.3
-    return response
+        headers["Accept-Encoding"] = "identity"  # RFC 9110, 12.5.3
+    return _response(problem, headers)
 
 
 def row_problem(result: object, identity: str) -> RowProblem | None:
@@ -140,11 +155,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
         request_id=request.state.request_id,
     )
     return _response(problem, headers)
-
-
-def _problem(code: Code, detail: str, identity: str) -> Response:
-    row = TABLE[code]
-    return _response(Problem(title=row.title, status=row.http, code=code, detail=detail, request_id=identity), {})
 
 
 def _response(problem: Problem, headers: dict[str, str]) -> Response:

@@ -11,6 +11,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.rest.errors import DISCONNECTED
+
 MAX_HEAD_BYTES = 64 << 10  # also of what nothing reads: blank lines, extensions of chunks, trailers
 MAX_HEADERS = 200
 MAX_PIPELINED = 16  # requests of a connection that wait for the answer to the one before
@@ -93,6 +95,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._raw = self.transport = transport
+        self._gone = self.loop.create_future()
+        self.app_state = {**self.app_state, DISCONNECTED: self._gone}
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency - 1:
             log.info("closed a connection at once: %d are open", len(self.connections))
             transport.abort()
@@ -104,6 +108,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._gone.set_result(None)
         self._unset_keepalive_if_required()  # uvicorn leaves it after a reset
         if self.flow is not None:
             self._answers.close = self._raw.close  # else a reference cycle keeps the request

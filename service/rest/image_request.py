@@ -3,19 +3,18 @@
 import asyncio
 import math
 from codecs import getincrementaldecoder
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from pydantic import ValidationError
-from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 
 from service.common.clock import Clock
-from service.common.errors import BadRequest, DeadlineExceeded, TopfiveError, UnsupportedMediaType
+from service.common.errors import BadRequest, Code, DeadlineExceeded, TopfiveError, UnsupportedMediaType
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.types import FORMATS, ImageLimits, check_size
 from service.common.upload_budget import UploadBudget
@@ -23,7 +22,6 @@ from service.inference.dataplane import ClassifyOptions
 from service.rest.schemas import ImageQuery
 
 Q = TypeVar("Q", bound=ImageQuery)
-X = TypeVar("X")
 
 _FIELD = "image"
 _LONGEST_NAME = 60  # of a client's own name in an error message
@@ -34,6 +32,7 @@ _CHARSET = "latin-1"  # of part headers: it takes any bytes, and some clients se
 _MAX_BOUNDARY_BYTES = 256  # RFC 2046 allows 70; each chunk is searched for it
 _FILE_TYPES = ("image/", "application/octet-stream")
 _PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")
+_DROPPED_BYTES = 256 << 10
 _HEAD_BYTES = 64  # enough for a zero byte or a byte that is not UTF-8 in an image of any format
 
 Take = Callable[[int], None]
@@ -62,11 +61,10 @@ BODY = {
 
 
 @dataclass(frozen=True, slots=True)
-class ImageRequest(Generic[Q]):
-    """A parsed request: the bytes of its image, its parameters, and how to classify it."""
+class ImageRequest:
+    """A request that is read: the bytes of its image, and how to classify it."""
 
     image: bytes
-    query: Q
     options: ClassifyOptions
 
 
@@ -80,15 +78,35 @@ class ImageReader:
     clock: Clock
     metrics: Metrics
 
+    def query(self, request: Request, kind: type[Q]) -> Q:
+        """The parameters of the request. Raises and counts BadRequest for one that is invalid, unknown or repeated."""
+        params = request.query_params
+        try:
+            query = kind.model_validate(
+                {name: params.getlist(name) if name in kind.repeated else value for name, value in params.items()}
+            )
+            for name in params:
+                if name not in kind.model_fields:
+                    known = ", ".join(kind.model_fields)
+                    raise BadRequest(f"there is no parameter {name[:_LONGEST_NAME]!r}; there are {known}")
+                if name not in kind.repeated and len(params.getlist(name)) > 1:
+                    raise BadRequest(f"{name} is given {len(params.getlist(name))} times; give it once")
+        except (ValidationError, BadRequest) as error:
+            self.metrics.answered(UNKNOWN, Code.BAD_REQUEST)
+            if isinstance(error, BadRequest):
+                raise
+            reasons = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+            raise BadRequest("; ".join(reasons)) from None
+        return query
+
     @asynccontextmanager
-    async def read(self, request: Request, kind: type[Q]) -> AsyncIterator[ImageRequest[Q]]:
-        """The request with parameters of type `kind`. Its bytes count in the budget until the block ends.
+    async def read(self, request: Request, query: ImageQuery) -> AsyncIterator[ImageRequest]:
+        """The request with these parameters. Its bytes count in the budget until the block ends.
 
         A refused request is counted, and its TopfiveError raised.
         """
         with self.budget.share(request.client.host if request.client else None) as take:
             try:
-                query = read_query(kind, request.query_params)
                 timeout_s = requested_timeout(request.headers.get(_TIMEOUT), self.timeout_s)
                 deadline = self.clock.now() + timeout_s
                 async with asyncio.timeout(timeout_s):
@@ -97,25 +115,7 @@ class ImageReader:
                 refusal = error if isinstance(error, TopfiveError) else DeadlineExceeded()
                 self.metrics.answered(UNKNOWN, refusal.code)  # the data plane never sees, so never counts, this one
                 raise refusal from error
-            yield ImageRequest(image, query, ClassifyOptions(deadline, query.top_k, query.crops))
-
-
-def read_query(kind: type[Q], params: QueryParams) -> Q:
-    """The parameters of a URL. Raises BadRequest for one that is invalid, unknown or repeated."""
-    try:
-        query = kind.model_validate(
-            {name: params.getlist(name) if name in kind.repeated else value for name, value in params.items()}
-        )
-    except ValidationError as error:
-        reasons = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        raise BadRequest("; ".join(reasons)) from None
-    for name in params:
-        if name not in kind.model_fields:
-            known = ", ".join(kind.model_fields)
-            raise BadRequest(f"there is no parameter {name[:_LONGEST_NAME]!r}; there are {known}")
-        if name not in kind.repeated and len(params.getlist(name)) > 1:
-            raise BadRequest(f"{name} is given {len(params.getlist(name))} times; give it once")
-    return query
+            yield ImageRequest(image, ClassifyOptions(deadline, query.top_k, query.crops))
 
 
 def requested_timeout(header: str | None, limit_s: float) -> float:
@@ -131,35 +131,15 @@ def requested_timeout(header: str | None, limit_s: float) -> float:
     return min(seconds, limit_s)
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, X]) -> X:
-    """The result of `work`. If the client disconnects first, `work` is cancelled and ClientDisconnect raised."""
-    task = asyncio.current_task()
-    assert task is not None, "a request is answered in a task"
-    left = False
+async def drop_small_body(request: Request) -> None:
+    """Read and drop a body of at most 256 KiB, so that the client can send its next request on the connection.
 
-    def leave(_gone: asyncio.Future[None]) -> None:
-        nonlocal left
-        left = True
-        task.cancel()
-
-    gone = asyncio.ensure_future(_disconnected(request))
-    gone.add_done_callback(leave)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if left and not task.cancelling() > 1:  # else the server cancels it as well
-            raise ClientDisconnect from None
-        raise
-    finally:
-        gone.remove_done_callback(leave)
-        gone.cancel()
-        if left:
-            task.uncancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
+    A larger one is left, and so is one that the client sends only if it is asked to.
+    """
+    size = request.headers.get("content-length", "")
+    if size.isdecimal() and int(size) <= _DROPPED_BYTES and "expect" not in request.headers:
+        while (await request.receive()).get("more_body"):
+            continue
 
 
 async def read_image(request: Request, limits: ImageLimits, take: Take) -> bytes:

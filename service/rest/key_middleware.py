@@ -1,12 +1,9 @@
 """Checks the API keys of REST requests. It is installed only if keys are configured."""
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.common import api_keys
-from service.common.errors import TopfiveError
-from service.rest.errors import respond
 
 _FREE = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
 _FREE_FILES = "/static-offline-docs/"
@@ -15,7 +12,10 @@ _INFERENCE = frozenset({"/predict", "/compare"})
 
 
 class KeyMiddleware:
-    """ASGI middleware: health checks and the documentation are free, everything else needs a key of its scope."""
+    """ASGI middleware: health checks and the documentation are free, everything else needs a key of its scope.
+
+    It raises Unauthenticated, PermissionDenied and Overloaded.
+    """
 
     def __init__(self, app: ASGIApp, keys: api_keys.ApiKeys, public_metrics: bool) -> None:
         self._app = app
@@ -28,9 +28,6 @@ class KeyMiddleware:
             await self._app(scope, receive, send)
             return
         wanted = api_keys.Scope.INFERENCE if path in _INFERENCE else api_keys.Scope.MANAGEMENT
-        try:
-            client = self._keys.client(Headers(scope=scope), wanted)
-            with client.admitted():  # whose share of memory counts by its key, not by the address of a proxy
-                await self._app({**scope, "client": (client.key.name, 0)}, receive, send)
-        except TopfiveError as error:  # of the key; the application answers its own
-            await respond(Request(scope), error)(scope, receive, send)
+        client = self._keys.client(Headers(scope=scope), wanted)
+        with client.admitted():  # whose share of memory counts by its key, not by the address of a proxy
+            await self._app({**scope, "client": (client.key.name, 0)}, receive, send)

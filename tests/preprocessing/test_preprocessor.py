@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class Reading:
     async def samples(self, data: bytes, *specs: InputSpec) -> list[tuple[Pixels, str]]:
         """Those of all recipes asked for at once, and the scale that is named."""
         try:
-            with RequestImage(self.preprocessor, data, 1, ["m"]) as asked:
+            with closing(RequestImage(self.preprocessor, data, 1, ["m"])) as asked:
                 prepared = await asked.samples("m", specs)
         finally:
             self.preprocessor.close()
@@ -58,7 +59,7 @@ async def test_pixels_are_released_after_the_last_user() -> None:
     """The pixels stay while a user may still ask. They are released once each has asked or left."""
     reading = Reading()
     try:
-        with RequestImage(reading.preprocessor, png(), 1, ["a", "b"]) as image:
+        with closing(RequestImage(reading.preprocessor, png(), 1, ["a", "b"])) as image:
             await image.samples("a", [InputSpec()])
             gc.collect()
             kept = reading.decoded[0]() is not None

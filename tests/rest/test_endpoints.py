@@ -199,6 +199,31 @@ async def test_upload_budget(exported: Path) -> None:
     assert again.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("size", "header", "sent", "stays"),
+    [(9000, b"", 9000, True), (10 << 20, b"", 0, False), (9000, b"Expect: 100-continue\r\n", 0, False)],
+    ids=["small", "large", "not sent"],
+)
+async def test_full_before_the_body(exported: Path, size: int, header: bytes, sent: int, stays: bool) -> None:
+    """At capacity 429 comes before the image is read. The connection stays open only if dropping the body is cheap."""
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n" % size
+    engine = FakeEngine()
+    async with serving(exported, engine, capacity=1, max_upload_bytes=1 << 30) as running, busy(running, engine):
+        reader, writer = await running.connect()
+        writer.write(head + header + b"\r\n" + bytes(sent))
+        answer = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(answer.lower().partition(b"content-length: ")[2].split()[0]))
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        after = await reader.readline()
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 429 ")
+    assert (b"connection: close" in answer.lower(), after) == (
+        (False, b"HTTP/1.1 200 OK\r\n") if stays else (True, b"")
+    )
+    assert value(running.data_plane.metrics, "topfive_requests_total", model="tiny", code="overloaded") == 1
+
+
 async def test_timeout(exported: Path) -> None:
     """X-Request-Timeout bounds the wait for an engine that is busy."""
     engine = FakeEngine()
