@@ -46,8 +46,9 @@ def check_image() -> None:
     contained = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     found = run("docker", "run", "--rm", *contained, "--entrypoint", "python", IMAGE, "-c", script)
     assert found == "[] [] 10001 True", found
+    volumes = ["--volume", "/artifacts", "--volume", "/cache"]
     write = ["--user", "1234", "--entrypoint", "touch", IMAGE, "/artifacts/x", "/cache/x"]
-    run("docker", "run", "--rm", *contained, *write)  # a user id without a name, such as OpenShift gives
+    run("docker", "run", "--rm", *contained, *volumes, *write)  # a user id without a name, such as OpenShift gives
     say(f"image {IMAGE}: {size / 1e6:.0f} MB, no torch, no compiler, uid 10001")
 
 
