@@ -61,7 +61,8 @@ test-protobuf: install
 	$(VENV)-protobuf/bin/python -W error tests/check_protobuf.py $(PROTOBUF)
 
 # Builds the images and runs the compose file: needs a Docker Engine, and minutes. Where Docker reaches no registry,
-# set PYTHON_IMAGE; where the build has no network of its own, set TOPFIVE_BUILD_NETWORK=host.
+# set PYTHON_IMAGE, into which nginx is installed as well; where the build has no network of its own, set
+# TOPFIVE_BUILD_NETWORK=host.
 test-compose: install
 	$(BIN)/python -m tests.compose
 

@@ -84,16 +84,29 @@ def predicted(url: str) -> str:
     return label
 
 
+def check_edge(compose: Compose, label: str, service: str) -> None:
+    """nginx answers REST as that service does, which believes what nginx says; metrics are not public."""
+    url = f"http://127.0.0.1:{compose.env['TOPFIVE_EDGE_PORT']}"
+    assert predicted(url) == label
+    assert f"'{url}/predict'" in httpx.post(f"{url}/predict").json()["detail"]
+    assert httpx.get(f"{url}/metrics").json()["detail"] == "this path is not public"
+    check_contained(compose.containers("edge")[0])
+    say(f"nginx answers for {service}")
+
+
 def check_cpu(compose: Compose) -> str:
-    """One process gives the same answer by REST and by gRPC. The best class."""
+    """One process gives the same answer by REST and by gRPC, and so does nginx in front of it. The best class."""
     began = time.monotonic()
     compose("up", "-d", limit_s=300)
     waited("serve is healthy", lambda: compose.healthy("serve"))
     say(f"profile cpu: healthy {time.monotonic() - began:.1f} s after `up`")
     label = predicted(f"http://127.0.0.1:{compose.env['TOPFIVE_PORT']}")
-    with grpc.insecure_channel(f"127.0.0.1:{compose.env['TOPFIVE_GRPC_PORT']}") as channel:
-        reply = ClassifierStub(channel).Classify(pb.ClassifyRequest(image=PHOTO), timeout=30)  # type: ignore[no-untyped-call]
-    assert reply.predictions[0].label == label
+    for port in ("TOPFIVE_GRPC_PORT", "TOPFIVE_EDGE_GRPC_PORT"):
+        with grpc.insecure_channel(f"127.0.0.1:{compose.env[port]}") as channel:
+            reply = ClassifierStub(channel).Classify(pb.ClassifyRequest(image=PHOTO), timeout=30)  # type: ignore[no-untyped-call]
+        assert reply.predictions[0].label == label
+    check_edge(compose, label, "serve")
+    check_stop(compose, "edge")
     check_contained(compose.containers("serve")[0])
     check_stop(compose, "serve")
     compose.down()
@@ -124,6 +137,7 @@ def check_split(compose: Compose, label: str) -> None:
     waited("the gateway is healthy", lambda: compose.healthy("gateway"))
     url = f"http://127.0.0.1:{compose.env['TOPFIVE_PORT']}"
     assert predicted(url) == label
+    check_edge(compose, label, "gateway")
     one, two = compose.containers("inference-cpu")
     load = Load(f"{url}/predict", PHOTO)
     load.more(200)
@@ -197,14 +211,20 @@ def main() -> int:
             "TOPFIVE_PORT": str(free_port()),
             "TOPFIVE_GRPC_PORT": str(free_port()),
             "TOPFIVE_TEST_ARTIFACTS": folder,
+            "TOPFIVE_EDGE_PORT": str(free_port()),
+            "TOPFIVE_EDGE_GRPC_PORT": str(free_port()),
             "TOPFIVE_BIND": "127.0.0.1",
+            "TOPFIVE_EDGE_BIND": "127.0.0.1",
+            "TOPFIVE_FORWARDED_ALLOW_IPS": "172.16.0.0/12,192.168.0.0/16",
         }
         files = ["docker-compose.yml"]
         if not os.environ.get("TOPFIVE_TEST_EXPORT"):
             exported(Path(folder))
             files.append("tests/compose/artifacts.yml")
-        cpu = Compose(command, [str(ROOT / file) for file in files], "cpu", env)
-        split = replace(cpu, profile="split")
+        if os.environ.get("PYTHON_IMAGE") and not os.environ.get("NGINX_IMAGE"):
+            files.append("tests/compose/nginx.yml")
+        cpu = Compose(command, [str(ROOT / file) for file in files], ("cpu", "edge"), env)
+        split = replace(cpu, profiles=("split", "edge"))
         try:
             began = time.monotonic()
             split("build", limit_s=1800)

@@ -76,17 +76,18 @@ def waited(what: str, condition: Callable[[], bool], limit_s: float = 90.0) -> f
 
 @dataclass(frozen=True, slots=True)
 class Compose:
-    """The project of the test: its files, its profile, its variables."""
+    """The project of the test: its files, its profiles, its variables."""
 
     command: Sequence[str]
     files: Sequence[str]
-    profile: str
+    profiles: Sequence[str]
     env: dict[str, str]
 
     def __call__(self, *arguments: str, limit_s: float = 120.0) -> str:
         """One compose command."""
         files = [part for file in self.files for part in ("-f", file)]
-        head = [*self.command, "-p", PROJECT, "--project-directory", str(ROOT), *files, "--profile", self.profile]
+        profiles = [part for profile in self.profiles for part in ("--profile", profile)]
+        head = [*self.command, "-p", PROJECT, "--project-directory", str(ROOT), *files, *profiles]
         return run(*head, *arguments, limit_s=limit_s, env=self.env)
 
     def containers(self, service: str) -> list[str]:
