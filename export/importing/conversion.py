@@ -1,9 +1,8 @@
-"""Converts an imported graph without changing its answers: only needed nodes, float32, a newer opset, any batch.
+"""Converts an imported graph without changing its answers: only needed nodes, float32, any batch.
 
 The import runs each result against the file itself before it takes it.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,9 +10,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
-from export.common import OPSET, strip_metadata
-from export.importing.reference_run import one_line
-from export.importing.signature import Signature, opset
+from export.common import strip_metadata
+from export.importing.signature import Signature
 from models.weights.onnx_reader import all_graphs, constants, read_names, real_inputs, used_nodes
 
 IR_VERSION = 10  # of opset 20 and 21; from 4 on initializers need not be inputs as well
@@ -29,8 +27,6 @@ _QUANTISED = (
 )
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 _BATCH_ENTRIES = {"Reshape": 0, "Expand": 1}  # the entry of a shape that keeps the batch: 0 copies, 1 broadcasts
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +50,16 @@ class Variant:
 
 
 def variants(model: ModelProto, signature: Signature) -> Iterator[Variant]:
-    """Graphs with one input and one output, the best first: any batch before a fixed one, a new opset before the old.
+    """Graphs with one input and one output: for any batch, and for a fixed one.
 
     Each computes in float32 if the file computes in float16.
     """
     base = _only_needed(model, signature)
     if has_half(base):
         _to_float(base)
-    newer = _with_new_opset(base)
-    graphs = [graph for graph in (newer, base) if graph is not None]
-    for graph in graphs:
-        yield Variant(_any_batch(graph, signature), None)
-    for graph in graphs:
-        batch = signature.batch or 1
-        yield Variant(Variant(graph, batch).fixed(signature), batch)
+    yield Variant(_any_batch(base, signature), None)
+    batch = signature.batch or 1
+    yield Variant(Variant(base, batch).fixed(signature), batch)
 
 
 def has_half(model: ModelProto) -> bool:
@@ -127,17 +119,6 @@ def _tensor_to_float(tensor: TensorProto) -> None:
     if tensor.data_type == TensorProto.FLOAT16:
         values = numpy_helper.to_array(tensor).astype(np.float32)
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-
-
-def _with_new_opset(model: ModelProto) -> ModelProto | None:
-    """The model in the opset of exports, or None if it is not older or the converter fails."""
-    if opset(model) >= OPSET:
-        return None
-    try:
-        return onnx.version_converter.convert_version(model, OPSET)
-    except Exception as error:  # the converter is C++ and fails in many ways
-        log.info("the graph stays at opset %d: %s", opset(model), one_line(error))
-        return None
 
 
 def _any_batch(model: ModelProto, signature: Signature) -> ModelProto:

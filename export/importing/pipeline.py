@@ -4,7 +4,7 @@ The reference of the parity gate is the unchanged file.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from export.importing.conversion import Variant, has_half, has_quantised, varian
 from export.importing.graph_contract import add_contract
 from export.importing.labels import ImportLabels, labels_for
 from export.importing.layer_table import graph_layers
-from export.importing.recipe import Output, Recipe, RecipeError, read_recipe
-from export.importing.reference_run import GraphEngine, ReferenceModel, probabilities
+from export.importing.recipe import Recipe, RecipeError, read_recipe
+from export.importing.reference_run import ReferenceModel, probabilities
 from export.importing.signature import Signature, UnsupportedError, check_opset, read_signature
-from export.parity_gate import GateRules, ParityError, RequiredEngines, check_parity
+from export.parity_gate import ParityError, check_parity
 from models.analysis.cost import Cost
 from models.analysis.layer_table import write_layers
 from models.artifact.artifact import (
@@ -40,16 +40,6 @@ from models.catalog import CATALOG, InputSpec
 from models.labels import read_labels, write_labels
 from models.weights.onnx_reader import LARGEST_BYTES, read_model
 from service.common.types import Batch, Precision, Probabilities
-from service.engines.selection.parity import (
-    BATCH_SIZES,
-    BOUNDS,
-    HALF_SMALLEST,
-    THRESHOLDS,
-    TIES,
-    Bounds,
-    compare,
-    figures,
-)
 
 STEPS = 4  # file, reference answers, graph, artifact; the gate adds one for each engine
 
@@ -92,7 +82,6 @@ class _Source:
     spec: InputSpec
     images: Batch
     reference: Probabilities
-    rules: GateRules
 
     @property
     def classes(self) -> int:
@@ -115,11 +104,8 @@ def import_model(request: ImportRequest, root: Path, reporter: Reporter) -> Impo
     reporter.step("ONNX graph")
     with new_version(root, request.name) as folder:
         write_labels(folder / LABELS, labels.rows)
-        artifact = _write_graph(source, request, folder)
         write_reference(folder, source.images, source.reference)
-        rules = _rules_for(source.rules, artifact.manifest.max_batch)
-        reports = check_parity(artifact, source.images, source.reference, reporter.step, rules)
-        write_manifest(folder, artifact.manifest.model_copy(update={"parity": reports}))
+        write_manifest(folder, _write_graph(source, request, folder, reporter))
         reporter.step("artifact")
     number, manifest = read_manifest(root, request.name)
     return ImportResult(number, manifest, _notes(labels, manifest, source))
@@ -153,8 +139,14 @@ def _read_source(file: Path, model: ModelProto, signature: Signature, recipe: Re
     images = np.concatenate([photos(spec), random_pixels(spec, _RANDOM_IMAGES)])
     scores = ReferenceModel(file, model, signature).scores(images, recipe, scale)
     reference = probabilities(scores, recipe, _sum_error(model))
-    rules = GateRules(original=file.name, required=RequiredEngines.ONE, bounds=_bounds(model, recipe))
-    return _Source(model, signature, recipe, spec, images, reference, rules)
+    return _Source(model, signature, recipe, spec, images, reference)
+
+
+def _rounding(model: ModelProto) -> Precision:
+    """The precision whose bounds fit a file that rounds its own values to float32, float16 or 8 bits."""
+    if has_quantised(model):
+        return Precision.BF16  # the last bit of a pixel becomes a whole step of 256
+    return Precision.FP16 if has_half(model) else Precision.F32
 
 
 def _sum_error(model: ModelProto) -> float:
@@ -164,54 +156,28 @@ def _sum_error(model: ModelProto) -> float:
     return 2e-2 if has_half(model) else 1e-3
 
 
-def _bounds(model: ModelProto, recipe: Recipe) -> Bounds:
-    """The bounds for a file that rounds its own values to float32, float16 or 8 bits."""
-    if has_quantised(model):
-        return _bounds_of(Precision.BF16)  # the last bit of a pixel becomes a whole step of 256
-    if not has_half(model):
-        return BOUNDS
-    half = _bounds_of(Precision.FP16)  # the file rounds each value to 11 bits, the graph in float32 does not
-    return replace(half, smallest=HALF_SMALLEST) if recipe.output is Output.PROBABILITIES else half
-
-
-def _bounds_of(precision: Precision) -> Bounds:
-    """Return the default bounds, but with the thresholds and ties of `precision` for float32 as well."""
-    return Bounds(
-        thresholds=THRESHOLDS | {Precision.F32: THRESHOLDS[precision]},
-        ties=TIES | {Precision.F32: TIES[precision]},
-    )
-
-
-def _write_graph(source: _Source, request: ImportRequest, folder: Path) -> Artifact:
-    """Write the first graph that gives the file's answers to `folder`. Raises UnsupportedError or ParityError."""
+def _write_graph(source: _Source, request: ImportRequest, folder: Path, reporter: Reporter) -> Manifest:
+    """Write the first graph that passes the gate, and its layers, to `folder`. Raises the error of the last one."""
+    labels = read_labels(folder / LABELS)
     failures: list[ExportError] = []
     for variant in variants(source.model, source.signature):
         try:
-            content = _checked_graph(variant, source, request.file)
+            check_opset(variant.model)
+            graph = add_contract(variant, source.signature, source.spec, source.recipe.output, source.classes)
+            if (size := graph.ByteSize()) >= LARGEST_BYTES:
+                raise UnsupportedError(f"in float32 the graph has {size:,} bytes; an ONNX file holds less than 2 GiB")
+            (folder / GRAPH).write_bytes(graph.SerializeToString(deterministic=True))
+            table = graph_layers(variant.fixed(source.signature), source.signature, variant.batch or 1)
+            write_layers(folder, table)
+            manifest = _manifest(source, request, variant, table.cost)
+            reports = check_parity(
+                Artifact(folder, 0, manifest, labels), source.images, source.reference, reporter.step
+            )
         except (UnsupportedError, ParityError) as error:
             failures.append(error)
             continue
-        (folder / GRAPH).write_bytes(content)
-        table = graph_layers(variant.fixed(source.signature), source.signature, variant.batch or 1)
-        write_layers(folder, table)
-        manifest = _manifest(source, request, variant, table.cost)
-        return Artifact(folder, 0, manifest, read_labels(folder / LABELS))
+        return manifest.model_copy(update={"parity": reports})
     raise failures[-1]
-
-
-def _checked_graph(variant: Variant, source: _Source, file: Path) -> bytes:
-    """The served graph of `variant`. Raises UnsupportedError if it does not run, ParityError if it differs."""
-    check_opset(variant.model)
-    graph = add_contract(variant, source.signature, source.spec, source.recipe.output, source.classes)
-    if (size := graph.ByteSize()) >= LARGEST_BYTES:
-        raise UnsupportedError(f"in float32 the graph has {size:,} bytes; an ONNX file holds less than 2 GiB")
-    content = graph.SerializeToString(deterministic=True)
-    bounds = _rules_for(source.rules, variant.max_batch).bounds
-    engine = GraphEngine(content, max(bounds.batch_sizes))
-    report = compare(engine, Precision.F32, source.images, source.reference, bounds)
-    if not report.passed:
-        raise ParityError(f"the graph made from {file} differs from it: {figures(report)}")
-    return content
 
 
 def _manifest(source: _Source, request: ImportRequest, variant: Variant, cost: Cost) -> Manifest:
@@ -229,14 +195,9 @@ def _manifest(source: _Source, request: ImportRequest, variant: Variant, cost: C
         acc5=None,
         weights=WeightRecord(source=WeightSource.FILE, name=request.file.name, sha256=sha256(request.file)),
         max_batch=variant.max_batch,
+        rounding=_rounding(source.model),
         tools=tool_versions(),
     )
-
-
-def _rules_for(rules: GateRules, max_batch: int | None) -> GateRules:
-    """The same rules without the batch sizes above `max_batch`."""
-    sizes = BATCH_SIZES if max_batch is None else tuple(size for size in BATCH_SIZES if size <= max_batch)
-    return replace(rules, bounds=replace(rules.bounds, batch_sizes=sizes))
 
 
 def _notes(labels: ImportLabels, manifest: Manifest, source: _Source) -> tuple[str, ...]:

@@ -16,8 +16,7 @@ from export.importing.recipe import Output, Recipe
 from export.importing.signature import ChannelLayout, Signature, UnsupportedError
 from models.catalog import Channels
 from models.weights.onnx_reader import IMAGE_TYPES
-from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
-from service.engines.base import CPU, Engine, held_bytes
+from service.common.types import Batch, Probabilities
 
 _REPEATED_ERROR = 1e-3  # the most that the order of threads may change
 _SOURCE = re.compile(r"/\S*onnxruntime\S*/\S+:\d+ .*?\) (?=[A-Z])")  # a place in ONNX Runtime's own source
@@ -132,29 +131,6 @@ def probabilities(scores: Scores, recipe: Recipe, sum_error: float) -> Probabili
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     result: Probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
     return result
-
-
-class GraphEngine(Engine):
-    """ONNX Runtime for a graph that is not written yet."""
-
-    slots = 1
-    device = CPU
-
-    def __init__(self, graph: bytes, max_batch: int) -> None:
-        self.max_batch = max_batch
-        self.memory_bytes = held_bytes(len(graph))
-        self._session = open_session(graph)
-
-    def run(self, rows: Rows) -> Probabilities:
-        inputs = {"image": np.asarray(rows)}
-        (found,) = run_session(self._session, ["probabilities"], inputs, "the graph made from the file")
-        return found.astype(np.float32, copy=False)
-
-    def describe(self) -> EngineInfo:
-        return EngineInfo(Runtime.ONNXRUNTIME, ort.__version__, self.device, Precision.F32)
-
-    def close(self) -> None:
-        del self._session
 
 
 def open_session(source: Path | bytes) -> ort.InferenceSession:

@@ -13,12 +13,9 @@ from service.common.cpus import cpu_quota
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.onnxruntime import OnnxRuntimeEngine
-from service.engines.selection.parity import Bounds, compare, figures
+from service.engines.selection.parity import compare, figures
 
 log = logging.getLogger(__name__)
-
-# The export compared several batch sizes. Here rounding counts: one batch size, and the rest of the images.
-_BOUNDS = Bounds(batch_sizes=(8,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +105,7 @@ def _check(artifact: Artifact, precision: Precision, graph: Path, reporter: Repo
     except EngineUnavailableError as error:
         raise ParityError(f"{name} in {precision} does not run: {error}") from error
     try:
-        report = compare(engine, precision, reference.images, reference.probabilities, _BOUNDS)
+        report = compare(engine, precision, reference.images, reference.probabilities)
     finally:
         engine.close()
     report = report.model_copy(update={"precision": str(precision)})

@@ -121,7 +121,8 @@ class Manifest(_ManifestPart):
 
     `acc1` and `acc5` are the published accuracy of the weights in percent on `acc_dataset`, None if none is
     published; `measured` has the results of `topfive evaluate` on the user's own images. `year` is None and `paper`
-    empty for an imported model. `max_batch` is None if the graph takes any batch size.
+    empty for an imported model. `max_batch` is None if the graph takes any batch size. `rounding` is the precision to
+    which an imported file rounds its own values.
     """
 
     format: Literal[1] = 1
@@ -139,6 +140,7 @@ class Manifest(_ManifestPart):
     acc_dataset: str | None = None
     weights: WeightRecord
     max_batch: int | None = None
+    rounding: str = "f32"
     parity: tuple[ParityReport, ...] = ()
     measured: tuple[MeasuredAccuracy, ...] = ()
     tools: dict[str, str] = {}

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.artifact.artifact import IMPORTED, Artifact
+from models.artifact.artifact import Artifact
 from models.artifact.files import CacheFile
 from models.artifact.reference import Reference
 from service.common.types import EngineInfo, Precision, Probabilities, Rows
-from service.engines.selection.parity import BOUNDS, CheckedEngine, ParityCheck, reference_of, thresholds
+from service.engines.selection.parity import CheckedEngine, ParityCheck, coarser, reference_of
 from tests.fakes import FakeEngine
 
 CARD = "NVIDIA GeForce RTX 2080 Ti"
@@ -105,15 +105,16 @@ def test_holds_for_its_subject_only(check: ParityCheck, reference: Reference, ch
     assert check.stored() is not None
 
 
-def test_holds_for_its_thresholds_and_batches_only(tiny: Artifact, check: ParityCheck, reference: Reference) -> None:
-    """A report by other thresholds, or of fewer batch sizes than will run, is not enough; one of more is."""
+def test_holds_for_its_bounds_and_batches_only(tiny: Artifact, check: ParityCheck, reference: Reference) -> None:
+    """A report by other bounds, or of fewer batch sizes than will run, is not enough; one of more is."""
     few = ParityCheck.of(tiny, SUBJECT, 2, check.cache)
     assert few.batch_sizes == (1, 2)
     few.run(Faithful(reference, max_batch=2), reference)
     assert check.stored() is None
     check.run(Faithful(reference), reference)
     assert ParityCheck.of(tiny, SUBJECT, 1, check.cache).stored() is not None
-    assert replace(check, thresholds=BOUNDS.thresholds[Precision.F32]).stored() is None
+    rounded = replace(tiny, manifest=tiny.manifest.model_copy(update={"rounding": "bf16"}))
+    assert replace(check, artifact=rounded).stored() is None
 
 
 def test_report_of_another_version(check: ParityCheck, reference: Reference) -> None:
@@ -141,14 +142,9 @@ def test_without_a_cache(
     assert check.stored() is None
 
 
-def test_thresholds_of_an_import(tiny: Artifact) -> None:
-    """A file whose own f32 was allowed more is allowed as much in fp16, and each bound is the looser of the two."""
-    loose = BOUNDS.thresholds[Precision.F32].model_copy(update={"max_abs_diff": 0.05, "top5_agreement": 0.5})
-    f32 = next(report for report in tiny.manifest.parity if report.precision == "f32")
-    manifest = tiny.manifest.model_copy(update={"parity": (f32.model_copy(update={"thresholds": loose}),)})
-    own = BOUNDS.thresholds[Precision.FP16]
-
-    assert thresholds(manifest, Precision.FP16) == own
-    imported = manifest.model_copy(update={"family": IMPORTED})
-    assert thresholds(imported, Precision.FP16) == own.model_copy(update={"max_abs_diff": 0.05, "top5_agreement": 0.5})
-    assert thresholds(imported.model_copy(update={"parity": ()}), Precision.FP16) == own
+def test_bounds_of_an_import() -> None:
+    """A file that rounds its own values is compared by the bounds of the coarser of its rounding and the engine's."""
+    assert coarser(Precision.F32, "fp16") is Precision.FP16
+    assert coarser(Precision.FP16, "bf16") is Precision.BF16
+    assert coarser(Precision.INT8, "bf16") is Precision.INT8
+    assert coarser(Precision.FP16, "f32") is Precision.FP16

@@ -14,15 +14,14 @@ The export compares engines on the CPU. An engine on a GPU is compared when a mo
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
-from models.artifact.artifact import IMPORTED, Artifact, ArtifactError, Manifest, ParityReport, Thresholds, read_file
+from models.artifact.artifact import Artifact, ArtifactError, ParityReport, Thresholds, read_file
 from models.artifact.files import CacheFile
 from models.artifact.reference import REFERENCE, Reference, UnreadableReferenceError, read_reference
 from service.common.types import Batch, Precision, Probabilities
@@ -42,39 +41,35 @@ TIES = {  # differences of log probabilities
     Precision.BF16: 0.1,
     Precision.INT8: 0.2,
 }
-HALF_SMALLEST = 6.1e-5
-"""The smallest normal float16. A softmax in float16 gives zeros below it."""
-
+_HALF_SMALLEST = 6.1e-5  # the smallest normal float16
 _SMALLEST = 1e-37  # just above the smallest normal float32, so that a probability of zero has a logarithm
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How strictly answers are compared. `ties` are differences of log probabilities.
-
-    A probability below `smallest` counts as `smallest`, because the reference has no smaller numbers.
-    """
-
-    batch_sizes: tuple[int, ...] = BATCH_SIZES
-    thresholds: Mapping[Precision, Thresholds] = field(default_factory=lambda: THRESHOLDS)
-    ties: Mapping[Precision, float] = field(default_factory=lambda: TIES)
-    smallest: float = _SMALLEST
-
-
-BOUNDS = Bounds()
+def coarser(precision: Precision, rounding: str) -> Precision:
+    """The precision whose bounds hold for an engine in `precision`, if the original rounds its values to `rounding`."""
+    return max(precision, Precision(rounding), key=list(THRESHOLDS).index)
 
 
 def compare(
-    engine: Engine, precision: Precision, images: Batch, reference: Probabilities, bounds: Bounds = BOUNDS
+    engine: Engine,
+    precision: Precision,
+    images: Batch,
+    reference: Probabilities,
+    rounding: str = Precision.F32,
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
 ) -> ParityReport:
-    """Compare the answers of `engine` to `images`, at each batch size, with `reference`."""
-    info = engine.describe()
-    tie, smallest = bounds.ties[precision], bounds.smallest
-    found = [_figures(_run(engine, images, size), reference, tie, smallest) for size in bounds.batch_sizes]
+    """Compare the answers of `engine` to `images`, at each batch size, with `reference`.
+
+    `rounding` is the precision to which the original rounds its own values.
+    """
+    info, bounds = engine.describe(), coarser(precision, rounding)
+    # A softmax in float16 gives zeros below its smallest number.
+    half = rounding != Precision.F32 and np.array_equal(reference, reference.astype(np.float16))
+    tie, smallest, thresholds = TIES[bounds], _HALF_SMALLEST if half else _SMALLEST, THRESHOLDS[bounds]
+    found = [_figures(_run(engine, images, size), reference, tie, smallest) for size in batch_sizes]
     diff, cosine, top1, top5 = np.array(found).T
-    thresholds = bounds.thresholds[precision]
     measured = float(diff.max()), float(cosine.min()), float(top1.mean()), float(top5.mean())
     return ParityReport(
         runtime=info.runtime,
@@ -82,7 +77,7 @@ def compare(
         precision=info.precision,
         device=info.device,
         images=len(images),
-        batch_sizes=bounds.batch_sizes,
+        batch_sizes=batch_sizes,
         max_abs_diff=measured[0],
         logit_cosine=measured[1],
         top1_agreement=measured[2],
@@ -161,15 +156,13 @@ class ParityCheck:
 
     artifact: Artifact
     subject: CheckedEngine
-    thresholds: Thresholds
     batch_sizes: tuple[int, ...]
     cache: Path | None
 
     @classmethod
     def of(cls, artifact: Artifact, subject: CheckedEngine, max_batch: int, cache: Path | None) -> "ParityCheck":
         """The check of an engine that takes at most `max_batch` rows."""
-        sizes = tuple(sorted({min(size, max_batch) for size in BOUNDS.batch_sizes}))
-        return cls(artifact, subject, thresholds(artifact.manifest, subject.precision), sizes, cache)
+        return cls(artifact, subject, tuple(sorted({min(size, max_batch) for size in BATCH_SIZES})), cache)
 
     def stored(self) -> ParityReport | None:
         """The report of an earlier check of this engine, passed or not, or None."""
@@ -197,13 +190,8 @@ class ParityCheck:
     def run(self, engine: Engine, reference: Reference) -> ParityReport:
         """Compare `engine` now and keep the report, passed or not. Errors of the engine pass through."""
         precision, manifest = self.subject.precision, self.artifact.manifest
-        bounds = Bounds(
-            self.batch_sizes,
-            thresholds={precision: self.thresholds},
-            ties={precision: _tie(manifest, precision)},
-            smallest=_smallest(manifest, reference),
-        )
-        report = compare(engine, precision, reference.images, reference.probabilities, bounds)
+        images, probabilities = reference.images, reference.probabilities
+        report = compare(engine, precision, images, probabilities, manifest.rounding, self.batch_sizes)
         log.info("checked %s on %s: %s", manifest.name, self.subject.card or "the GPU", figures(report))
         if self.cache is not None:
             self._file(self.cache).write(report.model_dump_json(indent=2).encode())
@@ -211,41 +199,10 @@ class ParityCheck:
 
     def _file(self, cache: Path) -> CacheFile:
         """The file of the report, named by all fields of its key."""
-        subject = "\0".join([*map(str, asdict(self.subject).values()), self.thresholds.model_dump_json()])
+        thresholds = THRESHOLDS[coarser(self.subject.precision, self.artifact.manifest.rounding)]
+        subject = "\0".join([*map(str, asdict(self.subject).values()), thresholds.model_dump_json()])
         path = cache / "parity" / f"{sha256(subject.encode()).hexdigest()[:32]}.json"
         return CacheFile(path, "the engine is checked at each load; name a folder with --cache")
-
-
-def thresholds(manifest: Manifest, precision: Precision) -> Thresholds:
-    """The thresholds for an engine in `precision`.
-
-    The numbers of an imported file may themselves be rounded. Lower precisions get at least the tolerance that f32 got.
-    """
-    own, f32 = BOUNDS.thresholds[precision], _thresholds_of_import(manifest)
-    if f32 is None:
-        return own
-    looser = {name: min(getattr(own, name), getattr(f32, name)) for name in Thresholds.model_fields}
-    return Thresholds(**{**looser, "max_abs_diff": max(own.max_abs_diff, f32.max_abs_diff)})
-
-
-def _thresholds_of_import(manifest: Manifest) -> Thresholds | None:
-    """The thresholds for f32 when the file was imported. None for a model of the catalog."""
-    if manifest.family != IMPORTED:
-        return None
-    return next((report.thresholds for report in manifest.parity if report.precision == Precision.F32), None)
-
-
-def _tie(manifest: Manifest, precision: Precision) -> float:
-    """The tie of `precision`, or if larger, the tie of the precision whose thresholds the import used."""
-    allowed = _thresholds_of_import(manifest)
-    return max(BOUNDS.ties[one] for one in BOUNDS.ties if one is precision or BOUNDS.thresholds.get(one) == allowed)
-
-
-def _smallest(manifest: Manifest, reference: Reference) -> float:
-    """The smallest probability that is compared. The softmax of an imported file may be in float16."""
-    given = reference.probabilities
-    half = manifest.family == IMPORTED and np.array_equal(given, given.astype(np.float16))
-    return HALF_SMALLEST if half else BOUNDS.smallest
 
 
 def _unreadable_reference(artifact: Artifact) -> str:
