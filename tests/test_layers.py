@@ -64,6 +64,7 @@ HOMES = {
     "cykooz_resizer": ("service.preprocessing.transforms",),
     "PIL": ("loadgen", "models.architectures.train_lenet5", "service.preprocessing", "service.common.sample_photo"),
     "pydantic": (
+        "export.importing.recipe",
         "models",
         "service.cli.options",
         "service.common",

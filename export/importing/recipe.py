@@ -5,17 +5,16 @@ graph of an artifact divides by 255 instead, so `InputSpec` holds `mean * scale 
 """
 
 import tomllib
-from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from export.common import ExportError
 from models.catalog import Channels, InputSpec, Interpolation
 
-_LARGEST_SIDE = 4096
 _LARGEST_NUMBER, _LEAST_STD = 1e6, 1e-30  # so that no pixel becomes too large for float32
-
-Triple = tuple[float, float, float]
 
 
 class RecipeError(ExportError):
@@ -29,19 +28,31 @@ class Output(StrEnum):
     PROBABILITIES = "probabilities"
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+def _for_each_channel(value: object) -> object:
+    """One number, alone or in a list, counts for all channels."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(values) * 3 if len(values) == 1 else tuple(values)
+
+
+Side = Annotated[int, Field(strict=True, ge=1, le=4096)]
+Mean = Annotated[float, Field(strict=True, ge=-_LARGEST_NUMBER, le=_LARGEST_NUMBER)]
+Std = Annotated[float, Field(strict=True, ge=_LEAST_STD, le=_LARGEST_NUMBER)]
+
+
+class Recipe(BaseModel):
     """The keys of the file; None for a key that is left out and whose default depends on the network."""
 
-    size: int | None = None
-    resize: int | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Side | None = None
+    resize: Side | None = None
     interpolation: Interpolation = Interpolation.BILINEAR
     channels: Channels = Channels.RGB
-    scale: int | None = None
-    mean: Triple = (0.0, 0.0, 0.0)
-    std: Triple = (1.0, 1.0, 1.0)
+    scale: Literal[1, 255] | None = None
+    mean: Annotated[tuple[Mean, Mean, Mean], BeforeValidator(_for_each_channel)] = (0.0, 0.0, 0.0)
+    std: Annotated[tuple[Std, Std, Std], BeforeValidator(_for_each_channel)] = (1.0, 1.0, 1.0)
     output: Output = Output.LOGITS
-    output_name: str | None = None
+    output_name: Annotated[str, Field(min_length=1)] | None = None
 
     def input_spec(self, size: int, scale: int) -> InputSpec:
         """The input of an artifact whose network takes `size` x `size` pixels, divided by `scale` first.
@@ -76,86 +87,11 @@ def read_recipe(path: Path) -> Recipe:
             f'{path} is not TOML: {error}; each key is there once, with words in quotes: channels = "bgr"'
         ) from error
     try:
-        return _recipe(table)
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from error
-
-
-def _recipe(table: dict[str, object]) -> Recipe:
-    keys = [field.name for field in fields(Recipe)]
-    if unknown := [key for key in table if key not in keys]:
-        raise RecipeError(f"the key {unknown[0]!r} is unknown; there are {', '.join(keys)}")
-    channels = Channels(_choice(table, "channels", Channels))
-    recipe = Recipe(
-        size=_side(table, "size"),
-        resize=_side(table, "resize"),
-        interpolation=Interpolation(_choice(table, "interpolation", Interpolation)),
-        channels=channels,
-        scale=_scale(table),
-        mean=_numbers(table, "mean", 0.0, channels),
-        std=_numbers(table, "std", 1.0, channels),
-        output=Output(_choice(table, "output", Output)),
-        output_name=_output_name(table),
-    )
-    if min(recipe.std) < _LEAST_STD:
-        raise RecipeError(f"std must be above 0, {_LEAST_STD:g} at the least; write std = 1 where nothing is divided")
-    if recipe.size is not None and recipe.resize is not None and recipe.resize < recipe.size:
-        raise RecipeError(
-            f"resize = {recipe.resize} is smaller than size = {recipe.size}; write resize = {recipe.size} or more"
-        )
+        recipe = Recipe.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise RecipeError(f"{path}: {key}: {first['msg']}; the keys are {', '.join(Recipe.model_fields)}") from error
+    if recipe.channels is Channels.GREY and len({*recipe.mean}) + len({*recipe.std}) > 2:
+        raise RecipeError(f"{path}: a grey network has one channel; write one number for mean and for std")
     return recipe
-
-
-def _side(table: dict[str, object], key: str) -> int | None:
-    value = table.get(key)
-    if value is None:
-        return None
-    if isinstance(value, list):
-        raise RecipeError(f"{key} is one number, because only square inputs are served; write {key} = 224")
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_SIDE:
-        raise RecipeError(f"{key} must be a whole number from 1 to {_LARGEST_SIDE}, as in {key} = 224")
-    return value
-
-
-def _choice(table: dict[str, object], key: str, kind: type[StrEnum]) -> str:
-    """The value in the table, or the first of `kind`."""
-    names = [member.value for member in kind]
-    value = table.get(key, names[0])
-    if not isinstance(value, str) or value not in names:
-        known = ", ".join(f'"{name}"' for name in names)
-        raise RecipeError(f"{key} = {value!r} is unknown; write one of {known}")
-    return value
-
-
-def _scale(table: dict[str, object]) -> int | None:
-    value = table.get("scale")
-    if value is None:
-        return None
-    if isinstance(value, bool) or value not in (1, 255):
-        raise RecipeError(f"scale = {value!r} is unknown; write 255 for pixels from 0 to 1, or 1 for 0 to 255")
-    return 1 if value == 1 else 255
-
-
-def _numbers(table: dict[str, object], key: str, default: float, channels: Channels) -> Triple:
-    """One number for all channels, or a list with one for each."""
-    grey = channels is Channels.GREY
-    value = table.get(key, default)
-    values = value if isinstance(value, list) else [value]
-    if isinstance(value, list) and grey and len(values) != 1:
-        raise RecipeError(f"a grey network has one channel; write one number for {key}")
-    if not isinstance(value, list) or grey:
-        values = values * 3
-    fit = [one for one in values if isinstance(one, (int, float)) and not isinstance(one, bool)]
-    numbers = [float(one) for one in fit if abs(one) <= _LARGEST_NUMBER]
-    if len(values) != 3 or len(numbers) != 3:
-        raise RecipeError(
-            f"{key} must be one number or three, none beyond {_LARGEST_NUMBER:g}, as in {key} = [0.485, 0.456, 0.406]"
-        )
-    return numbers[0], numbers[1], numbers[2]
-
-
-def _output_name(table: dict[str, object]) -> str | None:
-    value = table.get("output_name")
-    if value is None or (isinstance(value, str) and value):
-        return value
-    raise RecipeError('output_name must be the name of an output of the graph, as in output_name = "logits"')

@@ -19,7 +19,6 @@ class Kind(StrEnum):
 
     CONVOLUTION = "convolution"
     DEPTHWISE = "depthwise convolution"
-    TRANSPOSED = "transposed convolution"
     FULLY_CONNECTED = "fully connected"
     MATRIX_PRODUCT = "matrix product"
     MAX_POOLING = "max pooling"
@@ -28,7 +27,6 @@ class Kind(StrEnum):
     GLOBAL_AVERAGE_POOLING = "global average pooling"
     BATCH_NORM = "batch norm"
     GROUP_NORM = "group norm"
-    INSTANCE_NORM = "instance norm"
     LAYER_NORM = "layer norm"
     LOCAL_RESPONSE_NORM = "local response norm"
 
