@@ -18,6 +18,7 @@ from models.artifact.artifact import read_manifest
 from models.catalog import CATALOG
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.cli.main import main
+from tests import drawn_digits
 from tests.conftest import NullReporter
 from tests.serving import serving
 
@@ -80,6 +81,18 @@ async def test_reads_digits(lenet: Path, digits: Digits, ink: str) -> None:
 
     assert len(found) == RECORD[ink]["images"]
     assert right == RECORD[ink]["top1"] >= 0.97 * len(found)
+
+
+@pytest.mark.anyio
+async def test_reads_digits_of_a_pen_on_white_paper(lenet: Path) -> None:
+    """Over REST every digit that is drawn with a black pen on white is read, such as a 7 with and without a bar."""
+    found = [(file, digit) for sheet, digit, file in drawn_digits.files() if sheet.name == "black pen on white"]
+    async with serving(lenet, models=("lenet5",), precision="f32") as running:
+        responses = await asyncio.gather(*(running.http.post("/predict", files={"image": one}) for one, _ in found))
+
+    read = [response.json()["predictions"][0]["label"] for response in responses]
+    assert read == [digit for _, digit in found]
+    assert set(read) == set("0123456789")
 
 
 def test_evaluated(lenet: Path, digits: Digits, tmp_path: Path) -> None:
