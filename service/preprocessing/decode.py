@@ -19,7 +19,8 @@ from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from service.common.errors import BadImage, OutOfMemory, Overloaded, TooLarge, TopfiveError
 from service.common.types import FORMATS, ImageLimits, Pixels
-from service.preprocessing.structure import ImageStructure, check_size, has_all_rows, read_structure
+from service.preprocessing.image_structure import ImageStructure, decoding_cost
+from service.preprocessing.structure import has_all_rows, read_structure
 from service.preprocessing.tiff_tags import exif_orientation
 
 
@@ -85,7 +86,7 @@ class DecodedImage:
     `image` has the pixels as the file stores them, and `orientation` turns them upright. Callers turn the samples
     instead, because they are smaller. `size` is the width and height of the upright image before any reduction.
     `reduction` is 1, 2, 4 or 8: the decoder divides width and height by it, and rounds up. Only a `reducible` image, a
-    JPEG that is not lossless, can be decoded at a reduced size.
+    JPEG, can be decoded at a reduced size.
     """
 
     image: Image.Image
@@ -194,15 +195,15 @@ def _reduction(size: tuple[int, int], needed_side: int | None) -> int:
 
 def _jpeg(file: ImageStructure, limits: ImageLimits, needed_side: int | None) -> DecodedImage:
     size = file.width, file.height
-    check_size(*size, len(file.data), limits)
-    by = _reduction(size, needed_side) if file.reducible else 1
+    cost = decoding_cost(file, *size, limits)
+    by = _reduction(size, needed_side)
     width, height = ceil(size[0] / by), ceil(size[1] / by)
     colours = {1: "GRAY", 3: "RGB", 4: "CMYK"}[file.channels]
     # cameras leave the marker out; with it, libjpeg tells files that lack pixels from those that lack the marker alone
     data = file.data if file.data.endswith(_END_OF_JPEG) else file.data + _END_OF_JPEG
     decode = partial(simplejpeg.decode_jpeg, data, colours, min_height=height, min_width=width, min_factor=by)
-    weight = width * height if file.one_pass else size[0] * size[1]
-    with _TURNS.turn(weight) if weight > _LARGE_PIXELS else nullcontext():
+    cost = width * height if file.one_pass else cost
+    with _TURNS.turn(cost) if cost > _LARGE_PIXELS else nullcontext():
         try:
             pixels = decode(strict=True)
         except ValueError as error:
@@ -215,7 +216,7 @@ def _jpeg(file: ImageStructure, limits: ImageLimits, needed_side: int | None) ->
             raise RuntimeError(f"libjpeg decodes 1/{by} of {size} as {pixels.shape}")
         image = Image.fromarray(pixels) if colours == "RGB" else _from_inks(pixels)
     orientation = _ORIENTATIONS.get(file.orientation, AS_STORED)
-    return DecodedImage(image, size[::-1] if orientation.sideways else size, by, orientation, file.reducible, _LIBJPEG)
+    return DecodedImage(image, size[::-1] if orientation.sideways else size, by, orientation, True, _LIBJPEG)
 
 
 def _from_inks(pixels: Pixels) -> Image.Image:
@@ -236,17 +237,14 @@ def _by_pillow(file: ImageStructure, limits: ImageLimits) -> DecodedImage:
             "this is HEIC, the format of iPhone photos, which this server does not read: send it as JPEG, "
             "or install topfive[heic] on the server"
         )
-    check_size(file.width, file.height, len(file.data), limits)
+    cost = decoding_cost(file, file.width, file.height, limits)
     try:
         opened = Image.open(BytesIO(file.data), formats=[file.format])
     except UnidentifiedImageError:
         raise BadImage(f"the image is damaged, or a {file.format} of a rare kind; save it as RGB of 8 bits") from None
     with opened:
-        check_size(*opened.size, len(file.data), limits)
-        weight = max(opened.width * opened.height, file.width * file.height)
-        if file.format == "AVIF":
-            weight = max(weight, _PIXELS_AT_ONCE)  # one at a time: it may hold a larger picture than it says
-        with _TURNS.turn(weight) if weight > _LARGE_PIXELS else nullcontext():
+        cost = max(cost, decoding_cost(file, *opened.size, limits))
+        with _TURNS.turn(cost) if cost > _LARGE_PIXELS else nullcontext():
             opened.load()
             if file.unpacked_bytes and _may_lack_rows(opened) and not has_all_rows(file):
                 raise BadImage("the image is damaged or cut off (rows of the PNG are missing)")

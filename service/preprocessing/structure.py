@@ -9,41 +9,27 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from math import prod
 
-from service.common.errors import BadImage, TooLarge
-from service.common.types import FORMATS, ImageLimits
-from service.preprocessing.tiff_tags import LENGTH, TILE_LENGTH, TILE_WIDTH, WIDTH, exif_orientation, trimmed
+from service.common.errors import BadImage
+from service.common.types import FORMATS
+from service.preprocessing.image_structure import ImageStructure
+from service.preprocessing.iso_media import read_avif, read_heif
+from service.preprocessing.tiff_tags import (
+    COMPRESSION,
+    JPEG_COMPRESSIONS,
+    LENGTH,
+    TILE_LENGTH,
+    TILE_WIDTH,
+    WIDTH,
+    exif_orientation,
+    trimmed,
+)
 
-_MAX_SIDE = 65_535  # pixels: the most that JPEG and GIF can say
 _HEAD_BYTES = 64 << 10  # that are searched for the name of a format that is not taken
 _MAX_PARTS = 1 << 16  # segments, chunks, blocks, boxes or strips
 _MAX_SCANS, _USUAL_SCANS = 1000, 12
-_MAX_SCAN_PIXELS = 1 << 29  # pixels times unusual scans: each scan of a progressive JPEG passes over the whole image
-_DENSE_PIXELS, _MAX_PIXELS_PER_BYTE = 4_000_000, 2000  # one colour has fewer in each format but WebP
-
-
-@dataclass(frozen=True, slots=True)
-class ImageStructure:
-    """What is known of an image file before it is decoded.
-
-    `data` is the file without what a decoder does not need. `width` and `height` are in pixels, 0 if only the decoder
-    knows them. `orientation` is EXIF's, 1 for upright. `channels` counts the channels of a JPEG. Only a `reducible`
-    JPEG can be decoded at a reduced size; if all of it is in one scan (`one_pass`), that takes only the memory of the
-    reduced size. The rows of a PNG begin at `packed_at` in `data`, and decompress to `unpacked_bytes`.
-    """
-
-    format: str
-    data: bytes
-    width: int = 0
-    height: int = 0
-    orientation: int = 1
-    channels: int = 0
-    reducible: bool = False
-    one_pass: bool = False
-    packed_at: int = 0
-    unpacked_bytes: int = 0
+_MAX_SCAN_PIXELS = 1 << 28  # pixels times unusual scans: each scan of a progressive JPEG passes over the whole image
 
 
 def read_structure(data: bytes) -> ImageStructure:
@@ -59,20 +45,6 @@ def read_structure(data: bytes) -> ImageStructure:
         raise BadImage("the image is damaged or cut off in its header") from None
 
 
-def check_size(width: int, height: int, size_bytes: int, limits: ImageLimits) -> None:
-    """Raise TooLarge above the limit of pixels, and BadImage if no photo of that size has so few bytes."""
-    pixels = width * height
-    if pixels > limits.max_pixels:
-        raise TooLarge(
-            f"the image has {width} x {height} = {pixels:,} pixels; this server takes at most {limits.max_pixels:,}; "
-            "send a smaller copy"
-        )
-    if max(width, height) > _MAX_SIDE:
-        raise BadImage(f"the image is {width} x {height} pixels; a side has at most {_MAX_SIDE:,}")
-    if pixels > _DENSE_PIXELS and pixels > _MAX_PIXELS_PER_BYTE * size_bytes:
-        raise BadImage(f"{width} x {height} pixels in {size_bytes:,} bytes are no photo; send a smaller copy")
-
-
 def _unknown(data: bytes) -> str:
     send = f"send one of {', '.join(FORMATS)}"
     for start, name in _NOT_TAKEN:
@@ -85,7 +57,9 @@ def _unknown(data: bytes) -> str:
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _SOI, _EOI, _SOS, _TEM, _APP1, _APP2 = 0xD8, 0xD9, 0xDA, 0x01, 0xE1, 0xE2
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of these, two are tables, and one is reserved
-_PROGRESSIVE, _LOSSLESS = (0xC2, 0xC6, 0xCA, 0xCE), (0xC3, 0xC7, 0xCB, 0xCF)
+_PROGRESSIVE = 0xC2  # frames above it are lossless, or have arithmetic coding, which costs five times as much
+_SCANS_COST = {1: 1.0, 3: 4 / 3, 4: 2.0}  # of a pixel in several scans, by channels
+_RARE_FRAME = re.compile(rb"\xff[\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0[\x0b\x0e\x11\x14][\x08\x0c]")
 _LARGEST_EXIF = 1 << 16
 
 
@@ -104,20 +78,21 @@ def _jpeg(data: bytes) -> ImageStructure:
             kept_to = end
         elif marker == _SOS:
             scans += 1
-            if data[start] == channels and frame not in _PROGRESSIVE:
+            if data[start] == channels and frame != _PROGRESSIVE:
                 break  # all of it is in this scan
             _add_scan(lacking, data[start:end])
             if scans > _MAX_SCANS or (scans - _USUAL_SCANS) * width * height > _MAX_SCAN_PIXELS:
                 raise BadImage(f"the JPEG has {scans} scans or more, of {width} x {height} pixels; save it again")
     else:
         _check_scans(lacking, channels)
-    if not (scans and width and height and precision == 8 and channels in (1, 3, 4)):
+    if not (scans and width and height and precision == 8 and channels in _SCANS_COST and frame <= _PROGRESSIVE):
         raise BadImage(
             f"the image is damaged, or a JPEG of a rare kind ({width} x {height} pixels, {channels} channels of "
             f"{precision} bits); save it as RGB of 8 bits"
         )
     file = b"".join([*kept, data[kept_to:]]) if kept else data
-    return ImageStructure("JPEG", file, width, height, orientation, channels, frame not in _LOSSLESS, not lacking)
+    cost = _SCANS_COST[channels] if lacking else 1.0
+    return ImageStructure("JPEG", file, width, height, orientation, channels, one_pass=not lacking, pixel_cost=cost)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -190,7 +165,11 @@ def _png(data: bytes) -> ImageStructure:
         for left, top, across, down in (_ADAM7 if interlaced else ((0, 0, 1, 1),))
         if (columns := (width - left + across - 1) // across) and (rows := (height - top + down - 1) // down)
     )
-    return ImageStructure("PNG", file, width, height, orientation, packed_at=len(head) + 8, unpacked_bytes=unpacked)
+    cost = max(1.0, (2 + bits / 8) / 3)
+    rows = len(head) + 8
+    return ImageStructure(
+        "PNG", file, width, height, orientation, packed_at=rows, unpacked_bytes=unpacked, pixel_cost=cost
+    )
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
@@ -275,7 +254,10 @@ def _tiff(data: bytes) -> ImageStructure:
     tile = tags.get(TILE_WIDTH, 0) or whole[0], tags.get(TILE_LENGTH, 0) or whole[1]
     tiled = tuple(-(-side // max(1, part)) * part for side, part in zip(whole, tile, strict=True))
     width, height = tiled if prod(tiled) > 2 * prod(whole) else whole  # tiles are decoded whole
-    return ImageStructure("TIFF", file, width, height)  # Pillow turns it upright
+    is_jpeg = tags.get(COMPRESSION) in JPEG_COMPRESSIONS
+    if is_jpeg and _RARE_FRAME.search(data):
+        raise BadImage("the TIFF holds a JPEG of a rare kind; save it without compression, or as PNG")
+    return ImageStructure("TIFF", file, width, height, pixel_cost=1.5 if is_jpeg else 1.0)  # Pillow turns it upright
 
 
 def _webp(data: bytes) -> ImageStructure:
@@ -287,34 +269,7 @@ def _webp(data: bytes) -> ImageStructure:
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     else:
         width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (6, 8))
-    return ImageStructure("WEBP", data, width, height)
-
-
-# ISO base media files (AVIF, HEIC): boxes. Their own boxes say how to turn them; EXIF, which may be costly, is hidden.
-_IMAGE_SIZE = re.compile(rb"ispe.{4}(.{8})", re.DOTALL)
-
-
-def _boxes(name: str) -> Callable[[bytes], ImageStructure]:
-    def read(data: bytes) -> ImageStructure:
-        at, sizes = 0, [(0, 0)]
-        parts: list[bytes] = []
-        for _ in range(_MAX_PARTS):
-            if at + 8 > len(data):
-                break
-            size, kind = struct.unpack_from(">I4s", data, at)
-            if size < 8:  # 1 for a number of 64 bits, 0 for the rest of the file
-                size = max(8, struct.unpack_from(">Q", data, at + 8)[0]) if size else len(data)
-            box = data[at : at + size]
-            if kind in (b"meta", b"moov"):
-                sizes += (struct.unpack(">II", found) for found in _IMAGE_SIZE.findall(box))
-                box = box.replace(b"Exif", bytes(4))
-            parts.append(box)
-            at += size
-        if len(sizes) == 1:
-            raise BadImage(f"the image is damaged or cut off (the {name} says no size)")
-        return ImageStructure(name, b"".join([*parts, data[at:]]), *max(sizes, key=prod))
-
-    return read
+    return ImageStructure("WEBP", data, width, height, pixel_cost=2.0, byte_cost=1.0)
 
 
 _READERS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], ImageStructure]], ...] = (
@@ -324,8 +279,8 @@ _READERS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], ImageStructure]], ...
     (re.compile(rb"BM"), _bmp),
     (re.compile(rb"II[*+]\0|MM\0[*+]"), _tiff),
     (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
-    (re.compile(rb"....ftypavi[fs]", re.DOTALL), _boxes("AVIF")),
-    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), _boxes("HEIF")),
+    (re.compile(rb"....ftypavi[fs]", re.DOTALL), read_avif),
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), read_heif),
 )
 _NOT_TAKEN = (
     (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL"),

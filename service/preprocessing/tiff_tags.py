@@ -12,8 +12,8 @@ _ORIENTATION = 0x0112
 _TIFF_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}  # by type
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 13: "I", 16: "Q", 17: "Q", 18: "Q"}  # a negative is huge
 WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH = 256, 257, 322, 323
-_COMPRESSION = 259
-_COMPRESSIONS = (1, 5, 6, 7, 8, 32773, 32946, 34925, 50000)  # of photos; the decoder of faxes logs each damaged line
+COMPRESSION, JPEG_COMPRESSIONS = 259, (6, 7)
+_COMPRESSIONS = (1, 5, 6, 7, 8, 32773, 32946, 50000)  # of photos; the decoder of faxes logs each damaged line
 _OFFSETS, _SIZES = (273, 324), (279, 325)  # of strips and tiles
 _TIFF_TAGS = frozenset(
     (
@@ -54,7 +54,7 @@ def trimmed(data: bytes) -> tuple[bytes, dict[int, int]]:
             raise BadImage(f"the image is damaged or cut off (tag {tag} of the TIFF is larger than the file)")
         summed = min(values, values if tag in _SIZES else 1) if kind in _INTEGERS else 0
         tags[tag] = sum(struct.unpack_from(f"{order}{summed}{_INTEGERS.get(kind, 'B')}", data, start))
-    if (compression := tags.get(_COMPRESSION, 1)) not in _COMPRESSIONS:
+    if (compression := tags.get(COMPRESSION, 1)) not in _COMPRESSIONS:
         raise BadImage(
             f"the TIFF is compressed as a fax or in a rare way ({compression}), which is not taken; save it without, "
             "or as PNG"

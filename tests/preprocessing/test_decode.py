@@ -7,6 +7,7 @@ import threading
 import zlib
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -308,11 +309,9 @@ def lossless(width: int, height: int) -> bytes:
 
 
 def test_lossless_jpeg() -> None:
-    """A lossless JPEG, which libjpeg decodes at its whole size only, is taken however few pixels are enough."""
-    one = decode_image(lossless(640, 480), LIMITS, 100)
-
-    assert (one.reduction, one.reduction_for(100), one.image.size) == (1, 1, (640, 480))
-    assert np.array_equal(one.pixels, np.full((480, 640, 3), 128))
+    """A lossless JPEG, which browsers do not show and libjpeg decodes at its whole size only, is refused by name."""
+    with pytest.raises(BadImage, match="a JPEG of a rare kind"):
+        decode_image(lossless(640, 480), LIMITS, 100)
 
 
 @pytest.mark.parametrize("needed_side", [None, 1])
@@ -543,17 +542,22 @@ def test_no_turn_in_time() -> None:
         pass
 
 
-def test_avif_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An AVIF may hold a larger picture than it says, so no other large image is decoded beside it."""
+def test_turns_count_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large image takes as much of the bound of all threads as it costs, not as it has pixels."""
     turns: list[int] = []
 
     class Noted:
-        def turn(self, pixels: int) -> AbstractContextManager[None]:
-            turns.append(pixels)
+        def turn(self, cost: int) -> AbstractContextManager[None]:
+            turns.append(cost)
             return nullcontext()
 
     monkeypatch.setattr(decode, "_TURNS", Noted())
-    decode_pixels(SAMPLES["AVIF"], LIMITS)
-    decode_pixels(SAMPLES["WEBP"], LIMITS)
+    image = picture(1000, 1000)
+    files = {name: encode(image.convert("L"), name) for name in ("PNG", "WEBP", "AVIF", "BMP")}
+    files["PNG of 16 bits"] = encode(Image.fromarray(np.zeros((1000, 1000), np.uint16) + 9), "PNG")
+    for data in (SAMPLES["AVIF"], *files.values()):
+        decode_pixels(data, LIMITS)
 
-    assert turns == [LIMITS.max_pixels]
+    sizes = {name: len(data) for name, data in files.items()}
+    assert turns[:2] == [2_000_000 + sizes["WEBP"], 2_000_000 + 3 * sizes["AVIF"]]
+    assert turns[2:] == [ceil(1_000_000 * 4 / 3)]

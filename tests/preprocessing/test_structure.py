@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +20,12 @@ from PIL import Image
 from service.common.errors import BadImage, TooLarge
 from service.common.types import FORMATS, ImageLimits
 from service.preprocessing.decode import decode_image, decode_pixels
+from service.preprocessing.image_structure import decoding_cost
 from service.preprocessing.structure import read_structure
 from tests.preprocessing.test_decode import SAMPLES, chunk, encode, picture, raw_png
 
 LIMITS = ImageLimits()
+CORPUS = Path(__file__).parent / "corpus"
 FULL = 31 << 20  # just below the limit of bytes
 SIDE = 8000  # squared, the limit of pixels
 MAX_CPU_S, MAX_PEAK_MIB = 1.0, 700
@@ -121,10 +124,10 @@ def jpeg_pad(data: bytes) -> bytes:
 
 
 def scans_in_tiff() -> bytes:
-    """A TIFF of 60 million pixels in ten strips, each a progressive JPEG of 94 scans."""
-    part = encode(Image.new("L", (6000, 1000), 128), "JPEG", quality=75, progressive=True)
+    """A TIFF of 42 million pixels in ten strips, each a progressive JPEG of 94 scans."""
+    part = encode(Image.new("L", (6000, 700), 128), "JPEG", quality=75, progressive=True)
     part = part[:-2] + part[part.rindex(b"\xff\xda") : -2] * 85 + part[-2:]
-    values = {256: 6000, 257: 10_000, 258: 8, 259: 7, 262: 1, 277: 1, 278: 1000}
+    values = {256: 6000, 257: 7000, 258: 8, 259: 7, 262: 1, 277: 1, 278: 700}
     arrays = 8 + 2 + 12 * (len(values) + 2) + 4
     entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items()]
     entries.insert(5, struct.pack("<HHII", 273, 4, 10, arrays))
@@ -144,6 +147,26 @@ def gif_with(part: bytes) -> bytes:
     gif = SAMPLES["GIF"]
     head = 13 + 3 * (2 << (gif[10] & 7))
     return gif[:head] + part * full_of(part) + gif[head:]
+
+
+def overlapping_items() -> bytes:
+    """An AVIF of thousands of extents that all are the whole file."""
+    extents = struct.pack(">II", 0, FULL) * 60_000
+    iloc = bytes(4) + b"\x44\0" + struct.pack(">HHHH", 1, 1, 0, 60_000) + extents
+    inner = bytes(4) + struct.pack(">I4s", 8 + len(iloc), b"iloc") + iloc
+    return b"\0\0\0\x18ftypavif" + bytes(12) + struct.pack(">I4s", 8 + len(inner), b"meta") + inner + bytes(FULL)
+
+
+def costly(format_name: str, mode: str, pixels: int, **options: Any) -> Callable[[], bytes]:
+    """A file of that many pixels, with about as much to decode in each as fits into it."""
+
+    def made() -> bytes:
+        height = pixels // SIDE
+        values = np.random.default_rng(1).integers(0, 256, (height // 16, SIDE // 16, 3), dtype=np.uint8)
+        image = Image.fromarray(values).resize((SIDE, height), Image.Resampling.NEAREST).convert(mode)
+        return encode(image, format_name, **options)
+
+    return made
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
@@ -183,6 +206,20 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "TIFF, fax as a signed number": lambda: fax((8, 4)),
     "TIFF, fax said twice": lambda: fax((3, 4), (3, 5)),
     "TIFF, fax said late": lambda: fax((3, 1), (3, 4)),
+    "AVIF, larger than it says": (CORPUS / "larger_than_it_says.avif").read_bytes,
+    "AVIF, extents": overlapping_items,
+    "AVIF, 24 million": costly("AVIF", "RGB", 24_000_000, quality=50, speed=10),
+    "AVIF, alpha": costly("AVIF", "RGBA", 20_000_000, quality=50, speed=10),
+    "WEBP, 30 million": costly("WEBP", "RGB", 30_000_000, lossless=False, quality=20, method=0),
+    "WEBP, alpha": costly("WEBP", "RGBA", 30_000_000, quality=0, method=0),
+    "PNG, 38 million": costly("PNG", "RGB", 38_000_000, compress_level=1),
+    "PNG, RGBA": costly("PNG", "RGBA", 32_000_000, compress_level=1),
+    "PNG, RGBA of 16 bits": lambda: raw_png(
+        SIDE, 2400, depth=16, colour_type=6, rows=(b"\4" + b"\1\0\1" * (SIDE * 8 // 3) + b"\1") * 2400
+    ),
+    "JPEG, scans of inks": costly("JPEG", "CMYK", 32_000_000, quality=50, progressive=True),
+    "JPEG, 48 million in scans": costly("JPEG", "RGB", 48_000_000, quality=50, progressive=True),
+    "TIFF, CMYK": costly("TIFF", "CMYK", 64_000_000, compression="tiff_adobe_deflate"),
     "TIFF, fax": lambda: encode(Image.new("1", (2000, 5000)), "TIFF", compression="group4"),
 }
 
@@ -232,6 +269,13 @@ def test_costly_files(name: str, tmp_path: Path) -> None:
         (SAMPLES["TIFF"].replace(struct.pack("<HHII", 277, 3, 1, 3), struct.pack("<HHII", 277, 3, 1, 2)), "rare kind"),
         (encode(picture(), "JPEG").replace(b"\3\1\x11\0", b"\3\1\x42\0"), "rare subsampling"),
         (scans_in_tiff(), "decoder error"),
+        (
+            encode(picture(), "TIFF", compression="jpeg").replace(b"\xff\xc0", b"\xff\xc9"),
+            "holds a JPEG of a rare kind",
+        ),
+        (SAMPLES["JPEG"].replace(b"\xff\xc0", b"\xff\xc9"), "a JPEG of a rare kind"),
+        (encode(picture(), "TIFF", compression="lzma"), r"rare way \(34925\)"),
+        (overlapping_items(), "more parts than any photo"),
     ],
 )
 def test_reasons(data: bytes, reason: str) -> None:
@@ -406,6 +450,44 @@ def test_size_of_heic() -> None:
         data[found.end() + 4 : found.end() + 12] = struct.pack(">II", 64, 64)
     with pytest.raises(BadImage):
         decode_pixels(bytes(data), LIMITS)
+
+
+def test_size_of_avif() -> None:
+    """What an AVIF costs is counted by what its data say, in any form of `iloc`, not by the size that its boxes say."""
+    for name, most in (("still", False), ("film", True)):
+        plain = encode(
+            picture(500, 500), "AVIF", **({"save_all": True, "append_images": [picture(500, 500)]} if most else {})
+        )
+        lying = bytearray(plain)
+        for found in re.finditer(b"ispe", plain):
+            lying[found.end() + 4 : found.end() + 12] = struct.pack(">II", 64, 64)
+        file = read_structure(bytes(lying))
+        counted = file.pixel_cost * file.width * file.height
+
+        assert (file.width, file.height) == (64, 64), name
+        assert counted == 1.5 * (512 * 512 if most else 500 * 500), name
+
+
+def test_animated_avif() -> None:
+    """Of an animated AVIF the first picture is decoded."""
+    frames = [picture(64, 48), picture(64, 48).transpose(Image.Transpose.FLIP_TOP_BOTTOM)]
+    film = encode(frames[0], "AVIF", save_all=True, append_images=frames[1:])
+
+    assert b"ftypavis" in film
+    assert np.abs(decode_pixels(film, LIMITS).astype(int) - np.asarray(frames[0])).mean() < 4
+
+
+def test_costs() -> None:
+    """A file within the limit of pixels that costs too much is TooLarge, and says why; a higher limit takes it."""
+    data = encode(Image.fromarray(np.zeros((4800, SIDE), np.uint16)), "PNG")
+    many = read_structure(encode(picture(4000, 4000), "WEBP", lossless=False))
+    with pytest.raises(
+        TooLarge, match=r"8000 x 4900 pixels of this kind of WEBP.* cost as much .*78,[0-9,]+ of a plain"
+    ):
+        decoding_cost(many, 8000, 4900, LIMITS)
+
+    assert read_structure(data).pixel_cost == pytest.approx(4 / 3)
+    assert decoding_cost(many, 8000, 4900, ImageLimits(max_pixels=80_000_000)) > 2 * 8000 * 4900
 
 
 def test_transparency_in_parts() -> None:
