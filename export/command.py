@@ -11,7 +11,7 @@ from rich.panel import Panel
 from export.common import ExportError
 from export.tensorrt.command import build_one, engine_options, read_request
 from export.terminal import (
-    ProgressBars,
+    ProgressBar,
     artifacts_option,
     console,
     print_artifact,
@@ -91,8 +91,7 @@ def export_command(
 
 def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path, keep: bool) -> bool:
     """Export one model and print the result. Returns False if it fails."""
-    from export.parity_gate import engine_kinds
-    from export.pipeline import STEPS, export
+    from export.pipeline import export
     from models.weights.weights import HostUnreachableError, WeightsError
 
     present = _present_weights(architecture, root) if keep else None
@@ -104,8 +103,8 @@ def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path,
     else:
         attempt = choice
     try:
-        with ProgressBars(architecture.name, STEPS + len(engine_kinds())) as bars:
-            done = export(architecture, attempt, root, bars)
+        with ProgressBar(architecture.name) as bar:
+            done = export(architecture, attempt, root, bar)
     except (WeightsError, ExportError, ArtifactError, OSError) as error:
         if present is not None and choice.source is None and isinstance(error, HostUnreachableError):
             _warn_untrained(architecture, str(error))

@@ -32,11 +32,8 @@ class Reporter(Protocol):
     def step(self, what: str) -> None:
         """A new step begins."""
 
-    def download(self, done: int, total: int) -> None:
-        """`done` bytes of the weights are received; `total` is 0 if the server does not send it."""
-
     def phase(self, what: str, done: int, total: int) -> None:
-        """`done` parts of a phase of the current step are done; any thread may call it."""
+        """`done` of `total` parts of the current step are done, of 0 if unknown; any thread may call it."""
 
 
 def tool_versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Exports one catalog network: network, weights, graph, parity gate, artifact. A failure leaves nothing."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,6 @@ from models.weights.weights import HostUnreachableError, load_file, load_pretrai
 
 _RANDOM_IMAGES = 6
 _CALIBRATION_SEED = 2012  # other noise than the gate's
-STEPS = 4  # weights, graph, reference, artifact; the gate adds one for each engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,8 @@ def _load_weights(
     if choice.source is WeightSource.UNTRAINED or unpublished:
         return untrained(), None
     try:
-        return load_pretrained(network, architecture, mirror=choice.mirror, progress=reporter.download), None
+        progress = partial(reporter.phase, "download")
+        return load_pretrained(network, architecture, mirror=choice.mirror, progress=progress), None
     except HostUnreachableError as error:
         if choice.source is WeightSource.PRETRAINED:
             raise

@@ -1,4 +1,4 @@
-"""The terminal of `topfive export` and `topfive import`: a shared option, progress bars, and results."""
+"""The terminal of `topfive export` and `topfive import`: a shared option, a progress bar, and results."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Self
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from models.artifact.artifact import Manifest, ParityReport
 from models.artifact.engine_plan import EnginePlan, PlanRecord
@@ -81,48 +81,28 @@ def plan_line(record: PlanRecord) -> str:
     )
 
 
-class ProgressBars:
-    """Shows the progress of one export: a bar of steps, and one for a download or a phase of a step."""
+class ProgressBar:
+    """Shows the current step of one export, and how much of it is done where that is known."""
 
-    def __init__(self, name: str, steps: int) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
-        self._download: TaskID | None = None
-        self._phase: TaskID | None = None
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console
         )
-        self._steps = self._progress.add_task(name, total=steps)
-        self._started = False
+        self._task = self._progress.add_task(name, total=None)
 
     def __enter__(self) -> Self:
         self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._end_phase()
         if error[0] is None:
-            self._progress.update(self._steps, advance=1, description=f"{self._name}: done")
+            self.phase("done", 1, 1)
         self._progress.stop()
 
     def step(self, what: str) -> None:
-        self._end_phase()
-        self._progress.update(self._steps, advance=int(self._started), description=f"{self._name}: {what}")
-        self._started = True
-
-    def download(self, done: int, total: int) -> None:
-        if self._download is None:
-            self._download = self._progress.add_task(f"{self._name}: download", total=None)
-        megabytes = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
-        self._progress.update(
-            self._download, completed=done, total=total or None, description=f"{self._name}: {megabytes}"
-        )
+        self.phase(what, 0, 0)
 
     def phase(self, what: str, done: int, total: int) -> None:
-        if self._phase is None:
-            self._phase = self._progress.add_task(what, total=total)
-        self._progress.update(self._phase, completed=done, total=total, description=f"{self._name}: {what}")
-
-    def _end_phase(self) -> None:
-        if self._phase is not None:
-            self._progress.remove_task(self._phase)
-            self._phase = None
+        description = f"{self._name}: {what}"
+        self._progress.update(self._task, description=description, completed=done, total=total or None)

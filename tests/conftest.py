@@ -26,9 +26,6 @@ class NullReporter:
     def step(self, what: str) -> None:
         """Nothing."""
 
-    def download(self, done: int, total: int) -> None:
-        """Nothing."""
-
     def phase(self, what: str, done: int, total: int) -> None:
         """Nothing."""
 

@@ -8,7 +8,7 @@ import click
 from rich.markup import escape
 
 from export.common import ExportError
-from export.terminal import ProgressBars, artifacts_option, print_artifact, print_line, sigterm_as_interrupt
+from export.terminal import ProgressBar, artifacts_option, print_artifact, print_line, sigterm_as_interrupt
 
 if TYPE_CHECKING:
     from export.importing.pipeline import ImportRequest
@@ -46,13 +46,12 @@ def import_command(file: Path, name: str, recipe: Path, labels: Path | None, art
 
 def _import(request: "ImportRequest", root: Path) -> bool:
     """Import the file and print the result. Returns False if that fails."""
-    from export.importing.pipeline import STEPS, import_model
-    from export.parity_gate import engine_kinds
+    from export.importing.pipeline import import_model
     from models.weights.onnx_reader import OnnxFileError
 
     try:
-        with ProgressBars(request.name, STEPS + len(engine_kinds())) as bars:
-            done = import_model(request, root, bars)
+        with ProgressBar(request.name) as bar:
+            done = import_model(request, root, bar)
     except (ExportError, OnnxFileError, OSError) as error:
         reason = f"{error.filename or root}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
         print_line(f"[bold red]{escape(request.name)} was not imported:[/] {escape(reason)}")

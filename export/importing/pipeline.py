@@ -41,8 +41,6 @@ from models.labels import read_labels, write_labels
 from models.weights.onnx_reader import LARGEST_BYTES, read_model
 from service.common.types import Batch, Precision, Probabilities
 
-STEPS = 4  # file, reference answers, graph, artifact; the gate adds one for each engine
-
 _SAME = 1e-6  # answers to photos and noise that differ by less do not depend on the image
 _RANDOM_IMAGES = 6
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")

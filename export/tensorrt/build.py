@@ -17,7 +17,6 @@ from export.tensorrt.targets import BuildRequest
 from models.artifact.artifact import GRAPH, Artifact, ParityReport, sha256
 from models.artifact.engine_plan import EnginePlan, PlanError, PlanRecord, read_plans, write_plan
 from models.artifact.files import CacheFile, file_name
-from service.common.types import Precision
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +31,6 @@ class BuildResult:
     plans: tuple[EnginePlan, ...]
     parity: ParityReport | None
     failure: BuildError | OSError | None = None
-
-
-def steps(request: BuildRequest) -> int:
-    """The number of steps that `build_engines` reports: of the graph by its precision, and one for each plan."""
-    return {Precision.FP16: 2, Precision.INT8: 3}.get(request.precision, 0) + len(request.groups)
 
 
 def present_plans(artifact: Artifact, request: BuildRequest, version: str) -> list[EnginePlan]:

@@ -17,7 +17,7 @@ from export.tensorrt.targets import (
     rtx_targets,
     tensorrt_targets,
 )
-from export.terminal import ProgressBars, print_engines, print_line
+from export.terminal import ProgressBar, print_engines, print_line
 from models.artifact.engine_plan import Flavour
 from models.artifact.files import expand_home
 from service.common.gpus import cards
@@ -119,7 +119,7 @@ def build_one(name: str, root: Path, request: BuildRequest, missing: bool) -> bo
 
     With `missing`, plans that the same version built from the same graph are kept.
     """
-    from export.tensorrt.build import build_engines, present_plans, steps
+    from export.tensorrt.build import build_engines, present_plans
     from models.artifact.artifact import ArtifactError, load
     from models.weights.weights import WeightsError
     from service.engines.tensorrt.packages import module
@@ -135,8 +135,8 @@ def build_one(name: str, root: Path, request: BuildRequest, missing: bool) -> bo
             if not left:
                 return True
             request = replace(request, groups=left)
-        with ProgressBars(name, steps(request)) as bars:
-            done = build_engines(artifact, request, trt, bars)
+        with ProgressBar(name) as bar:
+            done = build_engines(artifact, request, trt, bar)
     except (ArtifactError, EngineUnavailableError, ExportError, WeightsError, OSError) as error:
         print_line(f"[bold red]no engine was built for {name}:[/] {escape(_reason(error, root / name))}")
         return False

@@ -14,7 +14,7 @@ from service.engines.base import (
     held_bytes,
     keep_for_ever,
 )
-from service.engines.tensorrt.cuda import loss_in
+from service.engines.tensorrt.cuda import tells_of_loss
 
 _PROVIDERS = {Runtime.ONNXRUNTIME: "CPUExecutionProvider", Runtime.ONNXRUNTIME_CUDA: "CUDAExecutionProvider"}
 _CUDA_OPTIONS = {
@@ -86,9 +86,9 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:
             if "Failed to allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
-            if (loss := loss_in(str(error))) is not None:
+            if tells_of_loss(str(error)):
                 keep_for_ever(self._session)  # freeing it calls the GPU; if that fails, ONNX Runtime aborts
-                raise CardLostError(f"{loss.name}: {loss.meaning}; ONNX Runtime: {error}") from error
+                raise CardLostError(f"ONNX Runtime: {error}") from error
             raise
         return np.asarray(probabilities, dtype=np.float32)
 

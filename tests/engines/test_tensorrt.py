@@ -289,9 +289,7 @@ def test_lost_card(scripted: MakeCard) -> None:
     here = scripted()
     engine = here.open(slots=2)
     here.script.fail("cudaEventSynchronize", Error.cudaErrorIllegalAddress)
-    with pytest.raises(
-        CardLostError, match=r"cudaErrorIllegalAddress .*: a kernel used an address that is not its own"
-    ):
+    with pytest.raises(CardLostError, match=r"cudaEventSynchronize on GPU 0: cudaErrorIllegalAddress "):
         engine.run(pixels(1))
     with pytest.raises(CardLostError):
         engine.run(pixels(1))
@@ -308,7 +306,7 @@ def test_lost_by_tensorrts_word(scripted: MakeCard, step: str) -> None:
     """A loss that TensorRT tells of while the engine opens is one, and what was made so far is never let go."""
     here = scripted()
     here.script.fail(step, Error.cudaErrorIllegalAddress)
-    with pytest.raises(CardLostError, match="cudaErrorIllegalAddress: a kernel used an address"):
+    with pytest.raises(CardLostError, match="cudaError 700: cudaErrorIllegalAddress"):
         here.open()
     gc.collect()
     assert "runtime" in here.trt.alive

@@ -60,7 +60,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Script:
             if isinstance(outcome, Exception):
                 raise outcome
             reporter.step("network and weights")
-            reporter.download(1_000_000, 5_000_000)
+            reporter.phase("download", 1_000_000, 5_000_000)
             return ExportResult(7, load(exported, "tiny").manifest, outcome)
 
         monkeypatch.setattr("export.pipeline.export", pretend)

@@ -8,8 +8,7 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,38 +19,14 @@ from service.engines.base import CardLostError
 S = TypeVar("S", bound=np.generic)
 
 
-class Loss(NamedTuple):
-    """An error after which every call of the process on this GPU fails. `name` and `number` are CUDA's."""
-
-    name: str
-    number: int
-    meaning: str
-
-
-LOSSES = (
-    Loss("cudaErrorIllegalAddress", 700, "a kernel used an address that is not its own"),
-    Loss("cudaErrorMisalignedAddress", 716, "a kernel used a misaligned address"),
-    Loss("cudaErrorInvalidAddressSpace", 717, "a kernel used an address of the wrong kind of memory"),
-    Loss("cudaErrorInvalidPc", 718, "a kernel jumped out of its code"),
-    Loss("cudaErrorIllegalInstruction", 715, "a kernel met an instruction that does not exist"),
-    Loss("cudaErrorHardwareStackError", 714, "the stack of a kernel is damaged or full"),
-    Loss("cudaErrorAssert", 710, "an assertion of a kernel failed"),
-    Loss("cudaErrorLaunchFailure", 719, "a kernel failed while it ran"),
-    Loss("cudaErrorLaunchTimeout", 702, "the display's watchdog stopped a kernel"),
-    Loss("cudaErrorTensorMemoryLeak", 721, "a kernel left tensor memory behind"),
-    Loss("cudaErrorECCUncorrectable", 214, "the GPU's memory has an error that cannot be corrected"),
-    Loss("cudaErrorNvlinkUncorrectable", 220, "the link between GPUs has an error that cannot be corrected"),
-    Loss("cudaErrorContained", 226, "the GPU's memory failed under this process"),
-    Loss("cudaErrorContextIsDestroyed", 709, "the process's context on the GPU is gone"),
-    Loss("cudaErrorDeviceUninitialized", 201, "the process has no context on the GPU any more"),
-    Loss("cudaErrorDevicesUnavailable", 46, "the GPU is busy or has gone"),
-    Loss("cudaErrorNoDevice", 100, "the GPU has gone"),
-    Loss("cudaErrorMpsClientTerminated", 810, "the server that shares the GPU has ended this process's part"),
-    Loss("cudaErrorMpsRpcFailure", 806, "the server that shares the GPU does not answer"),
-    Loss("cudaErrorExternalDevice", 911, "a device that works with the GPU has failed"),
-    Loss("cudaErrorUnknown", 999, "the driver knows no reason; a GPU that fell off its bus looks so"),
+_LOST = frozenset(  # CUDA's numbers of the errors after which every call of the process on this GPU fails
+    (
+        *(700, 716, 717, 718, 715, 714, 710, 719, 702, 721),  # a kernel broke a rule, failed or was stopped
+        *(214, 220, 226),  # memory or a link failed
+        *(709, 201, 46, 100),  # the context or the GPU is gone
+        *(806, 810, 911, 999),  # MPS, an external device, or a reason that the driver does not know
+    )
 )
-_LOST = MappingProxyType({loss.number: loss for loss in LOSSES})
 _QUOTED = re.compile(r"\b(?:CUDA failure|cudaError) (\d+): ")  # how ONNX Runtime and TensorRT quote CUDA
 
 log = logging.getLogger(__name__)
@@ -61,9 +36,9 @@ class CudaError(Exception):
     """A call failed, and later ones may succeed. The message has the call, and CUDA's name and text of the error."""
 
 
-def loss_in(text: str) -> Loss | None:
-    """The CUDA error in another library's error text after which the GPU is lost, or None."""
-    return next((loss for number in _QUOTED.findall(text) if (loss := _LOST.get(int(number))) is not None), None)
+def tells_of_loss(text: str) -> bool:
+    """Whether another library's error text quotes an error of CUDA after which the GPU is lost."""
+    return any(int(number) in _LOST for number in _QUOTED.findall(text))
 
 
 class Cuda:
@@ -125,10 +100,10 @@ class Cuda:
 
         If it says so, the GPU is marked as lost, and a CardLostError is returned for the caller to raise. Else None.
         """
-        if (loss := loss_in(text)) is None:
+        if not tells_of_loss(text):
             return None
-        self.lost = f"{loss.name}: {loss.meaning}: {text}"
-        return CardLostError(self.lost)
+        self.lost = text
+        return CardLostError(text)
 
     def drain(self, stream: Any) -> None:
         """Wait for all work of a stream. After that nothing uses its buffers."""
@@ -178,9 +153,9 @@ class Cuda:
 
     def _failure(self, function: str, error: Any) -> Exception:
         what = f"{function} on GPU {self.index}: {error.name} ({cuda_message(self._runtime, error)})"
-        if (loss := _LOST.get(int(error))) is not None:
-            self.lost = f"{what}: {loss.meaning}"
-            return CardLostError(self.lost)
+        if int(error) in _LOST:
+            self.lost = what
+            return CardLostError(what)
         if error == self._runtime.cudaError_t.cudaErrorMemoryAllocation:
             return MemoryError(what)
         return CudaError(what)
