@@ -20,14 +20,10 @@ class Kind(StrEnum):
     CONVOLUTION = "convolution"
     DEPTHWISE = "depthwise convolution"
     FULLY_CONNECTED = "fully connected"
-    MATRIX_PRODUCT = "matrix product"
     MAX_POOLING = "max pooling"
     AVERAGE_POOLING = "average pooling"
-    GLOBAL_MAX_POOLING = "global max pooling"
     GLOBAL_AVERAGE_POOLING = "global average pooling"
     BATCH_NORM = "batch norm"
-    GROUP_NORM = "group norm"
-    LAYER_NORM = "layer norm"
     LOCAL_RESPONSE_NORM = "local response norm"
 
 

@@ -20,7 +20,7 @@ class Operation:
     """The effect of one operator. `reach` is the dilated kernel size and `step` the stride, both (height, width).
 
     The receptive field grows by (reach - 1) * jump. `whole_map`: each output value depends on the whole feature map
-    (global pooling, fully connected layer, matrix product).
+    (global pooling, fully connected layer).
     """
 
     kind: Kind
@@ -77,87 +77,55 @@ def _convolution(call: OperatorCall) -> Operation:
     )
 
 
-def _product(kind: Kind, left: int) -> Callable[[OperatorCall], Operation]:
-    """A matrix product with the argument `left` as its left factor: each output adds up one whole row of it."""
-
-    def operation(call: OperatorCall) -> Operation:
-        macs = prod(call.output.shape) * call.tensor(left).shape[-1]
-        return Operation(kind, macs, reach=call.extent, whole_map=True)
-
-    return operation
+def _fully_connected(call: OperatorCall) -> Operation:
+    """Each output adds up one whole row of the left factor."""
+    macs = prod(call.output.shape) * call.tensor(1).shape[-1]
+    return Operation(Kind.FULLY_CONNECTED, macs, reach=call.extent, whole_map=True)
 
 
-def _pooling(kind: Kind, over_all: Kind) -> Callable[[OperatorCall], Operation | None]:
-    def operation(call: OperatorCall) -> Operation | None:
-        kernel = call.pair(1, _ONE)
-        stride, padding = call.pair(2, kernel), call.pair(3, (0, 0))
-        if kernel == call.extent and call.output.shape[-2:] == _ONE and padding == (0, 0):
-            return Operation(over_all, 0, kernel, reach=kernel, whole_map=True)
-        if kernel == stride == _ONE:  # along other axes, as inside a local response norm
-            return None
-        return Operation(kind, 0, kernel, stride, padding, reach=kernel, step=stride)
-
-    return operation
+def _max_pooling(call: OperatorCall) -> Operation:
+    return _pooling(Kind.MAX_POOLING, call)
 
 
-def _adaptive(kind: Kind, over_all: Kind) -> Callable[[OperatorCall], Operation | None]:
-    """Pooling to a given size, which does nothing if the map has that size.
-
-    Windows of different sizes count as the largest that a fixed stride needs: N - (M - 1) * (N // M) for M of N values.
-    """
-
-    def operation(call: OperatorCall) -> Operation | None:
-        (high, wide), (rows, columns) = call.extent, call.output.shape[-2:]
-        if (rows, columns) == call.extent:
-            return None
-        if (rows, columns) == _ONE:
-            return Operation(over_all, 0, call.extent, reach=call.extent, whole_map=True)
-        stride = (high // rows, wide // columns)
-        kernel = (high - (rows - 1) * stride[0], wide - (columns - 1) * stride[1])
-        return Operation(kind, 0, kernel, stride, (0, 0), reach=kernel, step=stride)
-
-    return operation
+def _average_pooling(call: OperatorCall) -> Operation:
+    if call.output.shape[-2:] == _ONE:
+        return _global_average(call)
+    return _pooling(Kind.AVERAGE_POOLING, call)
 
 
-def _reduction(kind: Kind) -> Callable[[OperatorCall], Operation | None]:
-    """A mean or maximum over the whole map; over other axes it is no pooling."""
-
-    def operation(call: OperatorCall) -> Operation | None:
-        source = call.tensor(0)
-        axes = call.arguments[1] if len(call.arguments) > 1 else None
-        if source.ndim != 4 or not isinstance(axes, Sequence) or {axis % 4 for axis in axes} != {2, 3}:
-            return None
-        return Operation(kind, 0, call.extent, reach=call.extent, whole_map=True)
-
-    return operation
+def _pooling(kind: Kind, call: OperatorCall) -> Operation:
+    kernel = call.pair(1, _ONE)
+    stride, padding = call.pair(2, kernel), call.pair(3, (0, 0))
+    return Operation(kind, 0, kernel, stride, padding, reach=kernel, step=stride)
 
 
-def _plain(kind: Kind) -> Callable[[OperatorCall], Operation]:
-    return lambda _call: Operation(kind)
+def _mean(call: OperatorCall) -> Operation | None:
+    """A mean over the whole map; over other axes it is no pooling."""
+    axes = call.arguments[1] if len(call.arguments) > 1 else None
+    if call.tensor(0).ndim != 4 or not isinstance(axes, Sequence) or {axis % 4 for axis in axes} != {2, 3}:
+        return None
+    return _global_average(call)
 
 
-_AVERAGE = (Kind.AVERAGE_POOLING, Kind.GLOBAL_AVERAGE_POOLING)
-_MAX = (Kind.MAX_POOLING, Kind.GLOBAL_MAX_POOLING)
+def _global_average(call: OperatorCall) -> Operation:
+    return Operation(Kind.GLOBAL_AVERAGE_POOLING, 0, call.extent, reach=call.extent, whole_map=True)
+
+
+def _batch_norm(_call: OperatorCall) -> Operation:
+    return Operation(Kind.BATCH_NORM)
+
+
 _OPERATIONS: Mapping[object, Callable[[OperatorCall], Operation | None]] = MappingProxyType(
     {
         _aten.convolution: _convolution,
-        _aten.addmm: _product(Kind.FULLY_CONNECTED, 1),
-        _aten.mm: _product(Kind.FULLY_CONNECTED, 0),
-        _aten.bmm: _product(Kind.MATRIX_PRODUCT, 0),
-        _aten.baddbmm: _product(Kind.MATRIX_PRODUCT, 1),
-        _aten.max_pool2d_with_indices: _pooling(*_MAX),
-        _aten.avg_pool2d: _pooling(*_AVERAGE),
-        _aten.avg_pool3d: _pooling(*_AVERAGE),
-        _aten._adaptive_avg_pool2d: _adaptive(*_AVERAGE),
-        _aten.adaptive_max_pool2d: _adaptive(*_MAX),
-        _aten.mean: _reduction(Kind.GLOBAL_AVERAGE_POOLING),
-        _aten.amax: _reduction(Kind.GLOBAL_MAX_POOLING),
-        _aten.native_batch_norm: _plain(Kind.BATCH_NORM),
-        _aten._native_batch_norm_legit_no_training: _plain(Kind.BATCH_NORM),
-        _aten.native_group_norm: _plain(Kind.GROUP_NORM),
-        _aten.native_layer_norm: _plain(Kind.LAYER_NORM),
+        _aten.addmm: _fully_connected,
+        _aten.max_pool2d_with_indices: _max_pooling,
+        _aten.avg_pool2d: _average_pooling,
+        _aten.mean: _mean,
+        _aten.native_batch_norm: _batch_norm,
     }
 )
+"""The operators of the catalog's networks."""
 
 
 def operation_of(operator: object, call: OperatorCall) -> Operation | None:

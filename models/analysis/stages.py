@@ -17,7 +17,6 @@ from enum import Enum
 from models.analysis.layer_table import Kind, Layer
 
 _CONTAINER = "features"
-_GLOBAL_POOLINGS = (Kind.GLOBAL_AVERAGE_POOLING, Kind.GLOBAL_MAX_POOLING)
 
 
 class StageNaming(Enum):
@@ -104,4 +103,4 @@ def _ends(layer: Layer) -> bool:
 
 
 def _begins(layer: Layer) -> bool:
-    return layer.kind in _GLOBAL_POOLINGS
+    return layer.kind == Kind.GLOBAL_AVERAGE_POOLING
