@@ -1,6 +1,5 @@
 """The command `topfive classify`."""
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -10,18 +9,19 @@ from typing import Any
 import click
 from rich.console import Console
 
-from service.cli.long_run import display_on, run_options, run_until_done
+from service.cli.long_run import display_on, run_until_done, say_failed
 from service.cli.options import BATCH_OPTIONS, crops_option, model_option, option, options, settings_from, top_k_option
 from service.cli.tables import say
 from service.engines.selection.opening import OpenEngine
-from service.offline.classify import ClassifyJob, classify
+from service.offline.classify import classify
 from service.offline.images import find_images, skipped_line
 from service.offline.results_file import ResultsFormat
+from service.offline.runner import RunOptions
 from service.server.data_plane import build_data_plane
 
 
 @click.command("classify", short_help="Classify many images into one results file.")
-@click.argument("sources", metavar="DIR|GLOB|LIST|IMAGE...", nargs=-1, required=True)
+@click.argument("sources", metavar="DIR|LIST.txt|IMAGE...", nargs=-1, required=True)
 @model_option
 @option(
     "--out",
@@ -48,27 +48,24 @@ def classify_command(
 ) -> None:
     """Classify many images without a server, and write a row for each to one file.
 
-    DIR is searched for images to any depth. GLOB is a pattern in quotes; ** matches any depth. LIST is a .txt with a
-    path per line, or a .csv with a column path; its paths are relative to its folder, or to the working directory.
+    DIR is searched for images to any depth. LIST.txt has a path per line, relative to its folder, or to the working
+    directory.
 
     An image that cannot be classified has its error in its row. After Ctrl-C, SIGTERM or a crash the same command
     resumes from OUT.partial. OUT appears when all images are done.
     """
     settings, errors = settings_from(values), Console(stderr=True)
+    run = RunOptions(settings, crops, partial(build_data_plane, settings, open_engine=open_engine), display_on(errors))
 
-    async def work(stop: asyncio.Event) -> None:
+    async def work() -> None:
         found = find_images(sources)
         if skipped := skipped_line(found.skipped):
             say(errors, skipped, "yellow")
-        job = ClassifyJob(model, found.images, out, top_k)
-        job.prepare(overwrite)
-        build = partial(build_data_plane, settings, open_engine=open_engine)
-        done = await classify(job, run_options(settings, crops), build, display_on(errors), stop)
-        rate = "" if done.progress.images_per_s is None else f", {done.progress.images_per_s:.1f} images/s"
-        say(errors, f"{out}: {done.progress.total:,} images{rate}")
-        if done.failed:
-            say(errors, f"{done.failed:,} could not be classified; their rows have the errors", "yellow")
+        done = await classify(found.images, model, out, run, top_k=top_k, overwrite=overwrite)
+        rate = "" if done.images_per_s is None else f", {done.images_per_s:.1f} images/s"
+        say(errors, f"{out}: {len(found.images):,} images{rate}")
+        say_failed(errors, "could not be classified; their rows have the errors", done.failed)
         for warning in done.warnings:
             say(errors, f"warning: {warning}", "yellow")
 
-    sys.exit(run_until_done(work, errors))
+    sys.exit(run_until_done(work(), errors))

@@ -1,8 +1,7 @@
 """The command `topfive evaluate`."""
 
-import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,16 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from models.artifact.measured import protocol
-from service.cli.long_run import display_on, run_options, run_until_done
+from service.cli.long_run import display_on, run_until_done, say_failed
 from service.cli.options import BATCH_OPTIONS, crops_option, option, options, settings_from, split_names
 from service.cli.tables import new_table, rate, rate_and_interval, say
+from service.common.model_info import ModelDetail
 from service.engines.selection.opening import OpenEngine
-from service.offline.evaluate import EvaluateJob, evaluate
+from service.inference.ensemble import stripped
+from service.offline.evaluate import Evaluation, evaluate, write_report
 from service.offline.images import read_dataset, skipped_line
-from service.offline.report import Evaluation
+from service.offline.runner import RunOptions
 from service.server.data_plane import build_data_plane
-
-_LISTED = 20  # images without an answer that are printed; report.json has all
 
 
 @click.command("evaluate", short_help="Measure the accuracy of models on your own images.")
@@ -55,31 +54,34 @@ def evaluate_command(
     DIR has a folder for each class, named by its wnid, its label or its class id. LIST.csv has a column path (or file)
     and one of wnid, class_id, label.
 
-    Prints top-1 and top-5 error with 95 % intervals beside the published ones. Writes to --out every prediction, the
-    figures of each class, the confusions, and report.json. The accuracy goes into the model's manifest, where /models
-    shows it; an ensemble's is only in the report. After Ctrl-C, SIGTERM or a crash the same command resumes.
+    Prints top-1 and top-5 error with 95 % intervals beside the published ones. Writes to --out every prediction, and
+    report.json. The accuracy goes into the model's manifest, where /models shows it; an ensemble's is only in the
+    report. After Ctrl-C, SIGTERM or a crash the same command resumes.
     """
     settings, console, errors = settings_from(values), Console(), Console(stderr=True)
-    models = tuple(split_names(names))
+    models = dict.fromkeys(map(stripped, split_names(names)))
     if not models:
         raise click.UsageError("--model: name at least one model")
+    run = RunOptions(settings, crops, partial(build_data_plane, settings, open_engine=open_engine), display_on(errors))
 
-    async def work(stop: asyncio.Event) -> None:
+    async def work() -> None:
         dataset = read_dataset(source)
         if skipped := skipped_line(dataset.skipped):
             say(errors, skipped, "yellow")
-        job = EvaluateJob(dataset, models, out, overwrite)
-        build = partial(build_data_plane, settings, open_engine=open_engine)
-        run = run_options(settings, crops)
-        async for evaluation, unrecorded in evaluate(job, run, build, display_on(errors), stop):
+        done: list[Evaluation] = []
+        for model in models:
+            evaluation = await evaluate(dataset, model, out, run, overwrite=overwrite)
+            done.append(evaluation)
+            write_report(out / "report.json", dataset, done)
             console.print(_table(evaluation))
             rate = "" if evaluation.images_per_s is None else f"{evaluation.images_per_s:.1f} images/s; "
             engine = f"{evaluation.engine.runtime} {evaluation.engine.precision}, decode {evaluation.decode}; "
-            say(console, f"{engine}{rate}tables and report.json in {out}\n", "dim")
-            for line in (*_warnings(evaluation), *filter(None, [unrecorded])):
-                say(errors, line, "yellow")
+            say(console, f"{engine}{rate}predictions and report.json in {out}\n", "dim")
+            say_failed(errors, "not counted, because they have no answer", evaluation.unanswered)
+            for warning in evaluation.warnings:
+                say(errors, f"warning: {warning}", "yellow")
 
-    sys.exit(run_until_done(work, errors))
+    sys.exit(run_until_done(work(), errors))
 
 
 def _table(evaluation: Evaluation) -> RenderableType:
@@ -90,19 +92,24 @@ def _table(evaluation: Evaluation) -> RenderableType:
     table = new_table("", numbers=("top-1", "top-5"))
     table.add_column("on")
     scores = evaluation.scores
-    five = f"{len(evaluation.labels)} classes" if scores.top5 is None else rate_and_interval(scores.top5.complement)
+    five = "-" if scores.top5 is None else rate_and_interval(scores.top5.complement)
     on = f"{scores.images:,} images of {evaluation.dataset.name}, {protocol(evaluation.crops)}"
     table.add_row("measured", rate_and_interval(scores.top1.complement), five, Text(on), style="bold")
-    for one in evaluation.published():
-        table.add_row(Text(one.what), rate(one.top1), rate(one.top5), Text(one.on))
+    for member in members:
+        prefix = "" if len(members) == 1 else f"{member.name}: "
+        for what, top1, top5, images in _published(member):
+            table.add_row(Text(prefix + what), rate(top1), rate(top5), Text(images))
     return Group(Text(title, "bold"), table)
 
 
-def _warnings(evaluation: Evaluation) -> list[str]:
-    """The images that do not count, and the warnings of the models."""
-    missing = evaluation.unanswered
-    lines = [f"not counted, because they have no answer: {len(missing):,}"] if missing else []
-    lines += [f"  {one.path}: {one.error}" for one in missing[:_LISTED]]
-    if len(missing) > _LISTED:
-        lines.append(f"  and {len(missing) - _LISTED:,} more, in report.json")
-    return [*lines, *(f"warning: {warning}" for warning in evaluation.warnings)]
+def _published(member: ModelDetail) -> Iterator[tuple[str, float | None, float | None, str]]:
+    """The error rates of the model's weights if known, else of the first published weights; then of the paper."""
+    if member.acc1 is not None:
+        name = member.weights_file.name if member.weights_file else "inside"
+        five = None if member.acc5 is None else 100 - member.acc5
+        yield f"weights {name}", 100 - member.acc1, five, member.acc_dataset or ""
+    elif member.published:
+        weights = member.published[0]
+        yield f"weights {weights.tag} (not those inside)", 100 - weights.acc1, 100 - weights.acc5, weights.dataset
+    for errors in member.published_errors:
+        yield "paper", errors.top1, errors.top5, errors.protocol

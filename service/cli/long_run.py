@@ -1,49 +1,38 @@
-"""Shared by the commands for many images: a stop that loses no results, and progress on standard error."""
+"""Shared by the commands for many images: a stop that keeps all results, and progress on standard error."""
 
 import asyncio
+import itertools
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from time import monotonic
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from service.cli.tables import say
-from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
-from service.common.settings import Settings
 from service.offline.images import OfflineError
-from service.offline.runner import Display, RunOptions, RunProgress, Stopped
+from service.offline.journal import ImageResult
+from service.offline.runner import Display
 
-_PERIOD_S = 5.0
-
-
-def run_options(settings: Settings, crops: int) -> RunOptions:
-    """The options of a run that follow from the settings."""
-    return RunOptions(crops, settings.decode, settings.limits, settings.cpus or cpu_quota(), settings.capacity)
+_LISTED = 20  # images without an answer that are named on the screen; the files have all
+_PERIOD = 1000  # images between two lines where there is no terminal
 
 
-def run_until_done(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], errors: Console) -> int:
+def run_until_done(work: Coroutine[Any, Any, None], errors: Console) -> int:
     """Run `work` and return the exit status: 0, 1 after an error, which is printed, or 128 plus the signal number.
 
-    The first Ctrl-C or SIGTERM sets the event: `work` finishes the images in flight and raises Stopped. The second one
-    cancels it.
+    Ctrl-C or SIGTERM cancels it.
     """
     received: list[int] = []
 
     async def guarded() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        task = loop.create_task(work(stop))
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
 
         def on_signal(number: int) -> None:
             received.append(number)
-            if stop.is_set():
-                task.cancel()
-            else:
-                say(errors, "stopping: images in flight are finished; press Ctrl-C again to stop at once")
-                stop.set()
+            task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal, number)
@@ -55,41 +44,44 @@ def run_until_done(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], e
 
     try:
         asyncio.run(guarded())
-    except Stopped as error:
-        say(errors, str(error))
     except asyncio.CancelledError:
-        say(errors, "stopped at once; finished images are kept")
-    except (TopfiveError, OfflineError) as error:
+        say(errors, "stopped; the results so far are kept, and the same command without --overwrite resumes")
+        return 128 + received[0]
+    except (TopfiveError, OfflineError, OSError) as error:
         say(errors, f"error: {error.detail if isinstance(error, TopfiveError) else error}", "red")
         return 1
-    else:
-        return 0
-    return 128 + received[0]
+    return 0
 
 
-def display_on(console: Console, now: Callable[[], float] = monotonic) -> Display:
-    """Shows the title of a run, then a bar in a terminal, or else a line every five seconds."""
+def display_on(console: Console) -> Display:
+    """Shows the title of a run, then a bar in a terminal, or else a line for every thousand images."""
 
     @contextmanager
-    def display(title: str, progress: RunProgress) -> Iterator[Callable[[], None]]:
-        resumed = f", resuming: {progress.resumed:,} are done" if progress.resumed else ""
-        if progress.resumed == progress.total:
-            resumed = ", all done by an earlier run; --overwrite runs them again"
-        say(console, f"{title}: {progress.total:,} images{resumed}")
-        if console.is_terminal and progress.resumed < progress.total:
-            columns = BarColumn(bar_width=None), TextColumn("{task.description}", markup=False)
-            with Progress(*columns, console=console, expand=True) as bar:
-                task = bar.add_task(str(progress), total=progress.total, completed=progress.done)
-                yield lambda: bar.update(task, completed=progress.done, description=str(progress))
-            return
-        printed_s = now()
+    def display(title: str, total: int, resumed: int) -> Iterator[Callable[[], None]]:
+        earlier = f", resuming: {resumed:,} are done" if resumed else ""
+        if resumed == total:
+            earlier = ", all done by an earlier run; --overwrite runs them again"
+        say(console, f"{title}: {total:,} images{earlier}")
+        done = itertools.count(resumed + 1)
+        columns = BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=console, expand=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("", total=total, completed=resumed)
 
-        def advance() -> None:
-            nonlocal printed_s
-            if now() - printed_s >= _PERIOD_S:
-                printed_s = now()
-                say(console, str(progress))
+            def advance() -> None:
+                bar.advance(task)
+                if (number := next(done)) % _PERIOD == 0 and not console.is_terminal:
+                    say(console, f"{number:,} of {total:,}")
 
-        yield advance
+            yield advance
 
     return display
+
+
+def say_failed(console: Console, what: str, failed: Sequence[ImageResult]) -> None:
+    """Print how many images have no answer, and name the first of them."""
+    if failed:
+        say(console, f"{what}: {len(failed):,}", "yellow")
+    for one in failed[:_LISTED]:
+        say(console, f"  {one.path}: {one.error}", "yellow")
+    if len(failed) > _LISTED:
+        say(console, f"  and {len(failed) - _LISTED:,} more", "yellow")

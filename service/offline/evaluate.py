@@ -1,134 +1,133 @@
-"""Measures the accuracy of models on labelled images. A run that was stopped can be resumed."""
+"""Measures the accuracy of a model on labelled images. A run that was stopped can be resumed."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from models.artifact.artifact import LABELS, MANIFEST
-from models.artifact.measured import record_accuracy
-from models.labels import Label, read_labels
-from service.inference.ensemble import canonical, member_names
+from models.artifact.artifact import MANIFEST
+from models.artifact.files import write_atomically
+from models.artifact.measured import MeasuredAccuracy, record_accuracy
+from service.common.model_info import ModelDetail
+from service.common.types import Decode, EngineInfo
 from service.offline.images import Dataset, OfflineError
-from service.offline.journal import Journal, delete_journal
-from service.offline.report import Evaluation, write_report, write_tables
-from service.offline.results_file import ResultTable, write_results
-from service.offline.runner import Display, ModelRunner, OpenDataPlane, RunOptions, open_runner
-from service.offline.scores import score, shift_warnings
-from service.repository.model_info import exported, model_detail
-from service.repository.repository import Repository
+from service.offline.journal import ImageResult, Journal
+from service.offline.results_file import write_results
+from service.offline.runner import RunOptions, open_runner
+from service.offline.scores import Scores, score
+from service.repository.model_info import model_detail
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluateJob:
-    """The models and ensembles, the dataset, and the folder of the results."""
+class Evaluation:
+    """The accuracy of a model, or of an ensemble of several `members`, on one dataset.
 
-    dataset: Dataset
-    models: tuple[str, ...]
-    out: Path
-    overwrite: bool = False
-
-    def journal(self, model: str) -> Path:
-        """The file that keeps the results of that model for the next run."""
-        return self.out / f"{model}.journal"
-
-
-async def evaluate(
-    job: EvaluateJob, options: RunOptions, open_data_plane: OpenDataPlane, display: Display, stop: asyncio.Event
-) -> AsyncIterator[tuple[Evaluation, str | None]]:
-    """Evaluate one model after the other: write its files, record its accuracy in the manifest, and yield it.
-
-    The second value is the reason why the accuracy is not recorded, or None. Raises TopfiveError or OfflineError before
-    anything runs if a model is not exported or does not have every label. Raises Stopped if `stop` is set.
+    `scores` exclude the `unanswered` images, which ended in an error. `images_per_s` is None if this run classified no
+    image.
     """
-    job = await _checked(job, open_data_plane)
-    if job.overwrite:
-        for model in job.models:
-            delete_journal(job.journal(model))
-    done: list[Evaluation] = []
-    for model in job.models:
-        async with open_runner(model, open_data_plane, options, stop) as runner:
-            evaluation = await _evaluated(runner, job, display, stop)
-            folders = [member.artifact.folder for member in runner.model.members]
-        done.append(evaluation)
-        try:
-            write_tables(job.out, evaluation)
-            write_report(job.out / "report.json", job.dataset, done)
-        except OSError as error:
-            raise _unwritable(job, error) from error
-        yield evaluation, _recorded(evaluation, folders)
+
+    name: str
+    members: tuple[ModelDetail, ...]
+    engine: EngineInfo
+    crops: int
+    decode: Decode
+    dataset: Dataset
+    scores: Scores
+    unanswered: tuple[ImageResult, ...]
+    images_per_s: float | None
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures of this model for report.json; rates are in percent."""
+        members = [{"model": one.name, "version": one.version} for one in self.members]
+        return {
+            **(members[0] if len(members) == 1 else {"model": self.name, "members": members}),
+            "engine": asdict(self.engine),
+            "crops": self.crops,
+            "decode": self.decode,
+            "images": self.scores.images,
+            "unanswered": [{"path": one.path, **asdict(one.error)} for one in self.unanswered if one.error],
+            "images_per_second": self.images_per_s,
+            "top1_error": asdict(self.scores.top1.complement),
+            "top5_error": self.scores.top5 and asdict(self.scores.top5.complement),
+            "warnings": self.warnings,
+        }
 
 
-def _recorded(evaluation: Evaluation, folders: list[Path]) -> str | None:
-    """Write the accuracy into the manifest of a single model. Returns why /models will not show it, or None."""
-    if len(folders) > 1:
-        return f"{evaluation.name} has no manifest: its accuracy is in report.json, and /models will not show it"
-    manifest = folders[0] / MANIFEST
-    try:
-        record_accuracy(manifest, evaluation.measurement(datetime.now(UTC).date().isoformat()))
-    except (OSError, ValueError) as error:  # ValueError: measurements of a newer release
-        return f"warning: /models will not show this accuracy: {manifest}: {error}"
-    return None
+async def evaluate(dataset: Dataset, model: str, out: Path, options: RunOptions, *, overwrite: bool) -> Evaluation:
+    """Evaluate one model or ensemble, write its predictions into the folder `out`, and record its accuracy.
+
+    Raises TopfiveError, and OfflineError if the model does not have every label, or a file cannot be written.
+    """
+    async with open_runner(model, options) as runner:
+        served = runner.model
+        images = dataset.files(served.labels, served.name)
+        setup = {**runner.setup, "dataset": dataset.sha256}
+        with Journal(out / f"{served.name}.journal", setup, overwrite) as journal:
+            images_per_s = await runner.run(journal, images)
+            scores = score(journal.results(images), len(served.labels))
+            unanswered = tuple(result for result in journal.results(images) if result.error is not None)
+            predictions = out / f"{served.name}.predictions.jsonl"
+            write_results(predictions, journal.results(images), runner.top_k, runner.provenance)
+        if scores is None:
+            first = unanswered[0]
+            raise OfflineError(f"none of the {len(images):,} images has an answer; {first.path}: {first.error}")
+        decode = options.settings.decode
+        measured = _measurement(dataset, scores, served.engine_info, options.crops, decode)
+        unrecorded = _record(measured, [member.artifact.folder for member in served.members])
+        return Evaluation(
+            name=served.name,
+            members=tuple(model_detail(runner.data_plane.repository.entry(one.name)) for one in served.members),
+            engine=served.engine_info,
+            crops=options.crops,
+            decode=decode,
+            dataset=dataset,
+            scores=scores,
+            unanswered=unanswered,
+            images_per_s=images_per_s,
+            warnings=(*served.warnings, *scores.warnings, *unrecorded),
+        )
 
 
-async def _checked(job: EvaluateJob, open_data_plane: OpenDataPlane) -> EvaluateJob:
-    """The job with each model once, by its full name. Raises unless each is exported and knows every label."""
-    data_plane = open_data_plane()
-    repository = data_plane.repository
-    try:
-        models = tuple(dict.fromkeys(canonical(repository, name) for name in job.models))
-        for model in models:
-            first, *others = member_names(model)
-            labels = _labels(repository, first)
-            for other in others:
-                if _labels(repository, other) != labels:
-                    raise OfflineError(f"{first} and {other} have different classes, so they make no ensemble")
-            job.dataset.files(labels, model)
-    finally:
-        await data_plane.aclose(0)
-    return replace(job, models=models)
+def write_report(path: Path, dataset: Dataset, evaluations: Sequence[Evaluation]) -> None:
+    """Write the figures of all models as JSON. Raises OSError."""
+    content = {
+        "dataset": {"name": dataset.name, "sha256": dataset.sha256, "images": len(dataset.images)},
+        "models": [evaluation.to_json() for evaluation in evaluations],
+    }
+    write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
 
 
-def _labels(repository: Repository, name: str) -> tuple[Label, ...]:
-    """The labels of the version that would be loaded."""
-    entry = repository.entry(name)
-    version, _ = exported(entry, repository.root)
-    try:
-        return read_labels(repository.root / entry.name / str(version) / LABELS)
-    except (OSError, ValueError) as error:
-        raise OfflineError(f"the labels of {name} cannot be read: {error}; export it again") from error
-
-
-async def _evaluated(runner: ModelRunner, job: EvaluateJob, display: Display, stop: asyncio.Event) -> Evaluation:
-    model = runner.model
-    images = job.dataset.files(model.labels, model.name)
-    with Journal(job.journal(model.name), {**runner.setup, "dataset": job.dataset.sha256}) as journal:
-        progress = await runner.run(journal, images, display, stop)
-        scores = score(journal.results(images), len(model.labels))
-        unanswered = tuple(result for result in journal.results(images) if result.error is not None)
-        try:
-            predictions = ResultTable(journal.results(images), runner.top_k, runner.provenance)
-            write_results(job.out / f"{model.name}.predictions.jsonl", predictions)
-        except OSError as error:
-            raise _unwritable(job, error) from error
-    if scores is None:
-        first = unanswered[0]
-        raise OfflineError(f"none of the {len(images):,} images has an answer; {first.path}: {first.error}")
-    return Evaluation(
-        name=model.name,
-        members=tuple(model_detail(runner.data_plane.repository.entry(member.name)) for member in model.members),
-        engine=model.engine_info,
-        crops=runner.options.crops,
-        decode=runner.options.decode,
-        labels=tuple(model.labels),
-        dataset=job.dataset,
-        scores=scores,
-        unanswered=unanswered,
-        images_per_s=progress.images_per_s,
-        warnings=(*model.warnings, *shift_warnings(scores)),
+def _measurement(dataset: Dataset, scores: Scores, engine: EngineInfo, crops: int, decode: Decode) -> MeasuredAccuracy:
+    """The accuracy in the form of the manifest."""
+    one, five = scores.top1, scores.top5
+    return MeasuredAccuracy(
+        dataset=dataset.name,
+        dataset_sha256=dataset.sha256,
+        images=scores.images,
+        acc1=one.percent,
+        acc1_low=one.low,
+        acc1_high=one.high,
+        acc5=five.percent if five else None,
+        acc5_low=five.low if five else None,
+        acc5_high=five.high if five else None,
+        crops=crops,
+        runtime=engine.runtime,
+        precision=engine.precision,
+        date=datetime.now(UTC).date().isoformat(),
+        decode=decode,
     )
 
 
-def _unwritable(job: EvaluateJob, error: OSError) -> OfflineError:
-    return OfflineError(f"{job.out} cannot be written: {error.strerror}; the same command tries again")
+def _record(accuracy: MeasuredAccuracy, folders: Sequence[Path]) -> list[str]:
+    """Write the accuracy into the manifest of a single model. Returns why /models will not show it, if so."""
+    if len(folders) > 1:
+        return ["an ensemble has no manifest: its accuracy is in report.json, and /models will not show it"]
+    manifest = folders[0] / MANIFEST
+    try:
+        record_accuracy(manifest, accuracy)
+    except (OSError, ValueError) as error:  # ValueError: measurements of a newer release
+        return [f"/models will not show this accuracy: {manifest}: {error}"]
+    return []

@@ -14,7 +14,12 @@ from service.common.types import Prediction
 from service.offline.images import ImageFile, OfflineError
 
 _RETRIED = Code.INTERNAL  # an engine that failed may well answer in the next run
-_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)  # SQLITE_ERROR: its tables are others
+_TABLES = """
+CREATE TABLE IF NOT EXISTS setup (content TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS results (
+    path BLOB PRIMARY KEY, truth INTEGER, code TEXT, detail TEXT, predictions TEXT NOT NULL
+);
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +44,19 @@ class ImageResult:
 
 
 class Journal:
-    """The results of one run, by the names of the images.
+    """The results of one run, by the names of the images. With `overwrite` those of an earlier run are deleted.
 
     A result is in the file when `append` returns, even if the process is killed right then. Raises OfflineError if the
     file is from a run with another `setup`, is no journal, is damaged, or is open in another process.
     """
 
-    def __init__(self, path: Path, setup: Mapping[str, object]) -> None:
+    def __init__(self, path: Path, setup: Mapping[str, object], overwrite: bool = False) -> None:
         self.path = path
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = _connect(path)
+            for end in ("", "-wal") if overwrite else ():  # a process that was killed leaves a write-ahead log
+                path.with_name(path.name + end).unlink(missing_ok=True)
+            self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
             try:
                 self._prepare(json.loads(json.dumps(dict(setup))))
             except BaseException:
@@ -85,18 +92,16 @@ class Journal:
         return [image for image in images if os.fsencode(image.name) not in stored]
 
     def _prepare(self, setup: dict[str, object]) -> None:
-        """Create the tables in a new file, or check that an earlier run had the same setup."""
+        """Lock the file for this process, create the tables, and check that an earlier run had the same setup."""
         database = self._database
-        (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        if not tables:
-            database.execute("BEGIN")
-            database.execute("CREATE TABLE setup (content TEXT NOT NULL)")
-            columns = "path BLOB PRIMARY KEY, truth INTEGER, code TEXT, detail TEXT, predictions TEXT NOT NULL"
-            database.execute(f"CREATE TABLE results ({columns})")
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")  # takes the lock
+        database.execute("PRAGMA synchronous = NORMAL")  # a commit does not wait for the disk
+        database.executescript(_TABLES)
+        found = database.execute("SELECT content FROM setup").fetchone()
+        if found is None:
             database.execute("INSERT INTO setup VALUES (?)", (json.dumps(setup),))
-            database.execute("COMMIT")
-        (content,) = database.execute("SELECT content FROM setup").fetchone()
-        before = json.loads(content)
+        before = setup if found is None else json.loads(found[0])
         if differing := [key for key in {**before, **setup} if before.get(key) != setup.get(key)]:
             what = ", ".join(f"{key} was {before.get(key)} and is now {setup.get(key)}" for key in differing)
             raise OfflineError(
@@ -104,36 +109,6 @@ class Journal:
                 "give the same ones to resume it, --overwrite to start again, or another --out"
             )
         database.execute("DELETE FROM results WHERE code = ?", (_RETRIED,))
-
-
-def delete_journal(path: Path) -> None:
-    """Delete the journal of an earlier run, whatever the file holds. Does nothing if there is none.
-
-    Raises OfflineError if another process has it open, or if it cannot be deleted.
-    """
-    if not path.exists():
-        return
-    with _explained(path):
-        try:
-            _connect(path).close()
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                raise
-        for end in ("", "-wal"):  # a process that was killed leaves a write-ahead log
-            path.with_name(path.name + end).unlink(missing_ok=True)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open the file, or create it, and lock it for this process. A commit does not wait for the disk."""
-    database = sqlite3.connect(path, timeout=0, isolation_level=None)
-    try:
-        database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        database.execute("PRAGMA journal_mode = WAL")  # takes the lock
-        database.execute("PRAGMA synchronous = NORMAL")
-    except BaseException:
-        database.close()
-        raise
-    return database
 
 
 @contextmanager
@@ -145,9 +120,5 @@ def _explained(path: Path) -> Iterator[None]:
         raise OfflineError(f"{path} cannot be written: {error.strerror}") from error
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-            problem = f"another topfive is writing {path}; wait for it or choose another --out"
-        elif error.sqlite_errorcode in _DAMAGED:
-            problem = f"{path} is no journal, or damaged ({error}); --overwrite starts again, or choose another --out"
-        else:
-            problem = f"{path} cannot be written: {error}"
-        raise OfflineError(problem) from error
+            raise OfflineError(f"another topfive is writing {path}; wait for it or choose another --out") from error
+        raise OfflineError(f"{path}: {error}; --overwrite starts again, or choose another --out") from error

@@ -5,12 +5,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import StrEnum
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from service.offline.images import OfflineError, printable
 from service.offline.journal import ImageResult
@@ -27,27 +26,6 @@ class ResultsFormat(StrEnum):
     PARQUET = "parquet"
 
 
-@dataclass(frozen=True, slots=True)
-class ResultTable:
-    """The results of all images in their final order, each with up to `top_k` classes of `model`."""
-
-    results: Iterable[ImageResult]
-    top_k: int
-    model: Mapping[str, object]
-
-    @property
-    def columns(self) -> list[str]:
-        """The path, the error (`code: detail`, or empty), then four columns for each class, best first."""
-        ranks = range(1, self.top_k + 1)
-        return ["path", "error", *(f"top{rank}_{column}" for rank in ranks for column in _PREDICTION_COLUMNS)]
-
-    def cells(self, result: ImageResult) -> list[Any]:
-        """The row of one image. A cell without a value is None."""
-        found = [getattr(one, column) for one in result.predictions for column in _PREDICTION_COLUMNS]
-        error = None if result.error is None else str(result.error)
-        return [result.path, error, *found, *[None] * (len(_PREDICTION_COLUMNS) * self.top_k - len(found))]
-
-
 def format_of(path: Path) -> ResultsFormat:
     """The format by the suffix of `path`. Raises OfflineError if there is none, or its writer is missing."""
     try:
@@ -60,62 +38,78 @@ def format_of(path: Path) -> ResultsFormat:
     return found
 
 
-def write_results(path: Path, table: ResultTable) -> None:
-    """Write the table in the format of the suffix, and replace an older file. Raises OSError.
+def write_results(path: Path, results: Iterable[ImageResult], top_k: int, model: Mapping[str, object]) -> None:
+    """Write a row for each result, with up to `top_k` classes of `model`, in the format of the suffix.
 
-    File names that are not UTF-8: a CSV keeps their bytes, JSON lines escape lone surrogates, as Python reads them
-    back, and Parquet, which takes UTF-8 only, has `\xff`.
+    An older file is replaced. Raises OfflineError if it cannot be written. File names that are not UTF-8: a CSV keeps
+    their bytes, JSON lines escape lone surrogates, as Python reads them back, and Parquet, which takes UTF-8 only, has
+    `\xff`.
     """
-    writers = {
-        ResultsFormat.CSV: lambda draft: write_csv(draft, table.columns, map(table.cells, table.results)),
-        ResultsFormat.JSONL: lambda draft: _write_jsonl(draft, table),
-        ResultsFormat.PARQUET: lambda draft: _write_parquet(draft, table),
-    }
-    with replacing(path) as draft:
-        writers[format_of(path)](draft)
+    kind = format_of(path)
+    with _replacing(path) as draft:
+        if kind is ResultsFormat.JSONL:
+            _write_jsonl(draft, results, model)
+        elif kind is ResultsFormat.CSV:
+            _write_csv(draft, results, top_k)
+        else:
+            _write_parquet(draft, results, top_k, model)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path) -> Iterator[Path]:
     """A draft beside `path` to write to. It replaces `path` when the block ends, and is deleted after an error.
 
     The draft is always a new file: what another user put at its name, such as a link, is not written through.
     """
     draft = path.with_name(f".{path.name}.draft")
-    draft.unlink(missing_ok=True)
     try:
+        draft.unlink(missing_ok=True)
         os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         yield draft
         draft.replace(path)
+    except OSError as error:
+        raise OfflineError(f"{path} cannot be written: {error.strerror}; the same command tries again") from error
     finally:
         draft.unlink(missing_ok=True)
 
 
-def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a CSV. None is an empty cell; bytes of a file's name that are no UTF-8 stay as they are."""
+def _columns(top_k: int) -> list[str]:
+    """The path, the error (`code: detail`, or empty), then four columns for each class, best first."""
+    ranks = range(1, top_k + 1)
+    return ["path", "error", *(f"top{rank}_{column}" for rank in ranks for column in _PREDICTION_COLUMNS)]
+
+
+def _cells(result: ImageResult, top_k: int) -> list[object]:
+    """The row of one image. A cell without a value is None."""
+    found = [getattr(one, column) for one in result.predictions for column in _PREDICTION_COLUMNS]
+    error = None if result.error is None else str(result.error)
+    return [result.path, error, *found, *[None] * (len(_PREDICTION_COLUMNS) * top_k - len(found))]
+
+
+def _write_csv(path: Path, results: Iterable[ImageResult], top_k: int) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+        writer.writerow(_columns(top_k))
+        writer.writerows(_cells(result, top_k) for result in results)
 
 
-def _write_jsonl(path: Path, table: ResultTable) -> None:
+def _write_jsonl(path: Path, results: Iterable[ImageResult], model: Mapping[str, object]) -> None:
     with path.open("w", encoding="ascii") as file:
-        for result in table.results:
+        for result in results:
             row = asdict(result)
             if result.truth is None:
                 del row["truth"]
-            file.write(json.dumps({**row, "model": table.model}) + "\n")
+            file.write(json.dumps({**row, "model": model}) + "\n")
 
 
-def _write_parquet(path: Path, table: ResultTable) -> None:
+def _write_parquet(path: Path, results: Iterable[ImageResult], top_k: int, model: Mapping[str, object]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     types = {"class_id": pa.int32(), "probability": pa.float32()}
-    fields = [(name, types.get(name.partition("_")[2], pa.string())) for name in table.columns]
-    schema = pa.schema(fields, metadata={"topfive": json.dumps(table.model)})
-    rows = ([printable(path), *others] for path, *others in map(table.cells, table.results))
+    fields = [(name, types.get(name.partition("_")[2], pa.string())) for name in _columns(top_k)]
+    schema = pa.schema(fields, metadata={"topfive": json.dumps(model)})
+    rows = ([printable(str(name)), *others] for name, *others in (_cells(result, top_k) for result in results))
     with parquet.ParquetWriter(path, schema) as file:
         while group := list(islice(rows, _ROW_GROUP)):
             columns = [

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from math import ceil
+from time import monotonic
 
-from models.artifact.artifact import WeightRecord
-from service.common.clock import Clock
+from service.common.cpus import cpu_quota
 from service.common.errors import BadImage, EngineError, NotReady, TooLarge
 from service.common.image_file import read_image_file
+from service.common.settings import Settings
 from service.common.tasks import together
-from service.common.types import Decode, ImageLimits
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import ServedModel, member_names
 from service.inference.local import LocalDataPlane
@@ -23,57 +23,21 @@ from service.repository.loaded_model import LoadedModel
 _UNREADABLE = "unreadable"
 _TIMEOUT_S = 86_400.0  # nobody waits for a single answer
 
+Display = Callable[[str, int, int], AbstractContextManager[Callable[[], None]]]
+"""Shows a run until the block ends: its title, its images, and how many of them an earlier run has done.
 
-class Stopped(Exception):
-    """The user stopped a run before its end. The message says how to resume it."""
-
-
-class RunProgress:
-    """Progress of a run: `done` of `total` images, `resumed` of them by an earlier run, `failed` with an error."""
-
-    def __init__(self, total: int, resumed: int, clock: Clock) -> None:
-        self.total = total
-        self.resumed = resumed
-        self.done = resumed
-        self.failed = 0
-        self._clock = clock
-        self._started = clock.now()
-
-    def count(self, result: ImageResult) -> None:
-        self.done += 1
-        self.failed += result.error is not None
-
-    @property
-    def images_per_s(self) -> float | None:
-        """The rate of this run, None before its first image."""
-        seconds = self._clock.now() - self._started
-        return (self.done - self.resumed) / seconds if self.done > self.resumed and seconds > 0 else None
-
-    def __str__(self) -> str:
-        rate = self.images_per_s
-        counts = f"{self.done:,}/{self.total:,}, {self.failed:,} failed"
-        if rate is None:
-            return counts
-        left_s = round((self.total - self.done) / rate)
-        return f"{counts}, {rate:.1f} images/s, {left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02} left"
-
-
-Display = Callable[[str, RunProgress], AbstractContextManager[Callable[[], None]]]
-"""Shows a run with that title until the block ends. The yielded function is called after each image."""
-
-
-OpenDataPlane = Callable[[], LocalDataPlane]
+The yielded function is called after each image.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Options of a run: `crops` of each image (1 or 10), at most `capacity` crops in flight."""
+    """Options of a run: `crops` of each image (1 or 10), at most `settings.capacity` crops in flight."""
 
+    settings: Settings
     crops: int
-    decode: Decode
-    limits: ImageLimits
-    decoding_threads: int
-    capacity: int
+    open_data_plane: Callable[[], LocalDataPlane]
+    display: Display
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,57 +52,50 @@ class ModelRunner:
     @property
     def provenance(self) -> dict[str, object]:
         """The model's part of a results file: its version or its members, and how images are read."""
-        return {"name": self.model.name, **self._versions}
+        members = [{"name": member.name, **_version_of(member)} for member in self.model.members]
+        versions = members[0] if len(members) == 1 else {"name": self.model.name, "members": members}
+        return {**versions, "crops": self.options.crops, "decode": self.options.settings.decode}
 
     @property
     def setup(self) -> dict[str, object]:
         """Everything that results depend on. Only a run with the same setup may resume a journal."""
-        limits = self.options.limits
+        limits = self.options.settings.limits
         sizes = {"max_image_bytes": limits.max_bytes, "max_image_pixels": limits.max_pixels, "top_k": self.top_k}
-        return {"model": self.model.name, **self._versions, **sizes}
+        return {**self.provenance, **sizes}
 
     @property
-    def _versions(self) -> dict[str, object]:
-        members = [{"name": member.name, **_version_of(member)} for member in self.model.members]
-        versions = _version_of(self.model.members[0]) if len(members) == 1 else {"members": members}
-        return {**versions, "crops": self.options.crops, "decode": self.options.decode}
-
-    @property
-    def title(self) -> str:
-        """The model and its engine, as text."""
+    def _title(self) -> str:
         engine, cards = self.model.engine_info, [member.card for member in self.model.members]
         members = " + ".join(f"{card.name} v{card.version} ({card.weights})" for card in cards)
         return f"{members}, {engine.runtime} {engine.version}, {engine.device}, {engine.precision}"
 
-    async def run(
-        self, journal: Journal, images: Sequence[ImageFile], display: Display, stop: asyncio.Event
-    ) -> RunProgress:
-        """Classify the images that the journal lacks.
+    @property
+    def _in_flight(self) -> int:
+        """The number of images to classify at once, so that neither the engine nor a decoding thread is idle.
 
-        If `stop` is set early, the images in flight are finished and Stopped is raised. Raises a TopfiveError for
-        errors not caused by one image, and OfflineError if a result cannot be stored.
+        Two batches per slot, of which one runs and one waits, and one image per decoding thread; no more crops than the
+        capacity.
         """
-        missing, members = journal.missing(images), self.model.members
-        progress = RunProgress(len(images), len(images) - len(missing), self.data_plane.clock)
-        in_flight = images_in_flight(
-            max(member.slots for member in members),
-            max(member.batcher.max_batch for member in members),
-            self.options,
-        )
-        with display(self.title, progress) as advance:
+        settings, crops = self.options.settings, self.options.crops
+        slots = max(member.slots for member in self.model.members)
+        most = max(member.batcher.max_batch for member in self.model.members)
+        busy = ceil(2 * slots * most / crops) + (settings.cpus or cpu_quota())
+        return max(1, min(settings.capacity // crops, busy))
+
+    async def run(self, journal: Journal, images: Sequence[ImageFile]) -> float | None:
+        """Classify the images that the journal lacks. Returns the images per second, None if it lacks none.
+
+        Raises a TopfiveError for errors not caused by one image, and OfflineError if a result cannot be stored.
+        """
+        missing, started = journal.missing(images), monotonic()
+        with self.options.display(self._title, len(images), len(images) - len(missing)) as advance:
 
             def store(result: ImageResult) -> None:
                 journal.append(result)
-                progress.count(result)
                 advance()
 
-            await classify_all(missing, self.classify, store, in_flight=in_flight, stop=stop)
-        if progress.done < progress.total:
-            raise Stopped(
-                f"stopped: {progress.done:,} of {progress.total:,} are done and kept in {journal.path}; "
-                "the same command without --overwrite resumes"
-            )
-        return progress
+            await classify_all(missing, self.classify, store, in_flight=self._in_flight)
+        return len(missing) / (monotonic() - started) if missing else None
 
     async def classify(self, image: ImageFile) -> ImageResult:
         """The result of one image. It is an error if its file or its pixels are bad, or the engine fails once.
@@ -147,7 +104,7 @@ class ModelRunner:
         unloaded.
         """
         try:
-            data = await asyncio.to_thread(read_image_file, image.path, self.options.limits)
+            data = await asyncio.to_thread(read_image_file, image.path, self.options.settings.limits)
         except (OSError, ValueError) as error:
             detail = error.strerror if isinstance(error, OSError) else ""
             return _failed(image, _UNREADABLE, detail or str(error))
@@ -166,31 +123,19 @@ class ModelRunner:
 
 
 @asynccontextmanager
-async def open_runner(
-    name: str, open_data_plane: OpenDataPlane, options: RunOptions, stop: asyncio.Event, top_k: int | None = None
-) -> AsyncIterator[ModelRunner]:
+async def open_runner(name: str, options: RunOptions, top_k: int | None = None) -> AsyncIterator[ModelRunner]:
     """Load the model or ensemble of that name until the block ends. Without `top_k` it gives five classes.
 
-    Raises a TopfiveError if it cannot be loaded or has fewer classes, and Stopped if `stop` is set while it loads.
+    Raises a TopfiveError if it cannot be loaded or has fewer classes.
     """
     members = member_names(name)
-    data_plane = open_data_plane()
+    data_plane = options.open_data_plane()
     try:
-        await _unless(stop, data_plane.repository.start(members))
+        await data_plane.repository.start(members)
         model = await data_plane.served(name)
         yield ModelRunner(data_plane, model, options, resolve_top_k(top_k, len(model.labels), model.name))
     finally:
         await data_plane.aclose(0)
-
-
-def images_in_flight(slots: int, max_batch: int, options: RunOptions) -> int:
-    """The number of images to classify at once, so that neither the engine nor a decoding thread is idle.
-
-    It is enough for two batches per slot, of which one runs and one waits, and for one image per decoding thread. It is
-    limited so that at most `options.capacity` crops are in flight, and is at least 1.
-    """
-    busy = ceil(2 * slots * max_batch / options.crops) + options.decoding_threads
-    return max(1, min(options.capacity // options.crops, busy))
 
 
 async def classify_all(
@@ -199,17 +144,15 @@ async def classify_all(
     store: Callable[[ImageResult], None],
     *,
     in_flight: int,
-    stop: asyncio.Event,
 ) -> None:
     """Classify images in their order, up to `in_flight` at once, and store each result as it is finished.
 
-    Once `stop` is set, no further image is begun; those in flight are finished. The first error of `classify` or
-    `store` cancels the images in flight, and is raised.
+    The first error of `classify` or `store` cancels the images in flight, and is raised.
     """
     waiting = iter(images)
 
     async def work() -> None:
-        while not stop.is_set() and (image := next(waiting, None)) is not None:
+        for image in waiting:
             store(await classify(image))
 
     await together([work() for _ in range(in_flight)])
@@ -221,27 +164,11 @@ def _failed(image: ImageFile, code: str, detail: str) -> ImageResult:
 
 def _version_of(member: LoadedModel) -> dict[str, object]:
     """The version, weights, runtime and precision of a model, which its answers depend on."""
+    weights = member.artifact.manifest.weights
+    seed = None if weights.seed is None else f"seed {weights.seed}"
     return {
         "version": member.artifact.version,
-        "weights": _weights(member.artifact.manifest.weights),
+        "weights": " ".join(part for part in (weights.source, weights.name, weights.sha256, seed) if part),
         "runtime": member.engine_info.runtime,
         "precision": member.engine_info.precision,
     }
-
-
-def _weights(weights: WeightRecord) -> str:
-    seed = None if weights.seed is None else f"seed {weights.seed}"
-    return " ".join(part for part in (weights.source, weights.name, weights.sha256, seed) if part)
-
-
-async def _unless(stop: asyncio.Event, loading: Awaitable[None]) -> None:
-    """Wait until the model is loaded. Raises Stopped as soon as `stop` is set."""
-    working, stopped = asyncio.ensure_future(loading), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Stopped("stopped before the model was loaded; nothing was run")
-        await working
-    finally:
-        stopped.cancel()
-        working.cancel()

@@ -98,4 +98,4 @@ def test_lists(name: str, exported: Path, tmp_path: Path) -> None:
     result = topfive("classify", tmp_path / "list.txt", *words, engine=FakeEngine(), columns=300)
 
     assert result.exit_code == 0, result.output
-    assert "1 could not be classified" in result.output
+    assert "could not be classified; their rows have the errors: 1" in result.output

@@ -33,15 +33,13 @@ def folder(tmp_path: Path) -> Path:
     ("arguments", "names"),
     [
         ([""], ["a.JPG", "b.png", "x[1].png", "sub/d.jpeg", "sub/deep/c.webp"]),
-        (["*"], ["a.JPG", "b.png", "x[1].png"]),
-        (["**/*.w*"], ["sub/deep/c.webp"]),
         (["b.png", "sub/../notes.md", "./b.png"], ["b.png", "sub/../notes.md"]),
         (["x[1].png"], ["x[1].png"]),
-        (["sub", "**/d.*", "sub/deep/../d.jpeg"], ["sub/d.jpeg", "sub/deep/c.webp"]),
+        (["sub", "sub/deep/../d.jpeg"], ["sub/d.jpeg", "sub/deep/c.webp"]),
     ],
 )
 def test_find(arguments: list[str], names: list[str], folder: Path) -> None:
-    """A folder or a pattern gives the images by suffix in any case, a file is taken as it is; each counts once."""
+    """A folder gives the images by suffix in any case, a file is taken as it is; each counts once."""
     found = find_images([f"{folder}/{argument}" for argument in arguments])
 
     assert [str(image.path.relative_to(folder)) for image in found.images] == names
@@ -51,11 +49,9 @@ def test_lists(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Paths of a list are relative to its folder, else to the working directory; a missing file is kept."""
     monkeypatch.chdir(tmp_path)
     (folder / "list.txt").write_text(f"\ufeffb.png\n\n  sub/d.jpeg \nin/a.JPG\n{folder}/b.png\nnone.png\n", "utf-8")
-    (folder / "list.csv").write_text('path,other\r\n"b.png",1\r\n,2\r\n', "utf-8")
 
     paths = [str(image.path) for image in find_images([str(folder / "list.txt")]).images]
     assert paths == [f"{folder}/b.png", f"{folder}/sub/d.jpeg", "in/a.JPG", f"{folder}/none.png"]
-    assert [image.path for image in find_images([str(folder / "list.csv")]).images] == [folder / "b.png"]
 
 
 CLUTTER = (
@@ -72,7 +68,7 @@ CLUTTER = (
 
 
 def test_no_photos(tmp_path: Path) -> None:
-    """Hidden files and folders, and those that tools make, are skipped and counted: in datasets, folders and patterns.
+    """Hidden files and folders, and those that tools make, are skipped and counted: in datasets and folders.
 
     A folder that is named by the argument itself is not skipped.
     """
@@ -80,15 +76,12 @@ def test_no_photos(tmp_path: Path) -> None:
     photos = [tmp_path / "0" / "a.png", tmp_path / "1" / "b.png"]
 
     dataset, found = read_dataset(tmp_path), find_images([str(tmp_path)])
-    assert [path for _, path, _ in dataset.images] == [image.path for image in found.images] == photos
+    assert [image.path for image in dataset.images] == [image.path for image in found.images] == photos
     assert dataset.skipped == found.skipped == len(CLUTTER)
     assert str(len(CLUTTER)) in str(skipped_line(found.skipped))
     assert skipped_line(0) is None
 
-    found = find_images([f"{tmp_path}/**/*.[pj]*"])
-    assert ([image.path for image in found.images], found.skipped) == (photos, 2)  # glob itself passes hidden ones over
     assert len(find_images([f"{tmp_path}/0/@eaDir"]).images) == 1
-    assert len(find_images([f"{tmp_path}/0/@eaDir/*/*.jpg"]).images) == 1
 
 
 def test_linked_folders(tmp_path: Path) -> None:
@@ -99,7 +92,7 @@ def test_linked_folders(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "deep" / "up").symlink_to(tmp_path / "elsewhere")
     names = ["0/a.png", "0/deep/b.png", "1/c.png"]
 
-    assert [name for name, _, _ in read_dataset(tmp_path / "in").images] == names
+    assert [image.name for image in read_dataset(tmp_path / "in").images] == names
     found = find_images([str(tmp_path / "in")]).images
     assert [str(image.path.relative_to(tmp_path / "in")) for image in found] == names
 
@@ -107,11 +100,9 @@ def test_linked_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "reason"),
     [
-        ("empty", r"no image below the folder .*\.jpeg"),
-        ("in/*.gif", r"no image matches in/\*\.gif; looked for .*\.webp"),
+        ("empty", r"no image in empty; looked for .*\.jpeg"),
         ("none", "none does not exist"),
-        ("files.csv", "has no column 'path'"),
-        ("empty.txt", "names no image"),
+        ("empty.txt", "no image in empty.txt"),
     ],
 )
 def test_nothing_found(
@@ -121,7 +112,6 @@ def test_nothing_found(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").write_text("\n")
-    (tmp_path / "files.csv").write_text("file,label\n")
 
     with pytest.raises(OfflineError, match=reason):
         find_images([str(folder), argument])
@@ -212,14 +202,17 @@ def test_refused_folders(names: tuple[str, ...], source: str, reason: str, tmp_p
 @pytest.mark.parametrize(
     ("folders", "labels", "reason"),
     [
-        (["0", "tiger catt"], imagenet_labels(), r"label 'tiger catt' \(did you mean 'tiger cat'\?\)"),
-        (["n00000000"], imagenet_labels(), "net does not know: label 'n00000000'; nothing was run"),
-        (["1001"], imagenet_labels(), r"label '1001' \(class ids are 0 to 999\); nothing was run$"),
-        (["1", "1000"], imagenet_labels(), "'1000'.*probably count from 1, and those of the model from 0: subtract 1"),
-        (["0", "1000"], imagenet_labels(), "class ids 0 to 1000 are those of 1001 classes, of which 0 .*background"),
-        ([f"zzzz{number}" for number in range(9)], imagenet_labels(), "and 4 more; nothing was run"),
+        (["0", "tiger catt"], imagenet_labels(), r"'tiger catt' \(did you mean 'tiger cat'\?\)"),
+        (
+            ["n00000000"],
+            imagenet_labels(),
+            "net does not know 'n00000000'; it has the class ids 0 to 999; nothing was run",
+        ),
+        (["1001"], imagenet_labels(), "'1001'; it has the class ids 0 to 999; nothing was run$"),
+        (["1", "1000"], imagenet_labels(), "'1000'; it has .*probably count from 1, .*: subtract 1; nothing was run"),
+        (["0", "1000"], imagenet_labels(), "or have a background class 0: subtract 1"),
+        ([f"zzzz{number}" for number in range(9)], imagenet_labels(), "and 4 more; "),
         (["Crane"], CRANES, "'Crane' means several classes; write n02012849 or n03126707"),
-        (["n02123159"], named_labels("digits"), "its classes have no wnids"),
     ],
 )
 def test_unknown_labels(folders: list[str], labels: tuple[Label, ...], reason: str, tmp_path: Path) -> None:
