@@ -71,10 +71,6 @@ class MeasuredAccuracy(BaseModel):
         fields = ("dataset_sha256", "crops", "runtime", "precision", "decode")
         return all(getattr(self, field) == getattr(other, field) for field in fields)
 
-    def agrees(self, other: "MeasuredAccuracy") -> bool:
-        """Whether both are equal except for their dates."""
-        return self.model_copy(update={"date": other.date}) == other
-
 
 def protocol(crops: int) -> str:
     """The test protocol in the words of papers, such as `10 crops`."""
@@ -92,8 +88,6 @@ def record_accuracy(manifest: Path, accuracy: MeasuredAccuracy) -> None:
     with locked(manifest.parent):
         content = json.loads(manifest.read_bytes())
         present = _MEASURED.validate_python(content.get(_KEY, ()))
-        if any(accuracy.agrees(one) for one in present):
-            return
         kept = [one for one in present if not accuracy.replaces(one)]
         content[_KEY] = [one.model_dump(mode="json") for one in (*kept, accuracy)]
         write_atomically(manifest, json.dumps(content, indent=2).encode() + b"\n")

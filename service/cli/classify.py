@@ -2,22 +2,19 @@
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from service.cli.long_run import display_on, run_until_done, say_failed
+from service.cli.long_run import run_options, run_until_done, say_failed
 from service.cli.options import BATCH_OPTIONS, crops_option, model_option, option, options, settings_from, top_k_option
 from service.cli.tables import say
 from service.engines.selection.opening import OpenEngine
 from service.offline.classify import classify
 from service.offline.images import find_images, skipped_line
 from service.offline.results_file import ResultsFormat
-from service.offline.runner import RunOptions
-from service.server.data_plane import build_data_plane
 
 
 @click.command("classify", short_help="Classify many images into one results file.")
@@ -55,7 +52,7 @@ def classify_command(
     resumes from OUT.partial. OUT appears when all images are done.
     """
     settings, errors = settings_from(values), Console(stderr=True)
-    run = RunOptions(settings, crops, partial(build_data_plane, settings, open_engine=open_engine), display_on(errors))
+    run = run_options(settings, crops, open_engine, errors)
 
     async def work() -> None:
         found = find_images(sources)

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from models.artifact.measured import protocol
-from service.cli.long_run import display_on, run_until_done, say_failed
+from service.cli.long_run import run_options, run_until_done, say_failed
 from service.cli.options import BATCH_OPTIONS, crops_option, option, options, settings_from, split_names
 from service.cli.tables import new_table, rate, rate_and_interval, say
 from service.common.model_info import ModelDetail
@@ -19,8 +18,6 @@ from service.engines.selection.opening import OpenEngine
 from service.inference.ensemble import stripped
 from service.offline.evaluate import Evaluation, evaluate, write_report
 from service.offline.images import read_dataset, skipped_line
-from service.offline.runner import RunOptions
-from service.server.data_plane import build_data_plane
 
 
 @click.command("evaluate", short_help="Measure the accuracy of models on your own images.")
@@ -62,7 +59,7 @@ def evaluate_command(
     models = dict.fromkeys(map(stripped, split_names(names)))
     if not models:
         raise click.UsageError("--model: name at least one model")
-    run = RunOptions(settings, crops, partial(build_data_plane, settings, open_engine=open_engine), display_on(errors))
+    run = run_options(settings, crops, open_engine, errors)
 
     async def work() -> None:
         dataset = read_dataset(source)

@@ -1,10 +1,8 @@
-"""The command `topfive layers`: the layers of a model with their costs, as a table, JSON or CSV."""
+"""The command `topfive layers`: the layers of a model with their costs, as a table or JSON."""
 
-import csv
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import astuple, fields
 from itertools import groupby
 from textwrap import wrap
 from typing import Any
@@ -26,7 +24,6 @@ from service.repository.repository import Repository
 from service.rest.schemas import to_dict
 from service.server.data_plane import build_data_plane
 
-_WIDTH_FOR_DIGITS = 120
 _LONGEST_WORD = len("convolution")
 _TORCH = ("torch", "torchvision")
 
@@ -35,16 +32,13 @@ _TORCH = ("torch", "torchvision")
 @click.argument("name")
 @option("--stages", "only_stages", is_flag=True, help="Only the totals of each stage")
 @option("--json", "as_json", is_flag=True, help="Print a JSON object, as GET /models/NAME/layers answers")
-@option("--csv", "as_csv", is_flag=True, help="Print CSV; kernels are HEIGHTxWIDTH, feature maps CxHEIGHTxWIDTH")
 @options("artifacts")
-def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **values: Any) -> None:
+def layers_command(name: str, only_stages: bool, as_json: bool, **values: Any) -> None:
     """Print the layers of NAME: maps, parameters, multiply-accumulates, receptive fields.
 
     The artifact of an exported or imported model has them. For other models of the catalog they are computed, which
     needs PyTorch.
     """
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv are two forms of one table; choose one")
     try:
         known = _layers(build_data_plane(settings_from(values)).repository, name)
     except TopfiveError as error:
@@ -55,13 +49,11 @@ def layers_command(name: str, only_stages: bool, as_json: bool, as_csv: bool, **
         if only_stages:
             del reply["layers"]
         click.echo(json.dumps(reply, indent=2))
-    elif as_csv:
-        _write_csv(known.stages if only_stages else known.layers)
     else:
         console = Console()
         version = "computed, not exported" if known.version is None else f"version {known.version}"
         console.print(Text(f"{known.model} ({version}), input {_sizes(known.input_shape)}", "bold"))
-        console.print(_stage_table(known, console.width) if only_stages else _layer_table(known, console.width))
+        console.print(_stage_table(known) if only_stages else _layer_table(known))
         note = "MACs: multiply-accumulates for one image; field: pixels of the input that one value sees"
         console.print(Text(note, "dim"))
 
@@ -88,51 +80,38 @@ def _computed(architecture: Architecture) -> LayerTable:
     return network_layers(build(architecture), architecture.input)
 
 
-def _write_csv(rows: Sequence[LayerRow] | Sequence[StageRow]) -> None:
-    """Print a line per row, with `x` between the numbers of sizes and maps."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    for row in rows[:1]:
-        writer.writerow(field.name for field in fields(row))
-    for row in rows:
-        writer.writerow(_sizes(value) if isinstance(value, tuple) else value for value in astuple(row))
-
-
-def _layer_table(known: ModelLayers, width: int) -> Table:
+def _layer_table(known: ModelLayers) -> Table:
     """A row for each layer, and totals after each stage and at the end.
 
-    In a narrow terminal names are relative to their stage: `.conv` in the stage `conv1` is `conv1.conv`.
+    Names are relative to their stage: `.conv` in the stage `conv1` is `conv1.conv`.
     """
-    table = _empty(("layer", "kind", "kernel", "output"), width)
-    narrow = width < _WIDTH_FOR_DIGITS
+    table = _empty("layer", "kind", "kernel", "output")
     stages = iter(known.stages)
     for name, rows in groupby(known.layers, key=lambda layer: layer.stage):
         for layer in rows:
-            short = narrow and layer.name.startswith(f"{name}.")
-            own = layer.name.removeprefix(name) if short else layer.name
-            kind = "\n".join(wrap(layer.kind, _LONGEST_WORD)) if narrow else layer.kind
-            table.add_row(own, kind, _kernel(layer), _sizes(layer.output), *_numbers(layer, width))
+            own = layer.name.removeprefix(name) if layer.name.startswith(f"{name}.") else layer.name
+            kind = "\n".join(wrap(layer.kind, _LONGEST_WORD))
+            table.add_row(own, kind, _kernel(layer), _sizes(layer.output), *_numbers(layer))
         stage = next(stages)
-        cells = (stage.name, "stage", "", _sizes(stage.output))
-        table.add_row(*cells, *_numbers(stage, width), style="bold", end_section=True)
-    table.add_row("total", "", "", "", *_cost(known, width), "100.0", "", style="bold")
+        table.add_row(stage.name, "stage", "", _sizes(stage.output), *_numbers(stage), style="bold", end_section=True)
+    table.add_row("total", "", "", "", *_cost(known), "100.0", "", style="bold")
     return table
 
 
-def _stage_table(known: ModelLayers, width: int) -> Table:
+def _stage_table(known: ModelLayers) -> Table:
     """A row for each stage, and the total."""
-    table = _empty(("stage", "layers", "output"), width)
+    table = _empty("stage", "layers", "output")
     for stage in known.stages:
-        table.add_row(stage.name, str(stage.layers), _sizes(stage.output), *_numbers(stage, width))
+        table.add_row(stage.name, str(stage.layers), _sizes(stage.output), *_numbers(stage))
     table.add_section()
-    table.add_row("total", str(len(known.layers)), "", *_cost(known, width), "100.0", "", style="bold")
+    table.add_row("total", str(len(known.layers)), "", *_cost(known), "100.0", "", style="bold")
     return table
 
 
-def _empty(columns: Sequence[str], width: int) -> Table:
+def _empty(*columns: str) -> Table:
     """A table without rows: these columns, then the numeric columns."""
     table = new_table()
-    if width < _WIDTH_FOR_DIGITS:
-        table.padding = 0
+    table.padding = 0
     for name in columns:
         table.add_column(name, overflow="fold", no_wrap=name not in ("layer", "stage"))
     for name in ("params", "MACs", "%", "field"):
@@ -140,17 +119,16 @@ def _empty(columns: Sequence[str], width: int) -> Table:
     return table
 
 
-def _numbers(row: LayerRow | StageRow, width: int) -> tuple[str, ...]:
+def _numbers(row: LayerRow | StageRow) -> tuple[str, ...]:
     """Parameters, operations, their share in percent, and the receptive field."""
     seen = row.receptive_field
     field = "-" if seen is None else str(seen[0]) if seen[0] == seen[1] else _sizes(seen)
-    return *_cost(row, width), f"{row.share:.1f}", field
+    return *_cost(row), f"{row.share:.1f}", field
 
 
-def _cost(part: LayerRow | StageRow | ModelLayers, width: int) -> tuple[str, str]:
-    """Parameters and operations, with all digits if there is room."""
-    write = "{:,}".format if width >= _WIDTH_FOR_DIGITS else prefixed
-    return write(part.parameters), write(part.macs)
+def _cost(part: LayerRow | StageRow | ModelLayers) -> tuple[str, str]:
+    """Parameters and operations."""
+    return prefixed(part.parameters), prefixed(part.macs)
 
 
 def _kernel(layer: LayerRow) -> str:

@@ -5,19 +5,37 @@ import itertools
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from service.cli.tables import say
+from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
+from service.common.settings import Settings
+from service.engines.selection.opening import OpenEngine
 from service.offline.images import OfflineError
 from service.offline.journal import ImageResult
-from service.offline.runner import Display
+from service.offline.runner import Display, RunOptions
+from service.server.data_plane import build_data_plane
 
 _LISTED = 20  # images without an answer that are named on the screen; the files have all
 _PERIOD = 1000  # images between two lines where there is no terminal
+
+
+def run_options(settings: Settings, crops: int, open_engine: OpenEngine | None, errors: Console) -> RunOptions:
+    """The options of a run that follow from the settings. Its progress is shown on `errors`."""
+    return RunOptions(
+        crops=crops,
+        decode=settings.decode,
+        limits=settings.limits,
+        decoding_threads=settings.cpus or cpu_quota(),
+        capacity=settings.capacity,
+        open_data_plane=partial(build_data_plane, settings, open_engine=open_engine),
+        display=display_on(errors),
+    )
 
 
 def run_until_done(work: Coroutine[Any, Any, None], errors: Console) -> int:

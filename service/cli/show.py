@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,9 +16,9 @@ from service.cli.options import option, options, settings_from
 from service.cli.tables import new_table, rate, rate_and_interval
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
-from service.common.model_info import BuiltEngine, ModelDetail
+from service.common.model_info import ModelDetail
 from service.common.settings import Settings
-from service.common.types import Layout, Precision, Runtime
+from service.common.types import Precision, Runtime
 from service.engines.selection.compatibility import survey, this_machine
 from service.engines.selection.cpu_layout import at_most, default_layout, read_tuned
 from service.repository.model_info import built_engine, model_detail
@@ -37,9 +36,7 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
     try:
         settings = settings_from(values)
         entry = build_data_plane(settings).repository.entry(name)
-        known, (engines, unreadable) = model_detail(entry), _engines(settings.artifacts, entry)
-        layout, notes = _layout(settings, entry)
-        known = replace(known, engines=engines, warnings=(*known.warnings, *unreadable, *notes), layout=layout)
+        known = _on_this_machine(model_detail(entry), settings, entry)
     except TopfiveError as error:
         raise click.ClickException(error.detail) from error
     if as_json:
@@ -50,33 +47,27 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
                 Console().print(table, Text())
 
 
-def _engines(root: Path, entry: ModelEntry) -> tuple[tuple[BuiltEngine, ...], list[str]]:
-    """The engines in the artifact that were built for NVIDIA GPUs, and the errors of unreadable records."""
-    if entry.exported is None:
-        return (), []
-    version, manifest = entry.exported
-    artifact = Artifact(root / entry.name / str(version), version, manifest, ())
-    plans, unreadable = read_plans(artifact.folder)
-    if not plans:
-        return (), unreadable
-    fits, _ = survey(artifact, this_machine(), Precision.AUTO)
-    return tuple(map(built_engine, fits)), unreadable
+def _on_this_machine(known: ModelDetail, settings: Settings, entry: ModelEntry) -> ModelDetail:
+    """`known` with the engines in the artifact that were built for GPUs, and the layout with `--runtime auto`.
 
-
-def _layout(settings: Settings, entry: ModelEntry) -> tuple[Layout | None, tuple[str, ...]]:
-    """The layout of an engine on the CPU with `--runtime auto`, and the errors of tuning records.
-
-    The layout is None if the model is not exported.
+    Its warnings name records of both that cannot be read. A model that is not exported has neither.
     """
     if entry.exported is None:
-        return None, ()
+        return known
     version, manifest = entry.exported
     artifact = Artifact(settings.artifacts / entry.name / str(version), version, manifest, ())
+    plans, unreadable = read_plans(artifact.folder)
+    fits = survey(artifact, this_machine(), Precision.AUTO)[0] if plans else ()
     cpus = settings.cpus or cpu_quota()
     tuned = read_tuned(artifact, cpus)
     _, layout = tuned.choose(Runtime.AUTO, Precision.AUTO, Precision.BF16)
     layout = layout or default_layout(cpus)
-    return replace(layout, max_batch=at_most(layout.max_batch, artifact)), tuned.notes
+    return replace(
+        known,
+        engines=tuple(map(built_engine, fits)),
+        warnings=(*known.warnings, *unreadable, *tuned.notes),
+        layout=replace(layout, max_batch=at_most(layout.max_batch, artifact)),
+    )
 
 
 def _facts(known: ModelDetail) -> Table:

@@ -74,15 +74,14 @@ async def evaluate(dataset: Dataset, model: str, out: Path, options: RunOptions,
         if scores is None:
             first = unanswered[0]
             raise OfflineError(f"none of the {len(images):,} images has an answer; {first.path}: {first.error}")
-        decode = options.settings.decode
-        measured = _measurement(dataset, scores, served.engine_info, options.crops, decode)
+        measured = _measurement(dataset, scores, served.engine_info, options.crops, options.decode)
         unrecorded = _record(measured, [member.artifact.folder for member in served.members])
         return Evaluation(
             name=served.name,
             members=tuple(model_detail(runner.data_plane.repository.entry(one.name)) for one in served.members),
             engine=served.engine_info,
             crops=options.crops,
-            decode=decode,
+            decode=options.decode,
             dataset=dataset,
             scores=scores,
             unanswered=unanswered,

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from math import ceil
 from time import monotonic
 
-from service.common.cpus import cpu_quota
 from service.common.errors import BadImage, EngineError, NotReady, TooLarge
 from service.common.image_file import read_image_file
-from service.common.settings import Settings
 from service.common.tasks import together
+from service.common.types import Decode, ImageLimits
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import ServedModel, member_names
 from service.inference.local import LocalDataPlane
@@ -32,10 +31,13 @@ The yielded function is called after each image.
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Options of a run: `crops` of each image (1 or 10), at most `settings.capacity` crops in flight."""
+    """Options of a run: `crops` of each image (1 or 10), at most `capacity` crops in flight."""
 
-    settings: Settings
     crops: int
+    decode: Decode
+    limits: ImageLimits
+    decoding_threads: int
+    capacity: int
     open_data_plane: Callable[[], LocalDataPlane]
     display: Display
 
@@ -54,12 +56,12 @@ class ModelRunner:
         """The model's part of a results file: its version or its members, and how images are read."""
         members = [{"name": member.name, **_version_of(member)} for member in self.model.members]
         versions = members[0] if len(members) == 1 else {"name": self.model.name, "members": members}
-        return {**versions, "crops": self.options.crops, "decode": self.options.settings.decode}
+        return {**versions, "crops": self.options.crops, "decode": self.options.decode}
 
     @property
     def setup(self) -> dict[str, object]:
         """Everything that results depend on. Only a run with the same setup may resume a journal."""
-        limits = self.options.settings.limits
+        limits = self.options.limits
         sizes = {"max_image_bytes": limits.max_bytes, "max_image_pixels": limits.max_pixels, "top_k": self.top_k}
         return {**self.provenance, **sizes}
 
@@ -76,11 +78,11 @@ class ModelRunner:
         Two batches per slot, of which one runs and one waits, and one image per decoding thread; no more crops than the
         capacity.
         """
-        settings, crops = self.options.settings, self.options.crops
+        options = self.options
         slots = max(member.slots for member in self.model.members)
         most = max(member.batcher.max_batch for member in self.model.members)
-        busy = ceil(2 * slots * most / crops) + (settings.cpus or cpu_quota())
-        return max(1, min(settings.capacity // crops, busy))
+        busy = ceil(2 * slots * most / options.crops) + options.decoding_threads
+        return max(1, min(options.capacity // options.crops, busy))
 
     async def run(self, journal: Journal, images: Sequence[ImageFile]) -> float | None:
         """Classify the images that the journal lacks. Returns the images per second, None if it lacks none.
@@ -104,7 +106,7 @@ class ModelRunner:
         unloaded.
         """
         try:
-            data = await asyncio.to_thread(read_image_file, image.path, self.options.settings.limits)
+            data = await asyncio.to_thread(read_image_file, image.path, self.options.limits)
         except (OSError, ValueError) as error:
             detail = error.strerror if isinstance(error, OSError) else ""
             return _failed(image, _UNREADABLE, detail or str(error))

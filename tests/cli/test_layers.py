@@ -1,7 +1,5 @@
-"""`topfive layers`: its table, JSON and CSV, of exported models and of others."""
+"""`topfive layers`: its table and JSON, of exported models and of others."""
 
-import csv
-import io
 import json
 import subprocess
 import sys
@@ -12,7 +10,6 @@ from pydantic import TypeAdapter
 
 from models.analysis.layer_table import Kind, Layer, LayerTable, write_layers
 from models.artifact.artifact import new_version, read_manifest, write_manifest
-from models.catalog import CATALOG
 from service.common.model_info import ModelLayers
 from tests.command_line import topfive
 from tests.models.test_artifact import MANIFEST_OF_NET
@@ -26,33 +23,28 @@ def cells(output: str) -> dict[str, list[str]]:
 
 
 def test_table(artifacts: Path) -> None:
-    """A wide table has whole names and every digit, a line for each stage, and the total of the manifest."""
+    """The table has a line for each layer and each stage, and the total of the manifest."""
     result = topfive("layers", "tiny", "--artifacts", artifacts, columns=120)
     rows = cells(result.output)
 
     assert result.exit_code == 0
     assert "tiny (version 1), input 3x32x32" in result.output
-    assert rows["features.0.0"][1:] == ["convolution", "3x3/2", "8x16x16", "216", "55,296", "30.4", "3"]
-    assert rows["features.0"][1:] == ["stage", "8x16x16", "232", "55,296", "30.4", "3"]
-    assert rows["global_average_pooling"][4:] == ["4x4", "16", "0", "0", "0.0", "39"]
-    assert rows["total"] == ["total", "20,752", "181,888", "100.0"]
+    first = next(line.split() for line in result.output.splitlines() if line.startswith(".0"))
+    assert first[1:] == ["convolution", "3x3/2", "8x16x16", "216", "55.3", "k", "30.4", "3"]
+    assert rows["features.0"][1:] == ["stage", "8x16x16", "232", "55.3", "k", "30.4", "3"]
+    assert rows["total"] == ["total", "20.8", "k", "182", "k", "100.0"]
     assert read_manifest(artifacts, "tiny")[1].macs == 181_888
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "inception_v3"])
-@pytest.mark.parametrize("columns", [80, 120])
-def test_width(tmp_path: Path, name: str, columns: int) -> None:
-    """The tables of networks with long names fit the terminal and cut off no cell; totals are those of the catalog."""
-    result = topfive("layers", name, "--artifacts", tmp_path, columns=columns)
-    total = result.output.splitlines()[-3:]
+def test_width(tmp_path: Path, name: str) -> None:
+    """The tables of networks with long names fit 80 columns and cut off no cell; names are relative to their stage."""
+    result = topfive("layers", name, "--artifacts", tmp_path, columns=80)
 
-    assert max(len(line) for line in result.output.splitlines()) <= columns
+    assert max(len(line) for line in result.output.splitlines()) <= 80
     assert "…" not in result.output
     assert f"{name} (computed, not exported)" in result.output
-    if columns == 80:
-        assert any(name.startswith(".") for name in cells(result.output))  # names are relative to their stage
-    else:
-        assert any(f"{CATALOG[name].macs:,}" in line and f"{CATALOG[name].parameters:,}" in line for line in total)
+    assert any(name.startswith(".") for name in cells(result.output))
 
 
 def test_stages(tmp_path: Path) -> None:
@@ -75,20 +67,6 @@ def test_json(artifacts: Path) -> None:
     assert "layers" not in stages
     assert [stage["name"] for stage in stages["stages"]] == [stage.name for stage in reply.stages]
     assert sum(layer.share for layer in reply.layers) == pytest.approx(100)
-
-
-def test_csv(artifacts: Path) -> None:
-    """--csv is a row per layer or per stage with a head; together with --json it is a usage error."""
-    layers = list(csv.DictReader(io.StringIO(topfive("layers", "tiny", "--csv", "--artifacts", artifacts).stdout)))
-    stages = topfive("layers", "tiny", "--csv", "--stages", "--artifacts", artifacts).stdout.splitlines()
-
-    assert (layers[0]["name"], layers[0]["kernel"], layers[0]["output"]) == ("features.0.0", "3x3", "8x16x16")
-    assert (layers[1]["kind"], layers[1]["kernel"]) == ("batch norm", "")
-    assert sum(int(row["macs"]) for row in layers) == 181_888
-    assert stages[0] == "name,layers,output,parameters,macs,share,receptive_field"
-    assert len(stages) == 5
-    both = topfive("layers", "tiny", "--csv", "--json", "--artifacts", artifacts)
-    assert (both.exit_code, "choose one" in both.stderr) == (2, True)
 
 
 def test_model_outside_the_catalog(tmp_path: Path) -> None:

@@ -77,17 +77,6 @@ def test_newer_replaces_the_same(artifacts: Path) -> None:
     assert read_measured(path) == (*others, measurement(dataset="renamed", acc1=80.0))
 
 
-def test_same_figures_keep_their_day(artifacts: Path) -> None:
-    """Recording the same figures again leaves the file as it is."""
-    path = manifest_of(artifacts)
-    record_accuracy(path, measurement())
-    before = path.read_bytes()
-
-    record_accuracy(path, measurement(date="2026-03-04"))
-
-    assert path.read_bytes() == before
-
-
 def test_concurrent_readers_and_writers(artifacts: Path) -> None:
     """Readers never meet half a manifest while several writers record, and no writer's figure is lost."""
     path = manifest_of(artifacts)

@@ -97,7 +97,8 @@ async def opened(
     """The model tiny on two CPUs."""
     settings = Settings(models=("tiny",), artifacts=artifacts, cpus=2, capacity=capacity)
     open_data_plane = lambda: build_data_plane(settings, open_engine=opening)  # noqa: E731
-    options = RunOptions(settings, crops, open_data_plane, lambda *_: nullcontext(lambda: None))
+    display = lambda *_: nullcontext(lambda: None)  # noqa: E731
+    options = RunOptions(crops, settings.decode, settings.limits, 2, capacity, open_data_plane, display)
     async with open_runner("tiny", options) as runner:
         yield runner
 
