@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.answers import AnswerError, ExpectedAnswer, check_answers
-from benchmarks.load import LoadResult, PutLoad, put_load
+from benchmarks.load import PutLoad, ServerLoad, put_load
 from benchmarks.report import Measurement, ReportRow, spread
 from benchmarks.server_under_test import ServerError, ServerUnderTest
 from benchmarks.servers import ServerSpec
 from loadgen.connection import LoadTestError
-from loadgen.results import LoadLevel
+from loadgen.measurement import LoadLevel
 
 _SHARE = 0.7  # of the most requests per second, for random arrivals
 _WARM_UP_S = 3.0  # further workers may still start when the first one answers
@@ -23,9 +23,9 @@ class ServerRound:
 
     start_s: float
     memory_bytes: int
-    many: LoadResult
-    one: LoadResult
-    arrivals: LoadResult
+    many: ServerLoad
+    one: ServerLoad
+    arrivals: ServerLoad
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class ComparedServer:
     reason: str = ""
 
     @property
-    def loads(self) -> list[LoadResult]:
+    def loads(self) -> list[ServerLoad]:
         return [load for each in self.rounds for load in (each.many, each.one, each.arrivals)]
 
     def values(self, figure: Callable[[ServerRound], float]) -> list[float]:
@@ -73,7 +73,7 @@ class ServerComparison:
                     self.tell(f"{one.spec.name} failed: {one.reason}")
                 else:
                     one.rounds.append(done)
-                    figures = f"{done.many.per_second:.1f}/s, {done.many.cpu_ms:.1f} ms CPU each"
+                    figures = f"{done.many.result.per_second:.1f}/s, {done.many.cpu_ms:.1f} ms CPU each"
                     self.tell(f"round {number + 1}: {one.spec.name}: {figures}")
         return servers
 
@@ -85,8 +85,12 @@ class ServerComparison:
             many = self.put_load(server, photo, LoadLevel(connections=16), self.seconds)
             memory_bytes = server.memory_bytes()
             one = self.put_load(server, photo, LoadLevel(connections=1), self.seconds)
-            arrivals = self.put_load(server, photo, LoadLevel(rate=_SHARE * many.per_second), self.seconds)
+            arrivals = self.put_load(server, photo, LoadLevel(rate=_SHARE * many.result.per_second), self.seconds)
             return ServerRound(server.start_s, memory_bytes, many, one, arrivals)
+
+
+def _rate(each: ServerRound) -> float:
+    return each.many.result.per_second
 
 
 def ratio_row(
@@ -113,12 +117,13 @@ def comparison_rows(
     """The targets of this server, with default settings and as the peers run, and each server that failed."""
     name = default.spec.name
     if peers:
-        rate: Callable[[ServerRound], float] = lambda each: each.many.per_second  # noqa: E731
-        best = max((one for one in peers if one.rounds), key=lambda one: one.median(rate), default=None)
+        best = max((one for one in peers if one.rounds), key=lambda one: one.median(_rate), default=None)
         for one, at_least in ((default, 3.0), (equal, 1.05)):
-            yield ratio_row(one, best, f"{one.spec.name} / best peer, 16 connections", rate, at_least)
+            yield ratio_row(one, best, f"{one.spec.name} / best peer, 16 connections", _rate, at_least)
     if default.rounds:
-        tail = default.values(lambda each: each.arrivals.p99_ms / each.arrivals.p50_ms)
+        tail = default.values(
+            lambda each: each.arrivals.result.latency_ms["p99"] / each.arrivals.result.latency_ms["p50"]
+        )
         yield ReportRow(f"{name}: p99 / p50 at 70 % of the maximum, random arrivals", tail, at_most=3.0)
         yield ReportRow(f"{name}: start to first answer", default.values(lambda each: each.start_s), "s", at_most=2.0)
         memory = default.values(lambda each: each.memory_bytes / 1e6)
@@ -139,7 +144,7 @@ def comparison_table(servers: Sequence[ComparedServer], rows: Sequence[ReportRow
     measured = [one for one in servers if one.rounds]
     notes = [f"{one.spec.name}: {one.spec.settings}" for one in measured]
     for one in measured:
-        for text in sorted({load.note for load in one.loads if load.note}):
+        for text in sorted({note for load in one.loads for note in load.result.notes}):
             notes.append(f"{one.spec.name}: not to be relied on: {text}")
     return Measurement("Side by side", heads, [_cells(one) for one in measured], rows, notes)
 
@@ -147,16 +152,16 @@ def comparison_table(servers: Sequence[ComparedServer], rows: Sequence[ReportRow
 def _cells(one: ComparedServer) -> list[str]:
     return [
         one.spec.name,
-        spread(one.values(lambda each: each.many.per_second), 1),
-        spread(one.values(lambda each: each.many.p50_ms), 0),
-        spread(one.values(lambda each: each.many.p99_ms), 0),
+        spread(one.values(lambda each: each.many.result.per_second), 1),
+        spread(one.values(lambda each: each.many.result.latency_ms["p50"]), 0),
+        spread(one.values(lambda each: each.many.result.latency_ms["p99"]), 0),
         spread(one.values(lambda each: each.many.cpu_ms), 1),
-        spread(one.values(lambda each: each.one.p50_ms), 1),
-        spread(one.values(lambda each: each.one.p99_ms), 1),
+        spread(one.values(lambda each: each.one.result.latency_ms["p50"]), 1),
+        spread(one.values(lambda each: each.one.result.latency_ms["p99"]), 1),
         spread(one.values(lambda each: each.one.cpu_ms), 1),
-        spread(one.values(lambda each: each.arrivals.p50_ms), 1),
-        spread(one.values(lambda each: each.arrivals.p99_ms), 1),
-        str(sum(load.errors for load in one.loads)),
+        spread(one.values(lambda each: each.arrivals.result.latency_ms["p50"]), 1),
+        spread(one.values(lambda each: each.arrivals.result.latency_ms["p99"]), 1),
+        str(sum(load.result.failed for load in one.loads)),
         spread(one.values(lambda each: each.memory_bytes / 1e6), 0),
         spread(one.values(lambda each: each.start_s), 1),
     ]

@@ -9,7 +9,6 @@ import asyncio
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
@@ -23,17 +22,17 @@ from rich.markdown import Markdown
 from benchmarks.load import send_requests
 from benchmarks.overhead_server import OverheadServer
 from benchmarks.report import BenchmarkReport, Measurement, ReportRow, page
-from benchmarks.requests import jpeg
 from benchmarks.server_under_test import ServerUnderTest
 from benchmarks.servers import ServerSpec
 from export.gate_images import PHOTOS
-from loadgen.grpc_connection import GrpcTarget
-from loadgen.target import HttpTarget, LoadTarget, RequestFormat, ServerApi
+from loadgen.connection import Connect
+from loadgen.grpc_connection import GrpcConnection, grpc_request
+from loadgen.http_connection import HttpAddress, HttpConnection, multipart_request, raw_request
+from loadgen.images import EncodedImage
 
 _ROUNDS = 7
 _BODY_BYTES = 100_000
 _CONNECTIONS = (1, 16)
-_CPU_CLOCK = 2  # of a process: clock_getcpuclockid(3)
 
 
 class RequestKind(StrEnum):
@@ -50,33 +49,22 @@ def overhead_server(kind: OverheadServer, model: str, artifacts: Path) -> Server
     return ServerSpec(kind.value, (*program, "--model", model, "--artifacts", str(artifacts.resolve())))
 
 
-def target_of(kind: RequestKind, port: int, photo: bytes) -> LoadTarget:
-    """What sends the photo to the server at `port`; gRPC is at the next port."""
+def connect_by(kind: RequestKind, port: int, photo: bytes) -> Connect:
+    """Connections that send the photo to the server at `port`; gRPC is at the next port."""
+    image, address = EncodedImage(photo), HttpAddress.parse(f"http://127.0.0.1:{port}")
     if kind is RequestKind.GRPC:
-        return GrpcTarget([f"127.0.0.1:{port + 1}"], "", [jpeg(photo)])
-    api = ServerApi.MULTIPART if kind is RequestKind.MULTIPART else ServerApi.TOPFIVE
-    return HttpTarget.of([f"http://127.0.0.1:{port}"], RequestFormat(api), [jpeg(photo)])
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of all threads of a running process, in nanoseconds and not in the ticks of /proc."""
-    return time.clock_gettime(~pid << 3 | _CPU_CLOCK)
+        return lambda _: GrpcConnection(f"127.0.0.1:{port + 1}", [grpc_request(image)])
+    request = multipart_request if kind is RequestKind.MULTIPART else raw_request
+    return lambda _: HttpConnection(address, [request(address, image)])
 
 
 async def cpu_ms(kind: RequestKind, server: ServerUnderTest, photo: bytes, *, connections: int, requests: int) -> float:
     """CPU time of the server for each of so many requests, after a few that warm it up. Raises LoadTestError."""
-
-    async def send(count: int) -> None:
-        target = target_of(kind, server.ports[0], photo)
-        try:
-            await send_requests(target.open_connection, [0] * count, connections)
-        finally:
-            await target.aclose()
-
-    await send(2 * connections)
-    before = cpu_s(server.pid)
-    await send(requests)
-    return 1000 * (cpu_s(server.pid) - before) / requests
+    connect = connect_by(kind, server.ports[0], photo)
+    await send_requests(connect, 2 * connections, connections)
+    before = server.cpu_s()
+    await send_requests(connect, requests, connections)
+    return 1000 * (server.cpu_s() - before) / requests
 
 
 def measure(model: str, artifacts: Path, requests: int) -> Measurement:

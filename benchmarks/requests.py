@@ -11,10 +11,9 @@ from PIL import Image, ImageOps
 
 from benchmarks.servers import Body, ServerSpec
 from export.gate_images import PHOTOS
-from loadgen.connection import RequestResult
-from loadgen.http_connection import ServerAddress, fetch
+from loadgen.connection import Connect, Response
+from loadgen.http_connection import HttpAddress, HttpConnection, http_request, multipart_request, raw_request
 from loadgen.images import EncodedImage
-from loadgen.target import HttpTarget, RequestFormat, ServerApi, http_request, image_request
 
 _WIDTH, _HEIGHT = 500, 375
 _QUALITY = 97  # about 100 kB
@@ -30,34 +29,33 @@ def bench_photo() -> bytes:
     return file.getvalue()
 
 
-def jpeg(photo: bytes) -> EncodedImage:
-    """A photo as the load generator sends it."""
-    return EncodedImage("photo.jpeg", photo, None, "image/jpeg")
-
-
-def photo_request(spec: ServerSpec, address: ServerAddress, photo: bytes) -> bytes:
+def photo_request(spec: ServerSpec, address: HttpAddress, photo: bytes) -> bytes:
     """The whole HTTP request that sends a photo to a server."""
-    if spec.body in (Body.MULTIPART, Body.RAW):
-        api = ServerApi.MULTIPART if spec.body is Body.MULTIPART else ServerApi.RAW
-        return image_request(RequestFormat(api, path=spec.path), address, jpeg(photo))
+    if spec.body is Body.MULTIPART:
+        return multipart_request(address, EncodedImage(photo))
+    if spec.body is Body.RAW:
+        return raw_request(address, EncodedImage(photo))
     tensor: dict[str, Any] = {"name": "image", "shape": [1, 1], "datatype": "BYTES"}
     if spec.body is Body.V2_JSON:
         tensor["data"] = [base64.b64encode(photo).decode()]
-        headers = {"Content-Type": "application/json"}
-        return http_request(address, spec.path, headers, json.dumps({"inputs": [tensor]}).encode())
+        return http_request(address, json.dumps({"inputs": [tensor]}).encode(), "application/json")
     raw = len(photo).to_bytes(4, "little") + photo
     tensor["parameters"] = {"binary_data_size": len(raw)}
     header = json.dumps({"inputs": [tensor]}).encode()
-    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
-    return http_request(address, spec.path, headers, header + raw)
+    length = f"Inference-Header-Content-Length: {len(header)}"
+    return http_request(address, header + raw, "application/octet-stream", length)
 
 
-def photo_target(spec: ServerSpec, urls: Sequence[str], photo: bytes) -> HttpTarget:
-    """The copies of a server, which all get that photo."""
-    return HttpTarget(urls, lambda address, image: photo_request(spec, address, image.data), [jpeg(photo)])
+def connect_to(spec: ServerSpec, urls: Sequence[str], photo: bytes) -> Connect:
+    """Connections that send that photo, spread evenly over the copies of a server."""
+    addresses = [HttpAddress.parse(f"{url}{spec.path}") for url in urls]
+    requests = [photo_request(spec, address, photo) for address in addresses]
+    return lambda number: HttpConnection(addresses[number % len(urls)], [requests[number % len(urls)]])
 
 
-async def send_photo(spec: ServerSpec, url: str, photo: bytes, timeout_s: float) -> RequestResult:
-    """The response to one photo, on a connection of its own. Raises LoadTestError where there is none."""
-    address = ServerAddress.parse(url)
-    return await fetch(address, photo_request(spec, address, photo), timeout_s)
+async def send_photo(spec: ServerSpec, url: str, photo: bytes, timeout_s: float) -> Response:
+    """The response to one photo, on a connection of its own."""
+    connection = connect_to(spec, [url], photo)(0)
+    response = await connection.send(0, timeout_s)
+    await connection.aclose()
+    return response

@@ -4,208 +4,156 @@ import asyncio
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httptools
 
-from loadgen.connection import OK, TIMEOUT, Connection, LoadTestError, OnResult, RequestResult, send_once
+from loadgen.connection import RECONNECT_PAUSE_S, LoadTestError, Response
+from loadgen.images import EncodedImage
 
-_REFUSED = "connection refused"
-_START = "is the server running there?"
-_RECONNECT_PAUSE_S = 0.1  # after a refused connection: without it the generator would connect in a tight loop
+_UNQUOTED = "/?&=%:+,;@!$'()*~"  # in a path with its query
+_BOUNDARY = "topfive-bench-9c3f5b1e7a24"
 
 
 @dataclass(frozen=True, slots=True)
-class ServerAddress:
-    """The address of a server, and the path in its URL, `/` by default."""
+class HttpAddress:
+    """Where requests go. `authority` is the Host header; `path` has the query."""
 
     host: str
     port: int
+    authority: str
     path: str
     tls: bool
 
-    @property
-    def authority(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
-
     @classmethod
-    def parse(cls, url: str) -> "ServerAddress":
-        """Read `http://HOST:PORT/PATH`; `http://` is optional. Raises LoadTestError."""
+    def parse(cls, url: str, model: str = "") -> "HttpAddress":
+        """Read a URL; without a path it is /predict. `model` goes into the query. Raises LoadTestError."""
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
-            port = parts.port
-            (parts.hostname or "").encode("idna")
-        except ValueError as error:
-            raise LoadTestError(f"{url} is no address of a server: {error}; give http://HOST:PORT") from error
-        if parts.username is not None:
-            raise LoadTestError("the URL has a user name or password, which is not sent; remove everything up to the @")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LoadTestError(f"{url} is no address of a server; give http://HOST:PORT or https://HOST:PORT")
-        tls = parts.scheme == "https"
-        path = parts.path or "/"
-        return cls(parts.hostname, port or (443 if tls else 80), f"{path}?{parts.query}" if parts.query else path, tls)
+            port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+            host = (parts.hostname or "").encode("idna").decode()
+        except (KeyError, ValueError) as error:
+            raise LoadTestError(f"{url} is no address of a server; give http://HOST:PORT") from error
+        if not host or parts.username is not None:
+            raise LoadTestError("the URL has no host, or a user name, which is not sent; give http://HOST:PORT")
+        path = parts.path if parts.path.strip("/") else "/predict"
+        query = "&".join(part for part in (parts.query, model and f"model={quote(model, safe=':+')}") if part)
+        path = quote(f"{path}?{query}" if query else path, safe=_UNQUOTED)
+        return cls(host, port, parts.netloc, path, parts.scheme == "https")
 
 
-class HttpConnection(Connection):
-    """A keep-alive connection. Every status but 2xx is an error; redirects are not followed."""
+def http_request(address: HttpAddress, body: bytes, content_type: str, *headers: str) -> bytes:
+    """A POST request, head and body."""
+    lines = (
+        f"POST {address.path} HTTP/1.1",
+        f"Host: {address.authority}",
+        f"Content-Length: {len(body)}",
+        f"Content-Type: {content_type}",
+        *headers,
+    )
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
-    def __init__(self, address: ServerAddress, payloads: Sequence[bytes], on_result: OnResult) -> None:
-        super().__init__(payloads, on_result)
+
+def raw_request(address: HttpAddress, image: EncodedImage) -> bytes:
+    """A POST request whose body is the image."""
+    return http_request(address, image.data, image.content_type)
+
+
+def multipart_request(address: HttpAddress, image: EncodedImage) -> bytes:
+    """A POST request with the image as the field `image` of a form."""
+    head = f'Content-Disposition: form-data; name="image"; filename="image"\r\nContent-Type: {image.content_type}'
+    body = f"--{_BOUNDARY}\r\n{head}\r\n\r\n".encode() + image.data + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    return http_request(address, body, f"multipart/form-data; boundary={_BOUNDARY}")
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+class HttpConnection:
+    """A keep-alive connection. Every status but 2xx is a failure; redirects are not followed."""
+
+    def __init__(self, address: HttpAddress, requests: Sequence[bytes]) -> None:
         self._address = address
-        self._tls = ssl.create_default_context() if address.tls else None
+        self._requests = requests
         self._protocol: _HttpProtocol | None = None
-        self._connecting: asyncio.Task[None] | None = None
 
-    def on_response(self, result: RequestResult, keep_alive: bool) -> None:
-        if not keep_alive:
-            self.on_lost()
-        self._finish(result)
-
-    def on_lost(self) -> None:
-        """Forget the protocol; the next request connects again."""
-        if self._protocol is not None:
-            self._protocol.abort()
-            self._protocol = None
+    async def send(self, image: int, timeout_s: float) -> Response:
+        if self._protocol is None or self._protocol.closed:
+            address = self._address
+            try:
+                async with asyncio.timeout(timeout_s):
+                    _, self._protocol = await asyncio.get_running_loop().create_connection(
+                        _HttpProtocol, address.host, address.port, ssl=_tls() if address.tls else None
+                    )
+            except OSError as error:
+                await asyncio.sleep(RECONNECT_PAUSE_S)
+                refused = isinstance(error, ConnectionRefusedError)
+                return Response("connection refused" if refused else "no connection", str(error).encode())
+        return await self._protocol.send(self._requests[image], timeout_s)
 
     async def aclose(self) -> None:
-        self.busy = False
-        self._abort()
-        if self._connecting is not None:
-            await asyncio.gather(self._connecting, return_exceptions=True)
-
-    def _send(self, payload: bytes) -> None:
-        if self._protocol is None:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect(payload))
-        else:
-            self._protocol.send(payload)
-
-    async def _connect(self, payload: bytes) -> None:
-        loop, address = asyncio.get_running_loop(), self._address
-        try:
-            _, protocol = await loop.create_connection(
-                lambda: _HttpProtocol(self), address.host, address.port, ssl=self._tls
-            )
-        except OSError as error:
-            await asyncio.sleep(_RECONNECT_PAUSE_S)
-            failure = _REFUSED if isinstance(error, ConnectionRefusedError) else "no connection"
-            self._finish(RequestResult(failure, str(error).encode()))
-            return
-        self.connects += 1
-        self._protocol = protocol
-        protocol.send(payload)
-
-    def _abort(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-        self.on_lost()
-
-
-async def fetch(address: ServerAddress, payload: bytes, timeout_s: float) -> RequestResult:
-    """The response to one request on a connection of its own, whatever its status. Raises LoadTestError without one."""
-    result = await send_once(lambda on_result: HttpConnection(address, [payload], on_result), timeout_s)
-    origin = f"http{'s' if address.tls else ''}://{address.authority}"
-    if result.failure == _REFUSED:
-        raise LoadTestError(f"{origin} refuses connections; {_START}")
-    if result.failure == TIMEOUT:
-        raise LoadTestError(f"{origin} did not answer within {timeout_s:g} s")
-    if not result.status:
-        raise LoadTestError(f"{origin} gives no answer: {result.text or result.failure}; {_START}")
-    return result
+        if self._protocol is not None:
+            self._protocol.close()
 
 
 class _HttpProtocol(asyncio.Protocol):
-    """Reads the responses of one connection, and passes them to its `HttpConnection` until `abort`."""
+    """One TCP connection, and the parser of its responses, which calls its `on_` methods."""
 
-    def __init__(self, connection: HttpConnection) -> None:
-        self._connection: HttpConnection | None = connection
+    def __init__(self) -> None:
+        self.closed = False
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._awaiting = False
-        self._reset()
-
-    def _reset(self) -> None:
-        self._status = 0
-        self._has_length = False
-        self._complete = False
-        self._keep_alive = False
-        self._timing = b""
-        self._location = b""
+        self._response: asyncio.Future[Response] | None = None
         self._body: list[bytes] = []
-        self._received = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by class
 
-    def send(self, payload: bytes) -> None:
+    def send(self, request: bytes, timeout_s: float) -> asyncio.Future[Response]:
         assert self._transport is not None
-        self._awaiting = True
-        self._transport.write(payload)
+        loop = asyncio.get_running_loop()
+        self._response = loop.create_future()
+        self._timer = loop.call_later(timeout_s, self._end, Response("timeout"))
+        self._transport.write(request)
+        return self._response
 
-    def abort(self) -> None:
-        self._connection = None
+    def close(self) -> None:
+        self.closed = True
+        self._response = None
         if self._transport is not None:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        self._received += len(data)
-        if not self._awaiting:  # a response to no request, such as a 408 before the server closes the connection
-            self._lose()
+        if self._response is None:  # a response to no request, such as a 408 before the server closes the connection
+            self.close()
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail("bad answer", f"{error}: {data[:100]!r}")
-            return
-        except httptools.HttpParserUpgrade:
-            self._fail("bad answer", "the server changed to another protocol")
-            return
-        if self._complete:
-            self._respond(keep_alive=self._keep_alive)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._end(Response("bad answer", f"{error}: {data[:100]!r}".encode()))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._awaiting:
-            self._lose()
-        elif self._status and not self._has_length and exc is None:  # the end of the connection ends such a body
-            self._respond(keep_alive=False)
-        else:
-            self._fail("connection closed", str(exc or "before the whole answer"))
-
-    def _lose(self) -> None:
-        if self._connection is not None:
-            self._connection.on_lost()
-
-    def _fail(self, failure: str, reason: str) -> None:
-        self._tell(RequestResult(failure, reason.encode(), received=self._received), keep_alive=False)
-
-    def _respond(self, *, keep_alive: bool) -> None:
-        status, location = self._status, self._location
-        failure = OK if 200 <= status < 300 else f"status {status}"
-        body = b"".join(self._body) or (b"redirect to " + location if location else b"")
-        self._tell(RequestResult(failure, body, self._timing, self._received, status, location), keep_alive=keep_alive)
-
-    def _tell(self, result: RequestResult, *, keep_alive: bool) -> None:
-        if self._connection is not None:
-            self._awaiting = False
-            self._reset()
-            self._connection.on_response(result, keep_alive)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        size = len(name)  # a comparison of numbers leaves out most headers
-        if size == 13 and name.lower() == b"server-timing":
-            self._timing = value
-        elif size in (14, 17) and name.lower() in (b"content-length", b"transfer-encoding"):
-            self._has_length = True
-        elif size == 8 and name.lower() == b"location":
-            self._location = value
-
-    def on_headers_complete(self) -> None:
-        self._status = self._parser.get_status_code()
+        self._end(Response("connection closed", str(exc or "before the whole answer").encode()))
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        self._complete = self._status >= 200  # 1xx announces the response
-        self._keep_alive = self._parser.should_keep_alive()  # which the parser forgets when this returns
+        status = self._parser.get_status_code()
+        if status >= 200:  # 1xx announces the response
+            failure = "" if status < 300 else f"status {status}"
+            self._end(Response(failure, b"".join(self._body), status), self._parser.should_keep_alive())
+
+    def _end(self, response: Response, keep_alive: bool = False) -> None:
+        waiting, self._response, self._body = self._response, None, []
+        if self._timer is not None:
+            self._timer.cancel()
+        if waiting is not None and not waiting.done():
+            waiting.set_result(response)
+        if not keep_alive:
+            self.close()

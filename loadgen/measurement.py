@@ -1,225 +1,195 @@
-"""Measures one load level: a warm-up, the measurement in windows, and the wait for requests still in flight."""
+"""Measures a load: a closed loop sends when a response comes, an open loop sends at random times."""
 
 import asyncio
+import itertools
+import random
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from loadgen.loops import LoadLoop
-from loadgen.recorder import Recorder
-from loadgen.results import STABLE_WINDOWS, LevelResult, LoadLevel, Window, is_stable
-from service.common.clock import Clock
+from loadgen.connection import Connect, Connection, Response
 
-_TICK_S = 0.25
+_MAX_CONNECTIONS = 1000  # of a rate
 _MAX_CPU = 0.9  # of a core: the generator is one thread
-_MAX_CPU_WAIT = 0.25  # of the time
-_SCHEDSTAT = Path("/proc/self/schedstat")
-_MIN_LATE_S = 0.002
+_MIN_LATE_MS = 2.0
 _MAX_LATE = 0.1  # of the latency at the same percentile
 
 
 @dataclass(frozen=True, slots=True)
-class MeasurementPlan:
-    """How long to measure: `seconds`, or windows of `window_s` until they are stable, `max_windows` at most.
+class LoadLevel:
+    """A number of connections that never pause, or a rate of arrivals per second; the other is None."""
 
-    `tolerance` is the fraction by which stable windows may differ. A request times out after `timeout_s`.
-    """
+    connections: int | None = None
+    rate: float | None = None
+
+    def __str__(self) -> str:
+        if self.rate is not None:
+            return f"{self.rate:g} requests/s"
+        return f"{self.connections} connection{'s' if self.connections != 1 else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementPlan:
+    """How long a load lasts before it is measured and while it is, and when a request times out, in seconds."""
 
     warm_up_s: float = 2.0
     seconds: float = 10.0
-    window_s: float | None = None
-    max_windows: int = 10
-    tolerance: float = 0.1
     timeout_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """A measurement that is running: seconds since its start, and its last second as a window."""
+class LoadResult:
+    """What was measured under one load, given by `connections` or by `rate`.
 
-    level: LoadLevel
-    warming_up: bool
-    elapsed_s: float
-    last: Window
-    failed: int
-    in_flight: int
-
-
-OnProgress = Callable[[LoadProgress], None]
-
-
-def cpu_wait_s() -> float:
-    """Seconds that the first thread of this process waited for a CPU; 0 if Linux does not report it.
-
-    The second number of /proc/PID/schedstat (Linux, Documentation/scheduler/sched-stats).
+    `per_second` counts the successful responses that came during the measurement. `requests` counts the successful
+    requests that started in it, even if they ended later, and `latency_ms` is their mean, p50, p90, p95, p99 and max,
+    empty without any; a percentile is a latency that occurred. `errors` counts the failed requests that were in flight
+    in it by kind, so that refusals (429) stand apart, and `error_examples` has a text of each. `late_ms` is the 99th
+    percentile of how late requests were sent at a rate, and `cpu_s` the CPU time of the generator. `notes` say why the
+    figures may be those of the generator.
     """
-    try:
-        return int(_SCHEDSTAT.read_text(encoding="ascii").split()[1]) / 1e9
-    except (OSError, LookupError, ValueError):
-        return 0.0
 
-
-@dataclass(frozen=True, slots=True)
-class _Usage:
-    """Counters of the loop and the generator at `time`, or their growth between two times."""
-
-    time: float
-    sent: int
-    received: int
+    connections: int | None
+    rate: float | None
+    per_second: float
+    requests: int
+    latency_ms: dict[str, float]
+    errors: dict[str, int]
+    error_examples: dict[str, str]
+    late_ms: float
     cpu_s: float
-    cpu_wait_s: float
-    reconnects: int
-    delayed: int
+    notes: list[str]
 
-    def since(self, before: "_Usage") -> "_Usage":
-        return _Usage(*(getattr(self, name) - getattr(before, name) for name in self.__slots__))
-
-    def share(self, seconds: float) -> float:
-        return seconds / self.time if self.time > 0 else 0.0
+    @property
+    def failed(self) -> int:
+        return sum(self.errors.values())
 
 
-class LoadMeasurement:
-    """Runs a loop and measures it. Once `stop` is set it ends early, with the results so far."""
+async def measure(
+    connect: Connect, images: int, level: LoadLevel, plan: MeasurementPlan, now: Callable[[], float] = time.monotonic
+) -> LoadResult:
+    """Put a load on the servers of `connect`, with so many images in turn. `now` is in seconds."""
+    measurement = _Measurement(images, plan, now)
+    count = _MAX_CONNECTIONS if level.connections is None else level.connections
+    connections = [connect(number) for number in range(count)]
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            measuring = tasks.create_task(measurement.cpu_s())
+            if level.rate is None:
+                for connection in connections:
+                    tasks.create_task(measurement.send_closed(connection))
+            else:
+                tasks.create_task(measurement.send_open(connections, poisson_gaps(level.rate)))
+    finally:
+        for connection in connections:
+            await connection.aclose()
+    return measurement.result(level, measuring.result())
 
-    def __init__(
-        self,
-        level: LoadLevel,
-        loop: LoadLoop,
-        recorder: Recorder,
-        plan: MeasurementPlan,
-        *,
-        clock: Clock,
-        stop: asyncio.Event,
-        on_progress: OnProgress,
-        cpu_wait_s: Callable[[], float] = cpu_wait_s,
-    ) -> None:
-        self._level = level
-        self._loop = loop
-        self._recorder = recorder
+
+def poisson_gaps(rate: float, seed: int = 0) -> Iterator[float]:
+    """Seconds between the arrivals of a Poisson process with `rate` arrivals per second."""
+    generator = random.Random(seed)
+    while True:
+        yield generator.expovariate(rate)
+
+
+class _Measurement:
+    """Sends requests until its end, and records those of the time after the warm-up."""
+
+    def __init__(self, images: int, plan: MeasurementPlan, now: Callable[[], float]) -> None:
         self._plan = plan
-        self._clock = clock
-        self._stop = stop
-        self._on_progress = on_progress
-        self._cpu_wait_s = cpu_wait_s
-        self._start = 0.0
+        self._now = now
+        self._begin = now() + plan.warm_up_s
+        self._end = self._begin + plan.seconds
+        self._images = itertools.cycle(range(images))
+        self._answers = 0
+        self._latencies_s: list[float] = []
+        self._late_s: list[float] = []
+        self._errors: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
 
-    async def run(self) -> LevelResult:
-        plan, clock = self._plan, self._clock
-        self._start = clock.now()
-        self._loop.start()
-        try:
-            await self._wait_until(self._start + plan.warm_up_s)
-            usages, windows = await self._measure_windows()
-            self._loop.stop()
-            give_up = usages[-1].time + plan.timeout_s + 2 * _TICK_S
-            while self._loop.in_flight and not self._stop.is_set() and clock.now() < give_up:
-                await self._wait_until(min(clock.now() + _TICK_S, give_up))
-            unanswered = self._loop.in_flight
-        finally:
-            self._loop.stop()
-            await self._loop.aclose()
-        first = 0 if plan.window_s is None else max(0, len(windows) - STABLE_WINDOWS)
-        return self._result(usages[first], usages[-1], tuple(windows), unanswered)
+    async def send_closed(self, connection: Connection) -> None:
+        """Send the next request as soon as there is a response."""
+        while (now := self._now()) < self._end:
+            await self._send(connection, now)
 
-    async def _measure_windows(self) -> tuple[list[_Usage], list[Window]]:
-        """Returns the windows, and the usage at the start and after each of them."""
-        plan = self._plan
-        length = plan.seconds / STABLE_WINDOWS if plan.window_s is None else plan.window_s
-        count = STABLE_WINDOWS if plan.window_s is None else plan.max_windows
-        usages, windows = [self._usage()], list[Window]()
-        while len(windows) < count and not self._stop.is_set():
-            await self._wait_until(usages[0].time + len(usages) * length)
-            usages.append(self._usage())
-            windows.append(self._recorder.window(usages[-2].time, usages[-1].time))
-            if plan.window_s is not None and is_stable(windows, plan.tolerance):
-                break
-        return usages, windows
+    async def send_open(self, connections: list[Connection], gaps: Iterator[float]) -> None:
+        """Send a request after each of `gaps`, in seconds, on as many connections as that takes.
 
-    def _usage(self) -> _Usage:
-        recorder, loop = self._recorder, self._loop
-        return _Usage(
-            time=self._clock.now(),
-            sent=recorder.sent,
-            received=recorder.received,
-            cpu_s=time.process_time(),
-            cpu_wait_s=self._cpu_wait_s(),
-            reconnects=loop.reconnects,
-            delayed=loop.delayed,
-        )
+        Latency counts from when a request is due (or sent, if its timer came a moment before), not from when it could
+        be sent: a server that stalls shows in the latency of all requests that fell due meanwhile. To leave these out
+        is known as coordinated omission. With all connections busy a due request waits for one.
+        """
+        idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        for connection in reversed(connections):
+            idle.put_nowait(connection)
 
-    async def _wait_until(self, end: float) -> None:
-        """Wait; at each tick, time out requests and report progress."""
-        while (now := self._clock.now()) < end and not self._stop.is_set():
-            tick = asyncio.Event()
-            self._clock.call_at(min(end, now + _TICK_S), tick.set)
-            await tick.wait()
-            now = self._clock.now()
-            self._loop.expire(now - self._plan.timeout_s)
-            elapsed_s = now - self._start
-            self._on_progress(
-                LoadProgress(
-                    level=self._level,
-                    warming_up=elapsed_s <= self._plan.warm_up_s,
-                    elapsed_s=elapsed_s,
-                    last=self._recorder.window(max(self._start, now - 1), now),
-                    failed=self._recorder.failed,
-                    in_flight=self._loop.in_flight,
-                )
-            )
+        async def arrive(due: float) -> None:
+            now = self._now()
+            if self._begin <= due < self._end:
+                self._late_s.append(max(0.0, now - due))
+            connection = await idle.get()
+            await self._send(connection, min(now, due))
+            idle.put_nowait(connection)
 
-    def _result(self, before: _Usage, after: _Usage, windows: tuple[Window, ...], unanswered: int) -> LevelResult:
-        period, used, recorder = (before.time, after.time), after.since(before), self._recorder
-        whole, latency, errors = recorder.window(*period), recorder.latency(*period), recorder.errors(*period)
-        delays = recorder.delays(*period)
-        late_s = float(np.percentile(delays, 99)) if delays.size else None
-        stable = is_stable(windows, self._plan.tolerance)
-        doubts = _doubts(late_s, latency.p99, used)
-        if not whole.requests:
-            doubts.append("there was no good answer")
-        notes = list(doubts)
-        if (cpu_wait := used.share(used.cpu_wait_s)) > _MAX_CPU_WAIT:
+        due = self._now()
+        async with asyncio.TaskGroup() as arrivals:
+            while (due := due + next(gaps)) < self._end:
+                await asyncio.sleep(max(0.0, due - self._now()))
+                arrivals.create_task(arrive(due))
+
+    async def _send(self, connection: Connection, started: float) -> None:
+        left_s = started + self._plan.timeout_s - self._now()
+        response = await connection.send(next(self._images), left_s) if left_s > 0 else Response("timeout")
+        ended = self._now()
+        if response.failure:
+            if started < self._end and ended >= self._begin:
+                self._errors[response.failure] += 1
+                self._examples.setdefault(response.failure, response.text)
+            return
+        if self._begin <= started < self._end:
+            self._latencies_s.append(ended - started)
+        if self._begin <= ended < self._end:
+            self._answers += 1
+
+    async def cpu_s(self) -> float:
+        """The CPU time of this process during the measurement."""
+        await asyncio.sleep(self._plan.warm_up_s)
+        before = time.process_time()
+        await asyncio.sleep(self._plan.seconds)
+        return time.process_time() - before
+
+    def result(self, level: LoadLevel, cpu_s: float) -> LoadResult:
+        latency, late_ms = _latency_ms(self._latencies_s), _latency_ms(self._late_s).get("p99", 0.0)
+        notes = []
+        if late_ms > max(_MIN_LATE_MS, _MAX_LATE * latency.get("p99", 0.0)):
+            notes.append(f"the generator fell behind: one request in a hundred was sent {late_ms:.1f} ms late")
+        if (share := cpu_s / self._plan.seconds) > _MAX_CPU:
             notes.append(
-                f"the generator itself waited for a processor for {cpu_wait:.0%} of the time, which is in the latency: "
-                "leave it one, or run it on another machine"
+                f"the generator itself was busy for {share:.0%} of the time: the server may be faster than this"
             )
-        if not stable:
-            notes.append(f"unstable: the last {STABLE_WINDOWS} windows differ by more than {self._plan.tolerance:.0%}")
-        if used.delayed:
-            notes.append(f"{used.delayed} requests waited for a connection, all being busy; it is in their latency")
-        if self._stop.is_set():
-            notes.append(f"stopped early: {unanswered} requests had no answer yet")
-        return LevelResult(
-            connections=self._level.connections,
-            rate=self._level.rate,
-            seconds=whole.seconds,
-            requests=whole.requests,
-            requests_per_second=whole.requests_per_second,
+        if not latency:
+            notes.append("there was no good answer")
+        return LoadResult(
+            connections=level.connections,
+            rate=level.rate,
+            per_second=self._answers / self._plan.seconds,
+            requests=len(self._latencies_s),
             latency_ms=latency,
-            errors=errors,
-            error_examples={failure: recorder.example(failure) for failure in errors},
-            unanswered=unanswered,
-            stable=stable,
-            valid=not doubts,
-            notes=tuple(notes),
-            windows=windows,
-            groups=recorder.groups(*period),
-            server_ms=recorder.server_timing(*period),
-            bytes_sent=used.sent,
-            bytes_received=used.received,
-            reconnects=used.reconnects,
-            late_ms=None if late_s is None else late_s * 1000,
-            cpu_s=used.cpu_s,
+            errors=dict(self._errors.most_common()),
+            error_examples=self._examples,
+            late_ms=late_ms,
+            cpu_s=cpu_s,
+            notes=notes,
         )
 
 
-def _doubts(late_s: float | None, p99_ms: float | None, used: _Usage) -> list[str]:
-    """Why the results may be limited by the generator and not by the server."""
-    doubts = []
-    if late_s is not None and late_s > max(_MIN_LATE_S, _MAX_LATE * (p99_ms or 0.0) / 1000):
-        doubts.append(f"the generator fell behind: one request in a hundred was sent {late_s * 1000:.1f} ms late")
-    if (cpu := used.share(used.cpu_s)) > _MAX_CPU:
-        doubts.append(f"the generator itself was busy for {cpu:.0%} of the time: the server may be faster than this")
-    return doubts
+def _latency_ms(seconds: list[float]) -> dict[str, float]:
+    if not seconds:
+        return {}
+    found = np.percentile(seconds, (50, 90, 95, 99, 100), method="inverted_cdf") * 1000
+    names = ("p50", "p90", "p95", "p99", "max")
+    return {"mean": float(np.mean(seconds)) * 1000, **dict(zip(names, found.tolist(), strict=True))}

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from benchmarks.servers import Body, ServerSpec
@@ -20,7 +22,7 @@ def scripted(name: str, script: str = "good") -> ServerSpec:
     - `good` takes a body for a photo that ends with `whole`, `any` takes every body, `unready` takes none;
     - `wrong` answers other classes, `broken` does not start;
     - `stubborn` ignores SIGTERM, and has a child in another session;
-    - `busy` has a child that computes 0.3 s before it answers.
+    - `busy` has a thread that computes 0.3 s before it answers.
     """
     return ServerSpec(name, (sys.executable, "-m", "tests.scripted_server", "{port}", script), body=Body.RAW)
 
@@ -44,6 +46,11 @@ class _Answers(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+def _compute() -> None:
+    while time.thread_time() < 0.3:
+        pass
+
+
 def main() -> None:
     """Serve as the script says."""
     script = sys.argv[2]
@@ -51,8 +58,9 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     if script == "busy":
-        code = "import time\nwhile time.process_time() < 0.3: pass"
-        subprocess.run([sys.executable, "-c", code], check=True)
+        thread = threading.Thread(target=_compute)
+        thread.start()
+        thread.join()
     if script == "broken":
         sys.exit("no model here")
     ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), _Answers).serve_forever()

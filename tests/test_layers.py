@@ -74,7 +74,6 @@ HOMES = {
     "pyarrow": ("service.offline",),
     "httptools": ("loadgen",),
     "multipart": ("service.rest.image_request",),
-    "matplotlib": ("loadgen",),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.answers import AnswerError, ExpectedAnswer, best_class
 from benchmarks.requests import bench_photo, photo_request
 from benchmarks.servers import Body, ServerSpec
-from loadgen.http_connection import ServerAddress
+from loadgen.http_connection import HttpAddress
 
 LISTED = json.dumps([{"class": 3, "probability": 0.5}])
 
@@ -45,7 +45,7 @@ def test_agreement() -> None:
 def test_requests(body: Body) -> None:
     """The photo is in every kind of request as it is, or as base64; the request says how long its body is."""
     photo = bench_photo()
-    request = photo_request(ServerSpec("x", body=body, path="/here"), ServerAddress.parse("http://127.0.0.1:9"), photo)
+    request = photo_request(ServerSpec("x", body=body), HttpAddress.parse("http://127.0.0.1:9/here"), photo)
     head, _, sent = request.partition(b"\r\n\r\n")
     assert head.startswith(b"POST /here HTTP/1.1\r\n")
     assert b"Content-Length: %d" % len(sent) in head.split(b"\r\n")

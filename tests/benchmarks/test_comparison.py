@@ -1,6 +1,7 @@
 """The comparison over scripted servers: turns, medians, failures, and what the generator measures."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,16 +9,22 @@ import pytest
 
 from benchmarks.answers import ExpectedAnswer
 from benchmarks.comparison import ComparedServer, ServerComparison, ServerRound, comparison_rows, comparison_table
-from benchmarks.load import LoadResult, load_result, put_load, send_requests
+from benchmarks.load import ServerLoad, put_load, send_requests
 from benchmarks.report import NOT_MEASURED
 from benchmarks.server_under_test import ServerUnderTest
 from benchmarks.servers import ServerSpec
-from loadgen.connection import OK, Connection, LoadTestError, OnResult, RequestResult
-from loadgen.results import LoadLevel, SizeGroup
-from tests.loadgen.test_report import GOOD
+from loadgen.connection import LoadTestError, Response
+from loadgen.measurement import LoadLevel, LoadResult
 from tests.scripted_server import PHOTO, scripted
 
 pytestmark = pytest.mark.anyio
+
+
+def server_load(rate: float, errors: int = 0, notes: Sequence[str] = ()) -> ServerLoad:
+    """What was measured at that rate."""
+    latency_ms = {"p50": 20.0, "p99": 50.0}
+    result = LoadResult(16, None, rate, 100, latency_ms, {"timeout": errors}, {}, 0.0, 0.1, list(notes))
+    return ServerLoad(result, 30.0)
 
 
 @dataclass(slots=True)
@@ -27,14 +34,14 @@ class ScriptedLoad:
     rates: dict[str, list[float]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
 
-    def put_load(self, server: ServerUnderTest, photo: bytes, load: LoadLevel, seconds: float) -> LoadResult:
+    def put_load(self, server: ServerUnderTest, photo: bytes, load: LoadLevel, seconds: float) -> ServerLoad:
         """The next scripted rate at 16 connections that are not the warm-up; the server `dying` ends."""
         name = server.spec.name
         self.calls.append(f"{name} {load}")
         if name == "dying":
             return put_load(server, b"die", load, 0.1)
         rate = self.rates[name].pop(0) if load.connections == 16 and seconds == 4.0 else 1.0
-        return LoadResult(rate, 20.0, 50.0, 30.0, 0)
+        return server_load(rate)
 
     def compare(self, specs: list[ServerSpec], folder: Path, rounds: int) -> list[ComparedServer]:
         """Compare with the one photo."""
@@ -79,9 +86,8 @@ def test_server_that_fails(tmp_path: Path) -> None:
 
 def test_table() -> None:
     """A server has a line with its medians, the errors of every load, and the doubts of the generator."""
-    plain = LoadResult(40.0, 20.0, 50.0, 30.0, 0)
-    doubtful = replace(plain, errors=3, note="the generator fell behind")
-    rounds = [ServerRound(1.5, 200_000_000, replace(plain, per_second=rate), plain, doubtful) for rate in (40, 60, 50)]
+    plain, doubtful = server_load(40), server_load(40, 3, ["the generator fell behind"])
+    rounds = [ServerRound(1.5, 200_000_000, server_load(rate), plain, doubtful) for rate in (40, 60, 50)]
     server = ComparedServer(replace(scripted("ours"), settings="as it is"), rounds)
     found = comparison_table([server, ComparedServer(scripted("absent"), reason="not there")], [])
 
@@ -92,53 +98,39 @@ def test_table() -> None:
     assert found.notes == ["ours: as it is", "ours: not to be relied on: the generator fell behind"]
 
 
-def test_result() -> None:
-    """CPU time is divided by all requests: good, failed, and those sent before; a load of errors is none."""
-    group = SizeGroup("photo", 1, 96, GOOD.latency_ms)
-    errors, examples = {"status 500": 2}, {"status 500": "broken"}
-    result = replace(GOOD, errors=errors, error_examples=examples, groups=(group,))
-    assert load_result(result, 2.0, 2) == LoadResult(50.0, 20.0, 23.0, 20.0, 2)
-    assert load_result(replace(result, valid=False, notes=("late", "busy")), 2.0, 2).note == "late; busy"
-    with pytest.raises(LoadTestError, match="broken"):
-        load_result(replace(result, groups=()), 2.0, 2)
-
-
 def test_put_load(tmp_path: Path) -> None:
     """The generator of this project loads a server with the request that was checked before."""
     spec = scripted("good")
     with ServerUnderTest(spec, tmp_path, PHOTO, stop_timeout_s=0.2) as server:
         result = put_load(server, PHOTO, LoadLevel(connections=2), 0.3)
-        assert result.errors == 0
-        assert result.per_second > 10
-        assert 0 < result.p50_ms <= result.p99_ms
+        assert result.result.failed == 0
+        assert result.result.per_second > 10
+        assert 0 < result.cpu_ms < 300
         with pytest.raises(LoadTestError, match="no request was answered well"):
             put_load(server, b"half a photo", LoadLevel(connections=2), 0.3)
 
 
-class ScriptedConnection(Connection):
-    """Notes what it sends; the payload `broken` fails."""
+@dataclass(slots=True)
+class ScriptedConnection:
+    """Counts what it sends, and whether it was closed; the fifth request of all fails."""
 
-    def __init__(self, sent: list[bytes], on_result: OnResult) -> None:
-        super().__init__([b"a", b"b", b"broken"], on_result)
-        self._sent = sent
+    sent: list[int]
+
+    async def send(self, image: int, timeout_s: float) -> Response:
+        """Send it."""
+        self.sent.append(image)
+        await asyncio.sleep(0)
+        return Response("status 400" if len(self.sent) > 4 else "", b"broken")
 
     async def aclose(self) -> None:
-        self.busy = False
-
-    def _send(self, payload: bytes) -> None:
-        self._sent.append(payload)
-        failure = "status 400" if payload == b"broken" else OK
-        asyncio.get_running_loop().call_soon(self._finish, RequestResult(failure, payload))
-
-    def _abort(self) -> None:
-        raise AssertionError("no request of these tests times out")
+        """Nothing is open."""
 
 
-@pytest.mark.parametrize("count", [0, 1, 7])
+@pytest.mark.parametrize("count", [0, 1, 4])
 async def test_send_requests(count: int) -> None:
-    """Each request is sent once, whether there are fewer than connections or more; the first that fails ends it."""
-    sent: list[bytes] = []
-    await send_requests(lambda _, on_result: ScriptedConnection(sent, on_result), [0, 1] * count, 3)
-    assert sorted(sent) == [b"a"] * count + [b"b"] * count
+    """So many requests are sent, whether there are fewer than connections or more; the first that fails ends it."""
+    sent: list[int] = []
+    await send_requests(lambda _: ScriptedConnection(sent), count, 3)
+    assert len(sent) == count
     with pytest.raises(LoadTestError, match="a request failed: status 400: broken"):
-        await send_requests(lambda _, on_result: ScriptedConnection(sent, on_result), [*[0] * count, 2, 1], 3)
+        await send_requests(lambda _: ScriptedConnection(sent), 9, 3)

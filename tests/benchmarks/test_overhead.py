@@ -1,13 +1,11 @@
 """The benchmark of overhead: what it reports was spent."""
 
 import asyncio
-import os
-import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks.overhead import RequestKind, cpu_ms, cpu_s, overhead_server
+from benchmarks.overhead import RequestKind, cpu_ms, overhead_server
 from benchmarks.overhead_server import OverheadServer
 from benchmarks.server_under_test import ServerUnderTest
 
@@ -23,11 +21,3 @@ def test_measured(exported: Path, photo: bytes, tmp_path: Path, kind: OverheadSe
     with ServerUnderTest(overhead_server(kind, "tiny", exported), tmp_path, photo) as server:
         for request in RequestKind:
             assert 0.01 < measured(request, server, photo) < 100
-
-
-def test_cpu_time() -> None:
-    """The CPU time of a process is that of all its threads."""
-    before, own = cpu_s(os.getpid()), time.process_time()
-    while time.process_time() < own + 0.05:
-        pass
-    assert cpu_s(os.getpid()) - before == pytest.approx(0.05, abs=0.02)

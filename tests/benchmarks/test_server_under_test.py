@@ -28,7 +28,7 @@ def test_no_process_survives(tmp_path: Path) -> None:
 
 
 def test_cpu_time(tmp_path: Path) -> None:
-    """The CPU time of a server is what its processes have spent, and those of their children that have ended."""
+    """The CPU time of a server is what its processes have spent, with all their threads."""
     with started(tmp_path, "busy") as server:
         assert 0.28 <= server.cpu_s() <= 1.5
 

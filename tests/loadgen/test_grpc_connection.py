@@ -9,42 +9,32 @@ from typing import Any
 import grpc
 import pytest
 
-from loadgen.connection import OK, TIMEOUT, LoadTestError, RequestResult
-from loadgen.grpc_connection import GrpcTarget
+from loadgen.connection import LoadTestError, Response
+from loadgen.grpc_connection import GrpcConnection, grpc_address, grpc_request
 from loadgen.images import EncodedImage
-from proto.topfive.v1.classifier_pb2 import ClassifyReply, ClassifyRequest
+from proto.topfive.v1.classifier_pb2 import ClassifyRequest
 from tests.conftest import png
-from tests.fakes import reached
 
 pytestmark = pytest.mark.anyio
 
-GREY = EncodedImage("grey.png", png(128), (40, 40), "image/png")
+GREY = EncodedImage(png(128), "image/png")
 Answering = Callable[[bytes, Any], Awaitable[bytes]]
 
 
 @asynccontextmanager
-async def target_of(answer: Answering) -> AsyncIterator[GrpcTarget]:
-    """A target with one image, and a server that answers every call with `answer`."""
+async def connection_to(answer: Answering) -> AsyncIterator[GrpcConnection]:
+    """A connection with one image, and a server that answers every call with `answer`."""
     server = grpc.aio.server()
     methods: dict[str, Any] = {"Classify": grpc.unary_unary_rpc_method_handler(answer)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("topfive.v1.Classifier", methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    target = GrpcTarget([f"127.0.0.1:{port}"], "net", [GREY])
+    connection = GrpcConnection(f"127.0.0.1:{port}", [grpc_request(GREY, "net")])
     try:
-        yield target
+        yield connection
     finally:
-        await target.aclose()
+        await connection.aclose()
         await server.stop(0)
-
-
-def always(reply: bytes) -> Answering:
-    """The same bytes for every call."""
-
-    async def answer(_request: bytes, _context: Any) -> bytes:
-        return reply
-
-    return answer
 
 
 async def full(_request: bytes, context: Any) -> bytes:
@@ -53,88 +43,58 @@ async def full(_request: bytes, context: Any) -> bytes:
     raise AssertionError
 
 
-async def send_to(target: GrpcTarget, times: int) -> list[RequestResult]:
-    """Send that many requests, one after the other on one connection."""
-    results: list[RequestResult] = []
-    connection = target.open_connection(0, lambda _connection, result: results.append(result))
-    for count in range(1, times + 1):
-        connection.send(0, 0.0)
-        await reached(lambda count=count: len(results) == count)  # type: ignore[misc]
-    await connection.aclose()
-    return results
-
-
 async def test_request_and_reply() -> None:
-    """A request has the image and the model; the result has the timing of the reply; a check describes the reply."""
+    """A request has the image and the model; the response has the bytes of the reply."""
     seen: list[ClassifyRequest] = []
-    reply = ClassifyReply(predictions=[{"label": "zebra", "probability": 0.5}], timing_ms={"decode": 2, "total": 4})
 
     async def answer(request: bytes, _context: Any) -> bytes:
         seen.append(ClassifyRequest.FromString(request))
-        return reply.SerializeToString()
+        return b"reply"
 
-    async with target_of(answer) as target:
-        said = await target.check(0)
-        (result,) = await send_to(target, 1)
+    async with connection_to(answer) as connection:
+        responses = [await connection.send(0, 10) for _ in range(2)]
 
     assert [(one.image, one.model) for one in seen] == [(GREY.data, "net")] * 2
-    assert "zebra 0.500" in said
-    assert result.failure == OK
-    assert b"decode;dur=2.0" in result.timing
-    assert result.received == reply.ByteSize()
+    assert responses == [Response("", b"reply")] * 2
 
 
-async def test_no_server() -> None:
-    """A check names a port without a server; requests to it fail at most ten times a second."""
-    async with target_of(full) as target:
-        pass
-    with pytest.raises(LoadTestError, match=r"127\.0\.0\.1:\d+ cannot be reached"):
-        await target.check(0)
+async def test_failures() -> None:
+    """A failed call has its status as failure; calls without a server fail at most twenty times a second."""
+    async with connection_to(full) as connection:
+        refused = await connection.send(0, 10)
+    closed = GrpcConnection("127.0.0.1:9", [b""])
     began = time.monotonic()
-    results = await send_to(target, 3)
+    failures = [(await closed.send(0, 10)).failure for _ in range(3)]
     took_s = time.monotonic() - began
-    await target.aclose()
+    await closed.aclose()
 
-    assert [result.failure for result in results] == ["UNAVAILABLE"] * 3
-    assert took_s >= 0.3
-
-
-@pytest.mark.parametrize(
-    ("answer", "failure", "said", "of_check"),
-    [
-        (full, "RESOURCE_EXHAUSTED", "full", "answers RESOURCE_EXHAUSTED: full"),
-        (always(b"\xff\xff"), "bad answer", "", "no reply of topfive"),
-        (always(b""), OK, "", "no reply of topfive"),
-    ],
-)
-async def test_kinds_of_errors(answer: Answering, failure: str, said: str, of_check: str) -> None:
-    """A failed call has its status as failure; bytes that are no reply, or a reply without a class, fail the check."""
-    async with target_of(answer) as target:
-        with pytest.raises(LoadTestError, match=of_check):
-            await target.check(0)
-        (result,) = await send_to(target, 1)
-
-    assert result.failure == failure
-    assert said in result.text
+    assert refused == Response("RESOURCE_EXHAUSTED", b"full")
+    assert failures == ["UNAVAILABLE"] * 3
+    assert took_s >= 0.15
 
 
 async def test_timeout() -> None:
-    """A request that times out has one result; its late reply is not the result of the next request."""
-    results: list[RequestResult] = []
-    stuck = asyncio.Event()
+    """A request that times out has one response; its late reply is not that of the next request."""
+    stuck, calls = asyncio.Event(), 0
 
     async def slow_at_first(_request: bytes, _context: Any) -> bytes:
-        if not results:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
             await stuck.wait()
         return b""
 
-    async with target_of(slow_at_first) as target:
-        connection = target.open_connection(0, lambda _connection, result: results.append(result))
-        connection.send(0, 0.0)
-        connection.time_out()
+    async with connection_to(slow_at_first) as connection:
+        first = await connection.send(0, 0.2)
         stuck.set()
-        connection.send(0, 0.0)
-        await reached(lambda: len(results) == 2)
-        await connection.aclose()
+        second = await connection.send(0, 10)
 
-    assert [result.failure for result in results] == [TIMEOUT, OK]
+    assert [first.failure, second.failure] == ["DEADLINE_EXCEEDED", ""]
+
+
+@pytest.mark.parametrize("url", ["http://host:1/x", "host", "host:x"])
+async def test_no_address(url: str) -> None:
+    """Another URL is an error that names it."""
+    assert grpc_address("grpc://host:1/") == "host:1"
+    with pytest.raises(LoadTestError, match=f"^{url} is no gRPC address"):
+        grpc_address(url)

@@ -5,43 +5,36 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.connection import OK, TIMEOUT, Connection, LoadTestError, RequestResult
-from loadgen.http_connection import HttpConnection, ServerAddress
+from loadgen.connection import LoadTestError, Response
+from loadgen.http_connection import HttpAddress, HttpConnection, multipart_request, raw_request
 from loadgen.images import EncodedImage, read_images
-from loadgen.target import HttpTarget, RequestFormat, ServerApi, image_request
-from tests.fakes import reached
 from tests.loadgen.http_server import HANG_UP, SILENCE, Request, Send, always, reply, serving_script
 
 pytestmark = pytest.mark.anyio
 
-IMAGE = EncodedImage("a.jpg", b"photo", None, "image/jpeg")
+IMAGE = EncodedImage(b"photo")
 
 
-def request(address: ServerAddress, image: EncodedImage = IMAGE) -> bytes:
-    """A raw image."""
-    return image_request(RequestFormat(ServerApi.RAW), address, image)
+def connection_to(url: str) -> HttpConnection:
+    """A connection that sends the raw image."""
+    address = HttpAddress.parse(url)
+    return HttpConnection(address, [raw_request(address, IMAGE)])
 
 
-async def send_to(*responses: Send) -> tuple[list[RequestResult], Connection, list[Request]]:
-    """Send a request for each response, one after the other on one connection."""
-    results: list[RequestResult] = []
-    async with serving_script(lambda number: responses[number]) as server:
-        address = ServerAddress.parse(server.url)
-        connection = HttpConnection(address, [request(address)], lambda _connection, result: results.append(result))
-        for count in range(1, len(responses) + 1):
-            connection.send(0, 0.0)
-            await reached(lambda count=count: len(results) == count)  # type: ignore[misc]
+async def send_to(*sends: Send) -> tuple[list[Response], list[Request]]:
+    """Send a request for each of them, one after the other on one connection; what came back, and what the server got.
+
+    A timeout is 0.3 s.
+    """
+    async with serving_script(lambda number: sends[number]) as server:
+        connection = connection_to(server.url)
+        responses = [await connection.send(0, 0.3) for _ in sends]
         await connection.aclose()
-        return results, connection, server.requests
+        return responses, server.requests
 
 
 CHUNKED = Send(
-    (
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nServer-Ti",
-        b"ming: decode;dur=1.5\r\n\r\n3\r\nabc\r\n",
-        b"2\r\nde\r",
-        b"\n0\r\n\r\n",
-    )
+    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX", b": y\r\n\r\n3\r\nabc\r\n", b"2\r\nde\r", b"\n0\r\n\r\n")
 )
 
 
@@ -49,16 +42,10 @@ async def test_responses_in_any_pieces() -> None:
     """Responses with a length, in chunks and in pieces are read whole, and one connection carries them all."""
     cut = Send(tuple(bytes([byte]) for byte in reply(b"abc").pieces[0]))
     announced = Send((b"HTTP/1.1 100 Continue\r\n\r\n", *reply(b"x").pieces))
-    responses = [reply(b"abc"), CHUNKED, cut, announced, reply()]
+    responses, requests = await send_to(reply(b"abc"), CHUNKED, cut, announced, reply())
 
-    results, connection, requests = await send_to(*responses)
-
-    assert [result.failure for result in results] == [OK] * 5
-    assert [result.timing for result in results] == [b"", b"decode;dur=1.5", b"", b"", b""]
-    assert [result.body for result in results] == [b"abc", b"abcde", b"abc", b"x", b"{}"]
-    assert [result.received for result in results] == [sum(map(len, send.pieces)) for send in responses]
-    assert connection.connects == 1
-    assert [one.body for one in requests] == [b"photo"] * 5
+    assert responses == [Response("", body, 200) for body in (b"abc", b"abcde", b"abc", b"x", b"{}")]
+    assert [(one.connection, one.path, one.body) for one in requests] == [(0, "/predict", b"photo")] * 5
 
 
 @pytest.mark.parametrize(
@@ -66,164 +53,94 @@ async def test_responses_in_any_pieces() -> None:
     [
         Send(reply(b"{}", "200 OK", "Connection: close").pieces, close=True),
         Send((b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}",), close=True),
-        Send((b"HTTP/1.1 200 OK\r\n\r\nno ", b"length"), close=True),
     ],
-    ids=["close", "http-1.0", "until-the-end"],
+    ids=["close", "http-1.0"],
 )
 async def test_reconnects(send: Send) -> None:
     """A response that closes its connection succeeds, and the next request opens another connection."""
-    results, connection, requests = await send_to(send, reply())
+    responses, requests = await send_to(send, reply())
 
-    assert [result.failure for result in results] == [OK, OK]
-    assert results[0].body in (b"{}", b"no length")
-    assert connection.connects == 2
+    assert [response.failure for response in responses] == ["", ""]
     assert [one.connection for one in requests] == [0, 1]
 
 
 async def test_kinds_of_errors() -> None:
-    """A status, a redirect, an end without a response, half a response, and no HTTP are errors of their own kind."""
-    results, connection, _ = await send_to(
+    """A status, an end without a response, half a response, no HTTP and silence are errors of their own kind.
+
+    A late response is not that of the next request.
+    """
+    responses, requests = await send_to(
         reply(b'{"code": "overloaded"}', "429 Too Many Requests"),
         reply(b"", "302 Found", "Location: http://elsewhere/"),
         HANG_UP,
         Send((b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",), close=True),
         Send((b"220 smtp.example.org ESMTP\r\n",)),
-        reply(),
+        SILENCE,
+        reply(b"last"),
     )
 
-    kinds = ["status 429", "status 302", "connection closed", "connection closed", "bad answer", OK]
-    assert [result.failure for result in results] == kinds
-    assert results[0].text == '{"code": "overloaded"}'
-    assert results[1].text == "redirect to http://elsewhere/"
-    assert "220 smtp.example.org" in results[4].text
-    assert connection.connects == 4
-
-
-async def test_timeout() -> None:
-    """A request that times out has one result; its late response is not the result of the next request."""
-    results: list[RequestResult] = []
-    async with serving_script(lambda number: reply(b"second") if number else SILENCE) as server:
-        address = ServerAddress.parse(server.url)
-        connection = HttpConnection(address, [request(address)], lambda _connection, result: results.append(result))
-        connection.send(0, 0.0)
-        await reached(lambda: len(server.requests) == 1)
-        connection.time_out()
-        connection.send(0, 0.0)
-        await reached(lambda: len(results) == 2)
-        await connection.aclose()
-
-    assert [result.failure for result in results] == [TIMEOUT, OK]
-    assert connection.connects == 2
+    kinds = ["status 429", "status 302", "connection closed", "connection closed", "bad answer", "timeout", ""]
+    assert [response.failure for response in responses] == kinds
+    assert responses[0].text == '{"code": "overloaded"}'
+    assert "220 smtp.example.org" in responses[4].text
+    assert responses[-1].body == b"last"
+    assert [one.connection for one in requests] == [0, 0, 0, 1, 2, 3, 4]
 
 
 async def test_refused() -> None:
-    """A request to a port without a server fails, and a check names the address."""
+    """A request to a port without a server fails."""
     async with serving_script(always(reply())) as server:
-        target = HttpTarget([server.url], request, [IMAGE])
-    results: list[RequestResult] = []
-    connection = target.open_connection(0, lambda _connection, result: results.append(result))
-    connection.send(0, 0.0)
-    await reached(lambda: bool(results))
+        connection = connection_to(server.url)
 
-    assert results[0].failure == "connection refused"
-    assert connection.connects == 0
-    with pytest.raises(LoadTestError, match=f"^{server.url} refuses connections"):
-        await target.check(0)
-
-
-@pytest.mark.parametrize(
-    ("send", "text"),
-    [
-        (HANG_UP, "before the whole answer"),
-        (Send((b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",), close=True), "before the whole answer"),
-        (Send((b"220 smtp\r\n",)), "gives no answer"),
-        (SILENCE, "did not answer within 0.2 s"),
-    ],
-)
-async def test_check_without_a_response(send: Send, text: str) -> None:
-    """A check names the address and the fault: half a response, another protocol or silence."""
-    async with serving_script(always(send)) as server:
-        with pytest.raises(LoadTestError, match=f"^{server.url} .*{text}"):
-            await HttpTarget([server.url], request, [IMAGE]).check(0, 0.2)
-
-
-@pytest.mark.parametrize(
-    ("response", "text"),
-    [
-        (
-            reply(b"no", "307 Temporary Redirect", "Location: http://other/predict"),
-            r"redirects \(307\) to http://other/predict",
-        ),
-        (reply(b"<html>Hello"), "answers 200, but not as --api topfive would: <html>Hello"),
-    ],
-)
-async def test_check_of_another_response(response: Send, text: str) -> None:
-    """A check fails at a redirect, and at a good response that is not one of topfive."""
-    async with serving_script(always(response)) as server:
-        target = HttpTarget.of([server.url], RequestFormat(ServerApi.TOPFIVE), [IMAGE])
-        with pytest.raises(LoadTestError, match=text):
-            await target.check(0)
+    assert (await connection.send(0, 1)).failure == "connection refused"
 
 
 @pytest.mark.parametrize(
     ("url", "authority", "path"),
     [
-        ("http://host:8000", "host:8000", "/"),
-        ("host:8000/a?b=c", "host:8000", "/a?b=c"),
-        ("https://host/x", "host", "/x"),
-        ("https://host:444", "host:444", "/"),
-        ("http://[::1]:80", "[::1]", "/"),
+        ("http://host:8000", "host:8000", "/predict?model=a:1"),
+        ("host:8000/a?b=c", "host:8000", "/a?b=c&model=a:1"),
+        ("https://host/a b/ü", "host", "/a%20b/%C3%BC?model=a:1"),
+        ("http://[::1]:80/", "[::1]:80", "/predict?model=a:1"),
     ],
 )
 async def test_address(url: str, authority: str, path: str) -> None:
-    """The Host header and the path come from the URL; http:// is optional."""
-    address = ServerAddress.parse(url)
+    """The Host header and the path come from the URL, and the model goes into the query; http:// is optional."""
+    address = HttpAddress.parse(url, "a:1")
 
-    assert (address.authority, address.path) == (authority, path)
+    assert (address.authority, address.path, address.tls) == (authority, path, url.startswith("https"))
 
 
 async def test_no_address() -> None:
     """Another URL is an error that names it; a URL with a password is an error that does not repeat it."""
-    for url in ("ftp://host", "http://", "http://host:port", "http://host:99999", "http://a..b", "http://[::1"):
+    for url in ("ftp://host", "http://host:port", "http://host:99999", "http://a..b", "http://[::1"):
         with pytest.raises(LoadTestError, match=re.escape(url)):
-            ServerAddress.parse(url)
-    with pytest.raises(LoadTestError, match="is not sent; remove everything up to the @") as caught:
-        ServerAddress.parse("http://me:secret@host")
-    assert "secret" not in str(caught.value)
+            HttpAddress.parse(url)
+    for url in ("http://", "http://me:secret@host"):
+        with pytest.raises(LoadTestError) as caught:
+            HttpAddress.parse(url)
+        assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("form", "url", "path"),
-    [
-        (RequestFormat(ServerApi.TOPFIVE), "host", "/predict"),
-        (RequestFormat(ServerApi.TOPFIVE, "ensemble:a+b"), "host", "/predict?model=ensemble:a+b"),
-        (RequestFormat(ServerApi.MULTIPART, "a"), "host", "/predict?model=a"),
-        (RequestFormat(ServerApi.MULTIPART, "a"), "host/classify?top_k=3", "/classify?top_k=3&model=a"),
-        (RequestFormat(ServerApi.RAW), "host", "/"),
-        (RequestFormat(ServerApi.RAW), "host/infer", "/infer"),
-        (RequestFormat(ServerApi.RAW, path="/a b/ü"), "host", "/a%20b/%C3%BC"),
-        (RequestFormat(ServerApi.RAW, path="/other"), "host/infer", "/other"),
-    ],
-)
-async def test_path(form: RequestFormat, url: str, path: str) -> None:
-    """A request goes to the path of the option, else of the URL, else of the API."""
-    payload = image_request(form, ServerAddress.parse(url), IMAGE)
+async def test_form() -> None:
+    """A form has the image as its field, and its length is that of the body."""
+    head, _, body = multipart_request(HttpAddress.parse("host"), IMAGE).partition(b"\r\n\r\n")
 
-    assert payload.startswith(f"POST {path} HTTP/1.1\r\nHost: host\r\n".encode())
+    assert b"Content-Length: %d" % len(body) in head.split(b"\r\n")
+    assert b'name="image"' in body
+    assert b"Content-Type: image/jpeg\r\n\r\nphoto\r\n--" in body
 
 
 async def test_images(tmp_path: Path, photo: bytes) -> None:
-    """Files and folders are read in order; without any, a photo of 500 x 375 and about 100 kB is generated."""
+    """Files and folders are read in order; without any, a photo of about 100 kB is generated."""
     (tmp_path / "b.jpeg").write_bytes(photo)
     notes, empty = tmp_path / "notes.txt", tmp_path / "empty"
     notes.write_text("no image")
     empty.mkdir()
 
-    made, again, folder = read_images([])[0], read_images([])[0], read_images([tmp_path])
-
-    assert (made.size, 90_000 < len(made.data) < 110_000) == ((500, 375), True)
-    assert made.data == again.data
-    assert [one.name for one in folder] == ["b.jpeg"]
-    assert [one.group for one in read_images([notes, tmp_path])] == ["no image", folder[0].group]
+    (made,) = read_images([])
+    assert 90_000 < len(made.data) < 110_000
+    assert read_images([tmp_path]) == [EncodedImage(photo, "image/jpeg")]
+    assert [one.content_type for one in read_images([notes, tmp_path])] == ["text/plain", "image/jpeg"]
     with pytest.raises(LoadTestError, match="holds no image"):
-        read_images([notes, empty])
+        read_images([empty])
