@@ -6,6 +6,7 @@ MODELS ?= $(or $(TOPFIVE_MODELS),googlenet)
 WEIGHTS ?= $(or $(TOPFIVE_WEIGHTS),auto)
 PROTOBUF ?= 7.36.2
 SOAK_S ?= 600
+FUZZ_S ?= 3600
 PEERS ?= naive,litserve,bentoml,mosec,ray,mlserver,pytriton
 PYTRITON_PYTHON ?= /usr/bin/python3
 
@@ -20,7 +21,7 @@ export TOPFIVE_MODELS := $(MODELS)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
 .PHONY: install serve export export-missing test test-all test-protobuf test-compose test-gpu lint format proto bench
-.PHONY: soak audit sbom bench-models bench-peers bench-gpu clean
+.PHONY: soak fuzz audit sbom bench-models bench-peers bench-gpu clean
 
 install: $(STAMP)
 
@@ -49,6 +50,11 @@ test-all: install
 # Clients of every kind against one service for SOAK_S seconds, and what it holds of them afterwards.
 soak: install
 	$(BIN)/python -m tests.soak $(SOAK_S)
+
+# Mutated images, forms and artifacts for FUZZ_S seconds. What fails stays in build/fuzz, and belongs into
+# tests/fuzz/corpus once it is mended.
+fuzz: install
+	$(BIN)/python -m tests.fuzz $(FUZZ_S)
 
 # On a machine with an NVIDIA card: make test-gpu FLAVOUR=gpu. Elsewhere each test is skipped and says why.
 test-gpu: install

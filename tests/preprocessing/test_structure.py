@@ -25,7 +25,7 @@ from service.preprocessing.structure import read_structure
 from tests.preprocessing.test_decode import SAMPLES, chunk, encode, picture, raw_png
 
 LIMITS = ImageLimits()
-CORPUS = Path(__file__).parent / "corpus"
+CORPUS = Path(__file__).parent.parent / "fuzz" / "corpus"
 FULL = 31 << 20  # just below the limit of bytes
 SIDE = 8000  # squared, the limit of pixels
 MAX_CPU_S, MAX_PEAK_MIB = 1.0, 700

@@ -1,0 +1,1 @@
+"""Mutated images, forms and artifacts; `make fuzz` runs it for long."""
