@@ -7,7 +7,7 @@ import pytest
 from export.gate_images import PHOTOS
 from tests.command_line import topfive
 
-PREDICT, COMPARE = ("predict", PHOTOS / "bee.jpeg"), ("compare", PHOTOS / "bee.jpeg")
+PREDICT = ("predict", PHOTOS / "bee.jpeg")
 CLASSIFY = ("classify", PHOTOS / "bee.jpeg", "--out", "rows.csv")
 EVALUATE = ("evaluate", "list.csv", "--out", "figures")
 
@@ -17,15 +17,6 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An own working directory with a list of one image."""
     monkeypatch.chdir(tmp_path)
     Path("list.csv").write_text(f"path,class_id\n{PHOTOS / 'bee.jpeg'},309\n", encoding="utf-8")
-
-
-@pytest.mark.parametrize("command", [PREDICT, COMPARE, CLASSIFY, EVALUATE], ids=lambda command: command[0])
-def test_cache(command: tuple[str | Path, ...], artifacts: Path) -> None:
-    """A command that runs models in its own process keeps compiled graphs in the folder of --cache."""
-    result = topfive(*command, "--model", "tiny", "--artifacts", artifacts, "--cache", "kept", "--runtime", "openvino")
-
-    assert result.exit_code == 0, result.output
-    assert len(list(Path("kept/openvino").glob("*/*/seal.json"))) == 1
 
 
 @pytest.mark.parametrize("command", [PREDICT, CLASSIFY, EVALUATE], ids=lambda command: command[0])
