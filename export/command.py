@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
-from rich.panel import Panel
 
 from export.common import ExportError
 from export.tensorrt.command import build_one, engine_options, read_request
 from export.terminal import (
     ProgressBar,
     artifacts_option,
-    console,
     print_artifact,
     print_line,
     sigterm_as_interrupt,
@@ -136,12 +134,8 @@ def _present_weights(architecture: Architecture, root: Path) -> WeightRecord | N
 
 
 def _warn_untrained(architecture: Architecture, reason: str) -> None:
-    console.print(
-        Panel(
-            f"{escape(reason)}\n\n{architecture.name} has UNTRAINED weights: it runs, but its answers mean nothing. "
-            "Every reply says so. With a connection, run\n\n"
-            f"    topfive export {architecture.name} --weights pretrained",
-            title="untrained weights",
-            border_style="bold yellow",
-        )
+    print_line(
+        f"[bold yellow]{architecture.name} has UNTRAINED weights:[/] {escape(reason)}. It runs, but its answers mean "
+        "nothing, and every reply says so. With a connection, run: "
+        f"topfive export {architecture.name} --weights pretrained"
     )

@@ -1,15 +1,12 @@
 """The class labels of an imported network: from a CSV, from a list of lines, or assumed if none are given."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 
 from export.common import ExportError
 from models.labels import Label, imagenet_labels
-
-_COLUMNS = ("class_id", "wnid", "label")
-_LONGEST_ID = 9  # digits; int() refuses thousands of them
 
 
 class LabelsError(ExportError):
@@ -58,36 +55,26 @@ def _lines(text: str) -> tuple[Label, ...]:
 
 def _rows(text: str, path: Path) -> tuple[Label, ...]:
     """From a CSV with the column label, and optionally class_id (0, 1, 2, ... in any order) and wnid."""
-    reader = csv.DictReader(StringIO(text, newline=""), restval="", strict=True)
+    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
     try:
-        header = list(reader.fieldnames or ())
-        columns = [name.strip().lower() for name in header]
-        if "label" not in columns or len(set(columns)) < len(columns) or set(columns) - set(_COLUMNS):
-            raise LabelsError(
-                f"{path} has the columns {', '.join(header) or 'none'}; there must be label, and there may be class_id "
-                "and wnid, each once and with commas between them, in the first row (a .txt has a name per line and no "
-                "such row)"
-            )
-        reader.fieldnames = columns
-        rows = [_label(row, index, path) for index, row in enumerate(reader)]
+        reader.fieldnames = columns = [name.strip().lower() for name in reader.fieldnames or ()]
+        rows = list(reader)
     except csv.Error as error:
-        raise LabelsError(f"{path} is not CSV: {error} (line {reader.reader.line_num})") from error
-    rows.sort(key=lambda label: label.class_id)
-    if [label.class_id for label in rows] != list(range(len(rows))):
-        raise LabelsError(f"{path}: class_id must be each of 0 to {len(rows) - 1} once")
-    return tuple(rows)
-
-
-def _label(row: dict[str | None, str | list[str]], index: int, path: Path) -> Label:
-    """The label in a row of csv.DictReader, which has values without a column under None."""
-    surplus = row.pop(None, [])
-    if surplus:
+        raise LabelsError(f"{path} is not CSV: {error}") from error
+    if "label" not in columns:
         raise LabelsError(
-            f"{path} has {len(row) + len(surplus)} values in row {index + 1} and {len(row)} columns; "
-            'put quotes around a label with a comma in it, as in "horse, mare"'
+            f"{path} has the columns {', '.join(columns) or 'none'}; there must be label, and there may be class_id "
+            "and wnid, with commas between them, in the first row (a .txt has a name per line and no such row)"
         )
-    values = {name: str(value).strip() for name, value in row.items()}
-    class_id = values.get("class_id", str(index))
-    if not (class_id.isascii() and class_id.isdecimal() and len(class_id) <= _LONGEST_ID):
-        raise LabelsError(f"{path} has the class_id {class_id[:20]!r} in row {index + 1}; it counts 0, 1, 2, ...")
-    return Label(int(class_id), values.get("wnid", ""), values["label"])
+    by_id: dict[str, Label] = {}
+    for index, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise LabelsError(
+                f"{path} has not {len(columns)} values in row {index + 1}; put quotes around a label with a comma in "
+                'it, as in "horse, mare"'
+            )
+        class_id = row.get("class_id", str(index)).strip()
+        by_id[class_id] = Label(len(by_id), row.get("wnid", "").strip(), row["label"].strip())
+    if by_id.keys() != {str(index) for index in range(len(rows))}:
+        raise LabelsError(f"{path}: class_id must be each of 0 to {len(rows) - 1} once")
+    return tuple(replace(by_id[str(index)], class_id=index) for index in range(len(rows)))

@@ -3,7 +3,6 @@
 It shares no code with the graph that the import makes.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,6 @@ from models.weights.onnx_reader import IMAGE_TYPES
 from service.common.types import Batch, Probabilities
 
 _REPEATED_ERROR = 1e-3  # the most that the order of threads may change
-_SOURCE = re.compile(r"/\S*onnxruntime\S*/\S+:\d+ .*?\) (?=[A-Z])")  # a place in ONNX Runtime's own source
-_LINES = 3  # the lines after are a stack or advice to the authors of the runtime
-_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?")
 
 Scores = NDArray[np.float64]
 
@@ -140,7 +136,7 @@ def open_session(source: Path | bytes) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
-        raise UnsupportedError(f"ONNX Runtime cannot load the file: {one_line(error)}") from error
+        raise UnsupportedError(f"ONNX Runtime cannot load the file: {' '.join(str(error).split())}") from error
 
 
 def run_session(
@@ -150,11 +146,4 @@ def run_session(
     try:
         return [np.asarray(value) for value in session.run(outputs, inputs)]
     except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
-        raise UnsupportedError(f"ONNX Runtime cannot run {what}: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """The message of a runtime in one line, without its codes and the places in its own source."""
-    lines = [line.strip() for line in _SOURCE.sub("", str(error)).splitlines()]
-    text = " ".join(line for line in lines[:_LINES] if line)
-    return _CODE.sub("", text) or type(error).__name__
+        raise UnsupportedError(f"ONNX Runtime cannot run {what}: {' '.join(str(error).split())}") from error

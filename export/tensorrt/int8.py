@@ -3,8 +3,7 @@
 import contextlib
 import io
 import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +54,11 @@ class CalibrationPhotos:
     All are read once to sort them, and each again when it is taken. They are sorted by contrast (standard deviation of
     the pixels), highest first: ONNX Runtime takes the bin width of its histograms from the first photo, and fails if a
     later one needs far more bins. Unreadable photos are logged and skipped. Raises CalibrationError if fewer than 10
-    are readable, or a folder is not.
+    are readable.
     """
 
     def __init__(self, folder: Path, spec: InputSpec) -> None:
-        files = sorted(_image_files(folder))
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in decode.SUFFIXES)
         count = min(len(files), _MOST_PHOTOS)
         self._spec = spec
         found: list[tuple[float, float, Path]] = []
@@ -87,14 +86,6 @@ class CalibrationPhotos:
         if not file.is_file():  # reading a pipe would not end
             raise OSError("it is no file")
         return transforms.center_crop(self._spec, decode.decode_pixels(file.read_bytes(), ImageLimits()))
-
-
-def _image_files(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise CalibrationError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in decode.SUFFIXES)
 
 
 def quantise(half: Path, photos: CalibrationPhotos, path: Path, progress: Callable[[int, int], None]) -> None:

@@ -13,7 +13,6 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export.importing.pipeline import ImportRequest, ImportResult, ModelNameError, import_model
 from export.importing.recipe import RecipeError
-from export.importing.reference_run import one_line
 from export.importing.signature import UnsupportedError
 from export.parity_gate import EngineKind, ParityError
 from models.artifact.artifact import IMPORTED, WeightSource, load, sha256, versions
@@ -432,20 +431,6 @@ def test_same_answer_to_everything_is_noted(importing: Import) -> None:
 
     assert any("the same answer to every photo and to noise" in note for note in nothing.notes)
     assert not any("the same answer" in note for note in importing(classifier()).notes)
-
-
-def test_what_a_runtime_says_is_one_line() -> None:
-    """Codes, paths of the runtime's sources and what comes after the first lines are left out; the reason stays."""
-    said = (
-        "[ONNXRuntimeError] : 1 : FAIL : Load model from /a/net.onnx failed:/onnxruntime_src/onnxruntime/core/graph/"
-        "model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, const Path&) Unsupported model IR version: 99\n"
-    )
-
-    assert one_line(RuntimeError(said)) == "Unsupported model IR version: 99"
-    assert (
-        one_line(RuntimeError("Got invalid dimensions\n index: 0\n\nfix it\nhere")) == "Got invalid dimensions index: 0"
-    )
-    assert one_line(RuntimeError()) == "RuntimeError"
 
 
 def _with(**changes: Any) -> ModelProto:
