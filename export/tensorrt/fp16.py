@@ -3,11 +3,8 @@
 import copy
 import logging
 
-import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
-
-from models.catalog import InputSpec
 
 log = logging.getLogger(__name__)
 
@@ -36,17 +33,13 @@ class _Float32Layer(nn.Module):
         return result.half()
 
 
-def to_half(network: nn.Module, spec: InputSpec) -> HalfNetwork:
+def to_half(network: nn.Module) -> HalfNetwork:
     """A copy of `network` in evaluation mode that computes in float16.
 
     Batch norms are folded into the convolutions before them in float32, because small variances vanish in float16.
-    Local response normalisation stays in float32, because it sums squares. An average pooling that keeps the size of
-    its feature map is removed, because the exporter puts a cast on either side of it.
+    Local response normalisation stays in float32, because it sums squares.
     """
     folded = _fold_batch_norms(network)
-    for name, layer in _idle_poolings(folded, spec):
-        folded.set_submodule(name, nn.Identity())
-        log.debug("%s is left out: %s", name, layer)
     for name, layer in list(folded.named_modules()):
         if isinstance(layer, nn.LocalResponseNorm):
             folded.set_submodule(name, _Float32Layer(layer))
@@ -62,22 +55,3 @@ def _fold_batch_norms(network: nn.Module) -> nn.Module:
     except Exception as error:  # tracing runs the network's own code, which may fail in any way
         log.warning("batch norms are not folded before rounding, torch.fx cannot trace the network: %s", error)
         return copy.deepcopy(network)
-
-
-def _idle_poolings(network: nn.Module, spec: InputSpec) -> list[tuple[str, nn.Module]]:
-    """The adaptive average poolings that keep the size of their feature map for an input of `spec`."""
-    idle = []
-    hooks = []
-    for name, layer in network.named_modules():
-        if isinstance(layer, nn.AdaptiveAvgPool2d):
-
-            def note(pool: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-                if inputs[0].shape == output.shape:
-                    idle.append((name, pool))
-
-            hooks.append(layer.register_forward_hook(note))
-    with torch.inference_mode():
-        network(torch.zeros(1, len(spec.channels.matrix), spec.crop, spec.crop))
-    for hook in hooks:
-        hook.remove()
-    return idle

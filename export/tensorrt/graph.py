@@ -69,7 +69,7 @@ def _write_half(artifact: Artifact, path: Path) -> None:
 
     network, spec = build(architecture), manifest.input
     load_state(network, architecture, read_state_dict(weights), what=str(weights))
-    write_onnx(ServedNetwork(to_half(network, spec), spec).eval(), spec, manifest.classes, path)
+    write_onnx(ServedNetwork(to_half(network), spec).eval(), spec, manifest.classes, path)
 
 
 def _quantised(artifact: Artifact, half: Path, calibration: Path, folder: Path, reporter: Reporter) -> EngineGraph:

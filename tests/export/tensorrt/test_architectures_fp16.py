@@ -42,7 +42,7 @@ def test_engines(architecture: Architecture, tmp_path: Path) -> None:
     images = np.concatenate([photos(spec)[:2], random_pixels(spec, 2)])
     calibrate_batch_norm(served, images)
     path = tmp_path / "half.onnx"
-    write_onnx(ServedNetwork(to_half(network, spec), spec).eval(), spec, architecture.classes, path)
+    write_onnx(ServedNetwork(to_half(network), spec).eval(), spec, architecture.classes, path)
     with torch.inference_mode():
         wanted = np.log(served(torch.from_numpy(images[:3])).numpy())
     (given,) = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": images[:3]})

@@ -162,7 +162,7 @@ def test_progress(folder: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     half = tmp_path / "half.onnx"
     spec = CATALOG["lenet5"].input
-    write_onnx(ServedNetwork(to_half(seeded(lenet5), spec), spec).eval(), spec, 10, half)
+    write_onnx(ServedNetwork(to_half(seeded(lenet5)), spec).eval(), spec, 10, half)
     quantise(half, CalibrationPhotos(folder, spec), tmp_path / "int8.onnx", lambda *told: seen.append(told))
 
     assert seen == [(done, 10) for done in range(1, 11)]
