@@ -44,7 +44,7 @@ class Comparison:
     """A row for each model, in the order of the request.
 
     `agreement` has the best class of each model, the most frequent first. `common` has the classes that are among the
-    best of every model that answered, the most probable first.
+    best of every model, the most probable first. Both leave out models with other classes than most have.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -54,15 +54,21 @@ class Comparison:
     warnings: tuple[str, ...]
 
 
-def compared(rows: Sequence[ComparisonRow], timing_ms: ComparisonTiming) -> Comparison:
-    """The comparison of these rows. Two classes are the same if their wnid is, or without one their label."""
-    answers = [(row.model, row.result) for row in rows if isinstance(row.result, Classification)]
+def compared(rows: Sequence[tuple[ComparisonRow, str]], timing_ms: ComparisonTiming) -> Comparison:
+    """The comparison of these rows, each with the sha256 of its model's labels.
+
+    Two classes are the same if their wnid is, or without one their label.
+    """
+    answers = [(row.model, row.result, labels) for row, labels in rows if isinstance(row.result, Classification)]
+    label_sets = [labels for *_, labels in answers]
+    most = max(label_sets, key=label_sets.count, default="")
+    alike = [(model, answer.predictions) for model, answer, labels in answers if labels == most]
     return Comparison(
-        rows=tuple(rows),
-        agreement=_agreement((model, answer.predictions[0]) for model, answer in answers),
-        common=_common([answer.predictions for _, answer in answers]),
+        rows=tuple(row for row, _ in rows),
+        agreement=_agreement((model, predictions[0]) for model, predictions in alike),
+        common=_common([predictions for _, predictions in alike]),
         timing_ms=timing_ms,
-        warnings=tuple(dict.fromkeys(warning for _, answer in answers for warning in answer.warnings)),
+        warnings=tuple(dict.fromkeys(warning for _, answer, _ in answers for warning in answer.warnings)),
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 
+from models.artifact.artifact import LABELS
 from service.common.clock import Clock, timeout_at
 from service.common.errors import BadImage, BadRequest, NotReady, TooLarge, TopfiveError
 from service.common.metrics import UNKNOWN, Metrics
@@ -49,14 +50,15 @@ class LocalDataPlane:
 
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
         name = model or ""
-        with closing(RequestImage(self._preprocessor, image, options.crops, [name])) as request_image:
-            return await self._counted(request_image, name, options)
+        with closing(RequestImage(self._preprocessor, image, options.crops)) as request_image, Lease() as lease:
+            return await self._counted(request_image, name, options, lease)
 
     async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:
-        """The answers of several models to one image file, which is decoded once.
+        """The answers of several models to one image file, which is decoded once for all that are loaded.
 
-        A model that cannot answer has its error in its row. Raises the errors of the image and of the whole request:
-        BadImage, TooLarge, BadRequest, NotReady.
+        One model runs after the other, so that each takes the time that it takes alone: first those that are loaded,
+        then the others. A model that cannot answer has its error in its row. Raises the errors of the image and of the
+        whole request: BadImage, TooLarge, BadRequest, NotReady.
         """
         started = self.clock.now()
         try:
@@ -66,13 +68,19 @@ class LocalDataPlane:
         except TopfiveError as error:
             self.metrics.answered(UNKNOWN, error.code)
             raise
-        with closing(RequestImage(self._preprocessor, image, options.crops, names)) as request_image:
-            rows = await together([self._row(request_image, name, options) for name in names])
-            for row in rows:
+        with ExitStack() as stack:
+            leases = {name: stack.enter_context(self._waiting(name)) for name in names}
+            expected = [model.input for lease in leases.values() for model in lease.models]
+            request_image = stack.enter_context(
+                closing(RequestImage(self._preprocessor, image, options.crops, expected))
+            )
+            turns = sorted(names, key=lambda name: len(leases[name].models) <= name.count("+"))
+            rows = {name: await self._row(request_image, name, options, leases[name]) for name in turns}
+            for row, _ in rows.values():
                 if isinstance(row.result, (BadImage, TooLarge)):
                     raise row.result
             total_ms = (self.clock.now() - started) * 1000
-            return compared(rows, ComparisonTiming(request_image.seconds * 1000, total_ms))
+            return compared([rows[name] for name in names], ComparisonTiming(request_image.seconds * 1000, total_ms))
 
     async def models(self) -> ModelList:
         """One call reads all artifacts at a time; those that come meanwhile get its list."""
@@ -136,21 +144,36 @@ class LocalDataPlane:
             raise BadRequest(f"{len(rows)} models are to be compared; name at most {MAX_ROWS}")
         return list(rows.values())
 
-    async def _row(self, image: RequestImage, name: str, options: ClassifyOptions) -> ComparisonRow:
-        try:
-            return ComparisonRow(name, await self._counted(image, name, options))
-        except Exception as error:  # the other models still answer
-            return ComparisonRow(name, error)
+    def _waiting(self, name: str) -> Lease:
+        """A lease that keeps those models of a row that are loaded, while the row waits for its turn."""
+        lease = Lease()
+        lease.begin_wait()
+        for member in canonical(self.repository, name).removeprefix(ENSEMBLE_PREFIX).split("+"):
+            if (model := self.repository.loaded_model(member)) is not None:
+                lease.add(model)
+        return lease
 
-    async def _counted(self, image: RequestImage, name: str, options: ClassifyOptions) -> Classification:
+    async def _row(
+        self, image: RequestImage, name: str, options: ClassifyOptions, lease: Lease
+    ) -> tuple[ComparisonRow, str]:
+        """The row, and the sha256 of its model's labels. The lease ends with it."""
+        with lease:
+            lease.end_wait()
+            try:
+                answer = await self._counted(image, name, options, lease)
+            except Exception as error:  # the other models still answer
+                return ComparisonRow(name, error), ""
+            return ComparisonRow(name, answer), lease.models[0].artifact.manifest.files[LABELS]
+
+    async def _counted(self, image: RequestImage, name: str, options: ClassifyOptions, lease: Lease) -> Classification:
         """The answer of the model of that name. The request is counted, whatever its outcome."""
-        label = ENSEMBLE if name.startswith(ENSEMBLE_PREFIX) else UNKNOWN
+        known = lease.models[0].metrics_label if lease.models else UNKNOWN
+        label = ENSEMBLE if name.startswith(ENSEMBLE_PREFIX) else known
         try:
             async with timeout_at(options.deadline, self.clock):
-                with Lease() as lease:
-                    model = await self.served(name, lease)
-                    label = model.metrics_label
-                    answer = await self._answer(model, image, name, options)
+                model = await self.served(name, lease)
+                label = model.metrics_label
+                answer = await self._answer(model, image, options)
         except TopfiveError as error:
             self.metrics.answered(label, error.code)
             raise
@@ -160,23 +183,20 @@ class LocalDataPlane:
         except Exception:
             self.metrics.answered(label, "internal")
             raise
-        finally:
-            image.leave(name)
         self.metrics.answered(label, "ok", answer.timing_ms)
         return answer
 
-    async def _answer(
-        self, model: ServedModel, image: RequestImage, name: str, options: ClassifyOptions
-    ) -> Classification:
+    async def _answer(self, model: ServedModel, image: RequestImage, options: ClassifyOptions) -> Classification:
         started = self.clock.now()
         count = resolve_top_k(options.top_k, len(model.labels), model.name)
         _check(options)
         with ExitStack() as admitted:
             admissions = [admitted.enter_context(member.batcher.admit(options.crops)) for member in model.members]
-            arrived = self.clock.now()
-            prepared = await image.samples(name, [member.input for member in model.members])
-            decode_s = max(one.took_s for one in prepared)
-            waited_s = self.clock.now() - arrived - decode_s  # for a decoding thread
+            arrived, before_s = self.clock.now(), image.seconds
+            prepared = await image.samples([member.input for member in model.members])
+            spent_s = image.seconds - before_s  # the first row of a comparison pays for all; none other waits
+            decode_s = sum({step: took for one in prepared for step, took in one.took_s.items()}.values())
+            waited_s = self.clock.now() - arrived - spent_s  # for a decoding thread
             submitted = [
                 member.batcher.submit(one.samples, deadline=options.deadline, admission=admission)
                 for member, one, admission in zip(model.members, prepared, admissions, strict=True)
@@ -186,7 +206,7 @@ class LocalDataPlane:
         probabilities = ran[0].value if len(ran) == 1 else mean([one.value for one in ran])
         queue_s = min(one.queue_s for one in ran)
         ended_s = max(one.queue_s + one.run_s for one in ran)  # all were submitted at once
-        total_ms = (self.clock.now() - started) * 1000
+        total_ms = (self.clock.now() - started - spent_s + decode_s) * 1000
         model.latency.record(total_ms)
         return Classification(
             predictions=top_k(probabilities, model.labels, count),

@@ -1,9 +1,8 @@
 """Makes the samples of a request: decodes its image once, and resizes it once for each distinct transform."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from models.catalog import InputSpec
 from service.common.clock import Clock
@@ -21,13 +20,13 @@ MakeSamples = Callable[[InputSpec, DecodedImage, int], Samples]
 class PreparedSamples:
     """The samples of an image for one transform, one for each crop, and how they were made.
 
-    `took_s` is the sum of the seconds of decoding and of resizing and cropping. Several transforms may share one
-    decoding; each of them counts it.
+    `took_s` has the seconds of each step: decoding, and resizing and cropping. Several transforms may share one
+    decoding; each of them has it.
     """
 
     samples: Samples
     preprocessing: Preprocessing
-    took_s: float
+    took_s: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,81 +80,53 @@ class Preprocessor:
 
 
 class RequestImage:
-    """The image of one request, to be closed. Each of `users`, named by model, asks once for its samples.
+    """The image of one request, to be closed. Models ask for their samples in turn.
 
-    Nothing is decoded before a user asks. The image is decoded
-    once for each reduction that the transforms allow, usually once: an answer must not depend on which other models are
-    asked.
+    Nothing is decoded before one asks. Then one job on a thread decodes the image and makes its samples and those of
+    the `expected` transforms, so that no pixels outlive the job. The image is decoded once for each reduction that the
+    transforms allow, usually once: an answer must not depend on which other models are asked.
     """
 
-    def __init__(self, preprocessor: Preprocessor, data: bytes, crops: int, users: Iterable[str]) -> None:
+    def __init__(self, preprocessor: Preprocessor, data: bytes, crops: int, expected: Sequence[InputSpec] = ()) -> None:
         self._preprocessor = preprocessor
         self._data = data
         self._crops = crops
-        self._users = set(users)
-        self._shared = len(self._users) > 1
-        self._first: asyncio.Future[PreparedSamples] | None = None
-        self._decoded: _Timed | None = None
-        self._decoded_again: dict[int, asyncio.Future[_Timed]] = {}
-        self._made: dict[object, asyncio.Future[PreparedSamples]] = {}
+        self._expected = expected
+        self._jobs: dict[object, asyncio.Future[dict[object, PreparedSamples]]] = {}
         self._spent_s: list[float] = []
 
     def close(self) -> None:
-        """Cancel the remaining work and let the bytes go."""
-        futures: list[asyncio.Future[Any]] = [*self._made.values(), *self._decoded_again.values()]
-        for future in futures:
-            if not future.cancel() and not future.cancelled():
-                future.exception()  # nobody may have asked for the result of those that ended
+        """Let the bytes go."""
+        for job in self._jobs.values():
+            if not job.cancel() and not job.cancelled():
+                job.exception()  # a caller that left has not asked for it
         self._data = b""  # a job that waits for a thread keeps this object
-        self._decoded = None
-        self._decoded_again.clear()
 
     @property
     def seconds(self) -> float:
         """Seconds that threads have spent on the image so far."""
         return sum(self._spent_s)
 
-    async def samples(self, user: str, specs: Sequence[InputSpec]) -> list[PreparedSamples]:
+    async def samples(self, specs: Sequence[InputSpec]) -> list[PreparedSamples]:
         """The samples for each spec. Raises BadImage or TooLarge."""
-        try:
-            made = [self._begun(spec) for spec in specs]
-            # a user that leaves must not cancel them for the others; for one user, a shield would cost a loop turn
-            return [await (asyncio.shield(one) if self._shared else one) for one in made]
-        finally:
-            self.leave(user)
+        keys = [geometry(spec) for spec in specs]
+        if not self._jobs.keys() >= set(keys):
+            wanted = {geometry(spec): spec for spec in (*specs, *self._expected)}
+            missing = {key: spec for key, spec in wanted.items() if key not in self._jobs}
+            self._jobs.update(dict.fromkeys(missing, self._preprocessor.threads.run(self._make, missing)))
+        return [(await self._jobs[key])[key] for key in keys]
 
-    def leave(self, user: str) -> None:
-        """Record that the user needs no more samples. After the last user the pixels, which are large, are released."""
-        self._users.discard(user)
-        if not self._users:
-            self._decoded = None
-            self._decoded_again.clear()
-
-    def _begun(self, spec: InputSpec) -> asyncio.Future[PreparedSamples]:
-        key = geometry(spec)
-        if (made := self._made.get(key)) is None:
-            if self._first is None:
-                made = self._first = self._preprocessor.threads.run(self._decode_and_crop, spec)
-            else:
-                made = asyncio.get_running_loop().create_task(self._crop_later(self._first, spec))
-            self._made[key] = made
-        return made
-
-    async def _crop_later(self, first: asyncio.Future[PreparedSamples], spec: InputSpec) -> PreparedSamples:
-        await asyncio.shield(first)
-        decoded = self._decoded
-        assert decoded is not None, "a user that waits has not left"
-        needed = needed_side(spec, self._preprocessor.mode)
-        if (by := decoded.image.reduction_for(needed)) != decoded.image.reduction:
-            if by not in self._decoded_again:
-                self._decoded_again[by] = self._preprocessor.threads.run(self._decode, needed)
-            decoded = await asyncio.shield(self._decoded_again[by])
-        return await self._preprocessor.threads.run(self._crop, spec, decoded)
-
-    def _decode_and_crop(self, spec: InputSpec) -> PreparedSamples:
+    def _make(self, specs: Mapping[object, InputSpec]) -> dict[object, PreparedSamples]:
         """On a thread."""
-        self._decoded = decoded = self._decode(needed_side(spec, self._preprocessor.mode))
-        return self._crop(spec, decoded)
+        decodings: list[_Timed] = []
+        made: dict[object, PreparedSamples] = {}
+        for key, spec in specs.items():
+            needed = needed_side(spec, self._preprocessor.mode)
+            fitting = (one for one in decodings if one.image.reduction_for(needed) == one.image.reduction)
+            if (decoded := next(fitting, None)) is None:
+                decodings.append(decoded := self._decode(needed))
+            made[key] = self._crop(spec, decoded)
+        return made
 
     def _decode(self, needed: int | None) -> _Timed:
         """On a thread."""
@@ -171,9 +142,9 @@ class RequestImage:
         samples = self._preprocessor.crop(spec, decoded.image, self._crops)
         crop_s = self._preprocessor.clock.now() - began
         self._spent_s.append(crop_s)
-        recipe = f"resize {spec.resize} {spec.interpolation}, crop {spec.crop}"
-        done = Preprocessing(decoded.image.decoder, f"1/{decoded.image.reduction}", recipe)
-        return PreparedSamples(samples, done, decoded.decode_s + crop_s)
+        scale, recipe = f"1/{decoded.image.reduction}", f"resize {spec.resize} {spec.interpolation}, crop {spec.crop}"
+        done = Preprocessing(decoded.image.decoder, scale, recipe)
+        return PreparedSamples(samples, done, {scale: decoded.decode_s, recipe: crop_s})
 
 
 def joined(prepared: Sequence[PreparedSamples]) -> Preprocessing:

@@ -44,8 +44,8 @@ class Lease:
     """Keeps models loaded until the block ends. A request has one lease for all the models that it asks."""
 
     models: "list[LoadedModel]" = field(default_factory=list)
-    loads: int = 0
-    """How many models the request waits for."""
+    waits: int = 0
+    """How many other models the request waits for. Until it waits for none it releases none of its models."""
 
     def __enter__(self) -> Self:
         return self
@@ -55,16 +55,11 @@ class Lease:
             model.release(self)
         self.models.clear()
 
-    @property
-    def waits(self) -> bool:
-        """Whether the request waits for a load. Until that ends it releases none of its models."""
-        return self.loads > 0
+    def begin_wait(self) -> None:
+        self.waits += 1
 
-    def begin_load(self) -> None:
-        self.loads += 1
-
-    def end_load(self) -> None:
-        self.loads -= 1
+    def end_wait(self) -> None:
+        self.waits -= 1
 
     def add(self, model: "LoadedModel") -> None:
         self.models.append(model)

@@ -61,13 +61,13 @@ class _Load:
     def wait(self, lease: Lease | None) -> None:
         if lease is not None:
             self.leases.append(lease)
-            lease.begin_load()
+            lease.begin_wait()
 
     def leave(self, lease: Lease | None) -> None:
         """Remove the lease of a request that stops waiting, if it still waits."""
         if lease in self.leases:
             self.leases.remove(lease)
-            lease.end_load()
+            lease.end_wait()
 
     def end(self, model: LoadedModel | None) -> None:
         """End the wait of all requests. Their leases keep the model, if the load gave one."""

@@ -96,11 +96,11 @@ class CompareReply:
     rows: tuple[CompareRow, ...]
     agreement: Annotated[
         tuple[Agreement, ...],
-        Field(description="The best class of each model, the most frequent first"),
+        Field(description="The best class of each model, the most frequent first; without models of other classes"),
     ]
     common: Annotated[
         tuple[ClassName, ...],
-        Field(description="Classes among the best of every model that answered, most probable first"),
+        Field(description="Classes among the best of every model in `agreement`, most probable first"),
     ]
     timing_ms: ComparisonTiming
     warnings: tuple[str, ...]

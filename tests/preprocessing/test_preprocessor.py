@@ -1,4 +1,4 @@
-"""The image of one request and its users: how often it is decoded, at which scale, and when its pixels are released."""
+"""The image of one request: how often it is decoded, at which scale, and when its pixels are released."""
 
 import gc
 import weakref
@@ -46,8 +46,8 @@ class Reading:
     async def samples(self, data: bytes, *specs: InputSpec) -> list[tuple[Pixels, str]]:
         """Those of all recipes asked for at once, and the scale that is named."""
         try:
-            with closing(RequestImage(self.preprocessor, data, 1, ["m"])) as asked:
-                prepared = await asked.samples("m", specs)
+            with closing(RequestImage(self.preprocessor, data, 1)) as asked:
+                prepared = await asked.samples(specs)
         finally:
             self.preprocessor.close()
         named = joined(prepared).scale.split("+")
@@ -55,22 +55,24 @@ class Reading:
         return [(one.samples, one.preprocessing.scale) for one in prepared]
 
 
-async def test_pixels_are_released_after_the_last_user() -> None:
-    """The pixels stay while a user may still ask. They are released once each has asked or left."""
+async def test_expected_samples_are_made_with_the_first() -> None:
+    """The first samples are made with those that are expected, and then the pixels are released.
+
+    Samples that nobody expected take another decode.
+    """
     reading = Reading()
     try:
-        with closing(RequestImage(reading.preprocessor, png(), 1, ["a", "b"])) as image:
-            await image.samples("a", [InputSpec()])
+        with closing(RequestImage(reading.preprocessor, png(), 1, [InputSpec(), LARGE])) as image:
+            first = await image.samples([InputSpec()])
             gc.collect()
-            kept = reading.decoded[0]() is not None
-            image.leave("b")
-            gc.collect()
-            released = reading.decoded[0]() is None
+            assert reading.decoded[0]() is None
+            assert await image.samples([InputSpec()]) == first
+            await image.samples([LARGE])
+            assert len(reading.decoded) == 1
+            await image.samples([LARGER])
+            assert len(reading.decoded) == 2
     finally:
         reading.preprocessor.close()
-    assert kept
-    assert released
-    assert len(reading.decoded) == 1
 
 
 @pytest.mark.parametrize(
