@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from math import inf
@@ -21,6 +22,7 @@ from service.common.tasks import together
 from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
 from service.inference.local import LocalDataPlane
+from service.repository import repository
 from service.rest.errors import row_problem
 from service.rest.schemas import compare_reply, to_dict
 from service.server.data_plane import build_data_plane
@@ -54,6 +56,8 @@ async def _compare(
 ) -> int:
     """Print a comparison for each image. Returns 1 if an image or a row has an error, else 0."""
     data_plane, console, failures = build_data_plane(settings), Console(), 0
+    log = logging.getLogger(repository.__name__)
+    log.addFilter(_is_no_mark)
     try:
         await together([_loaded(data_plane, name) for name in names])
         async for path, comparison in answers(
@@ -70,8 +74,14 @@ async def _compare(
             else:
                 console.print(tables.comparison(str(path), comparison))
     finally:
+        log.removeFilter(_is_no_mark)
         await data_plane.aclose(0)
     return int(failures > 0)
+
+
+def _is_no_mark(record: logging.LogRecord) -> bool:
+    """Whether the table does not say it: it marks models with untrained weights."""
+    return "untrained weights" not in record.getMessage()
 
 
 async def _loaded(data_plane: LocalDataPlane, name: str) -> None:

@@ -1,6 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -8,6 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from models.artifact.artifact import WeightSource
 from models.artifact.measured import MeasuredAccuracy, Proportion, protocol
 from service.common.errors import Code, TopfiveError
 from service.common.model_info import ModelSummary
@@ -89,48 +90,45 @@ def answer(title: str, classification: Classification, width: int) -> Renderable
 
 
 def comparison(title: str, compared: Comparison) -> RenderableType:
-    """The best classes of each model, or its error, and below them the agreement."""
-    table = new_table()
-    table.add_column("model", overflow="fold", ratio=3, min_width=8)
-    table.add_column("best classes", no_wrap=True, ratio=4, min_width=8)
-    for column in ("prob.", "params", "MACs", "top-1", "ms"):
-        table.add_column(column, justify="right", no_wrap=True)
-    reasons: list[RenderableType] = []
+    """The best classes of each model, or its error, and below them the agreement of those with the same classes."""
+    table = new_table("model", "best classes", numbers=("prob.", "params", "MACs", "top-1", "prec.", "ms"))
+    lines: list[Text] = []
+    agreed = {model for group in compared.agreement for model in group.models}
+    others, untrained = [], False
     for row in compared.rows:
         if isinstance(row.result, Exception):
             code, reason = _code_and_reason(row.result)
             table.add_row(Text(row.model), Text(code, style="red"))
-            reasons.append(Text(f"{row.model}: {reason}", style="red"))
+            lines.append(Text(f"{row.model}: {reason}", style="red"))
             continue
         card, best = row.result.model, row.result.predictions
+        marked = any(one.weights == WeightSource.UNTRAINED for one in (card, *row.result.members))
+        untrained = untrained or marked
+        if row.model not in agreed:
+            others.append(row.model)
         table.add_row(
-            Text(row.model),
-            _lines(one.label for one in best),
-            _lines(f"{one.probability:.3f}" for one in best),
+            Text.assemble(row.model, (" *" if marked else "", "yellow")),
+            Text(best[0].label, "bold"),
+            Text(f"{best[0].probability:.3f}", "bold"),
             prefixed(card.parameters),
             prefixed(card.macs),
             "-" if card.acc1 is None else f"{card.acc1:.1f}",
+            row.result.engine.precision,
             f"{row.result.timing_ms.inference:.1f}",
-            end_section=len(best) > 1,
         )
-    answered = sum(not isinstance(row.result, Exception) for row in compared.rows)
-    said = [f"{group.label} ({len(group.models)} of {answered})" for group in compared.agreement]
-    lines: list[RenderableType] = [
-        *reasons,
-        *(Text(f"warning: {warning}", style="yellow") for warning in compared.warnings),
-        Text(f"best class: {', '.join(said) or 'no model answered'}"),
-        Text(
-            f"among the best of every model: {', '.join(same.label for same in compared.common) or 'none'}\n",
-            style="dim",
-        ),
-    ]
+        for other in best[1:]:
+            table.add_row("", other.label, f"{other.probability:.3f}")
+        if len(best) > 1:
+            table.add_section()
+    if untrained:
+        lines.append(Text("* untrained weights: these answers mean nothing (topfive export NAME)", "yellow"))
+    said = [f"{group.label} ({len(group.models)} of {len(agreed)})" for group in compared.agreement]
+    lines.append(Text(f"best class: {', '.join(said) or 'no model answered'}"))
+    if others:
+        lines.append(Text(f"with other classes, so not counted: {', '.join(others)}"))
+    common = ", ".join(same.label for same in compared.common) or "none"
+    lines.append(Text(f"among the best of every model: {common}\n", style="dim"))
     return Group(Text(title, "bold"), table, *lines)
-
-
-def _lines(values: Iterable[str]) -> Text:
-    """The values below each other; the first is bold."""
-    first, *others = values
-    return Text.assemble((first, "bold"), *(f"\n{other}" for other in others))
 
 
 def _code_and_reason(error: Exception) -> tuple[str, str]:

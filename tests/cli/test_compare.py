@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from export.gate_images import PHOTOS
+from models.artifact.artifact import MANIFEST, Manifest, write_manifest
 from tests.command_line import topfive
 from tests.fleet import copy_model
 
@@ -15,6 +16,22 @@ def pair(artifacts: Path) -> Path:
     """`tiny` and `twin`."""
     copy_model(artifacts, "twin")
     return artifacts
+
+
+def test_untrained_models_are_marked(pair: Path) -> None:
+    """Each row says its precision, and has a mark if its weights are untrained; one line says what the mark means."""
+    folder = pair / "twin" / "1"
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["weights"]["source"] = "file"
+    write_manifest(folder, Manifest.model_validate(manifest))
+    ensemble = "ensemble:tiny+twin"
+    options = ("--artifacts", pair, "--model", f"tiny,twin,{ensemble}", "--top-k", 1, "--precision", "f32")
+    result = topfive("compare", PHOTOS / "bee.jpeg", *options, columns=140)
+
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.startswith(("t", "ensemble"))}
+    assert ["*" in rows[name] for name in ("tiny", "twin", ensemble)] == [True, False, True]
+    assert all(row[-2] == "f32" for row in rows.values())
+    assert (result.stdout + result.stderr).count("untrained") == 1
 
 
 @pytest.mark.parametrize("columns", [80, 120])
