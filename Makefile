@@ -7,7 +7,7 @@ WEIGHTS ?= $(or $(TOPFIVE_WEIGHTS),auto)
 PROTOBUF ?= 7.36.2
 SOAK_S ?= 600
 FUZZ_S ?= 3600
-PEERS ?= naive,litserve,bentoml,mosec,ray,mlserver,pytriton
+PEERS ?= naive,expert,litserve,bentoml,mosec,ray,mlserver,pytriton
 PYTRITON_PYTHON ?= /usr/bin/python3
 
 ARTIFACTS ?= $(or $(TOPFIVE_ARTIFACTS),artifacts)

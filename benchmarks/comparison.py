@@ -9,7 +9,7 @@ from benchmarks.answers import AnswerError, ExpectedAnswer, check_answers
 from benchmarks.load import PutLoad, ServerLoad, put_load
 from benchmarks.report import Measurement, ReportRow, spread
 from benchmarks.server_under_test import ServerError, ServerUnderTest
-from benchmarks.servers import ServerSpec
+from benchmarks.servers import EXPERT, ServerSpec
 from loadgen.connection import LoadTestError
 from loadgen.measurement import LoadLevel
 
@@ -117,9 +117,12 @@ def comparison_rows(
     """The targets of this server, with default settings and as the peers run, and each server that failed."""
     name = default.spec.name
     if peers:
-        best = max((one for one in peers if one.rounds), key=lambda one: one.median(_rate), default=None)
+        expert = next((one for one in peers if one.rounds and one.spec.name == EXPERT), None)
+        yield ratio_row(default, expert, f"{name} / {EXPERT}, 16 connections", _rate, 1.0)
+        f32 = [one for one in peers if one.rounds and one is not expert]
+        best = max(f32, key=lambda one: one.median(_rate), default=None)
         for one, at_least in ((default, 3.0), (equal, 1.05)):
-            yield ratio_row(one, best, f"{one.spec.name} / best peer, 16 connections", _rate, at_least)
+            yield ratio_row(one, best, f"{one.spec.name} / best peer in f32, 16 connections", _rate, at_least)
     if default.rounds:
         tail = default.values(
             lambda each: each.arrivals.result.latency_ms["p99"] / each.arrivals.result.latency_ms["p50"]

@@ -77,6 +77,9 @@ def _module(module: str, spec: ServerSpec) -> Peer:
     return Peer(module.partition("_")[0], ("python", "-m", f"benchmarks.peers.{module}"), spec)
 
 
+EXPERT = "an expert's FastAPI"
+"""The peer with the runtime and the precision of this server."""
+
 _AT = ("--host", "127.0.0.1", "--port", "{port}")
 _V2 = "/v2/models/model/infer"
 _BATCHES = "2 workers, batches up to 8"
@@ -87,6 +90,11 @@ PEERS = (
         "naive",
         ("uvicorn", "benchmarks.peers.naive:app", *_AT, "--no-access-log"),
         ServerSpec("naive FastAPI", settings="2 processes of uvicorn, no batching", copies=2),
+    ),
+    Peer(
+        "expert",
+        ("uvicorn", "benchmarks.peers.expert:app", *_AT, "--no-access-log"),
+        ServerSpec(EXPERT, settings="FastAPI, libjpeg-turbo, OpenVINO bf16 with 2 streams; 4 threads, no batching"),
     ),
     _module("litserve_api", ServerSpec("LitServe", settings=f"{_BATCHES} in 3 ms")),
     Peer(

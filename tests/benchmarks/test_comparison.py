@@ -12,7 +12,7 @@ from benchmarks.comparison import ComparedServer, ServerComparison, ServerRound,
 from benchmarks.load import ServerLoad, put_load, send_requests
 from benchmarks.report import NOT_MEASURED
 from benchmarks.server_under_test import ServerUnderTest
-from benchmarks.servers import ServerSpec
+from benchmarks.servers import EXPERT, ServerSpec
 from loadgen.connection import LoadTestError, Response
 from loadgen.measurement import LoadLevel, LoadResult
 from tests.scripted_server import PHOTO, scripted
@@ -59,12 +59,22 @@ def test_turns(tmp_path: Path) -> None:
     assert order == ["ours", "peer", "peer", "ours", "ours", "peer"]
     assert load.calls[:4] == [*["ours 16 connections"] * 2, "ours 1 connection", "ours 63 requests/s"]
     found = {row.name: row for row in comparison_rows(ours, ours, [peer])}
-    beside = found["ours / best peer, 16 connections"]
+    beside = found["ours / best peer in f32, 16 connections"]
     assert list(beside.values) == [1.5, 4.0, 3.75]
     assert list(found["ours: p99 / p50 at 70 % of the maximum, random arrivals"].values) == [2.5] * 3
     assert all(0 < seconds < 20 for seconds in found["ours: start to first answer"].values)
     assert found["ours: memory after 16 connections"].verdict == "pass"
     assert (ours.reason, peer.reason) == ("", "")
+
+
+def test_expert(tmp_path: Path) -> None:
+    """The peer with the same runtime and precision has a row of its own, and is not the best peer in f32."""
+    load = ScriptedLoad({"ours": [90.0], "peer": [30.0], EXPERT: [100.0]})
+    ours, *peers = load.compare([scripted("ours"), scripted("peer"), scripted(EXPERT)], tmp_path, 1)
+
+    found = {row.name: (list(row.values), row.verdict) for row in comparison_rows(ours, ours, peers)}
+    assert found[f"ours / {EXPERT}, 16 connections"] == ([0.9], "miss")
+    assert found["ours / best peer in f32, 16 connections"] == ([3.0], "pass")
 
 
 def test_server_that_fails(tmp_path: Path) -> None:
@@ -80,7 +90,7 @@ def test_server_that_fails(tmp_path: Path) -> None:
     assert [len(one.rounds) for one in (good, *others)] == [2, 0, 0, 0]
     rows = list(comparison_rows(good, good, others))
     assert {row.name: row.note for row in rows if row.verdict == NOT_MEASURED and row.name in reasons} == reasons
-    beside = next(row for row in rows if "best peer" in row.name)
+    beside = next(row for row in rows if "best peer in f32" in row.name)
     assert (beside.verdict, beside.note) == (NOT_MEASURED, "no peer could be measured")
 
 
