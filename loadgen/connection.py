@@ -17,12 +17,11 @@ class LoadTestError(Exception):
 class Response:
     """How a request ended. `failure` is the kind of error, such as `status 429`; it is empty on success.
 
-    `body` is the response body or the error message. `status` is the HTTP status, 0 for gRPC.
+    `body` is the response body or the error message.
     """
 
     failure: str
     body: bytes = b""
-    status: int = 0
 
     @property
     def text(self) -> str:

@@ -147,7 +147,7 @@ class _HttpProtocol(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status >= 200:  # 1xx announces the response
             failure = "" if status < 300 else f"status {status}"
-            self._end(Response(failure, b"".join(self._body), status), self._parser.should_keep_alive())
+            self._end(Response(failure, b"".join(self._body)), self._parser.should_keep_alive())
 
     def _end(self, response: Response, keep_alive: bool = False) -> None:
         waiting, self._response, self._body = self._response, None, []
