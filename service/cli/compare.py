@@ -1,4 +1,4 @@
-"""The command `topfive compare`: many models side by side on the same images, without a server."""
+"""The command `topfive compare`: many models side by side on the same images, here or by a server."""
 
 import asyncio
 import json
@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,8 +13,17 @@ from rich.console import Console
 
 from models.artifact.artifact import exported_names
 from service.cli import tables
-from service.cli.options import ANSWER_OPTIONS, crops_option, option, options, settings_from, split_names
-from service.cli.predict import answers
+from service.cli.options import (
+    ANSWER_OPTIONS,
+    crops_option,
+    option,
+    options,
+    server_options,
+    settings_from,
+    split_names,
+)
+from service.cli.predict import answering, answers, server_from
+from service.cli.tables import say
 from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.common.tasks import together
@@ -23,60 +31,80 @@ from service.inference.dataplane import ClassifyOptions
 from service.inference.ensemble import member_names
 from service.inference.local import LocalDataPlane
 from service.repository import repository
+from service.rest.client import RemoteServer
 from service.rest.errors import row_problem
 from service.rest.schemas import compare_reply, to_dict
-from service.server.data_plane import build_data_plane
 
 
 @click.command("compare", short_help="Classify images with many models side by side.")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@option("--model", "models", multiple=True, help="Exported models, repeated or with commas; else all of them")
+@click.argument("images", nargs=-1, required=True, type=click.Path())
+@option(
+    "--model", "models", multiple=True, help="Models, repeated or with commas; else all exported, or loaded by --server"
+)
 @option("--top-k", type=int, help="Classes of each model among which common ones are searched")
 @crops_option
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per image")
+@server_options
 @options(*ANSWER_OPTIONS)
 def compare_command(
-    images: Sequence[Path], models: Sequence[str], top_k: int | None, crops: int, as_json: bool, **values: Any
+    images: Sequence[str], models: Sequence[str], top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:
-    """Classify IMAGES with many models side by side. The exit status is 1 if any model has no answer."""
+    """Classify IMAGES, which are files, with many models side by side, in this process or with --server by a server.
+
+    The exit status is 1 if any model has no answer.
+    """
+    server = server_from(values)
     settings = settings_from(values)
     errors = Console(stderr=True)
     names = split_names(models)
-    if not names:
+    if not names and server is None:
         names = exported_names(settings.artifacts)
         if not names:
             errors.print(f"no model is exported in {settings.artifacts}; run: topfive export NAME", highlight=False)
             sys.exit(1)
         errors.print(f"comparing what is exported: {', '.join(names)}", highlight=False)
-    sys.exit(asyncio.run(_compare(settings, images, names, ClassifyOptions(inf, top_k, crops), as_json)))
+    sys.exit(asyncio.run(_compare(settings, server, images, names, ClassifyOptions(inf, top_k, crops), as_json)))
 
 
 async def _compare(
-    settings: Settings, images: Sequence[Path], names: Sequence[str], options: ClassifyOptions, as_json: bool
+    settings: Settings,
+    server: RemoteServer | None,
+    images: Sequence[str],
+    names: Sequence[str],
+    options: ClassifyOptions,
+    as_json: bool,
 ) -> int:
     """Print a comparison for each image. Returns 1 if an image or a row has an error, else 0."""
-    data_plane, console, failures = build_data_plane(settings), Console(), 0
+    console, failures = Console(), 0
+    try:
+        async with answering(settings, server, lambda local: _load(local, names)) as data_plane:
+            async for image, comparison in answers(
+                images, settings, options, lambda data, asked: data_plane.compare(data, names, asked)
+            ):
+                if comparison is None:
+                    failures += 1
+                    continue
+                failures += sum(isinstance(row.result, Exception) for row in comparison.rows)
+                if as_json:
+                    problems = [row_problem(row.result, image) for row in comparison.rows]
+                    reply = to_dict(compare_reply(image, comparison, problems))
+                    click.echo(json.dumps({"image": reply.pop("request_id"), **reply}))
+                else:
+                    console.print(tables.comparison(image, comparison))
+    except OSError as error:  # of the server
+        say(Console(stderr=True), f"error: {error}", "red")
+        failures += 1
+    return int(failures > 0)
+
+
+async def _load(data_plane: LocalDataPlane, names: Sequence[str]) -> None:
+    """Load the models, however long that takes. The row of one that fails has the error."""
     log = logging.getLogger(repository.__name__)
     log.addFilter(_is_no_mark)
     try:
         await together([_loaded(data_plane, name) for name in names])
-        async for path, comparison in answers(
-            images, settings, data_plane.clock, options, lambda data, asked: data_plane.compare(data, names, asked)
-        ):
-            if comparison is None:
-                failures += 1
-                continue
-            failures += sum(isinstance(row.result, Exception) for row in comparison.rows)
-            if as_json:
-                problems = [row_problem(row.result, str(path)) for row in comparison.rows]
-                reply = to_dict(compare_reply(str(path), comparison, problems))
-                click.echo(json.dumps({"image": reply.pop("request_id"), **reply}))
-            else:
-                console.print(tables.comparison(str(path), comparison))
     finally:
         log.removeFilter(_is_no_mark)
-        await data_plane.aclose(0)
-    return int(failures > 0)
 
 
 def _is_no_mark(record: logging.LogRecord) -> bool:

@@ -91,6 +91,12 @@ def options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def server_options(command: Command) -> Command:
+    """The options of a command that may ask a server."""
+    command = option("--api-key", help="API key for --server, if it asks for one")(command)
+    return option("--server", help="URL of a running server that answers, such as http://localhost:8000")(command)
+
+
 def settings_from(values: dict[str, Any]) -> Settings:
     """Validated settings. Raises click.UsageError, which names the option, if a value does not fit."""
     try:

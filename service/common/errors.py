@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-_PATH = re.compile(r"(?<![^\s'\"(=])/(?:[^\s'\",;:()/]+/)*([^\s'\",;:()/]+)")
+_PATH = re.compile(r"(?<![^\s'\"(=])/(?:[^\s'\",;:()/]+/)+([^\s'\",;:()/]+)")
 
 
 class Code(StrEnum):

@@ -6,13 +6,15 @@ Most replies are dataclasses of the service; this module has the parameters, and
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter
 from pydantic.json_schema import SkipJsonSchema
 
 from service.common.types import DEFAULT_CROPS, DEFAULT_TOP_K, Classification, copy_as
 from service.inference.comparison import Agreement, ClassName, Comparison, ComparisonTiming
+
+T = TypeVar("T")
 
 _Crops = Annotated[
     int,
@@ -147,6 +149,12 @@ def compare_reply(request_id: str, comparison: Comparison, problems: Sequence[Ro
 def to_json(reply: object) -> bytes:
     """The JSON of a reply, which is a dataclass."""
     return _adapter(type(reply)).dump_json(reply)
+
+
+def from_json(cls: type[T], content: bytes) -> T:
+    """The reply of class `cls` in JSON of another server. Raises ValidationError."""
+    reply: T = _adapter(cls).validate_json(content)
+    return reply
 
 
 def to_dict(reply: object) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def test_every_code_is_an_error(code: Code) -> None:
             "run: topfive export a --artifacts .../artifacts",
         ),
         (NotReady("/srv/a/b: f32 and/or f16 on ::1:8001"), ".../b: f32 and/or f16 on ::1:8001"),
+        (ModelNotFound("no model b; GET /models lists them"), "no model b; GET /models lists them"),
         (BadRequest("send it to /predict?model=a"), "send it to /predict?model=a"),
     ],
 )
