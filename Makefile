@@ -7,6 +7,7 @@ WEIGHTS ?= $(or $(TOPFIVE_WEIGHTS),auto)
 PROTOBUF ?= 7.36.2
 SOAK_S ?= 600
 FUZZ_S ?= 3600
+URL ?= http://127.0.0.1:8000
 PEERS ?= naive,expert,litserve,bentoml,mosec,ray,mlserver,pytriton
 PYTRITON_PYTHON ?= /usr/bin/python3
 
@@ -21,7 +22,7 @@ export TOPFIVE_MODELS := $(MODELS)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
 .PHONY: install serve export export-missing test test-all test-protobuf test-compose test-gpu lint format proto bench
-.PHONY: soak fuzz audit sbom bench-models bench-peers bench-gpu clean
+.PHONY: soak fuzz api-check audit sbom bench-models bench-peers bench-gpu clean
 
 install: $(STAMP)
 
@@ -55,6 +56,15 @@ soak: install
 # tests/fuzz/corpus once it is mended.
 fuzz: install
 	$(BIN)/python -m tests.fuzz $(FUZZ_S)
+
+# Requests made from the OpenAPI document of the running server at URL: each answer is one that the document names.
+api-check: $(VENV)-schemathesis/.installed
+	$(VENV)-schemathesis/bin/schemathesis --config-file tests/rest/schemathesis.toml run $(URL)/openapi.json --checks all --max-examples 300
+
+$(VENV)-schemathesis/.installed:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check 'schemathesis>=4.32,<5'
+	touch $@
 
 # On a machine with an NVIDIA card: make test-gpu FLAVOUR=gpu. Elsewhere each test is skipped and says why.
 test-gpu: install
@@ -124,4 +134,4 @@ bench-gpu: export-missing
 	$(BIN)/python -m benchmarks.gpu $(foreach model,$(subst $(comma), ,$(MODELS)),--model $(model)) $(BENCH)
 
 clean:
-	rm -rf $(VENV) $(VENV)-protobuf $(VENV)-audit build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-protobuf $(VENV)-audit $(VENV)-schemathesis build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -25,8 +25,9 @@ _Crops = Annotated[
 _TopK = Annotated[
     int | SkipJsonSchema[None],
     Field(
-        json_schema_extra={"minimum": 1},
-        description=f"How many classes, best first; {DEFAULT_TOP_K}, or all if there are fewer",
+        le=1000,  # the classes of ImageNet; pydantic writes it as `le` where a value may be None
+        json_schema_extra=lambda schema: schema.update(minimum=1, maximum=schema.pop("le")),
+        description=f"How many classes of the model, best first; {DEFAULT_TOP_K}, or all if there are fewer",
     ),
 ]
 

@@ -320,6 +320,7 @@ async def test_document_of_errors_and_parameters(running: Running) -> None:
     }
     assert {path for path, name in schemas if name == "x-request-timeout"} == {"/predict", "/compare"}
     expected = {"x-request-timeout": ("exclusiveMinimum", 0), "top_k": ("minimum", 1), "crops": ("enum", [1, 10])}
+    assert {schema["maximum"] for (_, name), schema in schemas.items() if name == "top_k"} == {1000}
     for (_, name), schema in schemas.items():
         assert "null" not in str(schema)
         assert name not in expected or expected[name] in schema.items()
