@@ -15,6 +15,7 @@ from PIL import Image
 from export.gate_images import PHOTOS
 
 if TYPE_CHECKING:
+    from tests.download_host import Host
     from tests.serving import Running
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -72,6 +73,17 @@ def anyio_backend() -> str:
 async def _one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
     """Async tests share one loop: gRPC hands events that come late to whichever is there, for one that has closed."""
     yield  # noqa: PT022 - a generator holds the loop until the last test
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> "Iterator[Host]":
+    """A download host that no proxy stands before."""
+    from tests.download_host import Host
+
+    monkeypatch.setenv("no_proxy", "*")
+    host = Host()
+    yield host
+    host.close()
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ from service.rest.schemas import compare_reply, to_dict
 def compare_command(
     images: Sequence[str], models: Sequence[str], top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:
-    """Classify IMAGES, which are files, with many models side by side, in this process or with --server by a server.
+    """Classify IMAGES, files or URLs, with many models side by side, in this process or with --server by a server.
 
     The exit status is 1 if any model has no answer.
     """

@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from http import HTTPStatus
 from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from service.cli.options import (
 from service.cli.tables import say
 from service.common.clock import LoopClock
 from service.common.errors import BadRequest, TopfiveError
+from service.common.http_client import fetch
 from service.common.image_file import read_image_file
 from service.common.settings import Settings
 from service.inference.dataplane import ClassifyOptions
@@ -54,7 +56,7 @@ _OWN = ("artifacts", "cache", "runtime", "precision", "cpus", "decode", "max_ima
 def predict_command(
     images: Sequence[str], model: str, top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:
-    """Classify IMAGES, which are files, in this process, or with --server by a running server."""
+    """Classify IMAGES, files or URLs, in this process, or with --server by a running server."""
     server = server_from(values)
     try:
         settings = settings_from({**values, "models": member_names(model)})
@@ -147,8 +149,13 @@ async def answers(
 
 
 def _read(image: str, settings: Settings) -> bytes:
-    """The bytes of the image file. Raises TopfiveError."""
+    """The bytes of the image, which is a file or a URL. Raises TopfiveError."""
     try:
-        return read_image_file(Path(image), settings.limits)
+        if not image.lower().startswith(("http://", "https://")):
+            return read_image_file(Path(image), settings.limits)
+        answer = fetch(image, settings.timeout_s, settings.max_image_bytes)
     except OSError as error:
         raise BadRequest(error.strerror or str(error)) from error
+    if answer.status != HTTPStatus.OK:
+        raise BadRequest(f"the host answered {answer.status} {answer.reason}")
+    return answer.body

@@ -7,6 +7,7 @@ import pytest
 
 from export.gate_images import PHOTOS
 from tests.command_line import topfive
+from tests.download_host import Host, whole
 
 
 def test_table(artifacts: Path) -> None:
@@ -45,3 +46,20 @@ def test_json(artifacts: Path, tmp_path: Path) -> None:
     assert all(len(row["predictions"]) == 3 for row in rows)
     assert "cat[0].jpg: not an image" in result.stderr.replace("\n", "")
     assert "No such file" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "compare"])
+def test_urls(artifacts: Path, host: Host, command: str) -> None:
+    """A photo may be a URL; one that is not there, no image or too large is an error that says so."""
+    bee = (PHOTOS / "bee.jpeg").read_bytes()
+    urls = [host.serve("bee.jpeg", whole(bee)), f"{host.url}none", host.serve("page", whole(b"<html>a page</html>"))]
+    large = host.serve("large", whole(bee + bytes(1)))
+    options = ("--model", "tiny", "--artifacts", artifacts, "--json", "--max-image-bytes", len(bee))
+    result = topfive(command, *urls, large, PHOTOS / "bee.jpeg", *options)
+
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 1
+    assert [row["image"] for row in rows] == [urls[0], str(PHOTOS / "bee.jpeg")]
+    assert f"{urls[1]}: the host answered 404" in result.stderr
+    assert f"{urls[2]}: this is HTML, a web page" in result.stderr
+    assert f"{large}: it has more than {len(bee):,} bytes" in result.stderr

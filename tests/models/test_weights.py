@@ -3,10 +3,8 @@
 import hashlib
 import pickle
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -30,97 +28,20 @@ from models.weights.weights import (
     load_state,
     read_state_dict,
 )
+from tests.download_host import Answer, Host, failed, not_http, reply, whole
 
 SQUEEZENET, TINY, GOOGLENET = CATALOG["squeezenet1_1@IMAGENET1K_V1"], CATALOG["tiny"], CATALOG["googlenet"]
 BODY = bytes(range(256)) * 4000
 PREFIX = hashlib.sha256(BODY).hexdigest()[:8]
 NAME = f"net-{PREFIX}.pth"
 
-Answer = Callable[[BaseHTTPRequestHandler], None]
 State = dict[str, Tensor]
-
-
-def reply(body: bytes = b"", status: int = 200, **headers: object) -> Answer:
-    """A reply of HTTP with these headers."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(status)
-        for name, value in headers.items():
-            request.send_header(name.replace("_", "-"), str(value))
-        request.end_headers()
-        request.wfile.write(body)
-
-    return answer
-
-
-def whole(body: bytes) -> Answer:
-    """The body, as a good server sends it."""
-    return reply(body, Content_Length=len(body))
-
-
-def failed(code: int) -> Answer:
-    """An error of HTTP."""
-    return lambda request: request.send_error(code)
-
-
-def not_http(request: BaseHTTPRequestHandler) -> None:
-    """The greeting of another protocol."""
-    request.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
 
 
 CUT_OFF = reply(BODY[: len(BODY) // 2], Content_Length=len(BODY))
 CUT_OFF_CHUNK = reply(b"ffff\r\nonly this", Transfer_Encoding="chunked")
 NONSENSE_LENGTH = reply(BODY, Content_Length="much")
 REDIRECTED = reply(status=302, Location=f"/moved/{NAME}")
-
-
-class QuietServer(ThreadingHTTPServer):
-    """Says nothing of clients that hang up: they are part of the tests."""
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Nothing."""
-
-
-class Host:
-    """A download host on a free port of this machine; `answers` says what each path gets, and `asked` what came."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.asked: list[str] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(handler) -> None:  # noqa: N805
-                self.asked.append(handler.path)
-                self.answers.get(handler.path, failed(404))(handler)
-
-            def log_message(handler, *arguments: object) -> None:  # noqa: N805
-                """Nothing."""
-
-        self._server = QuietServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-        self.address = f"127.0.0.1:{self._server.server_port}"
-        self.url = f"http://{self.address}/models/"
-
-    def serve(self, name: str, answer: Answer) -> str:
-        """Answer for that file; its address."""
-        self.answers[f"/models/{name}"] = answer
-        return self.url + name
-
-    def close(self) -> None:
-        """Stop, and free the port."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    """A download host that no proxy stands before."""
-    monkeypatch.setenv("no_proxy", "*")
-    host = Host()
-    yield host
-    host.close()
 
 
 def ignore(done: int, total: int) -> None:
