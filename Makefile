@@ -24,6 +24,19 @@ export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 .PHONY: install serve export export-missing test test-all test-protobuf test-compose test-gpu lint format proto bench
 .PHONY: soak fuzz api-check audit sbom bench-models bench-peers bench-gpu clean
 
+.PHONY: try packaged
+# Right answers in about a minute: the base install alone, and the trained model that comes with topfive.
+try: export TOPFIVE_MODELS = squeezenet1_1
+try: .venv-try/.installed
+	@echo "Once it says ready: curl -F image=@export/photos/zebra.jpeg localhost:$${TOPFIVE_PORT:-8000}/predict"
+	exec .venv-try/bin/topfive serve
+
+.venv-try/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "topfive needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -37,6 +50,10 @@ export: install
 
 export-missing: install
 	$(BIN)/topfive export $(MODELS) --weights $(WEIGHTS) --missing
+
+# Makes the model that comes with topfive anew; commit what changed.
+packaged: install
+	$(BIN)/python -m export.packaged
 
 serve: export-missing
 	exec $(BIN)/topfive serve
@@ -135,3 +152,4 @@ bench-gpu: export-missing
 
 clean:
 	rm -rf $(VENV) $(VENV)-protobuf $(VENV)-audit $(VENV)-schemathesis build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv-try

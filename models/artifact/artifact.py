@@ -36,6 +36,9 @@ LABELS = "labels.csv"
 LAYERS = "layers.json"
 WEIGHTS = "weights.safetensors"
 
+PACKAGED = Path(__file__).parent.parent / "data" / "artifacts"
+"""The artifacts that come with topfive. Each serves where no version of that model is exported."""
+
 IMPORTED = "imported"
 """The family of a model that was imported from an ONNX file; that file is its reference instead of PyTorch."""
 
@@ -47,10 +50,15 @@ class ArtifactError(Exception):
     """The folder is not a complete artifact; the message names the file and the remedy."""
 
 
+def artifacts_option(root: Path) -> str:
+    """The option of an export to `root`; an export never writes into PACKAGED."""
+    return "" if root == PACKAGED else f" --artifacts {root}"
+
+
 def _remedy(root: Path, name: str, family: str = "") -> str:
     if family == IMPORTED:
         return f"run: topfive import FILE.onnx --name {name} --recipe recipe.toml --artifacts {root}"
-    return f"run: topfive export {name} --artifacts {root}"
+    return f"run: topfive export {name}{artifacts_option(root)}"
 
 
 class NotExportedError(ArtifactError):
@@ -122,7 +130,7 @@ class Manifest(_ManifestPart):
     `acc1` and `acc5` are the published accuracy of the weights in percent on `acc_dataset`, None if none is
     published; `measured` has the results of `topfive evaluate` on the user's own images. `year` is None and `paper`
     empty for an imported model. `max_batch` is None if the graph takes any batch size. `rounding` is the precision to
-    which an imported file rounds its own values.
+    which an imported file rounds its own values. `packaged`: it comes with topfive.
     """
 
     format: Literal[1] = 1
@@ -141,6 +149,7 @@ class Manifest(_ManifestPart):
     weights: WeightRecord
     max_batch: int | None = None
     rounding: str = "f32"
+    packaged: bool = False
     parity: tuple[ParityReport, ...] = ()
     measured: tuple[MeasuredAccuracy, ...] = ()
     tools: dict[str, str] = {}
@@ -192,12 +201,18 @@ def exported_names(root: Path) -> list[str]:
     )
 
 
+def root_of(root: Path, name: str) -> Path:
+    """`root`, or PACKAGED if no version of `name` is exported to `root` and one comes with topfive."""
+    return PACKAGED if not _with_manifest(root, name) and _with_manifest(PACKAGED, name) else root
+
+
 def newest_whole(root: Path, name: str, read: Callable[[Path, str, int], X]) -> tuple[X, tuple[str, ...]]:
     """The result of `read` for the newest version that it can read, and why it could not read the newer ones.
 
-    Raises NotExportedError if there is no version, the ArtifactError of the newest if none can be read.
+    `read` gets the root of `root_of`. Raises NotExportedError if there is no version, the ArtifactError of the newest
+    if none can be read.
     """
-    errors: list[ArtifactError] = []
+    root, errors = root_of(root, name), list[ArtifactError]()
     for version in reversed(_complete(root, name)):
         try:
             return read(root, name, version), tuple(map(str, errors))
@@ -208,9 +223,13 @@ def newest_whole(root: Path, name: str, read: Callable[[Path, str, int], X]) -> 
 
 def _complete(root: Path, name: str) -> list[int]:
     """The versions that have a manifest. Raises NotExportedError if there is none."""
-    if not (found := [version for version in versions(root, name) if (root / name / str(version) / MANIFEST).exists()]):
+    if not (found := _with_manifest(root, name)):
         raise NotExportedError(name, root)
     return found
+
+
+def _with_manifest(root: Path, name: str) -> list[int]:
+    return [version for version in versions(root, name) if (root / name / str(version) / MANIFEST).exists()]
 
 
 def read_manifest(root: Path, name: str, version: int | None = None) -> tuple[int, Manifest]:
@@ -234,8 +253,9 @@ def read_manifest(root: Path, name: str, version: int | None = None) -> tuple[in
 def load(root: Path, name: str, version: int | None = None) -> Artifact:
     """The newest artifact of `name`, or that of `version`, with every file checked against its sha256.
 
-    Raises NotExportedError, or ArtifactError with the file that is missing or differs.
+    Its root is that of `root_of`. Raises NotExportedError, or ArtifactError with the file that is missing or differs.
     """
+    root = root_of(root, name)
     number, manifest = read_manifest(root, name, version)
     folder = root / name / str(number)
     remedy = _remedy(root, name, manifest.family)
@@ -266,7 +286,7 @@ def read_file(root: Path, version: int, manifest: Manifest, file: str) -> bytes:
     Raises FileNotInArtifactError if the manifest does not list it, ArtifactError if it is missing or differs.
     """
     name, remedy = manifest.name, _remedy(root, manifest.name, manifest.family)
-    path = root / name / str(version) / file
+    path = root_of(root, name) / name / str(version) / file
     if (expected := manifest.files.get(file)) is None:
         raise FileNotInArtifactError(f"version {version} of {name} has no {file}; {remedy}")
     try:

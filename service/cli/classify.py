@@ -36,7 +36,7 @@ def classify_command(
     open_engine: OpenEngine | None,
     /,
     sources: Sequence[str],
-    model: str,
+    model: str | None,
     out: Path,
     top_k: int | None,
     crops: int,
@@ -58,7 +58,7 @@ def classify_command(
         found = find_images(sources)
         if skipped := skipped_line(found.skipped):
             say(errors, skipped, "yellow")
-        done = await classify(found.images, model, out, run, top_k=top_k, overwrite=overwrite)
+        done = await classify(found.images, model or settings.models[0], out, run, top_k=top_k, overwrite=overwrite)
         rate = "" if done.images_per_s is None else f", {done.images_per_s:.1f} images/s"
         say(errors, f"{out}: {len(found.images):,} images{rate}")
         say_failed(errors, "could not be classified; their rows have the errors", done.failed)

@@ -58,11 +58,11 @@ def compare_command(
     errors = Console(stderr=True)
     names = split_names(models)
     if not names and server is None:
-        names = exported_names(settings.artifacts)
-        if not names:
-            errors.print(f"no model is exported in {settings.artifacts}; run: topfive export NAME", highlight=False)
-            sys.exit(1)
-        errors.print(f"comparing what is exported: {', '.join(names)}", highlight=False)
+        if names := exported_names(settings.artifacts):
+            say(errors, f"comparing what is exported: {', '.join(names)}")
+        else:
+            names = list(settings.models)
+            say(errors, f"nothing is exported in {settings.artifacts}; taking what comes with topfive: {names[0]}")
     sys.exit(asyncio.run(_compare(settings, server, images, names, ClassifyOptions(inf, top_k, crops), as_json)))
 
 

@@ -16,7 +16,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from models.artifact.artifact import Artifact, ArtifactError, exported_names, newest_whole, read_manifest
+from models.artifact.artifact import (
+    PACKAGED,
+    Artifact,
+    ArtifactError,
+    exported_names,
+    newest_whole,
+    read_manifest,
+    root_of,
+)
 from models.artifact.engine_plan import Flavour
 from models.catalog import CATALOG, UnknownModelError
 from service.cli.options import options, settings_from
@@ -65,7 +73,10 @@ def doctor_command(machine: Machine | None, /, **values: Any) -> None:
     """Show what serve would find on this machine, and what would improve it. Exit status 1 if it cannot serve."""
     settings, console = settings_from(values), Console()
     machine = machine or this_machine()
-    exported = {name: _exported(name, settings, machine) for name in exported_names(settings.artifacts)}
+    models = [CATALOG.canonical(name) for name in settings.models]
+    packaged = {*models} & {*exported_names(PACKAGED)} - {*exported_names(settings.artifacts)}
+    names = sorted({*exported_names(settings.artifacts), *packaged})
+    exported = {name: _exported(name, settings, machine) for name in names}
     ports = {
         "REST port": (settings.port, _taken(settings.host, settings.port)),
         "gRPC port": (settings.grpc_port, _taken(settings.host, settings.grpc_port)),
@@ -81,11 +92,10 @@ def doctor_command(machine: Machine | None, /, **values: Any) -> None:
         table.add_row(what, Text(f"{number}: {problem}", _BAD) if problem else Text(free))
     cache = f"{settings.cache_folder}: {unwritable or 'can be written'}"
     table.add_row("cache", Text(cache, _POOR if unwritable else ""))
-    table.add_row("artifacts", Text(f"{settings.artifacts}: {len(exported) or 'no'} models"))
+    table.add_row("artifacts", Text(f"{settings.artifacts}: {len(names) - len(packaged) or 'no'} models"))
     console.print(table, Text())
     if exported:
         console.print(_models(exported.values(), machine), Text())
-    models = [CATALOG.canonical(name) for name in settings.models]
     broken = [*_broken(models, exported, settings), *_broken_ports(ports, settings.host)]
     wanted = [exported[name] for name in models if name in exported]
     for one in wanted:
@@ -106,7 +116,8 @@ def _exported(name: str, settings: Settings, machine: Machine) -> _ExportedModel
         (number, manifest), newer = newest_whole(settings.artifacts, name, read_manifest)
     except ArtifactError as error:
         return _ExportedModel(name, problem=str(error))
-    folder, weights = settings.artifacts / name / str(number), manifest.weights
+    folder, weights = root_of(settings.artifacts, name) / name / str(number), manifest.weights
+    source = weights.source if weights.source == weights.name else f"{weights.source}: {weights.name}"
     missing = [file for file in manifest.files if not (folder / file).is_file()]
     selection = Selection.of(Artifact(folder, number, manifest, ()), options, machine)
     expected, passed = selection.expected()
@@ -120,7 +131,7 @@ def _exported(name: str, settings: Settings, machine: Machine) -> _ExportedModel
     return _ExportedModel(
         name=name,
         version=number,
-        weights=weights.source if weights.source == weights.name else f"{weights.source}: {weights.name}",
+        weights=f"{source} (comes with topfive)" if manifest.packaged else source,
         runtime=None if problem or expected is None else expected.runtime,
         problem=problem,
         engines=engines,

@@ -20,7 +20,7 @@ from service.server.data_plane import build_data_plane
 @option("--json", "as_json", is_flag=True, help="Print a JSON array")
 @options("artifacts")
 def models_command(as_json: bool, **values: Any) -> None:
-    """List every model: size, accuracy, and whether it is exported."""
+    """List every model: size, accuracy, and whether it is exported, or `packaged`: it comes with topfive."""
     rows = [model_detail(entry) for entry in build_data_plane(settings_from(values)).repository.entries()]
     if as_json:
         click.echo(json.dumps([to_dict(copy_as(ModelSummary, row)) for row in rows], indent=2))

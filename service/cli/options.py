@@ -59,7 +59,7 @@ def option(flag: str, *names: str, variable: str = "", **attributes: Any) -> Cal
     return click.option(flag, *names, cls=_Option, envvar=variable, show_envvar=True, **attributes)
 
 
-model_option = option("--model", default="googlenet", help="Exported model, or ensemble:a+b for their average")
+model_option = option("--model", help="Exported model, or ensemble:a+b for their average; else what serve would take")
 top_k_option = option("--top-k", type=int, help="Number of classes; without it 5, or all if there are fewer")
 crops_option = option(
     "--crops",

@@ -54,16 +54,15 @@ _OWN = ("artifacts", "cache", "runtime", "precision", "cpus", "decode", "max_ima
 @server_options
 @options(*ANSWER_OPTIONS)
 def predict_command(
-    images: Sequence[str], model: str, top_k: int | None, crops: int, as_json: bool, **values: Any
+    images: Sequence[str], model: str | None, top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:
     """Classify IMAGES, files or URLs, in this process, or with --server by a running server."""
     server = server_from(values)
     try:
-        settings = settings_from({**values, "models": member_names(model)})
+        settings = settings_from({**values, "models": member_names(model) if model is not None else ()})
     except TopfiveError as error:
         raise click.UsageError(error.detail) from error
-    default = click.get_current_context().get_parameter_source("model") is ParameterSource.DEFAULT
-    asked = None if server and default else model
+    asked = model if server or model else settings.models[0]
     sys.exit(asyncio.run(_predict(settings, server, images, asked, ClassifyOptions(inf, top_k, crops), as_json)))
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from models.artifact.artifact import Artifact
+from models.artifact.artifact import Artifact, root_of
 from models.artifact.engine_plan import read_plans
 from models.artifact.measured import Proportion, protocol
 from service.cli.options import option, options, settings_from
@@ -55,7 +55,8 @@ def _on_this_machine(known: ModelDetail, settings: Settings, entry: ModelEntry) 
     if entry.exported is None:
         return known
     version, manifest = entry.exported
-    artifact = Artifact(settings.artifacts / entry.name / str(version), version, manifest, ())
+    root = root_of(settings.artifacts, entry.name)
+    artifact = Artifact(root / entry.name / str(version), version, manifest, ())
     plans, unreadable = read_plans(artifact.folder)
     fits = survey(artifact, this_machine(), Precision.AUTO)[0] if plans else ()
     cpus = settings.cpus or cpu_quota()
@@ -79,6 +80,7 @@ def _facts(known: ModelDetail) -> Table:
     paper = f", {known.published_macs:,} in the paper" if known.published_macs else ""
     rows = {
         "model": f"{known.name}, version {known.version}" if known.version else f"{known.name}, not exported",
+        "origin": "it comes with topfive, because no version is exported" if known.packaged else None,
         "family": ", ".join(str(part) for part in (known.family, known.configuration, known.year) if part),
         "paper": known.paper,
         "ILSVRC": known.ilsvrc,

@@ -152,7 +152,7 @@ def models(rows: Sequence[ModelSummary], width: int) -> RenderableType:
             prefixed(row.macs),
             rate(row.acc1),
             rate(row.acc5),
-            "-" if row.version is None else Text(f"v{row.version} {row.weights}", "yellow" if row.warnings else ""),
+            _version(row),
         )
     lines = [
         Text(f"{row.name} v{row.version} measured: {_measured(measurement)}", style="dim")
@@ -160,6 +160,12 @@ def models(rows: Sequence[ModelSummary], width: int) -> RenderableType:
         for measurement in row.measured
     ]
     return Group(table, Text(), *lines) if lines else table
+
+
+def _version(row: ModelSummary) -> RenderableType:
+    if row.version is None:
+        return "-"
+    return Text(f"v{row.version} {'packaged' if row.packaged else row.weights}", "yellow" if row.warnings else "")
 
 
 def _measured(one: MeasuredAccuracy) -> str:

@@ -50,6 +50,7 @@ class ModelSummary:
         Field(description="Results of `topfive evaluate` on the user's own images, oldest first"),
     ]
     version: int | None
+    packaged: Annotated[bool, Field(description="Whether it comes with topfive, because no version is exported")]
     weights: str | None
     engine: EngineInfo | None
     latency_ms: Latency | None

@@ -7,10 +7,11 @@ from contextlib import suppress
 from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from models.artifact.artifact import PACKAGED, exported_names
 from models.artifact.files import expand_home
 from models.artifact.tuning import MAX_BATCH
 from service.common.logs import LogFormat
@@ -31,9 +32,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    models: Annotated[tuple[str, ...], Field(description="Models to load at start; the first is the default")] = (
-        "googlenet",
-    )
+    models: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Models to load at start; the first is the default; without it googlenet, or while nothing is "
+            "exported squeezenet1_1, which comes with topfive"
+        ),
+    ] = ()
     artifacts: Annotated[Path, Field(description="Folder of exported models")] = Path("artifacts")
     cache: Annotated[
         Path, Field(description="Folder for measurements of this machine, which may be deleted at any time")
@@ -120,6 +125,15 @@ class Settings(BaseModel):
     recover_s: Annotated[float, Field(gt=0, description="Time between attempts to recover a failing model")] = 5.0
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log")] = LogLevel.INFO
     log_format: Annotated[LogFormat, Field(description="Lines of text, or a JSON object in each line")] = LogFormat.TEXT
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_models(cls, values: Any) -> Any:
+        """Choose the models if none are given."""
+        if not isinstance(values, dict) or values.get("models", ()) != ():
+            return values
+        exported = exported_names(Path(values.get("artifacts", cls.model_fields["artifacts"].default)))
+        return {**values, "models": ("googlenet",) if exported else tuple(exported_names(PACKAGED))}
 
     @field_validator("models", "allowed_hosts", "cors_origin", mode="before")
     @classmethod

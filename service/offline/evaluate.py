@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from models.artifact.artifact import MANIFEST
+from models.artifact.artifact import MANIFEST, PACKAGED
 from models.artifact.files import write_atomically
 from models.artifact.measured import MeasuredAccuracy, record_accuracy
 from service.common.model_info import ModelDetail
@@ -125,6 +125,8 @@ def _record(accuracy: MeasuredAccuracy, folders: Sequence[Path]) -> list[str]:
     if len(folders) > 1:
         return ["an ensemble has no manifest: its accuracy is in report.json, and /models will not show it"]
     manifest = folders[0] / MANIFEST
+    if manifest.is_relative_to(PACKAGED):
+        return ["it comes with topfive: its accuracy is in report.json; export it to see that in /models"]
     try:
         record_accuracy(manifest, accuracy)
     except (OSError, ValueError) as error:  # ValueError: measurements of a newer release

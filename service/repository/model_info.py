@@ -98,6 +98,7 @@ def model_detail(entry: ModelEntry) -> ModelDetail:
         acc_dataset=dataset,
         measured=manifest.measured if manifest else (),
         version=version,
+        packaged=manifest is not None and manifest.packaged,
         weights=manifest.weights.source if manifest else None,
         engine=entry.loaded.engine_info if entry.loaded else None,
         latency_ms=entry.loaded.latency.snapshot() if entry.loaded else None,

@@ -282,10 +282,10 @@ class Repository:
             raise NotReady(f"{name} cannot be loaded: {error}") from error
         info = model.engine_info
         log.info(
-            "loaded %s version %d, weights %s, on %s %s (%s, %s; %s) in %.1f s",
-            *(name, model.artifact.version, model.artifact.manifest.weights.source),
-            *(info.runtime, info.version, info.device, info.precision, model.layout),
-            self._clock.now() - started,
+            "loaded %s version %d%s, weights %s, on %s %s (%s, %s; %s) in %.1f s",
+            *(name, model.artifact.version, ", which comes with topfive" if model.artifact.manifest.packaged else ""),
+            model.artifact.manifest.weights.source,
+            *(info.runtime, info.version, info.device, info.precision, model.layout, self._clock.now() - started),
         )
         for warning in filter(None, [*model.warnings, _damage(model.artifact.version, model.artifact.damaged_newer)]):
             log.warning(warning)

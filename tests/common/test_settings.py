@@ -32,9 +32,15 @@ def parsed(*arguments: str, env: dict[str, str] | None = None) -> Settings:
 def test_defaults() -> None:
     """The defaults are those that the README names, and those of commands that read images without a server."""
     assert parsed() == Settings()
-    assert (Settings().models, Settings().host) == (("googlenet",), "127.0.0.1")
+    assert Settings().host == "127.0.0.1"
     assert (Settings().port, Settings().grpc_port) == (8000, 8001)
     assert Settings().limits == ImageLimits()
+
+
+def test_default_models(artifacts: Path, tmp_path: Path) -> None:
+    """Without --models it is googlenet, and while nothing is exported the model that comes with topfive."""
+    assert parsed("--artifacts", str(tmp_path / "none")).models == ("squeezenet1_1",)
+    assert parsed("--artifacts", str(artifacts)).models == ("googlenet",)
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ class GetModelReply(_message.Message):
     def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., published: _Optional[_Iterable[_Union[WeightSet, _Mapping]]] = ..., published_errors: _Optional[_Iterable[_Union[PublishedErrors, _Mapping]]] = ..., published_macs: _Optional[int] = ..., depth: _Optional[int] = ..., configuration: _Optional[str] = ..., ilsvrc: _Optional[str] = ..., note: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[BuiltEngine, _Mapping]]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings", "parameters_train", "measured", "passed_over", "layout")
+    __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings", "parameters_train", "measured", "passed_over", "layout", "packaged")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     YEAR_FIELD_NUMBER: _ClassVar[int]
@@ -275,6 +275,7 @@ class ModelInfo(_message.Message):
     MEASURED_FIELD_NUMBER: _ClassVar[int]
     PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    PACKAGED_FIELD_NUMBER: _ClassVar[int]
     model: Model
     state: str
     year: int
@@ -286,7 +287,8 @@ class ModelInfo(_message.Message):
     measured: _containers.RepeatedCompositeFieldContainer[Measurement]
     passed_over: _containers.RepeatedScalarFieldContainer[str]
     layout: Layout
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., year: _Optional[int] = ..., paper: _Optional[str] = ..., classes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., parameters_train: _Optional[int] = ..., measured: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., passed_over: _Optional[_Iterable[str]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ...) -> None: ...
+    packaged: bool
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., year: _Optional[int] = ..., paper: _Optional[str] = ..., classes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., parameters_train: _Optional[int] = ..., measured: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., passed_over: _Optional[_Iterable[str]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., packaged: bool = ...) -> None: ...
 
 class Layout(_message.Message):
     __slots__ = ("slots", "threads", "max_batch", "origin")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models.artifact.artifact import GRAPH, Artifact
+from models.artifact.artifact import GRAPH, Artifact, artifacts_option
 from models.artifact.engine_plan import EnginePlan, Flavour, PlanRecord, read_plans
 from service.common.gpus import Card, Cards, cards, driver_version
 from service.common.types import Precision
@@ -72,8 +72,8 @@ class Source:
         """The command that builds an engine for the GPU of the machine that runs it."""
         photos = " --calibration PHOTOS" if precision == Precision.INT8 else ""
         return (
-            f"topfive export {self.name} --engine {flavour} --precision {precision}{photos} --target this "
-            f"--artifacts {self.root}"
+            f"topfive export {self.name} --engine {flavour} --precision {precision}{photos} --target this"
+            f"{artifacts_option(self.root)}"
         )
 
     def nothing_built(self, flavour: Flavour, machine: Machine, asked: Precision) -> str:
