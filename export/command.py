@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     show_default=True,
     show_envvar=True,
     metavar="auto|pretrained|untrained|FILE",
-    help="pretrained downloads torchvision's file; untrained is seeded noise; FILE is a .pth or .safetensors state "
+    help="pretrained is the published file; untrained is seeded noise; FILE is a .pth or .safetensors state "
     "dict, or an .onnx file of the same architecture; auto is pretrained, or untrained where the download host "
     "does not answer",
 )
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     envvar="TOPFIVE_WEIGHTS_MIRROR",
     show_envvar=True,
     metavar="URL",
-    show_default="torchvision's own host",
-    help="Folder to download torchvision's files from",
+    show_default="the publisher's own host",
+    help="Folder to download published files from",
 )
 @click.option(
     "--missing",

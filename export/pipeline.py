@@ -142,6 +142,8 @@ def _published(architecture: Architecture, record: WeightRecord) -> WeightSet | 
 
 def _input_spec(architecture: Architecture, record: WeightRecord) -> InputSpec:
     """The input of the published set of these weights, else the architecture's input."""
+    if record.source is WeightSource.UNTRAINED and architecture.untrained_input is not None:
+        return architecture.untrained_input
     published = _published(architecture, record)
     return published.input if published else architecture.input
 

@@ -47,7 +47,7 @@ def print_artifact(manifest: Manifest, version: int, root: Path) -> None:
     folder = root / manifest.name / str(version)
     print_line(f"[bold]{manifest.name}[/] is in {escape(str(folder))}, {manifest.weights.source} weights")
     spec = manifest.input
-    size = f"shorter side {spec.resize}, centre {spec.crop}, {spec.interpolation}"
+    size = f"{spec.fit} {spec.resize}, centre {spec.crop}, {spec.interpolation}"
     print_line(f"  input: {size}, {spec.channels}, mean {spec.mean}, std {spec.std}")
     for parity in manifest.parity:
         print_line(_parity_line(parity, "not used"))

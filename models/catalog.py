@@ -21,6 +21,16 @@ class Interpolation(StrEnum):
     BICUBIC = "bicubic"
 
 
+class Fit(StrEnum):
+    """What the resize does: the shorter side gets the length, or both sides do, so that the image is distorted."""
+
+    SHORTER_SIDE = "shorter_side"
+    SQUASH = "squash"
+
+    def __str__(self) -> str:
+        return "both sides" if self is Fit.SQUASH else "shorter side"
+
+
 class Channels(StrEnum):
     """The channels that the network takes, made from RGB inside the graph; grey is the luma of ITU-R BT.601."""
 
@@ -42,8 +52,9 @@ class Channels(StrEnum):
 class InputSpec:
     """How an image becomes the network's input, in the words of torchvision's `ImageClassification` transform.
 
-    The shorter side is resized to `resize` pixels and the centre `crop` x `crop` pixels are kept. Inside the graph the
-    image gets the network's channels, each `(value / 255 - mean) / std`; grey uses the first of the three numbers.
+    The shorter side, or both (`fit`), become `resize` pixels; the centre `crop` x `crop` pixels are kept. Inside the
+    graph the image gets the network's channels, each `(value / 255 - mean) / std`, with the numbers in the order of
+    these channels; grey uses the first of the three.
     """
 
     resize: int = 256
@@ -52,6 +63,7 @@ class InputSpec:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     channels: Channels = Channels.RGB
+    fit: Fit = Fit.SHORTER_SIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +101,9 @@ class Architecture:
     `source` is `torchvision:BUILDER` or `MODULE:FUNCTION`; `options` are the arguments of the builder. `parameters` and
     `macs` (multiply-accumulates of convolutions and fully connected layers for one image) describe the served graph,
     without the submodules in `training_only`; `parameters_train` counts these too. The first of `weight_sets` is the
-    default. `labels` is a name for `models.labels.named_labels`. `depth` (layers with weights), `configuration`,
-    `ilsvrc` (the place in the competition), `published_macs` and `published` are what the paper reports.
+    default. `untrained_input` is for random weights, None if they take the default's. `labels` is a name for
+    `models.labels.named_labels`. `depth` (layers with weights), `configuration`, `ilsvrc` (the place in the
+    competition), `published_macs` and `published` are what the paper reports.
     """
 
     name: str
@@ -102,7 +115,7 @@ class Architecture:
     macs: int
     parameters_train: int = 0
     weight_sets: tuple[WeightSet, ...] = ()
-    untrained_input: InputSpec = InputSpec()
+    untrained_input: InputSpec | None = None
     options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     training_only: tuple[str, ...] = ()
     classes: int = 1000
@@ -127,7 +140,7 @@ class Architecture:
     @property
     def input(self) -> InputSpec:
         """The input of the default weights, or of the untrained network if none are published."""
-        return self.weight_sets[0].input if self.weight_sets else self.untrained_input
+        return self.weight_sets[0].input if self.weight_sets else self.untrained_input or InputSpec()
 
 
 _LONGEST_NAME = 80  # of an unknown name in a message

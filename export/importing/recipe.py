@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from export.common import ExportError
-from models.catalog import Channels, InputSpec, Interpolation
+from models.catalog import Channels, Fit, InputSpec, Interpolation
 
 _LARGEST_NUMBER, _LEAST_STD = 1e6, 1e-30  # so that no pixel becomes too large for float32
 
@@ -46,6 +46,7 @@ class Recipe(BaseModel):
 
     size: Side | None = None
     resize: Side | None = None
+    fit: Fit = Fit.SHORTER_SIDE
     interpolation: Interpolation = Interpolation.BILINEAR
     channels: Channels = Channels.RGB
     scale: Literal[1, 255] | None = None
@@ -71,6 +72,7 @@ class Recipe(BaseModel):
             mean=(one * scale / 255, two * scale / 255, three * scale / 255),
             std=(red * scale / 255, green * scale / 255, blue * scale / 255),
             channels=self.channels,
+            fit=self.fit,
         )
 
 

@@ -1,36 +1,31 @@
 """Loads the weights of an ONNX file into a catalog network of the same architecture, layer by layer in graph order.
 
-Shapes alone cannot tell whether the layers match, so the network and the file then run on the same input.
+Shapes alone cannot tell whether the layers match: `models.weights.onnx_answers` then compares the answers.
 
 Exporters fold a batch norm into the convolution before it. Such a convolution has a bias that the network's own lacks;
 the batch norm after it is then set so that it only adds that bias.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isclose, sqrt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from models.catalog import Architecture, InputSpec
-from models.weights.onnx_reader import IMAGE_TYPES, constants, read_model, real_inputs, used_nodes
+from models.catalog import Architecture, Channels
+from models.weights.onnx_answers import check_answers
+from models.weights.onnx_reader import constants, read_model, used_nodes
 from models.weights.weights import WeightsError
 
 _KINDS: dict[str, type[nn.Module]] = {"conv": nn.Conv2d, "linear": nn.Linear, "norm": nn.BatchNorm2d}
-_IMAGES = 2
-_SEED = 1998
-_LIMIT, _HALF_LIMIT = 1e-3, 3e-2  # relative; swapping two layers changes the answers by tenths
-_SMALLEST = 1e-30
-_CHANNELS = (1, 3)
-
-Values = NDArray[np.float64]
+_EQUAL = 1e-6  # relative; as float32 rounds
+_COLOURS = [torch.tensor(one.matrix)[:, :, None, None] for one in Channels]
+"""The convolution that makes the channels of a network in a graph that topfive wrote; it is no layer of the network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +64,16 @@ class NetworkLayer:
         return f"{self.name} {self.kind} {_size(self.weight)}"
 
 
+@dataclass(frozen=True, slots=True)
+class ResponseNorm:
+    """A local response normalisation: x / (k + alpha * mean of squares) ** beta, over `size` channels."""
+
+    size: int
+    alpha: float
+    beta: float
+    k: float
+
+
 def load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> None:
     """Copy the weights of the file into `network`, and check that both give the same answers.
 
@@ -76,16 +81,18 @@ def load_onnx(network: nn.Module, architecture: Architecture, path: Path) -> Non
     answers differ.
     """
     model = read_model(path)
-    layers = list(_network_layers(network, architecture))
+    own, found = list(_network_layers(network, architecture)), list(_FileGraph(model.graph).layers())
+    layers = [layer for layer in own if isinstance(layer, NetworkLayer)]
     with torch.no_grad():
-        _match(layers, list(_FileGraph(model.graph).layers()), architecture.name, path)
+        _match(layers, [layer for layer in found if isinstance(layer, FileLayer)], architecture.name, path)
+        _rescale(layers, _response_norms(own), _response_norms(found))
     if wrong := [name for name, value in network.state_dict().items() if not value.isfinite().all()]:
         raise WeightsError(f"{path} is not finite in {wrong[0]}")
-    _check_answers(network, architecture, model, path)
+    check_answers(network, architecture, model, path)
 
 
-def _network_layers(network: nn.Module, architecture: Architecture) -> Iterator[NetworkLayer]:
-    """The layers in the order in which they run."""
+def _network_layers(network: nn.Module, architecture: Architecture) -> Iterator[NetworkLayer | ResponseNorm]:
+    """The layers in the order in which they run, and the response normalisations between them."""
     names = {module: name for name, module in network.named_modules()}
     known = tuple(_KINDS.values())
     for module, name in names.items():
@@ -99,7 +106,8 @@ def _network_layers(network: nn.Module, architecture: Architecture) -> Iterator[
     def note(module: nn.Module, _inputs: object, _output: object) -> None:
         order.append(module)
 
-    hooks = [module.register_forward_hook(note) for module in names if isinstance(module, known)]
+    noted: tuple[type[nn.Module], ...] = (*known, nn.LocalResponseNorm)
+    hooks = [module.register_forward_hook(note) for module in names if isinstance(module, noted)]
     try:
         with torch.inference_mode():
             crop = architecture.input.crop
@@ -108,6 +116,9 @@ def _network_layers(network: nn.Module, architecture: Architecture) -> Iterator[
         for hook in hooks:
             hook.remove()
     for module in order:
+        if isinstance(module, nn.LocalResponseNorm):
+            yield ResponseNorm(module.size, module.alpha, module.beta, module.k)
+            continue
         kind = next(kind for kind, cls in _KINDS.items() if isinstance(module, cls))
         yield NetworkLayer(kind, names[module], module)
 
@@ -168,6 +179,35 @@ def _set_to_add(norm: nn.Module, bias: Tensor) -> None:
     norm.bias.copy_(bias)
 
 
+def _response_norms(layers: Sequence[object]) -> dict[int, ResponseNorm]:
+    """The response normalisations by the number of layers before them."""
+    places = [index for index, layer in enumerate(layers) if isinstance(layer, ResponseNorm)]
+    return {
+        place - number: norm for number, place in enumerate(places) if isinstance(norm := layers[place], ResponseNorm)
+    }
+
+
+def _rescale(layers: list[NetworkLayer], own: dict[int, ResponseNorm], given: dict[int, ResponseNorm]) -> None:
+    """Scale the layers around a response normalisation whose constants differ from the file's.
+
+    The paper of AlexNet and BVLC's AlexNet differ in alpha and k. With x times `inside` for the network's input, its
+    result is `outside` times the file's; ReLU and pooling between the layers pass a positive factor on.
+    """
+    for place, mine in own.items():
+        theirs = given.get(place)
+        if theirs is None or (theirs.size, theirs.beta) != (mine.size, mine.beta) or not 0 < place < len(layers):
+            continue
+        inside = sqrt(theirs.alpha * mine.k / (theirs.k * mine.alpha))
+        outside = inside * (theirs.k / mine.k) ** mine.beta
+        if isclose(inside, 1, rel_tol=_EQUAL) and isclose(outside, 1, rel_tol=_EQUAL):
+            continue
+        before, after = layers[place - 1], layers[place]
+        before.weight.mul_(inside)
+        if before.bias is not None:
+            before.bias.mul_(inside)
+        after.weight.div_(outside)
+
+
 class _FileGraph:
     """The nodes that the first output of a graph depends on, and the stored values."""
 
@@ -179,16 +219,20 @@ class _FileGraph:
             for name in node.input:
                 self._readers[name].append(node)
 
-    def layers(self) -> Iterator[FileLayer]:
-        """The layers with stored weights, in the order of the file."""
+    def layers(self) -> Iterator[FileLayer | ResponseNorm]:
+        """The layers with stored weights and the response normalisations, in the order of the file."""
         for node in self._nodes:
+            if node.op_type == "LRN":
+                one = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0, **_attributes(node)}
+                yield ResponseNorm(one["size"], one["alpha"], one["beta"], one["bias"])
             if node.op_type not in ("Conv", "Gemm", "MatMul", "BatchNormalization"):
                 continue
-            if (weight := self._value(node, 1)) is not None:
+            weight = self._value(node, 1)
+            if weight is not None and not any(torch.equal(weight, colour) for colour in _COLOURS):
                 yield self._layer(node, node.name or node.output[0], weight)
 
     def _layer(self, node: NodeProto, name: str, weight: Tensor) -> FileLayer:
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        attributes = _attributes(node)
         bias = self._value(node, 2)
         if node.op_type == "BatchNormalization":
             mean, variance = self._value(node, 3), self._value(node, 4)
@@ -216,102 +260,13 @@ class _FileGraph:
         return None
 
 
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    return {one.name: helper.get_attribute_value(one) for one in node.attribute}
+
+
 def _tensor(tensor: TensorProto) -> Tensor:
     return torch.from_numpy(numpy_helper.to_array(tensor).astype("float32"))
 
 
 def _size(weight: Tensor) -> str:
     return "x".join(map(str, weight.shape))
-
-
-def _check_answers(network: nn.Module, architecture: Architecture, model: ModelProto, path: Path) -> None:
-    """Run both on the same seeded noise of bytes. Raises WeightsError if the answers differ.
-
-    The network gets the noise with the catalog's normalisation. A file with a float input may want the same, or
-    ImageNet's normalisation, or 0 to 1, or 0 to 255: published files of GoogLeNet and Inception-v3 normalise inside. A
-    file with a uint8 input may want RGB, as the graphs that topfive exports, or the network's own channels.
-    """
-    file = _OnnxFile(model, path, architecture)
-    spec, size = architecture.input, file.size
-    rgb = np.random.default_rng(_SEED).integers(0, 256, (_IMAGES, 3, size, size)).astype(np.float64)
-    pixels = np.einsum("oc,nchw->nohw", np.array(spec.channels.matrix), rgb / 255)
-    normalised = _normalised(pixels, spec)
-    with torch.inference_mode():
-        logits = network.eval()(torch.from_numpy(normalised.astype(np.float32))).double().numpy()
-    expected = _centred(logits)
-    scaled = pixels * 255
-    candidates = (rgb, scaled.round()) if file.uint8 else (normalised, _normalised(pixels, InputSpec()), pixels, scaled)
-    errors: list[float] = []
-    length = max(float(np.linalg.norm(expected)), _SMALLEST)
-    for given in candidates:
-        if file.channels not in (0, given.shape[1]):
-            continue
-        found = file.log_probabilities(given)
-        if found.shape != expected.shape:
-            raise WeightsError(f"{path} gives {found.shape[1:]} numbers for an image, not {expected.shape[1:]}")
-        errors.append(float(np.linalg.norm(found - expected)) / length)
-        if errors[-1] <= file.limit:
-            return
-    if not errors:
-        raise WeightsError(f"{path} takes {file.channels} channels, not {pixels.shape[1]}; it cannot be checked")
-    raise WeightsError(
-        f"{path} has layers of the shapes of {architecture.name}, but its answers differ by {min(errors):.1%}: "
-        "its branches come in another order, or between its layers it computes something else; "
-        "give the weights as .safetensors, or serve the file itself: topfive import"
-    )
-
-
-class _OnnxFile:
-    """The file in ONNX Runtime, one image at a time."""
-
-    def __init__(self, model: ModelProto, path: Path, architecture: Architecture) -> None:
-        inputs = real_inputs(model.graph)
-        if len(inputs) != 1 or len(axes := inputs[0].type.tensor_type.shape.dim) != 4:
-            raise WeightsError(f"{path} takes {len(inputs)} inputs, or no batch of images; it cannot be checked")
-        element = inputs[0].type.tensor_type.elem_type
-        if element not in IMAGE_TYPES:
-            raise WeightsError(f"{path} takes neither fractions nor bytes, so it cannot be checked")
-        self._type = IMAGE_TYPES[element]
-        self.uint8 = element == TensorProto.UINT8
-        self._channels_last = axes[3].dim_value in _CHANNELS and axes[1].dim_value not in _CHANNELS
-        self.channels = axes[3 if self._channels_last else 1].dim_value  # 0 if it is not fixed
-        self.size = axes[2].dim_value or architecture.input.crop
-        self._batch = axes[0].dim_value or 1
-        halves = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
-        self.limit = _HALF_LIMIT if halves or element == TensorProto.FLOAT16 else _LIMIT
-        self._input, self._path, self._output = inputs[0].name, path, model.graph.output[0].name
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors are raised
-        try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
-            raise WeightsError(f"ONNX Runtime cannot load {path}, so it cannot be checked: {error}") from error
-
-    def log_probabilities(self, images: Values) -> Values:
-        """The log-probabilities of each image, or its logits, less their mean: both are equal then."""
-        rows = np.stack([self._row(image[None]) for image in images])
-        if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-2):
-            rows = np.log(np.maximum(rows, _SMALLEST))
-        return _centred(rows)
-
-    def _row(self, image: Values) -> Values:
-        given = image.transpose(0, 2, 3, 1) if self._channels_last else image
-        batch = np.ascontiguousarray(np.repeat(given, self._batch, axis=0).astype(self._type))
-        try:
-            (found,) = self._session.run([self._output], {self._input: batch})
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class but this
-            raise WeightsError(f"ONNX Runtime cannot run {self._path}: {error}") from error
-        row: Values = np.asarray(found, dtype=np.float64)[0].reshape(-1)
-        return row
-
-
-def _normalised(pixels: Values, spec: InputSpec) -> Values:
-    channels = pixels.shape[1]
-    mean, std = (np.array(values[:channels]).reshape(1, channels, 1, 1) for values in (spec.mean, spec.std))
-    result: Values = (pixels - mean) / std
-    return result
-
-
-def _centred(values: NDArray[Any]) -> Values:
-    result: Values = values - values.mean(axis=1, keepdims=True)
-    return result

@@ -149,7 +149,7 @@ def real_inputs(graph: GraphProto) -> list[ValueInfoProto]:
 
 
 def constants(graph: GraphProto) -> dict[str, TensorProto]:
-    """The constants of the graph by name: initializers, Constant nodes, and both behind Identity or Cast.
+    """The constants of the graph by name: initializers, Constant nodes, and both behind Identity, Cast or Reshape.
 
     An initializer that is also an input counts as constant. The tensor behind a Cast has its stored type.
     """
@@ -160,6 +160,9 @@ def constants(graph: GraphProto) -> dict[str, TensorProto]:
                 found[node.output[0]] = tensor
         elif node.op_type in ("Identity", "Cast") and node.input and node.input[0] in found:
             found[node.output[0]] = found[node.input[0]]
+        elif node.op_type == "Reshape" and {*node.input} <= found.keys():
+            values, shape = (numpy_helper.to_array(found[name]) for name in node.input)
+            found[node.output[0]] = numpy_helper.from_array(values.reshape(shape))
     return found
 
 

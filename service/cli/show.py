@@ -89,7 +89,7 @@ def _facts(known: ModelDetail) -> Table:
         "parameters": f"{known.parameters:,}{train}",
         "MACs": f"{known.macs:,}{paper}",
         "classes": str(known.classes),
-        "input": f"shorter side {spec.resize}, centre {spec.crop}, {spec.interpolation}, {spec.channels}",
+        "input": f"{spec.fit} {spec.resize}, centre {spec.crop}, {spec.interpolation}, {spec.channels}",
         "mean, std": f"{_numbers(spec.mean)}; {_numbers(spec.std)}",
         "on the CPU": str(known.layout) if known.layout else None,
         "weights": f"{known.weights_file.source}: {known.weights_file.name}" if known.weights_file else None,

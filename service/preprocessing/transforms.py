@@ -8,7 +8,7 @@ from operator import attrgetter
 import numpy as np
 from PIL import Image
 
-from models.catalog import InputSpec, Interpolation
+from models.catalog import Fit, InputSpec, Interpolation
 from service.common.types import TEN_CROPS, Decode, Pixels, Sample, Samples
 from service.preprocessing.decode import DecodedImage
 
@@ -53,7 +53,7 @@ def center_crop(spec: InputSpec, pixels: Pixels) -> Sample:
 
 
 def make_samples(spec: InputSpec, image: DecodedImage, crops: int) -> Samples:
-    """Resize the shorter side to `spec.resize` with antialiasing, crop; uint8 [crops, crop, crop, 3].
+    """Resize the shorter side, or both, to `spec.resize` with antialiasing, crop; uint8 [crops, crop, crop, 3].
 
     One crop is the centre. Ten crops are torchvision's `TenCrop` in its order: top left, top right, bottom left, bottom
     right, centre; then these of the mirrored image, whose top left is the mirror of the top right.
@@ -77,7 +77,9 @@ def make_samples(spec: InputSpec, image: DecodedImage, crops: int) -> Samples:
     return samples
 
 
-geometry: Callable[[InputSpec], tuple[int, int, Interpolation]] = attrgetter("resize", "crop", "interpolation")
+geometry: Callable[[InputSpec], tuple[int, int, Interpolation, Fit]] = attrgetter(
+    "resize", "crop", "interpolation", "fit"
+)
 """The fields of a spec that its samples depend on. Specs with equal fields share their samples."""
 
 
@@ -89,7 +91,8 @@ class _Resized:
     """
 
     def __init__(self, spec: InputSpec, image: DecodedImage) -> None:
-        self.size = resized_size(*image.size, spec.resize)
+        squash = spec.fit is Fit.SQUASH
+        self.size = (spec.resize, spec.resize) if squash else resized_size(*image.size, spec.resize)
         self._image = image.image
         self._orientation = image.orientation
         self._side = spec.crop

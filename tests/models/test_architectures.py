@@ -67,7 +67,7 @@ def test_network(architecture: Architecture, tmp_path: Path) -> None:
     assert manifest.weights.source == WeightSource(weights)
     assert (manifest.parameters, manifest.macs) == (architecture.parameters, architecture.macs)
     assert manifest.parameters_train == architecture.parameters_train
-    assert spec == architecture.input
+    assert spec == (architecture.input if bundled else architecture.untrained_input or architecture.input)
     for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME):
         report = artifact.parity(runtime, Precision.F32)
         assert report is not None

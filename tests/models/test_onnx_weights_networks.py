@@ -13,16 +13,15 @@ from torchvision.models import Inception3, get_model
 
 from export.onnx_writer import write_onnx
 from models.build import ServedNetwork, build
-from models.catalog import CATALOG, Channels, InputSpec
+from models.catalog import CATALOG, Architecture, Channels, InputSpec
 from models.weights.weights import WeightsError, load_file
 from tests.models.test_onnx_weights import TINY, Prepared, answers, changed, exported, of_channels, trained
 
 BGR = InputSpec(resize=32, crop=32, channels=Channels.BGR)
 
 
-def served(name: str, network: nn.Module, path: Path) -> Path:
+def served(architecture: Architecture, network: nn.Module, path: Path) -> Path:
     """Write the graph that is served: bytes in, probabilities out."""
-    architecture = CATALOG[name]
     write_onnx(ServedNetwork(network, architecture.input).eval(), architecture.input, architecture.classes, path)
     return path
 
@@ -46,10 +45,20 @@ LARGE = [
 def test_served_graph_fills_its_network(tmp_path: Path, name: str) -> None:
     """The file of an artifact, with bytes for input and softmax inside, is a file of weights like any other."""
     source, network, size = trained(name), build(CATALOG[name]), CATALOG[name].input.crop
+    architecture = replace(CATALOG[name], weight_sets=())  # the input of random weights
 
-    load_file(network, CATALOG[name], served(name, source, tmp_path / "model.onnx"))
+    load_file(network, architecture, served(architecture, source, tmp_path / "model.onnx"))
 
     torch.testing.assert_close(answers(network, size), answers(source, size), rtol=1e-4, atol=1e-5)
+
+
+def test_served_graph_of_other_channels(tmp_path: Path) -> None:
+    """The convolution that makes blue the first channel is not taken for a layer of the network."""
+    architecture, source, network = replace(TINY, untrained_input=BGR), trained("tiny"), build(TINY)
+
+    load_file(network, architecture, served(architecture, source, tmp_path / "model.onnx"))
+
+    torch.testing.assert_close(answers(network), answers(source), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.large

@@ -363,20 +363,22 @@ class Measurement(_message.Message):
     def __init__(self, dataset: _Optional[str] = ..., dataset_sha256: _Optional[str] = ..., images: _Optional[int] = ..., acc1: _Optional[float] = ..., acc1_low: _Optional[float] = ..., acc1_high: _Optional[float] = ..., acc5: _Optional[float] = ..., acc5_low: _Optional[float] = ..., acc5_high: _Optional[float] = ..., crops: _Optional[int] = ..., runtime: _Optional[str] = ..., precision: _Optional[str] = ..., date: _Optional[str] = ..., decode: _Optional[str] = ...) -> None: ...
 
 class InputSpec(_message.Message):
-    __slots__ = ("resize", "crop", "interpolation", "mean", "std", "channels")
+    __slots__ = ("resize", "crop", "interpolation", "mean", "std", "channels", "fit")
     RESIZE_FIELD_NUMBER: _ClassVar[int]
     CROP_FIELD_NUMBER: _ClassVar[int]
     INTERPOLATION_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
     CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    FIT_FIELD_NUMBER: _ClassVar[int]
     resize: int
     crop: int
     interpolation: str
     mean: _containers.RepeatedScalarFieldContainer[float]
     std: _containers.RepeatedScalarFieldContainer[float]
     channels: str
-    def __init__(self, resize: _Optional[int] = ..., crop: _Optional[int] = ..., interpolation: _Optional[str] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., channels: _Optional[str] = ...) -> None: ...
+    fit: str
+    def __init__(self, resize: _Optional[int] = ..., crop: _Optional[int] = ..., interpolation: _Optional[str] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., channels: _Optional[str] = ..., fit: _Optional[str] = ...) -> None: ...
 
 class PublishedErrors(_message.Message):
     __slots__ = ("protocol", "top1", "top5")
