@@ -19,8 +19,7 @@ from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from service.common.errors import BadImage, OutOfMemory, Overloaded, TooLarge, TopfiveError
 from service.common.types import FORMATS, ImageLimits, Pixels
-from service.preprocessing.image_structure import ImageStructure, decoding_cost
-from service.preprocessing.structure import has_all_rows, read_structure
+from service.preprocessing.structure import ImageStructure, decoding_cost, has_all_rows, read_structure
 from service.preprocessing.tiff_tags import exif_orientation
 
 

@@ -3,12 +3,10 @@
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
 from service.common.errors import BadImage
-from service.preprocessing.image_structure import ImageStructure
 
 _MAX_PARTS = 1 << 16  # boxes, items or units
 _SHARED_BYTES = 1 << 20  # tiles of one colour may be the same bytes
@@ -30,16 +28,22 @@ class _Box(NamedTuple):
     end: int
 
 
-def read_avif(data: bytes) -> ImageStructure:
-    """Of an animation the picture in `meta` is decoded, and `moov`, the video, is hidden."""
+def read_avif(data: bytes) -> tuple[bytes, tuple[int, int], float]:
+    """As `read_heif`. Of an animation the picture in `meta` is decoded, and `moov`, the video, is hidden."""
     coded = sum(_coded_pixels(data, box) for box in _boxes(data, 0, len(data)) if box.kind == b"meta")
-    whole = read_heif(data, "AVIF", {b"ftyp": (b"avis", b"avif"), b"moov": (b"moov", b"free"), b"meta": _NO_EXIF})
-    return replace(whole, pixel_cost=max(2.0, 1.5 * coded / max(1, whole.width * whole.height)), byte_cost=3.0)
+    changes = {b"ftyp": (b"avis", b"avif"), b"moov": (b"moov", b"free"), b"meta": _NO_EXIF}
+    file, size, _ = read_heif(data, "AVIF", changes)
+    return file, size, max(2.0, 1.5 * coded / max(1, prod(size)))
 
 
-def read_heif(data: bytes, name: str = "HEIF", changes: dict[bytes, tuple[bytes, bytes]] = _HIDDEN) -> ImageStructure:
-    """Find the largest size that the boxes say. `changes` replaces bytes of a kind of box by as many others."""
-    sizes: list[tuple[int, ...]] = []
+def read_heif(
+    data: bytes, name: str = "HEIF", changes: dict[bytes, tuple[bytes, bytes]] = _HIDDEN
+) -> tuple[bytes, tuple[int, int], float]:
+    """The file to decode, the largest size that its boxes say, and what a pixel costs.
+
+    `changes` replaces bytes of a kind of box by as many others.
+    """
+    sizes: list[tuple[int, int]] = []
     parts, cost = [], 1.0
     for box in _boxes(data, 0, len(data)):
         part = data[box.start : box.end]
@@ -49,8 +53,7 @@ def read_heif(data: bytes, name: str = "HEIF", changes: dict[bytes, tuple[bytes,
         parts.append(part.replace(*changes[box.kind]) if box.kind in changes else part)
     if not sizes:
         raise BadImage(f"the image is damaged or cut off (the {name} says no size)")
-    width, height = max(sizes, key=prod)
-    return ImageStructure(name, b"".join(parts), width, height, pixel_cost=cost, byte_cost=2.0)
+    return b"".join(parts), max(sizes, key=prod), cost
 
 
 def _boxes(data: bytes, at: int, end: int) -> Iterator[_Box]:

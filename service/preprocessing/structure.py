@@ -9,27 +9,46 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from math import prod
+from dataclasses import dataclass
+from math import ceil, prod
 
-from service.common.errors import BadImage
-from service.common.types import FORMATS
-from service.preprocessing.image_structure import ImageStructure
+from service.common.errors import BadImage, TooLarge
+from service.common.types import FORMATS, ImageLimits
+from service.preprocessing import tiff_tags
 from service.preprocessing.iso_media import read_avif, read_heif
-from service.preprocessing.tiff_tags import (
-    COMPRESSION,
-    JPEG_COMPRESSIONS,
-    LENGTH,
-    TILE_LENGTH,
-    TILE_WIDTH,
-    WIDTH,
-    exif_orientation,
-    trimmed,
-)
+from service.preprocessing.tiff_tags import exif_orientation
 
 _HEAD_BYTES = 64 << 10  # that are searched for the name of a format that is not taken
 _MAX_PARTS = 1 << 16  # segments, chunks, blocks, boxes or strips
 _MAX_SCANS, _USUAL_SCANS = 1000, 12
 _MAX_SCAN_PIXELS = 1 << 28  # pixels times unusual scans: each scan of a progressive JPEG passes over the whole image
+_MAX_SIDE = 65_535  # pixels: the most that JPEG and GIF can say
+_MAX_COST = 64_000_000  # pixels of a plain JPEG: a second of CPU and 700 MB
+_DENSE_PIXELS, _MAX_PIXELS_PER_BYTE = 4_000_000, 2000  # one colour has fewer in each format but WebP
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStructure:
+    """What is known of an image file before it is decoded.
+
+    `data` is the file without what a decoder does not need. `width` and `height` are in pixels, 0 if only the decoder
+    knows them. `orientation` is EXIF's, 1 for upright. `channels` counts the channels of a JPEG; if all of it is in one
+    scan (`one_pass`), decoding at a reduced size takes only the memory of that size. The rows of a PNG begin at
+    `packed_at` in `data`, and decompress to `unpacked_bytes`. `pixel_cost` and `byte_cost` are what a pixel and a byte
+    of `data` cost to decode, in pixels of a plain JPEG.
+    """
+
+    format: str
+    data: bytes
+    width: int = 0
+    height: int = 0
+    orientation: int = 1
+    channels: int = 0
+    one_pass: bool = False
+    packed_at: int = 0
+    unpacked_bytes: int = 0
+    pixel_cost: float = 1.0
+    byte_cost: float = 0.0
 
 
 def read_structure(data: bytes) -> ImageStructure:
@@ -43,6 +62,30 @@ def read_structure(data: bytes) -> ImageStructure:
         return read(data)
     except (struct.error, IndexError, OverflowError):
         raise BadImage("the image is damaged or cut off in its header") from None
+
+
+def decoding_cost(file: ImageStructure, width: int, height: int, limits: ImageLimits) -> int:
+    """What decoding so many pixels of the file costs, in pixels of a plain JPEG: a second of CPU for `_MAX_COST`.
+
+    Raises TooLarge above the limit of pixels or `_MAX_COST`, and BadImage if no photo of that size has so few bytes.
+    """
+    pixels, size_bytes = width * height, len(file.data)
+    cost = ceil(pixels * file.pixel_cost + size_bytes * file.byte_cost)
+    if pixels > limits.max_pixels:
+        raise TooLarge(
+            f"the image has {width} x {height} = {pixels:,} pixels; this server takes at most {limits.max_pixels:,}; "
+            "send a smaller copy"
+        )
+    if cost > (most := max(_MAX_COST, limits.max_pixels)):
+        raise TooLarge(
+            f"{width} x {height} pixels of this kind of {file.format}, in {size_bytes:,} bytes, cost as much "
+            f"to decode as {cost:,} of a plain JPEG; this server takes at most {most:,}; send a smaller copy, or a JPEG"
+        )
+    if max(width, height) > _MAX_SIDE:
+        raise BadImage(f"the image is {width} x {height} pixels; a side has at most {_MAX_SIDE:,}")
+    if pixels > _DENSE_PIXELS and pixels > _MAX_PIXELS_PER_BYTE * size_bytes:
+        raise BadImage(f"{width} x {height} pixels in {size_bytes:,} bytes are no photo; send a smaller copy")
+    return cost
 
 
 def _unknown(data: bytes) -> str:
@@ -165,11 +208,8 @@ def _png(data: bytes) -> ImageStructure:
         for left, top, across, down in (_ADAM7 if interlaced else ((0, 0, 1, 1),))
         if (columns := (width - left + across - 1) // across) and (rows := (height - top + down - 1) // down)
     )
-    cost = max(1.0, (2 + bits / 8) / 3)
-    rows = len(head) + 8
-    return ImageStructure(
-        "PNG", file, width, height, orientation, packed_at=rows, unpacked_bytes=unpacked, pixel_cost=cost
-    )
+    cost, packed_at = max(1.0, (2 + bits / 8) / 3), len(head) + 8
+    return ImageStructure("PNG", file, width, height, orientation, 0, False, packed_at, unpacked, cost)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
@@ -249,12 +289,12 @@ def _bmp(data: bytes) -> ImageStructure:
 
 
 def _tiff(data: bytes) -> ImageStructure:
-    file, tags = trimmed(data)
-    whole = tags.get(WIDTH, 0), tags.get(LENGTH, 0)
-    tile = tags.get(TILE_WIDTH, 0) or whole[0], tags.get(TILE_LENGTH, 0) or whole[1]
+    file, tags = tiff_tags.trimmed(data)
+    whole = tags.get(tiff_tags.WIDTH, 0), tags.get(tiff_tags.LENGTH, 0)
+    tile = tags.get(tiff_tags.TILE_WIDTH, 0) or whole[0], tags.get(tiff_tags.TILE_LENGTH, 0) or whole[1]
     tiled = tuple(-(-side // max(1, part)) * part for side, part in zip(whole, tile, strict=True))
     width, height = tiled if prod(tiled) > 2 * prod(whole) else whole  # tiles are decoded whole
-    is_jpeg = tags.get(COMPRESSION) in JPEG_COMPRESSIONS
+    is_jpeg = tags.get(tiff_tags.COMPRESSION) in tiff_tags.JPEG_COMPRESSIONS
     if is_jpeg and _RARE_FRAME.search(data):
         raise BadImage("the TIFF holds a JPEG of a rare kind; save it without compression, or as PNG")
     return ImageStructure("TIFF", file, width, height, pixel_cost=1.5 if is_jpeg else 1.0)  # Pillow turns it upright
@@ -272,6 +312,16 @@ def _webp(data: bytes) -> ImageStructure:
     return ImageStructure("WEBP", data, width, height, pixel_cost=2.0, byte_cost=1.0)
 
 
+def _avif(data: bytes) -> ImageStructure:
+    file, (width, height), cost = read_avif(data)
+    return ImageStructure("AVIF", file, width, height, pixel_cost=cost, byte_cost=3.0)
+
+
+def _heif(data: bytes) -> ImageStructure:
+    file, (width, height), cost = read_heif(data)
+    return ImageStructure("HEIF", file, width, height, pixel_cost=cost, byte_cost=2.0)
+
+
 _READERS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], ImageStructure]], ...] = (
     (re.compile(rb"\xff\xd8\xff"), _jpeg),
     (re.compile(re.escape(_PNG)), _png),
@@ -279,8 +329,8 @@ _READERS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], ImageStructure]], ...
     (re.compile(rb"BM"), _bmp),
     (re.compile(rb"II[*+]\0|MM\0[*+]"), _tiff),
     (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
-    (re.compile(rb"....ftypavi[fs]", re.DOTALL), read_avif),
-    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), read_heif),
+    (re.compile(rb"....ftypavi[fs]", re.DOTALL), _avif),
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), _heif),
 )
 _NOT_TAKEN = (
     (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL"),

@@ -20,8 +20,7 @@ from PIL import Image
 from service.common.errors import BadImage, TooLarge
 from service.common.types import FORMATS, ImageLimits
 from service.preprocessing.decode import decode_image, decode_pixels
-from service.preprocessing.image_structure import decoding_cost
-from service.preprocessing.structure import read_structure
+from service.preprocessing.structure import decoding_cost, read_structure
 from tests.preprocessing.test_decode import SAMPLES, chunk, encode, picture, raw_png
 
 LIMITS = ImageLimits()
