@@ -1,7 +1,6 @@
 """BVLC's published weights: the graphs of the ONNX model zoo, with weights made by rule, fill our networks."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from math import prod, sqrt
 from pathlib import Path
@@ -63,14 +62,10 @@ SCALED = {
 Values = NDArray[np.float32]
 
 
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Host]:
-    """A download host that no proxy stands before; torch's cache is in the test's folder."""
-    monkeypatch.setenv("no_proxy", "*")
+@pytest.fixture(autouse=True)
+def _torch_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch's cache is in the test's folder."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    host = Host()
-    yield host
-    host.close()
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +207,7 @@ def test_recipe(name: str, crop: int, accuracy: float) -> None:
     spec, weights = entry.input, entry.weight_sets[0]
 
     assert (spec.fit, spec.resize, spec.crop, spec.channels) == (Fit.SQUASH, 256, crop, Channels.BGR)
-    assert [255 * value for value in spec.mean] == pytest.approx([104, 117, 123], abs=1e-6)
+    assert [255 * value for value in spec.mean] == pytest.approx([104, 117, 123], abs=1e-4)
     assert [255 * value for value in spec.std] == pytest.approx([1, 1, 1], abs=1e-6)
     assert (weights.acc1, weights.tag, len(weights.sha256 or "")) == (accuracy, "BVLC", 64)
     assert entry.untrained_input is not None
