@@ -15,12 +15,28 @@ from export.terminal import (
     print_artifact,
     print_line,
     sigterm_as_interrupt,
+    verbose_option,
 )
-from models.artifact.artifact import IMPORTED, ArtifactError, NotExportedError, WeightRecord, read_manifest
+from models.artifact.artifact import (
+    IMPORTED,
+    ArtifactError,
+    NotExportedError,
+    WeightRecord,
+    WeightSource,
+    read_manifest,
+)
 from models.catalog import CATALOG, Architecture, UnknownModelError
 
 if TYPE_CHECKING:
     from export.pipeline import WeightsChoice
+
+
+def _check_weights(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    """Find a missing file before PyTorch is imported."""
+    if value not in ("auto", *WeightSource) and not Path(value).is_file():
+        kind = "a folder" if Path(value).is_dir() else "not there"
+        raise click.BadParameter(f"{value} is {kind}; give auto, pretrained, untrained or a file")
+    return value
 
 
 @click.command("export")
@@ -32,6 +48,7 @@ if TYPE_CHECKING:
     show_default=True,
     show_envvar=True,
     metavar="auto|pretrained|untrained|FILE",
+    callback=_check_weights,
     help="pretrained is the published file; untrained is seeded noise; FILE is a .pth or .safetensors state "
     "dict, or an .onnx file of the same architecture; auto is pretrained, or untrained where the download host "
     "does not answer",
@@ -53,9 +70,16 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Export only missing models; one with untrained weights counts as missing unless you ask for untrained",
 )
+@verbose_option
 @engine_options
 def export_command(
-    names: tuple[str, ...], weights: str, artifacts: Path, weights_mirror: str | None, missing: bool, **engine: Any
+    names: tuple[str, ...],
+    weights: str,
+    artifacts: Path,
+    weights_mirror: str | None,
+    missing: bool,
+    verbose: bool,
+    **engine: Any,
 ) -> None:
     """Export MODEL... for serving, and check each against PyTorch.
 
@@ -80,14 +104,14 @@ def export_command(
     choice = WeightsChoice.parse(weights, weights_mirror)
     with sigterm_as_interrupt():
         keep = missing or request is not None
-        failed = [one.name for one in architectures if not _export_one(one, choice, artifacts, keep)]
+        failed = [one.name for one in architectures if not _export_one(one, choice, artifacts, keep, verbose)]
         if request is not None:
             present = [*imported, *(one.name for one in architectures if one.name not in failed)]
             failed += [name for name in present if not build_one(name, artifacts, request, missing)]
     sys.exit(1 if failed else 0)
 
 
-def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path, keep: bool) -> bool:
+def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path, keep: bool, verbose: bool) -> bool:
     """Export one model and print the result. Returns False if it fails."""
     from export.pipeline import export
     from models.weights.weights import HostUnreachableError, WeightsError
@@ -111,7 +135,7 @@ def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path,
         return False
     if done.fallback_reason is not None:
         _warn_untrained(architecture, done.fallback_reason)
-    print_artifact(done.manifest, done.version, root)
+    print_artifact(done.manifest, done.version, root, verbose)
     return True
 
 

@@ -14,14 +14,14 @@ from service.common.types import Batch, Precision, Probabilities, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.selection.cpu_layout import at_most
 from service.engines.selection.opening import build_engine
-from service.engines.selection.parity import BATCH_SIZES, compare, figures
+from service.engines.selection.parity import BATCH_SIZES, compare, missed
 from service.engines.selection.select import EngineOptions, installed
 
 log = logging.getLogger(__name__)
 
 
 class ParityError(ExportError):
-    """The answers differ from the original's, so that no artifact is written; the message has the figures."""
+    """The answers differ from the original's, so that no artifact is written; the message says by how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +72,18 @@ def check_parity(
             continue
         reports.append(report)
         if required and not report.passed:
-            raise _difference(artifact, [figures(report)])
+            raise _difference(artifact, [_shortfall(report)])
     if not (reports or failures):
         raise ParityError(f"no engine runs {name}; none is installed: pip install '.[cpu]'")
     if not any(report.passed and report.precision == Precision.F32 for report in reports):
-        raise _difference(artifact, [*map(figures, reports), *failures])
+        raise _difference(artifact, [*map(_shortfall, reports), *failures])
     for failure in failures:
         log.warning("%s", failure)
     return tuple(reports)
+
+
+def _shortfall(report: ParityReport) -> str:
+    return f"{report.runtime} {report.precision}: {missed(report) or 'passed'}"
 
 
 def _difference(artifact: Artifact, reasons: Sequence[str]) -> ParityError:

@@ -16,6 +16,17 @@ from models.artifact.engine_plan import EnginePlan, PlanRecord
 
 console = Console(stderr=True)
 
+_RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "onnxruntime-cuda": "ONNX Runtime CUDA"}
+
+verbose_option = click.option(
+    "--verbose",
+    "-v",
+    is_flag=True,
+    envvar="TOPFIVE_VERBOSE",
+    show_default="off",
+    show_envvar=True,
+    help="Print the input of the network and all figures of the comparison",
+)
 artifacts_option = click.option(
     "--artifacts",
     envvar="TOPFIVE_ARTIFACTS",
@@ -38,19 +49,33 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 
 def print_line(text: str) -> None:
-    """Print a line of rich's markup without line breaks."""
-    console.print(text, highlight=False, soft_wrap=True)
+    """Print a line of rich's markup. In a terminal it breaks between words only; one with a longer word stays whole."""
+    whole = not console.is_terminal or max(map(len, text.split())) > console.width
+    console.print(text, highlight=False, soft_wrap=whole)
 
 
-def print_artifact(manifest: Manifest, version: int, root: Path) -> None:
-    """Print the folder of an artifact, its input, and how each engine's answers compare with the original's."""
+def print_artifact(manifest: Manifest, version: int, root: Path, verbose: bool) -> None:
+    """Print the folder of an artifact and the engines that may serve it; with `verbose` its input and all figures."""
+    from service.engines.selection.parity import figures, missed
+
     folder = root / manifest.name / str(version)
     print_line(f"[bold]{manifest.name}[/] is in {escape(str(folder))}, {manifest.weights.source} weights")
-    spec = manifest.input
-    size = f"{spec.fit} {spec.resize}, centre {spec.crop}, {spec.interpolation}"
-    print_line(f"  input: {size}, {spec.channels}, mean {spec.mean}, std {spec.std}")
-    for parity in manifest.parity:
-        print_line(_parity_line(parity, "not used"))
+    passed: dict[str, list[str]] = {}
+    for report in manifest.parity:
+        if report.passed:
+            passed.setdefault(_RUNTIMES.get(report.runtime, report.runtime), []).append(report.precision)
+    words = ", ".join(f"{name} {' and '.join(found)}" for name, found in passed.items())
+    print_line(f"  [green]passed[/] in {words}")
+    for report in manifest.parity:
+        if not report.passed:
+            name = _RUNTIMES.get(report.runtime, report.runtime)
+            print_line(f"  [yellow]not used[/] in {name} {report.precision}: {missed(report)}")
+    if verbose:
+        spec = manifest.input
+        size = f"{spec.fit} {spec.resize}, centre {spec.crop}, {spec.interpolation}"
+        print_line(f"  input: {size}, {spec.channels}, mean {spec.mean}, std {spec.std}")
+        for report in manifest.parity:
+            print_line(f"  {figures(report)}")
 
 
 def print_engines(plans: Sequence[EnginePlan], parity: ParityReport | None) -> None:
@@ -61,13 +86,9 @@ def print_engines(plans: Sequence[EnginePlan], parity: ParityReport | None) -> N
         for warning in plan.record.warnings:
             print_line(f"  [yellow]{plan.record.flavour}:[/] {escape(warning)}")
     if parity is not None:
-        print_line(_parity_line(parity, "not passed"))
+        from service.engines.selection.parity import figures
 
-
-def _parity_line(parity: ParityReport, otherwise: str) -> str:
-    from service.engines.selection.parity import figures
-
-    return f"  {'[green]passed[/]' if parity.passed else f'[yellow]{otherwise}[/]'} {figures(parity)}"
+        print_line(f"  {'[green]passed[/]' if parity.passed else '[yellow]not passed[/]'} {figures(parity)}")
 
 
 def plan_line(record: PlanRecord) -> str:
@@ -82,12 +103,17 @@ def plan_line(record: PlanRecord) -> str:
 
 
 class ProgressBar:
-    """Shows the current step of one export, and how much of it is done where that is known."""
+    """Shows the current step of one export, and how much of it is done where that is known; cleared at the end."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
         )
         self._task = self._progress.add_task(name, total=None)
 
@@ -95,9 +121,7 @@ class ProgressBar:
         self._progress.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if error[0] is None:
-            self.phase("done", 1, 1)
+    def __exit__(self, *_error: object) -> None:
         self._progress.stop()
 
     def step(self, what: str) -> None:

@@ -13,7 +13,7 @@ from service.common.cpus import cpu_quota
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 from service.engines.onnxruntime import OnnxRuntimeEngine
-from service.engines.selection.parity import compare, figures
+from service.engines.selection.parity import compare, missed
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def _check(artifact: Artifact, precision: Precision, graph: Path, reporter: Repo
         )
         return report
     advice = "use --precision f32" if precision is Precision.FP16 else "use other photos, or --precision fp16"
-    raise ParityError(f"{name} in {precision} differs from PyTorch, no engine was built; {advice}: {figures(report)}")
+    raise ParityError(f"{name} in {precision} differs from PyTorch, no engine was built; {advice}: {missed(report)}")
 
 
 def _remedy(artifact: Artifact) -> str:

@@ -1,6 +1,7 @@
 """The command `topfive export`: exit codes, messages, `--missing`, and that options and variables are the same."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,9 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
+from export import terminal
 from export.command import export_command
 from export.common import Reporter
 from export.parity_gate import ParityError
@@ -85,13 +88,15 @@ PRETRAINED = WeightRecord(source=WeightSource.PRETRAINED, name="IMAGENET1K_V1", 
 
 
 def test_export_writes_an_artifact_and_says_so(run: Run, tmp_path: Path) -> None:
-    """`topfive export tiny` ends with 0, names the folder and the weights, and shows each engine's figures."""
-    result = run("tiny", "--artifacts", tmp_path)
+    """`topfive export tiny` ends with 0 and names the folder, the weights and the engines; `-v` shows the figures."""
+    short, result = run("tiny", "--artifacts", tmp_path / "other"), run("tiny", "--artifacts", tmp_path, "-v")
 
     assert result.exit_code == 0, result.output
     assert f"tiny is in {tmp_path}/tiny/1, untrained weights" in result.stderr
     for report in load(tmp_path, "tiny").manifest.parity:
-        assert f"passed {report.runtime} {report.precision}: max |dp|" in result.stderr
+        assert f"{report.runtime} {report.precision}: max |dp|" in result.stderr
+    assert "  passed in OpenVINO f32" in short.stderr
+    assert "|dp|" not in short.stderr
     assert result.stdout == ""
 
 
@@ -254,9 +259,51 @@ def test_missing_looks_at_the_sha256_of_a_file(run: Run, tmp_path: Path, exporte
     assert run(*arguments).exit_code == 0
     assert len(calls) == 1
 
-    file.unlink()
-    assert run(*arguments).exit_code == 0  # what a missing file means is for the export to say
-    assert len(calls) == 2
+
+def test_missing_weights_file_is_found_first(run: Run, scripted: Script, tmp_path: Path) -> None:
+    """A weights file that is not there is a usage error before PyTorch is imported, and so is a folder."""
+    calls = scripted()
+    script = (
+        "import sys\nfrom service.cli.main import main\n"
+        "try: main(['export', 'tiny', '--weights', 'nosuch.pth'], standalone_mode=False)\n"
+        "except Exception as error: print(error.message, 'torch' in sys.modules)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+
+    assert done.stdout == "nosuch.pth is not there; give auto, pretrained, untrained or a file False\n"
+    folder = run("tiny", "--weights", tmp_path)
+    assert (folder.exit_code, calls) == (2, [])
+    assert "is a folder" in folder.output
+
+
+def test_lines_break_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns no word and no number is broken, and a path that is longer than a line stays whole."""
+    long_path = "artifacts/" * 12
+    printed = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=printed, force_terminal=True, width=80, color_system=None))
+
+    terminal.print_line(text := "  openvino bf16: cosine 0.999932 (at least 0.99), top-1 agrees in 93.8 % of 48 images")
+    terminal.print_line(f"tiny is in {long_path}")
+
+    first, second, third = printed.getvalue().splitlines()
+    assert f"{first} {second}".split() == text.split()
+    assert third == f"tiny is in {long_path}"
+
+
+def test_failed_export_leaves_no_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When an export ends, the last line of its progress is erased."""
+    printed = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=printed, force_terminal=True, width=80))
+
+    def fail() -> None:
+        with terminal.ProgressBar("tiny"):
+            raise ParityError
+
+    with pytest.raises(ParityError):
+        fail()
+
+    assert printed.getvalue().endswith("\x1b[1A\x1b[2K")
 
 
 def test_missing_replaces_an_artifact_that_cannot_be_read(
@@ -283,7 +330,7 @@ def test_every_option_shows_its_variable_and_its_default(run: Run) -> None:
 
     assert result.exit_code == 0
     options = [one for one in export_command.params if isinstance(one, click.Option)]
-    own = {"weights", "artifacts", "weights_mirror", "missing", "engine", "cache"}
+    own = {"weights", "artifacts", "weights_mirror", "missing", "verbose", "engine", "cache"}
     of_engines = {"precision", "target", "batch", "calibration"}
     assert {one.name for one in options} == own | of_engines
     for one in options:

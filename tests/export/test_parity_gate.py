@@ -16,7 +16,7 @@ from models.catalog import CATALOG
 from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.engines.selection import parity
-from service.engines.selection.parity import BATCH_SIZES, compare, figures
+from service.engines.selection.parity import BATCH_SIZES, THRESHOLDS, compare, figures, missed
 from service.engines.selection.precision import choose_precision
 from service.engines.selection.select import EngineOptions
 from tests.conftest import NullReporter
@@ -288,6 +288,18 @@ def test_line_of_figures_has_what_was_measured_and_what_was_asked() -> None:
     )
 
 
+def test_the_reason_is_the_one_that_decided(exported: Path) -> None:
+    """What is said against an engine is what misses its threshold and nothing else; of a passed report nothing is."""
+    report = load(exported, "tiny").manifest.parity[0]
+    close = report.model_copy(update={"thresholds": THRESHOLDS[Precision.BF16], "max_abs_diff": 0.00083})
+
+    assert missed(close) == ""
+    assert missed(close.model_copy(update={"top1_agreement": 15 / 16})) == "top-1 agrees in 93.8 %, 100 % needed"
+    assert missed(close.model_copy(update={"max_abs_diff": 0.05, "top5_agreement": 0.5})) == (
+        "max |dp| 0.05, 0.03 allowed; top-5 agrees in 50 %, 90 % needed"
+    )
+
+
 F32 = EngineKind(Runtime.OPENVINO, Precision.F32)
 OTHER = EngineKind(Runtime.ONNXRUNTIME, Precision.F32)
 CUDA = EngineKind(Runtime.ONNXRUNTIME_CUDA, Precision.F32)
@@ -344,7 +356,9 @@ def test_gate_refuses_a_file_that_differs_in_f32(gate: Gate) -> None:
     """One engine that differs in f32 means that the file is wrong: the message has model, engine and figures."""
     wrong = TableEngine(rows(), add(0.01))
 
-    with pytest.raises(ParityError, match=r"tiny differs from PyTorch, no artifact .* fake f32: max \|dp\| 0\.01 "):
+    with pytest.raises(
+        ParityError, match=r"tiny differs from PyTorch, no artifact .* fake f32: max \|dp\| 0\.01, 0\.0001 allowed"
+    ):
         gate({F32: TableEngine(rows()), OTHER: wrong})
 
     assert wrong.closed

@@ -70,26 +70,43 @@ def compare(
     tie, smallest, thresholds = TIES[bounds], _HALF_SMALLEST if half else _SMALLEST, THRESHOLDS[bounds]
     found = [_figures(_run(engine, images, size), reference, tie, smallest) for size in batch_sizes]
     diff, cosine, top1, top5 = np.array(found).T
-    measured = float(diff.max()), float(cosine.min()), float(top1.mean()), float(top5.mean())
-    return ParityReport(
+    report = ParityReport(
         runtime=info.runtime,
         runtime_version=info.version,
         precision=info.precision,
         device=info.device,
         images=len(images),
         batch_sizes=batch_sizes,
-        max_abs_diff=measured[0],
-        logit_cosine=measured[1],
-        top1_agreement=measured[2],
-        top5_agreement=measured[3],
+        max_abs_diff=float(diff.max()),
+        logit_cosine=float(cosine.min()),
+        top1_agreement=float(top1.mean()),
+        top5_agreement=float(top5.mean()),
         thresholds=thresholds,
-        passed=(
-            measured[0] <= thresholds.max_abs_diff
-            and measured[1] >= thresholds.logit_cosine
-            and measured[2] >= thresholds.top1_agreement
-            and measured[3] >= thresholds.top5_agreement
-        ),
+        passed=False,
     )
+    return report.model_copy(update={"passed": not missed(report)})
+
+
+def missed(report: ParityReport) -> str:
+    """What decided against the engine: each measured number that misses its threshold. Empty if none does."""
+    limit = report.thresholds
+    checks = {
+        f"max |dp| {report.max_abs_diff:.2g}, {limit.max_abs_diff:g} allowed": (
+            report.max_abs_diff <= limit.max_abs_diff
+        ),
+        f"cosine {report.logit_cosine:.6f}, {limit.logit_cosine:g} needed": report.logit_cosine >= limit.logit_cosine,
+        f"top-1 agrees in {_percent(report.top1_agreement)}, {_percent(limit.top1_agreement)} needed": (
+            report.top1_agreement >= limit.top1_agreement
+        ),
+        f"top-5 agrees in {_percent(report.top5_agreement)}, {_percent(limit.top5_agreement)} needed": (
+            report.top5_agreement >= limit.top5_agreement
+        ),
+    }
+    return "; ".join(reason for reason, fulfilled in checks.items() if not fulfilled)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def figures(report: ParityReport) -> str:
@@ -183,7 +200,7 @@ class ParityCheck:
             return ""
         again = "" if self.cache is None else f"; it is checked again once {self._file(self.cache).path} is deleted"
         return (
-            f"its answers on this GPU differ from the original's: {figures(report)}; use another --precision or "
+            f"its answers on this GPU differ from the original's: {missed(report)}; use another --precision or "
             f"--runtime{again}"
         )
 

@@ -5,6 +5,7 @@ import logging
 from models.artifact.artifact import IMPORTED, Artifact
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
+from service.engines.selection.parity import missed
 
 _OF_PLANS = (Precision.FP16, Precision.F32, Precision.INT8)
 COMPUTES = {
@@ -65,7 +66,7 @@ def _check_f32(artifact: Artifact, runtime: Runtime) -> None:
     if report is not None and not report.passed:
         raise EngineUnavailableError(
             f"{manifest.name} may not run on {runtime}: its answers differ from the original's "
-            f"(max |dp| {report.max_abs_diff:.3g}); see /models/{manifest.name}, and use another --runtime"
+            f"({missed(report)}); see /models/{manifest.name}, and use another --runtime"
         )
     unchecked = report is None and manifest.family == IMPORTED and runtime is not Runtime.TORCH
     if unchecked and not is_checked_on_the_card(artifact, runtime):
@@ -88,7 +89,7 @@ def _bf16_or_f32(artifact: Artifact, runtime: Runtime, asked: Precision) -> Prec
     reason = (
         f"its parity with {original} was not measured in bf16; {again}"
         if report is None
-        else f"it differs too much from {original} in bf16 (max |dp| {report.max_abs_diff:.3g}); see /models/{name}"
+        else f"it differs from {original} in bf16 ({missed(report)}); see /models/{name}"
     )
     if asked is Precision.BF16:
         raise EngineUnavailableError(f"{name} may not run in bf16 on {runtime}: {reason}")

@@ -44,14 +44,15 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_import_says_what_it_made(run: Run, tmp_path: Path) -> None:
-    """The command ends with 0 and shows the folder, the input, each engine's figures and what was assumed."""
-    result = run(saved(classifier(), tmp_path), "--name", "net", "--recipe", recipe(tmp_path, 'channels = "bgr"'))
+    """The command ends with 0 and shows the folder, the engines and what was assumed; `-v` the input and figures."""
+    result = run(saved(classifier(), tmp_path), "--name", "net", "--recipe", recipe(tmp_path, 'channels = "bgr"'), "-v")
 
     assert result.exit_code == 0, result.output
     assert f"net is in {tmp_path}/artifacts/net/1, file weights" in result.stderr
     assert "input: shorter side 16, centre 16, bilinear, bgr, mean (0.0, 0.0, 0.0)" in result.stderr
-    assert "passed openvino f32" in result.stderr
-    assert "passed onnxruntime f32" in result.stderr
+    assert "passed in OpenVINO f32" in result.stderr
+    assert "ONNX Runtime f32" in result.stderr
+    assert "onnxruntime f32: max |dp|" in result.stderr
     assert "note: the 4 classes have no names: they are called class 0 and so on; give --labels" in result.stderr
     assert result.stdout == ""
 
