@@ -170,6 +170,18 @@ class LoadedModel:
             latency_ms=self.latency.snapshot(),
         )
 
+    @property
+    def gauges(self) -> dict[str, float]:
+        """What its metrics show now."""
+        return {
+            "queue_depth": self.batcher.depth,
+            "in_flight": self.batcher.in_flight,
+            "admitted": self.batcher.admitted,
+            "max_batch": self.batcher.max_batch,
+            "healthy": float(self.healthy),
+            "damaged_versions": len(self.artifact.damaged_newer),
+        }
+
     def release(self, lease: Lease) -> None:
         """End the lease. The model counts as used now, so other models without a lease are evicted before it."""
         self.leases.remove(lease)

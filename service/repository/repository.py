@@ -117,7 +117,10 @@ class Repository:
 
     @property
     def default(self) -> str:
-        """The name of the default model, the first configured one. Raises NotReady before `start`."""
+        """The name of the default model: the first configured one that is trained, or the first if none is.
+
+        Raises NotReady before `start`.
+        """
         if not self._configured:
             raise NotReady("the server is starting and has no default model yet")
         return self._configured[0]
@@ -169,10 +172,15 @@ class Repository:
         return self._catalog.canonical(name)
 
     async def start(self, names: Iterable[str]) -> None:
-        """Load the configured models one after the other. Raises the errors of `get`."""
+        """Load the configured models one after the other. A trained one becomes the default before an untrained one.
+
+        Raises the errors of `get`.
+        """
         self._configured = tuple(dict.fromkeys(self._catalog.canonical(name) for name in names))
-        for name in self._configured:
-            await self.get(name)
+        models = [await self.get(name) for name in self._configured]
+        self._configured = tuple(model.name for model in sorted(models, key=lambda model: bool(model.warnings)))
+        if models and self.default != models[0].name:
+            log.warning("%s is untrained, so %s answers if a request names no model", models[0].name, self.default)
 
     def loaded_model(self, name: str | None) -> LoadedModel | None:
         """The model, or the default one for None, if it is loaded."""
@@ -323,20 +331,7 @@ class Repository:
             listener()
 
     def _gauges(self) -> list[tuple[str, dict[str, float]]]:
-        return [
-            (
-                name,
-                {
-                    "queue_depth": model.batcher.depth,
-                    "in_flight": model.batcher.in_flight,
-                    "admitted": model.batcher.admitted,
-                    "max_batch": model.batcher.max_batch,
-                    "healthy": float(model.healthy),
-                    "damaged_versions": len(model.artifact.damaged_newer),
-                },
-            )
-            for name, model in self._loaded.items()
-        ]
+        return [(name, model.gauges) for name, model in self._loaded.items()]
 
 
 def _damage(version: int, newer: Sequence[str]) -> str | None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from functools import partial
+from pathlib import Path
 
 from service.common.settings import Settings
 from service.common.upload_budget import UploadBudget
@@ -66,7 +67,9 @@ class Service:
     async def load(self) -> None:
         """Load the configured models. Raises TopfiveError if one cannot be loaded."""
         await self._repository.start(self._settings.models)
-        log.info("ready")
+        url = f"{'https' if self._settings.tls_cert else 'http'}://{_host(self._settings.host)}:{self.rest.port}"
+        key = " -H 'X-Api-Key: KEY'" if self._settings.api_keys_file else ""
+        log.info("ready: open %s/docs, or run: curl%s -F image=@%s %s/predict", url, key, _photo(), url)
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Turn readiness off, wait `pre_stop_s`, close the listeners, and answer accepted requests.
@@ -94,6 +97,19 @@ class Service:
         task = asyncio.get_running_loop().create_task(self.rpc.set_serving(self._data_plane.ready))
         self._announcing.add(task)
         task.add_done_callback(self._announcing.discard)
+
+
+def _host(listens_on: str) -> str:
+    """The host part of a URL for a client on this machine."""
+    if listens_on in ("", "0.0.0.0", "::"):
+        return "localhost"
+    return f"[{listens_on}]" if ":" in listens_on else listens_on
+
+
+def _photo() -> Path:
+    """A photo that comes with topfive, relative to the working directory if it is below that."""
+    working, photo = Path.cwd(), Path(__file__).resolve().parents[2] / "export" / "photos" / "zebra.jpeg"
+    return photo.relative_to(working) if photo.is_relative_to(working) else photo
 
 
 def _rpc_limits(settings: Settings) -> RpcLimits:

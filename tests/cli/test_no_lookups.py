@@ -105,7 +105,7 @@ def test_serve(observed: Observed, artifacts: Path) -> None:
     process = observed.start(TOPFIVE, "serve", *options)
     assert process.stderr is not None
     with process.stderr as log:
-        ready = any(line.endswith(": ready\n") for line in log)
+        ready = any(": ready: open http" in line for line in log)
         process.send_signal(signal.SIGTERM)
         log.read()
 

@@ -12,6 +12,7 @@ from service.common.errors import Code
 from service.common.types import Layout, Precision
 from service.engines.selection.compatibility import Source, judge
 from service.engines.selection.opening import Choice
+from tests.conftest import png
 from tests.engines.test_compatibility import ADA, TURING, machine
 from tests.fakes import FakeEngine
 from tests.fleet import copy_model
@@ -53,6 +54,22 @@ async def test_same_models(running: Running) -> None:
     assert "mean nothing" in tiny["warnings"][0]
     assert tiny["parity"][0]["passed"]
     assert tiny["weights_file"]["source"] == "untrained"
+
+
+@pytest.mark.parametrize(
+    ("models", "default"), [("tiny,untrained", "tiny"), ("tiny,second,third", "second"), ("third,tiny", "third")]
+)
+async def test_default_is_trained(artifacts: Path, caplog: pytest.LogCaptureFixture, models: str, default: str) -> None:
+    """The first trained model answers requests that name none; an untrained one only if all are. The log says it."""
+    copy_model(artifacts, "untrained")
+    for name in ("second", "third"):
+        copy_model(artifacts, name, {"weights": {"source": "file", "name": "some.safetensors", "sha256": "0" * 64}})
+    async with serving(artifacts, FakeEngine(), models=tuple(models.split(","))) as running:
+        answer = await running.rest("/predict", png())
+        listed = await running.rest("/models")
+
+    assert answer["model"]["name"] == listed["default"] == default
+    assert (f"{default} answers if a request names no model" in caplog.text) is (default != models.split(",")[0])
 
 
 async def test_same_engines(exported: Path) -> None:
