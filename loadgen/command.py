@@ -17,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.connection import Connect, LoadTestError
-from loadgen.grpc_connection import GrpcConnection, grpc_address, grpc_request
 from loadgen.http_connection import HttpAddress, HttpConnection, multipart_request, raw_request
 from loadgen.images import EncodedImage, read_images
 from loadgen.measurement import LoadLevel, LoadResult, MeasurementPlan, measure
@@ -101,6 +100,8 @@ def bench_command(
 def _connect(api: str, urls: Sequence[str], model: str, images: Sequence[EncodedImage]) -> Connect:
     """Raises LoadTestError of what is no address."""
     if api == "grpc":
+        from loadgen.grpc_connection import GrpcConnection, grpc_address, grpc_request
+
         servers, calls = [grpc_address(url) for url in urls], [grpc_request(image, model) for image in images]
         return lambda number: GrpcConnection(servers[number % len(servers)], calls)
     addresses = [HttpAddress.parse(url, model) for url in urls]

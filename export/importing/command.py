@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from export.importing.pipeline import ImportRequest
 
 
-@click.command("import", short_help="Import an ONNX classifier of any origin.")
+@click.command("import")
 @click.argument("file", metavar="FILE.onnx", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Name of the served model")
 @click.option(

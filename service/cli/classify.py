@@ -17,7 +17,7 @@ from service.offline.images import find_images, skipped_line
 from service.offline.results_file import ResultsFormat
 
 
-@click.command("classify", short_help="Classify many images into one results file.")
+@click.command("classify")
 @click.argument("sources", metavar="DIR|LIST.txt|IMAGE...", nargs=-1, required=True)
 @model_option
 @option(

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -28,15 +28,14 @@ from service.common.errors import TopfiveError
 from service.common.settings import Settings
 from service.common.tasks import together
 from service.inference.dataplane import ClassifyOptions
-from service.inference.ensemble import member_names
-from service.inference.local import LocalDataPlane
-from service.repository import repository
 from service.rest.client import RemoteServer
-from service.rest.errors import row_problem
 from service.rest.schemas import compare_reply, to_dict
 
+if TYPE_CHECKING:
+    from service.inference.local import LocalDataPlane
 
-@click.command("compare", short_help="Classify images with many models side by side.")
+
+@click.command("compare")
 @click.argument("images", nargs=-1, required=True, type=click.Path())
 @option(
     "--model", "models", multiple=True, help="Models, repeated or with commas; else all exported, or loaded by --server"
@@ -75,6 +74,8 @@ async def _compare(
     as_json: bool,
 ) -> int:
     """Print a comparison for each image. Returns 1 if an image or a row has an error, else 0."""
+    from service.rest.errors import row_problem
+
     console, failures = Console(), 0
     try:
         async with answering(settings, server, lambda local: _load(local, names)) as data_plane:
@@ -97,8 +98,10 @@ async def _compare(
     return int(failures > 0)
 
 
-async def _load(data_plane: LocalDataPlane, names: Sequence[str]) -> None:
+async def _load(data_plane: "LocalDataPlane", names: Sequence[str]) -> None:
     """Load the models, however long that takes. The row of one that fails has the error."""
+    from service.repository import repository
+
     log = logging.getLogger(repository.__name__)
     log.addFilter(_is_no_mark)
     try:
@@ -112,8 +115,10 @@ def _is_no_mark(record: logging.LogRecord) -> bool:
     return "untrained weights" not in record.getMessage()
 
 
-async def _loaded(data_plane: LocalDataPlane, name: str) -> None:
+async def _loaded(data_plane: "LocalDataPlane", name: str) -> None:
     """Load the model, however long that takes. On an error its row has the message."""
+    from service.inference.ensemble import member_names
+
     try:
         for member in member_names(name):
             await data_plane.repository.get(member)

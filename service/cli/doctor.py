@@ -37,7 +37,6 @@ from service.common.types import Precision, Runtime
 from service.engines.base import INSTALL
 from service.engines.selection.compatibility import Machine, Source, this_machine
 from service.engines.selection.select import EngineOptions, Selection, installed
-from service.repository.model_info import built_engine
 
 _GOOD, _POOR, _BAD, _DIM = "green", "yellow", "red", "dim"
 _PACKAGES = {
@@ -66,7 +65,7 @@ class _ExportedModel:
     advice: tuple[str, ...] = ()
 
 
-@click.command("doctor", short_help="Show what serve would find on this machine.")
+@click.command("doctor")
 @options("models", "artifacts", "cache", "host", "port", "grpc_port", "runtime", "precision", "cpus")
 @click.pass_obj
 def doctor_command(machine: Machine | None, /, **values: Any) -> None:
@@ -109,6 +108,8 @@ def doctor_command(machine: Machine | None, /, **values: Any) -> None:
 
 
 def _exported(name: str, settings: Settings, machine: Machine) -> _ExportedModel:
+    from service.repository.model_info import built_engine
+
     options = EngineOptions(
         settings.runtime, settings.precision, settings.cpus or cpu_quota(), cache=settings.cache_folder
     )

@@ -20,7 +20,7 @@ from service.offline.evaluate import Evaluation, evaluate, write_report
 from service.offline.images import read_dataset, skipped_line
 
 
-@click.command("evaluate", short_help="Measure the accuracy of models on your own images.")
+@click.command("evaluate")
 @click.argument("source", metavar="DIR|LIST.csv", type=click.Path(path_type=Path, exists=True))
 @option(
     "--model", "names", multiple=True, required=True, help="Exported model, or ensemble:a+b; may be repeated, or a,b"

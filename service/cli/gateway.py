@@ -7,8 +7,6 @@ from typing import Any
 import click
 
 from service.cli.options import Command, option, options, settings_from
-from service.gateway.replicas import ReplicaAccess, parse_targets
-from service.server.gateway import run_gateway
 
 
 def _file_option(flag: str, meaning: str) -> Callable[[Command], Command]:
@@ -18,7 +16,7 @@ def _file_option(flag: str, meaning: str) -> Callable[[Command], Command]:
     )
 
 
-@click.command("gateway", short_help="Serve REST in front of inference servers.")
+@click.command("gateway")
 @option(
     "--inference",
     required=True,
@@ -42,6 +40,9 @@ def gateway_command(
     **values: Any,
 ) -> None:
     """Serve REST in front of inference servers, which hold the models, until SIGTERM or Ctrl-C."""
+    from service.gateway.replicas import ReplicaAccess, parse_targets
+    from service.server.gateway import run_gateway
+
     try:
         targets = parse_targets(inference)
     except ValueError as error:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -19,16 +19,16 @@ from service.cli.options import option, options, settings_from
 from service.cli.tables import new_table, prefixed, say
 from service.common.errors import ModelNotFound, TopfiveError
 from service.common.model_info import LayerRow, ModelLayers, StageRow
-from service.repository.model_info import layers_of, model_layers
-from service.repository.repository import Repository
 from service.rest.schemas import to_dict
-from service.server.data_plane import build_data_plane
+
+if TYPE_CHECKING:
+    from service.repository.repository import Repository
 
 _LONGEST_WORD = len("convolution")
 _TORCH = ("torch", "torchvision")
 
 
-@click.command("layers", short_help="Print the layers of a network with their costs.")
+@click.command("layers")
 @click.argument("name")
 @option("--stages", "only_stages", is_flag=True, help="Only the totals of each stage")
 @option("--json", "as_json", is_flag=True, help="Print a JSON object, as GET /models/NAME/layers answers")
@@ -39,6 +39,8 @@ def layers_command(name: str, only_stages: bool, as_json: bool, **values: Any) -
     The artifact of an exported or imported model has them. For other models of the catalog they are computed, which
     needs PyTorch.
     """
+    from service.server.data_plane import build_data_plane
+
     try:
         known = _layers(build_data_plane(settings_from(values)).repository, name)
     except TopfiveError as error:
@@ -58,8 +60,10 @@ def layers_command(name: str, only_stages: bool, as_json: bool, **values: Any) -
         console.print(Text(note, "dim"))
 
 
-def _layers(repository: Repository, name: str) -> ModelLayers:
+def _layers(repository: "Repository", name: str) -> ModelLayers:
     """The layers from the artifact, or without one from the network. Raises TopfiveError."""
+    from service.repository.model_info import layers_of, model_layers
+
     entry = repository.entry(name)
     if entry.exported is not None or entry.damage is not None or entry.architecture is None:
         return model_layers(entry, repository.root)

@@ -19,7 +19,6 @@ from service.engines.selection.opening import OpenEngine
 from service.offline.images import OfflineError
 from service.offline.journal import ImageResult
 from service.offline.runner import Display, RunOptions
-from service.server.data_plane import build_data_plane
 
 _LISTED = 20  # images without an answer that are named on the screen; the files have all
 _PERIOD = 1000  # images between two lines where there is no terminal
@@ -27,6 +26,8 @@ _PERIOD = 1000  # images between two lines where there is no terminal
 
 def run_options(settings: Settings, crops: int, open_engine: OpenEngine | None, errors: Console) -> RunOptions:
     """The options of a run that follow from the settings. Its progress is shown on `errors`."""
+    from service.server.data_plane import build_data_plane
+
     return RunOptions(
         crops=crops,
         decode=settings.decode,

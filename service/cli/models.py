@@ -11,16 +11,17 @@ from service.cli import tables
 from service.cli.options import option, options, settings_from
 from service.common.model_info import ModelSummary
 from service.common.types import copy_as
-from service.repository.model_info import model_detail
 from service.rest.schemas import to_dict
-from service.server.data_plane import build_data_plane
 
 
-@click.command("models", short_help="List all models, exported or not.")
+@click.command("models")
 @option("--json", "as_json", is_flag=True, help="Print a JSON array")
 @options("artifacts")
 def models_command(as_json: bool, **values: Any) -> None:
     """List every model: size, accuracy, and whether it is exported, or `packaged`: it comes with topfive."""
+    from service.repository.model_info import model_detail
+    from service.server.data_plane import build_data_plane
+
     rows = [model_detail(entry) for entry in build_data_plane(settings_from(values)).repository.entries()]
     if as_json:
         click.echo(json.dumps([to_dict(copy_as(ModelSummary, row)) for row in rows], indent=2))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from math import inf
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -33,11 +33,11 @@ from service.common.http_client import fetch
 from service.common.image_file import read_image_file
 from service.common.settings import Settings
 from service.inference.dataplane import ClassifyOptions
-from service.inference.ensemble import member_names
-from service.inference.local import LocalDataPlane
 from service.rest.client import RemoteServer
 from service.rest.schemas import to_dict
-from service.server.data_plane import build_data_plane
+
+if TYPE_CHECKING:
+    from service.inference.local import LocalDataPlane
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ _OWN = ("artifacts", "cache", "runtime", "precision", "cpus", "decode", "max_ima
 """Settings of models in this process."""
 
 
-@click.command("predict", short_help="Classify images, here or by a server.")
+@click.command("predict")
 @click.argument("images", nargs=-1, required=True, type=click.Path())
 @model_option
 @top_k_option
@@ -57,6 +57,8 @@ def predict_command(
     images: Sequence[str], model: str | None, top_k: int | None, crops: int, as_json: bool, **values: Any
 ) -> None:
     """Classify IMAGES, files or URLs, in this process, or with --server by a running server."""
+    from service.inference.ensemble import member_names
+
     server = server_from(values)
     try:
         settings = settings_from({**values, "models": member_names(model) if model is not None else ()})
@@ -112,12 +114,14 @@ def server_from(values: dict[str, Any]) -> RemoteServer | None:
 
 @asynccontextmanager
 async def answering(
-    settings: Settings, server: RemoteServer | None, load: Callable[[LocalDataPlane], Awaitable[object]]
-) -> AsyncIterator[RemoteServer | LocalDataPlane]:
+    settings: Settings, server: RemoteServer | None, load: Callable[["LocalDataPlane"], Awaitable[object]]
+) -> AsyncIterator["RemoteServer | LocalDataPlane"]:
     """What answers: the server, or else models of this process, which `load` loads first."""
     if server is not None:
         yield server
         return
+    from service.server.data_plane import build_data_plane
+
     local = build_data_plane(settings)
     try:
         await load(local)

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -21,18 +21,21 @@ from service.common.settings import Settings
 from service.common.types import Precision, Runtime
 from service.engines.selection.compatibility import survey, this_machine
 from service.engines.selection.cpu_layout import at_most, default_layout, read_tuned
-from service.repository.model_info import built_engine, model_detail
-from service.repository.repository import ModelEntry
 from service.rest.schemas import to_dict
-from service.server.data_plane import build_data_plane
+
+if TYPE_CHECKING:
+    from service.repository.repository import ModelEntry
 
 
-@click.command("show", short_help="Describe one model.")
+@click.command("show")
 @click.argument("name")
 @option("--json", "as_json", is_flag=True, help="Print what GET /models/NAME answers")
 @options("artifacts", "cpus")
 def show_command(name: str, as_json: bool, **values: Any) -> None:
     """Print the model NAME: size, input, weights, published and measured accuracy, parity."""
+    from service.repository.model_info import model_detail
+    from service.server.data_plane import build_data_plane
+
     try:
         settings = settings_from(values)
         entry = build_data_plane(settings).repository.entry(name)
@@ -47,11 +50,13 @@ def show_command(name: str, as_json: bool, **values: Any) -> None:
                 Console().print(table, Text())
 
 
-def _on_this_machine(known: ModelDetail, settings: Settings, entry: ModelEntry) -> ModelDetail:
+def _on_this_machine(known: ModelDetail, settings: Settings, entry: "ModelEntry") -> ModelDetail:
     """`known` with the engines in the artifact that were built for GPUs, and the layout with `--runtime auto`.
 
     Its warnings name records of both that cannot be read. A model that is not exported has neither.
     """
+    from service.repository.model_info import built_engine
+
     if entry.exported is None:
         return known
     version, manifest = entry.exported

@@ -21,7 +21,7 @@ from service.offline.tune import Candidate, OpenCandidate, Speed, Tuning, open_c
 _SHOWN = 12
 
 
-@click.command("tune", short_help="Measure how models run best on this machine's CPU.")
+@click.command("tune")
 @click.argument("names", nargs=-1, required=True, metavar="MODEL...")
 @option("--seconds", type=FiniteRange(min=1), default=30.0, help="Time to measure each model, beside opening engines")
 @option("--max-latency-ms", type=FiniteRange(min=0.1), default=100.0, help="Longest time that a batch may run")
