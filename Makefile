@@ -2,7 +2,7 @@
 PYTHON ?= python3
 FLAVOUR ?= cpu
 VENV ?= .venv$(if $(filter-out cpu,$(FLAVOUR)),-$(FLAVOUR))
-MODELS ?= $(or $(TOPFIVE_MODELS),googlenet)
+MODELS ?= $(or $(TOPFIVE_MODELS),googlenet,squeezenet1_1)
 WEIGHTS ?= $(or $(TOPFIVE_WEIGHTS),auto)
 PROTOBUF ?= 7.36.2
 SOAK_S ?= 600
@@ -15,48 +15,66 @@ ARTIFACTS ?= $(or $(TOPFIVE_ARTIFACTS),artifacts)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.topfive-$(FLAVOUR)
+SERVING := $(VENV)/.serving-$(FLAVOUR)
+ENVIRONMENT := $(or $(wildcard $(STAMP)),$(SERVING))
 comma := ,
+PIP = $(@D)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
+# The index that PyTorch for CPUs comes from. Without an answer from there, PyTorch comes from PyPI: with CUDA, 6 GB.
+TORCH_INDEX ?= $(if $(filter cpu,$(FLAVOUR)),https://download.pytorch.org/whl/cpu)
 # TensorRT itself builds and runs only on a card.
 ENGINES := tensorrt-rtx$(if $(filter gpu,$(FLAVOUR)),$(comma)tensorrt)
 export TOPFIVE_MODELS := $(MODELS)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
-.PHONY: install serve export export-missing test test-all test-protobuf test-compose test-gpu lint format proto bench
+.PHONY: try serve packaged install export export-missing test test-all test-protobuf test-compose test-gpu lint format proto bench
 .PHONY: soak fuzz api-check audit sbom bench-models bench-peers bench-gpu clean
 
-.PHONY: try packaged
+define new-environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "topfive needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+endef
+
 # Right answers in about a minute: the base install alone, and the trained model that comes with topfive.
 try: export TOPFIVE_MODELS = squeezenet1_1
 try: .venv-try/.installed
-	@echo "Once it says ready: curl -F image=@export/photos/zebra.jpeg localhost:$${TOPFIVE_PORT:-8000}/predict"
 	exec .venv-try/bin/topfive serve
 
 .venv-try/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "topfive needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
-	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e .
+	$(new-environment)
+	$(PIP) -e .
+	touch $@
+
+# GoogLeNet beside it. The environment has what serving and exporting need on this machine; that of `make test` has more.
+serve: $(ENVIRONMENT)
+	@echo "3 of 3: exports those of $(MODELS) that are missing; the weights of googlenet are 50 MB"
+	$(BIN)/topfive export $(MODELS) --weights $(WEIGHTS) --missing
+	exec $(BIN)/topfive serve
+
+$(SERVING): pyproject.toml constraints.txt
+	$(new-environment)
+	@echo "1 of 3: installs what serving needs, 0.4 GB"
+	$(PIP) -e '.[$(FLAVOUR),simd,heic]'
+	@echo "2 of 3: installs PyTorch, which only exports need: 0.7 GB for CPUs, 6 GB with CUDA"
+	$(if $(TORCH_INDEX),-$(PIP) --retries 0 --timeout 5 --no-deps --index-url $(TORCH_INDEX) torch torchvision)
+	$(PIP) -e '.[$(FLAVOUR),simd,heic,export$(if $(filter gpu,$(FLAVOUR)),$(comma)$(ENGINES))]'
 	touch $@
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "topfive needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FLAVOUR),simd,heic,export,$(ENGINES),dev]'
+	$(new-environment)
+	$(PIP) --quiet -e '.[$(FLAVOUR),simd,heic,export,$(ENGINES),dev]'
 	touch $@
 
-export: install
+export: $(ENVIRONMENT)
 	$(BIN)/topfive export $(MODELS) --weights $(WEIGHTS)
 
-export-missing: install
+export-missing: $(ENVIRONMENT)
 	$(BIN)/topfive export $(MODELS) --weights $(WEIGHTS) --missing
 
 # Makes the model that comes with topfive anew; commit what changed.
 packaged: install
 	$(BIN)/python -m export.packaged
-
-serve: export-missing
-	exec $(BIN)/topfive serve
 
 test: install
 	$(BIN)/python -m pytest -n 2 -m 'not large'
@@ -147,7 +165,7 @@ benchmarks/.envs/%/.installed: benchmarks/peers/requirements/%.txt benchmarks/pe
 
 # On a machine with an NVIDIA card: make bench-gpu FLAVOUR=gpu. It measures TensorRT where an engine was built before:
 # topfive export MODEL --engine tensorrt-rtx --target this
-bench-gpu: export-missing
+bench-gpu: install export-missing
 	$(BIN)/python -m benchmarks.gpu $(foreach model,$(subst $(comma), ,$(MODELS)),--model $(model)) $(BENCH)
 
 clean:

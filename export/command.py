@@ -19,11 +19,13 @@ from export.terminal import (
 )
 from models.artifact.artifact import (
     IMPORTED,
+    PACKAGED,
     ArtifactError,
     NotExportedError,
     WeightRecord,
     WeightSource,
     read_manifest,
+    root_of,
 )
 from models.catalog import CATALOG, Architecture, UnknownModelError
 
@@ -103,23 +105,33 @@ def export_command(
         ) from error
     choice = WeightsChoice.parse(weights, weights_mirror)
     with sigterm_as_interrupt():
-        keep = missing or request is not None
-        failed = [one.name for one in architectures if not _export_one(one, choice, artifacts, keep, verbose)]
+        failed = []
+        for one in architectures:
+            # an engine is built into an artifact of the folder, never into one that comes with topfive
+            kept_in = artifacts if request is not None else root_of(artifacts, one.name) if missing else None
+            if not _export_one(one, choice, artifacts, kept_in, verbose):
+                failed.append(one.name)
         if request is not None:
             present = [*imported, *(one.name for one in architectures if one.name not in failed)]
             failed += [name for name in present if not build_one(name, artifacts, request, missing)]
     sys.exit(1 if failed else 0)
 
 
-def _export_one(architecture: Architecture, choice: "WeightsChoice", root: Path, keep: bool, verbose: bool) -> bool:
-    """Export one model and print the result. Returns False if it fails."""
+def _export_one(
+    architecture: Architecture, choice: "WeightsChoice", root: Path, kept_in: Path | None, verbose: bool
+) -> bool:
+    """Export one model and print the result. Returns False if it fails.
+
+    An artifact in the folder `kept_in` with the right weights is kept.
+    """
     from export.pipeline import export
     from models.weights.weights import HostUnreachableError, WeightsError
 
-    present = _present_weights(architecture, root) if keep else None
+    present = None if kept_in is None else _present_weights(architecture, kept_in)
     if present is not None:
         if choice.satisfied_by(present, architecture):
-            print_line(f"{architecture.name}: exported already, {present.source} weights")
+            where = "comes with topfive" if kept_in == PACKAGED else "exported already"
+            print_line(f"{architecture.name}: {where}, {present.source} weights")
             return True
         attempt = choice.without_fallback()  # untrained weights would add nothing
     else:

@@ -306,6 +306,17 @@ def test_failed_export_leaves_no_spinner(monkeypatch: pytest.MonkeyPatch) -> Non
     assert printed.getvalue().endswith("\x1b[1A\x1b[2K")
 
 
+def test_missing_keeps_what_comes_with_topfive(run: Run, tmp_path: Path, scripted: Script) -> None:
+    """The packaged model is not exported again because it is missing in the folder; without --missing it is."""
+    calls = scripted()
+    kept = run("squeezenet1_1", "--missing", "--artifacts", tmp_path)
+    assert (kept.exit_code, calls) == (0, [])
+    assert "squeezenet1_1: comes with topfive, pretrained weights" in kept.stderr
+
+    run("squeezenet1_1", "--artifacts", tmp_path)
+    assert [call.name for call in calls] == ["squeezenet1_1"]
+
+
 def test_missing_replaces_an_artifact_that_cannot_be_read(
     run: Run, tmp_path: Path, exported: Path, scripted: Script
 ) -> None:
