@@ -2,7 +2,8 @@
 PYTHON ?= python3
 FLAVOUR ?= cpu
 VENV ?= .venv$(if $(filter-out cpu,$(FLAVOUR)),-$(FLAVOUR))
-MODELS ?= $(or $(TOPFIVE_MODELS),googlenet,squeezenet1_1)
+comma := ,
+MODELS ?= $(or $(TOPFIVE_MODELS),googlenet$(comma)squeezenet1_1)
 WEIGHTS ?= $(or $(TOPFIVE_WEIGHTS),auto)
 PROTOBUF ?= 7.36.2
 SOAK_S ?= 600
@@ -17,7 +18,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.topfive-$(FLAVOUR)
 SERVING := $(VENV)/.serving-$(FLAVOUR)
 ENVIRONMENT := $(or $(wildcard $(STAMP)),$(SERVING))
-comma := ,
 PIP = $(@D)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 # The index that PyTorch for CPUs comes from. Without an answer from there, PyTorch comes from PyPI: with CUDA, 6 GB.
 TORCH_INDEX ?= $(if $(filter cpu,$(FLAVOUR)),https://download.pytorch.org/whl/cpu)

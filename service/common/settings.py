@@ -35,8 +35,8 @@ class Settings(BaseModel):
     models: Annotated[
         tuple[str, ...],
         Field(
-            description="Models to load at start; the first is the default; without it googlenet, or while nothing is "
-            "exported squeezenet1_1, which comes with topfive"
+            description="Models to load at start; the first trained one is the default; without it googlenet if that "
+            "is exported, else squeezenet1_1, which comes with topfive"
         ),
     ] = ()
     artifacts: Annotated[Path, Field(description="Folder of exported models")] = Path("artifacts")
@@ -129,11 +129,11 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _choose_models(cls, values: Any) -> Any:
-        """Choose the models if none are given."""
+        """Choose the model if none is given."""
         if not isinstance(values, dict) or values.get("models", ()) != ():
             return values
         exported = exported_names(Path(values.get("artifacts", cls.model_fields["artifacts"].default)))
-        return {**values, "models": ("googlenet",) if exported else tuple(exported_names(PACKAGED))}
+        return {**values, "models": ("googlenet",) if "googlenet" in exported else tuple(exported_names(PACKAGED))}
 
     @field_validator("models", "allowed_hosts", "cors_origin", mode="before")
     @classmethod

@@ -13,6 +13,7 @@ from service.cli.options import options, settings_from
 from service.cli.serve import serve_command
 from service.common.settings import Settings
 from service.common.types import ImageLimits
+from tests.fleet import copy_model
 
 
 @click.command()
@@ -38,8 +39,10 @@ def test_defaults() -> None:
 
 
 def test_default_models(artifacts: Path, tmp_path: Path) -> None:
-    """Without --models it is googlenet, and while nothing is exported the model that comes with topfive."""
+    """Without --models it is googlenet if that is exported, else the model that comes with topfive."""
     assert parsed("--artifacts", str(tmp_path / "none")).models == ("squeezenet1_1",)
+    assert parsed("--artifacts", str(artifacts)).models == ("squeezenet1_1",), "only tiny is exported"
+    copy_model(artifacts, "googlenet")
     assert parsed("--artifacts", str(artifacts)).models == ("googlenet",)
 
 
