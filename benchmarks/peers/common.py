@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from PIL import Image
 
 RESIZE, CROP = 256, 224
@@ -43,6 +42,8 @@ class Network:
     """The model of `BENCH_MODEL` in ONNX Runtime with one thread: two processes of it fill two cores."""
 
     def __init__(self) -> None:
+        import onnxruntime  # not in every environment
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1

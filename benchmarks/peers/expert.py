@@ -36,7 +36,7 @@ pool = ThreadPoolExecutor(_THREADS)
 
 def classify(image: bytes) -> Answer:
     """The five best classes of a JPEG."""
-    sample = cut(Image.fromarray(simplejpeg.decode_jpeg(image, fastdct=True)))
+    sample = cut(Image.fromarray(simplejpeg.decode_jpeg(image)))
     request = free.get()
     try:
         return top_five(request.infer({"image": sample[None]}, share_inputs=True)[0][0])
