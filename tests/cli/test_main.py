@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from export.gate_images import PHOTOS
+from service.cli.main import EXAMPLES, load_command
+from service.cli.variables import VARIABLES
 from tests.command_line import topfive
 
 PREDICT = ("predict", PHOTOS / "bee.jpeg")
@@ -48,9 +50,33 @@ def test_serving_an_ensemble(artifacts: Path) -> None:
 
 
 def test_help_lists_commands() -> None:
-    """The help has a whole line for every command, those of other packages among them."""
-    lines = [line.split(maxsplit=1) for line in topfive("--help", columns=80).output.split("Commands:")[1].splitlines()]
+    """The help has a whole line for every command in its group, those of other packages among them."""
+    printed = topfive("--help", columns=80).output.split("Classify:")[1]
+    lines = [line.split(maxsplit=1) for line in printed.splitlines() if not line.endswith(":")]
 
-    names = "bench classify compare doctor evaluate export gateway import layers models predict serve show tune"
-    assert [name for name, _ in filter(None, lines)] == names.split()
+    names = "predict compare classify models show layers export import serve gateway doctor evaluate tune bench"
+    assert [name for name, _ in filter(None, lines)] == names.split() == list(EXAMPLES)
     assert [text for _, text in filter(None, lines) if text.endswith("...")] == []
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_examples(command: str) -> None:
+    """The help of a command ends with two examples, whose options the command has."""
+    printed = topfive(command, "--help", columns=80).output
+    usage, _, examples = printed.rpartition("Examples:\n")
+
+    lines = [f"topfive {command} {arguments}".rstrip() for arguments in EXAMPLES[command]]
+    assert [line.strip() for line in examples.rstrip("\n").split("\n")] == lines
+    assert len(lines) == 2
+    assert [word for line in lines for word in line.split() if word.startswith("--") and f" {word} " not in usage] == []
+
+
+def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variable that an option reads is known, so that one that is almost the same can be named."""
+    read = {option.envvar for name in EXAMPLES for option in load_command(name).params if option.envvar}
+    for name in ("TOPFIVE_PROT", "TOPFIVE_BIND", "TOPFIVE_EDGE_PORT"):
+        monkeypatch.setenv(name, "80")
+    printed = topfive("models", "--help")
+
+    assert read == VARIABLES
+    assert printed.stderr == "warning: no option reads TOPFIVE_PROT; TOPFIVE_PORT is the nearest that one reads\n"
