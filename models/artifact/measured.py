@@ -21,11 +21,6 @@ class Proportion:
     low: float
     high: float
 
-    @property
-    def complement(self) -> "Proportion":
-        """The proportion of the others: the error rate of an accuracy."""
-        return Proportion(100 - self.percent, 100 - self.high, 100 - self.low)
-
 
 def wilson(count: int, total: int) -> Proportion:
     """The proportion of `count` in `total` with the score interval of Wilson (1927, J. Am. Stat. Assoc. 22, 209).

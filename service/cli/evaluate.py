@@ -12,7 +12,7 @@ from rich.text import Text
 from models.artifact.measured import protocol
 from service.cli.long_run import run_options, run_until_done, say_failed
 from service.cli.options import BATCH_OPTIONS, crops_option, option, options, settings_from, split_names
-from service.cli.tables import new_table, rate, rate_and_interval, say
+from service.cli.tables import accuracy, new_table, rate, rate_and_interval, say
 from service.common.model_info import ModelDetail
 from service.engines.selection.opening import OpenEngine
 from service.inference.ensemble import stripped
@@ -51,7 +51,7 @@ def evaluate_command(
     DIR has a folder for each class, named by its wnid, its label or its class id. LIST.csv has a column path (or file)
     and one of wnid, class_id, label.
 
-    Prints top-1 and top-5 error with 95 % intervals beside the published ones. Writes to --out every prediction, and
+    Prints top-1 and top-5 accuracy with 95 % intervals beside the published ones. Writes to --out every prediction, and
     report.json. The accuracy goes into the model's manifest, where /models shows it; an ensemble's is only in the
     report. After Ctrl-C, SIGTERM or a crash the same command resumes.
     """
@@ -82,16 +82,16 @@ def evaluate_command(
 
 
 def _table(evaluation: Evaluation) -> RenderableType:
-    """The measured error rates above the published ones."""
+    """The measured accuracy above the published one."""
     members = evaluation.members
     version = ", ".join(f"v{member.version}" for member in members)
-    title = f"{evaluation.name} {version if len(members) == 1 else f'({version})'}: errors in %, with 95 % intervals"
+    title = f"{evaluation.name} {version if len(members) == 1 else f'({version})'}: accuracy in %, with 95 % intervals"
     table = new_table("", numbers=("top-1", "top-5"))
     table.add_column("on")
     scores = evaluation.scores
-    five = "-" if scores.top5 is None else rate_and_interval(scores.top5.complement)
+    five = "-" if scores.top5 is None else rate_and_interval(scores.top5)
     on = f"{scores.images:,} images of {evaluation.dataset.name}, {protocol(evaluation.crops)}"
-    table.add_row("measured", rate_and_interval(scores.top1.complement), five, Text(on), style="bold")
+    table.add_row("measured", rate_and_interval(scores.top1), five, Text(on), style="bold")
     for member in members:
         prefix = "" if len(members) == 1 else f"{member.name}: "
         for what, top1, top5, images in _published(member):
@@ -100,13 +100,12 @@ def _table(evaluation: Evaluation) -> RenderableType:
 
 
 def _published(member: ModelDetail) -> Iterator[tuple[str, float | None, float | None, str]]:
-    """The error rates of the model's weights if known, else of the first published weights; then of the paper."""
+    """The accuracy of the model's weights if known, else of the first published weights; then of the paper."""
     if member.acc1 is not None:
         name = member.weights_file.name if member.weights_file else "inside"
-        five = None if member.acc5 is None else 100 - member.acc5
-        yield f"weights {name}", 100 - member.acc1, five, member.acc_dataset or ""
+        yield f"weights {name}", member.acc1, member.acc5, member.acc_dataset or ""
     elif member.published:
         weights = member.published[0]
-        yield f"weights {weights.tag} (not those inside)", 100 - weights.acc1, 100 - weights.acc5, weights.dataset
+        yield f"weights {weights.tag} (not those inside)", weights.acc1, weights.acc5, weights.dataset
     for errors in member.published_errors:
-        yield "paper", errors.top1, errors.top5, errors.protocol
+        yield "paper", accuracy(errors.top1), accuracy(errors.top5), errors.protocol

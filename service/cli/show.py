@@ -13,7 +13,7 @@ from models.artifact.artifact import Artifact, root_of
 from models.artifact.engine_plan import read_plans
 from models.artifact.measured import Proportion, protocol
 from service.cli.options import option, options, settings_from
-from service.cli.tables import new_table, rate, rate_and_interval
+from service.cli.tables import accuracy, new_table, parameter_count, rate, rate_and_interval
 from service.common.cpus import cpu_quota
 from service.common.errors import TopfiveError
 from service.common.model_info import ModelDetail
@@ -81,7 +81,6 @@ def _facts(known: ModelDetail) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     spec = known.input
-    train = f", {known.parameters_train:,} in training" if known.parameters_train != known.parameters else ""
     paper = f", {known.published_macs:,} in the paper" if known.published_macs else ""
     rows = {
         "model": f"{known.name}, version {known.version}" if known.version else f"{known.name}, not exported",
@@ -91,7 +90,7 @@ def _facts(known: ModelDetail) -> Table:
         "ILSVRC": known.ilsvrc,
         "note": known.note,
         "depth": f"{known.depth} layers with weights" if known.depth else None,
-        "parameters": f"{known.parameters:,}{train}",
+        "parameters": parameter_count(known),
         "MACs": f"{known.macs:,}{paper}",
         "classes": str(known.classes),
         "input": f"{spec.fit} {spec.resize}, centre {spec.crop}, {spec.interpolation}, {spec.channels}",
@@ -109,15 +108,13 @@ def _facts(known: ModelDetail) -> Table:
 
 
 def _accuracy(known: ModelDetail) -> Table:
-    """Error rates in percent: of the paper, of published weights, and of measurements on the user's images."""
-    table = new_table("errors in %", numbers=("top-1", "top-5"))
+    """Accuracy in percent: of the paper, of published weights, and of measurements on the user's images."""
+    table = new_table("accuracy in %", numbers=("top-1", "top-5"))
     table.add_column("on")
     for errors in known.published_errors:
-        table.add_row("paper", rate(errors.top1), rate(errors.top5), Text(errors.protocol))
+        table.add_row("paper", rate(accuracy(errors.top1)), rate(accuracy(errors.top5)), Text(errors.protocol))
     for weights in known.published:
-        table.add_row(
-            Text(f"weights {weights.tag}"), rate(100 - weights.acc1), rate(100 - weights.acc5), Text(weights.dataset)
-        )
+        table.add_row(Text(f"weights {weights.tag}"), rate(weights.acc1), rate(weights.acc5), Text(weights.dataset))
     for one in known.measured:
         on = f"{one.images:,} images of {one.dataset}, {one.runtime} {one.precision}, {protocol(one.crops)}, {one.date}"
         table.add_row(
@@ -168,4 +165,4 @@ def _numbers(values: tuple[float, ...]) -> str:
 def _measured(accuracy: float | None, low: float | None, high: float | None) -> str:
     if accuracy is None or low is None or high is None:
         return rate(None)
-    return rate_and_interval(Proportion(accuracy, low, high).complement)
+    return rate_and_interval(Proportion(accuracy, low, high))

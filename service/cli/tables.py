@@ -15,6 +15,8 @@ from service.common.model_info import ModelSummary
 from service.common.types import Classification
 from service.inference.comparison import Comparison
 
+_IMAGENET = "ImageNet-1k"
+_UNTRAINED = "a model with untrained weights has none of it"
 _BAR_WIDTH = 24
 _WIDTH_FOR_BAR = 70
 _WIDTH_FOR_WNID = 80
@@ -49,13 +51,24 @@ def prefixed(count: int) -> str:
 
 
 def rate(percent: float | None) -> str:
-    """A rate with two decimals, or `-` if it is not known."""
+    """A percentage with two decimals, or `-` if it is not known."""
     return "-" if percent is None else f"{percent:.2f}"
 
 
-def rate_and_interval(error: Proportion) -> str:
-    """The error rate with its interval below."""
-    return f"{error.percent:.2f}\n[{error.low:.2f}, {error.high:.2f}]"
+def accuracy(error: float | None) -> float | None:
+    """The accuracy in percent to an error rate in percent, which papers print."""
+    return None if error is None else 100 - error
+
+
+def rate_and_interval(accuracy: Proportion) -> str:
+    """The accuracy with its interval below."""
+    return f"{accuracy.percent:.2f}\n[{accuracy.low:.2f}, {accuracy.high:.2f}]"
+
+
+def parameter_count(known: ModelSummary) -> str:
+    """The parameters, and those with the auxiliary heads that only the training has."""
+    training = f" ({known.parameters_train:,} with auxiliary heads)"
+    return f"{known.parameters:,}{training if known.parameters_train != known.parameters else ''}"
 
 
 def answer(title: str, classification: Classification, width: int) -> RenderableType:
@@ -136,7 +149,7 @@ def _code_and_reason(error: Exception) -> tuple[str, str]:
 
 
 def models(rows: Sequence[ModelSummary], width: int) -> RenderableType:
-    """A row for each model; below, a line for each measurement on the user's own images.
+    """A row for each model; below, what the accuracies are, and those on other images than ImageNet's.
 
     The year and the family are shown if `width` allows them. In 80 columns no name of the catalog is wrapped.
     """
@@ -150,16 +163,17 @@ def models(rows: Sequence[ModelSummary], width: int) -> RenderableType:
             *(("-" if row.year is None else str(row.year), Text(row.family)) if wide else ()),
             f"{row.parameters:,}",
             prefixed(row.macs),
-            rate(row.acc1),
-            rate(row.acc5),
+            *((rate(row.acc1), rate(row.acc5)) if _on_imagenet(row) else ("-", "-")),
             _version(row),
         )
-    lines = [
-        Text(f"{row.name} v{row.version} measured: {_measured(measurement)}", style="dim")
-        for row in rows
-        for measurement in row.measured
-    ]
-    return Group(table, Text(), *lines) if lines else table
+    lines = [f"top-1, top-5: published accuracy in % on {_IMAGENET}, validation; {_UNTRAINED}"]
+    lines += [f"{row.name}: top-1 {rate(row.acc1)} % on {row.acc_dataset}" for row in rows if not _on_imagenet(row)]
+    lines += [f"{row.name} v{row.version} measured: {_measured(one)}" for row in rows for one in row.measured]
+    return Group(table, Text(), *(Text(line, "dim") for line in lines))
+
+
+def _on_imagenet(row: ModelSummary) -> bool:
+    return row.acc1 is None or (row.acc_dataset or "").startswith(_IMAGENET)
 
 
 def _version(row: ModelSummary) -> RenderableType:

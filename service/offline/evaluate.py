@@ -50,8 +50,8 @@ class Evaluation:
             "images": self.scores.images,
             "unanswered": [{"path": one.path, **asdict(one.error)} for one in self.unanswered if one.error],
             "images_per_second": self.images_per_s,
-            "top1_error": asdict(self.scores.top1.complement),
-            "top5_error": self.scores.top5 and asdict(self.scores.top5.complement),
+            "top1": asdict(self.scores.top1),
+            "top5": self.scores.top5 and asdict(self.scores.top5),
             "warnings": self.warnings,
         }
 

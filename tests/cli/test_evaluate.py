@@ -64,15 +64,15 @@ def reported(out: Path) -> Any:
 
 
 def test_figures(command: tuple[object, ...], engine: FakeEngine, artifacts: Path, out: Path) -> None:
-    """The screen, every file and the manifest have the right errors and intervals."""
+    """The screen, every file and the manifest have the right accuracy and interval."""
     result = run(*command, engine=engine)
 
     model = reported(out)
-    assert (model["images"], model["crops"], model["top1_error"]["percent"]) == (40, 1, pytest.approx(2.5))
-    assert [round(model["top1_error"][side], 2) for side in ("low", "high")] == [0.44, 12.88]
+    assert (model["images"], model["crops"], model["top1"]["percent"]) == (40, 1, pytest.approx(97.5))
+    assert [round(model["top1"][side], 2) for side in ("low", "high")] == [87.12, 99.56]
     assert [one["path"] for one in model["unanswered"]] == ["0/bad.png"]
-    assert "2.50" in result.stdout
-    assert "[0.44, 12.88]" in result.stdout
+    assert "97.50" in result.stdout
+    assert "[87.12, 99.56]" in result.stdout
     assert "no answer: 1" in result.stderr
     assert "0/bad.png: bad_image" in result.stderr
     assert "untrained weights" in result.stderr
@@ -96,7 +96,7 @@ def test_resumes(command: tuple[object, ...], artifacts: Path, out: Path, tmp_pa
     totals = []
     for said in ("resuming: ", "all done by an earlier run"):
         assert said in run(*command, engine=engine).stderr
-        assert (reported(out)["images"], reported(out)["top1_error"]["percent"]) == (40, pytest.approx(2.5))
+        assert (reported(out)["images"], reported(out)["top1"]["percent"]) == (40, pytest.approx(97.5))
         totals.append(engine.ran().total())
         files.append([sha256(path) for path in (artifacts / "tiny" / "1" / MANIFEST, *sorted(out.glob("tiny.*s*")))])
     assert files[0] == files[1]
@@ -111,7 +111,7 @@ def test_ten_crops(command: tuple[object, ...], engine: FakeEngine, artifacts: P
     assert sum(engine.batches) == 400
     assert "40 images of shades, 10 crops" in result.stdout
     model = reported(out)
-    assert (model["crops"], model["images"], model["top1_error"]["percent"]) == (10, 40, pytest.approx(2.5))
+    assert (model["crops"], model["images"], model["top1"]["percent"]) == (10, 40, pytest.approx(97.5))
     refused = topfive(*command, engine=engine, columns=200)
     assert (refused.exit_code, "crops was 10 and is now 1" in refused.stderr) == (1, True)
 
@@ -137,7 +137,7 @@ def test_ensemble(artifacts: Path, shades: Path, out: Path, engine: FakeEngine) 
     assert members == [("tiny", 1, "fake"), ("alexnet", 1, "fake")]
     model = reported(out)
     assert (model["model"], model["images"]) == ("ensemble:tiny+alexnet", 40)
-    assert model["top1_error"]["percent"] == pytest.approx(2.5)
+    assert model["top1"]["percent"] == pytest.approx(97.5)
     assert [one["model"] for one in model["members"]] == ["tiny", "alexnet"]
     assert "alexnet: weights IMAGENET1K_V1 (not those inside)" in result.stdout
     assert "/models will not show it" in result.stderr
@@ -202,7 +202,7 @@ def test_unwritable_manifest(
     result = run(*command, engine=engine)
 
     assert "/models will not show this accuracy" in result.stderr
-    assert "[0.44, 12.88]" in result.stdout
+    assert "[87.12, 99.56]" in result.stdout
     assert (out / "report.json").exists()
 
 
@@ -226,10 +226,10 @@ def test_the_photos(trained: Path, shared_data: Path, out: Path) -> None:
 
     assert result.exit_code == 0, result.output
     model = reported(out)
-    assert (model["images"], model["top1_error"]["percent"], model["top5_error"]["percent"]) == (10, 0, 0)
-    assert model["top1_error"]["high"] == pytest.approx(27.75, abs=0.01)
-    assert "[0.00, 27.75]" in result.stdout
-    assert "41.62" in result.stdout
+    assert (model["images"], model["top1"]["percent"], model["top5"]["percent"]) == (10, 100, 100)
+    assert model["top1"]["low"] == pytest.approx(72.25, abs=0.01)
+    assert "[72.25, 100.00]" in result.stdout
+    assert "58.38" in result.stdout
     assert max(map(len, result.stdout.splitlines()[:-2])) <= 80
     lines = [json.loads(line) for line in (out / "squeezenet1_1.predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 10

@@ -12,11 +12,15 @@ def test_table(artifacts: Path) -> None:
     """The table has a line for each model of the catalog, in its order, within 80 columns."""
     result = topfive("models", "--artifacts", artifacts, columns=80)
 
-    lines = [line.split() for line in result.output.splitlines()[2:]]
+    table, _, legend = result.output.partition("\n\n")
+    lines = [line.split() for line in table.splitlines()[2:]]
     assert [line[0] for line in lines] == list(CATALOG.names())
     rows = {line[0]: line[1:] for line in lines}
     assert rows["googlenet"] == ["6,624,904", "1.50", "G", "69.78", "89.53", "-"]
     assert rows["tiny"] == ["20,752", "182", "k", "-", "-", "v1", "untrained"]
+    assert rows["lenet5"][-3:] == ["-", "-", "-"], "its accuracy is not on ImageNet"
+    assert legend.startswith("top-1, top-5: published accuracy in % on ImageNet-1k, validation")
+    assert "lenet5: top-1 99.17 % on scikit-learn digits" in legend
     assert max(map(len, result.output.splitlines())) <= 80
 
 
@@ -25,7 +29,7 @@ def test_wide_terminal(artifacts: Path) -> None:
     copy_model(artifacts, "aaa", {"year": None, "family": "[own]"})
     result = topfive("models", "--artifacts", artifacts, columns=120)
 
-    rows = {line.split()[0]: line.split()[1:3] for line in result.output.splitlines()[2:]}
+    rows = {line.split()[0]: line.split()[1:3] for line in result.output.partition("\n\n")[0].splitlines()[2:]}
     assert rows["googlenet_2014"] == ["2014", "inception"]
     assert list(rows.items())[-1] == ("aaa", ["-", "[own]"])
 

@@ -20,26 +20,26 @@ def test_facts_of_the_paper(tmp_path: Path) -> None:
     output = topfive("show", "googlenet_2014", "--artifacts", tmp_path).output
 
     assert "googlenet_2014, not exported" in output
-    assert "6,998,552, 13,378,280 in training" in output
+    assert "6,998,552 (13,378,280 with auxiliary heads)" in output
     assert "1,582,671,872" in output
     assert "22 layers" in output
     assert "2014 winner" in output
     assert [line.split()[:3] for line in output.splitlines() if line.strip().startswith("paper  ")][1:] == [
-        ["paper", "-", "10.07"],
-        ["paper", "-", "6.67"],
+        ["paper", "-", "89.93"],
+        ["paper", "-", "93.33"],
     ]
 
 
-def test_weights_as_errors(tmp_path: Path) -> None:
-    """Every published weight set has its error rates, the default first."""
+def test_published_weights(tmp_path: Path) -> None:
+    """Every published weight set has its accuracy, the default first."""
     lines = topfive("show", "resnet50", "--artifacts", tmp_path).output.splitlines()
 
     rates = [line.split()[1:4] for line in lines if line.strip().startswith("weights IMAGENET")]
-    assert rates == [["IMAGENET1K_V2", "19.14", "4.57"], ["IMAGENET1K_V1", "23.87", "7.14"]]
+    assert rates == [["IMAGENET1K_V2", "80.86", "95.43"], ["IMAGENET1K_V1", "76.13", "92.86"]]
 
 
 def test_exported(artifacts: Path) -> None:
-    """An exported model has its weights, its warning, its parity, and its measured error with the interval."""
+    """An exported model has its weights, its warning, its parity, and its measured accuracy with the interval."""
     version, manifest = read_manifest(artifacts, "tiny")
     record_accuracy(artifacts / "tiny" / str(version) / "manifest.json", measurement())
     output = topfive("show", "tiny", "--artifacts", artifacts, columns=200).output
@@ -48,8 +48,8 @@ def test_exported(artifacts: Path) -> None:
     assert "untrained: untrained" in output
     assert "its answers mean nothing" in output
     assert "10 images of photos, openvino f32, single crop, 2026-01-02" in output
-    assert "10.00" in output
-    assert "[1.79, 40.42]" in output
+    assert "90.00" in output
+    assert "[59.58, 98.21]" in output
     assert output.count("yes") == sum(report.passed for report in manifest.parity) > 0
 
 

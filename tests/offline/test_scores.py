@@ -27,8 +27,6 @@ def test_wilson(count: int, total: int, low: float, high: float) -> None:
 
     assert [share.low, share.high] == pytest.approx([low, high], abs=0.0051)
     assert share.percent == pytest.approx(100 * count / total)
-    error = share.complement
-    assert [error.low, error.high] == pytest.approx([100 - share.high, 100 - share.low])
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 0), (2, 1), (-1, 5)])
