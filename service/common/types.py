@@ -12,7 +12,7 @@ from typing import Annotated, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PlainSerializer
 
 from service.common.errors import TooLarge
 
@@ -29,6 +29,12 @@ MAX_MEMBERS = 8
 
 CACHE = Path("~/.cache/topfive")
 """The default folder for measurements and compiled files of this machine, with `~` not expanded."""
+
+Probability = Annotated[float, PlainSerializer(lambda value: float(f"{value:.7g}"), float, "json")]
+"""In [0, 1]. JSON has the seven digits that a float32 holds."""
+
+Milliseconds = Annotated[float, PlainSerializer(lambda value: round(value, 3), float, "json")]
+"""JSON has whole microseconds."""
 
 Pixels = NDArray[np.uint8]
 """A decoded photo: [H, W, 3], RGB."""
@@ -193,7 +199,7 @@ class Prediction:
     class_id: int
     wnid: str
     label: str
-    probability: float
+    probability: Probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +207,9 @@ class Latency:
     """The latency of one model since the server started, in milliseconds. Percentiles are null before a request."""
 
     count: int
-    p50: float | None
-    p90: float | None
-    p99: float | None
+    p50: Milliseconds | None
+    p90: Milliseconds | None
+    p99: Milliseconds | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +233,10 @@ class ModelCard:
 class Timing:
     """Milliseconds: decoding with resize and crop, waiting for a thread and a slot, the engine's run, the total."""
 
-    decode: float
-    queue: float
-    inference: float
-    total: float
+    decode: Milliseconds
+    queue: Milliseconds
+    inference: Milliseconds
+    total: Milliseconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from service.common.types import Classification, Prediction
+from service.common.types import Classification, Milliseconds, Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Agreement:
 class ComparisonTiming:
     """Milliseconds: decoding with every resize and crop, and the total."""
 
-    decode: float
-    total: float
+    decode: Milliseconds
+    total: Milliseconds
 
 
 @dataclass(frozen=True, slots=True)

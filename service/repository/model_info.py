@@ -71,8 +71,8 @@ def layers_of(name: str, version: int | None, table: LayerTable) -> ModelLayers:
         model=name,
         version=version,
         input_shape=table.input,
-        layers=tuple(copy_as(LayerRow, layer, share=table.share(layer.macs)) for layer in table.layers),
-        stages=tuple(copy_as(StageRow, stage, share=table.share(stage.macs)) for stage in table.stages),
+        layers=tuple(copy_as(LayerRow, layer, share=round(table.share(layer.macs), 3)) for layer in table.layers),
+        stages=tuple(copy_as(StageRow, stage, share=round(table.share(stage.macs), 3)) for stage in table.stages),
         parameters=table.cost.parameters,
         macs=table.cost.macs,
     )

@@ -25,8 +25,7 @@ _Crops = Annotated[
 _TopK = Annotated[
     int | SkipJsonSchema[None],
     Field(
-        le=1000,  # the classes of ImageNet; pydantic writes it as `le` where a value may be None
-        json_schema_extra=lambda schema: schema.update(minimum=1, maximum=schema.pop("le")),
+        json_schema_extra={"minimum": 1, "maximum": 1000},  # the document's; a model's own classes are the limit
         description=f"How many classes of the model, best first; {DEFAULT_TOP_K}, or all if there are fewer",
     ),
 ]

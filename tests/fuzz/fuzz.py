@@ -146,6 +146,7 @@ def faults(read: Read, seeds: list[bytes], draw: random.Random, current: Path) -
     `current` holds the input that is being read, for one that ends the process.
     """
     process = psutil.Process()
+    at_start = process.memory_info().rss
     while True:
         data = mutated(draw, draw.choice(seeds), seeds)
         current.write_bytes(data)
@@ -156,6 +157,6 @@ def faults(read: Read, seeds: list[bytes], draw: random.Random, current: Path) -
             fault = f"{type(error).__name__}: {error}"
         if (took_s := time.thread_time() - began) > MAX_CPU_S:
             fault = f"{took_s:.1f} s of CPU"
-        if (held := process.memory_info().rss) > MAX_PEAK_BYTES:
+        if (held := process.memory_info().rss - at_start) > MAX_PEAK_BYTES:
             fault = f"{held >> 20} MiB are held"
         yield (data, fault) if fault else None

@@ -36,7 +36,7 @@ def test_engines(architecture: Architecture, tmp_path: Path) -> None:
     """
     if not is_installed(Flavour.TENSORRT_RTX):
         pytest.skip("TensorRT for RTX is not installed; run: pip install '.[tensorrt-rtx]'")
-    trt, spec = module(Flavour.TENSORRT_RTX), architecture.input
+    trt, spec = module(Flavour.TENSORRT_RTX), architecture.untrained_input or architecture.input
     network = build(architecture)
     served = ServedNetwork(network, spec).eval()
     images = np.concatenate([photos(spec)[:2], random_pixels(spec, 2)])
