@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.markup import escape
@@ -17,6 +17,7 @@ from export.terminal import (
     sigterm_as_interrupt,
     verbose_option,
 )
+from export.weights_choice import WeightsChoice
 from models.artifact.artifact import (
     IMPORTED,
     PACKAGED,
@@ -28,9 +29,7 @@ from models.artifact.artifact import (
     root_of,
 )
 from models.catalog import CATALOG, Architecture, UnknownModelError
-
-if TYPE_CHECKING:
-    from export.pipeline import WeightsChoice
+from models.weights.hosts import unreachable
 
 
 def _check_weights(_context: click.Context, _option: click.Parameter, value: str) -> str:
@@ -97,12 +96,6 @@ def export_command(
     except UnknownModelError as error:
         raise click.UsageError(str(error)) from error
     architectures = list({one.name: one for one in catalogued}.values())
-    try:
-        from export.pipeline import WeightsChoice
-    except ImportError as error:
-        raise click.ClickException(
-            f"{error.name} is not installed; exporting needs: pip install '.[export]'"
-        ) from error
     choice = WeightsChoice.parse(weights, weights_mirror)
     with sigterm_as_interrupt():
         failed = []
@@ -118,29 +111,35 @@ def export_command(
 
 
 def _export_one(
-    architecture: Architecture, choice: "WeightsChoice", root: Path, kept_in: Path | None, verbose: bool
+    architecture: Architecture, choice: WeightsChoice, root: Path, kept_in: Path | None, verbose: bool
 ) -> bool:
     """Export one model and print the result. Returns False if it fails.
 
     An artifact in the folder `kept_in` with the right weights is kept.
     """
-    from export.pipeline import export
-    from models.weights.weights import HostUnreachableError, WeightsError
-
+    auto = choice.source is None
     present = None if kept_in is None else _present_weights(architecture, kept_in)
     if present is not None:
         if choice.satisfied_by(present, architecture):
             where = "comes with topfive" if kept_in == PACKAGED else "exported already"
             print_line(f"{architecture.name}: {where}, {present.source} weights")
             return True
-        attempt = choice.without_fallback()  # untrained weights would add nothing
-    else:
-        attempt = choice
+        if auto and (reason := unreachable(architecture, choice.mirror)):
+            _warn_untrained(architecture, reason)
+            return True
+        choice = choice.without_fallback()  # untrained weights would add nothing
+    try:
+        from export.pipeline import export
+        from models.weights.weights import HostUnreachableError, WeightsError
+    except ImportError as error:
+        raise click.ClickException(
+            f"{error.name} is not installed; exporting needs: pip install '.[export]'"
+        ) from error
     try:
         with ProgressBar(architecture.name) as bar:
-            done = export(architecture, attempt, root, bar)
+            done = export(architecture, choice, root, bar)
     except (WeightsError, ExportError, ArtifactError, OSError) as error:
-        if present is not None and choice.source is None and isinstance(error, HostUnreachableError):
+        if present is not None and auto and isinstance(error, HostUnreachableError):
             _warn_untrained(architecture, str(error))
             return True
         print_line(f"[bold red]{architecture.name} was not exported:[/] {escape(str(error))}")

@@ -5,8 +5,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from export.common import Reporter
-from export.pipeline import WeightsChoice, export
+from export.pipeline import export
 from export.terminal import ProgressBar
+from export.weights_choice import WeightsChoice
 from models.artifact.artifact import PACKAGED, WEIGHTS, load, write_manifest
 from models.artifact.reference import REFERENCE
 from models.catalog import CATALOG

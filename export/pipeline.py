@@ -1,6 +1,6 @@
 """Exports one catalog network: network, weights, graph, parity gate, artifact. A failure leaves nothing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from export.common import Reporter, tool_versions
 from export.gate_images import photos, random_pixels
 from export.onnx_writer import write_onnx
 from export.parity_gate import check_parity
+from export.weights_choice import WeightsChoice
 from models.analysis.cost import Cost
 from models.analysis.layer_table import write_layers
 from models.analysis.trace import network_layers
@@ -26,7 +27,6 @@ from models.artifact.artifact import (
     WeightSource,
     new_version,
     read_manifest,
-    sha256,
     write_manifest,
 )
 from models.artifact.reference import write_reference
@@ -37,36 +37,6 @@ from models.weights.weights import HostUnreachableError, load_file, load_pretrai
 
 _RANDOM_IMAGES = 6
 _CALIBRATION_SEED = 2012  # other noise than the gate's
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsChoice:
-    """The value of `--weights`: a source, None for auto; the file; and the mirror to download from."""
-
-    source: WeightSource | None
-    file: Path | None = None
-    mirror: str | None = None
-
-    @classmethod
-    def parse(cls, text: str, mirror: str | None) -> "WeightsChoice":
-        """From `auto`, `pretrained`, `untrained` or a path."""
-        if text == "auto":
-            return cls(None, mirror=mirror)
-        if text in (WeightSource.PRETRAINED, WeightSource.UNTRAINED):
-            return cls(WeightSource(text), mirror=mirror)
-        return cls(WeightSource.FILE, file=Path(text), mirror=mirror)
-
-    def without_fallback(self) -> "WeightsChoice":
-        """The same choice, except that auto becomes pretrained."""
-        return replace(self, source=self.source or WeightSource.PRETRAINED)
-
-    def satisfied_by(self, present: WeightRecord, architecture: Architecture) -> bool:
-        """Whether an artifact with these weights is already what the user wants."""
-        if self.source is None:
-            return present.source is not WeightSource.UNTRAINED or architecture.default_weights is None
-        if self.file is not None:
-            return self.file.is_file() and present.sha256 == sha256(self.file)
-        return present.source is self.source
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of artifacts that holds `tiny`, untrained, exported for real; do not write into it."""
-    from export.pipeline import WeightsChoice, export
+    from export.pipeline import export
+    from export.weights_choice import WeightsChoice
     from models.catalog import CATALOG
 
     root = tmp_path_factory.mktemp("artifacts")
@@ -136,7 +137,8 @@ async def running(exported: Path) -> "AsyncIterator[Running]":
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of artifacts that holds `squeezenet1_1` with trained weights, so that answers can be right or wrong."""
-    from export.pipeline import WeightsChoice, export
+    from export.pipeline import export
+    from export.weights_choice import WeightsChoice
     from models.catalog import CATALOG
 
     root = tmp_path_factory.mktemp("trained")

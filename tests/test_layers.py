@@ -178,7 +178,7 @@ def test_the_parser_sees() -> None:
     assert Import("service.inference.topk", "models.labels", When.START) in imports()
     assert Import("service.inference.local", "service.preprocessing.preprocessor", When.START) in imports()
     assert Import("models.build", "torchvision", When.CALL) in imports()
-    assert Import("export.command", "export.pipeline", When.TYPING) in imports()
+    assert Import("export.importing.command", "export.importing.pipeline", When.TYPING) in imports()
     assert Import("service.engines.selection.opening", "service.engines.torch", When.CALL) in imports()
     assert {"torch", "models.catalog", "numpy"} <= started_by("service.engines.torch")
 

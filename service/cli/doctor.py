@@ -20,6 +20,7 @@ from models.artifact.artifact import (
     PACKAGED,
     Artifact,
     ArtifactError,
+    WeightSource,
     exported_names,
     newest_whole,
     read_manifest,
@@ -27,6 +28,7 @@ from models.artifact.artifact import (
 )
 from models.artifact.engine_plan import Flavour
 from models.catalog import CATALOG, UnknownModelError
+from models.weights.hosts import unreachable
 from service.cli.options import options, settings_from
 from service.cli.tables import new_table, say
 from service.common.cpus import cpu_quota, host
@@ -102,7 +104,7 @@ def doctor_command(machine: Machine | None, /, **values: Any) -> None:
             say(console, f"{one.name} would be served by {one.runtime}", _BAD if broken else _GOOD)
     for line in broken:
         say(console, f"serve cannot start: {line}", _BAD)
-    for line in dict.fromkeys(_advice(wanted, machine, unwritable)):
+    for line in dict.fromkeys((*_untrained(exported), *_advice(wanted, machine, unwritable))):
         say(console, f"better: {line}", _POOR)
     sys.exit(1 if broken else 0)
 
@@ -232,6 +234,18 @@ def _broken_ports(ports: Mapping[str, tuple[int, str | None]], address: str) -> 
     numbers = [number for number, _ in ports.values() if number]
     if len(numbers) > len(set(numbers)):
         yield f"port {numbers[0]} is asked for twice; choose another --port or --grpc-port"
+
+
+def _untrained(exported: Mapping[str, _ExportedModel]) -> Iterator[str]:
+    """For each untrained model with published weights: that it is, and whether their host answers, asked once each."""
+    reasons: dict[tuple[str, ...], str] = {}
+    for name, one in exported.items():
+        weights = CATALOG[name].default_weights if name in CATALOG else None
+        if one.weights == WeightSource.UNTRAINED and weights is not None:
+            if weights.urls not in reasons:
+                reasons[weights.urls] = unreachable(CATALOG[name], None)
+            reason = reasons[weights.urls] or "the host of its weights answers"
+            yield f"{name} is untrained, so its answers mean nothing; {reason}; run: topfive export {name}"
 
 
 def _advice(wanted: Sequence[_ExportedModel], machine: Machine, unwritable: str | None) -> Iterator[str]:

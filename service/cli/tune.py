@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from models.artifact.artifact import ArtifactError, load
+from models.artifact.artifact import ArtifactError, exported_names, load
 from models.artifact.tuning import write_tuning
-from models.catalog import CATALOG
+from models.catalog import CATALOG, UnknownModelError
 from service.cli.options import FiniteRange, option, options, settings_from
 from service.cli.tables import new_table, say
 from service.common.cpus import cpu_model, cpu_quota
@@ -44,6 +44,8 @@ def tune_command(
     cpus, status = settings.cpus or cpu_quota(), 0
     for name in dict.fromkeys(map(CATALOG.canonical, names)):
         try:
+            if name not in CATALOG and name not in (exported := exported_names(settings.artifacts)):
+                raise click.UsageError(str(UnknownModelError(name, {*CATALOG.names(), *exported})))
             artifact = load(settings.artifacts, name)
             with errors.status(f"tuning {name}") as line:
                 watch = lambda one: line.update(f"tuning {name}: {one}")  # noqa: B023, E731 - called within this round

@@ -6,6 +6,9 @@ from enum import StrEnum
 
 from service.common.request_id import current_request_id
 
+ANSWERS = "service.answers"
+"""The logger of good answers, which is silent unless they are asked for."""
+
 
 class LogFormat(StrEnum):
     """Formats of the log."""
@@ -14,11 +17,12 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-def configure_logging(level: str, log_format: LogFormat) -> None:
-    """Write records of this level and above to standard error."""
+def configure_logging(level: str, log_format: LogFormat, *, answers: bool) -> None:
+    """Write records of this level and above to standard error; with `answers` also a line for each good answer."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if log_format is LogFormat.JSON else _TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger(ANSWERS).setLevel(logging.INFO if answers else logging.WARNING)
 
 
 class _TextFormatter(logging.Formatter):

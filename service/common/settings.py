@@ -124,6 +124,7 @@ class Settings(BaseModel):
     drain_s: Annotated[float, Field(ge=0, description="Longest time for accepted work after SIGTERM or Ctrl-C")] = 20.0
     recover_s: Annotated[float, Field(gt=0, description="Time between attempts to recover a failing model")] = 5.0
     log_level: Annotated[LogLevel, Field(description="Least severe messages to log")] = LogLevel.INFO
+    access_log: Annotated[bool, Field(description="Whether each good answer has a line in the log")] = False
     log_format: Annotated[LogFormat, Field(description="Lines of text, or a JSON object in each line")] = LogFormat.TEXT
 
     @model_validator(mode="before")

@@ -1,12 +1,14 @@
 """The data plane of a gateway: it answers by calls to inference servers."""
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.clock import Clock
 from service.common.errors import BadRequest, ShuttingDown, TopfiveError
+from service.common.logs import ANSWERS
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
 from service.common.request_id import current_request_id
@@ -15,6 +17,8 @@ from service.gateway import converters
 from service.gateway.replicas import ReplicaClient
 from service.inference.comparison import Comparison
 from service.inference.dataplane import ClassifyOptions
+
+log = logging.getLogger(ANSWERS)
 
 
 class GatewayDataPlane:
@@ -43,6 +47,7 @@ class GatewayDataPlane:
             )
             answer = converters.classification(await self._replicas.call("Classify", request, options.deadline))
         self._metrics.answered(_label(answer.model.name, answer.model.name), "ok", answer.timing_ms)
+        log.info("%s: %s in %.1f ms", current_request_id.get(), answer.model.name, answer.timing_ms.total)
         return answer
 
     async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:

@@ -1,14 +1,17 @@
 """The data plane over a repository in this process: classifies the bytes of an image."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 
 from models.artifact.artifact import LABELS
 from service.common.clock import Clock, timeout_at
 from service.common.errors import BadImage, BadRequest, NotReady, TooLarge, TopfiveError
+from service.common.logs import ANSWERS
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
+from service.common.request_id import current_request_id
 from service.common.tasks import together
 from service.common.types import DEFAULT_CROPS, ENSEMBLE, ENSEMBLE_PREFIX, TEN_CROPS, Classification, Timing
 from service.inference.comparison import Comparison, ComparisonRow, ComparisonTiming, compared
@@ -19,6 +22,8 @@ from service.preprocessing.preprocessor import Preprocessor, RequestImage, joine
 from service.repository.loaded_model import Lease
 from service.repository.model_info import model_detail, model_layers
 from service.repository.repository import Repository
+
+log = logging.getLogger(ANSWERS)
 
 MAX_ROWS = 64
 MAX_INPUTS = 640
@@ -184,6 +189,7 @@ class LocalDataPlane:
             self.metrics.answered(label, "internal")
             raise
         self.metrics.answered(label, "ok", answer.timing_ms)
+        log.info("%s: %s in %.1f ms", current_request_id.get(), answer.model.name, answer.timing_ms.total)
         return answer
 
     async def _answer(self, model: ServedModel, image: RequestImage, options: ClassifyOptions) -> Classification:

@@ -1,6 +1,7 @@
 """The REST endpoints: each reads its request, calls the data plane, and writes the reply."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from importlib.metadata import version
@@ -13,12 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.common.errors import Overloaded
+from service.common.errors import Overloaded, TopfiveError
 from service.common.metrics import Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList
 from service.common.types import copy_as
 from service.inference.dataplane import DataPlane
-from service.rest.errors import row_problem
+from service.rest.errors import respond, row_problem
 from service.rest.image_request import BODY, ImageReader, drop_small_body
 from service.rest.schemas import (
     About,
@@ -157,11 +158,19 @@ def health(data_plane: DataPlane, metrics: Metrics) -> APIRouter:
         data_plane.check_alive()
         return Health(status="alive")
 
-    @router.get("/readyz", responses={503: _PROBLEMS[503]})
-    async def readyz() -> Health:
+    logged = ""
+
+    @router.get("/readyz", response_model=Health, responses={503: _PROBLEMS[503]})
+    async def readyz(request: Request) -> Response:
         """Whether every configured model is loaded, warm and answering; of a gateway, whether a server is ready."""
-        data_plane.check_ready()
-        return Health(status="ready")
+        nonlocal logged
+        try:
+            data_plane.check_ready()
+        except TopfiveError as error:  # probes ask every few seconds: only another reason is news for the log
+            level, logged = logging.DEBUG if error.detail == logged else None, error.detail
+            return respond(error, request.state.request_id, level)
+        logged = ""
+        return Response(to_json(Health(status="ready")), media_type="application/json")
 
     @router.get("/metrics", response_class=Response)
     async def prometheus() -> Response:

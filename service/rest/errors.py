@@ -90,8 +90,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
 
 
-def respond(error: BaseException, identity: str) -> Response:
-    """The response to a request that ended in `error`, which is also logged.
+def respond(error: BaseException, identity: str, log_level: int | None = None) -> Response:
+    """The response to a request that ended in `error`, which is also logged, at the level of its code by default.
 
     Only the server itself cancels a request whose client has not left: at the end of its drain limit.
     """
@@ -100,7 +100,7 @@ def respond(error: BaseException, identity: str) -> Response:
     elif not isinstance(error, TopfiveError):
         error, cause = TopfiveError("unexpected error"), error
         error.__cause__ = cause
-    detail = _told(error, identity)
+    detail = _told(error, identity, log_level)
     row = TABLE[error.code]
     problem = Problem(title=row.title, status=row.http, code=error.code, detail=detail, request_id=identity)
     headers = {}
@@ -125,11 +125,11 @@ def row_problem(result: object, identity: str) -> RowProblem | None:
     return RowProblem(code=error.code, detail=detail, retryable=error.translation.retryable)
 
 
-def _told(error: TopfiveError, identity: str) -> str:
+def _told(error: TopfiveError, identity: str, log_level: int | None = None) -> str:
     """The error detail for the client. The full error is logged."""
     expected = error.code is not Code.INTERNAL
     log.log(
-        error.translation.log_level,
+        error.translation.log_level if log_level is None else log_level,
         "%s: %s: %s",
         identity,
         error.code,

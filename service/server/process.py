@@ -106,7 +106,7 @@ def run_until_stopped(make: Callable[[Fatal], Server], settings: Settings) -> in
 
     Returns the exit status: 0 after a clean stop, 1 if it could not start or had a fatal error.
     """
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, answers=settings.access_log)
     with suppress(ValueError, OSError):  # some systems say "unlimited" and do not allow it
         resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are logged here

@@ -13,6 +13,7 @@ from click.testing import Result
 
 from models.artifact.artifact import GRAPH, load, read_manifest
 from models.artifact.engine_plan import write_plan
+from models.weights.hosts import TORCHVISION
 from service.common.gpus import Cards
 from service.common.types import Runtime
 from service.engines.selection.compatibility import Machine
@@ -22,6 +23,7 @@ from service.engines.selection.select import EngineOptions, installed
 from tests.command_line import topfive
 from tests.engines.test_compatibility import ADA, NO_CARD, TURING, machine
 from tests.engines.test_parity_check import Faithful
+from tests.fleet import copy_model
 from tests.models.test_plan import CONTENT, record
 from tests.models.test_tuning import installed_here, keep, trial
 
@@ -186,6 +188,24 @@ def test_packages(artifacts: Path) -> None:
 
     assert lines(result, "TensorRT ") == ["not installed: pip install '.[tensorrt]'", f"for RTX  {RTX}"]
     assert lines(result, "OpenVINO")[0][0].isdigit()
+
+
+def test_untrained(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Untrained models with published weights are named, and whether the host of the weights answers, asked once."""
+    asked: list[str] = []
+
+    def silent(url: str) -> str:
+        asked.append(url)
+        return "no route"
+
+    monkeypatch.setattr("models.weights.hosts.silent", silent)
+    for name in ("googlenet", "resnet18", "lenet5"):
+        copy_model(artifacts, name)
+    found = lines(doctor(artifacts), "better: ")
+
+    assert [one.split()[0] for one in found if "is untrained" in one] == ["googlenet", "lenet5", "resnet18"]
+    assert f"{TORCHVISION} cannot be reached: no route; run: topfive export googlenet" in found[0]
+    assert asked == [TORCHVISION]
 
 
 def test_status(artifacts: Path) -> None:

@@ -40,7 +40,7 @@ def log(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     root.handlers.clear()  # else those of pytest would be closed
     log = Log(request.param, io.StringIO())
     monkeypatch.setattr(sys, "stderr", log.stream)
-    configure_logging("info", log.format)
+    configure_logging("info", log.format, answers=False)
     yield log
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from export import terminal
 from export.command import export_command
 from export.common import Reporter
 from export.parity_gate import ParityError
-from export.pipeline import ExportResult, WeightsChoice
+from export.pipeline import ExportResult
+from export.weights_choice import WeightsChoice
 from models.artifact.artifact import ArtifactError, WeightRecord, WeightSource, load, read_manifest, versions
 from models.catalog import Architecture
 from service.cli.main import main
+from tests.download_host import Host
 
 Run = Callable[..., Result]
 
@@ -220,7 +223,8 @@ def test_missing(
     if there is not None:
         present(tmp_path, exported, name, there)
 
-    result = run(name, "--missing", "--artifacts", tmp_path)
+    with closing(Host()) as host:
+        result = run(name, "--missing", "--artifacts", tmp_path, "--weights-mirror", host.url)
 
     assert result.exit_code == 0
     assert [call.choice.source for call in calls] == exported_from
@@ -238,7 +242,7 @@ def test_missing_keeps_untrained_weights_where_the_host_cannot_be_reached(
 
     assert result.exit_code == 0
     assert "UNTRAINED" in result.stderr
-    assert f"{unreachable}/squeezenet1_1" in result.stderr
+    assert f"{unreachable} cannot be reached" in result.stderr
     assert versions(tmp_path, DOWNLOADED) == [1]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

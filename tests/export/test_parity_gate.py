@@ -10,7 +10,8 @@ import pytest
 
 from export import parity_gate
 from export.parity_gate import EngineKind, ParityError, check_parity
-from export.pipeline import WeightsChoice, export
+from export.pipeline import export
+from export.weights_choice import WeightsChoice
 from models.artifact.artifact import Artifact, ParityReport, load
 from models.catalog import CATALOG
 from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from export.gate_images import photos, random_pixels
-from export.pipeline import WeightsChoice, export
+from export.pipeline import export
+from export.weights_choice import WeightsChoice
 from models.analysis.layer_table import read_layers
 from models.analysis.trace import network_layers
 from models.artifact.artifact import WeightSource, load, versions

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from export.gate_images import photos, random_pixels
-from export.pipeline import WeightsChoice, export
+from export.pipeline import export
+from export.weights_choice import WeightsChoice
 from models.artifact.artifact import Artifact, WeightSource, load
 from models.catalog import CATALOG, Architecture
 from service.common.types import Batch, Precision, Probabilities, Runtime

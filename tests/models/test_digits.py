@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from PIL import Image, ImageOps
 
 import models
-from export.pipeline import WeightsChoice, export
+from export.pipeline import export
+from export.weights_choice import WeightsChoice
 from models.architectures.train_lenet5 import Digits, read_digits
 from models.artifact.artifact import read_manifest
 from models.catalog import CATALOG

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from export.pipeline import WeightsChoice
+from export.weights_choice import WeightsChoice
 from models.artifact.artifact import WeightRecord, WeightSource, sha256
 from models.build import build
 from models.catalog import CATALOG, Architecture

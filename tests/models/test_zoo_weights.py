@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from export.gate_images import PHOTOS
-from export.pipeline import WeightsChoice, export
+from export.pipeline import export
+from export.weights_choice import WeightsChoice
 from models.artifact.artifact import WeightSource, load
 from models.build import ServedNetwork, build
 from models.catalog import CATALOG, Architecture, Channels, Fit

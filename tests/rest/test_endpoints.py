@@ -250,13 +250,15 @@ async def test_disconnect_frees_the_place(exported: Path) -> None:
     assert len(engine.batches) == ran + 1
 
 
-async def test_health(exported: Path) -> None:
+async def test_health(exported: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A server whose engine fails is alive and not ready, until a run succeeds, for which it needs no requests."""
     engine = FakeEngine()
     async with serving(exported, engine) as running:
         engine.script = [RuntimeError("broken card")] * 4
         failures = [await running.rest("/predict", png()) for _ in range(3)]
         failing, alive = await running.http.get("/readyz"), await running.http.get("/livez")
+        await running.http.get("/readyz")
+        assert caplog.text.count("not_ready: tiny fails") == 1, "the second probe is no news"
         await reached(lambda: running.data_plane.repository.ready)  # the first try fails
         recovered = await running.http.get("/readyz")
 

@@ -20,6 +20,7 @@ from models.artifact.artifact import MANIFEST
 from tests.conftest import png
 from tests.fakes import reached
 from tests.fleet import copy_model
+from tests.serving import PNG
 
 pytestmark = pytest.mark.anyio
 
@@ -185,6 +186,19 @@ async def test_stalled_upload_ends_at_the_limit(exported: Path) -> None:
         assert b" 503 " in await reader.readline()
         assert await running.ended() == 0
         writer.close()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_access_log(exported: Path, asked: bool) -> None:
+    """With --access-log a good answer has a line with its id, model and time; a refused one has its own as ever."""
+    async with server(exported, "--access-log", str(asked)) as running, httpx.AsyncClient() as client:
+        for body, identity in ((png(), "order-7"), (b"no image", "order-8")):
+            await client.post(f"{running.url}/predict", content=body, headers={**PNG, "X-Request-Id": identity})
+        await running.stopping()
+        assert await running.ended() == 0
+
+    assert len(running.logged("order-7: tiny in ")) == asked
+    assert len(running.logged("order-8: bad_image: ")) == 1
 
 
 async def test_says_that_it_closes(exported: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from export.pipeline import WeightsChoice, export
+from export.pipeline import export
+from export.weights_choice import WeightsChoice
 from models.catalog import CATALOG
 from tests.conftest import NullReporter
 from tests.soak.soak import soak

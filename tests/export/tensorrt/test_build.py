@@ -17,10 +17,11 @@ from onnx import TensorProto, helper
 
 from export.common import OPSET, ExportError
 from export.parity_gate import ParityError
-from export.pipeline import WeightsChoice, export
+from export.pipeline import export
 from export.tensorrt.build import build_engines, present_plans
 from export.tensorrt.builder import BuildError, BuildJob, build_plan, known_targets
 from export.tensorrt.targets import BuildRequest, rtx_targets
+from export.weights_choice import WeightsChoice
 from models.artifact.artifact import Artifact, WeightSource, load, sha256, versions
 from models.artifact.engine_plan import ENGINES, BatchProfile, ComputeCapability, Flavour, read_plans
 from models.artifact.reference import REFERENCE

@@ -16,10 +16,11 @@ from export.common import ExportError
 from export.gate_images import PHOTOS
 from export.onnx_writer import check, write_onnx
 from export.parity_gate import ParityError
-from export.pipeline import WeightsChoice, export
+from export.pipeline import export
 from export.tensorrt.fp16 import to_half
 from export.tensorrt.graph import EngineGraph, engine_graph
 from export.tensorrt.int8 import CalibrationError, CalibrationPhotos, quantise
+from export.weights_choice import WeightsChoice
 from models.architectures.lenet5 import lenet5
 from models.artifact.artifact import Artifact, WeightSource, load
 from models.build import ServedNetwork
