@@ -66,7 +66,7 @@ def export(architecture: Architecture, choice: WeightsChoice, root: Path, report
     reporter.step("ONNX graph")
     with new_version(root, architecture.name) as folder:
         write_onnx(served, spec, architecture.classes, folder / GRAPH)
-        table = network_layers(network, spec)
+        table = network_layers(network, spec, architecture.stages)
         write_layers(folder, table)
         write_labels(folder / LABELS, named_labels(architecture.labels)[: architecture.classes])
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)

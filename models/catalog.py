@@ -101,9 +101,10 @@ class Architecture:
     `source` is `torchvision:BUILDER` or `MODULE:FUNCTION`; `options` are the arguments of the builder. `parameters` and
     `macs` (multiply-accumulates of convolutions and fully connected layers for one image) describe the served graph,
     without the submodules in `training_only`; `parameters_train` counts these too. The first of `weight_sets` is the
-    default. `untrained_input` is for random weights, None if they take the default's. `labels` is a name for
-    `models.labels.named_labels`. `depth` (layers with weights), `configuration`, `ilsvrc` (the place in the
-    competition), `published_macs` and `published` are what the paper reports.
+    default. `untrained_input` is for random weights, None if they take the default's. `stages` are the paper's names of
+    the stages, empty if the modules have them. `labels` is a name for `models.labels.named_labels`. `depth` (layers
+    with weights), `configuration`, `ilsvrc` (the place in the competition), `published_macs` and `published` are what
+    the paper reports.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Architecture:
     untrained_input: InputSpec | None = None
     options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     training_only: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
     classes: int = 1000
     labels: str = "imagenet1k"
     published: tuple[PublishedErrors, ...] = ()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
@@ -93,6 +93,12 @@ class LayerTable:
             output, field = outputs.get(name, rows[-1].output), largest(*fields) if fields else None
             stages.append(Stage(name, len(rows), output, cost.parameters, cost.macs, field))
         return cls(size, tuple(layers), tuple(stages))
+
+    def with_stage_names(self, names: Sequence[str]) -> "LayerTable":
+        """The same table with these names of the stages, in order. Raises ValueError if there are more or fewer."""
+        named = dict(zip((stage.name for stage in self.stages), names, strict=True))
+        layers = tuple(replace(layer, stage=named[layer.stage]) for layer in self.layers)
+        return LayerTable(self.input, layers, tuple(replace(stage, name=named[stage.name]) for stage in self.stages))
 
     @property
     def cost(self) -> Cost:

@@ -5,7 +5,7 @@ on PyTorch's `meta` device, which computes only shapes: it needs no memory for v
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,11 +141,12 @@ class _LayerTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen[id(tensor)] = seen
 
 
-def network_layers(network: nn.Module, spec: InputSpec) -> LayerTable:
+def network_layers(network: nn.Module, spec: InputSpec, stages: Sequence[str] = ()) -> LayerTable:
     """The layers of `network` in evaluation mode for one image of `spec`; the network does not change.
 
-    A layer that the run does not reach, such as an auxiliary head, has no row. Raises ValueError if the network has
-    a transposed convolution, and what the network itself raises if it does not fit the input.
+    `stages` are names for the stages in order. A layer that the run does not reach, such as an auxiliary head, has no
+    row. Raises ValueError if the network has a transposed convolution or another number of stages, and what the network
+    itself raises if it does not fit the input.
     """
     parameters = {name: value.to("meta") for name, value in network.named_parameters()}
     buffers = {name: value.to("meta") for name, value in network.named_buffers()}
@@ -160,7 +161,8 @@ def network_layers(network: nn.Module, spec: InputSpec) -> LayerTable:
         block = position.naming is StageNaming.BLOCK
         outputs[layer.stage] = trace.outputs[position.parent] if block else layer.output
     channels, height, width = image.shape[1:]
-    return LayerTable.of((channels, height, width), layers, outputs)
+    table = LayerTable.of((channels, height, width), layers, outputs)
+    return table.with_stage_names(stages) if stages else table
 
 
 @contextmanager

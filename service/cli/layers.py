@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from itertools import groupby
+from os.path import commonprefix
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,9 @@ def layers_command(name: str, only_stages: bool, as_json: bool, **values: Any) -
         console.print(_stage_table(known) if only_stages else _layer_table(known))
         note = "MACs: multiply-accumulates for one image; field: pixels of the input that one value sees"
         console.print(Text(note, "dim"))
+        last = known.layers[-1].stage
+        if any(one.kind == Kind.GLOBAL_AVERAGE_POOLING and one.stage != last for one in known.layers):
+            console.print(Text("squeeze-and-excitation pools the whole map, so later fields hold all of it", "dim"))
 
 
 def _layers(repository: "Repository", name: str) -> ModelLayers:
@@ -81,19 +85,21 @@ def _computed(architecture: Architecture) -> LayerTable:
     from models.analysis.trace import network_layers
     from models.build import build
 
-    return network_layers(build(architecture), architecture.input)
+    return network_layers(build(architecture), architecture.input, architecture.stages)
 
 
 def _layer_table(known: ModelLayers) -> Table:
     """A row for each layer, and totals after each stage and at the end.
 
-    Names are relative to their stage: `.conv` in the stage `conv1` is `conv1.conv`.
+    Names are relative to the module that holds the whole stage: `.0.conv1` is `layer1.0.conv1`.
     """
     table = _empty("layer", "kind", "kernel", "output")
     stages = iter(known.stages)
-    for name, rows in groupby(known.layers, key=lambda layer: layer.stage):
+    for _name, group in groupby(known.layers, key=lambda layer: layer.stage):
+        rows = list(group)
+        within = ".".join(commonprefix([layer.name.split(".")[:-1] for layer in rows]))  # noqa: RUF071 - of lists
         for layer in rows:
-            own = layer.name.removeprefix(name) if layer.name.startswith(f"{name}.") else layer.name
+            own = layer.name.removeprefix(within)
             kind = "\n".join(wrap(layer.kind, _LONGEST_WORD))
             table.add_row(own, kind, _kernel(layer), _sizes(layer.output), *_numbers(layer))
         stage = next(stages)

@@ -52,9 +52,9 @@ def test_stages(tmp_path: Path) -> None:
     result = topfive("layers", "resnet18", "--stages", "--artifacts", tmp_path, columns=80)
     rows = cells(result.output)
 
-    stages = ["conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
+    stages = ["conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x", "fc"]
     assert [name for name in rows if name in stages] == stages
-    assert rows["layer1"] == ["layer1", "8", "64x56x56", "148", "k", "462", "M", "25.5", "43"]
+    assert rows["conv2_x"] == ["conv2_x", "8", "64x56x56", "148", "k", "462", "M", "25.5", "43"]
     assert rows["total"] == ["total", "43", "11.7", "M", "1.81", "G", "100.0"]
 
 
