@@ -130,7 +130,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         super().data_received(data)
         self._window_bytes += len(data)
         self._idle_bytes = 0 if self._progress else self._idle_bytes + len(data)
-        if self._idle_bytes > MAX_HEAD_BYTES:
+        if self._idle_bytes > MAX_HEAD_BYTES and not self._lingers:
             self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             self.send_400_response("")
         self._watch()

@@ -315,6 +315,17 @@ def test_endless(start: bytes, block: bytes) -> None:
 
 
 @in_virtual_time
+async def test_refused_with_a_body() -> None:
+    """What comes with a head that is refused, however much, does not add a second answer to its 400."""
+    protocol, wire = connect(App())
+    protocol.data_received(POST + b"bad header\r\nContent-Length: 100000\r\n\r\n" + b"A" * 100_000)
+    await settle()
+
+    assert wire.sent.startswith(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n")
+    assert (wire.sent.count(b"HTTP/1.1"), wire.ended) == (1, True)
+
+
+@in_virtual_time
 async def test_refused_body() -> None:
     """A body that cannot be read ends its request, with 400 and nothing after it, also where the client asked first."""
     app = App(reads=True)
