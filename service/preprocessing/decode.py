@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 import simplejpeg
-from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError
 
 from service.common.errors import BadImage, OutOfMemory, Overloaded, TooLarge, TopfiveError
 from service.common.types import FORMATS, ImageLimits, Pixels
 from service.preprocessing.structure import ImageStructure, decoding_cost, has_all_rows, read_structure
-from service.preprocessing.tiff_tags import exif_orientation
+from service.preprocessing.tiff_tags import PHOTOMETRIC, WHITE_IS_ZERO, exif_orientation
 
 
 class Orientation(NamedTuple):
@@ -280,6 +280,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """Convert 16-bit grey to 8-bit RGB. Pillow's own conversion would clip everything above 255 to white."""
     values = np.asarray(image)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = ~values  # Pillow does so in 8 bits only
     eight_bits = np.empty(values.shape, dtype=np.uint8)
     for top, bottom in _steps(image.width, image.height):  # the product needs 32 bits
         eight_bits[top:bottom] = (values[top:bottom].astype(np.uint32) + 128) // 257

@@ -10,13 +10,13 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 
 from service.common.errors import BadImage, TooLarge
 from service.common.types import FORMATS, ImageLimits
 from service.preprocessing import tiff_tags
 from service.preprocessing.iso_media import read_avif, read_heif
-from service.preprocessing.tiff_tags import exif_orientation
+from service.preprocessing.tiff_tags import decoded_size, exif_orientation, tiff_cost, unpacking_cost
 
 _HEAD_BYTES = 64 << 10  # that are searched for the name of a format that is not taken
 _MAX_PARTS = 1 << 16  # segments, chunks, blocks, boxes or strips
@@ -101,7 +101,8 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _SOI, _EOI, _SOS, _TEM, _APP1, _APP2 = 0xD8, 0xD9, 0xDA, 0x01, 0xE1, 0xE2
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of these, two are tables, and one is reserved
 _PROGRESSIVE = 0xC2  # frames above it are lossless, or have arithmetic coding, which costs five times as much
-_SCANS_COST = {1: 1.0, 3: 4 / 3, 4: 2.0}  # of a pixel in several scans, by channels
+_SCANS_COST = {1: 1.0, 3: 1.0, 4: 2.0}  # of a pixel in several scans, by channels
+_SCANS_BYTE_COST = 2.0  # a bit that corrects a coefficient costs as much as one that brings it
 _RARE_FRAME = re.compile(rb"\xff[\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0[\x0b\x0e\x11\x14][\x08\x0c]")
 _LARGEST_EXIF = 1 << 16
 
@@ -134,8 +135,8 @@ def _jpeg(data: bytes) -> ImageStructure:
             f"{precision} bits); save it as RGB of 8 bits"
         )
     file = b"".join([*kept, data[kept_to:]]) if kept else data
-    cost = _SCANS_COST[channels] if lacking else 1.0
-    return ImageStructure("JPEG", file, width, height, orientation, channels, one_pass=not lacking, pixel_cost=cost)
+    one_pass, costs = not lacking, (_SCANS_COST[channels], _SCANS_BYTE_COST) if lacking else (1.0, 0.0)
+    return ImageStructure("JPEG", file, width, height, orientation, channels, one_pass, 0, 0, *costs)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -208,8 +209,9 @@ def _png(data: bytes) -> ImageStructure:
         for left, top, across, down in (_ADAM7 if interlaced else ((0, 0, 1, 1),))
         if (columns := (width - left + across - 1) // across) and (rows := (height - top + down - 1) // down)
     )
-    cost, packed_at = max(1.0, (2 + bits / 8) / 3), len(head) + 8
-    return ImageStructure("PNG", file, width, height, orientation, 0, False, packed_at, unpacked, cost)
+    clear = b"tRNS" in kept or colour == 4  # is laid over white
+    cost = unpacking_cost(bits + 8 * clear) * (1.3 if interlaced else 1.0)
+    return ImageStructure("PNG", file, width, height, orientation, 0, False, len(head) + 8, unpacked, cost)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
@@ -290,14 +292,11 @@ def _bmp(data: bytes) -> ImageStructure:
 
 def _tiff(data: bytes) -> ImageStructure:
     file, tags = tiff_tags.trimmed(data)
-    whole = tags.get(tiff_tags.WIDTH, 0), tags.get(tiff_tags.LENGTH, 0)
-    tile = tags.get(tiff_tags.TILE_WIDTH, 0) or whole[0], tags.get(tiff_tags.TILE_LENGTH, 0) or whole[1]
-    tiled = tuple(-(-side // max(1, part)) * part for side, part in zip(whole, tile, strict=True))
-    width, height = tiled if prod(tiled) > 2 * prod(whole) else whole  # tiles are decoded whole
     is_jpeg = tags.get(tiff_tags.COMPRESSION) in tiff_tags.JPEG_COMPRESSIONS
     if is_jpeg and _RARE_FRAME.search(data):
         raise BadImage("the TIFF holds a JPEG of a rare kind; save it without compression, or as PNG")
-    return ImageStructure("TIFF", file, width, height, pixel_cost=1.5 if is_jpeg else 1.0)  # Pillow turns it upright
+    byte_cost = _SCANS_BYTE_COST if is_jpeg else 0.0  # Pillow turns it upright
+    return ImageStructure("TIFF", file, *decoded_size(tags), pixel_cost=tiff_cost(tags), byte_cost=byte_cost)
 
 
 def _webp(data: bytes) -> ImageStructure:
@@ -309,7 +308,8 @@ def _webp(data: bytes) -> ImageStructure:
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     else:
         width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (6, 8))
-    return ImageStructure("WEBP", data, width, height, pixel_cost=2.0, byte_cost=1.0)
+    byte_cost = 2.5 if b"VP8 " in data else 1.0  # with loss, or without
+    return ImageStructure("WEBP", data, width, height, pixel_cost=2.0, byte_cost=byte_cost)
 
 
 def _avif(data: bytes) -> ImageStructure:

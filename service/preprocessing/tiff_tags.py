@@ -1,6 +1,7 @@
 """Reads the directories of tags that TIFF files and EXIF blocks have, within bounds."""
 
 import struct
+from math import prod
 
 from service.common.errors import BadImage
 
@@ -12,7 +13,9 @@ _ORIENTATION = 0x0112
 _TIFF_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)) | {16: 8, 17: 8, 18: 8}  # by type
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 13: "I", 16: "Q", 17: "Q", 18: "Q"}  # a negative is huge
 WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH = 256, 257, 322, 323
+BITS, SAMPLES = 258, 277  # of each sample, and for each pixel
 COMPRESSION, JPEG_COMPRESSIONS = 259, (6, 7)
+PHOTOMETRIC, WHITE_IS_ZERO, LAB = 262, 0, 8
 _COMPRESSIONS = (1, 5, 6, 7, 8, 32773, 32946, 50000)  # of photos; the decoder of faxes logs each damaged line
 _OFFSETS, _SIZES = (273, 324), (279, 325)  # of strips and tiles
 _TIFF_TAGS = frozenset(
@@ -64,6 +67,27 @@ def trimmed(data: bytes) -> tuple[bytes, dict[int, int]]:
     directory = struct.pack(order + count_code, len(entries)) + b"".join(entries) + bytes(struct.calcsize(offset_code))
     file = b"".join([memoryview(data)[:at], directory, memoryview(data)[at + len(directory) :]])
     return file, tags
+
+
+def decoded_size(tags: dict[int, int]) -> tuple[int, int]:
+    """Width and height of what is decoded: of the image, or of all its tiles if they are far larger."""
+    whole = tags.get(WIDTH, 0), tags.get(LENGTH, 0)
+    tile = tags.get(TILE_WIDTH, 0) or whole[0], tags.get(TILE_LENGTH, 0) or whole[1]
+    width, height = (-(-side // max(1, part)) * part for side, part in zip(whole, tile, strict=True))
+    return (width, height) if width * height > 2 * prod(whole) else whole
+
+
+def tiff_cost(tags: dict[int, int]) -> float:
+    """What a pixel costs to decode, in pixels of a plain JPEG."""
+    cost = unpacking_cost(tags.get(BITS, 1) * tags.get(SAMPLES, 1))
+    if tags.get(PHOTOMETRIC) == LAB:
+        return max(cost, 3.0)
+    return max(cost, 1.5) if tags.get(COMPRESSION) in JPEG_COMPRESSIONS else cost
+
+
+def unpacking_cost(bits: int) -> float:
+    """What a pixel of so many bits costs that is stored without loss, as in PNG and TIFF."""
+    return max(1.0, (1.5 + bits / 8) / 2)
 
 
 def exif_orientation(exif: bytes) -> int:
