@@ -21,14 +21,14 @@ class Interpolation(StrEnum):
     BICUBIC = "bicubic"
 
 
-class Fit(StrEnum):
+class ResizeMode(StrEnum):
     """What the resize does: the shorter side gets the length, or both sides do, so that the image is distorted."""
 
     SHORTER_SIDE = "shorter_side"
     SQUASH = "squash"
 
     def __str__(self) -> str:
-        return "both sides" if self is Fit.SQUASH else "shorter side"
+        return "both sides" if self is ResizeMode.SQUASH else "shorter side"
 
 
 class Channels(StrEnum):
@@ -63,7 +63,7 @@ class InputSpec:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     channels: Channels = Channels.RGB
-    fit: Fit = Fit.SHORTER_SIDE
+    fit: ResizeMode = ResizeMode.SHORTER_SIDE
 
 
 @dataclass(frozen=True, slots=True)

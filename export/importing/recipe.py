@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from export.common import ExportError
-from models.catalog import Channels, Fit, InputSpec, Interpolation
+from models.catalog import Channels, InputSpec, Interpolation, ResizeMode
 
 _LARGEST_NUMBER, _LEAST_STD = 1e6, 1e-30  # so that no pixel becomes too large for float32
 
@@ -46,7 +46,7 @@ class Recipe(BaseModel):
 
     size: Side | None = None
     resize: Side | None = None
-    fit: Fit = Fit.SHORTER_SIDE
+    fit: ResizeMode = ResizeMode.SHORTER_SIDE
     interpolation: Interpolation = Interpolation.BILINEAR
     channels: Channels = Channels.RGB
     scale: Literal[1, 255] | None = None

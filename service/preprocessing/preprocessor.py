@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from models.catalog import Fit, InputSpec
+from models.catalog import InputSpec, ResizeMode
 from service.common.clock import Clock
 from service.common.errors import NotReady
 from service.common.thread_pool import ThreadPool
@@ -142,7 +142,7 @@ class RequestImage:
         samples = self._preprocessor.crop(spec, decoded.image, self._crops)
         crop_s = self._preprocessor.clock.now() - began
         self._spent_s.append(crop_s)
-        size = f"{spec.resize}x{spec.resize}" if spec.fit is Fit.SQUASH else str(spec.resize)
+        size = f"{spec.resize}x{spec.resize}" if spec.fit is ResizeMode.SQUASH else str(spec.resize)
         scale, recipe = f"1/{decoded.image.reduction}", f"resize {size} {spec.interpolation}, crop {spec.crop}"
         done = Preprocessing(decoded.image.decoder, scale, recipe)
         return PreparedSamples(samples, done, {scale: decoded.decode_s, recipe: crop_s})

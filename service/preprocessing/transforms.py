@@ -8,7 +8,7 @@ from operator import attrgetter
 import numpy as np
 from PIL import Image
 
-from models.catalog import Fit, InputSpec, Interpolation
+from models.catalog import InputSpec, Interpolation, ResizeMode
 from service.common.types import TEN_CROPS, Decode, Pixels, Sample, Samples
 from service.preprocessing.decode import DecodedImage
 
@@ -77,7 +77,7 @@ def make_samples(spec: InputSpec, image: DecodedImage, crops: int) -> Samples:
     return samples
 
 
-geometry: Callable[[InputSpec], tuple[int, int, Interpolation, Fit]] = attrgetter(
+geometry: Callable[[InputSpec], tuple[int, int, Interpolation, ResizeMode]] = attrgetter(
     "resize", "crop", "interpolation", "fit"
 )
 """The fields of a spec that its samples depend on. Specs with equal fields share their samples."""
@@ -91,7 +91,7 @@ class _Resized:
     """
 
     def __init__(self, spec: InputSpec, image: DecodedImage) -> None:
-        squash = spec.fit is Fit.SQUASH
+        squash = spec.fit is ResizeMode.SQUASH
         self.size = (spec.resize, spec.resize) if squash else resized_size(*image.size, spec.resize)
         self._image = image.image
         self._orientation = image.orientation

@@ -20,7 +20,7 @@ from export.pipeline import export
 from export.weights_choice import WeightsChoice
 from models.artifact.artifact import WeightSource, load
 from models.build import ServedNetwork, build
-from models.catalog import CATALOG, Architecture, Channels, Fit
+from models.catalog import CATALOG, Architecture, Channels, ResizeMode
 from models.weights.weights import WeightsError, load_file, load_pretrained
 from service.common.types import ImageLimits, Precision, Runtime
 from service.engines.selection.opening import build_engine
@@ -207,7 +207,7 @@ def test_recipe(name: str, crop: int, accuracy: float) -> None:
     entry = CATALOG[name]
     spec, weights = entry.input, entry.weight_sets[0]
 
-    assert (spec.fit, spec.resize, spec.crop, spec.channels) == (Fit.SQUASH, 256, crop, Channels.BGR)
+    assert (spec.fit, spec.resize, spec.crop, spec.channels) == (ResizeMode.SQUASH, 256, crop, Channels.BGR)
     assert [255 * value for value in spec.mean] == pytest.approx([104, 117, 123], abs=1e-4)
     assert [255 * value for value in spec.std] == pytest.approx([1, 1, 1], abs=1e-6)
     assert (weights.acc1, weights.tag, len(weights.sha256 or "")) == (accuracy, "BVLC", 64)

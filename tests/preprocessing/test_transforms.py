@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, TenCrop, functional
 
 from models.artifact.artifact import load
 from models.build import ServedNetwork
-from models.catalog import CATALOG, Channels, Fit, InputSpec, Interpolation, WeightSet
+from models.catalog import CATALOG, Channels, InputSpec, Interpolation, ResizeMode, WeightSet
 from service.common.types import Decode, ImageLimits, Pixels, Runtime, Samples
 from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.preprocessing import transforms
@@ -137,7 +137,7 @@ def test_geometry() -> None:
     spec = InputSpec()
     same = replace(spec, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0), channels=Channels.BGR)
     others = [replace(spec, resize=255), replace(spec, crop=223), replace(spec, interpolation=Interpolation.BICUBIC)]
-    others.append(replace(spec, fit=Fit.SQUASH))
+    others.append(replace(spec, fit=ResizeMode.SQUASH))
 
     assert transforms.geometry(same) == transforms.geometry(spec)
     assert len({transforms.geometry(one) for one in [spec, *others]}) == 5
@@ -148,7 +148,7 @@ def test_geometry() -> None:
 def test_squash(size: tuple[int, int], interpolation: Interpolation) -> None:
     """Both sides become `resize`, as in torchvision's `resize` to a square, and the centre is kept."""
     pixels = noise(*size)
-    spec = replace(SMALL, interpolation=interpolation, fit=Fit.SQUASH)
+    spec = replace(SMALL, interpolation=interpolation, fit=ResizeMode.SQUASH)
     how = InterpolationMode(interpolation.value)
     squashed = functional.resize(Image.fromarray(pixels), [spec.resize, spec.resize], how, antialias=True)
     expected = np.asarray(functional.center_crop(squashed, [spec.crop, spec.crop]))
