@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -364,6 +365,16 @@ def written() -> Iterator[object]:
 def test_file_length(path: Path) -> None:
     """A file has at most 350 lines."""
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+
+
+def test_class_names() -> None:
+    """The name of a class that other modules may import occurs once in the packages that are installed."""
+    source = [path for path in WRITTEN if "tests" not in path.relative_to(ROOT).parts]
+    nodes = [node for path in source for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    names = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))
+
+    assert [name for name, count in names.items() if count > 1] == []
+    assert len(names) > 200
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
