@@ -23,7 +23,6 @@ PIP = $(@D)/bin/python -m pip install --disable-pip-version-check -c constraints
 TORCH_INDEX ?= $(if $(filter cpu,$(FLAVOUR)),https://download.pytorch.org/whl/cpu)
 # TensorRT itself builds and runs only on a card.
 ENGINES := tensorrt-rtx$(if $(filter gpu,$(FLAVOUR)),$(comma)tensorrt)
-export TOPFIVE_MODELS := $(MODELS)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
 .PHONY: try serve packaged install export export-missing test test-all test-protobuf test-compose test-gpu lint format proto bench
@@ -45,6 +44,7 @@ try: .venv-try/.installed
 	touch $@
 
 # GoogLeNet beside it. The environment has what serving and exporting need on this machine; that of `make test` has more.
+serve: export TOPFIVE_MODELS := $(MODELS)
 serve: $(ENVIRONMENT)
 	@echo "3 of 3: exports those of $(MODELS) that are missing; the weights of googlenet are 50 MB"
 	$(BIN)/topfive export $(MODELS) --weights $(WEIGHTS) --missing

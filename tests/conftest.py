@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -29,6 +30,13 @@ class NullReporter:
 
     def phase(self, what: str, done: int, total: int) -> None:
         """Nothing."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_settings() -> None:
+    """No setting of the user, nor of the Makefile, reaches a test."""
+    for name in [name for name in os.environ if name.startswith("TOPFIVE_")]:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session", autouse=True)

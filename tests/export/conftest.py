@@ -1,6 +1,5 @@
-"""Fixtures of exports: no settings and no downloads of the user, and a host that does not answer."""
+"""Fixtures of exports: no downloads of the user, and a host that does not answer."""
 
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +9,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the user reaches a test, and no message is broken into lines."""
-    for name in [name for name in os.environ if name.startswith("TOPFIVE_")]:
-        monkeypatch.delenv(name)
+    """No message is broken into lines."""
     monkeypatch.setenv("COLUMNS", "300")
 
 
