@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from math import inf
@@ -100,19 +99,7 @@ async def _compare(
 
 async def _load(data_plane: "LocalDataPlane", names: Sequence[str]) -> None:
     """Load the models, however long that takes. The row of one that fails has the error."""
-    from service.repository import repository
-
-    log = logging.getLogger(repository.__name__)
-    log.addFilter(_is_no_mark)
-    try:
-        await together([_loaded(data_plane, name) for name in names])
-    finally:
-        log.removeFilter(_is_no_mark)
-
-
-def _is_no_mark(record: logging.LogRecord) -> bool:
-    """Whether the table does not say it: it marks models with untrained weights."""
-    return "untrained weights" not in record.getMessage()
+    await together([_loaded(data_plane, name) for name in names])
 
 
 async def _loaded(data_plane: "LocalDataPlane", name: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -120,14 +121,22 @@ async def answering(
     if server is not None:
         yield server
         return
+    from service.repository import repository
     from service.server.data_plane import build_data_plane
 
-    local = build_data_plane(settings)
+    local, log = build_data_plane(settings), logging.getLogger(repository.__name__)
+    log.addFilter(_is_not_printed)
     try:
         await load(local)
         yield local
     finally:
+        log.removeFilter(_is_not_printed)
         await local.aclose(0)
+
+
+def _is_not_printed(record: logging.LogRecord) -> bool:
+    """Whether the answer does not say it: it says which models have untrained weights."""
+    return "untrained" not in record.getMessage()
 
 
 async def answers(
