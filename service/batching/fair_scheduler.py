@@ -13,6 +13,7 @@ from service.common.clock import Clock
 
 _ROUNDING = 1e-9
 _LATELY_S = 5.0  # a model with occasional work should not wait for a long batch of another model each time
+_AVERAGED_S = 15.0  # as often as Prometheus and a HorizontalPodAutoscaler usually look
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +34,7 @@ class Flow:
     """Run time of the last batch times the slots that it took. The next batch is expected to cost the same."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SlotLease:
     """Permission to run one batch, which should last at most `quantum_s` seconds. It is released exactly once.
 
@@ -61,6 +62,8 @@ class FairScheduler:
         self.quantum_s = quantum_s
         self.running = 0.0
         self.stuck = 0.0
+        self._leases: set[SlotLease] = set()
+        self._busy, self._busy_at = 0.0, clock.now()
         self._flows = 0
         self._virtual_s = 0.0
         self._latest_s = 0.0
@@ -73,6 +76,13 @@ class FairScheduler:
     def all_stuck(self) -> bool:
         """Whether stuck batches hold every slot, so that nothing can run here."""
         return self.stuck >= self.limit - _ROUNDING
+
+    def utilisation(self) -> float:
+        """The share of the slots' time that batches take, from 0 to 1: an exponential moving average over 15 s."""
+        now = self.clock.now()
+        ended = self._busy * math.exp((self._busy_at - now) / _AVERAGED_S)
+        running = sum(lease.weight * -math.expm1((lease.started - now) / _AVERAGED_S) for lease in self._leases)
+        return min(1.0, ended + running / self.limit)
 
     def join(self, on_turn: Callable[[], None], own_slots: int = 0) -> Flow:
         self._flows += 1
@@ -111,12 +121,17 @@ class FairScheduler:
         self._virtual_s = flow.used_s
         flow.used_s += flow.last_s
         contended = now - self._other_work_at <= _LATELY_S
-        return SlotLease(flow, now, flow.last_s, weight, self.quantum_s if contended else math.inf)
+        lease = SlotLease(flow, now, flow.last_s, weight, self.quantum_s if contended else math.inf)
+        self._leases.add(lease)
+        return lease
 
     def release(self, lease: SlotLease) -> None:
         """End a batch: charge its device time to the flow, and offer the slot to waiting flows."""
-        flow = lease.flow
-        flow.last_s = (self.clock.now() - lease.started) * lease.weight
+        flow, now = lease.flow, self.clock.now()
+        self._leases.remove(lease)
+        share = lease.weight / self.limit * -math.expm1((lease.started - now) / _AVERAGED_S)
+        self._busy, self._busy_at = self._busy * math.exp((self._busy_at - now) / _AVERAGED_S) + share, now
+        flow.last_s = (now - lease.started) * lease.weight
         flow.used_s += flow.last_s - lease.expected_s
         running = self.running - lease.weight
         self.running = running if running > _ROUNDING else 0.0

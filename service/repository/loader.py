@@ -247,6 +247,7 @@ class ModelLoader:
                     "device_models": len(there.models),
                     "device_bytes": self._memory(there).used_bytes,
                     "device_budget_bytes": there.budget_bytes,
+                    "utilisation": there.slots.utilisation(),
                 },
             )
             for there in self._on_devices.values()

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import random
 import weakref
 from collections import deque
@@ -102,6 +103,39 @@ def test_a_slot_given_back_in_its_own_turn_goes_on_to_the_next() -> None:
     last.go()
     one.end()
     assert (len(dropped), len(last.ran), device.running) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("slots", "own_slots", "share"), [(1, 1, 1.0), (4, 1, 1.0), (4, 4, 0.25), (4, 2, 0.5)])
+def test_utilisation(slots: int, own_slots: int, share: float) -> None:
+    """Utilisation is the share of slot time that batches took lately, however long each takes; reads change nothing."""
+    clock = ManualClock()
+    device = FairScheduler(slots, clock)
+    member = Member(device, work=1, own_slots=own_slots)
+    assert device.utilisation() == 0
+    member.go()
+    clock.jump(15)
+    assert [device.utilisation() for _ in range(3)] == pytest.approx([share * (1 - math.exp(-1))] * 3)
+    clock.jump(600)
+    assert device.utilisation() == pytest.approx(share)
+    member.end()
+    assert device.utilisation() == pytest.approx(share)
+    clock.jump(15)
+    assert device.utilisation() == pytest.approx(share * math.exp(-1))
+
+
+def test_utilisation_of_short_batches() -> None:
+    """A device whose batches run three tenths of the time has a utilisation of 0.3, never above 1 when full."""
+    clock = ManualClock()
+    device = FairScheduler(1, clock)
+    for busy_s, idle_s, expected in ((0.03, 0.07, 0.3), (0.1, 0.0, 1.0)):
+        for _ in range(1200):
+            member = Member(device, work=1)
+            member.go()
+            clock.jump(busy_s)
+            member.end()
+            clock.jump(idle_s)
+        assert device.utilisation() == pytest.approx(expected, abs=0.005)
+        assert device.utilisation() <= 1
 
 
 def test_more_slots_begin_at_once() -> None:

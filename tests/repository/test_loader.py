@@ -15,7 +15,7 @@ from service.common.model_info import ModelState
 from service.engines.base import CPU, EngineUnavailableError
 from service.inference.ensemble import Ensembles
 from service.repository.loaded_model import Lease
-from tests.exposition import exposition, value
+from tests.exposition import exposition, samples, value
 from tests.fakes import reached, settle
 from tests.fleet import copy_model
 from tests.repository.host import NAMES, Host, host_of
@@ -48,6 +48,9 @@ async def test_the_least_recently_used_model_is_evicted(five: Path) -> None:
         assert 'topfive_device_models{device="cpu"} 2.0' in text
         assert f'topfive_device_bytes{{device="cpu"}} {float(2 * host.unit)}' in text
         assert f'topfive_device_budget_bytes{{device="cpu"}} {float(2 * host.unit)}' in text
+        [utilisation] = samples(host.metrics, "topfive_utilisation")
+        assert utilisation.labels == {"device": "cpu"}
+        assert 0 < utilisation.value <= 1
         assert await host.classify("b", 9) == 9
         assert sorted(host.loaded) == sorted(host.open) == ["b", "c"]
 

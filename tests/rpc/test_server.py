@@ -192,14 +192,35 @@ async def test_streams_are_bounded(exported: Path) -> None:
         ]
 
 
-async def test_idle_connections(exported: Path) -> None:
-    """The server closes a connection without calls after the time that the setting says."""
-    async with serving(exported, FakeEngine(), grpc_max_connection_idle_s=0.5) as running:
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [("grpc_max_connection_idle_s", b"connection idle"), ("grpc_max_connection_age_s", b"max_age")],
+)
+async def test_ends_of_connections(exported: Path, setting: str, reason: bytes) -> None:
+    """The server closes a connection without calls, or one of a certain age, after the time that the setting says."""
+    settings: dict[str, Any] = {setting: 0.5}
+    async with serving(exported, FakeEngine(), **settings) as running:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.service.rpc.port)
         writer.write(PREFACE)
         async with asyncio.timeout(20):
-            assert b"connection idle" in await reader.read()
+            await reader.readuntil(reason)
         writer.close()
+
+
+async def test_calls_of_an_old_connection(exported: Path) -> None:
+    """A call that runs when its connection reaches its age is answered; later calls come on new connections."""
+    engine = FakeEngine()
+    async with serving(exported, engine, grpc_max_connection_age_s=0.2) as running, busy(running, engine):
+        await running.channel.channel_ready()
+        old = running.stub.Classify(pb.ClassifyRequest(image=png(5)))
+        states: list[grpc.ChannelConnectivity] = []
+        while (state := running.channel.get_state(try_to_connect=True)) not in states[1:]:
+            states.append(state)
+            await asyncio.wait_for(running.channel.wait_for_state_change(state), 20)
+        new = running.stub.Classify(pb.ClassifyRequest(image=png(6)))
+        engine.gate.set()
+        assert [(await call).predictions[0].class_id for call in (old, new)] == [5, 6]
+    assert states[0] is grpc.ChannelConnectivity.READY
 
 
 async def test_pings_without_calls(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +237,27 @@ async def test_pings_without_calls(exported: Path, monkeypatch: pytest.MonkeyPat
                 await reader.readuntil(ack + bytes(4) + bytes([number] * 8))
                 await asyncio.sleep(2 * interval_s)
         writer.close()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_pings_of_a_client(exported: Path, monkeypatch: pytest.MonkeyPatch, *, allowed: bool) -> None:
+    """A channel that pings while it has no call stays connected; only pings below the allowed interval end it."""
+    often = {"grpc.http2.min_ping_interval_without_data_ms": 20 if allowed else 60_000}
+    monkeypatch.setattr(server, "_OPTIONS", tuple((dict(server._OPTIONS) | often).items()))
+    pings = (
+        ("grpc.keepalive_time_ms", 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    )
+    async with (
+        serving(exported, FakeEngine()) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.service.rpc.port}", options=pings) as channel,
+    ):
+        await channel.channel_ready()
+        left = asyncio.ensure_future(channel.wait_for_state_change(grpc.ChannelConnectivity.READY))
+        await asyncio.wait({left}, timeout=5 if allowed else 20)  # gRPC pings once a second at most
+        assert left.done() is not allowed
+        left.cancel()
 
 
 async def test_port_taken(running: Running, exported: Path) -> None:

@@ -196,6 +196,17 @@ async def test_open_connections_do_not_delay_the_stop(exported: Path, monkeypatc
         await watch.code()  # so that nothing of it is left for the next test's loop
 
 
+async def test_keep_alive(exported: Path) -> None:
+    """A connection takes further requests, and is closed once it was idle for the time of the setting."""
+    async with serving(exported, FakeEngine(), keep_alive_s=0.3) as running, asyncio.timeout(20):
+        reader, writer = await running.connect()
+        for _ in range(2):
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        assert (await reader.read()).count(b"HTTP/1.1") == 0
+        writer.close()
+
+
 @pytest.mark.parametrize(("device", "batches"), [("cpu", [1, 4, 5]), ("cuda:0", [2, 8])])
 async def test_slots_of_a_cpu_divide_what_waits(exported: Path, device: str, batches: list[int]) -> None:
     """Ten crops go to two idle slots of a CPU in parts; on a card, which all slots share, in the fullest batches."""
