@@ -43,6 +43,15 @@ def copy_model(root: Path, name: str, changes: Mapping[str, Any] | None = None, 
     write_manifest(folder, Manifest.model_validate(manifest))
 
 
+def copy_version(root: Path, version: int, name: str = "tiny") -> None:
+    """Copy version 1 of a model to another version, whose manifest tells it apart, in one step as an export does."""
+    draft = root / f".{name}-{version}"
+    shutil.copytree(root / name / "1", draft)
+    manifest = json.loads((draft / MANIFEST).read_text())
+    write_manifest(draft, Manifest.model_validate({**manifest, "paper": f"version {version}"}))
+    draft.rename(root / name / str(version))
+
+
 class Fleet:
     """A data plane with an engine for each model, each on a device of its own.
 
@@ -81,11 +90,18 @@ class Fleet:
         return transforms.make_samples(spec, image, count)
 
     async def classify(
-        self, data: bytes, model: str | None = "tiny", *, top_k: int = 5, crops: int = 1, within_s: float = 60.0
+        self,
+        data: bytes,
+        model: str | None = "tiny",
+        *,
+        top_k: int = 5,
+        crops: int = 1,
+        within_s: float = 60.0,
+        version: int | None = None,
     ) -> Classification:
         """The answer of one model or ensemble."""
         deadline = self.clock.now() + within_s
-        return await self.data_plane.classify(data, model, ClassifyOptions(deadline, top_k, crops))
+        return await self.data_plane.classify(data, model, ClassifyOptions(deadline, top_k, crops, version))
 
     async def compare(
         self, data: bytes, models: Sequence[str] = (), *, top_k: int = 5, crops: int = 1, within_s: float = 60.0

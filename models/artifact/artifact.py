@@ -203,7 +203,7 @@ def exported_names(root: Path) -> list[str]:
 
 def root_of(root: Path, name: str) -> Path:
     """`root`, or PACKAGED if no version of `name` is exported to `root` and one comes with topfive."""
-    return PACKAGED if not _with_manifest(root, name) and _with_manifest(PACKAGED, name) else root
+    return PACKAGED if not exported_versions(root, name) and exported_versions(PACKAGED, name) else root
 
 
 def newest_whole(root: Path, name: str, read: Callable[[Path, str, int], X]) -> tuple[X, tuple[str, ...]]:
@@ -223,12 +223,13 @@ def newest_whole(root: Path, name: str, read: Callable[[Path, str, int], X]) -> 
 
 def _complete(root: Path, name: str) -> list[int]:
     """The versions that have a manifest. Raises NotExportedError if there is none."""
-    if not (found := _with_manifest(root, name)):
+    if not (found := exported_versions(root, name)):
         raise NotExportedError(name, root)
     return found
 
 
-def _with_manifest(root: Path, name: str) -> list[int]:
+def exported_versions(root: Path, name: str) -> list[int]:
+    """The versions of `name` under `root` that have a manifest, in ascending order."""
     return [version for version in versions(root, name) if (root / name / str(version) / MANIFEST).exists()]
 
 

@@ -24,7 +24,7 @@ from service.engines.selection.cpu_layout import at_most, default_layout, read_t
 from service.rest.schemas import to_dict
 
 if TYPE_CHECKING:
-    from service.repository.repository import ModelEntry
+    from service.repository.exported import ModelEntry
 
 
 @click.command("show")

@@ -114,6 +114,7 @@ class BuiltEngine:
 class ModelDetail(ModelSummary):
     """A model with its input, its weights, and the parity of each engine with PyTorch or the imported file."""
 
+    versions: Annotated[tuple[int, ...], Field(description="Exported versions; a request may name any of them")]
     input: InputSpec
     weights_file: WeightsInfo | None
     parity: tuple[ParityReport, ...]

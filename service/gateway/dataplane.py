@@ -20,6 +20,8 @@ from service.inference.dataplane import ClassifyOptions
 
 log = logging.getLogger(ANSWERS)
 
+_VERSIONS = "a version of the model, as /models/NAME lists them"
+
 
 class GatewayDataPlane:
     """Classifies, compares and describes models by calls to any of the replicas.
@@ -35,7 +37,7 @@ class GatewayDataPlane:
         self._timeout_s = timeout_s
         self._stopping = False
 
-    def check_capacity(self, model: str | None, crops: int) -> None:
+    def check_capacity(self, model: str | None, crops: int, version: int | None = None) -> None:
         """A gateway refuses nothing for want of capacity: its replicas do."""
 
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
@@ -43,7 +45,12 @@ class GatewayDataPlane:
         with self._counted(_label(name)):
             _check_fields(options)
             request = pb.ClassifyRequest(
-                image=image, model=name, top_k=options.top_k, crops=options.crops, request_id=current_request_id.get()
+                image=image,
+                model=name,
+                top_k=options.top_k,
+                crops=options.crops,
+                version=options.version,
+                request_id=current_request_id.get(),
             )
             answer = converters.classification(await self._replicas.call("Classify", request, options.deadline))
         self._metrics.answered(_label(answer.model.name, answer.model.name), "ok", answer.timing_ms)
@@ -73,12 +80,15 @@ class GatewayDataPlane:
         reply = await self._replicas.call("ListModels", pb.ListModelsRequest(), self._deadline())
         return converters.model_list(reply)
 
-    async def model(self, name: str) -> ModelDetail:
-        reply = await self._replicas.call("GetModel", pb.GetModelRequest(name=name), self._deadline())
-        return converters.model_detail(reply)
+    async def model(self, name: str, version: int | None = None) -> ModelDetail:
+        _check_field("version", version, _VERSIONS)
+        request = pb.GetModelRequest(name=name, version=version)
+        return converters.model_detail(await self._replicas.call("GetModel", request, self._deadline()))
 
-    async def layers(self, name: str) -> ModelLayers:
-        reply = await self._replicas.call("GetLayers", pb.GetLayersRequest(name=name), self._deadline())
+    async def layers(self, name: str, version: int | None = None) -> ModelLayers:
+        _check_field("version", version, _VERSIONS)
+        request = pb.GetLayersRequest(name=name, version=version)
+        reply = await self._replicas.call("GetLayers", request, self._deadline())
         return converters.model_layers(reply)
 
     def check_alive(self) -> None:
@@ -115,12 +125,14 @@ class GatewayDataPlane:
 
 def _check_fields(options: ClassifyOptions) -> None:
     """Raise BadRequest if a number does not fit its field of the message (unsigned, 32 bits)."""
-    for name, value, right in (
-        ("top_k", options.top_k, "1 or more, at most the number of the model's classes"),
-        ("crops", options.crops, f"{DEFAULT_CROPS} or {TEN_CROPS}"),
-    ):
-        if value is not None and not 0 <= value < 1 << 32:
-            raise BadRequest(f"{name} is {value}; send {right}")
+    _check_field("top_k", options.top_k, "1 or more, at most the number of the model's classes")
+    _check_field("crops", options.crops, f"{DEFAULT_CROPS} or {TEN_CROPS}")
+    _check_field("version", options.version, _VERSIONS)
+
+
+def _check_field(name: str, value: int | None, right: str) -> None:
+    if value is not None and not 0 <= value < 1 << 32:
+        raise BadRequest(f"{name} is {value}; send {right}")
 
 
 def _label(name: str, otherwise: str = UNKNOWN) -> str:

@@ -14,12 +14,14 @@ class ClassifyOptions:
     """Options of one classification, and its deadline.
 
     `deadline` is in seconds of the service's clock. `top_k` is the number of classes, best first; None gives five, or
-    all if a model has fewer. `crops` is 1, or 10 for the average over corners, centre and their mirrors.
+    all if a model has fewer. `crops` is 1, or 10 for the average over corners, centre and their mirrors. `version` is
+    that of the one model that is asked; None leaves it to the server.
     """
 
     deadline: float
     top_k: int | None = None
     crops: int = DEFAULT_CROPS
+    version: int | None = None
 
 
 class DataPlane(Protocol):
@@ -28,11 +30,14 @@ class DataPlane(Protocol):
     Each method raises a TopfiveError of `service.common.errors`.
     """
 
-    def check_capacity(self, model: str | None, crops: int) -> None:
+    def check_capacity(self, model: str | None, crops: int, version: int | None = None) -> None:
         """Raise the error that `classify` would raise now for want of capacity. It is cheap, and reserves nothing."""
 
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
-        """The best classes of an image file by a model or ensemble; None means the default model."""
+        """The best classes of an image file by a model or ensemble; None means the default model.
+
+        The version in the options answers, or it is an error; the card in the answer has the version.
+        """
 
     async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:
         """The answers of several models to one image file; of all loaded ones if `models` is empty."""
@@ -40,10 +45,10 @@ class DataPlane(Protocol):
     async def models(self) -> ModelList:
         """All models: loaded, exported, or not exported yet. Raises NotReady before a default is known."""
 
-    async def model(self, name: str) -> ModelDetail:
-        """One model. Raises ModelNotFound, or NotReady if it is damaged."""
+    async def model(self, name: str, version: int | None = None) -> ModelDetail:
+        """One model in that version, or that which answers requests. Raises ModelNotFound, NotReady if damaged."""
 
-    async def layers(self, name: str) -> ModelLayers:
+    async def layers(self, name: str, version: int | None = None) -> ModelLayers:
         """The layers of an exported model, loaded or not. Raises the errors of `model`."""
 
     def check_alive(self) -> None:

@@ -42,9 +42,9 @@ class LocalDataPlane:
         self._ensembles = Ensembles(repository)
         self._listing: asyncio.Future[ModelList] | None = None
 
-    def check_capacity(self, model: str | None, crops: int) -> None:
+    def check_capacity(self, model: str | None, crops: int, version: int | None = None) -> None:
         """Refuse an image for a loaded model at capacity. Whatever else is wrong `classify` finds."""
-        loaded = self.repository.loaded_model(model)
+        loaded = self.repository.loaded_model(model, version)
         if loaded is None:
             return
         try:
@@ -94,11 +94,12 @@ class LocalDataPlane:
             self._listing.add_done_callback(lambda done: done.cancelled() or done.exception())  # if all callers leave
         return await asyncio.shield(self._listing)  # a caller that leaves does not cancel it for the others
 
-    async def model(self, name: str) -> ModelDetail:
-        return await self.repository.read(lambda: model_detail(self.repository.entry(name)))
+    async def model(self, name: str, version: int | None = None) -> ModelDetail:
+        return await self.repository.read(lambda: model_detail(self.repository.entry(name, version)))
 
-    async def layers(self, name: str) -> ModelLayers:
-        return await self.repository.read(lambda: model_layers(self.repository.entry(name), self.repository.root))
+    async def layers(self, name: str, version: int | None = None) -> ModelLayers:
+        repository = self.repository
+        return await repository.read(lambda: model_layers(repository.entry(name, version), repository.root))
 
     async def _list_models(self) -> ModelList:
         default = self.repository.default
@@ -130,11 +131,13 @@ class LocalDataPlane:
         await self.repository.aclose(drain_s)
         self._preprocessor.close()
 
-    async def served(self, name: str, lease: Lease | None = None) -> ServedModel:
+    async def served(self, name: str, lease: Lease | None = None, version: int | None = None) -> ServedModel:
         """The model or ensemble of that name, which `lease` keeps loaded. Raises the errors of `Repository.get`."""
         if name.startswith(ENSEMBLE_PREFIX):
+            if version is not None:
+                raise BadRequest(f"an ensemble has no version {version}; ask for its members one by one")
             return await self._ensembles.get(name, lease)
-        return await self.repository.get(name or self.repository.default, lease)
+        return await self.repository.get(name or self.repository.default, lease, version)
 
     def _row_names(self, models: Sequence[str]) -> list[str]:
         """The names of the rows: each model once, as it was first written, without blank names."""
@@ -176,7 +179,7 @@ class LocalDataPlane:
         label = ENSEMBLE if name.startswith(ENSEMBLE_PREFIX) else known
         try:
             async with timeout_at(options.deadline, self.clock):
-                model = await self.served(name, lease)
+                model = await self.served(name, lease, options.version)
                 label = model.metrics_label
                 answer = await self._answer(model, image, options)
         except TopfiveError as error:

@@ -51,12 +51,13 @@ _EVICTABLE = (ModelUse.IDLE, ModelUse.IN_USE)
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """The memory of one model. `last_used_s` is a time of the clock."""
+    """The memory of one version of a model. `last_used_s` is a time of the clock."""
 
     name: str
     size_bytes: int
     last_used_s: float
     use: ModelUse
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +77,17 @@ class DeviceMemory:
         """The unused part of the budget; infinite without a budget."""
         return self.budget_bytes - self.used_bytes if self.budget_bytes else float("inf")
 
-    def least_recently_used(self) -> str | None:
+    def least_recently_used(self) -> ModelMemory | None:
         """The model to evict: the least recently used of those that are IDLE, else of those that are IN_USE.
 
         None if there is neither: models in any other `ModelUse` are not evicted.
         """
         for use in _EVICTABLE:
             if found := [one for one in self.models if one.use is use]:
-                return min(found, key=lambda one: one.last_used_s).name
+                return min(found, key=lambda one: one.last_used_s)
         return None
 
-    def next_to_evict(self, name: str, need_bytes: int) -> str | None:
+    def next_to_evict(self, name: str, need_bytes: int) -> ModelMemory | None:
         """The model to evict so that `name`, which needs `need_bytes`, fits. None if it fits already.
 
         Raises OverBudgetError if it would not fit even after all possible evictions: then nothing is evicted.
@@ -128,7 +129,7 @@ class DeviceModels:
         self.models.remove(model)
         self._resize()
 
-    def memory(self, loaded: Collection[LoadedModel], is_configured: Callable[[str], bool]) -> DeviceMemory:
+    def memory(self, loaded: Collection[LoadedModel], is_configured: Callable[[LoadedModel], bool]) -> DeviceMemory:
         """The present memory of each model. A model that is not in `loaded` is being unloaded."""
 
         def use(model: LoadedModel) -> ModelUse:
@@ -136,13 +137,16 @@ class DeviceModels:
                 return ModelUse.STUCK
             if model not in loaded:
                 return ModelUse.UNLOADING
-            if is_configured(model.name):
+            if is_configured(model):
                 return ModelUse.CONFIGURED
             if any(lease.waits for lease in model.leases):
                 return ModelUse.AWAITING
             return ModelUse.IDLE if model.idle else ModelUse.IN_USE
 
-        models = [ModelMemory(one.name, one.memory_bytes, one.last_used_s, use(one)) for one in self.models]
+        models = [
+            ModelMemory(one.name, one.memory_bytes, one.last_used_s, use(one), one.artifact.version)
+            for one in self.models
+        ]
         return DeviceMemory(self.device, self.budget_bytes, tuple(models))
 
     def stuck_reason(self, model: LoadedModel) -> str:

@@ -241,7 +241,7 @@ class LoadedModel:
     async def _run(self, samples: Sequence[Sample]) -> list[Probabilities | Exception]:
         """Run a batch on an engine thread. If it does not return in time, the model is unhealthy until it does."""
         now, slot = self._clock.now(), self._free_slots.pop()
-        stuck = StuckBatch(self.name, self.engine_info, slot, len(samples), now)
+        stuck = StuckBatch(self.name, self.artifact.version, self.engine_info, slot, len(samples), now)
         timer = self._clock.call_at(now + self._max_run_s, partial(self._note_stuck, stuck))
         self._runs += 1
         try:

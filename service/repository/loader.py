@@ -33,21 +33,25 @@ _CLOSE_S = 60.0
 
 X = TypeVar("X")
 
+ModelKey = tuple[str, int | None]
+"""Name and version of a model; None: the version that answers requests which name none."""
+
 log = logging.getLogger(__name__)
 
 
 class ModelLoader:
     """Loads models onto devices, which it finds at the first load, and evicts models if a memory budget requires it.
 
-    `loaded` has the models by name. Models for which `is_configured` is true are never evicted. Budgets count the
-    `memory_bytes` of engines. A model larger than a budget is not loaded, not even alone.
+    `loaded` has the models by name and version; its user adds the keys without a version. Models for which
+    `is_configured` is true are never evicted. Budgets count the `memory_bytes` of engines. A model larger than a budget
+    is not loaded, not even alone.
     """
 
     def __init__(
         self,
         find_devices: Callable[[], Sequence[Device]],
         *,
-        is_configured: Callable[[str], bool],
+        is_configured: Callable[[LoadedModel], bool],
         limits: Callable[[Engine], BatchLimits],
         clock: Clock,
         metrics: Metrics,
@@ -64,18 +68,22 @@ class ModelLoader:
         self._is_configured = is_configured
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._failures = LoadFailures(clock)
-        self._unloading: dict[str, asyncio.Future[None]] = {}
-        self.loaded: dict[str, LoadedModel] = {}
+        self._unloading: dict[LoadedModel, asyncio.Future[None]] = {}
+        self.loaded: dict[ModelKey, LoadedModel] = {}
         metrics.watch(self._gauges, "device")
         metrics.watch(self._stuck_gauges, *LABELS)
 
     async def load(self, read: Callable[[], Artifact]) -> LoadedModel:
         """Load the model of the artifact that `read` reads on a thread, on the first device that accepts it.
 
+        A version that is loaded already is returned as it is.
+
         GPUs are tried first, the one with the most free memory first: a plan may fit one and not another. Raises the
         errors of `read`, OverBudgetError, and EngineUnavailableError if its engine cannot run anywhere.
         """
         artifact = await self._on_thread(read)
+        if (loaded := self.loaded.get((artifact.manifest.name, artifact.version))) is not None:
+            return loaded
         await self._find()
         refused: list[Exception] = []
         notes: list[str] = []
@@ -96,8 +104,8 @@ class ModelLoader:
         raise EngineUnavailableError("; ".join(dict.fromkeys(map(str, refused)))) from refused[-1]
 
     async def unloaded(self, name: str) -> None:
-        """Wait while a model of that name is being unloaded."""
-        if (unloading := self._unloading.get(name)) is not None:
+        """Wait while a version of that model is being unloaded."""
+        for unloading in [gone for model, gone in self._unloading.items() if model.name == name]:
             await asyncio.shield(unloading)
 
     def stuck_reason(self, model: LoadedModel) -> str:
@@ -179,7 +187,7 @@ class ModelLoader:
             scheduler=there.slots,
         )
         there.add(model)
-        self.loaded[name] = model
+        self.loaded[name, artifact.version] = model
         return model
 
     @asynccontextmanager
@@ -194,16 +202,20 @@ class ModelLoader:
     async def _make_room(self, there: DeviceModels, name: str, need_bytes: int) -> None:
         """Evict models until `need_bytes` are free. Raises OverBudgetError."""
         while (victim := self._memory(there).next_to_evict(name, need_bytes)) is not None:
-            if not await self._unload(there, self.loaded[victim]):
-                raise OverBudgetError(f"{victim} would have to be unloaded for {name} and is still in use; try again")
+            if not await self._unload(there, self.loaded[victim.name, victim.version]):
+                raise OverBudgetError(
+                    f"{victim.name} would have to be unloaded for {name} and is still in use; try again"
+                )
 
     async def _unload(self, there: DeviceModels, model: LoadedModel) -> bool:
         """Stop serving the model, wait for its requests, and close it. Returns False if it stays in use or open."""
-        del self.loaded[model.name]
-        self._unloading[model.name] = gone = asyncio.get_running_loop().create_future()
+        keys = [key for key, one in self.loaded.items() if one is model]
+        for key in keys:
+            del self.loaded[key]
+        self._unloading[model] = gone = asyncio.get_running_loop().create_future()
         try:
             if not await model.wait_unused(_LEAVE_S):
-                self.loaded[model.name] = model
+                self.loaded.update(dict.fromkeys(keys, model))
                 return False
             await model.aclose(_CLOSE_S)
             if model.closed:
@@ -212,7 +224,7 @@ class ModelLoader:
                 log.info("unloaded %s from %s to make room", model.name, there.device)
             return model.closed
         finally:
-            del self._unloading[model.name]
+            del self._unloading[model]
             gone.set_result(None)
 
     async def _open(self, artifact: Artifact, device: Device, there: DeviceModels) -> OpenedEngine:
@@ -223,7 +235,7 @@ class ModelLoader:
             if not out_of_memory(error) or (victim := self._memory(there).least_recently_used()) is None:
                 raise
             log.warning("%s does not fit on %s: %s", artifact.manifest.name, device.name, error)
-            if not await self._unload(there, self.loaded[victim]):
+            if not await self._unload(there, self.loaded[victim.name, victim.version]):
                 raise
         return await self._on_thread(partial(_opened, device, artifact), _discard)
 

@@ -18,8 +18,8 @@ from service.common.model_info import (
 from service.common.types import copy_as
 from service.engines.selection.compatibility import Fit
 from service.engines.selection.opening import Choice
+from service.repository.exported import ModelEntry
 from service.repository.loaded_model import warnings_of
-from service.repository.repository import ModelEntry
 
 
 def built_engine(fit: Fit) -> BuiltEngine:
@@ -92,6 +92,7 @@ def model_detail(entry: ModelEntry) -> ModelDetail:
         source,  # has the family, year, paper, parameters, macs, classes and input
         name=entry.name,
         state=entry.state,
+        versions=entry.versions,
         input_size=source.input.crop,
         acc1=acc1,
         acc5=acc5,

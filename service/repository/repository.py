@@ -1,54 +1,30 @@
-"""The model repository: which models are known, exported and loaded. Loads each once, and closes them."""
+"""The model repository: loads each version of a model once, gives it to requests, closes it, and reports on all."""
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from models.artifact.artifact import (
-    Artifact,
-    ArtifactError,
-    Manifest,
-    NotExportedError,
-    exported_names,
-    load,
-    newest_whole,
-    read_manifest,
-)
-from models.artifact.measured import read_measured
-from models.catalog import Architecture, Catalog, UnknownModelError
+from models.artifact.artifact import ArtifactError, NotExportedError
+from models.catalog import Catalog
 from service.common.clock import Clock
 from service.common.errors import ModelNotFound, NotReady, ShuttingDown
 from service.common.metrics import Metrics
-from service.common.model_info import ModelState
 from service.common.thread_pool import ThreadPool
-from service.common.types import ENSEMBLE_PREFIX, BatchLimits
+from service.common.types import BatchLimits
 from service.engines.base import Engine, EngineUnavailableError, card_lost
 from service.repository.device_memory import Device, OverBudgetError
+from service.repository.exported import ExportedModels, ModelEntry, damage_of
 from service.repository.loaded_model import Lease, LoadedModel
-from service.repository.loader import ModelLoader
+from service.repository.loader import ModelKey, ModelLoader
 
 X = TypeVar("X")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelEntry:
-    """A model of the catalog, an exported model, or both. `architecture` is None if it is not in the catalog.
-
-    `exported` is the newest version that can be read, and its manifest. `damage` says why newer ones cannot be read.
-    """
-
-    name: str
-    state: ModelState
-    architecture: Architecture | None
-    exported: tuple[int, Manifest] | None
-    loaded: LoadedModel | None
-    damage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +54,10 @@ class _Load:
 
 
 class Repository:
-    """Loads each model once, at start or at a request, and reports on all. Configured models are never unloaded."""
+    """Loads each version of a model once, at start or at a request, and reports on all.
+
+    Configured models are never unloaded.
+    """
 
     def __init__(
         self,
@@ -90,13 +69,12 @@ class Repository:
         clock: Clock,
         metrics: Metrics,
     ) -> None:
-        self._root = root
-        self._catalog = catalog
+        self._exported = ExportedModels(root, catalog)
         self._clock = clock
         self._configured: tuple[str, ...] = ()
         self._loader = ModelLoader(
             find_devices,
-            is_configured=lambda name: name in self._configured,
+            is_configured=self._is_configured,
             limits=limits,
             clock=clock,
             metrics=metrics,
@@ -104,16 +82,18 @@ class Repository:
         )
         self._loaded = self._loader.loaded  # the loader fills this dictionary
         self._readers = ThreadPool(2, "artifacts")  # of its own: a disk that hangs keeps them
-        self._loading: dict[str, _Load] = {}
+        self._loading: dict[ModelKey, _Load] = {}
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        """The versions of a model load one after the other, so that none is in memory twice."""
         self._unready = False
         self._closing = False
         self._card_lost: str | None = None
         self._listeners: list[Callable[[], None]] = []
-        metrics.watch(self._gauges)
+        metrics.watch(self._gauges, "model", "version")
 
     @property
     def root(self) -> Path:
-        return self._root
+        return self._exported.root
 
     @property
     def default(self) -> str:
@@ -128,8 +108,9 @@ class Repository:
     @property
     def loaded(self) -> tuple[str, ...]:
         """Names of the loaded models: the configured ones in their order, then the others by name."""
-        first = [name for name in self._configured if name in self._loaded]
-        return (*first, *sorted(self._loaded.keys() - set(first)))
+        names = {name for name, version in self._loaded if version is None}
+        first = [name for name in self._configured if name in names]
+        return (*first, *sorted(names - set(first)))
 
     @property
     def alive(self) -> bool:
@@ -149,11 +130,11 @@ class Repository:
     @property
     def failing(self) -> list[str]:
         """Names of the configured models that are loaded but not healthy (see `LoadedModel.healthy`)."""
-        return [name for name in self._configured if name in self._loaded and not self._loaded[name].healthy]
+        return [name for name in self._configured if (model := self.loaded_model(name)) and not model.healthy]
 
     @property
     def _absent(self) -> list[str]:
-        return [name for name in self._configured if name not in self._loaded]
+        return [name for name in self._configured if (name, None) not in self._loaded]
 
     def check_ready(self) -> None:
         """Raise NotReady or ShuttingDown unless every configured model is loaded, warm and answering."""
@@ -169,38 +150,39 @@ class Repository:
 
     def canonical(self, name: str) -> str:
         """The name that the model is loaded under: `NAME` for `NAME@TAG` if TAG is the default weight set."""
-        return self._catalog.canonical(name)
+        return self._exported.catalog.canonical(name)
 
     async def start(self, names: Iterable[str]) -> None:
         """Load the configured models one after the other. A trained one becomes the default before an untrained one.
 
         Raises the errors of `get`.
         """
-        self._configured = tuple(dict.fromkeys(self._catalog.canonical(name) for name in names))
+        self._configured = tuple(dict.fromkeys(map(self.canonical, names)))
         models = [await self.get(name) for name in self._configured]
         self._configured = tuple(model.name for model in sorted(models, key=lambda model: bool(model.warnings)))
         if models and self.default != models[0].name:
             log.warning("%s is untrained, so %s answers if a request names no model", models[0].name, self.default)
 
-    def loaded_model(self, name: str | None) -> LoadedModel | None:
-        """The model, or the default one for None, if it is loaded."""
-        return self._loaded.get(name or next(iter(self._configured), ""))
+    def loaded_model(self, name: str | None, version: int | None = None) -> LoadedModel | None:
+        """The model, or the default one for None, if it is loaded in that version, or for None in any."""
+        return self._loaded.get((name or next(iter(self._configured), ""), version))
 
-    async def get(self, name: str, lease: Lease | None = None) -> LoadedModel:
+    async def get(self, name: str, lease: Lease | None = None, version: int | None = None) -> LoadedModel:
         """The model of that name. It is loaded first if needed; concurrent callers share one load.
 
-        `lease` keeps it loaded; without one it may be unloaded at any time, unless it is configured. Raises
+        `version` None is the one that is loaded for requests without a version, or else the newest whole one. `lease`
+        keeps the model loaded; without one it may be unloaded at any time, unless it is configured. Raises
         ModelNotFound if it is unknown or not exported, NotReady if it cannot be loaded, ShuttingDown.
         """
-        model = self._loaded.get(name) or self._loaded.get(name := self._catalog.canonical(name))
+        model = self._loaded.get((name, version)) or self._loaded.get((name := self.canonical(name), version))
         if model is not None:
             if lease is not None:
                 lease.add(model)
             return model
         if self._closing:
             raise ShuttingDown
-        if (loading := self._loading.get(name)) is None:
-            loading = self._loading[name] = _Load(asyncio.get_running_loop().create_task(self._load(name)))
+        if (loading := self._loading.get(key := (name, version))) is None:
+            loading = self._loading[key] = _Load(asyncio.get_running_loop().create_task(self._load(name, version)))
             loading.task.add_done_callback(lambda done: done.cancelled() or done.exception())  # if all callers leave
         loading.wait(lease)
         try:
@@ -215,7 +197,7 @@ class Repository:
     async def recover(self) -> None:
         """Run one blank image through each configured model that fails, so that it can recover without traffic."""
         for name in self.failing:
-            await self._loaded[name].probe()
+            await self._loaded[name, None].probe()
 
     async def read(self, work: Callable[[], X]) -> X:
         """The result of `work`, which reads artifacts, on a thread that does nothing else."""
@@ -223,14 +205,14 @@ class Repository:
 
     def entries(self) -> list[ModelEntry]:
         """Every model of the catalog, and every other exported one, by name."""
-        found = [self._entry(name) for name in sorted({*self._catalog.names(), *exported_names(self._root)})]
+        found = [self._entry(name) for name in self._exported.names()]
         return [entry for entry in found if entry.architecture is not None or entry.exported is not None]
 
-    def entry(self, name: str) -> ModelEntry:
+    def entry(self, name: str, version: int | None = None) -> ModelEntry:
         """One entry. Raises ModelNotFound, or NotReady if the model has only a damaged manifest."""
-        name = self._catalog.canonical(name)
-        self._check_known(name)
-        entry = self._entry(name)
+        name = self.canonical(name)
+        self._exported.check_known(name, version)
+        entry = self._entry(name, version)
         if entry.architecture is None and entry.exported is None:
             raise NotReady(entry.damage or f"{name} was removed meanwhile")
         return entry
@@ -259,35 +241,34 @@ class Repository:
 
     def _failure(self, name: str) -> str:
         """Why the model fails, with the stuck batches if they are the reason."""
-        return f"{name} fails{self._loader.stuck_reason(self._loaded[name])}"
+        return f"{name} fails{self._loader.stuck_reason(self._loaded[name, None])}"
 
-    def _check_known(self, name: str) -> None:
-        if name.startswith(ENSEMBLE_PREFIX):
-            raise ModelNotFound("an ensemble is made at each request and has no page; ask for its members one by one")
-        if name not in self._catalog and name not in (exported := exported_names(self._root)):
-            raise ModelNotFound(str(UnknownModelError(name, {*self._catalog.names(), *exported})))
+    def _is_configured(self, model: LoadedModel) -> bool:
+        return model.name in self._configured and self._loaded.get((model.name, None)) is model
 
-    async def _load(self, name: str) -> LoadedModel:
+    async def _load(self, name: str, version: int | None) -> LoadedModel:
         model = None
         try:
-            await self._loader.unloaded(name)  # else it would be in memory twice
-            model = self._loaded.get(name) or await self._load_artifact(name)
+            async with self._turns.setdefault(name, asyncio.Lock()):
+                await self._loader.unloaded(name)
+                model = self._loaded.get((name, version)) or await self._load_artifact(name, version)
         finally:  # in the same turn of the loop: nobody can unload it before the leases hold it
-            self._loading.pop(name).end(model)
+            self._loading.pop((name, version)).end(model)
         self._changed()
         return model
 
-    async def _load_artifact(self, name: str) -> LoadedModel:
+    async def _load_artifact(self, name: str, version: int | None) -> LoadedModel:
         started = self._clock.now()
         try:
-            model = await self._loader.load(partial(self._read, name))
+            model = await self._loader.load(partial(self._exported.read, name, version))
         except NotExportedError as error:
             raise ModelNotFound(str(error)) from error
         except (ArtifactError, EngineUnavailableError, OverBudgetError, OSError) as error:
-            self._loading[name].end(None)  # before listeners look at the models that its requests hold
+            self._loading[name, version].end(None)  # before listeners look at the models that its requests hold
             self._card_lost = self._card_lost or card_lost(error)
             self._changed()
             raise NotReady(f"{name} cannot be loaded: {error}") from error
+        self._loaded.setdefault((name, version), model)
         info = model.engine_info
         log.info(
             "loaded %s version %d%s, weights %s, on %s %s (%s, %s; %s) in %.1f s",
@@ -295,51 +276,18 @@ class Repository:
             model.artifact.manifest.weights.source,
             *(info.runtime, info.version, info.device, info.precision, model.layout, self._clock.now() - started),
         )
-        for warning in filter(None, [*model.warnings, _damage(model.artifact.version, model.artifact.damaged_newer)]):
+        for warning in filter(None, [*model.warnings, damage_of(model.artifact.version, model.artifact.damaged_newer)]):
             log.warning(warning)
         return model
 
-    def _read(self, name: str) -> Artifact:
-        """The newest whole version. Called on a thread: the disk may hang."""
-        self._check_known(name)
-        artifact, damaged = newest_whole(self._root, name, load)
-        return replace(artifact, damaged_newer=damaged)
-
-    def _entry(self, name: str) -> ModelEntry:
-        loaded = self._loaded.get(name)
-        exported: tuple[int, Manifest] | None = None
-        damage: str | None = None
-        if loaded is not None:
-            exported = (loaded.artifact.version, _up_to_date(loaded.artifact))
-            damage = _damage(loaded.artifact.version, loaded.artifact.damaged_newer)
-            state = ModelState.READY if loaded.healthy else ModelState.FAILING
-        else:
-            try:
-                (version, manifest), newer = newest_whole(self._root, name, read_manifest)
-                exported, damage = (version, manifest), _damage(version, newer)
-                state = ModelState.LOADING if name in self._loading else ModelState.EXPORTED
-            except ArtifactError as error:
-                damage = None if isinstance(error, NotExportedError) else str(error)
-                state = ModelState.NOT_EXPORTED
-            if damage is not None:
-                log.warning("%s", damage)
-        architecture = self._catalog.get(name)
-        return ModelEntry(name, state, architecture, exported, loaded, damage)
+    def _entry(self, name: str, version: int | None = None) -> ModelEntry:
+        key = name, version
+        return self._exported.entry(name, version, self._loaded.get(key), key in self._loading)
 
     def _changed(self) -> None:
         for listener in self._listeners:
             listener()
 
-    def _gauges(self) -> list[tuple[str, dict[str, float]]]:
-        return [(name, model.gauges) for name, model in self._loaded.items()]
-
-
-def _damage(version: int, newer: Sequence[str]) -> str | None:
-    """That this version serves in place of the newer ones, which have these damages; None if there are none."""
-    return f"version {version} serves, because a newer one is damaged: {'; '.join(newer)}" if newer else None
-
-
-def _up_to_date(artifact: Artifact) -> Manifest:
-    """The manifest, with what other processes have measured since the model was loaded."""
-    measured = read_measured(artifact.manifest_file)
-    return artifact.manifest if measured is None else artifact.manifest.model_copy(update={"measured": measured})
+    def _gauges(self) -> list[tuple[tuple[str, str], dict[str, float]]]:
+        keyed = [(key, model) for key, model in self._loaded.items() if key[1] is not None]
+        return [((name, str(version)), model.gauges) for (name, version), model in keyed]

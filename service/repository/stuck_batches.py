@@ -1,10 +1,10 @@
-"""Batches that have not returned within `max_run_s`: model, engine, slot and age."""
+"""Batches that have not returned within `max_run_s`: model and version, engine, slot and age."""
 
 from dataclasses import dataclass
 
 from service.common.types import EngineInfo
 
-LABELS = ("model", "runtime", "precision", "slot")
+LABELS = ("model", "version", "runtime", "precision", "slot")
 """The labels of a stuck batch in metrics."""
 
 
@@ -13,6 +13,7 @@ class StuckBatch:
     """A batch of `images` images that has not returned. `slot` counts from 0, `began_s` is a time of the clock."""
 
     model: str
+    version: int
     engine: EngineInfo
     slot: int
     images: int
@@ -20,7 +21,7 @@ class StuckBatch:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return self.model, self.engine.runtime, self.engine.precision, str(self.slot)
+        return self.model, str(self.version), self.engine.runtime, self.engine.precision, str(self.slot)
 
     def age_s(self, now_s: float) -> float:
         return now_s - self.began_s

@@ -29,6 +29,7 @@ from service.rest.schemas import (
     PredictQuery,
     PredictReply,
     Problem,
+    Version,
     compare_reply,
     to_json,
 )
@@ -84,11 +85,11 @@ def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, 
     async def predict(request: Request) -> Response:
         query = reader.query(request, PredictQuery)
         try:
-            data_plane.check_capacity(query.model, query.crops)
+            data_plane.check_capacity(query.model, query.crops, query.version)
         except Overloaded:
             await drop_small_body(request)
             raise
-        async with reader.read(request, query) as sent:
+        async with reader.read(request, query, query.version) as sent:
             answer = await data_plane.classify(sent.image, query.model, sent.options)
         return _replied(copy_as(PredictReply, answer, request_id=request.state.request_id))
 
@@ -128,16 +129,16 @@ def models(data_plane: DataPlane) -> APIRouter:
         return await _written(await data_plane.models())
 
     @router.get("/models/{name}", response_model=ModelDetail, responses={404: _PROBLEMS[404]})
-    async def get_model(name: str) -> Response:
+    async def get_model(name: str, version: Annotated[Version, Query()] = None) -> Response:
         """One model, with its input recipe, its weights and the parity of each engine with PyTorch or its file."""
-        return await _written(await data_plane.model(name))
+        return await _written(await data_plane.model(name, version))
 
     @router.get(
         "/models/{name}/layers", response_model=ModelLayers, responses={404: _PROBLEMS[404], 503: _PROBLEMS[503]}
     )
-    async def get_layers(name: str) -> Response:
+    async def get_layers(name: str, version: Annotated[Version, Query()] = None) -> Response:
         """The layers of an exported model, loaded or not: maps, parameters, operations, receptive fields."""
-        return await _written(await data_plane.layers(name))
+        return await _written(await data_plane.layers(name, version))
 
     return router
 

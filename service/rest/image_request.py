@@ -100,10 +100,12 @@ class ImageReader:
         return query
 
     @asynccontextmanager
-    async def read(self, request: Request, query: ImageQuery) -> AsyncIterator[ImageRequest]:
-        """The request with these parameters. Its bytes count in the budget until the block ends.
+    async def read(
+        self, request: Request, query: ImageQuery, version: int | None = None
+    ) -> AsyncIterator[ImageRequest]:
+        """The request with these parameters, for that version of its model.
 
-        A refused request is counted, and its TopfiveError raised.
+        Its bytes count in the budget until the block ends. A refused request is counted, and its TopfiveError raised.
         """
         with self.budget.share(request.client.host if request.client else None) as take:
             try:
@@ -115,7 +117,7 @@ class ImageReader:
                 refusal = error if isinstance(error, TopfiveError) else DeadlineExceeded()
                 self.metrics.answered(UNKNOWN, refusal.code)  # the data plane never sees, so never counts, this one
                 raise refusal from error
-            yield ImageRequest(image, ClassifyOptions(deadline, query.top_k, query.crops))
+            yield ImageRequest(image, ClassifyOptions(deadline, query.top_k, query.crops, version))
 
 
 def requested_timeout(header: str | None, limit_s: float) -> float:

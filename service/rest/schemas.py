@@ -30,6 +30,14 @@ _TopK = Annotated[
     ),
 ]
 
+Version = Annotated[
+    int | SkipJsonSchema[None],
+    Field(
+        json_schema_extra={"minimum": 1},
+        description="An exported version of the model; else the server's choice, the newest unless another was loaded",
+    ),
+]
+
 
 class ImageQuery(BaseModel):
     """The parameters of a request with an image. Those in `repeated` may be given more than once."""
@@ -47,6 +55,7 @@ class PredictQuery(ImageQuery):
     model: Annotated[
         str | SkipJsonSchema[None], Field(description="A name from /models, or ensemble:a+b; else the server's default")
     ] = None
+    version: Version = None
 
 
 class CompareQuery(ImageQuery):

@@ -99,17 +99,18 @@ class Servicer(ClassifierServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelReply:
         begin_request(None)
-        return converters.get_model_reply(await self._data_plane.model(request.name))
+        return converters.get_model_reply(await self._data_plane.model(request.name, _version(request)))
 
     async def GetLayers(self, request: pb.GetLayersRequest, context: Context) -> pb.GetLayersReply:
         begin_request(None)
-        known = await self._data_plane.layers(request.name)
+        known = await self._data_plane.layers(request.name, _version(request))
         return await asyncio.to_thread(converters.get_layers_reply, known)  # of hundreds of layers
 
     async def _classify(self, request: pb.ClassifyRequest, identity: str, deadline: float) -> pb.ClassifyReply:
         image = request.image  # each access of the field copies it
         with self._accepted(len(image)):
-            answer = await self._data_plane.classify(image, request.model or None, _options(request, deadline))
+            options = _options(request, deadline, _version(request))
+            answer = await self._data_plane.classify(image, request.model or None, options)
         return converters.classify_reply(identity, answer)
 
     @contextmanager
@@ -146,9 +147,16 @@ class Servicer(ClassifierServicer):
         return self._clock.now() + min(self._timeout_s, self._timeout_s if left_s is None else left_s)
 
 
-def _options(request: pb.ClassifyRequest | pb.CompareRequest, deadline: float) -> ClassifyOptions:
+def _version(request: pb.ClassifyRequest | pb.GetModelRequest | pb.GetLayersRequest) -> int | None:
+    return request.version if request.HasField("version") else None
+
+
+def _options(
+    request: pb.ClassifyRequest | pb.CompareRequest, deadline: float, version: int | None = None
+) -> ClassifyOptions:
     return ClassifyOptions(
         deadline,
         request.top_k if request.HasField("top_k") else None,
         request.crops if request.HasField("crops") else DEFAULT_CROPS,
+        version,
     )

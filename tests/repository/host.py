@@ -17,8 +17,9 @@ from service.common.types import BatchLimits, Probabilities, Rows, Sample
 from service.engines.base import CPU, held_bytes
 from service.engines.selection.opening import OpenedEngine, OpenEngine
 from service.repository.device_memory import Device
+from service.repository.exported import ModelEntry
 from service.repository.loaded_model import Lease
-from service.repository.repository import ModelEntry, Repository
+from service.repository.repository import Repository
 from tests.fakes import FakeEngine, ManualClock, reached
 
 NAMES = ("tiny", "b", "c", "d", "e")
@@ -130,10 +131,10 @@ class Host:
         """The engine of that model that was opened last."""
         return next(engine for engine in reversed(self.engines) if engine.name == name)
 
-    async def classify(self, name: str, shade: int = 1) -> int:
+    async def classify(self, name: str, shade: int = 1, version: int | None = None) -> int:
         """The class that a model gives to an image of one shade, which is the shade."""
         with Lease() as lease:
-            model = await self.repository.get(name, lease)
+            model = await self.repository.get(name, lease, version)
             with model.batcher.admit():
                 [ran] = await model.batcher.submit([sample(shade)], deadline=self.clock.now() + 60)
         return int(ran.value.argmax())

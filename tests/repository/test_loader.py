@@ -356,7 +356,7 @@ async def test_a_device_whose_slots_are_all_stuck_is_named(five: Path, caplog: p
             host.repository.check_ready()
         stuck = "fake 1 in f32 on cpu, slot 0, has not returned from a batch of 1 for 61 s"
         assert refused.value.detail == f"tiny fails: {stuck}; b fails: its device is held by a batch of tiny ({stuck})"
-        labels = {"model": "tiny", "precision": "f32", "runtime": "fake", "slot": "0"}
+        labels = {"model": "tiny", "version": "1", "precision": "f32", "runtime": "fake", "slot": "0"}
         assert value(host.metrics, "topfive_stuck_batch_seconds", **labels) == 61.0
         assert f"tiny: {stuck.replace('61', '60')}" in caplog.text
         assert not host.alive()

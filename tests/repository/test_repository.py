@@ -161,7 +161,7 @@ async def test_a_damaged_newest_version_leaves_the_one_before(
         assert "version 1 serves, because a newer one is damaged" in known.warnings[-1]
         assert f"2/{file}" in known.warnings[-1]
         assert caplog.messages.count(known.warnings[-1]) == 1
-        assert b'topfive_damaged_versions{model="tiny"} 1.0' in await host.metrics.scrape()
+        assert b'topfive_damaged_versions{model="tiny",version="1"} 1.0' in await host.metrics.scrape()
 
 
 @pytest.mark.skipif(not UNREADABLE.is_file(), reason="needs Linux")
@@ -310,7 +310,7 @@ async def test_loaded_models_show_in_the_metrics(exported: Path) -> None:
         text = exposition(host.metrics)
         for line in ("queue_depth 2", "in_flight 1", "admitted 3", "max_batch 8", "healthy 1"):
             gauge, value = line.split()
-            assert f'topfive_{gauge}{{model="tiny"}} {value}.0' in text
+            assert f'topfive_{gauge}{{model="tiny",version="1"}} {value}.0' in text
         assert "googlenet" not in text
         host.open_gates()
         await asyncio.gather(running, *tasks)

@@ -111,6 +111,26 @@ async def test_same_comparison(pair: Running, models: list[str], options: dict[s
     assert [row["model"] for row in rest["rows"]] == (list(dict.fromkeys(asked)) or ["tiny", "twin"])
 
 
+async def test_same_version(pair: Running, exported: Path) -> None:
+    """Both transports answer with the version that is asked for, and refuse one that is not there in the same words."""
+    asked: list[tuple[str, int | None]] = [("tiny", 1), ("tiny", 2), ("ensemble:tiny+twin", 1), ("tiny", None)]
+    for model, version in asked:
+        rest = await pair.rest("/predict", png(9), model=model, version=version)
+        rpc = await pair.rpc(pb.ClassifyRequest(image=png(9), model=model, version=version))
+        assert comparable(rest) == comparable(rpc)
+        if "code" in rest:
+            assert (rest["code"], version) in (("model_not_found", 2), ("bad_request", 1))
+        else:
+            assert rest["model"]["version"] == 1
+    for path, message in (("", pb.GetModelRequest), ("/layers", pb.GetLayersRequest)):
+        known = await pair.rest(f"/models/tiny{path}", version=1)
+        assert known == await pair.rest(f"/models/tiny{path}")
+        absent = await pair.rest(f"/models/tiny{path}", version=7)
+        assert absent == await pair.rpc(message(name="tiny", version=7))
+        assert "the exported versions are: 1" in absent["detail"]
+    assert (await pair.rest("/compare?version=1", png(9)))["code"] == Code.BAD_REQUEST
+
+
 @pytest.mark.parametrize("plus", ["+", "%2B", "%20+%20"])
 async def test_a_plus_in_an_address(pair: Running, plus: str) -> None:
     """`?model=ensemble:a+b` as a user types it, where `+` means a blank, names the same ensemble as the encoded one."""

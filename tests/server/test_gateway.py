@@ -38,6 +38,8 @@ async def front(running: Running) -> AsyncIterator[RunningGateway]:
         (png(), {"crops": 3}),
         (png(), {"model": "ensemble:tiny"}),
         (png(), {"model": "tiny+"}),
+        (png(), {"version": 1}),
+        (png(), {"version": 2}),
     ],
 )
 async def test_same_answers(
@@ -53,7 +55,7 @@ async def test_same_pages(running: Running, front: RunningGateway) -> None:
     """The list of models, the page of each and its layers are the same to the last digit."""
     names = [model["name"] for model in (await running.rest("/models"))["models"]]
     pages = ["/models", *(f"/models/{name}" for name in names), "/models/tiny/layers", "/models/tin"]
-    for page in [*pages, "/models/alexnet/layers", "/models/ensemble:tiny"]:
+    for page in [*pages, "/models/alexnet/layers", "/models/ensemble:tiny", "/models/tiny?version=7"]:
         assert await running.rest(page) == await front.rest(page), page
     assert len(names) > 10
 
@@ -83,6 +85,7 @@ CLASSES = "send 1 or more, at most the number of the model's classes"
         ("top_k", -1, f"top_k is -1; {CLASSES}"),
         ("crops", 1 << 40, f"crops is {1 << 40}; send 1 or 10"),
         ("crops", -10, "crops is -10; send 1 or 10"),
+        ("version", 1 << 32, f"version is {1 << 32}; send a version of the model, as /models/NAME lists them"),
     ],
 )
 async def test_numbers_that_no_message_holds(front: RunningGateway, name: str, number: int, detail: str) -> None:

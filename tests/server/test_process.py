@@ -223,7 +223,7 @@ async def test_stuck_engine(exported: Path) -> None:
     async with started(*scripted(exported, "tiny", drain_s=0.5)) as running:
         async with httpx.AsyncClient(base_url=running.url, timeout=30) as client:
             request = asyncio.create_task(client.post("/predict", files={"image": png(8)}))
-            while 'topfive_in_flight{model="tiny"} 1.0' not in (await client.get("/metrics")).text:
+            while 'topfive_in_flight{model="tiny",version="1"} 1.0' not in (await client.get("/metrics")).text:
                 assert not request.done()
             running.process.send_signal(signal.SIGTERM)
             answer = await request

@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("image", "model", "top_k", "request_id", "crops")
+    __slots__ = ("image", "model", "top_k", "request_id", "crops", "version")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CROPS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     model: str
     top_k: int
     request_id: str
     crops: int
-    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., request_id: _Optional[str] = ..., crops: _Optional[int] = ...) -> None: ...
+    version: int
+    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., request_id: _Optional[str] = ..., crops: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
 
 class ClassifyReply(_message.Message):
     __slots__ = ("request_id", "predictions", "model", "engine", "timing_ms", "batch_size", "warnings", "members", "preprocessing")
@@ -229,13 +231,15 @@ class ListModelsReply(_message.Message):
     def __init__(self, default_model: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "version")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    version: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetModelReply(_message.Message):
-    __slots__ = ("info", "input", "weights", "parity", "published", "published_errors", "published_macs", "depth", "configuration", "ilsvrc", "note", "engines")
+    __slots__ = ("info", "input", "weights", "parity", "published", "published_errors", "published_macs", "depth", "configuration", "ilsvrc", "note", "engines", "versions")
     INFO_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +252,7 @@ class GetModelReply(_message.Message):
     ILSVRC_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     ENGINES_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
     info: ModelInfo
     input: InputSpec
     weights: Weights
@@ -260,7 +265,8 @@ class GetModelReply(_message.Message):
     ilsvrc: str
     note: str
     engines: _containers.RepeatedCompositeFieldContainer[BuiltEngine]
-    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., published: _Optional[_Iterable[_Union[WeightSet, _Mapping]]] = ..., published_errors: _Optional[_Iterable[_Union[PublishedErrors, _Mapping]]] = ..., published_macs: _Optional[int] = ..., depth: _Optional[int] = ..., configuration: _Optional[str] = ..., ilsvrc: _Optional[str] = ..., note: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[BuiltEngine, _Mapping]]] = ...) -> None: ...
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., published: _Optional[_Iterable[_Union[WeightSet, _Mapping]]] = ..., published_errors: _Optional[_Iterable[_Union[PublishedErrors, _Mapping]]] = ..., published_macs: _Optional[int] = ..., depth: _Optional[int] = ..., configuration: _Optional[str] = ..., ilsvrc: _Optional[str] = ..., note: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[BuiltEngine, _Mapping]]] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings", "parameters_train", "measured", "passed_over", "layout", "packaged")
@@ -455,10 +461,12 @@ class Thresholds(_message.Message):
     def __init__(self, max_abs_diff: _Optional[float] = ..., logit_cosine: _Optional[float] = ..., top1_agreement: _Optional[float] = ..., top5_agreement: _Optional[float] = ...) -> None: ...
 
 class GetLayersRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "version")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    version: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetLayersReply(_message.Message):
     __slots__ = ("model", "version", "input_shape", "layers", "stages", "parameters", "macs")

@@ -1,0 +1,112 @@
+"""The models of the catalog and of the folder of artifacts: names, versions, and what can be read of each."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from models.artifact.artifact import (
+    Artifact,
+    ArtifactError,
+    Manifest,
+    NotExportedError,
+    exported_names,
+    exported_versions,
+    load,
+    newest_whole,
+    read_manifest,
+    root_of,
+)
+from models.artifact.measured import read_measured
+from models.catalog import Architecture, Catalog, UnknownModelError
+from service.common.errors import ModelNotFound
+from service.common.model_info import ModelState
+from service.common.types import ENSEMBLE_PREFIX
+from service.repository.loaded_model import LoadedModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model of the catalog, an exported model, or both. `architecture` is None if it is not in the catalog.
+
+    `exported` is the version that serves or was asked for, else the newest that can be read, and its manifest. `damage`
+    says why newer ones cannot be read. `versions` are all that are exported.
+    """
+
+    name: str
+    state: ModelState
+    architecture: Architecture | None
+    exported: tuple[int, Manifest] | None
+    loaded: LoadedModel | None
+    damage: str | None = None
+    versions: tuple[int, ...] = ()
+
+
+class ExportedModels:
+    """Reads the artifacts under `root`. Its methods are called on a thread, because the disk may hang."""
+
+    def __init__(self, root: Path, catalog: Catalog) -> None:
+        self.root = root
+        self.catalog = catalog
+
+    def names(self) -> list[str]:
+        """The sorted names of the catalog and of other exported models."""
+        return sorted({*self.catalog.names(), *exported_names(self.root)})
+
+    def versions(self, name: str) -> tuple[int, ...]:
+        """The exported versions of the model in ascending order."""
+        return tuple(exported_versions(root_of(self.root, name), name))
+
+    def check_known(self, name: str, version: int | None) -> None:
+        """Raise ModelNotFound if no model has that name, or the model not that version."""
+        if name.startswith(ENSEMBLE_PREFIX):
+            raise ModelNotFound("an ensemble is made at each request and has no page; ask for its members one by one")
+        if name not in self.catalog and name not in (exported := exported_names(self.root)):
+            raise ModelNotFound(str(UnknownModelError(name, {*self.catalog.names(), *exported})))
+        if version is not None and version not in (there := self.versions(name)):
+            those = ", ".join(map(str, there)) or "none; it is not exported yet"
+            raise ModelNotFound(f"{name} has no version {version}; the exported versions are: {those}")
+
+    def read(self, name: str, version: int | None) -> Artifact:
+        """That version, or the newest whole one. Raises ModelNotFound or ArtifactError."""
+        self.check_known(name, version)
+        if version is not None:
+            return load(self.root, name, version)
+        artifact, damaged = newest_whole(self.root, name, load)
+        return replace(artifact, damaged_newer=damaged)
+
+    def entry(self, name: str, version: int | None, loaded: LoadedModel | None, loading: bool) -> ModelEntry:
+        """What is known of the model, in that version or in the one that serves. `loaded` is None if none is loaded."""
+        exported: tuple[int, Manifest] | None = None
+        damage: str | None = None
+        if loaded is not None:
+            exported = (loaded.artifact.version, _up_to_date(loaded.artifact))
+            damage = damage_of(loaded.artifact.version, loaded.artifact.damaged_newer)
+            state = ModelState.READY if loaded.healthy else ModelState.FAILING
+        else:
+            try:
+                if version is None:
+                    newest, newer = newest_whole(self.root, name, read_manifest)
+                    exported, damage = newest, damage_of(newest[0], newer)
+                else:
+                    exported = read_manifest(root_of(self.root, name), name, version)
+                state = ModelState.LOADING if loading else ModelState.EXPORTED
+            except ArtifactError as error:
+                damage = None if isinstance(error, NotExportedError) else str(error)
+                state = ModelState.NOT_EXPORTED
+            if damage is not None:
+                log.warning("%s", damage)
+        return ModelEntry(name, state, self.catalog.get(name), exported, loaded, damage, self.versions(name))
+
+
+def damage_of(version: int, newer: Sequence[str]) -> str | None:
+    """That this version serves in place of the newer ones, which have these damages; None if there are none."""
+    return f"version {version} serves, because a newer one is damaged: {'; '.join(newer)}" if newer else None
+
+
+def _up_to_date(artifact: Artifact) -> Manifest:
+    """The manifest, with what other processes have measured since the model was loaded."""
+    measured = read_measured(artifact.manifest_file)
+    return artifact.manifest if measured is None else artifact.manifest.model_copy(update={"measured": measured})
