@@ -129,6 +129,9 @@ class Metrics:
         self.unloads = Counter(
             "topfive_unloads", "Models unloaded to make room for others", ["model"], registry=registry
         )
+        self.failed_loads = Counter(
+            "topfive_failed_loads", "Versions of models that could not be loaded", ["model"], registry=registry
+        )
 
     def answered(self, model: str, code: str, timing_ms: Timing | None = None) -> None:
         """Count one answer. `code` is `ok` or the code of an error."""

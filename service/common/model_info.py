@@ -27,6 +27,16 @@ class ModelState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """The state of one version of a model, and why it does not answer; '' if it does."""
+
+    name: str
+    version: int
+    state: ModelState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSummary:
     """A model that the server knows. What only an exported model has is null before the export."""
 

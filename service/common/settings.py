@@ -15,7 +15,16 @@ from models.artifact.artifact import PACKAGED, exported_names
 from models.artifact.files import expand_home
 from models.artifact.tuning import MAX_BATCH
 from service.common.logs import LogFormat
-from service.common.types import CACHE, ENSEMBLE_PREFIX, Decode, ImageLimits, Precision, RestAccess, Runtime
+from service.common.types import (
+    CACHE,
+    ENSEMBLE_PREFIX,
+    Decode,
+    ImageLimits,
+    ModelControl,
+    Precision,
+    RestAccess,
+    Runtime,
+)
 
 
 class LogLevel(StrEnum):
@@ -40,6 +49,10 @@ class Settings(BaseModel):
         ),
     ] = ()
     artifacts: Annotated[Path, Field(description="Folder of exported models")] = Path("artifacts")
+    model_control: Annotated[
+        ModelControl,
+        Field(description="What loads models while serving: explicit takes requests to, watch sees new versions"),
+    ] = ModelControl.NONE
     cache: Annotated[
         Path, Field(description="Folder for measurements of this machine, which may be deleted at any time")
     ] = CACHE

@@ -88,6 +88,18 @@ class Decode(StrEnum):
     EXACT = "exact"
 
 
+class ModelControl(StrEnum):
+    """The values of `--model-control`: what loads another version of a model, or another model, while the server runs.
+
+    NONE loads at requests that need it. EXPLICIT loads and unloads when told to, and at no other request. WATCH takes
+    new versions of loaded models from the folder, and loads at requests too.
+    """
+
+    NONE = "none"
+    EXPLICIT = "explicit"
+    WATCH = "watch"
+
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Supported image formats, by Pillow's names."""
 

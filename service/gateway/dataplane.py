@@ -10,7 +10,7 @@ from service.common.clock import Clock
 from service.common.errors import BadRequest, ShuttingDown, TopfiveError
 from service.common.logs import ANSWERS
 from service.common.metrics import UNKNOWN, Metrics
-from service.common.model_info import ModelDetail, ModelLayers, ModelList
+from service.common.model_info import ModelDetail, ModelLayers, ModelList, ModelVersion
 from service.common.request_id import current_request_id
 from service.common.types import DEFAULT_CROPS, ENSEMBLE, ENSEMBLE_PREFIX, TEN_CROPS, Classification
 from service.gateway import converters
@@ -90,6 +90,20 @@ class GatewayDataPlane:
         request = pb.GetLayersRequest(name=name, version=version)
         reply = await self._replicas.call("GetLayers", request, self._deadline())
         return converters.model_layers(reply)
+
+    async def versions(self) -> list[ModelVersion]:
+        """The version of each model that answers requests which name none."""
+        listed = (await self.models()).models
+        return [ModelVersion(one.name, one.version, one.state, "") for one in listed if one.version is not None]
+
+    async def load(self, name: str, version: int | None = None) -> None:
+        """Raise BadRequest: each inference server loads its own models."""
+        what = name if version is None else f"version {version} of {name}"
+        raise BadRequest(f"a gateway loads and unloads no model; ask each inference server behind it for {what}")
+
+    async def unload(self, name: str) -> None:
+        """Raise BadRequest."""
+        await self.load(name)
 
     def check_alive(self) -> None:
         """A gateway never fails for good."""

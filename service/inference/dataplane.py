@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.common.model_info import ModelDetail, ModelLayers, ModelList
+from service.common.model_info import ModelDetail, ModelLayers, ModelList, ModelVersion
 from service.common.types import DEFAULT_CROPS, Classification
 from service.inference.comparison import Comparison
 
@@ -50,6 +50,19 @@ class DataPlane(Protocol):
 
     async def layers(self, name: str, version: int | None = None) -> ModelLayers:
         """The layers of an exported model, loaded or not. Raises the errors of `model`."""
+
+    async def versions(self) -> Sequence[ModelVersion]:
+        """Every exported or loaded version of every model, by name and number, and its state."""
+
+    async def load(self, name: str, version: int | None = None) -> None:
+        """Load that version, or the newest whole one. It then answers requests that name no version.
+
+        The version that did so is unloaded after its last request. Raises BadRequest unless the server takes loads,
+        ModelNotFound, and NotReady if it cannot be loaded; then the old version goes on.
+        """
+
+    async def unload(self, name: str) -> None:
+        """Unload every version of the model after its last request. Raises BadRequest, or ModelNotFound."""
 
     def check_alive(self) -> None:
         """Raise NotReady if only a new process can help."""

@@ -10,7 +10,7 @@ from service.common.clock import Clock, timeout_at
 from service.common.errors import BadImage, BadRequest, NotReady, TooLarge, TopfiveError
 from service.common.logs import ANSWERS
 from service.common.metrics import UNKNOWN, Metrics
-from service.common.model_info import ModelDetail, ModelLayers, ModelList
+from service.common.model_info import ModelDetail, ModelLayers, ModelList, ModelVersion
 from service.common.request_id import current_request_id
 from service.common.tasks import together
 from service.common.types import DEFAULT_CROPS, ENSEMBLE, ENSEMBLE_PREFIX, TEN_CROPS, Classification, Timing
@@ -100,6 +100,15 @@ class LocalDataPlane:
     async def layers(self, name: str, version: int | None = None) -> ModelLayers:
         repository = self.repository
         return await repository.read(lambda: model_layers(repository.entry(name, version), repository.root))
+
+    async def versions(self) -> list[ModelVersion]:
+        return await self.repository.read(self.repository.versions)
+
+    async def load(self, name: str, version: int | None = None) -> None:
+        await self.repository.load(name, version)
+
+    async def unload(self, name: str) -> None:
+        await self.repository.unload(name)
 
     async def _list_models(self) -> ModelList:
         default = self.repository.default

@@ -1,7 +1,7 @@
 """The models of the catalog and of the folder of artifacts: names, versions, and what can be read of each."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +59,12 @@ class ExportedModels:
         """The exported versions of the model in ascending order."""
         return tuple(exported_versions(root_of(self.root, name), name))
 
+    def signature(self, name: str) -> Hashable:
+        """The names, sizes and times of the files of every version: they differ once a version has changed."""
+        folder = root_of(self.root, name) / name
+        files = [path for number in self.versions(name) for path in sorted((folder / str(number)).iterdir())]
+        return tuple((str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in files)
+
     def check_known(self, name: str, version: int | None) -> None:
         """Raise ModelNotFound if no model has that name, or the model not that version."""
         if name.startswith(ENSEMBLE_PREFIX):
@@ -77,13 +83,20 @@ class ExportedModels:
         artifact, damaged = newest_whole(self.root, name, load)
         return replace(artifact, damaged_newer=damaged)
 
-    def entry(self, name: str, version: int | None, loaded: LoadedModel | None, loading: bool) -> ModelEntry:
-        """What is known of the model, in that version or in the one that serves. `loaded` is None if none is loaded."""
+    def entry(
+        self, name: str, version: int | None, loaded: LoadedModel | None, loading: bool, failure: str | None
+    ) -> ModelEntry:
+        """What is known of the model, in that version or in the one that serves.
+
+        `loaded` is None if it is not loaded. `failure` says why the last load of it failed.
+        """
         exported: tuple[int, Manifest] | None = None
         damage: str | None = None
         if loaded is not None:
             exported = (loaded.artifact.version, _up_to_date(loaded.artifact))
             damage = damage_of(loaded.artifact.version, loaded.artifact.damaged_newer)
+            if failure is not None:
+                damage = f"version {loaded.artifact.version} serves, because another cannot: {failure}"
             state = ModelState.READY if loaded.healthy else ModelState.FAILING
         else:
             try:

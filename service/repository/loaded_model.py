@@ -189,6 +189,10 @@ class LoadedModel:
         if self._unload_waits is not None and not self._busy:
             self._unload_waits.set()
 
+    def refresh(self, artifact: Artifact) -> None:
+        """Take what was read again of the artifact, whose graph is the same."""
+        self.artifact = artifact
+
     async def wait_unused(self, within_s: float) -> bool:
         """Whether within `within_s` seconds it has no lease and no running batch.
 

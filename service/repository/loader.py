@@ -68,6 +68,7 @@ class ModelLoader:
         self._is_configured = is_configured
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._failures = LoadFailures(clock)
+        self._retiring: set[asyncio.Task[None]] = set()
         self._unloading: dict[LoadedModel, asyncio.Future[None]] = {}
         self.loaded: dict[ModelKey, LoadedModel] = {}
         metrics.watch(self._gauges, "device")
@@ -76,13 +77,15 @@ class ModelLoader:
     async def load(self, read: Callable[[], Artifact]) -> LoadedModel:
         """Load the model of the artifact that `read` reads on a thread, on the first device that accepts it.
 
-        A version that is loaded already is returned as it is.
+        A version that is loaded already is returned, unless its files have changed since.
 
         GPUs are tried first, the one with the most free memory first: a plan may fit one and not another. Raises the
         errors of `read`, OverBudgetError, and EngineUnavailableError if its engine cannot run anywhere.
         """
         artifact = await self._on_thread(read)
-        if (loaded := self.loaded.get((artifact.manifest.name, artifact.version))) is not None:
+        loaded = self.loaded.get((artifact.manifest.name, artifact.version))
+        if loaded is not None and loaded.artifact.manifest.files == artifact.manifest.files:
+            loaded.refresh(artifact)
             return loaded
         await self._find()
         refused: list[Exception] = []
@@ -108,6 +111,13 @@ class ModelLoader:
         for unloading in [gone for model, gone in self._unloading.items() if model.name == name]:
             await asyncio.shield(unloading)
 
+    def retire(self, model: LoadedModel) -> None:
+        """Give the model to no further request, and close it once its last request has ended."""
+        self._forget(model)
+        task = asyncio.get_running_loop().create_task(self._close_unused(model))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
     def stuck_reason(self, model: LoadedModel) -> str:
         """`DeviceModels.stuck_reason` of the device that the model is on."""
         return self._on_devices[model.device].stuck_reason(model)
@@ -119,6 +129,9 @@ class ModelLoader:
         """Drain and close every model, including those that are being unloaded."""
         models = [model for there in self._on_devices.values() for model in there.models]
         await asyncio.gather(*(model.aclose(drain_s) for model in models))
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         self.loaded.clear()
 
     async def _find(self) -> None:
@@ -187,6 +200,8 @@ class ModelLoader:
             scheduler=there.slots,
         )
         there.add(model)
+        if (changed := self.loaded.get((name, artifact.version))) is not None:
+            self.retire(changed)
         self.loaded[name, artifact.version] = model
         return model
 
@@ -209,23 +224,41 @@ class ModelLoader:
 
     async def _unload(self, there: DeviceModels, model: LoadedModel) -> bool:
         """Stop serving the model, wait for its requests, and close it. Returns False if it stays in use or open."""
-        keys = [key for key, one in self.loaded.items() if one is model]
-        for key in keys:
-            del self.loaded[key]
+        keys = self._forget(model)
         self._unloading[model] = gone = asyncio.get_running_loop().create_future()
         try:
             if not await model.wait_unused(_LEAVE_S):
-                self.loaded.update(dict.fromkeys(keys, model))
+                for key in keys:
+                    self.loaded.setdefault(key, model)
                 return False
-            await model.aclose(_CLOSE_S)
-            if model.closed:
-                there.remove(model)
+            if await self._close(model):
                 self._metrics.unloads.labels(model.name).inc()
                 log.info("unloaded %s from %s to make room", model.name, there.device)
             return model.closed
         finally:
             del self._unloading[model]
             gone.set_result(None)
+
+    def _forget(self, model: LoadedModel) -> list[ModelKey]:
+        """Take the model from the loaded ones. Returns its keys there."""
+        keys = [key for key, one in self.loaded.items() if one is model]
+        for key in keys:
+            del self.loaded[key]
+        return keys
+
+    async def _close_unused(self, model: LoadedModel) -> None:
+        """Wait for the requests of the model, and close it."""
+        while not await model.wait_unused(_CLOSE_S):
+            log.warning("%s version %d is unloaded, but still in use", model.name, model.artifact.version)
+        if await self._close(model):
+            log.info("unloaded %s version %d", model.name, model.artifact.version)
+
+    async def _close(self, model: LoadedModel) -> bool:
+        """Close the model. Returns False if a batch is stuck in it."""
+        await model.aclose(_CLOSE_S)
+        if model.closed:
+            self._on_devices[model.device].remove(model)
+        return model.closed
 
     async def _open(self, artifact: Artifact, device: Device, there: DeviceModels) -> OpenedEngine:
         """Open the engine on a thread. If memory lacks, evict the least recently used model and try once more."""

@@ -1,62 +1,37 @@
 """The model repository: loads each version of a model once, gives it to requests, closes it, and reports on all."""
 
-import asyncio
 import logging
-import weakref
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from models.artifact.artifact import ArtifactError, NotExportedError
 from models.catalog import Catalog
 from service.common.clock import Clock
-from service.common.errors import ModelNotFound, NotReady, ShuttingDown
+from service.common.errors import BadRequest, ModelNotFound, NotReady, ShuttingDown
 from service.common.metrics import Metrics
+from service.common.model_info import ModelState, ModelVersion
 from service.common.thread_pool import ThreadPool
-from service.common.types import BatchLimits
-from service.engines.base import Engine, EngineUnavailableError, card_lost
-from service.repository.device_memory import Device, OverBudgetError
-from service.repository.exported import ExportedModels, ModelEntry, damage_of
+from service.common.types import BatchLimits, ModelControl
+from service.engines.base import Engine
+from service.repository.device_memory import Device
+from service.repository.exported import ExportedModels, ModelEntry
 from service.repository.loaded_model import Lease, LoadedModel
-from service.repository.loader import ModelKey, ModelLoader
+from service.repository.loader import ModelLoader
+from service.repository.loads import Loads
 
 X = TypeVar("X")
+
+_NONE_LOADED = "the server is starting, or every model was unloaded, so no model answers yet"
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Load:
-    """A load in progress, and the leases of the requests that wait for it."""
-
-    task: asyncio.Task[LoadedModel]
-    leases: list[Lease] = field(default_factory=list)
-
-    def wait(self, lease: Lease | None) -> None:
-        if lease is not None:
-            self.leases.append(lease)
-            lease.begin_wait()
-
-    def leave(self, lease: Lease | None) -> None:
-        """Remove the lease of a request that stops waiting, if it still waits."""
-        if lease in self.leases:
-            self.leases.remove(lease)
-            lease.end_wait()
-
-    def end(self, model: LoadedModel | None) -> None:
-        """End the wait of all requests. Their leases keep the model, if the load gave one."""
-        for lease in list(self.leases):
-            self.leave(lease)
-            if model is not None:
-                lease.add(model)
-
-
 class Repository:
-    """Loads each version of a model once, at start or at a request, and reports on all.
+    """Loads each version of a model once, at start, at a request or when it is told to, and reports on all.
 
-    Configured models are never unloaded.
+    Configured models are never evicted. With `ModelControl.EXPLICIT` a request loads no model but the configured ones;
+    `load` adds a model to these, and `unload` takes it from them.
     """
 
     def __init__(
@@ -68,9 +43,10 @@ class Repository:
         limits: Callable[[Engine], BatchLimits],
         clock: Clock,
         metrics: Metrics,
+        control: ModelControl = ModelControl.NONE,
     ) -> None:
         self._exported = ExportedModels(root, catalog)
-        self._clock = clock
+        self._control = control
         self._configured: tuple[str, ...] = ()
         self._loader = ModelLoader(
             find_devices,
@@ -82,12 +58,9 @@ class Repository:
         )
         self._loaded = self._loader.loaded  # the loader fills this dictionary
         self._readers = ThreadPool(2, "artifacts")  # of its own: a disk that hangs keeps them
-        self._loading: dict[ModelKey, _Load] = {}
-        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        """The versions of a model load one after the other, so that none is in memory twice."""
+        self._loads = Loads(self._exported, self._loader, clock=clock, metrics=metrics, on_change=self._changed)
         self._unready = False
         self._closing = False
-        self._card_lost: str | None = None
         self._listeners: list[Callable[[], None]] = []
         metrics.watch(self._gauges, "model", "version")
 
@@ -102,7 +75,7 @@ class Repository:
         Raises NotReady before `start`.
         """
         if not self._configured:
-            raise NotReady("the server is starting and has no default model yet")
+            raise NotReady(_NONE_LOADED)
         return self._configured[0]
 
     @property
@@ -125,7 +98,8 @@ class Repository:
     @property
     def card_lost(self) -> str | None:
         """Why this process can no longer use an NVIDIA GPU, or None. Only a new process can."""
-        return self._card_lost or next((model.card_lost for model in self._loaded.values() if model.card_lost), None)
+        lost = (model.card_lost for model in self._loaded.values() if model.card_lost)
+        return self._loads.card_lost or next(lost, None)
 
     @property
     def failing(self) -> list[str]:
@@ -142,7 +116,7 @@ class Repository:
             raise ShuttingDown
         if not self.ready:
             reasons = [f"{name} is being loaded" for name in self._absent] + [self._failure(n) for n in self.failing]
-            raise NotReady("; ".join(reasons) or self.card_lost or "the server is starting")
+            raise NotReady("; ".join(reasons) or self.card_lost or _NONE_LOADED)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever `ready` may have changed."""
@@ -159,8 +133,9 @@ class Repository:
         """
         self._configured = tuple(dict.fromkeys(map(self.canonical, names)))
         models = [await self.get(name) for name in self._configured]
-        self._configured = tuple(model.name for model in sorted(models, key=lambda model: bool(model.warnings)))
-        if models and self.default != models[0].name:
+        untrained = {model.name for model in models if model.warnings}
+        self._configured = tuple(sorted(self._configured, key=untrained.__contains__))
+        if models and self._configured and self.default != models[0].name:
             log.warning("%s is untrained, so %s answers if a request names no model", models[0].name, self.default)
 
     def loaded_model(self, name: str | None, version: int | None = None) -> LoadedModel | None:
@@ -181,18 +156,43 @@ class Repository:
             return model
         if self._closing:
             raise ShuttingDown
-        if (loading := self._loading.get(key := (name, version))) is None:
-            loading = self._loading[key] = _Load(asyncio.get_running_loop().create_task(self._load(name, version)))
-            loading.task.add_done_callback(lambda done: done.cancelled() or done.exception())  # if all callers leave
-        loading.wait(lease)
-        try:
-            return await asyncio.shield(loading.task)  # a caller that leaves does not cancel it for the others
-        except asyncio.CancelledError:
-            if loading.task.cancelled():  # cancelled by `aclose`; the caller has not left
-                raise ShuttingDown from None
-            raise
-        finally:
-            loading.leave(lease)
+        if self._control is ModelControl.EXPLICIT and name not in self._configured:
+            await self.read(partial(self._exported.check_known, name, version))
+            raise ModelNotFound(f"{name} is not loaded, and requests load no model with --model-control explicit")
+        return await self._loads.load(name, version).result(lease)
+
+    async def replace(self, name: str, version: int | None = None) -> LoadedModel:
+        """Load that version, or the newest whole one, to answer requests that name no version.
+
+        The version that did so goes on until then, and is closed once its last request has ended. Raises the errors of
+        `get`; then the old version goes on.
+        """
+        if self._closing:
+            raise ShuttingDown
+        return await self._loads.replace(self.canonical(name), version)
+
+    async def load(self, name: str, version: int | None = None) -> LoadedModel:
+        """`replace` the model, and keep it loaded. Raises BadRequest unless the control is explicit."""
+        self._check_explicit()
+        model = await self.replace(name, version)
+        self._configured = tuple(dict.fromkeys((*self._configured, model.name)))
+        self._changed()
+        return model
+
+    async def unload(self, name: str) -> None:
+        """Give no version of the model to further requests; each is closed once its last request has ended.
+
+        Raises BadRequest unless the control is explicit, ModelNotFound if no version is loaded.
+        """
+        self._check_explicit()
+        name = self.canonical(name)
+        async with self._loads.turn(name):
+            if not (models := {model for (one, _), model in self._loaded.items() if one == name}):
+                raise ModelNotFound(f"{name} is not loaded")
+            self._configured = tuple(one for one in self._configured if one != name)
+            for model in models:
+                self._loader.retire(model)
+        self._changed()
 
     async def recover(self) -> None:
         """Run one blank image through each configured model that fails, so that it can recover without traffic."""
@@ -217,6 +217,18 @@ class Repository:
             raise NotReady(entry.damage or f"{name} was removed meanwhile")
         return entry
 
+    def versions(self) -> list[ModelVersion]:
+        """Every version that is exported or loaded, by name and number. It reads no manifest."""
+        newest = dict.fromkeys([(name, number) for name, number in list(self._loaded) if number is not None], False)
+        for name in self._exported.names():
+            numbers = self._exported.versions(name)
+            newest.update({(name, number): number == numbers[-1] for number in numbers})
+        return [self._version(name, number, newest[name, number]) for name, number in sorted(newest)]
+
+    def signature(self, name: str) -> Hashable:
+        """Something that differs once a version of the model has come, gone or changed."""
+        return self._exported.signature(name)
+
     def turn_unready(self) -> None:
         """Turn readiness off. Requests are still answered, and models still loaded for them."""
         self._unready = True
@@ -230,11 +242,7 @@ class Repository:
     async def aclose(self, drain_s: float) -> None:
         """Drain and close every model. A load in progress is abandoned, and its engine closed once it is open."""
         self.stop()
-        tasks = [loading.task for loading in self._loading.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._loading.clear()  # loads that had not begun
+        await self._loads.aclose()
         self._loader.stop()
         self._readers.close()
         await self._loader.aclose(drain_s)
@@ -244,45 +252,26 @@ class Repository:
         return f"{name} fails{self._loader.stuck_reason(self._loaded[name, None])}"
 
     def _is_configured(self, model: LoadedModel) -> bool:
-        return model.name in self._configured and self._loaded.get((model.name, None)) is model
+        """Whether the model stays loaded: it is configured, or serves while another version is loaded to take over."""
+        kept = model.name in self._configured or model.name in self._loads.replacing
+        return kept and self._loaded.get((model.name, None)) is model
 
-    async def _load(self, name: str, version: int | None) -> LoadedModel:
-        model = None
-        try:
-            async with self._turns.setdefault(name, asyncio.Lock()):
-                await self._loader.unloaded(name)
-                model = self._loaded.get((name, version)) or await self._load_artifact(name, version)
-        finally:  # in the same turn of the loop: nobody can unload it before the leases hold it
-            self._loading.pop((name, version)).end(model)
-        self._changed()
-        return model
-
-    async def _load_artifact(self, name: str, version: int | None) -> LoadedModel:
-        started = self._clock.now()
-        try:
-            model = await self._loader.load(partial(self._exported.read, name, version))
-        except NotExportedError as error:
-            raise ModelNotFound(str(error)) from error
-        except (ArtifactError, EngineUnavailableError, OverBudgetError, OSError) as error:
-            self._loading[name, version].end(None)  # before listeners look at the models that its requests hold
-            self._card_lost = self._card_lost or card_lost(error)
-            self._changed()
-            raise NotReady(f"{name} cannot be loaded: {error}") from error
-        self._loaded.setdefault((name, version), model)
-        info = model.engine_info
-        log.info(
-            "loaded %s version %d%s, weights %s, on %s %s (%s, %s; %s) in %.1f s",
-            *(name, model.artifact.version, ", which comes with topfive" if model.artifact.manifest.packaged else ""),
-            model.artifact.manifest.weights.source,
-            *(info.runtime, info.version, info.device, info.precision, model.layout, self._clock.now() - started),
-        )
-        for warning in filter(None, [*model.warnings, damage_of(model.artifact.version, model.artifact.damaged_newer)]):
-            log.warning(warning)
-        return model
+    def _check_explicit(self) -> None:
+        if self._control is not ModelControl.EXPLICIT:
+            raise BadRequest("requests load and unload models only with --model-control explicit")
 
     def _entry(self, name: str, version: int | None = None) -> ModelEntry:
-        key = name, version
-        return self._exported.entry(name, version, self._loaded.get(key), key in self._loading)
+        loads, loaded = self._loads, self._loaded.get((name, version))
+        return self._exported.entry(name, version, loaded, loads.running(name, version), loads.failure(name, version))
+
+    def _version(self, name: str, number: int, newest: bool) -> ModelVersion:
+        if (model := self._loaded.get((name, number))) is not None:
+            return ModelVersion(name, number, ModelState.READY if model.healthy else ModelState.FAILING, "")
+        asked = (number, None) if newest else (number,)  # what a load of this version was asked for
+        loading = any(self._loads.running(name, version) for version in asked)
+        reasons = [reason for version in asked if (reason := self._loads.failure(name, version))]
+        state = ModelState.LOADING if loading else ModelState.EXPORTED
+        return ModelVersion(name, number, state, "; ".join(reasons) or "not loaded")
 
     def _changed(self) -> None:
         for listener in self._listeners:

@@ -6,9 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from service.common.settings import Settings
+from service.common.types import ModelControl
 from service.common.upload_budget import UploadBudget
 from service.inference.local import LocalDataPlane
 from service.repository.recovery import Recovery
+from service.repository.watch import Watch
 from service.rest.app import create_app
 from service.rest.image_request import ImageReader
 from service.rest.server import RestServer, listen
@@ -55,6 +57,7 @@ class Service:
         data_plane.on_change(self._announce)
         repository.on_change(self._check_card)
         self._recovery = Recovery(repository, data_plane.clock, settings.recover_s)
+        self._watch = Watch(repository, data_plane.clock)
 
     async def start(self) -> None:
         """Listen on both ports. Readiness stays off until `load` has ended."""
@@ -67,6 +70,8 @@ class Service:
     async def load(self) -> None:
         """Load the configured models. Raises TopfiveError if one cannot be loaded."""
         await self._repository.start(self._settings.models)
+        if self._settings.model_control is ModelControl.WATCH:
+            self._watch.start()
         url = f"{'https' if self._settings.tls_cert else 'http'}://{_host(self._settings.host)}:{self.rest.port}"
         key = " -H 'X-Api-Key: KEY'" if self._settings.api_keys_file else ""
         log.info("ready: open %s/docs, or run: curl%s -F image=@%s %s/predict", url, key, _photo(), url)
@@ -77,6 +82,7 @@ class Service:
         At the drain limit or `hurry` the rest is refused.
         """
         self._repository.turn_unready()
+        self._watch.stop()
         await pre_stop(self._settings.pre_stop_s, hurry)
         self._repository.stop()
         limit = DrainLimit(self._settings.drain_s, hurry)

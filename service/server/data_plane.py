@@ -40,6 +40,7 @@ def build_data_plane(
         limits=partial(_limits, settings),
         clock=clock,
         metrics=metrics,
+        control=settings.model_control,
     )
     limit_pixels(settings.limits)
     preprocessor = Preprocessor(settings.limits, threads=cpus, clock=clock, mode=settings.decode)

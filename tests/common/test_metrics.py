@@ -108,6 +108,7 @@ def test_every_metric_has_a_type_and_a_meaning() -> None:
         "topfive_queue_seconds": "histogram",
         "topfive_run_seconds": "histogram",
         "topfive_unloads": "counter",
+        "topfive_failed_loads": "counter",
         "topfive_admitted": "gauge",
     }
     assert all(family.documentation for family in found.values())

@@ -13,7 +13,7 @@ from models.artifact.artifact import GRAPH, Artifact
 from models.catalog import CATALOG
 from service.common.errors import TopfiveError
 from service.common.metrics import Metrics
-from service.common.types import BatchLimits, Probabilities, Rows, Sample
+from service.common.types import BatchLimits, ModelControl, Probabilities, Rows, Sample
 from service.engines.base import CPU, held_bytes
 from service.engines.selection.opening import OpenedEngine, OpenEngine
 from service.repository.device_memory import Device
@@ -59,7 +59,7 @@ class Host:
     another; `held` how many models' bytes a model holds. While `gate` is cleared, openings wait in their thread.
     """
 
-    def __init__(self, root: Path, budgets: dict[str, int], metrics: Metrics) -> None:
+    def __init__(self, root: Path, budgets: dict[str, int], metrics: Metrics, control: ModelControl) -> None:
         graph = root / "tiny" / "1" / GRAPH
         self.unit = held_bytes(graph.stat().st_size) if graph.is_file() else 0
         self.budgets = budgets
@@ -82,6 +82,7 @@ class Host:
             limits=lambda engine: BatchLimits(engine.slots, engine.max_batch),
             clock=self.clock,
             metrics=metrics,
+            control=control,
         )
         self.changes: list[bool] = []
         self.repository.on_change(lambda: self.changes.append(self.repository.ready))
@@ -169,10 +170,13 @@ class Host:
 
 @asynccontextmanager
 async def host_of(
-    root: Path, budgets: dict[str, int] | None = None, metrics: Metrics | None = None
+    root: Path,
+    budgets: dict[str, int] | None = None,
+    metrics: Metrics | None = None,
+    control: ModelControl = ModelControl.NONE,
 ) -> AsyncIterator[Host]:
     """A host without a budget unless it is given one, closed at the end: every engine is closed then, in order."""
-    host = Host(root, budgets or {CPU: 0}, metrics or Metrics())
+    host = Host(root, budgets or {CPU: 0}, metrics or Metrics(), control)
     try:
         yield host
     finally:
