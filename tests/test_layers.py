@@ -56,7 +56,7 @@ HOMES = {
     "grpc_reflection": ("service.rpc",),
     "fastapi": ("service.rest",),
     "fastapi_offline": ("service.rest",),
-    "starlette": ("service.rest",),
+    "starlette": ("service.rest", "service.server.asgi"),
     "uvicorn": ("service.rest",),
     "uvloop": ("loadgen", "service.server.process"),
     "prometheus_client": ("service.common.metrics",),

@@ -1,0 +1,1 @@
+"""deploy/ray on a real cluster of Ray: `make test-ray`."""
