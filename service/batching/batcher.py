@@ -107,22 +107,30 @@ class Batcher(Generic[T, R]):
             raise self._refusal()
         self._admissions.check(count, self.max_batch)
 
-    @contextmanager
-    def admit(self, count: int = 1) -> Iterator[Admission]:
-        """Admit `count` images, all or none, until the block ends. They need not be decoded yet.
+    def begin(self, count: int = 1) -> Admission:
+        """Admit `count` images, all or none, until `end`. They need not be decoded yet.
 
         Raises Overloaded at once if `capacity` is reached or the answer would miss the latency bound, BadRequest if
         `count` exceeds the capacity, ShuttingDown or NotReady if the batcher is closed or broken.
         """
         if self.state is not BatcherState.OPEN:
             raise self._refusal()
-        admission = self._admissions.admit(count, self.max_batch)
+        return self._admissions.admit(count, self.max_batch)
+
+    def end(self, admission: Admission) -> None:
+        """End an admission, whatever became of its images."""
+        self._admissions.release(admission)
+        if self._drained is not None:
+            self._note_drained(self._drained)
+
+    @contextmanager
+    def admit(self, count: int = 1) -> Iterator[Admission]:
+        """Admit `count` images until the block ends. Raises the errors of `begin`."""
+        admission = self.begin(count)
         try:
             yield admission
         finally:
-            self._admissions.release(admission)
-            if self._drained is not None:
-                self._note_drained(self._drained)
+            self.end(admission)
 
     async def submit(
         self, values: Iterable[T], *, deadline: float, admission: Admission | None = None

@@ -1,8 +1,7 @@
 """Bounds the bytes of all uploads in memory, because a model's admission counts images only after their upload."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from service.common.errors import Overloaded
 
@@ -17,33 +16,45 @@ class UploadBudget:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._left = max_bytes
-        self._taken: Counter[str] = Counter()  # bytes of each address that has any
+        self.left = max_bytes
+        self.taken: Counter[str] = Counter()
+        """Bytes of each address that has any."""
 
-    @contextmanager
-    def share(self, address: str | None = None) -> Iterator[Callable[[int], None]]:
-        """A function that takes bytes for one request. It raises Overloaded if too few are left, or left to `address`.
+    def share(self, address: str | None = None) -> "UploadShare":
+        """The share of one request. Without an address only the total of all requests is bounded."""
+        return UploadShare(self, address)
 
-        Without an address only the total of all requests is bounded.
-        """
-        taken = 0
 
-        def take(size_bytes: int) -> None:
-            nonlocal taken
-            of_address = self._taken[address] if address else 0
-            of_others = of_address > taken  # other requests of the address
-            if size_bytes > self._left or (of_others and of_address + size_bytes > (self._left + of_address) // 2):
-                raise Overloaded(_RETRY_S)
-            self._left -= size_bytes
-            taken += size_bytes
-            if address:
-                self._taken[address] += size_bytes
+class UploadShare:
+    """A context that gives a function which takes bytes, and returns the bytes at its end.
 
-        try:
-            yield take
-        finally:
-            self._left += taken
-            if address:
-                self._taken[address] -= taken
-                if not self._taken[address]:
-                    del self._taken[address]
+    The function raises Overloaded if too few are left, or left to the address.
+    """
+
+    __slots__ = ("_address", "_budget", "_taken")
+
+    def __init__(self, budget: UploadBudget, address: str | None) -> None:
+        self._budget = budget
+        self._address = address
+        self._taken = 0
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._take
+
+    def __exit__(self, *_exception: object) -> None:
+        self._budget.left += self._taken
+        if self._address:
+            self._budget.taken[self._address] -= self._taken
+            if not self._budget.taken[self._address]:
+                del self._budget.taken[self._address]
+
+    def _take(self, size_bytes: int) -> None:
+        budget, address = self._budget, self._address
+        of_address = budget.taken[address] if address else 0
+        of_others = of_address > self._taken  # other requests of the address
+        if size_bytes > budget.left or (of_others and of_address + size_bytes > (budget.left + of_address) // 2):
+            raise Overloaded(_RETRY_S)
+        budget.left -= size_bytes
+        self._taken += size_bytes
+        if address:
+            budget.taken[address] += size_bytes

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 
 from models.artifact.artifact import LABELS
+from service.batching.queue import Admission
 from service.common.clock import Clock, timeout_at
 from service.common.errors import BadImage, BadRequest, NotReady, TooLarge, TopfiveError
 from service.common.logs import ANSWERS
@@ -187,7 +188,7 @@ class LocalDataPlane:
         known = lease.models[0].metrics_label if lease.models else UNKNOWN
         label = ENSEMBLE if name.startswith(ENSEMBLE_PREFIX) else known
         try:
-            async with timeout_at(options.deadline, self.clock):
+            with timeout_at(options.deadline, self.clock):
                 model = await self.served(name, lease, options.version)
                 label = model.metrics_label
                 answer = await self._answer(model, image, options)
@@ -208,8 +209,10 @@ class LocalDataPlane:
         started = self.clock.now()
         count = resolve_top_k(options.top_k, len(model.labels), model.name)
         _check(options)
-        with ExitStack() as admitted:
-            admissions = [admitted.enter_context(member.batcher.admit(options.crops)) for member in model.members]
+        admissions: list[Admission] = []
+        try:
+            for member in model.members:
+                admissions.append(member.batcher.begin(options.crops))
             arrived, before_s = self.clock.now(), image.seconds
             prepared = await image.samples([member.input for member in model.members])
             spent_s = image.seconds - before_s  # the first row of a comparison pays for all; none other waits
@@ -220,6 +223,9 @@ class LocalDataPlane:
                 for member, one, admission in zip(model.members, prepared, admissions, strict=True)
             ]
             runs = [await submitted[0]] if len(submitted) == 1 else await together(submitted)
+        finally:
+            for member, admission in zip(model.members, admissions, strict=False):
+                member.batcher.end(admission)
         ran = [one for run in runs for one in run]
         probabilities = ran[0].value if len(ran) == 1 else mean([one.value for one in ran])
         queue_s = min(one.queue_s for one in ran)

@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from models.catalog import InputSpec, ResizeMode
+from models.catalog import InputSpec, Interpolation, ResizeMode
 from service.common.clock import Clock
 from service.common.errors import NotReady
 from service.common.thread_pool import ThreadPool
@@ -109,12 +110,11 @@ class RequestImage:
 
     async def samples(self, specs: Sequence[InputSpec]) -> list[PreparedSamples]:
         """The samples for each spec. Raises BadImage or TooLarge."""
-        keys = [geometry(spec) for spec in specs]
-        if not self._jobs.keys() >= set(keys):
-            wanted = {geometry(spec): spec for spec in (*specs, *self._expected)}
-            missing = {key: spec for key, spec in wanted.items() if key not in self._jobs}
+        missing = {key: spec for spec in specs if (key := geometry(spec)) not in self._jobs}
+        if missing:
+            missing |= {key: spec for spec in self._expected if (key := geometry(spec)) not in self._jobs}
             self._jobs.update(dict.fromkeys(missing, self._preprocessor.threads.run(self._make, missing)))
-        return [(await self._jobs[key])[key] for key in keys]
+        return [(await self._jobs[key])[key] for key in map(geometry, specs)]
 
     def _make(self, specs: Mapping[object, InputSpec]) -> dict[object, PreparedSamples]:
         """On a thread."""
@@ -142,10 +142,16 @@ class RequestImage:
         samples = self._preprocessor.crop(spec, decoded.image, self._crops)
         crop_s = self._preprocessor.clock.now() - began
         self._spent_s.append(crop_s)
-        size = f"{spec.resize}x{spec.resize}" if spec.fit is ResizeMode.SQUASH else str(spec.resize)
-        scale, recipe = f"1/{decoded.image.reduction}", f"resize {size} {spec.interpolation}, crop {spec.crop}"
-        done = Preprocessing(decoded.image.decoder, scale, recipe)
-        return PreparedSamples(samples, done, {scale: decoded.decode_s, recipe: crop_s})
+        done = _described(decoded.image.decoder, decoded.image.reduction, *geometry(spec))
+        return PreparedSamples(samples, done, {done.scale: decoded.decode_s, done.recipe: crop_s})
+
+
+@cache
+def _described(
+    decoder: str, reduction: int, resize: int, crop: int, interpolation: Interpolation, fit: ResizeMode
+) -> Preprocessing:
+    size = f"{resize}x{resize}" if fit is ResizeMode.SQUASH else str(resize)
+    return Preprocessing(decoder, f"1/{reduction}", f"resize {size} {interpolation}, crop {crop}")
 
 
 def joined(prepared: Sequence[PreparedSamples]) -> Preprocessing:

@@ -95,6 +95,20 @@ class LoadedModel:
         self.engine_info: EngineInfo = self._engine.describe()
         self.warnings = warnings_of(artifact.manifest)
         self.latency = LatencyRecord()
+        manifest = artifact.manifest
+        self._card = partial(
+            ModelCard,
+            name=manifest.name,
+            version=artifact.version,
+            family=manifest.family,
+            parameters=manifest.parameters,
+            macs=manifest.macs,
+            input_size=manifest.input.crop,
+            weights=manifest.weights.source,
+            acc1=manifest.acc1,
+            acc5=manifest.acc5,
+            acc_dataset=manifest.acc_dataset,
+        )
         self.memory_bytes = opened.engine.memory_bytes
         self.device = opened.engine.device
         self.last_used_s = clock.now()
@@ -155,20 +169,7 @@ class LoadedModel:
     @property
     def card(self) -> ModelCard:
         """The model, with the latency measured so far."""
-        manifest = self.artifact.manifest
-        return ModelCard(
-            name=manifest.name,
-            version=self.artifact.version,
-            family=manifest.family,
-            parameters=manifest.parameters,
-            macs=manifest.macs,
-            input_size=manifest.input.crop,
-            weights=manifest.weights.source,
-            acc1=manifest.acc1,
-            acc5=manifest.acc5,
-            acc_dataset=manifest.acc_dataset,
-            latency_ms=self.latency.snapshot(),
-        )
+        return self._card(latency_ms=self.latency.snapshot())
 
     @property
     def gauges(self) -> dict[str, float]:
@@ -213,9 +214,8 @@ class LoadedModel:
         size = self.artifact.manifest.input.crop
         deadline = self._clock.now() + _PROBE_S
         try:
-            async with timeout_at(deadline, self._clock):
-                with self.batcher.admit():
-                    await self.batcher.submit(np.zeros((1, size, size, 3), dtype=np.uint8), deadline=deadline)
+            with timeout_at(deadline, self._clock), self.batcher.admit():
+                await self.batcher.submit(np.zeros((1, size, size, 3), dtype=np.uint8), deadline=deadline)
         except Exception:  # the batcher has counted and logged it; the caller reads its health
             return False
         return True
@@ -283,7 +283,7 @@ class LoadedModel:
         expected = (len(samples), self.artifact.manifest.classes)
         if probabilities.shape != expected:
             raise EngineError(f"the engine gave {probabilities.shape}, not {expected}")
-        finite = [bool(np.isfinite(row).all()) for row in probabilities]
+        finite: list[bool] = np.all(np.isfinite(probabilities), axis=1).tolist()
         return [
             row if good else EngineError("the engine gave numbers that are not finite")
             for row, good in zip(probabilities, finite, strict=True)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import fields
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -89,18 +89,20 @@ def predictions(data_plane: DataPlane, reader: ImageReader) -> tuple[APIRouter, 
         except Overloaded:
             await drop_small_body(request)
             raise
-        async with reader.read(request, query, query.version) as sent:
+        with reader.share(request) as take:
+            sent = await reader.read(request, query, take, query.version)
             answer = await data_plane.classify(sent.image, query.model, sent.options)
-        return _replied(copy_as(PredictReply, answer, request_id=request.state.request_id))
+        return _Reply(copy_as(PredictReply, answer, request_id=request.state.request_id))
 
     async def compare(request: Request) -> Response:
         query = reader.query(request, CompareQuery)
-        async with reader.read(request, query) as sent:
+        with reader.share(request) as take:
+            sent = await reader.read(request, query, take)
             names = [name.strip() for value in query.model or () for name in value.split(",") if name.strip()]
             comparison = await data_plane.compare(sent.image, names, sent.options)
         identity: str = request.state.request_id
         problems = [row_problem(row.result, identity) for row in comparison.rows]
-        return _replied(compare_reply(identity, comparison, problems))
+        return _Reply(compare_reply(identity, comparison, problems))
 
     @router.post("/predict", name="predict", response_model=PredictReply, responses=_PROBLEMS, openapi_extra=BODY)
     async def documented_predict(
@@ -186,7 +188,16 @@ async def _written(reply: object) -> Response:
     return Response(await asyncio.to_thread(to_json, reply), media_type="application/json")
 
 
-def _replied(reply: PredictReply | CompareReply) -> Response:
-    """The response with the reply, and a Server-Timing header for the network panel of browsers."""
-    steps = (f"{step.name};dur={getattr(reply.timing_ms, step.name):.3f}" for step in fields(reply.timing_ms))
-    return Response(to_json(reply), headers={"Server-Timing": ", ".join(steps)}, media_type="application/json")
+class _Reply(Response):
+    """The response with a reply, and a Server-Timing header for the network panel of browsers."""
+
+    def __init__(self, reply: PredictReply | CompareReply) -> None:
+        # without the base class, which would encode the same header names for each request
+        self.status_code, self.background, self.body = HTTPStatus.OK, None, to_json(reply)
+        names = type(reply.timing_ms).__match_args__
+        times = ", ".join([f"{name};dur={getattr(reply.timing_ms, name):.3f}" for name in names])
+        self.raw_headers = [
+            (b"server-timing", times.encode()),
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(self.body)),
+        ]

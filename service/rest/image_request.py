@@ -1,23 +1,24 @@
 """Reads a request with an image: its parameters, its deadline, and its bytes, within limits while they arrive."""
 
-import asyncio
 import math
 from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from pydantic import ValidationError
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 
-from service.common.clock import Clock
-from service.common.errors import BadRequest, Code, DeadlineExceeded, TopfiveError, UnsupportedMediaType
+from service.common.clock import Clock, timeout_at
+from service.common.errors import BadRequest, Code, TopfiveError, UnsupportedMediaType
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.types import FORMATS, ImageLimits, check_size
-from service.common.upload_budget import UploadBudget
+from service.common.upload_budget import UploadBudget, UploadShare
 from service.inference.dataplane import ClassifyOptions
 from service.rest.schemas import ImageQuery
 
@@ -80,44 +81,51 @@ class ImageReader:
 
     def query(self, request: Request, kind: type[Q]) -> Q:
         """The parameters of the request. Raises and counts BadRequest for one that is invalid, unknown or repeated."""
-        params = request.query_params
         try:
-            query = kind.model_validate(
-                {name: params.getlist(name) if name in kind.repeated else value for name, value in params.items()}
-            )
-            for name in params:
-                if name not in kind.model_fields:
-                    known = ", ".join(kind.model_fields)
-                    raise BadRequest(f"there is no parameter {name[:_LONGEST_NAME]!r}; there are {known}")
-                if name not in kind.repeated and len(params.getlist(name)) > 1:
-                    raise BadRequest(f"{name} is given {len(params.getlist(name))} times; give it once")
-        except (ValidationError, BadRequest) as error:
+            query: Q = _parsed_query(kind, request.scope["query_string"])
+        except BadRequest:
             self.metrics.answered(UNKNOWN, Code.BAD_REQUEST)
-            if isinstance(error, BadRequest):
-                raise
-            reasons = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-            raise BadRequest("; ".join(reasons)) from None
+            raise
         return query
 
-    @asynccontextmanager
-    async def read(
-        self, request: Request, query: ImageQuery, version: int | None = None
-    ) -> AsyncIterator[ImageRequest]:
+    def share(self, request: Request) -> UploadShare:
+        """The share of the request in the byte budget, in which its bytes count until it ends."""
+        client: tuple[str, int] | None = request.scope.get("client")
+        return self.budget.share(client[0] if client else None)
+
+    async def read(self, request: Request, query: ImageQuery, take: Take, version: int | None = None) -> ImageRequest:
         """The request with these parameters, for that version of its model.
 
-        Its bytes count in the budget until the block ends. A refused request is counted, and its TopfiveError raised.
+        A refused request is counted, and its TopfiveError raised.
         """
-        with self.budget.share(request.client.host if request.client else None) as take:
-            try:
-                timeout_s = requested_timeout(request.headers.get(_TIMEOUT), self.timeout_s)
-                deadline = self.clock.now() + timeout_s
-                async with asyncio.timeout(timeout_s):
-                    image = await read_image(request, self.limits, take)
-            except (TopfiveError, TimeoutError) as error:
-                refusal = error if isinstance(error, TopfiveError) else DeadlineExceeded()
-                self.metrics.answered(UNKNOWN, refusal.code)  # the data plane never sees, so never counts, this one
-                raise refusal from error
-            yield ImageRequest(image, ClassifyOptions(deadline, query.top_k, query.crops, version))
+        try:
+            deadline = self.clock.now() + requested_timeout(request.headers.get(_TIMEOUT), self.timeout_s)
+            with timeout_at(deadline, self.clock):
+                image = await read_image(request, self.limits, take)
+        except TopfiveError as error:
+            self.metrics.answered(UNKNOWN, error.code)  # the data plane never sees, so never counts, this one
+            raise
+        return ImageRequest(image, ClassifyOptions(deadline, query.top_k, query.crops, version))
+
+
+@lru_cache(maxsize=64)  # clients send the same few; a head, and so a key, is bounded
+def _parsed_query(kind: type[ImageQuery], query_string: bytes) -> Any:
+    """The parameters in the query string, which nobody changes. Raises BadRequest."""
+    params = QueryParams(query_string)
+    try:
+        query = kind.model_validate(
+            {name: params.getlist(name) if name in kind.repeated else value for name, value in params.items()}
+        )
+    except ValidationError as error:
+        reasons = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise BadRequest("; ".join(reasons)) from None
+    for name in params:
+        if name not in kind.model_fields:
+            known = ", ".join(kind.model_fields)
+            raise BadRequest(f"there is no parameter {name[:_LONGEST_NAME]!r}; there are {known}")
+        if name not in kind.repeated and len(params.getlist(name)) > 1:
+            raise BadRequest(f"{name} is given {len(params.getlist(name))} times; give it once")
+    return query
 
 
 def requested_timeout(header: str | None, limit_s: float) -> float:

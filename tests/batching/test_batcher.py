@@ -72,10 +72,9 @@ class Bench:
     async def call(self, item: int, within_s: float = 60.0) -> ItemResult[str]:
         """What a caller does."""
         deadline = self.clock.now() + within_s
-        async with timeout_at(deadline, self.clock):
-            with self.batcher.admit() as admission:
-                self.admitted += 1
-                return (await self.batcher.submit([item], deadline=deadline, admission=admission))[0]
+        with timeout_at(deadline, self.clock), self.batcher.admit() as admission:
+            self.admitted += 1
+            return (await self.batcher.submit([item], deadline=deadline, admission=admission))[0]
 
     async def call_all(self, items: Sequence[int]) -> list[str]:
         """What a caller with several images does."""

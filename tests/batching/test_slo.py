@@ -97,11 +97,10 @@ class Server:
         came = self.second
         deadline = self.clock.now() + self.patience_s
         try:
-            async with timeout_at(deadline, self.clock):
-                with self.batcher.admit(crops) as admission:
-                    async with self.decoders:
-                        await asyncio.sleep(0.001)
-                    await self.batcher.submit(range(crops), deadline=deadline, admission=admission)
+            with timeout_at(deadline, self.clock), self.batcher.admit(crops) as admission:
+                async with self.decoders:
+                    await asyncio.sleep(0.001)
+                await self.batcher.submit(range(crops), deadline=deadline, admission=admission)
             self.answered.append((came, self.second - came))
         except Overloaded:
             self.refused_s.append(self.second - came)

@@ -35,7 +35,7 @@ async def test_a_block_ends_at_its_deadline() -> None:
     ended: list[str] = []
 
     async def work(deadline: float) -> None:
-        async with timeout_at(deadline, clock):
+        with timeout_at(deadline, clock):
             try:
                 await asyncio.sleep(3600)
             finally:
@@ -59,7 +59,6 @@ async def test_a_block_ends_at_its_deadline() -> None:
 async def test_other_ends_of_a_block_stay_what_they_are(error: type[BaseException]) -> None:
     """A timeout inside the block, or a caller that cancels it, is not its deadline."""
     clock = ManualClock()
-    with pytest.raises(error):
-        async with timeout_at(clock.now() + 2, clock):
-            raise error
+    with pytest.raises(error), timeout_at(clock.now() + 2, clock):
+        raise error
     assert clock.pending == 0

@@ -10,7 +10,7 @@ from service.common.errors import BadRequest
 from service.common.types import Prediction
 from service.inference.topk import resolve_top_k, top_k
 
-LABELS = tuple(Label(number, f"n{number:08}", f"class {number}") for number in range(10))
+LABELS = tuple(Label(number, f"n{number:08}", f"class {number}") for number in range(20))
 
 
 def test_a_prediction() -> None:
@@ -27,10 +27,10 @@ def test_a_prediction() -> None:
     assert np.array_equal(row, before)
 
 
-@given(st.lists(st.floats(0, 1, width=32), min_size=10, max_size=10), st.integers(1, 10))
+@given(st.lists(st.floats(0, 1, width=32), min_size=20, max_size=20), st.integers(1, 20))
 def test_order(values: list[float], k: int) -> None:
     """The most probable class comes first; of equal ones, so that every engine agrees, that with the lower id."""
-    expected = sorted(range(10), key=lambda number: (-values[number], number))[:k]
+    expected = sorted(range(20), key=lambda number: (-values[number], number))[:k]
 
     assert [one.class_id for one in top_k(np.array(values, dtype=np.float32), LABELS, k)] == expected
 
