@@ -1,4 +1,4 @@
-"""Generates the Python code of the contract: `python -m proto.generate [FOLDER]`. Needs the `dev` extra.
+"""Generates the Python code of the contracts: `python -m proto.generate [FOLDER]`. Needs the `dev` extra.
 
 The generator is pinned: what it writes runs with protobuf 6 and 7, and is the same on every machine.
 """
@@ -7,8 +7,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-CONTRACT = "topfive/v1/classifier.proto"
-GENERATED = ("classifier_pb2.py", "classifier_pb2.pyi", "classifier_pb2_grpc.py")
+CONTRACTS = ("topfive/v1/classifier.proto", "inference/grpc_service.proto")
+GENERATED = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
+
+# protoc imports by the path of the contract; the package that holds it is called proto. Clients of the Open Inference
+# Protocol register its names in the default pool, in their versions.
+_REPLACED = {
+    "from topfive.v1 import": "from proto.topfive.v1 import",
+    "from inference import": "from proto.inference import",
+}
+_OWN_POOL = {"_descriptor_pool.Default()": "_descriptor_pool.DescriptorPool()"}
 
 
 def generate(folder: Path) -> list[Path]:
@@ -17,12 +25,13 @@ def generate(folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     outputs = [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
-    if code := protoc.main(["protoc", f"-I{ROOT}", *outputs, CONTRACT]):
+    if code := protoc.main(["protoc", f"-I{ROOT}", *outputs, *CONTRACTS]):
         raise RuntimeError(f"protoc ended with {code}")
-    files = [folder / "topfive" / "v1" / name for name in GENERATED]
+    files = [folder / (contract.removesuffix(".proto") + end) for contract in CONTRACTS for end in GENERATED]
     for file in files:
-        # protoc imports by the path of the contract; the package that holds it is called proto
-        text = file.read_text().replace("from topfive.v1 import", "from proto.topfive.v1 import")
+        text = file.read_text()
+        for old, new in {**_REPLACED, **(_OWN_POOL if file.parent.name == "inference" else {})}.items():
+            text = text.replace(old, new)
         file.write_text(text)
     return files
 

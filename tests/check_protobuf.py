@@ -1,4 +1,4 @@
-"""Imports the committed code of the contract and sends a message through it; run by `make test-protobuf`.
+"""Imports the committed code of the contracts and sends a message through it; run by `make test-protobuf`.
 
 Not a pytest module: it runs in an environment that has a protobuf of another major version and little else.
 """
@@ -11,6 +11,7 @@ import google.protobuf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from proto.inference import grpc_service_pb2 as v2
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1 import classifier_pb2_grpc
 from service.common.messages import from_message, to_message
@@ -33,10 +34,14 @@ def main(expected: str) -> None:
     copy = pb.ClassifyRequest.FromString(request.SerializeToString())
     if copy != request or not copy.HasField("top_k") or not hasattr(classifier_pb2_grpc, "ClassifierStub"):
         sys.exit(f"the message did not survive: {copy}")
+    inference = v2.ModelInferRequest(model_name="tiny", raw_input_contents=[b"\x00\xff"])
+    inference.parameters["timeout"].int64_param = 7
+    if v2.ModelInferRequest.FromString(inference.SerializeToString()) != inference:
+        sys.exit("a message of the Open Inference Protocol did not survive")
     errors = Errors("single crop", 0.0, None)
     if from_message(Errors, to_message(pb.PublishedErrors, errors)) != errors:
         sys.exit("a dataclass did not survive")
-    print(f"the gRPC contract works with protobuf {expected}")  # noqa: T201
+    print(f"the gRPC contracts work with protobuf {expected}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 
 from models.artifact.artifact import Artifact
 from service.common.clock import Timer
+from service.common.statistics import VersionCounters
 from service.common.types import Batch, EngineInfo, ItemOutcome, Probabilities, Rows, SloOutcome
 from service.engines.base import CPU, Engine
 from service.engines.selection.opening import Choice, OpenedEngine
@@ -82,6 +83,7 @@ class Tally:
     """`BatchMetrics` that tests read."""
 
     def __init__(self) -> None:
+        self.counters = VersionCounters("tiny", 1)
         self.outcomes: Counter[ItemOutcome] = Counter()
         self.slo: Counter[SloOutcome] = Counter()
         self.sizes: list[int] = []
@@ -98,7 +100,7 @@ class Tally:
         self.sizes.append(size)
         self.queued_s.extend(queued_s)
 
-    def batch_ended(self, run_s: float) -> None:
+    def batch_ended(self, run_s: float, size: int, failed: bool) -> None:
         self.runs_s.append(run_s)
 
 

@@ -49,7 +49,7 @@ class AdmissionControl:
         the queue is too long, and its subclass SloUnattainable if the response would miss the latency bound.
         """
         if count > self._limits.capacity:
-            raise BadRequest(f"{count} crops exceed --capacity of {self._limits.capacity}; raise it, or send crops=1")
+            raise BadRequest(f"{count} inputs exceed --capacity of {self._limits.capacity}; raise it, or send fewer")
         now, in_flight = self._clock.now(), self.admitted + count
         try:
             if in_flight > self._limits.capacity:

@@ -233,11 +233,11 @@ class Batcher(Generic[T, R]):
             log.error("a batch of %d images failed", size, exc_info=caught)
             results = [caught] * size
         took = self._clock.now() - started
-        self._metrics.batch_ended(took)
+        failed = all(isinstance(result, Exception) for result in results)
+        self._metrics.batch_ended(took, size, failed)
         self._cost.observe(size, took)
         if self._slo is not None:
             self._slo.batch_ended(size, took)
-        failed = all(isinstance(result, Exception) for result in results)
         if failed or self._failures:
             self._note_health(failed=failed)
         for item, result in zip(items, results, strict=True):

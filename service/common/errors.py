@@ -27,6 +27,7 @@ class Code(StrEnum):
     SHUTTING_DOWN = "shutting_down"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     INTERNAL = "internal"
+    UNIMPLEMENTED = "unimplemented"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ TABLE: dict[Code, Translation] = {
     Code.SHUTTING_DOWN: Translation(503, "UNAVAILABLE", "Shutting down", True, logging.INFO),
     Code.DEADLINE_EXCEEDED: Translation(504, "DEADLINE_EXCEEDED", "Deadline exceeded", True, logging.INFO),
     Code.INTERNAL: Translation(500, "INTERNAL", "Internal error", False, logging.ERROR),
+    Code.UNIMPLEMENTED: Translation(501, "UNIMPLEMENTED", "Not implemented", False, logging.INFO),
 }
 
 
@@ -155,6 +157,12 @@ class DeadlineExceeded(TopfiveError):
 
     code = Code.DEADLINE_EXCEEDED
     default_detail = "no answer within the time allowed; the image was not classified"
+
+
+class Unimplemented(TopfiveError):
+    """A protocol has this request, and this server does not answer it."""
+
+    code = Code.UNIMPLEMENTED
 
 
 class EngineError(TopfiveError):

@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,11 +12,26 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.common.errors import TopfiveError
+from service.common.statistics import ModelStatistics, VersionCounters
 from service.common.types import ItemOutcome, Latency, SloOutcome, Timing
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _STAGES = ("decode", "queue", "inference", "total")
+
+_OF_VERSIONS: dict[str, tuple[str, Callable[[ModelStatistics], float]]] = {
+    "request_success": ("Requests answered", lambda one: one.inference_stats.success.count),
+    "request_failure": ("Requests that failed", lambda one: one.inference_stats.fail.count),
+    "count": ("Network inputs answered", lambda one: one.inference_count),
+    "exec_count": ("Batches executed", lambda one: one.execution_count),
+    "request_duration_us": ("Time of requests", lambda one: one.inference_stats.success.ns / 1000),
+    "queue_duration_us": ("Time of requests in queues", lambda one: one.inference_stats.queue.ns / 1000),
+    "compute_input_duration_us": ("Time of decoding", lambda one: one.inference_stats.compute_input.ns / 1000),
+    "compute_infer_duration_us": ("Time of batches", lambda one: one.inference_stats.compute_infer.ns / 1000),
+    "compute_output_duration_us": ("Time of results", lambda one: one.inference_stats.compute_output.ns / 1000),
+}
+"""The metrics `nv_inference_*`, for dashboards that were made for Triton."""
 
 # Otherwise each counter and histogram gets a second series: the time when it was created.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -27,7 +44,9 @@ Gauges = Callable[[], Sequence[tuple[str | tuple[str, ...], dict[str, float]]]]
 
 
 class BatchMetrics(Protocol):
-    """What a batcher reports. `ModelMetrics` records it for Prometheus."""
+    """What a batcher reports. `ModelMetrics` records it for Prometheus and for statistics."""
+
+    counters: VersionCounters
 
     def item_ended(self, outcome: ItemOutcome) -> None:
         """An item has ended."""
@@ -38,8 +57,8 @@ class BatchMetrics(Protocol):
     def batch_started(self, size: int, queued_s: Sequence[float]) -> None:
         """A batch of `size` items has started; `queued_s` are the seconds that each of them waited."""
 
-    def batch_ended(self, run_s: float) -> None:
-        """A batch has ended after `run_s` seconds."""
+    def batch_ended(self, run_s: float, size: int, failed: bool) -> None:
+        """A batch of `size` items has ended after `run_s` seconds; `failed`: without a result for any."""
 
 
 class LatencyRecord:
@@ -97,6 +116,8 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         self._gauges: list[tuple[Gauges, Sequence[str]]] = []
+        self.versions: dict[tuple[str, int], VersionCounters] = {}
+        """The counters of each version of a model that was ever loaded, by its name and number."""
         self._requests = Counter(
             "topfive_requests", "Requests answered, by error code or ok", ["model", "code"], registry=registry
         )
@@ -133,9 +154,27 @@ class Metrics:
             "topfive_failed_loads", "Versions of models that could not be loaded", ["model"], registry=registry
         )
 
-    def answered(self, model: str, code: str, timing_ms: Timing | None = None) -> None:
-        """Count one answer. `code` is `ok` or the code of an error."""
+    def answered(
+        self,
+        model: str,
+        code: str,
+        timing_ms: Timing | None = None,
+        versions: Iterable[VersionCounters] = (),
+        took_s: float = 0.0,
+    ) -> None:
+        """Count one answer of these versions after `took_s` seconds. `code` is `ok` or the code of an error."""
         self._requests.labels(model, code).inc()
+        for one in versions:
+            if timing_ms is None:
+                one.failed += 1
+                one.failed_s += took_s
+            else:
+                one.last_s = time.time()
+                one.answered += 1
+                one.decode_ms += timing_ms.decode
+                one.queue_ms += timing_ms.queue
+                one.inference_ms += timing_ms.inference
+                one.total_ms += timing_ms.total
         if timing_ms is not None:
             if model not in self._stages_of:
                 self._stages_of[model] = [self._stages.labels(model, stage) for stage in _STAGES]
@@ -145,6 +184,15 @@ class Metrics:
             inference.observe(timing_ms.inference / 1000)
             total.observe(timing_ms.total / 1000)
 
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Count the TopfiveError that the block ends with, of a request that no model sees."""
+        try:
+            yield
+        except TopfiveError as error:
+            self.answered(UNKNOWN, error.code)
+            raise
+
     def retried(self, code: str) -> None:
         """Count one call that a gateway repeats because of the error `code`."""
         self._retries.labels(code).inc()
@@ -153,14 +201,14 @@ class Metrics:
         """Read `gauges` at each scrape. `labels` are their label names; `model` if none is given."""
         self._gauges.append((gauges, labels or ("model",)))
 
-    def for_model(self, model: str) -> "ModelMetrics":
-        """The metrics for the batcher of `model`."""
-        return ModelMetrics(self, model)
+    def for_model(self, model: str, version: int) -> "ModelMetrics":
+        """The metrics for the batcher of that version of `model`."""
+        return ModelMetrics(self, self.versions.setdefault((model, version), VersionCounters(model, version)))
 
     def page(self) -> Collector:
         """A collector over all metrics. It reads the gauges now, and counters and histograms when it is written."""
         gauges = [family for read, labels in self._gauges for family in _families(read(), labels)]
-        return _Page(self._registry, gauges)
+        return _Page(self._registry, [*gauges, *_version_families(self.versions.values())])
 
     async def scrape(self) -> bytes:
         """All metrics in the text format of Prometheus, written on a thread."""
@@ -190,10 +238,21 @@ def _families(
     return families.values()
 
 
-class ModelMetrics:
-    """`BatchMetrics` of one model."""
+def _version_families(versions: Iterable[VersionCounters]) -> Iterable[Metric]:
+    """The metric families `nv_inference_*`. They have no type: that of a counter would end their names with _total."""
+    reports = [one.report() for one in versions]
+    for name, (meaning, value) in _OF_VERSIONS.items():
+        family = Metric(f"nv_inference_{name}", f"{meaning}, since the start", "unknown")
+        for report in reports:
+            family.add_sample(family.name, {"model": report.name, "version": report.version}, value(report))
+        yield family
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+
+class ModelMetrics:
+    """`BatchMetrics` of one version of a model."""
+
+    def __init__(self, metrics: Metrics, counters: VersionCounters) -> None:
+        self.counters, model = counters, counters.model
         self._items = {outcome: metrics.items.labels(model, outcome.value) for outcome in ItemOutcome}
         self._slo = {outcome: metrics.slo.labels(model, outcome.value) for outcome in SloOutcome}
         self._sizes = metrics.sizes.labels(model)
@@ -202,6 +261,8 @@ class ModelMetrics:
 
     def item_ended(self, outcome: ItemOutcome) -> None:
         self._items[outcome].inc()
+        if outcome is ItemOutcome.OK:
+            self.counters.inputs += 1
 
     def slo_ended(self, outcome: SloOutcome, count: int) -> None:
         self._slo[outcome].inc(count)
@@ -211,5 +272,8 @@ class ModelMetrics:
         for wait_s in queued_s:
             self._queued.observe(wait_s)
 
-    def batch_ended(self, run_s: float) -> None:
+    def batch_ended(self, run_s: float, size: int, failed: bool) -> None:
         self._runs.observe(run_s)
+        if not failed:
+            count, seconds = self.counters.batches.get(size, (0, 0.0))
+            self.counters.batches[size] = count + 1, seconds + run_s

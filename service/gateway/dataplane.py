@@ -5,18 +5,20 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from models.labels import Label
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.clock import Clock
-from service.common.errors import BadRequest, ShuttingDown, TopfiveError
+from service.common.errors import BadRequest, ShuttingDown, TopfiveError, Unimplemented
 from service.common.logs import ANSWERS
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList, ModelVersion
 from service.common.request_id import current_request_id
-from service.common.types import DEFAULT_CROPS, ENSEMBLE, ENSEMBLE_PREFIX, TEN_CROPS, Classification
+from service.common.statistics import ModelStatistics
+from service.common.types import DEFAULT_CROPS, ENSEMBLE, ENSEMBLE_PREFIX, TEN_CROPS, Classification, Timing
 from service.gateway import converters
 from service.gateway.replicas import ReplicaClient
 from service.inference.comparison import Comparison
-from service.inference.dataplane import ClassifyOptions
+from service.inference.dataplane import ClassifyOptions, Images, Inference
 
 log = logging.getLogger(ANSWERS)
 
@@ -30,12 +32,16 @@ class GatewayDataPlane:
     has the same id. `timeout_s` bounds requests that have no deadline of their own.
     """
 
+    extensions = ()
+
     def __init__(self, replicas: ReplicaClient, clock: Clock, metrics: Metrics, timeout_s: float) -> None:
         self._replicas = replicas
         self._clock = clock
         self._metrics = metrics
         self._timeout_s = timeout_s
         self._stopping = False
+        self._labels: dict[tuple[str, str], Sequence[Label]] = {}
+        """The classes of each version of a model that has answered `infer`."""
 
     def check_capacity(self, model: str | None, crops: int, version: int | None = None) -> None:
         """A gateway refuses nothing for want of capacity: its replicas do."""
@@ -75,6 +81,27 @@ class GatewayDataPlane:
             elif isinstance(row.result, TopfiveError):
                 self._metrics.answered(_label(row.model), row.result.code)
         return comparison
+
+    async def infer(self, images: Images, model: str, version: int | None, deadline: float) -> Inference:
+        started = self._clock.now()
+        with self._counted(_label(model)):
+            request = converters.infer_request(images, model, version, current_request_id.get())
+            reply = await self._replicas.call("ModelInfer", request, deadline)
+            key = reply.model_name, reply.model_version
+            if key not in self._labels:  # of one image: a server has read it already
+                request = converters.labels_request(images[:1], *key)
+                self._labels[key] = converters.labels(await self._replicas.call("ModelInfer", request, deadline))
+        took = Timing(0.0, 0.0, 0.0, (self._clock.now() - started) * 1000)
+        self._metrics.answered(reply.model_name, "ok", took)
+        return converters.inference(reply, self._labels[key], took)
+
+    async def statistics(
+        self,
+        model: str | None,  # noqa: ARG002
+        version: int | None,  # noqa: ARG002
+    ) -> Sequence[ModelStatistics]:
+        """A gateway has none: each replica has its own."""
+        raise Unimplemented("a gateway has no statistics of models; ask its inference servers")
 
     async def models(self) -> ModelList:
         reply = await self._replicas.call("ListModels", pb.ListModelsRequest(), self._deadline())

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from proto.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierStub
 from service.common.clock import Clock
@@ -129,7 +130,7 @@ class ReplicaClient:
         self._resolve_every_s = resolve_every_s
         self._found: dict[Target, Collection[Target]] = {}
         self._addresses: set[Target] = set()
-        self._stub: Any = None
+        self._methods: dict[str, Any] = {}
         self._resolving: list[asyncio.Task[None]] = []
         self._watching: list[asyncio.Task[None]] = []  # a task for each channel that is not closed; the last is in use
         self._serving = False
@@ -201,9 +202,7 @@ class ReplicaClient:
 
     async def _send(self, method: str, request: Message, deadline: float) -> Any:
         timeout_s = deadline - self._clock.now()
-        call = getattr(self._stub, method)(
-            request, timeout=timeout_s, wait_for_ready=True, metadata=self._access.metadata
-        )
+        call = self._methods[method](request, timeout=timeout_s, wait_for_ready=True, metadata=self._access.metadata)
         try:
             return await call
         except grpc.aio.AioRpcError as error:
@@ -240,7 +239,8 @@ class ReplicaClient:
         for task in self._watching[-1:]:
             task.cancel()
         channel = self._access.channel(_uri(addresses), self._targets[0])
-        self._stub = ClassifierStub(channel)  # type: ignore[no-untyped-call]
+        stubs = ClassifierStub(channel), GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._methods = {name: method for stub in stubs for name, method in vars(stub).items()}
         self._watching = [task for task in self._watching if not task.done()]
         self._watching.append(asyncio.create_task(self._watch(channel)))
 

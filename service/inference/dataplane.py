@@ -4,9 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from models.labels import Label
 from service.common.model_info import ModelDetail, ModelLayers, ModelList, ModelVersion
-from service.common.types import DEFAULT_CROPS, Classification
+from service.common.statistics import ModelStatistics
+from service.common.types import DEFAULT_CROPS, Classification, Probabilities, Samples, Timing
 from service.inference.comparison import Comparison
+
+Images = Sequence[bytes] | Samples
+"""Image files, or images that are resized and cropped already: uint8 [N, S, S, 3], RGB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +29,29 @@ class ClassifyOptions:
     version: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """The probabilities [N, C] of N images, in their order, and the version of the model that gave them.
+
+    `labels` are its C classes.
+    """
+
+    probabilities: Probabilities
+    labels: Sequence[Label]
+    model: str
+    version: int
+    timing_ms: Timing
+
+
 class DataPlane(Protocol):
     """Classifies images and describes models, in this process or by calls to inference servers.
 
     Each method raises a TopfiveError of `service.common.errors`.
     """
+
+    @property
+    def extensions(self) -> Sequence[str]:
+        """Extensions of the Open Inference Protocol that this data plane has, and others have not."""
 
     def check_capacity(self, model: str | None, crops: int, version: int | None = None) -> None:
         """Raise the error that `classify` would raise now for want of capacity. It is cheap, and reserves nothing."""
@@ -41,6 +64,19 @@ class DataPlane(Protocol):
 
     async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:
         """The answers of several models to one image file; of all loaded ones if `models` is empty."""
+
+    async def infer(self, images: Images, model: str, version: int | None, deadline: float) -> Inference:
+        """The probabilities of all classes for each image, by a model that is no ensemble; all images or an error.
+
+        They wait and run in batches with those of other requests; a batch may be smaller than the request. `version` is
+        that of the model, None leaves it to the server. `deadline` is as in `ClassifyOptions`.
+        """
+
+    async def statistics(self, model: str | None, version: int | None) -> Sequence[ModelStatistics]:
+        """What each version of the model has done since the start; None means all models, and all versions.
+
+        Raises ModelNotFound if it was never loaded.
+        """
 
     async def models(self) -> ModelList:
         """All models: loaded, exported, or not exported yet. Raises NotReady before a default is known."""

@@ -2,27 +2,32 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, closing
+from typing import TypeVar
 
 from models.artifact.artifact import LABELS
 from service.batching.queue import Admission
 from service.common.clock import Clock, timeout_at
-from service.common.errors import BadImage, BadRequest, NotReady, TooLarge, TopfiveError
+from service.common.errors import BadImage, BadRequest, ModelNotFound, NotReady, TooLarge, TopfiveError
 from service.common.logs import ANSWERS
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList, ModelVersion
 from service.common.request_id import current_request_id
+from service.common.statistics import ModelStatistics
 from service.common.tasks import together
 from service.common.types import DEFAULT_CROPS, ENSEMBLE, ENSEMBLE_PREFIX, TEN_CROPS, Classification, Timing
+from service.inference.batches import infer
 from service.inference.comparison import Comparison, ComparisonRow, ComparisonTiming, compared
-from service.inference.dataplane import ClassifyOptions
+from service.inference.dataplane import ClassifyOptions, Images, Inference
 from service.inference.ensemble import Ensembles, ServedModel, canonical, mean, stripped
 from service.inference.topk import resolve_top_k, top_k
 from service.preprocessing.preprocessor import Preprocessor, RequestImage, joined
 from service.repository.loaded_model import Lease
 from service.repository.model_info import model_detail, model_layers
 from service.repository.repository import Repository
+
+A = TypeVar("A", Classification, Inference)
 
 log = logging.getLogger(ANSWERS)
 
@@ -33,6 +38,8 @@ MAX_INPUTS = 640
 
 class LocalDataPlane:
     """Classifies images with the models of a repository. Counts every request once, whatever its outcome."""
+
+    extensions = ("statistics",)
 
     def __init__(self, repository: Repository, preprocessor: Preprocessor, *, clock: Clock, metrics: Metrics) -> None:
         self.repository = repository
@@ -57,7 +64,19 @@ class LocalDataPlane:
     async def classify(self, image: bytes, model: str | None, options: ClassifyOptions) -> Classification:
         name = model or ""
         with closing(RequestImage(self._preprocessor, image, options.crops)) as request_image, Lease() as lease:
-            return await self._counted(request_image, name, options, lease)
+            return await self._counted(
+                name,
+                options.version,
+                options.deadline,
+                lease,
+                lambda found: self._answer(found, request_image, options),
+            )
+
+    async def infer(self, images: Images, model: str, version: int | None, deadline: float) -> Inference:
+        with Lease() as lease:
+            return await self._counted(
+                model, version, deadline, lease, lambda found: infer(self._preprocessor, found, images, deadline)
+            )
 
     async def compare(self, image: bytes, models: Sequence[str], options: ClassifyOptions) -> Comparison:
         """The answers of several models to one image file, which is decoded once for all that are loaded.
@@ -110,6 +129,18 @@ class LocalDataPlane:
 
     async def unload(self, name: str) -> None:
         await self.repository.unload(name)
+
+    async def statistics(self, model: str | None, version: int | None) -> Sequence[ModelStatistics]:
+        name = model and self.repository.canonical(model)
+        found = [
+            one
+            for one in self.metrics.versions.values()
+            if name in (None, one.model) and version in (None, one.version)
+        ]
+        if name is not None and not found:
+            raise ModelNotFound(f"requested model {name!r} is not available: no such version of it was loaded")
+        loaded = [self.repository.loaded_model(one.model, one.version) for one in found]
+        return [one.report(model.memory_usage if model else ()) for one, model in zip(found, loaded, strict=True)]
 
     async def _list_models(self) -> ModelList:
         default = self.repository.default
@@ -178,32 +209,42 @@ class LocalDataPlane:
         with lease:
             lease.end_wait()
             try:
-                answer = await self._counted(image, name, options, lease)
+                answer = await self._counted(
+                    name, options.version, options.deadline, lease, lambda found: self._answer(found, image, options)
+                )
             except Exception as error:  # the other models still answer
                 return ComparisonRow(name, error), ""
             return ComparisonRow(name, answer), lease.models[0].artifact.manifest.files[LABELS]
 
-    async def _counted(self, image: RequestImage, name: str, options: ClassifyOptions, lease: Lease) -> Classification:
-        """The answer of the model of that name. The request is counted, whatever its outcome."""
+    async def _counted(
+        self,
+        name: str,
+        version: int | None,
+        deadline: float,
+        lease: Lease,
+        answer: Callable[[ServedModel], Awaitable[A]],
+    ) -> A:
+        """The answer of that version of the model. The request is counted, whatever its outcome."""
         known = lease.models[0].metrics_label if lease.models else UNKNOWN
         label = ENSEMBLE if name.startswith(ENSEMBLE_PREFIX) else known
+        began, code, timing_ms = self.clock.now(), "internal", None
         try:
-            with timeout_at(options.deadline, self.clock):
-                model = await self.served(name, lease, options.version)
+            with timeout_at(deadline, self.clock):
+                model = await self.served(name, lease, version)
                 label = model.metrics_label
-                answer = await self._answer(model, image, options)
+                answered = await answer(model)
+            code, timing_ms = "ok", answered.timing_ms
         except TopfiveError as error:
-            self.metrics.answered(label, error.code)
+            code = error.code
             raise
         except asyncio.CancelledError:
-            self.metrics.answered(label, "cancelled")
+            code = "cancelled"
             raise
-        except Exception:
-            self.metrics.answered(label, "internal")
-            raise
-        self.metrics.answered(label, "ok", answer.timing_ms)
-        log.info("%s: %s in %.1f ms", current_request_id.get(), answer.model.name, answer.timing_ms.total)
-        return answer
+        finally:
+            versions = {one.counters for one in lease.models}
+            self.metrics.answered(label, code, timing_ms, versions, self.clock.now() - began)
+        log.info("%s: %s in %.1f ms", current_request_id.get(), model.name, timing_ms.total)
+        return answered
 
     async def _answer(self, model: ServedModel, image: RequestImage, options: ClassifyOptions) -> Classification:
         started = self.clock.now()

@@ -18,9 +18,10 @@ from service.batching.fair_scheduler import FairScheduler
 from service.common.clock import Clock, timeout_at
 from service.common.errors import EngineError
 from service.common.metrics import BatchMetrics, LatencyRecord
+from service.common.statistics import MemoryUsage
 from service.common.thread_pool import ThreadPool
 from service.common.types import BatchLimits, EngineInfo, ModelCard, Probabilities, Sample
-from service.engines.base import CardLostError
+from service.engines.base import CPU, CardLostError
 from service.engines.selection.opening import OpenedEngine
 from service.repository.stuck_batches import StuckBatch
 
@@ -94,7 +95,7 @@ class LoadedModel:
         self._engine = opened.engine
         self.engine_info: EngineInfo = self._engine.describe()
         self.warnings = warnings_of(artifact.manifest)
-        self.latency = LatencyRecord()
+        self.latency, self.counters = LatencyRecord(), metrics.counters
         manifest = artifact.manifest
         self._card = partial(
             ModelCard,
@@ -170,6 +171,12 @@ class LoadedModel:
     def card(self) -> ModelCard:
         """The model, with the latency measured so far."""
         return self._card(latency_ms=self.latency.snapshot())
+
+    @property
+    def memory_usage(self) -> tuple[MemoryUsage]:
+        """What it holds on its device."""
+        kind, _, number = self.device.partition(":")
+        return (MemoryUsage("CPU" if kind == CPU else "GPU", int(number or 0), self.memory_bytes),)
 
     @property
     def gauges(self) -> dict[str, float]:

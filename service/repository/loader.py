@@ -195,7 +195,7 @@ class ModelLoader:
             opened,
             limits=self._limits(opened.engine),
             clock=self._clock,
-            metrics=self._metrics.for_model(name),
+            metrics=self._metrics.for_model(name, artifact.version),
             on_health=self._on_change,
             scheduler=there.slots,
         )

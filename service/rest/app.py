@@ -20,6 +20,7 @@ from service.rest import endpoints, errors
 from service.rest.image_request import ImageReader
 from service.rest.key_middleware import KeyMiddleware
 from service.rest.proxies import ProxyHeaders
+from service.rest.v2 import V2Endpoints
 
 _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
 
@@ -41,7 +42,9 @@ def create_app(
     for router in (documented, endpoints.models(data_plane), endpoints.health(data_plane, metrics)):
         fastapi.include_router(router)
     errors.install(fastapi)
-    app: ASGIApp = endpoints.DirectEndpoints({**direct, ("GET", "/openapi.json"): _Document(fastapi)}, fastapi)
+    app: ASGIApp = endpoints.DirectEndpoints(
+        {**direct, ("GET", "/openapi.json"): _Document(fastapi)}, {"v2": V2Endpoints(data_plane, reader)}, fastapi
+    )
     if keys is not None:
         app = KeyMiddleware(app, keys, access.public_metrics)
     return _with_access(errors.RequestContext(app), access)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -62,17 +62,20 @@ _Timeout = Annotated[_Seconds | SkipJsonSchema[None], Header(description="Second
 class DirectEndpoints:
     """ASGI application: `endpoints` answer their methods and paths, `app` everything else.
 
-    The layers of FastAPI would cost more CPU time than all the rest of a request with an image.
+    But `protocols` answer the paths that begin with their names. The layers of FastAPI would cost more CPU time than
+    all the rest of a request with an image.
     """
 
-    def __init__(self, endpoints: Endpoints, app: ASGIApp) -> None:
+    def __init__(self, endpoints: Endpoints, protocols: Mapping[str, ASGIApp], app: ASGIApp) -> None:
         self._endpoints = endpoints
+        self._protocols = protocols
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._endpoints.get((scope.get("method", ""), scope["path"].removeprefix(scope["root_path"])))
+        path: str = scope["path"].removeprefix(scope["root_path"])
+        endpoint = self._endpoints.get((scope.get("method", ""), path))
         if endpoint is None:
-            await self._app(scope, receive, send)
+            await self._protocols.get(path[1:].partition("/")[0], self._app)(scope, receive, send)
             return
         response = await endpoint(Request(scope, receive))
         await response(scope, receive, send)

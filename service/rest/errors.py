@@ -1,8 +1,10 @@
 """Converts errors to problem details (RFC 9457), and gives each request an id."""
 
 import asyncio
+import json
 import logging
 import math
+from collections.abc import Callable
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -27,6 +29,9 @@ from service.rest.image_request import usage
 from service.rest.schemas import Problem, RowProblem, to_json
 
 log = logging.getLogger(__name__)
+
+Write = Callable[[Problem], tuple[bytes, str]]
+"""Gives the body of an error and its media type."""
 
 REQUEST_ID = "X-Request-Id"
 DISCONNECTED = "disconnected"
@@ -73,7 +78,8 @@ class RequestContext:
             if gone.done() or isinstance(error, ClientDisconnect):
                 log.info("%s: the client left", identity)
             else:
-                response = respond(error, identity)
+                path = scope["path"].removeprefix(scope.get("root_path", ""))
+                response = respond(error, identity, write=_writer(path))
                 if not started:
                     await response(scope, receive, send_with_id)
         finally:
@@ -90,10 +96,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
 
 
-def respond(error: BaseException, identity: str, log_level: int | None = None) -> Response:
+def respond(error: BaseException, identity: str, log_level: int | None = None, write: Write | None = None) -> Response:
     """The response to a request that ended in `error`, which is also logged, at the level of its code by default.
 
-    Only the server itself cancels a request whose client has not left: at the end of its drain limit.
+    `write` gives the shape of the body; without it that is problem details. Only the server itself cancels a request
+    whose client has not left: at the end of its drain limit.
     """
     if isinstance(error, asyncio.CancelledError):
         error = ShuttingDown()
@@ -112,7 +119,7 @@ def respond(error: BaseException, identity: str, log_level: int | None = None) -
         headers["WWW-Authenticate"] = 'Bearer realm="topfive"'
     elif isinstance(error, UnsupportedMediaType):
         headers["Accept-Encoding"] = "identity"  # RFC 9110, 12.5.3
-    return _response(problem, headers)
+    return _response(problem, headers, write or _problem)
 
 
 def row_problem(result: object, identity: str) -> RowProblem | None:
@@ -154,8 +161,22 @@ async def _http_error(request: Request, error: Exception) -> Response:
         detail=detail,
         request_id=request.state.request_id,
     )
-    return _response(problem, headers)
+    return _response(problem, headers, _problem)
 
 
-def _response(problem: Problem, headers: dict[str, str]) -> Response:
-    return Response(to_json(problem), problem.status, headers, media_type="application/problem+json")
+def _problem(problem: Problem) -> tuple[bytes, str]:
+    return to_json(problem), "application/problem+json"
+
+
+def _protocol_error(problem: Problem) -> tuple[bytes, str]:
+    return json.dumps({"error": problem.detail}).encode(), "application/json"
+
+
+def _writer(path: str) -> Write:
+    """What writes the errors of that path: each protocol has its own shape of them."""
+    return _protocol_error if f"{path}/".startswith("/v2/") else _problem
+
+
+def _response(problem: Problem, headers: dict[str, str], write: Write) -> Response:
+    content, media_type = write(problem)
+    return Response(content, problem.status, headers, media_type=media_type)

@@ -2,7 +2,7 @@
 
 import math
 from codecs import getincrementaldecoder
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -39,6 +39,8 @@ _HEAD_BYTES = 64  # enough for a zero byte or a byte that is not UTF-8 in an ima
 Take = Callable[[int], None]
 """Called with the size of each chunk. Raises Overloaded if the byte budget is used up."""
 
+ReadContent = Callable[[Request, ImageLimits, Take], Awaitable[bytes]]
+
 _TIMEOUT = "X-Request-Timeout"
 
 _IMAGE = {"type": "string", "format": "binary", "description": f"One of {', '.join(FORMATS)}"}
@@ -63,7 +65,7 @@ BODY = {
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """A request that is read: the bytes of its image, and how to classify it."""
+    """A request that is read: the bytes of its image, or of its whole body, and how to classify it."""
 
     image: bytes
     options: ClassifyOptions
@@ -93,15 +95,27 @@ class ImageReader:
         client: tuple[str, int] | None = request.scope.get("client")
         return self.budget.share(client[0] if client else None)
 
-    async def read(self, request: Request, query: ImageQuery, take: Take, version: int | None = None) -> ImageRequest:
+    async def read(
+        self,
+        request: Request,
+        query: ImageQuery,
+        take: Take,
+        version: int | None = None,
+        content: ReadContent | None = None,
+    ) -> ImageRequest:
         """The request with these parameters, for that version of its model.
 
-        A refused request is counted, and its TopfiveError raised.
+        `content` reads the body; without it that is `read_image`. A refused request is counted, and its TopfiveError
+        raised.
         """
+        encoding = request.headers.get("content-encoding", "")
         try:
+            if encoding.lower() not in ("", "identity"):
+                named = f"Content-Encoding is {encoding[:_LONGEST_NAME]!r}"
+                raise UnsupportedMediaType(f"{named}, which this server does not decode; send the body without it")
             deadline = self.clock.now() + requested_timeout(request.headers.get(_TIMEOUT), self.timeout_s)
             with timeout_at(deadline, self.clock):
-                image = await read_image(request, self.limits, take)
+                image = await (content or read_image)(request, self.limits, take)
         except TopfiveError as error:
             self.metrics.answered(UNKNOWN, error.code)  # the data plane never sees, so never counts, this one
             raise
@@ -155,13 +169,8 @@ async def drop_small_body(request: Request) -> None:
 async def read_image(request: Request, limits: ImageLimits, take: Take) -> bytes:
     """The bytes of the image. `take` is called with the size of each chunk.
 
-    Raises BadRequest if there is no image, UnsupportedMediaType if the body is compressed, TooLarge as soon as a limit
-    is exceeded, and the errors of `take`.
+    Raises BadRequest if there is no image, TooLarge as soon as a limit is exceeded, and the errors of `take`.
     """
-    encoding = request.headers.get("content-encoding", "")
-    if encoding.lower() not in ("", "identity"):
-        named = f"Content-Encoding is {encoding[:_LONGEST_NAME]!r}"
-        raise UnsupportedMediaType(f"{named}, which this server does not decode; send the body without it")
     kind, parameters = parse_options_header(request.headers.get("content-type", ""))
     if kind == "multipart/form-data":
         try:
@@ -178,6 +187,14 @@ async def read_image(request: Request, limits: ImageLimits, take: Take) -> bytes
         return content.getvalue()
     got = f"content type {kind}" if kind else "no content type"
     raise BadRequest(f"there is no image in the request ({got}); {usage(request)}")
+
+
+async def read_body(request: Request, limits: ImageLimits, take: Take) -> bytes:
+    """The whole body, which may have fields around the largest image. Raises TooLarge and the errors of `take`."""
+    content = BytesIO()
+    async for chunk in _chunks(request, limits, _ENVELOPE_BYTES, take):
+        content.write(chunk)
+    return content.getvalue()
 
 
 def usage(request: Request) -> str:

@@ -1,14 +1,17 @@
 """Checks the API keys of REST requests. It is installed only if keys are configured."""
 
+import re
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.common import api_keys
 
-_FREE = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
+_FREE = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready"})
 _FREE_FILES = "/static-offline-docs/"
 _METRICS = "/metrics"
-_INFERENCE = frozenset({"/predict", "/compare"})
+_INFERENCE = re.compile(r"/(predict|compare|v2/models/[^/]+(/versions/[^/]+)?(/(infer|ready|config))?)")
+_STATISTICS = "/v2/models/stats"
 
 
 class KeyMiddleware:
@@ -27,7 +30,8 @@ class KeyMiddleware:
         if scope["type"] != "http" or path in self._free or path.startswith(_FREE_FILES):
             await self._app(scope, receive, send)
             return
-        wanted = api_keys.Scope.INFERENCE if path in _INFERENCE else api_keys.Scope.MANAGEMENT
+        inference = path != _STATISTICS and _INFERENCE.fullmatch(path)
+        wanted = api_keys.Scope.INFERENCE if inference else api_keys.Scope.MANAGEMENT
         client = self._keys.client(Headers(scope=scope), wanted)
         with client.admitted():  # whose share of memory counts by its key, not by the address of a proxy
             await self._app({**scope, "client": (client.key.name, 0)}, receive, send)

@@ -9,11 +9,18 @@ from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.api_keys import ApiKeys, Scope, current_client
 from service.common.errors import TopfiveError
 from service.common.request_id import begin_request
+from service.rpc import v2
 from service.rpc.errors import Context, abort
 
 _FREE = "/grpc.health.v1.Health/"
+_FREE_METHODS = frozenset(f"/{v2.SERVICE}/{method}" for method in ("ServerLive", "ServerReady", "ServerMetadata"))
 _SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
-_INFERENCE = frozenset(f"/{_SERVICE}/{method}" for method in ("Classify", "ClassifyStream", "Compare"))
+_INFERENCE = frozenset(
+    (
+        *(f"/{_SERVICE}/{method}" for method in ("Classify", "ClassifyStream", "Compare")),
+        *(f"/{v2.SERVICE}/{method}" for method in ("ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig")),
+    )
+)
 
 
 class KeyInterceptor(grpc.aio.ServerInterceptor):
@@ -23,7 +30,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         self._keys = keys
 
     async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
-        if not details.method.startswith(_FREE):
+        if not (details.method.startswith(_FREE) or details.method in _FREE_METHODS):
             scope = Scope.INFERENCE if details.method in _INFERENCE else Scope.MANAGEMENT
             try:
                 current_client.set(self._keys.client(dict(details.invocation_metadata), scope))

@@ -8,14 +8,19 @@ from weakref import WeakValueDictionary
 
 import grpc
 
+from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.api_keys import admitted, current_client
 from service.common.errors import BadRequest, DeadlineExceeded
 from service.common.request_id import begin_request, current_request_id
 from service.common.upload_budget import UploadBudget
+from service.rpc import v2
 from service.rpc.errors import Context, abort
 
 _MAX_WAITING = 1024  # calls whose message is not read yet; gRPC holds up to 256 KiB of each
 _READ_TIMEOUT_S = 20.0  # for a place and the whole message
+
+# The services that read images share their places: memory does not grow with their number.
+_SHARED = {f"/{v2.SERVICE}": f"/{pb.DESCRIPTOR.services_by_name['Classifier'].full_name}"}
 
 _Answer = Callable[[Any, Context], Awaitable[Any]]
 
@@ -41,6 +46,7 @@ class MessageLimit(grpc.aio.ServerInterceptor):
         if handler is None or (handler.response_streaming and not handler.request_streaming):
             return handler
         service = details.method.rpartition("/")[0]
+        service = _SHARED.get(service, service)
         kind, answer = (
             (grpc.stream_stream_rpc_method_handler, _streamed(handler.stream_stream, self._streaming[service]))
             if handler.stream_stream

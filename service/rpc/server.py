@@ -1,20 +1,27 @@
-"""The gRPC server: the servicer, `grpc.health.v1` with Watch, and reflection."""
+"""The gRPC server: the servicers, `grpc.health.v1` with Watch, and reflection."""
 
 import asyncio
 import resource
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from proto.inference import grpc_service_pb2
+from proto.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1 import classifier_pb2_grpc
 from service.common.api_keys import ApiKeys
 from service.common.tls import ServerTls
+from service.inference.dataplane import DataPlane
+from service.rpc import v2
+from service.rpc.in_flight import RequestsInFlight
 from service.rpc.key_interceptor import KeyInterceptor
 from service.rpc.message_limit import MessageLimit
 from service.rpc.servicer import Servicer
+from service.rpc.v2 import InferenceServicer
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 
@@ -73,23 +80,26 @@ class RpcServer:
 
     def __init__(
         self,
-        servicer: Servicer,
+        data_plane: DataPlane,
+        in_flight: RequestsInFlight,
         host: str,
         port: int,
         limits: RpcLimits,
         keys: ApiKeys | None = None,
         tls: ServerTls | None = None,
     ) -> None:
-        self._servicer = servicer
+        self._in_flight = in_flight
         limit = MessageLimit(max(1, limits.max_read_bytes // limits.max_message_bytes))
         self._server = grpc.aio.server(
             interceptors=[*([KeyInterceptor(keys)] if keys else []), limit], options=limits.options
         )
         self._health = health.aio.HealthServicer()
-        classifier_pb2_grpc.add_ClassifierServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        classifier, inference = Servicer(data_plane, in_flight), InferenceServicer(data_plane, in_flight)
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, self._server)  # type: ignore[no-untyped-call]
+        add_GRPCInferenceServiceServicer_to_server(inference, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        names = (SERVICE, v2.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server, _descriptors())
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             self.port: int = self._listen(address, tls)
@@ -119,12 +129,20 @@ class RpcServer:
     async def set_serving(self, serving: bool) -> None:
         values = health_pb2.HealthCheckResponse
         status = values.SERVING if serving else values.NOT_SERVING
-        for name in (health.OVERALL_HEALTH, SERVICE):
+        for name in (health.OVERALL_HEALTH, SERVICE, v2.SERVICE):
             await self._health.set(name, status)
 
     async def stop(self, over: asyncio.Task[None]) -> None:
         """Refuse new images, answer accepted ones until `over`, then end every call, also of health watchers."""
-        self._servicer.close()
-        while self._servicer.owed and not over.done():
+        self._in_flight.close()
+        while self._in_flight.owed and not over.done():
             await asyncio.wait({over}, timeout=0.02)
         await self._server.stop(_FLUSH_S)
+
+
+def _descriptors() -> DescriptorPool:
+    """The contracts of all services in one pool, for reflection: that of the inference protocol is in another."""
+    pool = DescriptorPool()
+    for contract in (pb, grpc_service_pb2, health_pb2, reflection_pb2):
+        pool.AddSerializedFile(contract.DESCRIPTOR.serialized_pb)
+    return pool

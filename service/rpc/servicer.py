@@ -1,21 +1,17 @@
 """The gRPC calls: each reads its message, calls the data plane, and answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
 from service.common.api_keys import admitted
-from service.common.clock import Clock
-from service.common.errors import ShuttingDown, TopfiveError
-from service.common.metrics import UNKNOWN, Metrics
 from service.common.request_id import begin_request
-from service.common.types import DEFAULT_CROPS, ImageLimits, check_size
-from service.common.upload_budget import UploadBudget
+from service.common.types import DEFAULT_CROPS
 from service.inference.dataplane import ClassifyOptions, DataPlane
 from service.rpc import converters
 from service.rpc.errors import Context, describe
+from service.rpc.in_flight import RequestsInFlight
 
 _STREAM_WINDOW = 32  # images of one stream in flight; the client is slowed down beyond that
 
@@ -26,36 +22,12 @@ class Servicer(ClassifierServicer):
     Unary methods raise their errors, with which `MessageLimit` ends the call.
     """
 
-    def __init__(
-        self,
-        data_plane: DataPlane,
-        *,
-        limits: ImageLimits,
-        budget: UploadBudget,
-        timeout_s: float,
-        clock: Clock,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, data_plane: DataPlane, in_flight: RequestsInFlight) -> None:
         self._data_plane = data_plane
-        self._limits = limits
-        self._metrics = metrics
-        self._budget = budget
-        self._timeout_s = timeout_s
-        self._clock = clock
-        self._owed = 0
-        self._closing = False
-
-    @property
-    def owed(self) -> int:
-        """Images accepted and not answered yet."""
-        return self._owed
-
-    def close(self) -> None:
-        """Refuse every image from now on; those accepted are still answered."""
-        self._closing = True
+        self._in_flight = in_flight
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyReply:
-        return await self._classify(request, begin_request(request.request_id), self._deadline(context))
+        return await self._classify(request, begin_request(request.request_id), self._in_flight.deadline(context))
 
     async def ClassifyStream(
         self, requests: AsyncIterator[pb.ClassifyRequest], context: Context
@@ -68,7 +40,7 @@ class Servicer(ClassifierServicer):
         async def read() -> None:
             async for request in requests:
                 await window.acquire()
-                task = asyncio.create_task(self._reply(request, self._deadline(context)))
+                task = asyncio.create_task(self._reply(request, self._in_flight.deadline(context)))
                 running.add(task)
                 task.add_done_callback(running.discard)
                 replies.put_nowait(task)
@@ -88,8 +60,8 @@ class Servicer(ClassifierServicer):
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareReply:
         identity = begin_request(request.request_id)
         image = request.image  # each access of the field copies it
-        with self._accepted(len(image)):
-            options = _options(request, self._deadline(context))
+        with self._in_flight.accepted(len(image)):
+            options = _options(request, self._in_flight.deadline(context))
             comparison = await self._data_plane.compare(image, request.models, options)
         return converters.compare_reply(identity, comparison)
 
@@ -108,28 +80,10 @@ class Servicer(ClassifierServicer):
 
     async def _classify(self, request: pb.ClassifyRequest, identity: str, deadline: float) -> pb.ClassifyReply:
         image = request.image  # each access of the field copies it
-        with self._accepted(len(image)):
+        with self._in_flight.accepted(len(image)):
             options = _options(request, deadline, _version(request))
             answer = await self._data_plane.classify(image, request.model or None, options)
         return converters.classify_reply(identity, answer)
-
-    @contextmanager
-    def _accepted(self, size_bytes: int) -> Iterator[None]:
-        """Count an accepted image and its bytes. Counts and raises ShuttingDown, TooLarge or Overloaded."""
-        with self._budget.share() as take:
-            try:
-                if self._closing:
-                    raise ShuttingDown
-                check_size(size_bytes, self._limits)
-                take(size_bytes)
-            except TopfiveError as error:
-                self._metrics.answered(UNKNOWN, error.code)  # the data plane never sees, so never counts, this one
-                raise
-            self._owed += 1
-            try:
-                yield
-            finally:
-                self._owed -= 1
 
     async def _reply(self, request: pb.ClassifyRequest, deadline: float) -> pb.ClassifyStreamReply:
         """The answer to one image of a stream. An error ends only that image, not the stream."""
@@ -140,11 +94,6 @@ class Servicer(ClassifierServicer):
             return pb.ClassifyStreamReply(request_id=identity, reply=reply)
         except Exception as error:
             return pb.ClassifyStreamReply(request_id=identity, error=describe(error, identity))
-
-    def _deadline(self, context: Context) -> float:
-        """The caller's deadline, at most the server's timeout from now."""
-        left_s = context.time_remaining()
-        return self._clock.now() + min(self._timeout_s, self._timeout_s if left_s is None else left_s)
 
 
 def _version(request: pb.ClassifyRequest | pb.GetModelRequest | pb.GetLayersRequest) -> int | None:

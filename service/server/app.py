@@ -14,8 +14,8 @@ from service.repository.watch import Watch
 from service.rest.app import create_app
 from service.rest.image_request import ImageReader
 from service.rest.server import RestServer, listen
+from service.rpc.in_flight import RequestsInFlight
 from service.rpc.server import RpcLimits, RpcServer
-from service.rpc.servicer import Servicer
 from service.server.data_plane import build_data_plane
 from service.server.process import DrainLimit, Fatal, drain, pre_stop, run_until_stopped
 from service.server.security import api_keys, server_tls
@@ -38,8 +38,7 @@ class Service:
         reader = ImageReader(settings.limits, budget, settings.timeout_s, data_plane.clock, data_plane.metrics)
         keys = api_keys(settings, data_plane.clock, data_plane.metrics)
         app = create_app(data_plane, reader, data_plane.metrics, settings.rest_access, keys)
-        servicer = Servicer(
-            data_plane,
+        in_flight = RequestsInFlight(
             limits=settings.limits,
             budget=budget,
             timeout_s=settings.timeout_s,
@@ -49,7 +48,9 @@ class Service:
         tls = server_tls(settings)
         self.rest = RestServer(app, listen(settings.host, settings.port), settings.keep_alive_s, tls)
         try:
-            self.rpc = RpcServer(servicer, settings.host, settings.grpc_port, _rpc_limits(settings), keys, tls)
+            self.rpc = RpcServer(
+                data_plane, in_flight, settings.host, settings.grpc_port, _rpc_limits(settings), keys, tls
+            )
         except OSError:
             self.rest.close()
             raise

@@ -34,10 +34,10 @@ class FaultyTally(Tally):
             raise ZeroDivisionError("a bug")
         super().batch_started(size, queued_s)
 
-    def batch_ended(self, run_s: float) -> None:
+    def batch_ended(self, run_s: float, size: int, failed: bool) -> None:
         if self.bug_in == "batch_ended":
             raise ZeroDivisionError("a bug")
-        super().batch_ended(run_s)
+        super().batch_ended(run_s, size, failed)
 
 
 class Bench:

@@ -13,6 +13,7 @@ from service.batching.batcher import BatcherState
 from service.common.errors import ModelNotFound, NotReady, ShuttingDown, TopfiveError
 from service.common.metrics import Metrics, ModelMetrics
 from service.common.model_info import ModelState
+from service.common.statistics import VersionCounters
 from service.engines.base import EngineUnavailableError
 from service.repository.loaded_model import LoadedModel
 from service.repository.model_info import model_detail, model_layers
@@ -257,8 +258,8 @@ async def test_a_broken_queue_is_not_alive(exported: Path) -> None:
             raise ZeroDivisionError("a bug")
 
     class FaultyMetrics(Metrics):
-        def for_model(self, model: str) -> ModelMetrics:
-            return FaultyModelMetrics(self, model)
+        def for_model(self, model: str, version: int) -> ModelMetrics:
+            return FaultyModelMetrics(self, VersionCounters(model, version))
 
     async with host_of(exported, metrics=FaultyMetrics()) as host:
         await host.repository.start(["tiny"])

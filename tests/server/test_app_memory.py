@@ -16,6 +16,7 @@ from service.common.upload_budget import UploadBudget
 from service.rest.app import create_app
 from service.rest.image_request import ImageReader
 from service.rpc.errors import Context
+from service.rpc.in_flight import RequestsInFlight
 from service.rpc.servicer import Servicer
 from tests.conftest import noise, png
 from tests.serving import Running
@@ -92,7 +93,8 @@ async def test_refused(running: Running, way: str, name: str, model: str) -> Non
     app = create_app(
         data_plane, ImageReader(LIMITS, budget, 30.0, clock, metrics), metrics, RestAccess("", "", ["*"], [])
     )
-    servicer = Servicer(data_plane, limits=LIMITS, budget=budget, timeout_s=30.0, clock=clock, metrics=metrics)
+    in_flight = RequestsInFlight(limits=LIMITS, budget=budget, timeout_s=30.0, clock=clock, metrics=metrics)
+    servicer = Servicer(data_plane, in_flight)
 
     async def send() -> None:
         if way == "stream":

@@ -60,6 +60,27 @@ async def test_same_pages(running: Running, front: RunningGateway) -> None:
     assert len(names) > 10
 
 
+async def test_same_inference(running: Running, front: RunningGateway) -> None:
+    """The Open Inference Protocol says the same through a gateway, but for its extensions and the statistics."""
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [2, 32, 32, 3], "data": [9] * 3072 + [4] * 3072}
+    best = {"name": "probabilities", "parameters": {"classification": 3}}
+    path = "/v2/models/tiny/infer"
+    bodies: list[dict[str, Any]] = [{"inputs": [tensor]}, {"inputs": [tensor], "outputs": [best]}, {"inputs": []}]
+    for body in bodies:
+        replies = [await one.http.post(path, json=body) for one in (running, front)]
+        assert replies[0].json() == replies[1].json()
+        assert replies[0].status_code == replies[1].status_code
+    raw = {"Inference-Header-Content-Length": "0"}
+    for image in (png(7), b"bad"):
+        replies = [await one.http.post(path, content=image, headers=raw) for one in (running, front)]
+        assert replies[0].content == replies[1].content
+    for page in ("/v2/models/tiny", "/v2/models/tiny/config", "/v2/models/nobody", "/v2/models/tiny/versions/9"):
+        assert (await running.http.get(page)).json() == (await front.http.get(page)).json()
+    assert "statistics" not in (await front.http.get("/v2")).json()["extensions"]
+    assert (await front.http.get("/v2/models/stats")).status_code == 501
+    assert value(front.gateway.metrics, "topfive_requests_total", model="tiny", code="ok") or 0 >= 3
+
+
 async def test_one_id_in_both_logs(front: RunningGateway, caplog: pytest.LogCaptureFixture) -> None:
     """What an inference server logs of a request has the id that the gateway's reply has, also of several at once."""
     caplog.set_level("INFO", "service.rpc.errors")

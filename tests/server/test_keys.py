@@ -73,6 +73,34 @@ async def test_scopes(closed: Running, key: str | None, predict: int, models: in
         assert await rpc_code(closed, question, key) == codes[models]
 
 
+@pytest.mark.parametrize(
+    ("key", "infer", "statistics"), [(None, 401, 401), ("web", 200, 403), ("admin", 403, 200), ("all", 200, 200)]
+)
+async def test_scopes_of_the_inference_protocol(closed: Running, key: str | None, infer: int, statistics: int) -> None:
+    """A key for inference reads what its clients ask for, and no statistics; a refusal has the protocol's body."""
+    headers = bearer(key) if key else {}
+    metadata = tuple(headers.items())
+    status = {200: "OK", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED"}
+    raw = {"Inference-Header-Content-Length": "0"}
+    sent = await closed.http.post("/v2/models/tiny/infer", content=png(), headers=headers | raw)
+    asked = [
+        await closed.http.get(f"/v2/models/tiny{path}", headers=headers)
+        for path in ("", "/versions/1", "/config", "/ready")
+    ]
+    managed = [await closed.http.get(f"/v2/models/{path}stats", headers=headers) for path in ("", "tiny/")]
+    managed.append(await closed.http.post("/v2/repository/index", headers=headers))
+    for name in ("ModelInfer", "ModelMetadata", "ModelConfig", "ModelReady", "ModelStatistics", "RepositoryIndex"):
+        call: Any = closed.channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
+        code = await call(b"\n\4tiny" if "Index" not in name else b"", metadata=metadata).code()
+        wanted = statistics if name in ("ModelStatistics", "RepositoryIndex") else infer
+        assert code.name == ("INVALID_ARGUMENT" if (name, wanted) == ("ModelInfer", 200) else status[wanted]), name
+
+    assert {one.status_code for one in (sent, *asked)} == {infer}
+    assert {one.status_code for one in managed} == {statistics}
+    for one in (sent, *asked, *managed):
+        assert one.status_code == 200 or list(one.json()) == ["error"]
+
+
 async def test_how_a_refusal_looks(closed: Running, caplog: pytest.LogCaptureFixture) -> None:
     """A refusal says how to send a key, as problem details; no key is in the log or in an answer."""
     caplog.set_level(logging.DEBUG)
@@ -90,10 +118,14 @@ async def test_how_a_refusal_looks(closed: Running, caplog: pytest.LogCaptureFix
 
 async def test_what_is_free(closed: Running) -> None:
     """Health checks and the documentation need no key; reflection does."""
-    for path in ("/", "/livez", "/readyz", "/docs", "/openapi.json"):
+    health_checks = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
+    for path in ("/", "/v2", *health_checks, "/docs", "/openapi.json"):
         assert (await closed.http.get(path)).status_code == 200, path
     health: Any = health_pb2_grpc.HealthStub(closed.channel)
     assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+    for name in ("ServerLive", "ServerReady", "ServerMetadata"):
+        ask: Any = closed.channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
+        assert await ask(b"").code() is grpc.StatusCode.OK, name
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(closed.channel)  # type: ignore[arg-type]
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     assert await call.code() is grpc.StatusCode.UNAUTHENTICATED

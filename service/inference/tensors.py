@@ -1,0 +1,250 @@
+"""Models as the Open Inference Protocol describes them: one input tensor, one output tensor, and a configuration.
+
+The descriptions are JSON values; the messages of gRPC have the same fields.
+"""
+
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from service.common.errors import BadRequest, ModelNotFound
+from service.common.model_info import ModelDetail, ModelList, ModelState
+from service.inference.dataplane import DataPlane, Images, Inference
+from service.inference.topk import top_k
+
+IMAGE, PROBABILITIES = "image", "probabilities"
+PIXELS, FILES, FLOATS = "UINT8", "BYTES", "FP32"
+"""The datatypes: of resized and cropped images, of image files and of strings, and of probabilities."""
+
+_EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "schedule_policy", "parameters")
+_LARGEST_BATCH = 64  # of an engine whose largest batch is not known
+_STATES = {ModelState.READY: "READY", ModelState.LOADING: "LOADING"}
+_REASONS = {ModelState.EXPORTED: "it is loaded at its first request", ModelState.FAILING: "its last batches failed"}
+_LONGEST_NAME = 60  # of a client's own name in an error message
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """An input of a request. `content` is the tensor in the protocol's binary form, or the elements of one of BYTES."""
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    content: bytes | Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """An output that a request asks for. `classes`: so many of the best ones as strings, None for the probabilities."""
+
+    name: str = PROBABILITIES
+    classes: int | None = None
+
+
+def read_images(inputs: Sequence[InputTensor]) -> Images:
+    """The images in the inputs of a request. Raises BadRequest."""
+    _check_names("input", [one.name for one in inputs], IMAGE)
+    if not inputs:
+        raise BadRequest(f"expected 1 input but got 0; send the input {IMAGE!r}")
+    tensor = inputs[0]
+    if any(length < 0 for length in tensor.shape):
+        raise BadRequest(f"the shape of input {IMAGE!r} is {list(tensor.shape)}; send lengths of 0 or more")
+    if tensor.datatype == FILES:
+        return _elements(tensor)
+    if tensor.datatype != PIXELS:
+        raise BadRequest(
+            f"inference input {IMAGE!r} data-type is {tensor.datatype[:_LONGEST_NAME]!r}; send {PIXELS} for images "
+            f"that are resized and cropped, or {FILES} for image files"
+        )
+    if len(tensor.shape) != 4:
+        raise BadRequest(f"the shape of input {IMAGE!r} is {list(tensor.shape)}; send [images, height, width, 3]")
+    _check_count(tensor, len(tensor.content))
+    assert isinstance(tensor.content, bytes), "only BYTES come as elements"
+    return np.frombuffer(tensor.content, np.uint8).reshape(tensor.shape)
+
+
+def _elements(tensor: InputTensor) -> Sequence[bytes]:
+    """The elements of a tensor of BYTES, [N] or [N, 1]."""
+    if not tensor.shape or tuple(tensor.shape[1:]) not in ((), (1,)):
+        raise BadRequest(f"the shape of input {IMAGE!r} is {list(tensor.shape)}; send [images] for {FILES}")
+    found = unpack(tensor.content) if isinstance(tensor.content, bytes) else tensor.content
+    _check_count(tensor, len(found))
+    return found
+
+
+def _check_count(tensor: InputTensor, count: int) -> None:
+    expected = math.prod(tensor.shape)
+    if count != expected:
+        raise BadRequest(
+            f"input {tensor.name!r} got {count} elements, expecting {expected} for the shape {list(tensor.shape)}"
+        )
+
+
+def _check_names(kind: str, names: Sequence[str], known: str) -> None:
+    for name in names:
+        if name != known:
+            raise BadRequest(f"unexpected {kind} {name[:_LONGEST_NAME]!r}; the model has the {kind} {known!r}")
+    if len(names) > 1:
+        raise BadRequest(f"{kind} {known!r} already exists in request")
+
+
+def read_output(name: str, parameters: Mapping[str, object]) -> RequestedOutput:
+    """The output of that name with these parameters. Raises BadRequest."""
+    if "shared_memory_region" in parameters:
+        raise BadRequest("this server has no shared memory; send the request without shared_memory_region")
+    return RequestedOutput(name, _whole(parameters, "classification", 1))
+
+
+def check_outputs(outputs: Sequence[RequestedOutput]) -> RequestedOutput:
+    """The one output that is asked for; without any it is the probabilities. Raises BadRequest."""
+    _check_names("output", [one.name for one in outputs], PROBABILITIES)
+    return outputs[0] if outputs else RequestedOutput()
+
+
+def read_timeout(parameters: Mapping[str, object]) -> float:
+    """The timeout in seconds: the parameter has microseconds, and 0 is none, as without it. Raises BadRequest.
+
+    A priority is accepted, and has no effect: every request has the same.
+    """
+    _whole(parameters, "priority", 0)
+    timeout_us = _whole(parameters, "timeout", 0)
+    return timeout_us / 1e6 if timeout_us else math.inf
+
+
+def _whole(parameters: Mapping[str, object], name: str, least: int) -> int | None:
+    value = parameters.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise BadRequest(f"{name} is {str(value)[:_LONGEST_NAME]}; send a whole number of {least} or more")
+    return value
+
+
+def read_version(text: str) -> int | None:
+    """The version in a request; empty leaves it to the server. Raises BadRequest."""
+    if not text:
+        return None
+    if not (text.isdecimal() and text.isascii() and len(text) < 19):
+        raise BadRequest(f"the model version is {text[:_LONGEST_NAME]!r}; send a number, such as 1")
+    return int(text)
+
+
+def class_strings(inference: Inference, count: int) -> list[list[str]]:
+    """`probability:index:label` of the best classes of each image, best first; of equal ones the lower index first."""
+    labels = inference.labels
+    rows = (top_k(row, labels, min(count, len(labels))) for row in inference.probabilities)
+    return [[f"{one.probability:.6f}:{one.class_id}:{one.label}" for one in row] for row in rows]
+
+
+def pack(elements: Iterable[bytes]) -> bytes:
+    """The binary form of a tensor of BYTES."""
+    return b"".join(part for one in elements for part in (struct.pack("<I", len(one)), one))
+
+
+async def exported(data_plane: DataPlane, name: str, version: int | None) -> ModelDetail:
+    """What is known of that version of an exported model. Raises ModelNotFound and NotReady."""
+    detail = await data_plane.model(name, version)
+    if detail.version is None:
+        raise ModelNotFound(f"Request for unknown model: {detail.name!r} is not exported")
+    return detail
+
+
+def unpack(content: bytes) -> list[bytes]:
+    """The elements in the binary form of a tensor of BYTES. Raises BadRequest."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(content):
+        end = at + 4 + int.from_bytes(content[at : at + 4], "little")
+        if at + 4 > len(content) or end > len(content):
+            raise BadRequest(f"the tensor ends within element {len(found)}; the length of each precedes it in 4 bytes")
+        found.append(content[at + 4 : end])
+        at = end
+    return found
+
+
+def server_metadata(data_plane: DataPlane) -> dict[str, Any]:
+    """The name and version of the server, and the extensions that it has."""
+    return {
+        "name": "topfive",
+        "version": version("topfive"),
+        "extensions": sorted((*_EXTENSIONS, *data_plane.extensions)),
+    }
+
+
+def model_metadata(detail: ModelDetail) -> dict[str, Any]:
+    """The tensors of a model, and in `properties` what is known of it."""
+    facts = {
+        "family": detail.family,
+        "parameters": detail.parameters,
+        "macs": detail.macs,
+        "weights": detail.weights,
+        "acc1": detail.acc1,
+        "acc5": detail.acc5,
+        "acc_dataset": detail.acc_dataset,
+        "preprocessing": f"RGB, resize {detail.input.resize} {detail.input.interpolation}, crop {detail.input.crop}",
+    }
+    size = detail.input.crop
+    return {
+        "name": detail.name,
+        "versions": [str(one) for one in detail.versions],
+        "platform": _platform(detail),
+        "inputs": [{"name": IMAGE, "datatype": PIXELS, "shape": [-1, size, size, 3]}],
+        "outputs": [{"name": PROBABILITIES, "datatype": FLOATS, "shape": [-1, detail.classes]}],
+        "properties": {name: str(value) for name, value in facts.items() if value is not None},
+    }
+
+
+def model_config(detail: ModelDetail) -> dict[str, Any]:
+    """What Triton's clients read of the configuration of a model. Dimensions are without that of the batch."""
+    size, layout = detail.input.crop, detail.layout
+    largest = layout.max_batch if layout else _LARGEST_BATCH
+    _, _, gpu = (detail.engine.device if detail.engine else "").partition(":")
+    return {
+        "name": detail.name,
+        "platform": _platform(detail),
+        "backend": detail.engine.runtime if detail.engine else "",
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": largest,
+        "input": [
+            {"name": IMAGE, "data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": [size, size, 3]},
+        ],
+        "output": [
+            {
+                "name": PROBABILITIES,
+                "data_type": "TYPE_FP32",
+                "dims": [detail.classes],
+                "label_filename": "labels.csv",
+            }
+        ],
+        "instance_group": [
+            {
+                "name": f"{detail.name}_0",
+                "kind": "KIND_GPU" if gpu else "KIND_CPU",
+                "count": layout.slots if layout else 1,
+                "gpus": [int(gpu)] if gpu else [],
+            }
+        ],
+        "dynamic_batching": {"preferred_batch_size": [largest], "max_queue_delay_microseconds": 0},
+    }
+
+
+def _platform(detail: ModelDetail) -> str:
+    runtime = detail.engine.runtime if detail.engine else "onnx"
+    return "tensorrt_plan" if runtime.startswith("tensorrt") else f"{runtime}_onnx"
+
+
+def repository_index(known: ModelList, ready: bool) -> list[dict[str, str]]:
+    """The exported models with their states; with `ready` only those that are ready."""
+    return [
+        {
+            "name": one.name,
+            "version": str(one.version),
+            "state": _STATES.get(one.state, "UNAVAILABLE"),
+            "reason": _REASONS.get(one.state, ""),
+        }
+        for one in known.models
+        if one.state is ModelState.READY or not (ready or one.version is None)
+    ]

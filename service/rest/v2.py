@@ -1,0 +1,275 @@
+"""The REST endpoints of the Open Inference Protocol, below /v2, with Triton's extensions."""
+
+import base64
+import json
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.common.errors import BadRequest, NotReady, Overloaded, TooLarge, TopfiveError
+from service.common.model_info import ModelState
+from service.inference.dataplane import DataPlane, Images, Inference
+from service.inference.tensors import (
+    FILES,
+    FLOATS,
+    PIXELS,
+    PROBABILITIES,
+    InputTensor,
+    RequestedOutput,
+    check_outputs,
+    class_strings,
+    exported,
+    model_config,
+    model_metadata,
+    pack,
+    read_images,
+    read_output,
+    read_timeout,
+    read_version,
+    repository_index,
+    server_metadata,
+)
+from service.rest.image_request import ImageReader, drop_small_body, read_body
+from service.rest.schemas import ImageQuery
+
+M = TypeVar("M", bound=BaseModel)
+
+ROOT = "/v2"
+
+_MODEL = re.compile(rf"{ROOT}/models/([^/]+)(?:/versions/([0-9]+))?(?:/(infer|ready|config|stats))?")
+_JSON_SIZE = "inference-header-content-length"
+_MAX_JSON_BYTES = 8 << 20  # Python reads no other request meanwhile; larger tensors are sent in binary
+
+_Parameters = dict[str, str | bool | int | float]
+_Endpoint = Callable[[Request], Awaitable[Response]]
+_ModelEndpoint = Callable[[Request, str, int | None], Awaitable[Response]]
+
+
+class InferInput(BaseModel):
+    """An input in JSON. `data` is flat or nested; elements of BYTES are in base64, because JSON has only text."""
+
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    parameters: _Parameters = {}
+    data: Any = None
+
+
+class InferOutput(BaseModel):
+    """An output that is asked for."""
+
+    name: str
+    parameters: _Parameters = {}
+
+
+class InferRequest(BaseModel):
+    """The JSON part of a request for inference."""
+
+    id: str = ""
+    parameters: _Parameters = {}
+    inputs: Annotated[list[InferInput], Field(min_length=1)]
+    outputs: list[InferOutput] = []
+
+
+class _IndexRequest(BaseModel):
+    ready: bool = False
+
+
+class V2Endpoints:
+    """ASGI application for every path at or below /v2. It raises TopfiveError."""
+
+    def __init__(self, data_plane: DataPlane, reader: ImageReader) -> None:
+        self._data_plane = data_plane
+        self._reader = reader
+        self._endpoints: dict[tuple[str, str], _Endpoint] = {
+            ("GET", ROOT): self._server,
+            ("GET", f"{ROOT}/health/live"): self._live,
+            ("GET", f"{ROOT}/health/ready"): self._ready,
+            ("GET", f"{ROOT}/models"): self._names,
+            ("GET", f"{ROOT}/models/stats"): self._all_statistics,
+            ("POST", f"{ROOT}/repository/index"): self._index,
+        }
+        self._of_models: dict[tuple[str, str | None], _ModelEndpoint] = {
+            ("GET", None): self._metadata,
+            ("GET", "ready"): self._model_ready,
+            ("GET", "config"): self._config,
+            ("GET", "stats"): self._statistics,
+            ("POST", "infer"): self._infer,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, method = scope["path"].removeprefix(scope["root_path"]).rstrip("/"), scope["method"]
+        request = Request(scope, receive)
+        if endpoint := self._endpoints.get((method, path)):
+            response = await endpoint(request)
+        elif any(path == known for _, known in self._endpoints):
+            response = _failed(405, "Method Not Allowed")
+        elif (found := _MODEL.fullmatch(path)) is None:
+            response = _failed(404, "Not Found")
+        elif of_model := self._of_models.get((method, found[3])):
+            response = await of_model(request, found[1], read_version(found[2] or ""))
+        else:
+            response = _failed(405, "Method Not Allowed")
+        await response(scope, receive, send)
+
+    async def _server(self, _request: Request) -> Response:
+        return _json(server_metadata(self._data_plane))
+
+    async def _live(self, _request: Request) -> Response:
+        self._data_plane.check_alive()
+        return _json({"live": True})
+
+    async def _ready(self, _request: Request) -> Response:
+        try:
+            self._data_plane.check_ready()
+        except TopfiveError:  # probes ask every few seconds; /readyz has the reason
+            return _json({"ready": False}, 503)
+        return _json({"ready": True})
+
+    async def _names(self, _request: Request) -> Response:
+        return _json({"models": [one["name"] for one in repository_index(await self._data_plane.models(), False)]})
+
+    async def _index(self, request: Request) -> Response:
+        with self._reader.share(request) as take:
+            sent = await self._reader.read(request, ImageQuery(), take, content=read_body)
+            wanted = _validated(_IndexRequest, sent.image or b"{}")
+        return _json(repository_index(await self._data_plane.models(), wanted.ready))
+
+    async def _all_statistics(self, _request: Request) -> Response:
+        return await self._statistics(_request, None, None)
+
+    async def _statistics(self, _request: Request, name: str | None, version: int | None) -> Response:
+        reports = await self._data_plane.statistics(name, version)
+        return _json({"model_stats": [{**asdict(one), "response_stats": {}} for one in reports]})
+
+    async def _metadata(self, _request: Request, name: str, version: int | None) -> Response:
+        return _json(model_metadata(await exported(self._data_plane, name, version)))
+
+    async def _config(self, _request: Request, name: str, version: int | None) -> Response:
+        return _json(model_config(await exported(self._data_plane, name, version)))
+
+    async def _model_ready(self, _request: Request, name: str, version: int | None) -> Response:
+        detail = await exported(self._data_plane, name, version)
+        if detail.state is not ModelState.READY:
+            raise NotReady(f"{detail.name} is not ready, but {detail.state}")
+        return _json({"name": detail.name, "ready": True})
+
+    async def _infer(self, request: Request, name: str, version: int | None) -> Response:
+        try:
+            self._data_plane.check_capacity(name, 1, version)
+        except Overloaded:
+            await drop_small_body(request)
+            raise
+        with self._reader.share(request) as take:
+            sent = await self._reader.read(request, ImageQuery(), take, content=read_body)
+            with self._reader.metrics.refusals():
+                images, wanted, output = _read(request, sent.image)
+                timeout_s = read_timeout(wanted.parameters)
+            deadline = min(sent.options.deadline, self._reader.clock.now() + timeout_s)
+            inference = await self._data_plane.infer(images, name, version, deadline)
+        return _replied(wanted, output, inference)
+
+
+def _read(request: Request, body: bytes) -> tuple[Images, InferRequest, RequestedOutput]:
+    """The images of a request, the JSON part, and the output that it asks for. Raises BadRequest and TooLarge.
+
+    Without a header with the size of the JSON part the body is JSON. If the size is 0, the body is an image file.
+    """
+    given = request.headers.get(_JSON_SIZE, str(len(body)))
+    if not (given.isdecimal() and int(given[:18]) <= len(body)):
+        raise BadRequest(f"inference header size should be in range (0, {len(body)}), got: {given[:18]}")
+    size = int(given)
+    if size > _MAX_JSON_BYTES:
+        raise TooLarge(f"the JSON has {size:,} bytes of at most {_MAX_JSON_BYTES:,}; send the tensor in binary")
+    if _JSON_SIZE in request.headers and not size:
+        wanted = InferRequest.model_construct(parameters={"binary_data_output": True}, outputs=[])
+        return [body], wanted, RequestedOutput()
+    wanted, tensors, at = _validated(InferRequest, body[:size]), [], size
+    for one in wanted.inputs:
+        binary = one.parameters.get("binary_data_size")
+        if (binary is None) is (one.data is None):
+            raise BadRequest("Input must set only one of the following fields: 'data' or 'binary_data_size'")
+        if binary is not None and not (type(binary) is int and 0 <= binary <= len(body) - at):
+            raise BadRequest(f"binary_data_size of input {one.name!r} is {binary}, and {len(body) - at} bytes are left")
+        content = _content(one) if binary is None else body[at : at + int(binary)]
+        at += int(binary or 0)
+        tensors.append(InputTensor(one.name, one.datatype, one.shape, content))
+    if at < len(body):
+        raise BadRequest(f"unexpected additional input data: {len(body) - at} bytes belong to no input")
+    return (
+        read_images(tensors),
+        wanted,
+        check_outputs([read_output(one.name, one.parameters) for one in wanted.outputs]),
+    )
+
+
+def _content(tensor: InferInput) -> bytes | Sequence[bytes]:
+    """The tensor whose `data` is in JSON. Raises BadRequest."""
+    try:
+        data = tensor.data
+        while data and isinstance(data[0], list):
+            data = list(chain.from_iterable(data))
+        if tensor.datatype == PIXELS and set(map(type, data)) <= {int}:
+            return bytes(data)
+        if tensor.datatype == FILES and set(map(type, data)) <= {str}:
+            return [base64.b64decode(one, validate=True) for one in data]
+    except (KeyError, TypeError, ValueError):  # no list, or not of lists all the way, or values that do not fit
+        data = None
+    if tensor.datatype in (PIXELS, FILES):
+        fitting = "whole numbers from 0 to 255" if tensor.datatype == PIXELS else "strings in base64"
+        raise BadRequest(f"the data of input {tensor.name[:60]!r} does not fit {tensor.datatype}; send {fitting}")
+    return b""  # of a datatype that no model takes
+
+
+def _validated(kind: type[M], content: bytes) -> M:
+    """The JSON object in `content`. Raises BadRequest."""
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        reasons = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()[:4]]
+        raise BadRequest("; ".join(reasons)) from None
+
+
+def _replied(wanted: InferRequest, output: RequestedOutput, inference: Inference) -> Response:
+    """The response with the output, in JSON or in binary."""
+    content: bytes | list[Any]
+    if output.classes is None:
+        shape, datatype = list(inference.probabilities.shape), FLOATS
+    else:
+        rows = class_strings(inference, output.classes)
+        shape, datatype = [len(rows), len(rows[0])], FILES
+    parameters = wanted.outputs[0].parameters if wanted.outputs else {}
+    binary = parameters.get("binary_data", wanted.parameters.get("binary_data_output", False)) is True
+    if output.classes is None:
+        content = (
+            inference.probabilities.astype("<f4").tobytes() if binary else inference.probabilities.ravel().tolist()
+        )
+    else:
+        strings = list(chain.from_iterable(rows))
+        content = pack(one.encode() for one in strings) if binary else strings
+    data = {"parameters": {"binary_data_size": len(content)}} if binary else {"data": content}
+    reply = {
+        **({"id": wanted.id} if wanted.id else {}),
+        "model_name": inference.model,
+        "model_version": str(inference.version),
+        "outputs": [{"name": PROBABILITIES, "datatype": datatype, "shape": shape, **data}],
+    }
+    head = json.dumps(reply, ensure_ascii=False, separators=(",", ":")).encode()
+    if not isinstance(content, bytes):
+        return Response(head, media_type="application/json")
+    return Response(head + content, headers={_JSON_SIZE: str(len(head))}, media_type="application/octet-stream")
+
+
+def _json(content: object, status: int = 200) -> Response:
+    return Response(json.dumps(content, ensure_ascii=False).encode(), status, media_type="application/json")
+
+
+def _failed(status: int, reason: str) -> Response:
+    return _json({"error": reason}, status)

@@ -1,0 +1,145 @@
+"""The gRPC calls of the Open Inference Protocol, with Triton's extensions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from google.protobuf.json_format import ParseDict
+
+from proto.inference import grpc_service_pb2 as pb
+from proto.inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
+from service.common.errors import BadRequest, TopfiveError, Unimplemented
+from service.common.model_info import ModelState
+from service.common.request_id import begin_request
+from service.inference.dataplane import DataPlane, Inference
+from service.inference.tensors import (
+    FILES,
+    FLOATS,
+    PIXELS,
+    PROBABILITIES,
+    InputTensor,
+    RequestedOutput,
+    check_outputs,
+    class_strings,
+    exported,
+    model_config,
+    model_metadata,
+    pack,
+    read_images,
+    read_output,
+    read_timeout,
+    read_version,
+    repository_index,
+    server_metadata,
+)
+from service.rpc.errors import Context
+from service.rpc.in_flight import RequestsInFlight
+
+SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+
+class InferenceServicer(GRPCInferenceServiceServicer):
+    """`inference.GRPCInferenceService`. Its methods raise their errors, with which `MessageLimit` ends the call."""
+
+    def __init__(self, data_plane: DataPlane, in_flight: RequestsInFlight) -> None:
+        self._data_plane = data_plane
+        self._in_flight = in_flight
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=_passes(self._data_plane.check_alive))
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=_passes(self._data_plane.check_ready))
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+        detail = await exported(self._data_plane, request.name, read_version(request.version))
+        return pb.ModelReadyResponse(ready=detail.state is ModelState.READY)
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
+        return ParseDict(server_metadata(self._data_plane), pb.ServerMetadataResponse())
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+        detail = await exported(self._data_plane, request.name, read_version(request.version))
+        return ParseDict(model_metadata(detail), pb.ModelMetadataResponse())
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
+        detail = await exported(self._data_plane, request.name, read_version(request.version))
+        return ParseDict({"config": model_config(detail)}, pb.ModelConfigResponse())
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
+        reports = await self._data_plane.statistics(request.name or None, read_version(request.version))
+        return ParseDict({"model_stats": [asdict(one) for one in reports]}, pb.ModelStatisticsResponse())
+
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
+        if request.repository_name:
+            raise Unimplemented("this server has one repository; send the request without repository_name")
+        index = repository_index(await self._data_plane.models(), request.ready)
+        return ParseDict({"models": index}, pb.RepositoryIndexResponse())
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        begin_request(request.id)
+        with self._in_flight.accepted(request.ByteSize()):
+            with self._in_flight.metrics.refusals():
+                version, images = read_version(request.model_version), read_images(_inputs(request))
+                outputs = [read_output(one.name, _values(one.parameters)) for one in request.outputs]
+                output, timeout_s = check_outputs(outputs), read_timeout(_values(request.parameters))
+            deadline = self._in_flight.deadline(context, timeout_s)
+            inference = await self._data_plane.infer(images, request.model_name, version, deadline)
+        return _response(request.id, output, inference)
+
+
+def _passes(check: Callable[[], None]) -> bool:
+    """Whether the check raises no TopfiveError."""
+    try:
+        check()
+    except TopfiveError:
+        return False
+    return True
+
+
+def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    """The values of the parameters that have one."""
+    kinds = {name: one.WhichOneof("parameter_choice") for name, one in parameters.items()}
+    return {name: getattr(parameters[name], kind) for name, kind in kinds.items() if kind}
+
+
+def _inputs(request: pb.ModelInferRequest) -> Sequence[InputTensor]:
+    """The inputs, from the raw contents or from those of the tensors. Raises BadRequest."""
+    raw: Sequence[bytes | None] = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise BadRequest(f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs; send one for each")
+    found = []
+    for one, content in zip(request.inputs, raw or [None] * len(request.inputs), strict=True):
+        if content is not None and one.HasField("contents"):
+            raise BadRequest(f"input {one.name[:60]!r} has contents beside raw_input_contents; send one of the two")
+        found.append(InputTensor(one.name, one.datatype, tuple(one.shape), _typed(one) if content is None else content))
+    return found
+
+
+def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> bytes | Sequence[bytes]:
+    """The tensor in its contents, of the field for its datatype. Raises BadRequest."""
+    if tensor.datatype == FILES:
+        return list(tensor.contents.bytes_contents)
+    try:
+        return bytes(tensor.contents.uint_contents) if tensor.datatype == PIXELS else b""
+    except ValueError:
+        raise BadRequest(f"a value of input {tensor.name[:60]!r} is no {PIXELS}; send 0 to 255") from None
+
+
+def _response(identity: str, output: RequestedOutput, inference: Inference) -> pb.ModelInferResponse:
+    """The response, whose output is in raw form."""
+    if output.classes is None:
+        datatype, shape = FLOATS, inference.probabilities.shape
+        content = inference.probabilities.astype("<f4").tobytes()
+    else:
+        rows = class_strings(inference, output.classes)
+        datatype, shape = FILES, (len(rows), len(rows[0]))
+        content = pack(one.encode() for row in rows for one in row)
+    tensor = pb.ModelInferResponse.InferOutputTensor(name=PROBABILITIES, datatype=datatype, shape=shape)
+    return pb.ModelInferResponse(
+        model_name=inference.model,
+        model_version=str(inference.version),
+        id=identity,
+        outputs=[tensor],
+        raw_output_contents=[content],
+    )
