@@ -1,0 +1,1 @@
+"""A rolling update as Kubernetes does it, without Kubernetes: `make test-kubelet`."""
