@@ -10,7 +10,7 @@ from PIL import Image
 
 from models.catalog import InputSpec, Interpolation, ResizeMode
 from service.common.types import TEN_CROPS, Decode, Pixels, Sample, Samples
-from service.preprocessing.decode import DecodedImage
+from service.preprocessing.decode import DecodedImage, rgb_array
 
 Span = tuple[float, float]
 """First and last position along one axis of an image, in pixels."""
@@ -67,13 +67,13 @@ def make_samples(spec: InputSpec, image: DecodedImage, crops: int) -> Samples:
     right, bottom = resized.size[0] - spec.crop, resized.size[1] - spec.crop
     middle = round(right / 2), round(bottom / 2)  # rounds half to even, as torchvision does
     if crops != TEN_CROPS:
-        return np.array(resized.crop(*middle))[np.newaxis]  # not `asarray`: engines share only writable memory
+        return rgb_array(resized.crop(*middle))[np.newaxis]  # engines share only writable memory
     samples = np.empty((crops, spec.crop, spec.crop, 3), np.uint8)
     places = [(0, 0), (right, 0), (0, bottom), (right, bottom), middle]
     cut = resized.crop if max(resized.size) > _MAX_CROPS * spec.crop else resized.whole()
     for upright, mirrored, (left, top) in zip(samples[:5], samples[5:], places, strict=True):
-        upright[:] = np.asarray(cut(left, top))
-        mirrored[:] = np.asarray(cut(right - left, top))[:, ::-1]
+        upright[:] = rgb_array(cut(left, top))
+        mirrored[:] = rgb_array(cut(right - left, top))[:, ::-1]
     return samples
 
 
@@ -232,7 +232,7 @@ def _load_simd_resize() -> Resize | None:
 
     def resize(image: Image.Image, x: Span, y: Span, size: tuple[int, int]) -> Image.Image:
         box = CropBox(x[0], y[0], x[1] - x[0], y[1] - y[0])
-        resized = Image.new("RGB", size)
+        resized = Image.new(image.mode, size)
         # one resizer per call: a shared one lets one thread in at a time
         Resizer().resize_pil(image, resized, ResizeOptions(bilinear, use_alpha=False, crop_box=box))
         return resized

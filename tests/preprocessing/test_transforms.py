@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from models.catalog import CATALOG, Channels, InputSpec, Interpolation, ResizeMo
 from service.common.types import Decode, ImageLimits, Pixels, Runtime, Samples
 from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.preprocessing import transforms
-from service.preprocessing.decode import DecodedImage, decode_image, decode_pixels
+from service.preprocessing.decode import DecodedImage, decode_image, decode_pixels, rgb_array
 from tests.conftest import noise
 from tests.orientations import ORIENTATIONS, stored
 
@@ -288,6 +289,21 @@ def test_pillow_goes_the_way_that_is_assumed() -> None:
         seen.add(down_first)
 
     assert seen == {False, True}
+
+
+@pytest.mark.parametrize("spec", [InputSpec(), InputSpec(interpolation=Interpolation.BICUBIC)], ids=str)
+@pytest.mark.parametrize("crops", [1, 10])
+def test_pixels_of_large_photos(spec: InputSpec, crops: int) -> None:
+    """A JPEG of over a million pixels, which is decoded to four bytes a pixel, gives what its RGB pixels give."""
+    data = stored(noise(1300, 901), 6, "JPEG")
+    decoded = decode_image(data, ImageLimits())
+    plain = replace(decoded, image=Image.fromarray(rgb_array(decoded.image)))
+    assert (decoded.image.mode, plain.image.mode) == ("CMYK", "RGB")
+    with Image.open(BytesIO(data)) as whole:
+        assert np.abs(rgb_array(decoded.image).astype(int) - np.asarray(whole)).max() <= 4  # another decoder's rounding
+
+    assert np.array_equal(decoded.pixels, plain.pixels)
+    assert np.array_equal(transforms.make_samples(spec, decoded, crops), transforms.make_samples(spec, plain, crops))
 
 
 @pytest.mark.parametrize("size", [(3264, 2448), (4031, 3023)])
