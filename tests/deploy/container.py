@@ -16,7 +16,7 @@ TOPFIVE = Path(sys.executable).with_name("topfive")
 UID = 1_000_670_000  # as OpenShift gives
 _LIMIT_S = 120
 
-# Mounts are private to the command. What lies in the home of root is kept readable by itself, not with that home.
+# Mounts are private to the command. What the command needs of /root and /tmp is kept, read-only.
 _SCRIPT = r"""
 set -e
 mount --make-rprivate /
@@ -27,6 +27,7 @@ for mounted in $MOUNTS; do
   mkdir -p "${mounted#*=}"; mount --bind "${mounted%%=*}" "${mounted#*=}"; mount -o remount,bind,ro "${mounted#*=}"
 done
 mount -t tmpfs -o mode=755 tmpfs /root
+mount -t tmpfs -o mode=1777 tmpfs /tmp
 i=0
 for kept in $KEPT; do
   i=$((i + 1)); mkdir -p "$kept"; mount --move /mnt/kept$i "$kept"; mount -o remount,bind,ro "$kept"
@@ -38,7 +39,6 @@ mount -o remount,bind,ro /
 mount -o remount,ro /root
 mount -o remount,ro /mnt
 mount -o remount,bind,rw /mnt/cache
-mount -t tmpfs -o mode=1777 tmpfs /tmp
 cd /tmp
 "$PYTHON" -c "import fcntl, socket, struct
 fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sh14x', b'lo', 0x41))"
@@ -66,7 +66,8 @@ def answer_of(
     namespaces = ["unshare", "--mount", "--net", "sh"]
     if subprocess.run([*namespaces, "-c", "mount --make-rprivate /"], capture_output=True, check=False).returncode:
         pytest.skip("needs a machine that allows mounts in a namespace")
-    kept = {str(path) for path in (Path(sys.base_prefix), Path(sys.prefix), ROOT) if path.is_relative_to("/root")}
+    paths = (Path(sys.base_prefix), Path(sys.prefix), ROOT)
+    kept = {str(path) for path in paths if path.is_relative_to("/root") or path.is_relative_to("/tmp")}
     given = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),

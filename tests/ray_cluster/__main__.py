@@ -97,6 +97,8 @@ def check_answers(url: str) -> None:
     broken = httpx.post(f"{url}/predict", content=b"no image", headers={"Content-Type": "image/jpeg"})
     assert (broken.status_code, broken.json()["code"]) == (422, "bad_image")
     assert httpx.get(f"{url}/docs").status_code == 200
+    layout = httpx.get(f"{url}/models/squeezenet1_1").json()["layout"]
+    assert layout["slots"] * layout["threads"] == 1, "the CPU that Ray gives"
 
 
 def check_loss(load: Load) -> None:
