@@ -63,7 +63,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(new-environment)
-	$(PIP) --quiet -e '.[$(FLAVOUR),simd,heic,export,$(ENGINES),dev]'
+	$(PIP) --quiet -e '.[$(FLAVOUR),simd,heic,export,int8,$(ENGINES),dev]'
 	touch $@
 
 export: $(ENVIRONMENT)

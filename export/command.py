@@ -8,7 +8,7 @@ import click
 from rich.markup import escape
 
 from export.common import ExportError
-from export.tensorrt.command import build_one, engine_options, read_request
+from export.engines import build_one, engine_options, read_request
 from export.terminal import (
     ProgressBar,
     artifacts_option,

@@ -1,5 +1,7 @@
-"""Shared by exports, imports and engine builds: errors, progress, and the recorded versions of tools."""
+"""Shared by exports, imports and engine builds: errors, a request, progress, and the recorded versions of tools."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from google.protobuf.message import Message
@@ -24,6 +26,17 @@ _TOOLS = (
 
 class ExportError(Exception):
     """An export, an import or an engine build fails and writes nothing; the message names the cause and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationRequest:
+    """The int8 graph to make for CPUs: calibrated on at most `samples` photos below `calibration`.
+
+    Without a folder the photos that come with topfive calibrate it.
+    """
+
+    calibration: Path | None = None
+    samples: int = 300
 
 
 class Reporter(Protocol):

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from models.artifact.artifact import Manifest, ParityReport
 from models.artifact.engine_plan import EnginePlan, PlanRecord
+from models.artifact.quantized import QuantizedGraph
 
 console = Console(stderr=True)
 
@@ -89,6 +90,20 @@ def print_engines(plans: Sequence[EnginePlan], parity: ParityReport | None) -> N
         from service.engines.selection.parity import figures
 
         print_line(f"  {'[green]passed[/]' if parity.passed else '[yellow]not passed[/]'} {figures(parity)}")
+
+
+def print_quantized(name: str, done: QuantizedGraph) -> None:
+    """Print the int8 graph: how it was made, how it compares with f32, how fast it is, and how to serve it."""
+    from service.engines.selection.parity import figures
+
+    record = done.record
+    print_line(f"[bold]{name}[/] has an int8 graph, {escape(str(done.path()))}")
+    kept = f"; {len(record.floating_point)} layers in floating point" if record.floating_point else ""
+    print_line(f"  NNCF {record.nncf_version}, {record.preset} preset, {record.photos} photos{escape(kept)}")
+    print_line(f"  {'[green]passed[/]' if record.parity.passed else '[yellow]not passed[/]'} {figures(record.parity)}")
+    speeds = ", ".join(f"{one.precision} {one.images_per_s:.0f}" for one in record.speeds)
+    print_line(f"  images/s on this machine: {speeds}")
+    print_line(f"  serve it with --precision int8; for auto, run: topfive evaluate DIR --model {name} --precision int8")
 
 
 def plan_line(record: PlanRecord) -> str:

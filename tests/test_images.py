@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export.command import export_command
-from export.tensorrt.command import read_request
+from export.engines import read_request
 from models.catalog import CATALOG
 from service.common.settings import Settings
 

@@ -73,7 +73,8 @@ def _write_half(artifact: Artifact, path: Path) -> None:
 
 
 def _quantised(artifact: Artifact, half: Path, calibration: Path, folder: Path, reporter: Reporter) -> EngineGraph:
-    from export.tensorrt.int8 import ENOUGH_PHOTOS, CalibrationPhotos, quantise
+    from export.calibration import ENOUGH_PHOTOS, CalibrationPhotos
+    from export.tensorrt.int8 import quantise
 
     photos = CalibrationPhotos(calibration, artifact.manifest.input)
     if len(photos) < ENOUGH_PHOTOS:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,9 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from export.calibration import CalibrationError, CalibrationPhotos
 from export.common import ExportError, strip_metadata
-from models.catalog import InputSpec
-from service.common.errors import TopfiveError
-from service.common.types import ImageLimits, Sample
-from service.preprocessing import decode, transforms
 
-ENOUGH_PHOTOS = 100  # from here on more photos change little; published recipes take some hundred
-_FEWEST_PHOTOS, _MOST_PHOTOS = 10, 512
 _OPERATORS = ["Conv", "Gemm"]
 # TensorRT needs zero points of 0, no quantised biases, and no pair if a layer gives its result to a fused addition
 # or ReLU.
@@ -40,52 +34,6 @@ _OPTIONS = {
 }
 # ONNX Runtime prepares no graph with this property: batch norms are folded and shapes are inferred already.
 _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
-
-log = logging.getLogger(__name__)
-
-
-class CalibrationError(ExportError):
-    """These photos do not calibrate the network."""
-
-
-class CalibrationPhotos:
-    """The calibration photos below `folder` as samples: at most 512, evenly spaced over the sorted names.
-
-    All are read once to sort them, and each again when it is taken. They are sorted by contrast (standard deviation of
-    the pixels), highest first: ONNX Runtime takes the bin width of its histograms from the first photo, and fails if a
-    later one needs far more bins. Unreadable photos are logged and skipped. Raises CalibrationError if fewer than 10
-    are readable.
-    """
-
-    def __init__(self, folder: Path, spec: InputSpec) -> None:
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in decode.SUFFIXES)
-        count = min(len(files), _MOST_PHOTOS)
-        self._spec = spec
-        found: list[tuple[float, float, Path]] = []
-        for file in (files[index * len(files) // count] for index in range(count)):
-            try:
-                sample = self._read(file)
-            except (TopfiveError, OSError) as error:
-                log.warning("%s is not used for calibration: %s", file, error)
-            else:
-                found.append((float(sample.std()), float(sample.mean()), file))
-        self._files = [file for _, _, file in sorted(found, reverse=True)]
-        if len(self._files) < _FEWEST_PHOTOS:
-            raise CalibrationError(
-                f"{folder} holds {len(self._files)} photos that can be read; calibration needs {_FEWEST_PHOTOS} at "
-                f"least, better {ENOUGH_PHOTOS} or more, such as the model will see"
-            )
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._read(self._files[index])  # again: together the samples may not fit into memory
-
-    def _read(self, file: Path) -> Sample:
-        if not file.is_file():  # reading a pipe would not end
-            raise OSError("it is no file")
-        return transforms.center_crop(self._spec, decode.decode_pixels(file.read_bytes(), ImageLimits()))
 
 
 def quantise(half: Path, photos: CalibrationPhotos, path: Path, progress: Callable[[int, int], None]) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 from models.artifact.artifact import Artifact, root_of
 from models.artifact.engine_plan import read_plans
 from models.artifact.measured import Proportion, protocol
+from models.artifact.quantized import QuantizationRecord, QuantizedGraphError, read_quantized
 from service.cli.options import option, options, settings_from
 from service.cli.tables import accuracy, new_table, parameter_count, rate, rate_and_interval
 from service.common.cpus import cpu_quota
@@ -64,6 +65,10 @@ def _on_this_machine(known: ModelDetail, settings: Settings, entry: "ModelEntry"
     artifact = Artifact(root / entry.name / str(version), version, manifest, ())
     plans, unreadable = read_plans(artifact.folder)
     fits = survey(artifact, this_machine(), Precision.AUTO)[0] if plans else ()
+    try:
+        quantized = read_quantized(artifact)
+    except QuantizedGraphError as error:
+        quantized, unreadable = None, [*unreadable, str(error)]
     cpus = settings.cpus or cpu_quota()
     tuned = read_tuned(artifact, cpus)
     _, layout = tuned.choose(Runtime.AUTO, Precision.AUTO, Precision.BF16)
@@ -71,6 +76,7 @@ def _on_this_machine(known: ModelDetail, settings: Settings, entry: "ModelEntry"
     return replace(
         known,
         engines=tuple(map(built_engine, fits)),
+        quantized=quantized.record if quantized else None,
         warnings=(*known.warnings, *unreadable, *tuned.notes),
         layout=replace(layout, max_batch=at_most(layout.max_batch, artifact)),
     )
@@ -96,6 +102,7 @@ def _facts(known: ModelDetail) -> Table:
         "input": f"{spec.fit} {spec.resize}, centre {spec.crop}, {spec.interpolation}, {spec.channels}",
         "mean, std": f"{_numbers(spec.mean)}; {_numbers(spec.std)}",
         "on the CPU": str(known.layout) if known.layout else None,
+        "int8": _quantized(known.quantized) if known.quantized else None,
         "weights": f"{known.weights_file.source}: {known.weights_file.name}" if known.weights_file else None,
         "sha256": known.weights_file.sha256 if known.weights_file else None,
     }
@@ -105,6 +112,16 @@ def _facts(known: ModelDetail) -> Table:
     for warning in known.warnings:
         table.add_row(Text("warning", style="yellow"), Text(warning, style="yellow"))
     return table
+
+
+def _quantized(record: QuantizationRecord) -> str:
+    """How the int8 graph was made, and its speed beside that of the other precisions."""
+    kept = f", {len(record.floating_point)} layers in floating point" if record.floating_point else ""
+    speeds = ", ".join(f"{one.images_per_s:.0f} in {one.precision}" for one in record.speeds)
+    return (
+        f"NNCF {record.nncf_version}, {record.photos} photos{kept}; images/s when it was made, on "
+        f"{record.conditions.cpus} CPUs: {speeds}"
+    )
 
 
 def _accuracy(known: ModelDetail) -> Table:
@@ -129,7 +146,7 @@ def _accuracy(known: ModelDetail) -> Table:
 def _parity(known: ModelDetail) -> Table:
     """The parity of each engine with PyTorch, or with the imported file."""
     table = new_table("engine", "precision", "max |dp|", "cosine", "top-1 agrees", "used")
-    for report in known.parity:
+    for report in (*known.parity, *([known.quantized.parity] if known.quantized else ())):
         table.add_row(
             f"{report.runtime} {report.runtime_version}",
             report.precision,

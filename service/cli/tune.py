@@ -15,6 +15,7 @@ from models.catalog import CATALOG, UnknownModelError
 from service.cli.options import FiniteRange, option, options, settings_from
 from service.cli.tables import new_table, say
 from service.common.cpus import cpu_model, cpu_quota
+from service.common.types import Precision
 from service.engines.base import EngineUnavailableError
 from service.offline.tune import Candidate, OpenCandidate, Speed, Tuning, open_candidate
 
@@ -59,7 +60,8 @@ def tune_command(
             if not tuning.fits(speeds[best]):
                 say(errors, f"no batch runs within {max_latency_ms:g} ms; the shortest are kept", "yellow")
             path = write_tuning(artifact.folder, tuning.record(speeds))
-            say(console, f"{best} is kept in {path}; `serve` uses it on machines like this one\n", "dim")
+            allowed = " where `auto` takes int8, or with --precision int8" if best.precision is Precision.INT8 else ""
+            say(console, f"{best} is kept in {path}; `serve` uses it on machines like this one{allowed}\n", "dim")
         except (ArtifactError, EngineUnavailableError, OSError) as error:
             say(errors, f"{name}: {error}", "red")
             status = 1

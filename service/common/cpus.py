@@ -15,6 +15,7 @@ INSTRUCTION_SETS = {
     "avx512f": "AVX-512",
     "avx512_bf16": "AVX512_BF16",
     "avx512_vnni": "AVX512_VNNI",
+    "avx_vnni": "AVX_VNNI",
     "amx_tile": "AMX tile",
     "amx_bf16": "AMX bf16",
     "amx_int8": "AMX int8",

@@ -12,6 +12,7 @@ from pydantic import Field
 from models.analysis.cost import Size
 from models.artifact.artifact import ParityReport
 from models.artifact.measured import MeasuredAccuracy
+from models.artifact.quantized import QuantizationRecord
 from models.catalog import InputSpec, PublishedErrors
 from service.common.types import EngineInfo, Latency, Layout
 
@@ -142,6 +143,10 @@ class ModelDetail(ModelSummary):
     note: str | None
     engines: Annotated[
         tuple[BuiltEngine, ...], Field(description="Built for NVIDIA GPUs; empty until the model is loaded")
+    ]
+    quantized: Annotated[
+        QuantizationRecord | None,
+        Field(description="The int8 graph for CPUs; null without one, and until the model is loaded"),
     ]
 
 

@@ -7,7 +7,7 @@ apart in time are compared, because a machine that others use changes its speed 
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -21,7 +21,13 @@ from models.catalog import InputSpec
 from service.common.sample_photo import made_photo
 from service.common.types import Decode, ImageLimits, Layout, Precision, Runtime, Sample
 from service.engines.base import Engine, EngineUnavailableError
-from service.engines.selection.cpu_layout import TUNABLE, at_most, conditions_here, default_layout, installed_version
+from service.engines.selection.cpu_layout import (
+    TUNABLE,
+    at_most,
+    conditions_here,
+    default_layout,
+    installed_version,
+)
 from service.engines.selection.opening import build_engine
 from service.engines.selection.precision import choose_precision
 from service.engines.selection.select import EngineOptions, installed
@@ -127,8 +133,10 @@ def _allowed(artifact: Artifact) -> list[tuple[Runtime, Precision]]:
             lowest = choose_precision(artifact, runtime, Precision.AUTO)
         except EngineUnavailableError as error:
             refused.append(str(error))
-        else:
-            found += [(runtime, one) for one in dict.fromkeys((lowest, Precision.F32))]
+            continue
+        found += [(runtime, one) for one in dict.fromkeys((lowest, Precision.F32))]
+        with suppress(EngineUnavailableError):  # without an int8 graph
+            found.append((runtime, choose_precision(artifact, runtime, Precision.INT8)))
     if not found:
         raise EngineUnavailableError("; ".join(refused) or f"neither {' nor '.join(TUNABLE)} is installed")
     return found
@@ -160,7 +168,7 @@ class Tuning:
         looks: dict[Candidate, Speed] = {}
         failures: list[str] = []
         for _, same in groupby(tried, key=lambda one: one.engine):
-            looks |= self._in_turns(list(same), 1, self.seconds / 2 / len(tried), failures)
+            looks |= self.in_turns(list(same), 1, self.seconds / 2 / len(tried), failures)
         if not looks:
             raise EngineUnavailableError("; ".join(failures))
         default = default_layout(self.cpus)
@@ -168,7 +176,7 @@ class Tuning:
         untuned = Candidate(tried[0].runtime, tried[0].precision, replace(default, max_batch=most))
         best = self._ranked(looks)[:_FINALISTS]
         finalists = [*best, *(one for one in (untuned,) if one in looks and one not in best)]
-        finals = self._in_turns(finalists, _ROUNDS, self.seconds / 2 / _ROUNDS / len(finalists), failures)
+        finals = self.in_turns(finalists, _ROUNDS, self.seconds / 2 / _ROUNDS / len(finalists), failures)
         order = [*self._ranked(finals), *self._ranked({one: looks[one] for one in looks if one not in finals})]
         measured = looks | finals
         enough = _TIE * measured[order[0]].images_per_s
@@ -198,7 +206,7 @@ class Tuning:
         date = datetime.now(UTC).date().isoformat()
         return TuningRecord(conditions=conditions_here(self.cpus), date=date, trials=tuple(trials))
 
-    def _in_turns(
+    def in_turns(
         self, ones: Sequence[Candidate], rounds: int, seconds: float, failures: list[str]
     ) -> dict[Candidate, Speed]:
         """The medians of so many rounds of `seconds` each. A candidate that fails is left out and named."""

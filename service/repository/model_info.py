@@ -118,6 +118,7 @@ def model_detail(entry: ModelEntry) -> ModelDetail:
         ilsvrc=architecture.ilsvrc if architecture else None,
         note=architecture.note if architecture else None,
         engines=tuple(map(built_engine, choice.fits)),
+        quantized=choice.quantized,
     )
 
 

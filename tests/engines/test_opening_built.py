@@ -279,7 +279,10 @@ def test_int8_only_when_asked_for(here: CardMachine) -> None:
 @pytest.mark.parametrize(
     ("runtime", "precision", "said"),
     [
-        *product((*CPU_RUNTIMES, Runtime.ONNXRUNTIME_CUDA), (Precision.FP16, Precision.INT8), (ELSEWHERE,)),
+        *product((*CPU_RUNTIMES, Runtime.ONNXRUNTIME_CUDA), (Precision.FP16,), (ELSEWHERE,)),
+        *product(
+            (Runtime.ONNXRUNTIME, Runtime.TORCH, Runtime.ONNXRUNTIME_CUDA), (Precision.INT8,), ("f32 .* openvino",)
+        ),
         (Runtime.TENSORRT_RTX, Precision.BF16, "fp16 .* --runtime openvino"),
     ],
 )
@@ -293,12 +296,22 @@ def test_precisions_are_refused_where_there_are_none(
         here.open(runtime, precision)
 
 
-@pytest.mark.parametrize("where", [NO_CARD, machine(ADA)])
-@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
-def test_auto_with_a_precision_of_cards(here: CardMachine, where: Machine, precision: Precision) -> None:
-    """With nothing built for it, `auto` refuses too, and says what to build."""
+@pytest.mark.parametrize(
+    ("where", "precision", "engine"),
+    [
+        (NO_CARD, Precision.FP16, "tensorrt"),
+        (machine(ADA), Precision.FP16, "tensorrt"),
+        (NO_CARD, Precision.INT8, "openvino"),
+        (machine(ADA), Precision.INT8, "openvino"),
+        (machine(ADA), Precision.INT8, "tensorrt"),
+    ],
+)
+def test_auto_with_a_precision_that_needs_an_export(
+    here: CardMachine, where: Machine, precision: Precision, engine: str
+) -> None:
+    """With nothing built for it, `auto` refuses too, and says what to build: for int8 on the CPU or on the card."""
     here.machine = where
-    with pytest.raises(EngineUnavailableError, match=f"topfive export tiny --engine tensorrt --precision {precision}"):
+    with pytest.raises(EngineUnavailableError, match=f"topfive export tiny --engine {engine} --precision {precision}"):
         here.open(precision=precision)
 
 

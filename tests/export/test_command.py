@@ -24,6 +24,7 @@ from export.parity_gate import ParityError
 from export.pipeline import ExportResult
 from export.weights_choice import WeightsChoice
 from models.artifact.artifact import ArtifactError, WeightRecord, WeightSource, load, read_manifest, versions
+from models.artifact.quantized import read_quantized
 from models.catalog import Architecture
 from service.cli.main import main
 from tests.download_host import Host
@@ -346,7 +347,7 @@ def test_every_option_shows_its_variable_and_its_default(run: Run) -> None:
     assert result.exit_code == 0
     options = [one for one in export_command.params if isinstance(one, click.Option)]
     own = {"weights", "artifacts", "weights_mirror", "missing", "verbose", "engine", "cache"}
-    of_engines = {"precision", "target", "batch", "calibration"}
+    of_engines = {"precision", "target", "batch", "calibration", "samples"}
     assert {one.name for one in options} == own | of_engines
     for one in options:
         assert one.envvar == f"TOPFIVE_{'ENGINE_' if one.name in of_engines else ''}{str(one.name).upper()}"
@@ -384,3 +385,51 @@ def test_export_without_torch_names_the_command(run: Run, monkeypatch: pytest.Mo
 
     assert result.exit_code == 1
     assert "torch is not installed; exporting needs: pip install '.[export]'" in result.output
+
+
+def test_int8_for_cpus(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--engine openvino` quantizes the exported model and prints how; with --missing it is kept."""
+    monkeypatch.setattr("export.quantization._ROUND_S", 0.01)
+    done = run("tiny", "--engine", "openvino", "--artifacts", tmp_path)
+    again = run("tiny", "--engine", "openvino", "--precision", "int8", "--missing", "--artifacts", tmp_path)
+
+    assert done.exit_code == again.exit_code == 0, done.output
+    graph = read_quantized(load(tmp_path, "tiny"))
+    assert graph is not None
+    assert f"tiny has an int8 graph, {graph.path()}" in done.stderr
+    assert "NNCF" in done.stderr
+    assert "images/s on this machine: f32" in done.stderr
+    assert "tiny: quantized already" in again.stderr
+    assert read_quantized(load(tmp_path, "tiny")) == graph
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--engine", "openvino", "--precision", "fp16"], "--engine openvino is for int8"),
+        (["--engine", "openvino", "--target", "sm89"], "--target does not apply to --engine openvino"),
+        (["--engine", "openvino", "--batch", "1,2,3"], "--batch does not apply to --engine openvino"),
+        (["--engine", "tensorrt-rtx", "--samples", "300"], "--samples does not apply to --engine tensorrt-rtx"),
+        (["--samples", "300"], "--samples without --engine; name openvino, tensorrt or tensorrt-rtx"),
+        (["--engine", "openvino", "--samples", "9"], "9 is not in the range x>=10"),
+    ],
+)
+def test_options_that_do_not_fit(run: Run, scripted: Script, options: list[str], said: str) -> None:
+    """They are usage errors before anything is exported."""
+    calls = scripted()
+    result = run("tiny", *options)
+
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
+    assert calls == []
+
+
+def test_failed_quantization(run: Run, tmp_path: Path) -> None:
+    """Too few photos: exit status 1, the reason, and the export stays."""
+    (tmp_path / "photos").mkdir()
+    result = run("tiny", "--engine", "openvino", "--calibration", tmp_path / "photos", "--artifacts", tmp_path)
+
+    assert result.exit_code == 1
+    assert "tiny was not quantized" in result.stderr
+    assert "holds 0 photos that can be read" in result.stderr
+    assert load(tmp_path, "tiny").manifest.name == "tiny"

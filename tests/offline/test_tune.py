@@ -1,5 +1,6 @@
 """`Tuning` with scripted speeds, its candidates, and the load of `measure`."""
 
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from models.artifact.artifact import Artifact, load
+from models.artifact.quantized import write_quantized
 from models.catalog import InputSpec
 from service.common.types import Layout, Precision, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError
 from service.offline.tune import Candidate, Speed, Tuning, candidates, measure
 from tests.fakes import FakeEngine
+from tests.models.test_quantized import record as quantization_record
 
 
 class ScriptedEngines:
@@ -75,6 +78,23 @@ def test_candidates(f32: Artifact) -> None:
         assert all(one.layout.slots * one.layout.threads <= cpus for one in candidates(f32, cpus))
     single = replace(f32, manifest=f32.manifest.model_copy(update={"max_batch": 1}))
     assert {one.layout.max_batch for one in candidates(single, 4)} == {1}
+
+
+def test_int8_is_a_candidate_where_it_is_made(f32: Artifact, tmp_path: Path) -> None:
+    """An int8 graph in the artifact is measured too, and does not change what serves untuned."""
+    without = candidates(f32, 2)
+    folder = tmp_path / "tiny" / "1"
+    shutil.copytree(f32.folder, folder)
+    artifact = replace(f32, folder=folder)
+    write_quantized(folder, b"<net/>", b"weights", quantization_record(artifact))
+
+    found = candidates(artifact, 2)
+
+    assert [one for one in found if one.precision is not Precision.INT8] == without
+    assert found[0] == without[0]
+    added = [one for one in found if one.precision is Precision.INT8]
+    assert {one.runtime for one in added} == {Runtime.OPENVINO}
+    assert len(added) == len([one for one in without if one.runtime is Runtime.OPENVINO])
 
 
 def test_best_are_measured_again_with_the_default(f32: Artifact) -> None:

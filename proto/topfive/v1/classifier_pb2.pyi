@@ -239,7 +239,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetModelReply(_message.Message):
-    __slots__ = ("info", "input", "weights", "parity", "published", "published_errors", "published_macs", "depth", "configuration", "ilsvrc", "note", "engines", "versions")
+    __slots__ = ("info", "input", "weights", "parity", "published", "published_errors", "published_macs", "depth", "configuration", "ilsvrc", "note", "engines", "versions", "quantized")
     INFO_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
@@ -253,6 +253,7 @@ class GetModelReply(_message.Message):
     NOTE_FIELD_NUMBER: _ClassVar[int]
     ENGINES_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZED_FIELD_NUMBER: _ClassVar[int]
     info: ModelInfo
     input: InputSpec
     weights: Weights
@@ -266,7 +267,58 @@ class GetModelReply(_message.Message):
     note: str
     engines: _containers.RepeatedCompositeFieldContainer[BuiltEngine]
     versions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., published: _Optional[_Iterable[_Union[WeightSet, _Mapping]]] = ..., published_errors: _Optional[_Iterable[_Union[PublishedErrors, _Mapping]]] = ..., published_macs: _Optional[int] = ..., depth: _Optional[int] = ..., configuration: _Optional[str] = ..., ilsvrc: _Optional[str] = ..., note: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[BuiltEngine, _Mapping]]] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
+    quantized: QuantizedGraph
+    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., published: _Optional[_Iterable[_Union[WeightSet, _Mapping]]] = ..., published_errors: _Optional[_Iterable[_Union[PublishedErrors, _Mapping]]] = ..., published_macs: _Optional[int] = ..., depth: _Optional[int] = ..., configuration: _Optional[str] = ..., ilsvrc: _Optional[str] = ..., note: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[BuiltEngine, _Mapping]]] = ..., versions: _Optional[_Iterable[int]] = ..., quantized: _Optional[_Union[QuantizedGraph, _Mapping]] = ...) -> None: ...
+
+class QuantizedGraph(_message.Message):
+    __slots__ = ("nncf_version", "openvino_version", "preset", "floating_point", "accuracy_control", "photos", "photos_sha256", "parity", "conditions", "speeds", "date", "source_sha256", "xml_sha256", "bin_sha256")
+    NNCF_VERSION_FIELD_NUMBER: _ClassVar[int]
+    OPENVINO_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PRESET_FIELD_NUMBER: _ClassVar[int]
+    FLOATING_POINT_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_CONTROL_FIELD_NUMBER: _ClassVar[int]
+    PHOTOS_FIELD_NUMBER: _ClassVar[int]
+    PHOTOS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    PARITY_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    SPEEDS_FIELD_NUMBER: _ClassVar[int]
+    DATE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    XML_SHA256_FIELD_NUMBER: _ClassVar[int]
+    BIN_SHA256_FIELD_NUMBER: _ClassVar[int]
+    nncf_version: str
+    openvino_version: str
+    preset: str
+    floating_point: _containers.RepeatedScalarFieldContainer[str]
+    accuracy_control: bool
+    photos: int
+    photos_sha256: str
+    parity: Parity
+    conditions: Conditions
+    speeds: _containers.RepeatedCompositeFieldContainer[PrecisionSpeed]
+    date: str
+    source_sha256: str
+    xml_sha256: str
+    bin_sha256: str
+    def __init__(self, nncf_version: _Optional[str] = ..., openvino_version: _Optional[str] = ..., preset: _Optional[str] = ..., floating_point: _Optional[_Iterable[str]] = ..., accuracy_control: bool = ..., photos: _Optional[int] = ..., photos_sha256: _Optional[str] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., conditions: _Optional[_Union[Conditions, _Mapping]] = ..., speeds: _Optional[_Iterable[_Union[PrecisionSpeed, _Mapping]]] = ..., date: _Optional[str] = ..., source_sha256: _Optional[str] = ..., xml_sha256: _Optional[str] = ..., bin_sha256: _Optional[str] = ...) -> None: ...
+
+class Conditions(_message.Message):
+    __slots__ = ("cpu", "instruction_sets", "cpus")
+    CPU_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_SETS_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    cpu: str
+    instruction_sets: _containers.RepeatedScalarFieldContainer[str]
+    cpus: int
+    def __init__(self, cpu: _Optional[str] = ..., instruction_sets: _Optional[_Iterable[str]] = ..., cpus: _Optional[int] = ...) -> None: ...
+
+class PrecisionSpeed(_message.Message):
+    __slots__ = ("precision", "images_per_s")
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    precision: str
+    images_per_s: float
+    def __init__(self, precision: _Optional[str] = ..., images_per_s: _Optional[float] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("model", "state", "year", "paper", "classes", "engine", "warnings", "parameters_train", "measured", "passed_over", "layout", "packaged")

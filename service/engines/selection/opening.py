@@ -7,10 +7,12 @@ from itertools import groupby
 
 from models.artifact.artifact import Artifact, ParityReport
 from models.artifact.engine_plan import EnginePlan, PlanError
+from models.artifact.quantized import QuantizationRecord
 from service.common.gpus import Card
 from service.common.types import Layout, Precision, Runtime
 from service.engines.base import CardLostError, Engine, EngineUnavailableError, out_of_memory
 from service.engines.selection.compatibility import NO_MACHINE, Fit, Machine, this_machine
+from service.engines.selection.int8 import int8_graph
 from service.engines.selection.parity import reference_of
 from service.engines.selection.select import BUILT, Attempt, EngineOptions, Selection
 
@@ -25,13 +27,14 @@ class Choice:
     """Why an engine was chosen. `passed_over`: preferred engines, why each does not run, and what serves instead.
 
     `fits` are the plans in the artifact, `parity` the reports of checks on this machine, `layout` the layout of an
-    engine on the CPU.
+    engine on the CPU. `quantized` is the record of the int8 graph in the artifact.
     """
 
     passed_over: tuple[str, ...] = ()
     fits: tuple[Fit, ...] = ()
     parity: tuple[ParityReport, ...] = ()
     layout: Layout | None = None
+    quantized: QuantizationRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, opt
     if runtime is Runtime.OPENVINO:
         from service.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(artifact, precision, slots=slots, threads=threads, max_batch=max_batch)
+        graph = int8_graph(artifact).path() if precision is Precision.INT8 else artifact.graph
+        return OpenVinoEngine(artifact, precision, slots=slots, threads=threads, max_batch=max_batch, graph=graph)
     if runtime is Runtime.TORCH:
         from service.engines.torch import TorchEngine
 
@@ -100,7 +104,7 @@ def open_engine(
         opened, failed = _open_first(selection, attempts, build_plan)
         if opened is not None:
             notes += [(logging.WARNING, f"{name} on {runtime}: {reason}") for reason in failed]
-            return _with_notes(opened, selection.fits, notes)
+            return _with_notes(opened, selection, notes)
         reasons += failed
         text = f"{runtime} does not run {name}: {'; '.join(failed)}"
         notes.append((level if runtime in BUILT else logging.WARNING, text))
@@ -167,10 +171,12 @@ def _build(selection: Selection, attempt: Attempt, build_plan: BuildPlan) -> Eng
     return build_engine(artifact, attempt.runtime, attempt.precision, options)
 
 
-def _with_notes(opened: OpenedEngine, fits: tuple[Fit, ...], notes: list[tuple[int, str]]) -> OpenedEngine:
+def _with_notes(opened: OpenedEngine, selection: Selection, notes: list[tuple[int, str]]) -> OpenedEngine:
     """Add to each note which engine serves instead, log it, and put it into the choice."""
     info = opened.engine.describe()
     texts = [f"{note}; {info.runtime} in {info.precision} serves instead" for _, note in notes]
     for (level, _), text in zip(notes, texts, strict=True):
         log.log(level, "%s", text)
-    return replace(opened, choice=replace(opened.choice, passed_over=tuple(texts), fits=fits))
+    quantized = selection.quantized.record if selection.quantized else None
+    choice = replace(opened.choice, passed_over=tuple(texts), fits=selection.fits, quantized=quantized)
+    return replace(opened, choice=choice)

@@ -59,15 +59,17 @@ def compare(
     reference: Probabilities,
     rounding: str = Precision.F32,
     batch_sizes: tuple[int, ...] = BATCH_SIZES,
+    thresholds: Thresholds | None = None,
 ) -> ParityReport:
     """Compare the answers of `engine` to `images`, at each batch size, with `reference`.
 
-    `rounding` is the precision to which the original rounds its own values.
+    `rounding` is the precision to which the original rounds its own values. `thresholds` None are those of the
+    precision.
     """
     info, bounds = engine.describe(), coarser(precision, rounding)
     # A softmax in float16 gives zeros below its smallest number.
     half = rounding != Precision.F32 and np.array_equal(reference, reference.astype(np.float16))
-    tie, smallest, thresholds = TIES[bounds], _HALF_SMALLEST if half else _SMALLEST, THRESHOLDS[bounds]
+    tie, smallest = TIES[bounds], _HALF_SMALLEST if half else _SMALLEST
     found = [_figures(_run(engine, images, size), reference, tie, smallest) for size in batch_sizes]
     diff, cosine, top1, top5 = np.array(found).T
     report = ParityReport(
@@ -81,7 +83,7 @@ def compare(
         logit_cosine=float(cosine.min()),
         top1_agreement=float(top1.mean()),
         top5_agreement=float(top5.mean()),
-        thresholds=thresholds,
+        thresholds=thresholds or THRESHOLDS[bounds],
         passed=False,
     )
     return report.model_copy(update={"passed": not missed(report)})

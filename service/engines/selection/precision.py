@@ -5,14 +5,15 @@ import logging
 from models.artifact.artifact import IMPORTED, Artifact
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
+from service.engines.selection.int8 import int8_graph, slow_int8
 from service.engines.selection.parity import missed
 
 _OF_PLANS = (Precision.FP16, Precision.F32, Precision.INT8)
 COMPUTES = {
+    Runtime.OPENVINO: (Precision.F32, Precision.BF16, Precision.INT8),
     Runtime.TENSORRT: _OF_PLANS,
     Runtime.TENSORRT_RTX: _OF_PLANS,
     Runtime.ONNXRUNTIME_CUDA: (Precision.F32,),
-    Runtime.OPENVINO: (Precision.F32, Precision.BF16),
     Runtime.ONNXRUNTIME: (Precision.F32,),
     Runtime.TORCH: (Precision.F32,),
 }
@@ -36,15 +37,21 @@ def check_computes(runtime: Runtime, asked: Precision) -> None:
 
 
 def choose_precision(artifact: Artifact, runtime: Runtime, asked: Precision) -> Precision:
-    """The precision to compute in on a runtime that reads model.onnx. A plan has its own precision.
+    """The precision to compute in on a runtime that reads model.onnx or its int8 graph. A plan has its own precision.
 
     AUTO is bf16 if a parity report of this artifact on this runtime passed in it and this CPU computes in it, else f32.
-    A requested bf16 needs the report alone. Raises EngineUnavailableError if the runtime does not have the requested
-    precision, if the report of a requested bf16 is missing or failed, or if the report in f32 failed. An imported model
-    must have a report in f32, except for a GPU, where the check follows.
+    A requested bf16 needs the report alone, and int8 its graph, which exists only if its own check passed. Raises
+    EngineUnavailableError if the runtime does not have the requested precision, if the report of a requested bf16 is
+    missing or failed, or if the report in f32 failed. An imported model must have a report in f32, except for a GPU,
+    where the check follows.
     """
     check_computes(runtime, asked)
     _check_f32(artifact, runtime)
+    if asked is Precision.INT8:
+        int8_graph(artifact)
+        if reason := slow_int8():
+            log.warning("%s in int8: %s", artifact.manifest.name, reason)
+        return asked
     if asked is Precision.F32 or Precision.BF16 not in COMPUTES[runtime]:
         return Precision.F32
     return _bf16_or_f32(artifact, runtime, asked)

@@ -9,6 +9,7 @@ from pathlib import Path
 from models.artifact.artifact import GRAPH, Artifact, ParityReport
 from models.artifact.engine_plan import Flavour
 from models.artifact.files import expand_home
+from models.artifact.quantized import QuantizedGraph, QuantizedGraphError, read_quantized
 from models.artifact.reference import REFERENCE
 from service.common.gpus import Card
 from service.common.types import CACHE, Layout, Precision, Runtime
@@ -23,6 +24,7 @@ from service.engines.selection.cpu_layout import (
     default_layout,
     read_tuned,
 )
+from service.engines.selection.int8 import reason_against_int8
 from service.engines.selection.parity import CheckedEngine, ParityCheck
 from service.engines.selection.precision import check_computes, choose_precision, computes, is_checked_on_the_card
 from service.engines.tensorrt.packages import is_installed
@@ -108,7 +110,8 @@ class Attempt:
 class Selection:
     """The engines that may serve one artifact on one machine.
 
-    `fits` are the plans in the artifact, the best first. `damage` names the records that cannot be read.
+    `fits` are the plans in the artifact, the best first, and `quantized` its int8 graph for CPUs. `damage` names the
+    records that cannot be read.
     """
 
     artifact: Artifact
@@ -117,6 +120,7 @@ class Selection:
     fits: tuple[Fit, ...]
     damage: tuple[str, ...]
     tuned: Tuned
+    quantized: QuantizedGraph | None = None
 
     @classmethod
     def of(cls, artifact: Artifact, options: EngineOptions, machine: Machine) -> "Selection":
@@ -125,7 +129,12 @@ class Selection:
         tuned = NOT_TUNED
         if options.layout is None and options.runtime in (Runtime.AUTO, *TUNABLE):
             tuned = read_tuned(artifact, options.cpus)
-        return cls(artifact, options, machine, fits, damage, tuned)
+        quantized = None
+        try:
+            quantized = read_quantized(artifact)
+        except QuantizedGraphError as error:
+            damage = (*damage, str(error))
+        return cls(artifact, options, machine, fits, damage, tuned, quantized)
 
     @property
     def batch_on_cards(self) -> int:
@@ -174,13 +183,12 @@ class Selection:
 
     def refusal(self, reasons: Sequence[str]) -> str:
         """The error message if every attempt fails, with the reason of each."""
-        damage = self.damage if self.options.runtime is Runtime.AUTO else ()
-        if damage or reasons:
-            return "; ".join([*damage, *reasons])
-        asked = self.options.precision
-        if asked in (Precision.FP16, Precision.INT8):
-            return f"{asked} needs an NVIDIA GPU and an engine built for it; {self._nothing_built()}"
-        return f"no runtime for --precision {asked} is installed; run: {INSTALL[Runtime.OPENVINO]}"
+        asked, auto = self.options.precision, self.options.runtime is Runtime.AUTO
+        told = [*(self.damage if auto else ()), *reasons]
+        of_cards = auto and asked in (Precision.FP16, Precision.INT8) and not self.fits
+        if of_cards and (self.machine.cards.found or not told):
+            told.append(f"{asked} on an NVIDIA GPU needs an engine built for it; {self._nothing_built()}")
+        return "; ".join(told) or f"no runtime for --precision {asked} is installed; run: {INSTALL[Runtime.OPENVINO]}"
 
     def _nothing_built(self) -> str:
         machine = self.machine
@@ -191,7 +199,9 @@ class Selection:
 
     def _attempts_on(self, runtime: Runtime) -> Iterator[Attempt]:
         if runtime not in BUILT:
-            yield self._with_graph(runtime)
+            if runtime is Runtime.OPENVINO and self.options.precision is Precision.AUTO:
+                yield from self._in_int8()
+            yield self._with_graph(runtime, self.options.precision)
             return
         fits = self._fits_of(runtime)
         yield from (self._with_plan(runtime, fit) for fit in fits if fit.fits)
@@ -206,15 +216,24 @@ class Selection:
         reason = f"{record.stem}: {failure}" if failure else ""
         return Attempt(runtime, precision, reason, fit=fit, check=check, report=report)
 
-    def _with_graph(self, runtime: Runtime) -> Attempt:
+    def _in_int8(self) -> Iterator[Attempt]:
+        """The attempt in int8 if the artifact has an int8 graph, with the reason if `auto` does not take it."""
+        if self.quantized is None:
+            return
+        if reason := reason_against_int8(self.artifact, self.quantized.record, self.tuned, self.options.cpus):
+            yield Attempt(Runtime.OPENVINO, Precision.INT8, f"not in int8: {reason}")
+        else:
+            yield self._with_graph(Runtime.OPENVINO, Precision.INT8)
+
+    def _with_graph(self, runtime: Runtime, asked: Precision) -> Attempt:
         options = self.options
         try:
-            precision = choose_precision(self.artifact, runtime, options.precision)
+            precision = choose_precision(self.artifact, runtime, asked)
         except EngineUnavailableError as error:
-            return Attempt(runtime, options.precision, str(error))
+            return Attempt(runtime, asked, str(error))
         if runtime is Runtime.ONNXRUNTIME_CUDA:
             return self._with_graph_on_card(runtime, precision)
-        precision, layout = self.tuned.choose(runtime, options.precision, precision)
+        precision, layout = self.tuned.choose(runtime, asked, precision)
         own = default_layout(options.cpus, 1) if runtime is Runtime.TORCH else None  # it runs one batch at a time
         layout = replace(options, layout=layout or options.layout or own).on_cpu
         layout = replace(layout, max_batch=at_most(layout.max_batch, self.artifact))

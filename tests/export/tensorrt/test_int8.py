@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from export.calibration import CalibrationError, CalibrationPhotos
 from export.common import ExportError
 from export.gate_images import PHOTOS
 from export.onnx_writer import check, write_onnx
@@ -19,7 +20,7 @@ from export.parity_gate import ParityError
 from export.pipeline import export
 from export.tensorrt.fp16 import to_half
 from export.tensorrt.graph import EngineGraph, engine_graph
-from export.tensorrt.int8 import CalibrationError, CalibrationPhotos, quantise
+from export.tensorrt.int8 import quantise
 from export.weights_choice import WeightsChoice
 from models.architectures.lenet5 import lenet5
 from models.artifact.artifact import Artifact, WeightSource, load

@@ -1,4 +1,4 @@
-"""The options of `topfive export` that build engines, and the build after the export."""
+"""The options of `topfive export` that build engines or quantize, and the build after the export."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from export.common import ExportError
+from export.common import ExportError, QuantizationRequest
 from export.tensorrt.targets import (
     PRECISIONS,
     BuildRequest,
@@ -17,16 +17,17 @@ from export.tensorrt.targets import (
     rtx_targets,
     tensorrt_targets,
 )
-from export.terminal import ProgressBar, print_engines, print_line
+from export.terminal import ProgressBar, print_engines, print_line, print_quantized
 from models.artifact.engine_plan import Flavour
 from models.artifact.files import expand_home
 from service.common.gpus import cards
-from service.common.types import Precision
+from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
 
 Command = Callable[..., Any]
 
-_DEPENDENT = ("precision", "target", "batch", "calibration")
+_DEPENDENT = ("precision", "target", "batch", "calibration", "samples")
+_ONLY_TENSORRT, _ONLY_OPENVINO = ("target", "batch"), ("samples",)
 
 
 def _option(name: str, **attributes: Any) -> Callable[[Command], Command]:
@@ -40,14 +41,15 @@ def engine_options(command: Command) -> Command:
     added = (
         _option(
             "engine",
-            type=click.Choice([flavour.value for flavour in Flavour]),
+            type=click.Choice([*(flavour.value for flavour in Flavour), Runtime.OPENVINO.value]),
             show_default="none",
-            help="Build an engine for NVIDIA GPUs: tensorrt on the GPU that runs it, tensorrt-rtx anywhere",
+            help="Build an engine for NVIDIA GPUs: tensorrt on the GPU that runs it, tensorrt-rtx anywhere; or "
+            "quantize the graph for CPUs: openvino",
         ),
         _option(
             "precision",
             type=click.Choice([precision.value for precision in PRECISIONS]),
-            show_default="fp16",
+            show_default="fp16; int8 with openvino, which runs the other precisions without an engine",
             help="Precision inside the engine",
         ),
         _option(
@@ -66,8 +68,14 @@ def engine_options(command: Command) -> Command:
             "calibration",
             metavar="DIR",
             type=click.Path(path_type=Path, exists=True, file_okay=False),
-            show_default="none",
-            help="Folder of photos to calibrate int8 on, 100 or more",
+            show_default="none; with openvino 10 photos that come with topfive",
+            help="Folder of photos to calibrate int8 on, 100 or more, such as the model will see",
+        ),
+        _option(
+            "samples",
+            type=click.IntRange(min=10),
+            show_default="300",
+            help="With openvino: most photos to calibrate on, beside those kept aside for the check",
         ),
         click.option(
             "--cache",
@@ -84,12 +92,17 @@ def engine_options(command: Command) -> Command:
     return command
 
 
-def read_request(values: dict[str, Any]) -> BuildRequest | None:
+def read_request(values: dict[str, Any]) -> BuildRequest | QuantizationRequest | None:
     """The engines that these options ask for, None without --engine. Raises click.UsageError if they do not fit."""
     if values["engine"] is None:
         if given := [f"--{name}" for name in _DEPENDENT if values[name] is not None]:
-            raise click.UsageError(f"{', '.join(given)} without --engine: say which, tensorrt or tensorrt-rtx")
+            raise click.UsageError(f"{', '.join(given)} without --engine; name openvino, tensorrt or tensorrt-rtx")
         return None
+    openvino = values["engine"] == Runtime.OPENVINO
+    if given := [f"--{name}" for name in (_ONLY_TENSORRT if openvino else _ONLY_OPENVINO) if values[name] is not None]:
+        raise click.UsageError(f"{', '.join(given)} does not apply to --engine {values['engine']}")
+    if openvino:
+        return _read_quantization(values)
     flavour, precision = Flavour(values["engine"]), Precision(values["precision"] or Precision.FP16)
     if (precision is Precision.INT8) != (values["calibration"] is not None):
         raise click.UsageError("--precision int8 and --calibration DIR, a folder of photos, go together")
@@ -104,6 +117,15 @@ def read_request(values: dict[str, Any]) -> BuildRequest | None:
     return BuildRequest(flavour, precision, groups, cache, profile, card, values["calibration"])
 
 
+def _read_quantization(values: dict[str, Any]) -> QuantizationRequest:
+    if values["precision"] not in (None, Precision.INT8):
+        raise click.UsageError(
+            f"OpenVINO runs {values['precision']} without an engine, if it can; --engine openvino is for int8"
+        )
+    given = {name: values[name] for name in ("calibration", "samples") if values[name] is not None}
+    return QuantizationRequest(**given)
+
+
 def _targets(flavour: Flavour, precision: Precision, text: str | None) -> Any:
     from export.tensorrt.builder import known_targets
     from service.engines.tensorrt.packages import module
@@ -114,11 +136,13 @@ def _targets(flavour: Flavour, precision: Precision, text: str | None) -> Any:
     return rtx_targets(text, precision, known_targets(trt), found), None
 
 
-def build_one(name: str, root: Path, request: BuildRequest, missing: bool) -> bool:
+def build_one(name: str, root: Path, request: BuildRequest | QuantizationRequest, missing: bool) -> bool:
     """Build engines into the newest artifact of `name` and print the result. Returns False if that fails.
 
-    With `missing`, plans that the same version built from the same graph are kept.
+    With `missing`, plans that the same version built from the same graph are kept, and so is an int8 graph.
     """
+    if isinstance(request, QuantizationRequest):
+        return _quantize_one(name, root, request, missing)
     from export.tensorrt.build import build_engines, present_plans
     from models.artifact.artifact import ArtifactError, load
     from models.weights.weights import WeightsError
@@ -146,6 +170,25 @@ def build_one(name: str, root: Path, request: BuildRequest, missing: bool) -> bo
         reason = escape(_reason(done.failure, root / name))
         print_line(f"[bold red]the next engine of {name} was not built:[/] {reason}")
     return done.failure is None
+
+
+def _quantize_one(name: str, root: Path, request: QuantizationRequest, missing: bool) -> bool:
+    from export.quantization import quantize
+    from models.artifact.artifact import ArtifactError, load
+    from models.artifact.quantized import QuantizedGraphError, read_quantized
+
+    try:
+        artifact = load(root, name)
+        if missing and (present := read_quantized(artifact)) is not None:
+            print_line(f"{name}: quantized already, {escape(str(present.path()))}")
+            return True
+        with ProgressBar(name) as bar:
+            done = quantize(artifact, request, bar)
+    except (ArtifactError, EngineUnavailableError, ExportError, QuantizedGraphError, OSError) as error:
+        print_line(f"[bold red]{name} was not quantized:[/] {escape(_reason(error, root / name))}")
+        return False
+    print_quantized(name, done)
+    return True
 
 
 def _reason(error: Exception, folder: Path) -> str:
