@@ -15,8 +15,8 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 # The dependencies come first and alone, so that a change of the code does not install them again.
 RUN set -eu; \
     case "${FLAVOUR}" in \
-      cpu) extras=cpu,simd ;; \
-      gpu) extras=gpu,simd,tensorrt,tensorrt-rtx ;; \
+      cpu) extras=cpu,simd,import ;; \
+      gpu) extras=gpu,simd,import,tensorrt,tensorrt-rtx ;; \
       export) extras=cpu,export,${ENGINES} ;; \
       *) echo "FLAVOUR is ${FLAVOUR}; it is cpu, gpu or export" >&2; exit 2 ;; \
     esac; \

@@ -23,6 +23,7 @@ from service.preprocessing import decode, transforms
 from service.preprocessing.decode import DecodedImage
 from service.preprocessing.preprocessor import Preprocessor
 from service.repository.device_memory import Device
+from service.repository.exported import ExportedModels
 from service.repository.repository import Repository
 from tests.conftest import png
 from tests.exposition import samples
@@ -66,8 +67,7 @@ class Fleet:
         self.did: Counter[str] = Counter()
         self.images: list[SlowImage] = []
         self.repository = Repository(
-            root,
-            CATALOG,
+            ExportedModels(root, CATALOG),
             lambda: [Device(CPU, self.opener)],
             limits=lambda engine: BatchLimits(engine.slots, engine.max_batch, capacity),
             clock=self.clock,

@@ -27,7 +27,7 @@ def test_flavours_are_extras() -> None:
     named = {extra for extras in [*flavours.values(), *engines] for extra in extras.split(",")} - {"${ENGINES}"}
     assert named <= set(project["optional-dependencies"])
     assert set(engines[-1].split(",")) <= set(flavours["gpu"].split(",")), "built by what does not serve"
-    assert flavours["cpu"] == "cpu,simd"
+    assert flavours["cpu"] == "cpu,simd,import"
     assert all(f"FROM {stage} AS {flavour}" in DOCKERFILE for stage, flavour in (("cpu", "gpu"), ("gpu", "export")))
 
 

@@ -45,7 +45,7 @@ def import_command(file: Path, name: str, recipe: Path, labels: Path | None, art
         from export.importing.pipeline import ImportRequest
     except ImportError as error:
         raise click.ClickException(
-            f"{error.name} is not installed; importing needs: pip install '.[cpu,export]'"
+            f"{error.name} is not installed; importing needs: pip install '.[cpu,import]'"
         ) from error
     with sigterm_as_interrupt():
         done = _import(ImportRequest(file, name, recipe, labels), artifacts, verbose)

@@ -9,12 +9,12 @@
         reference.npz       images and the original's answers, to check an engine on the machine that runs it
         engines/            engines that are built from the graph later; see `models.artifact.engine_plan`
 
-VERSION is a whole number; the highest that is whole is served.
+VERSION is a whole number; the highest that is whole is served. A link to NAME or VERSION serves under the name of the
+link.
 """
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,6 +26,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models.artifact.files import sync
 from models.artifact.measured import MeasuredAccuracy
 from models.catalog import InputSpec
 from models.labels import Label, read_labels
@@ -56,9 +57,16 @@ def artifacts_option(root: Path) -> str:
 
 
 def _remedy(root: Path, name: str, family: str = "") -> str:
+    if _is_linked(root / name):
+        return "put a whole artifact there"
     if family == IMPORTED:
         return f"run: topfive import FILE.onnx --name {name} --recipe recipe.toml --artifacts {root}"
     return f"run: topfive export {name}{artifacts_option(root)}"
+
+
+def _is_linked(folder: Path) -> bool:
+    """Whether the folder of a model, or a version in it, is a link to an artifact elsewhere."""
+    return folder.is_symlink() or (folder.is_dir() and any(child.is_symlink() for child in folder.iterdir()))
 
 
 class NotExportedError(ArtifactError):
@@ -239,9 +247,10 @@ def read_manifest(root: Path, name: str, version: int | None = None) -> tuple[in
     Raises NotExportedError if there is none, ArtifactError if the manifest cannot be read.
     """
     number = _complete(root, name)[-1] if version is None else version
-    path = root / name / str(number) / MANIFEST
+    path = (root / name / str(number)).resolve() / MANIFEST
     try:
-        return number, Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(path.read_bytes())
+        return number, manifest.model_copy(update={"name": name}) if _is_linked(root / name) else manifest
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); {_remedy(root, name)}") from error
     except ValidationError as error:
@@ -258,7 +267,7 @@ def load(root: Path, name: str, version: int | None = None) -> Artifact:
     """
     root = root_of(root, name)
     number, manifest = read_manifest(root, name, version)
-    folder = root / name / str(number)
+    folder = (root / name / str(number)).resolve()
     remedy = _remedy(root, name, manifest.family)
     if manifest.name != name:
         raise ArtifactError(f"{folder} holds the model {manifest.name}, not {name}; {remedy}")
@@ -310,8 +319,8 @@ def new_version(root: Path, name: str) -> Iterator[Path]:
         draft.chmod(0o755)  # the server may run as another user than the export
         for path in draft.iterdir():
             path.chmod(0o644)
-            _sync(path)
-        _sync(draft)
+            sync(path)
+        sync(draft)
         model_folder.mkdir(exist_ok=True)
         while True:
             version = max(versions(root, name), default=0) + 1
@@ -322,19 +331,10 @@ def new_version(root: Path, name: str) -> Iterator[Path]:
                     raise
                 continue  # another export took this number meanwhile
             break
-        _sync(model_folder)
-        _sync(root)
+        sync(model_folder)
+        sync(root)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until the file, or the names in the folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -70,14 +70,14 @@ def _layers(repository: "Repository", name: str) -> ModelLayers:
 
     entry = repository.entry(name)
     if entry.exported is not None or entry.damage is not None or entry.architecture is None:
-        return model_layers(entry, repository.root)
+        return model_layers(entry, repository.root_of(entry.name))
     try:
         return layers_of(entry.name, None, _computed(entry.architecture))
     except ModuleNotFoundError as error:
         if error.name not in _TORCH:
             raise
-        hint = f"{NotExportedError(entry.name, repository.root)}; to see its layers before: pip install '.[export]'"
-        raise ModelNotFound(hint) from error
+        missing = NotExportedError(entry.name, repository.root_of(entry.name))
+        raise ModelNotFound(f"{missing}; to see its layers before: pip install '.[export]'") from error
 
 
 def _computed(architecture: Architecture) -> LayerTable:

@@ -48,6 +48,10 @@ class Settings(BaseModel):
             "is exported, else squeezenet1_1, which comes with topfive"
         ),
     ] = ()
+    model: Annotated[
+        tuple[str, ...],
+        Field(description="A model to load at start and the folder that it lies in, NAME=FOLDER; may be repeated"),
+    ] = ()
     artifacts: Annotated[Path, Field(description="Folder of exported models")] = Path("artifacts")
     model_control: Annotated[
         ModelControl,
@@ -143,20 +147,22 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _choose_models(cls, values: Any) -> Any:
-        """Choose the model if none is given."""
-        if not isinstance(values, dict) or values.get("models", ()) != ():
+        """Choose the model if none is given. Those of `model` are before those of `models`."""
+        if not isinstance(values, dict):
+            return values
+        if named := [one.partition("=")[0] for one in _names(values.get("model")) or ()]:
+            return {**values, "models": (*named, *(_names(values.get("models")) or ()))}
+        if values.get("models", ()) != ():
             return values
         exported = exported_names(Path(values.get("artifacts", cls.model_fields["artifacts"].default)))
         return {**values, "models": ("googlenet",) if "googlenet" in exported else tuple(exported_names(PACKAGED))}
 
-    @field_validator("models", "allowed_hosts", "cors_origin", mode="before")
+    @field_validator("models", "model", "allowed_hosts", "cors_origin", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """Accept `a,b` as well as a sequence, of which each may be so; a name given twice counts once."""
-        names = (value,) if isinstance(value, str) else value
-        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            names = tuple(dict.fromkeys(name.strip() for name in ",".join(names).split(",") if name.strip()))
-        return names
+        names = _names(value)
+        return value if names is None else names
 
     @field_validator("models")
     @classmethod
@@ -165,7 +171,15 @@ class Settings(BaseModel):
             raise ValueError("name at least one model")
         if made := [name for name in names if name.startswith(ENSEMBLE_PREFIX)]:
             raise ValueError(f"{made[0]} is made of models at a request; name its members instead")
+        if paths := [name for name in names if "/" in name or name.startswith(".")]:
+            raise ValueError(f"{paths[0]} is no name of a model; a folder comes after it: --model NAME=FOLDER")
         return names
+
+    @property
+    def model_folders(self) -> dict[str, Path]:
+        """The folder of each model of `model` that names one."""
+        pairs = (one.partition("=") for one in self.model)
+        return {name: expand_home(Path(folder)) for name, _, folder in pairs if folder}
 
     @property
     def rest_access(self) -> RestAccess:
@@ -194,3 +208,11 @@ class Settings(BaseModel):
     @property
     def limits(self) -> ImageLimits:
         return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
+
+
+def _names(value: object) -> tuple[str, ...] | None:
+    """The names in `a,b` or in a sequence of such, each once. None if it is neither."""
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(dict.fromkeys(name.strip() for name in ",".join(names).split(",") if name.strip()))

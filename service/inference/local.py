@@ -119,7 +119,7 @@ class LocalDataPlane:
 
     async def layers(self, name: str, version: int | None = None) -> ModelLayers:
         repository = self.repository
-        return await repository.read(lambda: model_layers(repository.entry(name, version), repository.root))
+        return await repository.read(lambda: model_layers(repository.entry(name, version), repository.root_of(name)))
 
     async def versions(self) -> list[ModelVersion]:
         return await self.repository.read(self.repository.versions)

@@ -23,6 +23,7 @@ from service.common.errors import ModelNotFound
 from service.common.model_info import ModelState
 from service.common.types import ENSEMBLE_PREFIX
 from service.repository.loaded_model import LoadedModel
+from service.repository.model_folders import ModelFolders
 
 log = logging.getLogger(__name__)
 
@@ -45,23 +46,31 @@ class ModelEntry:
 
 
 class ExportedModels:
-    """Reads the artifacts under `root`. Its methods are called on a thread, because the disk may hang."""
+    """Reads the artifacts under `root`, and those of `folders`, which come first.
 
-    def __init__(self, root: Path, catalog: Catalog) -> None:
+    Its methods are called on a thread, because the disk may hang.
+    """
+
+    def __init__(self, root: Path, catalog: Catalog, folders: ModelFolders | None = None) -> None:
         self.root = root
         self.catalog = catalog
+        self.folders = folders or ModelFolders({})
+
+    def root_of(self, name: str) -> Path:
+        """The folder of artifacts that has the model."""
+        return self.folders.root_of(name) or root_of(self.root, name)
 
     def names(self) -> list[str]:
         """The sorted names of the catalog and of other exported models."""
-        return sorted({*self.catalog.names(), *exported_names(self.root)})
+        return sorted({*self.catalog.names(), *exported_names(self.root), *self.folders.names})
 
     def versions(self, name: str) -> tuple[int, ...]:
         """The exported versions of the model in ascending order."""
-        return tuple(exported_versions(root_of(self.root, name), name))
+        return tuple(exported_versions(self.root_of(name), name))
 
     def signature(self, name: str) -> Hashable:
         """The names, sizes and times of the files of every version: they differ once a version has changed."""
-        folder = root_of(self.root, name) / name
+        folder = self.root_of(name) / name
         files = [path for number in self.versions(name) for path in sorted((folder / str(number)).iterdir())]
         return tuple((str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in files)
 
@@ -69,8 +78,8 @@ class ExportedModels:
         """Raise ModelNotFound if no model has that name, or the model not that version."""
         if name.startswith(ENSEMBLE_PREFIX):
             raise ModelNotFound("an ensemble is made at each request and has no page; ask for its members one by one")
-        if name not in self.catalog and name not in (exported := exported_names(self.root)):
-            raise ModelNotFound(str(UnknownModelError(name, {*self.catalog.names(), *exported})))
+        if name not in self.catalog and name not in (known := self.names()):
+            raise ModelNotFound(str(UnknownModelError(name, known)))
         if version is not None and version not in (there := self.versions(name)):
             those = ", ".join(map(str, there)) or "none; it is not exported yet"
             raise ModelNotFound(f"{name} has no version {version}; the exported versions are: {those}")
@@ -79,8 +88,8 @@ class ExportedModels:
         """That version, or the newest whole one. Raises ModelNotFound or ArtifactError."""
         self.check_known(name, version)
         if version is not None:
-            return load(self.root, name, version)
-        artifact, damaged = newest_whole(self.root, name, load)
+            return load(self.root_of(name), name, version)
+        artifact, damaged = newest_whole(self.root_of(name), name, load)
         return replace(artifact, damaged_newer=damaged)
 
     def entry(
@@ -101,10 +110,10 @@ class ExportedModels:
         else:
             try:
                 if version is None:
-                    newest, newer = newest_whole(self.root, name, read_manifest)
+                    newest, newer = newest_whole(self.root_of(name), name, read_manifest)
                     exported, damage = newest, damage_of(newest[0], newer)
                 else:
-                    exported = read_manifest(root_of(self.root, name), name, version)
+                    exported = read_manifest(self.root_of(name), name, version)
                 state = ModelState.LOADING if loading else ModelState.EXPORTED
             except ArtifactError as error:
                 damage = None if isinstance(error, NotExportedError) else str(error)

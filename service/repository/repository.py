@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from models.catalog import Catalog
 from service.common.clock import Clock
 from service.common.errors import BadRequest, ModelNotFound, NotReady, ShuttingDown
 from service.common.metrics import Metrics
@@ -36,8 +35,7 @@ class Repository:
 
     def __init__(
         self,
-        root: Path,
-        catalog: Catalog,
+        exported: ExportedModels,
         find_devices: Callable[[], Sequence[Device]],
         *,
         limits: Callable[[Engine], BatchLimits],
@@ -45,7 +43,7 @@ class Repository:
         metrics: Metrics,
         control: ModelControl = ModelControl.NONE,
     ) -> None:
-        self._exported = ExportedModels(root, catalog)
+        self._exported = exported
         self._control = control
         self._configured: tuple[str, ...] = ()
         self._loader = ModelLoader(
@@ -64,9 +62,9 @@ class Repository:
         self._listeners: list[Callable[[], None]] = []
         metrics.watch(self._gauges, "model", "version")
 
-    @property
-    def root(self) -> Path:
-        return self._exported.root
+    def root_of(self, name: str) -> Path:
+        """The folder of artifacts that has the model."""
+        return self._exported.root_of(self.canonical(name))
 
     @property
     def default(self) -> str:
@@ -129,9 +127,10 @@ class Repository:
     async def start(self, names: Iterable[str]) -> None:
         """Load the configured models one after the other. A trained one becomes the default before an untrained one.
 
-        Raises the errors of `get`.
+        Raises the errors of `get`, and NotReady if a model of --model cannot be linked.
         """
         self._configured = tuple(dict.fromkeys(map(self.canonical, names)))
+        await self._exported.folders.link()
         models = [await self.get(name) for name in self._configured]
         untrained = {model.name for model in models if model.warnings}
         self._configured = tuple(sorted(self._configured, key=untrained.__contains__))
@@ -246,6 +245,7 @@ class Repository:
         self._loader.stop()
         self._readers.close()
         await self._loader.aclose(drain_s)
+        self._exported.folders.close()
 
     def _failure(self, name: str) -> str:
         """Why the model fails, with the stuck batches if they are the reason."""

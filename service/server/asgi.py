@@ -9,9 +9,11 @@ from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from service.common.settings import Settings
+from service.common.types import ModelControl
 from service.common.upload_budget import UploadBudget
 from service.inference.local import LocalDataPlane
 from service.repository.recovery import Recovery
+from service.repository.watch import Watch
 from service.rest.app import create_app
 from service.rest.image_request import ImageReader
 from service.server.data_plane import build_data_plane
@@ -35,14 +37,18 @@ class HostedApp(Router):
         self.data_plane = data_plane
         self._settings = settings
         self._recovery = Recovery(data_plane.repository, clock, settings.recover_s)
+        self._watch = Watch(data_plane.repository, clock)
 
     @asynccontextmanager
     async def _serve(self, _app: ASGIApp) -> AsyncIterator[None]:
         repository = self.data_plane.repository
         try:
             await repository.start(self._settings.models)
+            if self._settings.model_control is ModelControl.WATCH:
+                self._watch.start()
             yield
         finally:
+            self._watch.stop()
             repository.stop()
             await self.data_plane.aclose(self._settings.drain_s)
 

@@ -17,6 +17,8 @@ from service.preprocessing.decode import limit_pixels
 from service.preprocessing.preprocessor import Preprocessor
 from service.repository.device_discovery import devices
 from service.repository.device_memory import Device
+from service.repository.exported import ExportedModels
+from service.repository.model_folders import ModelFolders
 from service.repository.repository import Repository
 
 
@@ -33,9 +35,9 @@ def build_data_plane(
         cache=settings.cache_folder,
     )
     clock, metrics = LoopClock(), Metrics()
+    folders = {catalog.canonical(name): folder for name, folder in settings.model_folders.items()}
     repository = Repository(
-        settings.artifacts,
-        catalog,
+        ExportedModels(settings.artifacts, catalog, ModelFolders(folders)),
         partial(_devices, options, settings.memory_budget_mib, open_engine),
         limits=partial(_limits, settings),
         clock=clock,

@@ -17,7 +17,7 @@ from service.common.types import BatchLimits, ModelControl, Probabilities, Rows,
 from service.engines.base import CPU, held_bytes
 from service.engines.selection.opening import OpenedEngine, OpenEngine
 from service.repository.device_memory import Device
-from service.repository.exported import ModelEntry
+from service.repository.exported import ExportedModels, ModelEntry
 from service.repository.loaded_model import Lease
 from service.repository.repository import Repository
 from tests.fakes import FakeEngine, ManualClock, reached
@@ -76,8 +76,7 @@ class Host:
         self.slots = 1
         self.device_searches = 0
         self.repository = Repository(
-            root,
-            CATALOG,
+            ExportedModels(root, CATALOG),
             self._devices,
             limits=lambda engine: BatchLimits(engine.slots, engine.max_batch),
             clock=self.clock,
