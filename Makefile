@@ -157,7 +157,7 @@ proto: install
 	$(BIN)/python -m proto.generate
 
 bench-models: install
-	$(BIN)/topfive export googlenet --weights $(WEIGHTS) --missing
+	$(BIN)/topfive export googlenet --weights $(WEIGHTS) --missing --engine openvino
 
 # Measures this server and writes build/benchmarks/report.md; benchmarks/README.md says more.
 bench: bench-models

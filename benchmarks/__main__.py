@@ -18,7 +18,12 @@ from benchmarks.report import BenchmarkReport, Measurement, ReportRow, page, tar
 from benchmarks.requests import bench_photo
 from benchmarks.servers import PEERS, Peer, ours
 from models.artifact.artifact import ArtifactError, load
+from models.artifact.quantized import read_quantized
+from service.common.cpus import host
+from service.common.types import Precision, Runtime
+from service.engines.selection.select import EngineOptions
 
+_INT8 = "topfive, int8"
 _EQUAL = ("--runtime", "onnxruntime", "--precision", "f32", "--max-batch", "8")  # as the peers have it
 
 
@@ -33,17 +38,23 @@ def chosen_peers(names: str) -> list[Peer]:
 def compare(
     model: str, artifacts: Path, peers: Sequence[Peer], rounds: int, seconds: float, tell: Callable[[str], None]
 ) -> Measurement:
-    """Compare this server, with default settings and as the peers run, with the peers."""
-    graph = load(artifacts, model).folder / "model.onnx"
+    """Compare this server, with default settings, as the peers run and in int8 if it can, with the peers."""
+    artifact = load(artifacts, model)
     specs = [
         ours("topfive", model, artifacts),
         ours("topfive, ONNX Runtime f32", model, artifacts, *_EQUAL),
-        *(peer.installed(graph) for peer in peers),
+        *(peer.installed(artifact.graph) for peer in peers),
     ]
-    expected = expected_answers(model, artifacts)
+    expected, expected_of = expected_answers(model, artifacts), {}
+    if read_quantized(artifact) is not None:
+        specs.append(ours(_INT8, model, artifacts, "--precision", "int8"))
+        expected_of[_INT8] = expected_answers(model, artifacts, EngineOptions(Runtime.OPENVINO, Precision.INT8))
     with tempfile.TemporaryDirectory(prefix="topfive-benchmark-") as folder:
-        default, equal, *others = ServerComparison(rounds, seconds, expected, Path(folder), tell).run(specs)
-    return comparison_table([default, equal, *others], list(comparison_rows(default, equal, others)))
+        comparison = ServerComparison(rounds, seconds, expected, Path(folder), tell, expected_of=expected_of)
+        default, equal, *others = servers = comparison.run(specs)
+    int8 = others.pop() if expected_of else None
+    target = 4.0 if "AMX int8" in host().instruction_sets else 2.5
+    return comparison_table(servers, list(comparison_rows(default, equal, others, int8, target)))
 
 
 def measured(name: str, measure: Callable[[], Measurement], tell: Callable[[str], None]) -> Measurement:

@@ -21,6 +21,7 @@ from service.engines.selection.select import EngineOptions
 
 _TOLERANCE = 0.05  # of the probability: decoders and precisions differ
 _ANSWER_TIMEOUT_S = 30.0
+_REFERENCE = EngineOptions(Runtime.ONNXRUNTIME, Precision.F32)
 
 
 class AnswerError(Exception):
@@ -58,9 +59,9 @@ def best_class(body: bytes) -> tuple[int, float]:
         raise AnswerError(f"no classes in the answer {body[:200]!r}") from error
 
 
-def expected_answers(model: str, artifacts: Path) -> list[ExpectedAnswer]:
-    """Run the model in ONNX Runtime f32 on the photo that is measured, and on three others."""
-    engine = open_engine(load(artifacts, model), EngineOptions(Runtime.ONNXRUNTIME, Precision.F32)).engine
+def expected_answers(model: str, artifacts: Path, options: EngineOptions = _REFERENCE) -> list[ExpectedAnswer]:
+    """Run the model on the photo that is measured, and on three others; by default in ONNX Runtime f32."""
+    engine = open_engine(load(artifacts, model), options).engine
     names = ("zebra.jpeg", "airliner.jpeg", "gorilla.jpeg")
     photos = [bench_photo(), *((PHOTOS / name).read_bytes() for name in names)]
     try:

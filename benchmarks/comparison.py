@@ -1,7 +1,7 @@
 """Compares servers in turns: in each round each is started, checked, loaded and stopped."""
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from benchmarks.answers import AnswerError, ExpectedAnswer, check_answers
 from benchmarks.load import PutLoad, ServerLoad, put_load
 from benchmarks.report import Measurement, ReportRow, spread
 from benchmarks.server_under_test import ServerError, ServerUnderTest
-from benchmarks.servers import EXPERT, ServerSpec
+from benchmarks.servers import EXPERT, NAIVE, ServerSpec
 from loadgen.connection import LoadTestError
 from loadgen.measurement import LoadLevel
 
@@ -49,7 +49,10 @@ class ComparedServer:
 
 @dataclass(frozen=True, slots=True)
 class ServerComparison:
-    """How servers are compared: with which photos, how often and how long, and where they write their logs."""
+    """How servers are compared: with which photos, how often and how long, and where they write their logs.
+
+    `expected_of` has the answers of servers, by name, that do not give the `expected` ones.
+    """
 
     rounds: int
     seconds: float
@@ -58,6 +61,7 @@ class ServerComparison:
     tell: Callable[[str], None]
     put_load: PutLoad = put_load
     stop_timeout_s: float = 3.0
+    expected_of: Mapping[str, Sequence[ExpectedAnswer]] = field(default_factory=dict)
 
     def run(self, specs: Sequence[ServerSpec]) -> list[ComparedServer]:
         """Measure every server in every round, in the opposite order every second round. Drop a server that fails."""
@@ -80,7 +84,7 @@ class ServerComparison:
     def _round(self, spec: ServerSpec) -> ServerRound:
         photo = self.expected[0].photo
         with ServerUnderTest(spec, self.folder, photo, stop_timeout_s=self.stop_timeout_s) as server:
-            check_answers(server, self.expected)
+            check_answers(server, self.expected_of.get(spec.name, self.expected))
             self.put_load(server, photo, LoadLevel(connections=16), _WARM_UP_S)
             many = self.put_load(server, photo, LoadLevel(connections=16), self.seconds)
             memory_bytes = server.memory_bytes()
@@ -112,9 +116,16 @@ def ratio_row(
 
 
 def comparison_rows(
-    default: ComparedServer, equal: ComparedServer, peers: Sequence[ComparedServer]
+    default: ComparedServer,
+    equal: ComparedServer,
+    peers: Sequence[ComparedServer],
+    int8: ComparedServer | None = None,
+    int8_target: float = 2.5,
 ) -> Iterator[ReportRow]:
-    """The targets of this server, with default settings and as the peers run, and each server that failed."""
+    """The targets of this server, with default settings, as the peers run and in int8, and each server that failed.
+
+    `int8_target` is how many times the requests of the naive server int8 should answer.
+    """
     name = default.spec.name
     if peers:
         expert = next((one for one in peers if one.rounds and one.spec.name == EXPERT), None)
@@ -123,6 +134,10 @@ def comparison_rows(
         best = max(f32, key=lambda one: one.median(_rate), default=None)
         for one, at_least in ((default, 3.0), (equal, 1.05)):
             yield ratio_row(one, best, f"{one.spec.name} / best peer in f32, 16 connections", _rate, at_least)
+        if int8 is not None:
+            naive = next((one for one in f32 if one.spec.name == NAIVE), None)
+            yield ratio_row(int8, expert, f"{int8.spec.name} / {EXPERT}, 16 connections", _rate, 1.4)
+            yield ratio_row(int8, naive, f"{int8.spec.name} / {NAIVE}, 16 connections", _rate, int8_target)
     if default.rounds:
         tail = default.values(
             lambda each: each.arrivals.result.latency_ms["p99"] / each.arrivals.result.latency_ms["p50"]
@@ -131,7 +146,7 @@ def comparison_rows(
         yield ReportRow(f"{name}: start to first answer", default.values(lambda each: each.start_s), "s", at_most=2.0)
         memory = default.values(lambda each: each.memory_bytes / 1e6)
         yield ReportRow(f"{name}: memory after 16 connections", memory, "MB", at_most=350.0)
-    for one in (default, equal, *peers):
+    for one in (default, equal, *peers, *([int8] if int8 else [])):
         if one.reason:
             yield ReportRow(one.spec.name, note=one.reason)
 

@@ -80,6 +80,8 @@ def _module(module: str, spec: ServerSpec) -> Peer:
 EXPERT = "an expert's FastAPI"
 """The peer with the runtime and the precision of this server."""
 
+NAIVE = "naive FastAPI"
+
 _AT = ("--host", "127.0.0.1", "--port", "{port}")
 _V2 = "/v2/models/model/infer"
 _BATCHES = "2 workers, batches up to 8"
@@ -89,7 +91,7 @@ PEERS = (
     Peer(
         "naive",
         ("uvicorn", "benchmarks.peers.naive:app", *_AT, "--no-access-log"),
-        ServerSpec("naive FastAPI", settings="2 processes of uvicorn, no batching", copies=2),
+        ServerSpec(NAIVE, settings="2 processes of uvicorn, no batching", copies=2),
     ),
     Peer(
         "expert",

@@ -12,7 +12,7 @@ from benchmarks.comparison import ComparedServer, ServerComparison, ServerRound,
 from benchmarks.load import ServerLoad, put_load, send_requests
 from benchmarks.report import NOT_MEASURED
 from benchmarks.server_under_test import ServerUnderTest
-from benchmarks.servers import EXPERT, ServerSpec
+from benchmarks.servers import EXPERT, NAIVE, ServerSpec
 from loadgen.connection import LoadTestError, Response
 from loadgen.measurement import LoadLevel, LoadResult
 from tests.scripted_server import PHOTO, scripted
@@ -75,6 +75,22 @@ def test_expert(tmp_path: Path) -> None:
     found = {row.name: (list(row.values), row.verdict) for row in comparison_rows(ours, ours, peers)}
     assert found[f"ours / {EXPERT}, 16 connections"] == ([0.9], "miss")
     assert found["ours / best peer in f32, 16 connections"] == ([3.0], "pass")
+
+
+def test_int8(tmp_path: Path) -> None:
+    """int8 is compared with the expert's and with the naive server; it is checked against answers of its own."""
+    load = ScriptedLoad({"ours": [90.0], NAIVE: [30.0], EXPERT: [100.0], "wrong": [150.0]})
+    specs = [scripted("ours"), scripted(NAIVE), scripted(EXPERT), scripted("wrong", "wrong")]
+    own = {"wrong": [ExpectedAnswer(PHOTO, (5, 0.1))]}
+    comparison = ServerComparison(
+        1, 4.0, [ExpectedAnswer(PHOTO, (1, 0.5))], tmp_path, lambda _: None, load.put_load, 0.2, own
+    )
+    ours, naive, expert, int8 = comparison.run(specs)
+
+    rows = comparison_rows(ours, ours, [naive, expert], int8, 4.0)
+    found = {row.name: (list(row.values), row.target, row.verdict) for row in rows}
+    assert found[f"wrong / {EXPERT}, 16 connections"] == ([1.5], "≥ 1.4", "pass")
+    assert found[f"wrong / {NAIVE}, 16 connections"] == ([5.0], "≥ 4", "pass")
 
 
 def test_server_that_fails(tmp_path: Path) -> None:
