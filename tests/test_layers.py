@@ -75,7 +75,7 @@ HOMES = {
     ),
     "pyarrow": ("service.offline",),
     "httptools": ("loadgen",),
-    "multipart": ("service.rest.image_request",),
+    "multipart": ("service.rest.image_request", "service.rest.torchserve"),
 }
 
 

@@ -29,7 +29,9 @@ def _file_option(flag: str, meaning: str) -> Callable[[Command], Command]:
 @_file_option("--replica-key", "PEM file of the key of --replica-cert")
 @_file_option("--replica-api-key-file", "File of the API key that the gateway sends to the inference servers")
 @options("api_keys_file", "public_metrics", "tls_cert", "tls_key", "tls_client_ca")
-@options("pre_stop_s", "drain_s", "root_path", "forwarded_allow_ips", "allowed_hosts", "cors_origin")
+@options(
+    "pre_stop_s", "drain_s", "root_path", "forwarded_allow_ips", "allowed_hosts", "cors_origin", "torchserve_compatible"
+)
 @options("log_level", "log_format", "access_log")
 def gateway_command(
     inference: str,

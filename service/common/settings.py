@@ -87,6 +87,9 @@ class Settings(BaseModel):
         None
     )
     public_metrics: Annotated[bool, Field(description="Whether GET /metrics needs no API key")] = False
+    torchserve_compatible: Annotated[
+        bool, Field(description="Whether REST answers TorchServe's POST /predictions/NAME and GET /ping as well")
+    ] = False
     tls_cert: Annotated[
         Path | None,
         Field(description="PEM file of the server's certificate and its chain, for HTTPS and gRPC over TLS"),
@@ -198,6 +201,7 @@ class Settings(BaseModel):
             self.allowed_hosts or default,
             self.cors_origin,
             self.public_metrics,
+            self.torchserve_compatible,
         )
 
     @property

@@ -106,13 +106,17 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 @dataclass(frozen=True, slots=True)
 class RestAccess:
-    """Under which names REST is reached: its path prefix, who may tell another, host names, origins of web pages."""
+    """Under which names REST is reached: its path prefix, who may tell another, host names, origins of web pages.
+
+    `torchserve`: also under the paths of TorchServe.
+    """
 
     root_path: str
     trusted_proxies: str
     hosts: Sequence[str]
     origins: Sequence[str]
     public_metrics: bool = False  # without an API key
+    torchserve: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ MAX_INPUTS = 640
 class LocalDataPlane:
     """Classifies images with the models of a repository. Counts every request once, whatever its outcome."""
 
-    extensions = ("statistics",)
+    extensions = ("model_repository", "statistics")
 
     def __init__(self, repository: Repository, preprocessor: Preprocessor, *, clock: Clock, metrics: Metrics) -> None:
         self.repository = repository

@@ -3,6 +3,7 @@
 The descriptions are JSON values; the messages of gRPC have the same fields.
 """
 
+import json
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from service.common.errors import BadRequest, ModelNotFound
-from service.common.model_info import ModelDetail, ModelList, ModelState
+from service.common.model_info import ModelDetail, ModelState, ModelVersion
 from service.inference.dataplane import DataPlane, Images, Inference
 from service.inference.topk import top_k
 
@@ -24,7 +25,7 @@ PIXELS, FILES, FLOATS = "UINT8", "BYTES", "FP32"
 _EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "schedule_policy", "parameters")
 _LARGEST_BATCH = 64  # of an engine whose largest batch is not known
 _STATES = {ModelState.READY: "READY", ModelState.LOADING: "LOADING"}
-_REASONS = {ModelState.EXPORTED: "it is loaded at its first request", ModelState.FAILING: "its last batches failed"}
+_CONFIG = '{"version_policy": {"specific": {"versions": [2]}}}'
 _LONGEST_NAME = 60  # of a client's own name in an error message
 
 
@@ -236,15 +237,28 @@ def _platform(detail: ModelDetail) -> str:
     return "tensorrt_plan" if runtime.startswith("tensorrt") else f"{runtime}_onnx"
 
 
-def repository_index(known: ModelList, ready: bool) -> list[dict[str, str]]:
-    """The exported models with their states; with `ready` only those that are ready."""
+def repository_index(known: Sequence[ModelVersion], ready: bool) -> list[dict[str, str]]:
+    """The versions of the models with their states; with `ready` only those that are ready."""
     return [
         {
             "name": one.name,
             "version": str(one.version),
             "state": _STATES.get(one.state, "UNAVAILABLE"),
-            "reason": _REASONS.get(one.state, ""),
+            "reason": one.reason,
         }
-        for one in known.models
-        if one.state is ModelState.READY or not (ready or one.version is None)
+        for one in known
+        if one.state is ModelState.READY or not ready
     ]
+
+
+def read_version_policy(parameters: Mapping[str, object]) -> int | None:
+    """The version that a load asks for in its model configuration; None is the newest. Raises BadRequest."""
+    if others := parameters.keys() - {"config"}:
+        raise BadRequest(f"the parameter {min(others)[:_LONGEST_NAME]!r} of a load is not taken; there is config")
+    if (config := parameters.get("config")) is None:
+        return None
+    try:
+        (number,) = json.loads(str(config))["version_policy"]["specific"]["versions"]
+        return int(number)
+    except (KeyError, RecursionError, TypeError, ValueError):
+        raise BadRequest(f"a load reads the version of its config alone, such as {_CONFIG}") from None

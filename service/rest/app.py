@@ -20,6 +20,8 @@ from service.rest import endpoints, errors
 from service.rest.image_request import ImageReader
 from service.rest.key_middleware import KeyMiddleware
 from service.rest.proxies import ProxyHeaders
+from service.rest.torchserve import TorchServeEndpoints
+from service.rest.v1 import V1Endpoints
 from service.rest.v2 import V2Endpoints
 
 _DESCRIPTION = """A photo goes in, the five best ImageNet classes come out.
@@ -42,8 +44,11 @@ def create_app(
     for router in (documented, endpoints.models(data_plane), endpoints.health(data_plane, metrics)):
         fastapi.include_router(router)
     errors.install(fastapi)
+    protocols: dict[str, ASGIApp] = {"v1": V1Endpoints(data_plane, reader), "v2": V2Endpoints(data_plane, reader)}
+    if access.torchserve:
+        protocols["ping"] = protocols["predictions"] = TorchServeEndpoints(data_plane, reader)
     app: ASGIApp = endpoints.DirectEndpoints(
-        {**direct, ("GET", "/openapi.json"): _Document(fastapi)}, {"v2": V2Endpoints(data_plane, reader)}, fastapi
+        {**direct, ("GET", "/openapi.json"): _Document(fastapi)}, protocols, fastapi
     )
     if keys is not None:
         app = KeyMiddleware(app, keys, access.public_metrics)

@@ -40,6 +40,14 @@ DISCONNECTED = "disconnected"
 _ID_HEADER = REQUEST_ID.lower().encode()
 
 _RETRY_S = 1
+_TORCHSERVE = {
+    400: "BadRequestException",
+    404: "ModelNotFoundException",
+    405: "MethodNotAllowedException",
+    422: "BadRequestException",
+    429: "ServiceUnavailableException",
+    503: "ServiceUnavailableException",
+}
 _NOT_TOLD = "the server failed; its log has the cause"
 
 
@@ -79,7 +87,8 @@ class RequestContext:
                 log.info("%s: the client left", identity)
             else:
                 path = scope["path"].removeprefix(scope.get("root_path", ""))
-                response = respond(error, identity, write=_writer(path))
+                write = _WRITERS.get(path[1:].partition("/")[0])
+                response = respond(error, identity, write=write)
                 if not started:
                     await response(scope, receive, send_with_id)
         finally:
@@ -172,9 +181,22 @@ def _protocol_error(problem: Problem) -> tuple[bytes, str]:
     return json.dumps({"error": problem.detail}).encode(), "application/json"
 
 
-def _writer(path: str) -> Write:
-    """What writes the errors of that path: each protocol has its own shape of them."""
-    return _protocol_error if f"{path}/".startswith("/v2/") else _problem
+def torchserve_error(status: int, detail: str) -> dict[str, object]:
+    """An error as TorchServe writes it."""
+    return {"code": status, "type": _TORCHSERVE.get(status, "InternalServerException"), "message": detail}
+
+
+def _torchserve_error(problem: Problem) -> tuple[bytes, str]:
+    return json.dumps(torchserve_error(problem.status, problem.detail)).encode(), "application/json"
+
+
+_WRITERS: dict[str, Write] = {"v1": _protocol_error, "v2": _protocol_error, "predictions": _torchserve_error}
+"""What writes the errors of the protocols, by the beginning of their paths."""
+
+
+def json_response(content: object, status: int = 200) -> Response:
+    """A response of these JSON values."""
+    return Response(json.dumps(content, ensure_ascii=False).encode(), status, media_type="application/json")
 
 
 def _response(problem: Problem, headers: dict[str, str], write: Write) -> Response:

@@ -7,10 +7,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.common import api_keys
 
-_FREE = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready"})
+_FREE = frozenset(
+    {"/", "/livez", "/readyz", "/docs", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready", "/ping"}
+)
 _FREE_FILES = "/static-offline-docs/"
 _METRICS = "/metrics"
-_INFERENCE = re.compile(r"/(predict|compare|v2/models/[^/]+(/versions/[^/]+)?(/(infer|ready|config))?)")
+_INFERENCE = re.compile(
+    r"/(predict|compare|v1/models/[^/]+|predictions/.*|v2/models/[^/]+(/versions/[^/]+)?(/(infer|ready|config))?)"
+)
 _STATISTICS = "/v2/models/stats"
 
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
+from service.common.errors import BadRequest
 from service.common.types import DEFAULT_CROPS, DEFAULT_TOP_K, Classification, copy_as
 from service.inference.comparison import Agreement, ClassName, Comparison, ComparisonTiming
 
+M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
 _Crops = Annotated[
@@ -153,6 +155,20 @@ def compare_reply(request_id: str, comparison: Comparison, problems: Sequence[Ro
         for row, problem in zip(comparison.rows, problems, strict=True)
     ]
     return copy_as(CompareReply, comparison, request_id=request_id, rows=tuple(rows))
+
+
+def validated(kind: type[M], content: bytes) -> M:
+    """The object in the JSON of a request. Raises BadRequest."""
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        reasons = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()[:4]]
+        raise BadRequest("; ".join(reasons)) from None
+
+
+def digits(probability: float) -> float:
+    """The probability with the seven digits that a float32 holds."""
+    return float(f"{probability:.7g}")
 
 
 def to_json(reply: object) -> bytes:

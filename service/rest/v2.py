@@ -8,7 +8,7 @@ from dataclasses import asdict
 from itertools import chain
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -33,17 +33,20 @@ from service.inference.tensors import (
     read_output,
     read_timeout,
     read_version,
+    read_version_policy,
     repository_index,
     server_metadata,
 )
+from service.rest.errors import json_response
 from service.rest.image_request import ImageReader, drop_small_body, read_body
-from service.rest.schemas import ImageQuery
+from service.rest.schemas import ImageQuery, validated
 
 M = TypeVar("M", bound=BaseModel)
 
 ROOT = "/v2"
 
 _MODEL = re.compile(rf"{ROOT}/models/([^/]+)(?:/versions/([0-9]+))?(?:/(infer|ready|config|stats))?")
+_REPOSITORY = re.compile(rf"{ROOT}/repository/models/([^/]+)/(load|unload)")
 _JSON_SIZE = "inference-header-content-length"
 _MAX_JSON_BYTES = 8 << 20  # Python reads no other request meanwhile; larger tensors are sent in binary
 
@@ -82,6 +85,10 @@ class _IndexRequest(BaseModel):
     ready: bool = False
 
 
+class _ControlRequest(BaseModel):
+    parameters: _Parameters = {}
+
+
 class V2Endpoints:
     """ASGI application for every path at or below /v2. It raises TopfiveError."""
 
@@ -111,6 +118,10 @@ class V2Endpoints:
             response = await endpoint(request)
         elif any(path == known for _, known in self._endpoints):
             response = _failed(405, "Method Not Allowed")
+        elif (found := _REPOSITORY.fullmatch(path)) and method == "POST":
+            response = await self._control(request, found[1], found[2])
+        elif found:
+            response = _failed(405, "Method Not Allowed")
         elif (found := _MODEL.fullmatch(path)) is None:
             response = _failed(404, "Not Found")
         elif of_model := self._of_models.get((method, found[3])):
@@ -120,46 +131,58 @@ class V2Endpoints:
         await response(scope, receive, send)
 
     async def _server(self, _request: Request) -> Response:
-        return _json(server_metadata(self._data_plane))
+        return json_response(server_metadata(self._data_plane))
 
     async def _live(self, _request: Request) -> Response:
         self._data_plane.check_alive()
-        return _json({"live": True})
+        return json_response({"live": True})
 
     async def _ready(self, _request: Request) -> Response:
         try:
             self._data_plane.check_ready()
         except TopfiveError:  # probes ask every few seconds; /readyz has the reason
-            return _json({"ready": False}, 503)
-        return _json({"ready": True})
+            return json_response({"ready": False}, 503)
+        return json_response({"ready": True})
 
     async def _names(self, _request: Request) -> Response:
-        return _json({"models": [one["name"] for one in repository_index(await self._data_plane.models(), False)]})
+        return json_response({"models": list(dict.fromkeys(one.name for one in await self._data_plane.versions()))})
 
     async def _index(self, request: Request) -> Response:
+        wanted = await self._asked(request, _IndexRequest)
+        return json_response(repository_index(await self._data_plane.versions(), wanted.ready))
+
+    async def _control(self, request: Request, name: str, action: str) -> Response:
+        wanted = await self._asked(request, _ControlRequest)
+        if action == "load":
+            await self._data_plane.load(name, read_version_policy(wanted.parameters))
+        else:
+            await self._data_plane.unload(name)
+        return Response()
+
+    async def _asked(self, request: Request, kind: type[M]) -> M:
+        """The body of a request that has no tensors, and may have none."""
         with self._reader.share(request) as take:
             sent = await self._reader.read(request, ImageQuery(), take, content=read_body)
-            wanted = _validated(_IndexRequest, sent.image or b"{}")
-        return _json(repository_index(await self._data_plane.models(), wanted.ready))
+            return validated(kind, sent.image or b"{}")
 
     async def _all_statistics(self, _request: Request) -> Response:
         return await self._statistics(_request, None, None)
 
     async def _statistics(self, _request: Request, name: str | None, version: int | None) -> Response:
         reports = await self._data_plane.statistics(name, version)
-        return _json({"model_stats": [{**asdict(one), "response_stats": {}} for one in reports]})
+        return json_response({"model_stats": [{**asdict(one), "response_stats": {}} for one in reports]})
 
     async def _metadata(self, _request: Request, name: str, version: int | None) -> Response:
-        return _json(model_metadata(await exported(self._data_plane, name, version)))
+        return json_response(model_metadata(await exported(self._data_plane, name, version)))
 
     async def _config(self, _request: Request, name: str, version: int | None) -> Response:
-        return _json(model_config(await exported(self._data_plane, name, version)))
+        return json_response(model_config(await exported(self._data_plane, name, version)))
 
     async def _model_ready(self, _request: Request, name: str, version: int | None) -> Response:
         detail = await exported(self._data_plane, name, version)
         if detail.state is not ModelState.READY:
             raise NotReady(f"{detail.name} is not ready, but {detail.state}")
-        return _json({"name": detail.name, "ready": True})
+        return json_response({"name": detail.name, "ready": True})
 
     async def _infer(self, request: Request, name: str, version: int | None) -> Response:
         try:
@@ -191,7 +214,7 @@ def _read(request: Request, body: bytes) -> tuple[Images, InferRequest, Requeste
     if _JSON_SIZE in request.headers and not size:
         wanted = InferRequest.model_construct(parameters={"binary_data_output": True}, outputs=[])
         return [body], wanted, RequestedOutput()
-    wanted, tensors, at = _validated(InferRequest, body[:size]), [], size
+    wanted, tensors, at = validated(InferRequest, body[:size]), [], size
     for one in wanted.inputs:
         binary = one.parameters.get("binary_data_size")
         if (binary is None) is (one.data is None):
@@ -228,15 +251,6 @@ def _content(tensor: InferInput) -> bytes | Sequence[bytes]:
     return b""  # of a datatype that no model takes
 
 
-def _validated(kind: type[M], content: bytes) -> M:
-    """The JSON object in `content`. Raises BadRequest."""
-    try:
-        return kind.model_validate_json(content)
-    except ValidationError as error:
-        reasons = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()[:4]]
-        raise BadRequest("; ".join(reasons)) from None
-
-
 def _replied(wanted: InferRequest, output: RequestedOutput, inference: Inference) -> Response:
     """The response with the output, in JSON or in binary."""
     content: bytes | list[Any]
@@ -267,9 +281,5 @@ def _replied(wanted: InferRequest, output: RequestedOutput, inference: Inference
     return Response(head + content, headers={_JSON_SIZE: str(len(head))}, media_type="application/octet-stream")
 
 
-def _json(content: object, status: int = 200) -> Response:
-    return Response(json.dumps(content, ensure_ascii=False).encode(), status, media_type="application/json")
-
-
 def _failed(status: int, reason: str) -> Response:
-    return _json({"error": reason}, status)
+    return json_response({"error": reason}, status)

@@ -29,6 +29,7 @@ from service.inference.tensors import (
     read_output,
     read_timeout,
     read_version,
+    read_version_policy,
     repository_index,
     server_metadata,
 )
@@ -71,10 +72,23 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         return ParseDict({"model_stats": [asdict(one) for one in reports]}, pb.ModelStatisticsResponse())
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
-        if request.repository_name:
-            raise Unimplemented("this server has one repository; send the request without repository_name")
-        index = repository_index(await self._data_plane.models(), request.ready)
+        _check_repository(request.repository_name)
+        index = repository_index(await self._data_plane.versions(), request.ready)
         return ParseDict({"models": index}, pb.RepositoryIndexResponse())
+
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: Context
+    ) -> pb.RepositoryModelLoadResponse:
+        _check_repository(request.repository_name)
+        await self._data_plane.load(request.model_name, read_version_policy(_values(request.parameters)))
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        _check_repository(request.repository_name)
+        await self._data_plane.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         begin_request(request.id)
@@ -97,7 +111,12 @@ def _passes(check: Callable[[], None]) -> bool:
     return True
 
 
-def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+def _check_repository(name: str) -> None:
+    if name:
+        raise Unimplemented("this server has one repository; send the request without repository_name")
+
+
+def _values(parameters: Mapping[str, pb.InferParameter | pb.ModelRepositoryParameter]) -> dict[str, Any]:
     """The values of the parameters that have one."""
     kinds = {name: one.WhichOneof("parameter_choice") for name, one in parameters.items()}
     return {name: getattr(parameters[name], kind) for name, kind in kinds.items() if kind}

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import png
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, Opener
+from tests.fleet import copy_version
 from tests.serving import Running, busy, serving
 
 pytestmark = pytest.mark.anyio
@@ -54,8 +55,10 @@ async def test_server(running: Running) -> None:
         (await running.http.get(path)).json() for path in ("/v2", "/v2/health/live", "/v2/health/ready")
     ]
     assert (about["name"], about["version"]) == ("topfive", "0.1.0")
-    assert {"binary_tensor_data", "classification", "model_configuration", "statistics"} <= set(about["extensions"])
-    assert not {"sequence", "trace", "logging", "system_shared_memory"} & set(about["extensions"])
+    assert about["extensions"] == [
+        *("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters"),
+        *("schedule_policy", "statistics"),
+    ]
     assert (live, ready) == ({"live": True}, {"ready": True})
 
 
@@ -86,13 +89,46 @@ async def test_model(running: Running, version: str) -> None:
 
 async def test_index(running: Running) -> None:
     """The index has the exported models with their states; with `ready` those alone that are."""
-    for body, expected in ((None, "READY"), ({}, "READY"), ({"ready": True}, "READY")):
-        index = (await running.http.post("/v2/repository/index", json=body)).json()
-        assert [one for one in index if one["name"] == "tiny"] == [
-            {"name": "tiny", "version": "1", "state": expected, "reason": ""}
-        ]
-    assert [one["name"] for one in index] == ["tiny"]
+    tiny = {"name": "tiny", "version": "1", "state": "READY", "reason": ""}
+    other = {"name": "squeezenet1_1", "version": "1", "state": "UNAVAILABLE", "reason": "not loaded"}
+    for body, expected in ((None, [other, tiny]), ({}, [other, tiny]), ({"ready": True}, [tiny])):
+        assert (await running.http.post("/v2/repository/index", json=body)).json() == expected
     assert "tiny" in (await running.http.get("/v2/models")).json()["models"]
+
+
+def config(version: Any) -> dict[str, Any]:
+    """The body of a load of that version."""
+    return {"parameters": {"config": json.dumps({"version_policy": {"specific": {"versions": [version]}}})}}
+
+
+async def test_load_and_unload(artifacts: Path) -> None:
+    """With explicit control a version is loaded, replaced by another and unloaded; the index and answers follow."""
+    copy_version(artifacts, 2)
+    async with serving(artifacts, open_engine=Opener(), model_control="explicit") as running:
+
+        async def states() -> dict[str, str]:
+            index = (await running.http.post("/v2/repository/index")).json()
+            return {one["version"]: one["state"] for one in index if one["name"] == "tiny"}
+
+        async def version() -> object:
+            reply = await running.http.post(INFER, json=GOOD)
+            return reply.json().get("model_version", reply.status_code)
+
+        base = "/v2/repository/models/tiny"
+        assert (await version(), await states()) == ("2", {"1": "UNAVAILABLE", "2": "READY"})
+        for body, expected in ((config(1), "1"), (config("2"), "2"), (None, "2")):
+            loaded = await running.http.post(f"{base}/load", json=body)
+            assert (loaded.status_code, loaded.content, await version()) == (200, b"", expected)
+        others: list[Any] = [{"parameters": {"file:1/x": "eA=="}}, [], {"parameters": 1}]
+        for bad in (config(9), config("x"), config([1]), *others):
+            refused = await running.http.post(f"{base}/load", json=bad)
+            assert (refused.status_code, list(refused.json())) in ((400, ["error"]), (404, ["error"]))
+        assert (
+            await running.http.post(f"{base}/unload", json={"parameters": {"unload_dependents": True}})
+        ).content == b""
+        assert (await version(), set((await states()).values())) == (404, {"UNAVAILABLE"})
+        assert (await running.http.post(f"{base}/unload")).status_code == 404
+        assert (await running.http.get("/v2/models/tiny/ready")).status_code == 503
 
 
 async def test_json(running: Running) -> None:
@@ -331,7 +367,10 @@ async def test_bad_elements(running: Running, block: bytes) -> None:
         ("POST", "/v2/models/tiny", 405, "Method Not Allowed"),
         ("POST", "/v2", 405, "Method Not Allowed"),
         ("DELETE", "/v2/models/tiny/ready", 405, "Method Not Allowed"),
-        ("POST", "/v2/repository/models/tiny/load", 404, "Not Found"),
+        ("GET", "/v2/repository/models/tiny/load", 405, "Method Not Allowed"),
+        ("POST", "/v2/repository/models/tiny/load", 400, "explicit"),
+        ("POST", "/v2/repository/models/tiny/unload", 400, "explicit"),
+        ("POST", "/v2/repository/models/tiny/other", 404, "Not Found"),
     ],
 )
 async def test_bad_paths(running: Running, method: str, path: str, status: int, words: str) -> None:

@@ -16,7 +16,8 @@ from proto.inference import grpc_service_pb2 as pb
 from proto.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from service.common.errors import TABLE, Code
 from tests.conftest import png
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, Opener
+from tests.fleet import copy_version
 from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
@@ -148,6 +149,25 @@ async def test_statistics(exported: Path) -> None:
         assert MessageToDict(report.inference_stats.queue)["count"] == "2"
 
 
+async def test_load_and_unload(artifacts: Path) -> None:
+    """With explicit control the calls load the version that is asked for, and unload the model."""
+    copy_version(artifacts, 2)
+    async with serving(artifacts, open_engine=Opener(), model_control="explicit") as running:
+        stub = stub_of(running)
+        load = pb.RepositoryModelLoadRequest(model_name="tiny")
+        load.parameters["config"].string_param = '{"version_policy": {"specific": {"versions": ["1"]}}}'
+        await stub.RepositoryModelLoad(load)
+        reply = await stub.ModelInfer(request(pixels(), raw=[RAW]))
+        assert (reply.model_version, best(reply)) == ("1", [9, 4])
+        await stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="tiny"))
+        index = (await stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))).models
+        assert [one.name for one in index] == []
+        again = stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="tiny"))
+        assert (await again.code()).name == "NOT_FOUND"
+        elsewhere = stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(repository_name="x", model_name="tiny"))
+        assert (await elsewhere.code()).name == "UNIMPLEMENTED"
+
+
 def too_many() -> Input:
     """A value that is no byte."""
     tensor = pixels(shape=[1, 1, 1, 1])
@@ -211,6 +231,7 @@ async def test_what_is_not_there(running: Running) -> None:
         (stub.ModelConfig(pb.ModelConfigRequest(name="tiny", version="9")), "NOT_FOUND"),
         (stub.ModelReady(pb.ModelReadyRequest(name="resnet50")), "NOT_FOUND"),
         (stub.ModelStatistics(pb.ModelStatisticsRequest(name="nobody")), "NOT_FOUND"),
+        (stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="tiny")), "INVALID_ARGUMENT"),
         (stub.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="x")), "UNIMPLEMENTED"),
         (unknown(b""), "UNIMPLEMENTED"),
     ):

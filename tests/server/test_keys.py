@@ -87,6 +87,7 @@ async def test_scopes_of_the_inference_protocol(closed: Running, key: str | None
         await closed.http.get(f"/v2/models/tiny{path}", headers=headers)
         for path in ("", "/versions/1", "/config", "/ready")
     ]
+    asked.append(await closed.http.get("/v1/models/tiny", headers=headers))
     managed = [await closed.http.get(f"/v2/models/{path}stats", headers=headers) for path in ("", "tiny/")]
     managed.append(await closed.http.post("/v2/repository/index", headers=headers))
     for name in ("ModelInfer", "ModelMetadata", "ModelConfig", "ModelReady", "ModelStatistics", "RepositoryIndex"):
