@@ -1,19 +1,17 @@
 """The request that sends a photo to a server of any kind, and the photo that is measured with."""
 
-import base64
 import io
-import json
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 from PIL import Image, ImageOps
 
 from benchmarks.servers import Body, ServerSpec
 from export.gate_images import PHOTOS
 from loadgen.connection import Connect, Response
-from loadgen.http_connection import HttpAddress, HttpConnection, http_request, multipart_request, raw_request
+from loadgen.http_connection import HttpAddress, HttpConnection, multipart_request, raw_request
 from loadgen.images import EncodedImage
+from loadgen.tensors import Tensor, binary_request, json_request
 
 _WIDTH, _HEIGHT = 500, 375
 _QUALITY = 97  # about 100 kB
@@ -35,15 +33,8 @@ def photo_request(spec: ServerSpec, address: HttpAddress, photo: bytes) -> bytes
         return multipart_request(address, EncodedImage(photo))
     if spec.body is Body.RAW:
         return raw_request(address, EncodedImage(photo))
-    tensor: dict[str, Any] = {"name": "image", "shape": [1, 1], "datatype": "BYTES"}
-    if spec.body is Body.V2_JSON:
-        tensor["data"] = [base64.b64encode(photo).decode()]
-        return http_request(address, json.dumps({"inputs": [tensor]}).encode(), "application/json")
-    raw = len(photo).to_bytes(4, "little") + photo
-    tensor["parameters"] = {"binary_data_size": len(raw)}
-    header = json.dumps({"inputs": [tensor]}).encode()
-    length = f"Inference-Header-Content-Length: {len(header)}"
-    return http_request(address, header + raw, "application/octet-stream", length)
+    request = json_request if spec.body is Body.V2_JSON else binary_request
+    return request(address, Tensor.of_image(EncodedImage(photo)))
 
 
 def connect_to(spec: ServerSpec, urls: Sequence[str], photo: bytes) -> Connect:

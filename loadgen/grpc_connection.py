@@ -8,9 +8,12 @@ import grpc
 
 from loadgen.connection import RECONNECT_PAUSE_S, LoadTestError, Response
 from loadgen.images import EncodedImage
+from loadgen.tensors import Tensor
+from proto.inference.grpc_service_pb2 import ModelInferRequest
 from proto.topfive.v1.classifier_pb2 import ClassifyRequest
 
-_CLASSIFY = "/topfive.v1.Classifier/Classify"
+CLASSIFY = "/topfive.v1.Classifier/Classify"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -33,11 +36,19 @@ def grpc_request(image: EncodedImage, model: str = "") -> bytes:
     return ClassifyRequest(image=image.data, model=model).SerializeToString()
 
 
-class GrpcConnection:
-    """A channel to a server of `topfive.v1.Classifier`."""
+def infer_message(tensor: Tensor, model: str) -> bytes:
+    """The message of the Open Inference Protocol with that input."""
+    described = ModelInferRequest.InferInputTensor(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    request = ModelInferRequest(model_name=model, inputs=[described], raw_input_contents=[tensor.raw])
+    return request.SerializeToString()
 
-    def __init__(self, address: str, requests: Sequence[bytes]) -> None:
+
+class GrpcConnection:
+    """A channel to a server that has the `method`."""
+
+    def __init__(self, address: str, requests: Sequence[bytes], method: str = CLASSIFY) -> None:
         self._address = address
+        self._method = method
         self._requests = requests
         self._channel: grpc.aio.Channel | None = None
         self._call: Any = None
@@ -45,7 +56,7 @@ class GrpcConnection:
     async def send(self, image: int, timeout_s: float) -> Response:
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
-            self._call = self._channel.unary_unary(_CLASSIFY)
+            self._call = self._channel.unary_unary(self._method)
         try:
             return Response("", await self._call(self._requests[image], timeout=timeout_s))
         except grpc.aio.AioRpcError as error:

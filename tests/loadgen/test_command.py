@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli.main import main
-from tests.fakes import reached
+from tests.fakes import FakeEngine, reached
 from tests.loadgen.http_server import SILENCE, Script, ScriptedServer, Send, always, reply, serving_script
 from tests.serving import serving
 
@@ -154,9 +154,28 @@ async def test_interrupted(script: Send) -> None:
     assert b"Traceback" not in errors
 
 
+@pytest.mark.parametrize("tensor", [(), ("--tensor", "image:UINT8:2,32,32,3")])
+async def test_inference_protocol(exported: Path, tensor: tuple[str, ...]) -> None:
+    """Every form of the protocol is measured: each request has an image, or the two of a tensor."""
+    engine = FakeEngine()
+    async with serving(exported, engine) as running:
+        rest, rpc = str(running.http.base_url), f"127.0.0.1:{running.service.rpc.port}"
+        for api in ("v2-json", "v2-binary", "v2-grpc", *(() if tensor else ("v2-raw",))):
+            inputs = sum(engine.batches)
+            result = await bench(
+                rpc if api == "v2-grpc" else rest, "--api", api, "--model", "tiny", "--connections", "2", *tensor
+            )
+            assert result.status == 0, result.errors
+            assert result.load["errors"] == {}
+            assert sum(engine.batches) - inputs >= result.load["requests"] * (2 if tensor else 1) > 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--api", "v2-raw"), "the protocol has no default model; name it by --model"),
+        (("--tensor", "image:UINT8:1"), "--tensor needs --api v2-raw, v2-json, v2-binary, v2-grpc"),
+        (("--api", "v2-grpc", "--tensor", "image"), "'image' is no tensor"),
         (("--connections", "1,x"), "'1,x' is no number and no list such as 1,4,16"),
         (("--connections", "0"), "each must be above 0"),
         (("--rate", "inf"), "each must be above 0"),
