@@ -40,9 +40,10 @@ class ModelFolders:
             return
         try:
             self._links = TemporaryDirectory(prefix="topfive-models-", ignore_cleanup_errors=True)
+            root = Path(self._links.name)
             for name, folder in self._folders.items():
-                if not await asyncio.to_thread(_link, name, folder, Path(self._links.name)):
-                    await self._import(name, folder, Path(self._links.name))
+                if not await asyncio.to_thread(_link, name, folder, root):
+                    await self._import(name, folder, root)
         except OSError as error:
             raise NotReady(f"a model of --model cannot be linked in a temporary folder: {error}") from error
 
@@ -52,6 +53,7 @@ class ModelFolders:
             self._importing.kill()
         if self._links is not None:
             self._links.cleanup()
+            self._links = None
 
     async def _import(self, name: str, folder: Path, root: Path) -> None:
         files = [str(folder / GRAPH), "--recipe", str(folder / _RECIPE), "--name", name, "--artifacts", str(root)]
@@ -59,6 +61,8 @@ class ModelFolders:
         self._importing = await asyncio.create_subprocess_exec(
             sys.executable, "-c", _IMPORT, "import", *files, *labels, stdout=PIPE, stderr=STDOUT
         )
+        if self._links is None:  # closed meanwhile
+            self._importing.kill()
         log.info("importing %s as %s", folder / GRAPH, name)
         output, _ = await self._importing.communicate()
         said = " ".join(output.decode(errors="replace").split())

@@ -195,8 +195,8 @@ class Repository:
 
     async def recover(self) -> None:
         """Run one blank image through each configured model that fails, so that it can recover without traffic."""
-        for name in self.failing:
-            await self._loaded[name, None].probe()
+        for model in [self._loaded[name, None] for name in self.failing]:
+            await model.probe()
 
     async def read(self, work: Callable[[], X]) -> X:
         """The result of `work`, which reads artifacts, on a thread that does nothing else."""

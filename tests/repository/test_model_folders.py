@@ -152,13 +152,16 @@ async def test_a_failed_import_stops_the_start_with_its_reason(tmp_path: Path) -
         await repository.aclose(0)
 
 
-async def test_the_end_does_not_wait_for_an_import(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns", [1, 3, 30, 300])
+async def test_the_end_does_not_wait_for_an_import(tmp_path: Path, turns: int) -> None:
     """A repository that closes while a file is imported ends the import and removes what there is of it."""
     saved(classifier(), tmp_path, GRAPH)
     recipe(tmp_path)
     folders = ModelFolders({"flowers": tmp_path})
     linking = asyncio.create_task(folders.link())
-    await reached(lambda: folders._importing is not None)
+    await reached(lambda: folders.root_of("flowers") is not None)
+    for _ in range(turns):
+        await asyncio.sleep(0)
     folders.close()
     with pytest.raises(NotReady, match="cannot be imported"):
         await asyncio.wait_for(linking, 10)

@@ -271,6 +271,22 @@ async def test_requests_control_nothing_unless_they_may(exported: Path, control:
         assert host.begun == 0
 
 
+async def test_a_failing_model_is_unloaded_while_another_is_tried(artifacts: Path) -> None:
+    """An unload between the trials of two failing models ends neither the trial that runs nor the next."""
+    copy_model(artifacts, "b")
+    async with host_of(artifacts, control=EXPLICIT) as host:
+        await host.repository.start(["tiny", "b"])
+        for name in ("tiny", "b"):
+            await host.fail(name)
+        host.engine("tiny").gate.clear()
+        recovering = asyncio.create_task(host.repository.recover())
+        await reached(lambda: host.engine("tiny").running == 1)
+        await host.repository.unload("b")
+        host.open_gates()
+        await recovering
+        assert (host.ready(), host.repository.loaded) == (True, ("tiny",))
+
+
 async def test_the_end_during_a_replacement(artifacts: Path) -> None:
     """A repository that closes while a version loads and another waits for its requests closes every engine once."""
     async with host_of(artifacts) as host:
