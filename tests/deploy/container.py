@@ -45,8 +45,10 @@ fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sh14x', b'lo', 0x41))"
 exec setpriv --reuid "$USER_ID" --regid 0 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all sh -ec '
 if touch /root/written 2>/dev/null || touch /mnt/written 2>/dev/null; then echo "the root can be written"; exit 9; fi
 "$@" & server=$!
+trap "kill -KILL $server 2>/dev/null || true" EXIT
 until "$PYTHON" -m service.server.health_probe "$URL/readyz" >/dev/null 2>&1; do kill -0 $server; sleep 0.1; done
 "$TOPFIVE" predict --server "$URL" --json "$PHOTO"
+for path in $PATHS; do "$PYTHON" -c "import sys, urllib.request as u; u.urlopen(sys.argv[1])" "$URL$path"; done
 kill -TERM $server
 wait $server
 ' sh "$@"
@@ -54,20 +56,20 @@ wait $server
 
 
 def answer_of(
-    arguments: Sequence[str], env: Mapping[str, str], mounts: Mapping[Path, str], port: int
+    arguments: Sequence[str], env: Mapping[str, str], mounts: Mapping[Path, str], port: int, paths: Sequence[str] = ()
 ) -> tuple[str, str]:
     """What `topfive predict` prints of the server that `topfive ARGUMENTS` starts, and what the server logs.
 
-    The server must become ready and end with status 0 at SIGTERM. `mounts` are folders, read-only, and where the
-    container has them.
+    The server must become ready, answer `paths` with 200, and end with status 0 at SIGTERM. `mounts` are folders,
+    read-only, and where the container has them.
     """
     if os.geteuid() != 0 or shutil.which("setpriv") is None or shutil.which("unshare") is None:
         pytest.skip("needs root, setpriv and unshare")
     namespaces = ["unshare", "--mount", "--net", "sh"]
     if subprocess.run([*namespaces, "-c", "mount --make-rprivate /"], capture_output=True, check=False).returncode:
         pytest.skip("needs a machine that allows mounts in a namespace")
-    paths = (Path(sys.base_prefix), Path(sys.prefix), ROOT)
-    kept = {str(path) for path in paths if path.is_relative_to("/root") or path.is_relative_to("/tmp")}
+    needed = (Path(sys.base_prefix), Path(sys.prefix), ROOT)
+    kept = {str(path) for path in needed if path.is_relative_to("/root") or path.is_relative_to("/tmp")}
     given = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -83,6 +85,7 @@ def answer_of(
         "TOPFIVE": str(TOPFIVE),
         "USER_ID": str(UID),
         "URL": f"http://127.0.0.1:{port}",
+        "PATHS": " ".join(paths),
         "PHOTO": str(PHOTOS / "zebra.jpeg"),
     }
     command = [*namespaces, "-c", _SCRIPT, "sh", str(TOPFIVE), *arguments]
