@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import decoding, overhead
+from benchmarks import decoding, latency, overhead
 from benchmarks.answers import expected_answers
 from benchmarks.comparison import ServerComparison, comparison_rows, comparison_table
 from benchmarks.machine import describe, pinned_versions
@@ -119,6 +119,7 @@ def main(model: str, artifacts: Path, peers: str, rounds: int, seconds: float, o
     report = BenchmarkReport([*describe(), *versions], _how(rounds, seconds))
     parts: dict[str, Callable[[], Measurement]] = {
         "side by side": lambda: compare(model, artifacts, chosen, rounds, seconds, console.log),
+        "latency": lambda: latency.measure(model, artifacts, rounds, seconds),
         "overhead": lambda: overhead.measure(model, artifacts, requests=200),
         "decoding": decoding.measure,
     }
