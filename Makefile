@@ -25,7 +25,7 @@ TORCH_INDEX ?= $(if $(filter cpu,$(FLAVOUR)),https://download.pytorch.org/whl/cp
 ENGINES := tensorrt-rtx$(if $(filter gpu,$(FLAVOUR)),$(comma)tensorrt)
 export TOPFIVE_ARTIFACTS := $(ARTIFACTS)
 
-.PHONY: try serve packaged install export export-missing test test-all test-protobuf test-compose test-kubelet test-ray test-gpu lint format proto bench
+.PHONY: try serve packaged install export export-missing test test-all test-protobuf test-clients test-kserve test-compose test-kubelet test-ray test-gpu lint format proto bench
 .PHONY: soak fuzz api-check audit sbom bench-models bench-peers bench-gpu clean
 
 define new-environment
@@ -111,6 +111,21 @@ test-protobuf: install
 	$(VENV)-protobuf/bin/python -m pip install --quiet --disable-pip-version-check 'protobuf==$(PROTOBUF)' 'grpcio==1.85.1'
 	$(VENV)-protobuf/bin/python -W error tests/check_protobuf.py $(PROTOBUF)
 
+# Asks a server with the clients that people use, each in an environment of its own.
+test-clients: install $(VENV)-clients/.installed
+	$(VENV)-clients/bin/python tests/check_clients.py $(BIN)/topfive tritonclient
+
+test-kserve: install $(VENV)-kserve/.installed
+	$(VENV)-kserve/bin/python tests/check_clients.py $(BIN)/topfive kserve
+
+$(VENV)-clients/.installed: PACKAGES := 'tritonclient[grpc,http]==2.73.0'
+$(VENV)-kserve/.installed: PACKAGES := 'kserve==0.21.0'
+
+$(VENV)-clients/.installed $(VENV)-kserve/.installed:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES)
+	touch $@
+
 # Builds the images and runs the compose file: needs a Docker Engine, and minutes. Where Docker reaches no registry,
 # set PYTHON_IMAGE, into which nginx is installed as well; where the build has no network of its own, set
 # TOPFIVE_BUILD_NETWORK=host.
@@ -182,5 +197,5 @@ bench-gpu: install export-missing
 	$(BIN)/python -m benchmarks.gpu $(foreach model,$(subst $(comma), ,$(MODELS)),--model $(model)) $(BENCH)
 
 clean:
-	rm -rf $(VENV) $(VENV)-protobuf $(VENV)-audit $(VENV)-schemathesis $(VENV)-ray build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-protobuf $(VENV)-clients $(VENV)-kserve $(VENV)-audit $(VENV)-schemathesis $(VENV)-ray build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .venv-try
