@@ -9,12 +9,14 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from service.common.errors import BadRequest, ModelNotFound
 from service.common.model_info import ModelDetail, ModelState, ModelVersion
+from service.common.types import Probabilities
 from service.inference.dataplane import DataPlane, Images, Inference
 from service.inference.topk import top_k
 
@@ -40,11 +42,31 @@ class InputTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestedOutput:
-    """An output that a request asks for. `classes`: so many of the best ones as strings, None for the probabilities."""
+class OutputTensor:
+    """The output of a response: probabilities [N, classes], or strings [N, k] of the best classes."""
 
-    name: str = PROBABILITIES
-    classes: int | None = None
+    probabilities: Probabilities
+    strings: Sequence[Sequence[str]] | None
+
+    @property
+    def datatype(self) -> str:
+        return FLOATS if self.strings is None else FILES
+
+    @property
+    def shape(self) -> Sequence[int]:
+        return self.probabilities.shape if self.strings is None else (len(self.strings), len(self.strings[0]))
+
+    @property
+    def values(self) -> list[float] | list[str]:
+        """The values, flat, for JSON."""
+        return self.probabilities.ravel().tolist() if self.strings is None else list(chain.from_iterable(self.strings))
+
+    @property
+    def content(self) -> bytes:
+        """The tensor in the protocol's binary form."""
+        if self.strings is None:
+            return self.probabilities.astype("<f4").tobytes()
+        return pack(one.encode() for row in self.strings for one in row)
 
 
 def read_images(inputs: Sequence[InputTensor]) -> Images:
@@ -94,17 +116,16 @@ def _check_names(kind: str, names: Sequence[str], known: str) -> None:
         raise BadRequest(f"{kind} {known!r} already exists in request")
 
 
-def read_output(name: str, parameters: Mapping[str, object]) -> RequestedOutput:
-    """The output of that name with these parameters. Raises BadRequest."""
+def read_outputs(outputs: Sequence[tuple[str, Mapping[str, object]]]) -> int | None:
+    """How many classes the one output has that is asked for by its name and parameters; None: its probabilities.
+
+    Without any output it is those. Raises BadRequest.
+    """
+    _check_names("output", [name for name, _ in outputs], PROBABILITIES)
+    parameters = outputs[0][1] if outputs else {}
     if "shared_memory_region" in parameters:
         raise BadRequest("this server has no shared memory; send the request without shared_memory_region")
-    return RequestedOutput(name, _whole(parameters, "classification", 1))
-
-
-def check_outputs(outputs: Sequence[RequestedOutput]) -> RequestedOutput:
-    """The one output that is asked for; without any it is the probabilities. Raises BadRequest."""
-    _check_names("output", [one.name for one in outputs], PROBABILITIES)
-    return outputs[0] if outputs else RequestedOutput()
+    return _whole(parameters, "classification", 1)
 
 
 def read_timeout(parameters: Mapping[str, object]) -> float:
@@ -133,11 +154,17 @@ def read_version(text: str) -> int | None:
     return int(text)
 
 
-def class_strings(inference: Inference, count: int) -> list[list[str]]:
-    """`probability:index:label` of the best classes of each image, best first; of equal ones the lower index first."""
+def output_tensor(inference: Inference, classes: int | None) -> OutputTensor:
+    """The output; of so many `classes` of each image `probability:index:label`, best first.
+
+    Of classes that are equally probable the lower index comes first.
+    """
+    if classes is None:
+        return OutputTensor(inference.probabilities, None)
     labels = inference.labels
-    rows = (top_k(row, labels, min(count, len(labels))) for row in inference.probabilities)
-    return [[f"{one.probability:.6f}:{one.class_id}:{one.label}" for one in row] for row in rows]
+    rows = [top_k(row, labels, min(classes, len(labels))) for row in inference.probabilities]
+    strings = [[f"{one.probability:.6f}:{one.class_id}:{one.label}" for one in row] for row in rows]
+    return OutputTensor(inference.probabilities, strings)
 
 
 def pack(elements: Iterable[bytes]) -> bytes:

@@ -18,19 +18,15 @@ from service.common.model_info import ModelState
 from service.inference.dataplane import DataPlane, Images, Inference
 from service.inference.tensors import (
     FILES,
-    FLOATS,
     PIXELS,
     PROBABILITIES,
     InputTensor,
-    RequestedOutput,
-    check_outputs,
-    class_strings,
     exported,
     model_config,
     model_metadata,
-    pack,
+    output_tensor,
     read_images,
-    read_output,
+    read_outputs,
     read_timeout,
     read_version,
     read_version_policy,
@@ -193,27 +189,27 @@ class V2Endpoints:
         with self._reader.share(request) as take:
             sent = await self._reader.read(request, ImageQuery(), take, content=read_body)
             with self._reader.metrics.refusals():
-                images, wanted, output = _read(request, sent.image)
+                images, wanted, classes = _read(request, sent.image)
                 timeout_s = read_timeout(wanted.parameters)
             deadline = min(sent.options.deadline, self._reader.clock.now() + timeout_s)
             inference = await self._data_plane.infer(images, name, version, deadline)
-        return _replied(wanted, output, inference)
+        return _replied(wanted, classes, inference)
 
 
-def _read(request: Request, body: bytes) -> tuple[Images, InferRequest, RequestedOutput]:
-    """The images of a request, the JSON part, and the output that it asks for. Raises BadRequest and TooLarge.
+def _read(request: Request, body: bytes) -> tuple[Images, InferRequest, int | None]:
+    """The images of a request, the JSON part, and how many classes it asks for. Raises BadRequest and TooLarge.
 
     Without a header with the size of the JSON part the body is JSON. If the size is 0, the body is an image file.
     """
     given = request.headers.get(_JSON_SIZE, str(len(body)))
-    if not (given.isdecimal() and int(given[:18]) <= len(body)):
+    if not (given.isdecimal() and len(given) < 19 and int(given) <= len(body)):
         raise BadRequest(f"inference header size should be in range (0, {len(body)}), got: {given[:18]}")
     size = int(given)
     if size > _MAX_JSON_BYTES:
         raise TooLarge(f"the JSON has {size:,} bytes of at most {_MAX_JSON_BYTES:,}; send the tensor in binary")
     if _JSON_SIZE in request.headers and not size:
         wanted = InferRequest.model_construct(parameters={"binary_data_output": True}, outputs=[])
-        return [body], wanted, RequestedOutput()
+        return [body], wanted, None
     wanted, tensors, at = validated(InferRequest, body[:size]), [], size
     for one in wanted.inputs:
         binary = one.parameters.get("binary_data_size")
@@ -226,11 +222,7 @@ def _read(request: Request, body: bytes) -> tuple[Images, InferRequest, Requeste
         tensors.append(InputTensor(one.name, one.datatype, one.shape, content))
     if at < len(body):
         raise BadRequest(f"unexpected additional input data: {len(body) - at} bytes belong to no input")
-    return (
-        read_images(tensors),
-        wanted,
-        check_outputs([read_output(one.name, one.parameters) for one in wanted.outputs]),
-    )
+    return read_images(tensors), wanted, read_outputs([(one.name, one.parameters) for one in wanted.outputs])
 
 
 def _content(tensor: InferInput) -> bytes | Sequence[bytes]:
@@ -251,33 +243,22 @@ def _content(tensor: InferInput) -> bytes | Sequence[bytes]:
     return b""  # of a datatype that no model takes
 
 
-def _replied(wanted: InferRequest, output: RequestedOutput, inference: Inference) -> Response:
+def _replied(wanted: InferRequest, classes: int | None, inference: Inference) -> Response:
     """The response with the output, in JSON or in binary."""
-    content: bytes | list[Any]
-    if output.classes is None:
-        shape, datatype = list(inference.probabilities.shape), FLOATS
-    else:
-        rows = class_strings(inference, output.classes)
-        shape, datatype = [len(rows), len(rows[0])], FILES
     parameters = wanted.outputs[0].parameters if wanted.outputs else {}
     binary = parameters.get("binary_data", wanted.parameters.get("binary_data_output", False)) is True
-    if output.classes is None:
-        content = (
-            inference.probabilities.astype("<f4").tobytes() if binary else inference.probabilities.ravel().tolist()
-        )
-    else:
-        strings = list(chain.from_iterable(rows))
-        content = pack(one.encode() for one in strings) if binary else strings
-    data = {"parameters": {"binary_data_size": len(content)}} if binary else {"data": content}
+    tensor = output_tensor(inference, classes)
+    content = tensor.content if binary else b""
+    data = {"parameters": {"binary_data_size": len(content)}} if binary else {"data": tensor.values}
     reply = {
         **({"id": wanted.id} if wanted.id else {}),
         "model_name": inference.model,
         "model_version": str(inference.version),
-        "outputs": [{"name": PROBABILITIES, "datatype": datatype, "shape": shape, **data}],
+        "outputs": [{"name": PROBABILITIES, "datatype": tensor.datatype, "shape": tensor.shape, **data}],
     }
-    head = json.dumps(reply, ensure_ascii=False, separators=(",", ":")).encode()
-    if not isinstance(content, bytes):
-        return Response(head, media_type="application/json")
+    if not binary:
+        return json_response(reply)
+    head = json.dumps(reply).encode()
     return Response(head + content, headers={_JSON_SIZE: str(len(head))}, media_type="application/octet-stream")
 
 

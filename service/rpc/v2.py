@@ -14,19 +14,15 @@ from service.common.request_id import begin_request
 from service.inference.dataplane import DataPlane, Inference
 from service.inference.tensors import (
     FILES,
-    FLOATS,
     PIXELS,
     PROBABILITIES,
     InputTensor,
-    RequestedOutput,
-    check_outputs,
-    class_strings,
     exported,
     model_config,
     model_metadata,
-    pack,
+    output_tensor,
     read_images,
-    read_output,
+    read_outputs,
     read_timeout,
     read_version,
     read_version_policy,
@@ -95,11 +91,11 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         with self._in_flight.accepted(request.ByteSize()):
             with self._in_flight.metrics.refusals():
                 version, images = read_version(request.model_version), read_images(_inputs(request))
-                outputs = [read_output(one.name, _values(one.parameters)) for one in request.outputs]
-                output, timeout_s = check_outputs(outputs), read_timeout(_values(request.parameters))
+                classes = read_outputs([(one.name, _values(one.parameters)) for one in request.outputs])
+                timeout_s = read_timeout(_values(request.parameters))
             deadline = self._in_flight.deadline(context, timeout_s)
             inference = await self._data_plane.infer(images, request.model_name, version, deadline)
-        return _response(request.id, output, inference)
+        return _response(request.id, classes, inference)
 
 
 def _passes(check: Callable[[], None]) -> bool:
@@ -145,20 +141,16 @@ def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> bytes | Sequence[by
         raise BadRequest(f"a value of input {tensor.name[:60]!r} is no {PIXELS}; send 0 to 255") from None
 
 
-def _response(identity: str, output: RequestedOutput, inference: Inference) -> pb.ModelInferResponse:
+def _response(identity: str, classes: int | None, inference: Inference) -> pb.ModelInferResponse:
     """The response, whose output is in raw form."""
-    if output.classes is None:
-        datatype, shape = FLOATS, inference.probabilities.shape
-        content = inference.probabilities.astype("<f4").tobytes()
-    else:
-        rows = class_strings(inference, output.classes)
-        datatype, shape = FILES, (len(rows), len(rows[0]))
-        content = pack(one.encode() for row in rows for one in row)
-    tensor = pb.ModelInferResponse.InferOutputTensor(name=PROBABILITIES, datatype=datatype, shape=shape)
+    tensor = output_tensor(inference, classes)
+    described = pb.ModelInferResponse.InferOutputTensor(
+        name=PROBABILITIES, datatype=tensor.datatype, shape=tensor.shape
+    )
     return pb.ModelInferResponse(
         model_name=inference.model,
         model_version=str(inference.version),
         id=identity,
-        outputs=[tensor],
-        raw_output_contents=[content],
+        outputs=[described],
+        raw_output_contents=[tensor.content],
     )

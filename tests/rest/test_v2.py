@@ -320,6 +320,7 @@ async def test_bad_requests(running: Running, number: int) -> None:
     [
         ("-1", [TWO.tobytes()], 6144, "inference header size should be in range"),
         ("many", [TWO.tobytes()], 6144, "inference header size should be in range"),
+        ("0" * 20 + "9" * 5000, [TWO.tobytes()], 6144, "inference header size should be in range"),
         ("9" * 30, [TWO.tobytes()], 6144, "inference header size should be in range"),
         ("7", [TWO.tobytes()], 6144, "JSON"),
         (None, [TWO.tobytes()], 6145, "binary_data_size of input 'image' is 6145, and 6144 bytes are left"),

@@ -10,6 +10,8 @@ import grpc
 import pytest
 from starlette.types import ASGIApp, Message
 
+from proto.inference import grpc_service_pb2 as v2
+from proto.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.types import ImageLimits, RestAccess
 from service.common.upload_budget import UploadBudget
@@ -41,11 +43,24 @@ class Call:
         return 30.0
 
 
-async def rest(app: ASGIApp, path: str, data: bytes) -> None:
+async def infer(running: Running, data: bytes, model: str) -> None:
+    """One call of the inference protocol, which must be refused."""
+    tensor = v2.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
+    content = len(data).to_bytes(4, "little") + data
+    request = v2.ModelInferRequest(model_name=model, inputs=[tensor], raw_input_contents=[content])
+    stub: Any = GRPCInferenceServiceStub(running.channel)  # type: ignore[no-untyped-call]
+    assert await stub.ModelInfer(request).code() is not grpc.StatusCode.OK
+
+
+async def rest(app: ASGIApp, path: str, data: bytes, *headers: tuple[bytes, bytes]) -> None:
     """One request without a connection, which must be refused."""
     url, _, query = path.partition("?")
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": url, "query_string": query.encode()}
-    scope |= {"headers": [(b"content-type", b"image/png"), (b"host", b"a")], "scheme": "http", "server": ("a", 80)}
+    scope |= {
+        "headers": [(b"content-type", b"image/png"), (b"host", b"a"), *headers],
+        "scheme": "http",
+        "server": ("a", 80),
+    }
     statuses: list[int] = []
 
     sent = iter([{"type": "http.request", "body": data, "more_body": False}])
@@ -85,7 +100,7 @@ def no_collector() -> Iterator[None]:
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("model", ["tiny", "unknown"])
 @pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.parametrize("way", ["predict", "compare", "rpc", "stream"])
+@pytest.mark.parametrize("way", ["predict", "compare", "rpc", "stream", "v2", "v2-json", "v2-rpc", "v1"])
 async def test_refused(running: Running, way: str, name: str, model: str) -> None:
     """After ten refused images less is left than a quarter of one of them."""
     data_plane, budget = running.data_plane, UploadBudget(1 << 30)
@@ -102,6 +117,14 @@ async def test_refused(running: Running, way: str, name: str, model: str) -> Non
         elif way == "rpc":
             request = pb.ClassifyRequest(image=REFUSED[name], model=model)
             assert await running.stub.Classify(request).code() is not grpc.StatusCode.OK
+        elif way == "v2-rpc":
+            await infer(running, REFUSED[name], model)
+        elif way == "v2":
+            await rest(app, f"/v2/models/{model}/infer", REFUSED[name], (b"inference-header-content-length", b"0"))
+        elif way == "v2-json":
+            await rest(app, f"/v2/models/{model}/infer", REFUSED[name])
+        elif way == "v1":
+            await rest(app, f"/v1/models/{model}:predict", REFUSED[name])
         elif way == "predict" or model == "tiny":
             await rest(app, f"/{way}?model={model}", REFUSED[name])
 
