@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from service.common.errors import DeadlineExceeded
 
@@ -39,23 +40,24 @@ class LoopClock:
         return asyncio.get_running_loop().call_later(max(0.0, when - self.now()) + _EARLY_S, callback)
 
 
+@dataclass(slots=True)
 class timeout_at:  # noqa: N801 - used as `asyncio.timeout_at` is
     """Runs the block until `clock` reaches `deadline` (seconds), then cancels it and raises DeadlineExceeded."""
 
-    __slots__ = ("_before", "_clock", "_deadline", "_expired", "_task", "_timer")
-
-    def __init__(self, deadline: float, clock: Clock) -> None:
-        self._deadline = deadline
-        self._clock = clock
-        self._expired = False
+    deadline: float
+    clock: Clock
+    _expired: bool = field(default=False, init=False)
+    _task: asyncio.Task[Any] = field(init=False)
+    _before: int = field(init=False)
+    _timer: Timer = field(init=False)
 
     def __enter__(self) -> None:
-        if self._deadline <= self._clock.now():
+        if self.deadline <= self.clock.now():
             raise DeadlineExceeded
         task = asyncio.current_task()
         assert task is not None
         self._task, self._before = task, task.cancelling()
-        self._timer = self._clock.call_at(self._deadline, self._expire)
+        self._timer = self.clock.call_at(self.deadline, self._expire)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._timer.cancel()

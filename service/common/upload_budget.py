@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from service.common.errors import Overloaded
 
@@ -25,31 +26,29 @@ class UploadBudget:
         return UploadShare(self, address)
 
 
+@dataclass(slots=True)
 class UploadShare:
     """A context that gives a function which takes bytes, and returns the bytes at its end.
 
     The function raises Overloaded if too few are left, or left to the address.
     """
 
-    __slots__ = ("_address", "_budget", "_taken")
-
-    def __init__(self, budget: UploadBudget, address: str | None) -> None:
-        self._budget = budget
-        self._address = address
-        self._taken = 0
+    budget: UploadBudget
+    address: str | None
+    _taken: int = field(default=0, init=False)
 
     def __enter__(self) -> Callable[[int], None]:
         return self._take
 
     def __exit__(self, *_exception: object) -> None:
-        self._budget.left += self._taken
-        if self._address:
-            self._budget.taken[self._address] -= self._taken
-            if not self._budget.taken[self._address]:
-                del self._budget.taken[self._address]
+        self.budget.left += self._taken
+        if self.address:
+            self.budget.taken[self.address] -= self._taken
+            if not self.budget.taken[self.address]:
+                del self.budget.taken[self.address]
 
     def _take(self, size_bytes: int) -> None:
-        budget, address = self._budget, self._address
+        budget, address = self.budget, self.address
         of_address = budget.taken[address] if address else 0
         of_others = of_address > self._taken  # other requests of the address
         if size_bytes > budget.left or (of_others and of_address + size_bytes > (budget.left + of_address) // 2):

@@ -22,21 +22,16 @@ def resolve_top_k(asked: int | None, classes: int, model: str) -> int:
 
 def top_k(probabilities: Probabilities, labels: Sequence[Label], k: int) -> tuple[Prediction, ...]:
     """The `k` most probable classes of one row [C], best first; of equal ones the lower class id comes first."""
+    best: list[int] = []
+    if k > _FEW:
+        best += (-probabilities).argsort(kind="stable")[:k].tolist()
+    else:
+        rest = probabilities.copy()
+        for _ in range(k):  # for few classes faster than any sort or partition
+            best.append(index := int(rest.argmax()))
+            rest[index] = -np.inf
     predictions = []
-    for rank, index in enumerate(_best(probabilities, k), start=1):
+    for rank, index in enumerate(best, start=1):
         label = labels[index]
         predictions.append(Prediction(rank, label.class_id, label.wnid, label.label, probabilities.item(index)))
     return tuple(predictions)
-
-
-def _best(probabilities: Probabilities, k: int) -> list[int]:
-    """The indices of the `k` largest numbers, the largest first; of equal ones the lower index comes first."""
-    found: list[int] = []
-    if k > _FEW:
-        found += (-probabilities).argsort(kind="stable")[:k].tolist()
-        return found
-    rest = probabilities.copy()
-    for _ in range(k):  # for few classes faster than any sort or partition
-        found.append(best := int(rest.argmax()))
-        rest[best] = -np.inf
-    return found

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from models.catalog import InputSpec, Interpolation, ResizeMode
@@ -80,6 +80,7 @@ class Preprocessor:
         self.threads.close()
 
 
+@dataclass(slots=True, eq=False)
 class RequestImage:
     """The image of one request, to be closed. Models ask for their samples in turn.
 
@@ -88,32 +89,27 @@ class RequestImage:
     transforms allow, usually once: an answer must not depend on which other models are asked.
     """
 
-    def __init__(self, preprocessor: Preprocessor, data: bytes, crops: int, expected: Sequence[InputSpec] = ()) -> None:
-        self._preprocessor = preprocessor
-        self._data = data
-        self._crops = crops
-        self._expected = expected
-        self._jobs: dict[object, asyncio.Future[dict[object, PreparedSamples]]] = {}
-        self._spent_s: list[float] = []
+    preprocessor: Preprocessor
+    data: bytes
+    crops: int
+    expected: Sequence[InputSpec] = ()
+    seconds: float = field(default=0.0, init=False)
+    """Seconds that threads have spent on the image so far."""
+    _jobs: dict[object, asyncio.Future[dict[object, PreparedSamples]]] = field(default_factory=dict, init=False)
 
     def close(self) -> None:
         """Let the bytes go."""
         for job in self._jobs.values():
             if not job.cancel() and not job.cancelled():
                 job.exception()  # a caller that left has not asked for it
-        self._data = b""  # a job that waits for a thread keeps this object
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that threads have spent on the image so far."""
-        return sum(self._spent_s)
+        self.data = b""  # a job that waits for a thread keeps this object
 
     async def samples(self, specs: Sequence[InputSpec]) -> list[PreparedSamples]:
         """The samples for each spec. Raises BadImage or TooLarge."""
         missing = {key: spec for spec in specs if (key := geometry(spec)) not in self._jobs}
         if missing:
-            missing |= {key: spec for spec in self._expected if (key := geometry(spec)) not in self._jobs}
-            self._jobs.update(dict.fromkeys(missing, self._preprocessor.threads.run(self._make, missing)))
+            missing |= {key: spec for spec in self.expected if (key := geometry(spec)) not in self._jobs}
+            self._jobs.update(dict.fromkeys(missing, self.preprocessor.threads.run(self._make, missing)))
         return [(await self._jobs[key])[key] for key in map(geometry, specs)]
 
     def _make(self, specs: Mapping[object, InputSpec]) -> dict[object, PreparedSamples]:
@@ -121,7 +117,7 @@ class RequestImage:
         decodings: list[_Timed] = []
         made: dict[object, PreparedSamples] = {}
         for key, spec in specs.items():
-            needed = needed_side(spec, self._preprocessor.mode)
+            needed = needed_side(spec, self.preprocessor.mode)
             fitting = (one for one in decodings if one.image.reduction_for(needed) == one.image.reduction)
             if (decoded := next(fitting, None)) is None:
                 decodings.append(decoded := self._decode(needed))
@@ -130,18 +126,18 @@ class RequestImage:
 
     def _decode(self, needed: int | None) -> _Timed:
         """On a thread."""
-        began = self._preprocessor.clock.now()
-        image = self._preprocessor.decode(self._data, self._preprocessor.limits, needed)
-        decode_s = self._preprocessor.clock.now() - began
-        self._spent_s.append(decode_s)
+        began = self.preprocessor.clock.now()
+        image = self.preprocessor.decode(self.data, self.preprocessor.limits, needed)
+        decode_s = self.preprocessor.clock.now() - began
+        self.seconds += decode_s
         return _Timed(image, decode_s)
 
     def _crop(self, spec: InputSpec, decoded: _Timed) -> PreparedSamples:
         """On a thread."""
-        began = self._preprocessor.clock.now()
-        samples = self._preprocessor.crop(spec, decoded.image, self._crops)
-        crop_s = self._preprocessor.clock.now() - began
-        self._spent_s.append(crop_s)
+        began = self.preprocessor.clock.now()
+        samples = self.preprocessor.crop(spec, decoded.image, self.crops)
+        crop_s = self.preprocessor.clock.now() - began
+        self.seconds += crop_s
         done = _described(decoded.image.decoder, decoded.image.reduction, *geometry(spec))
         return PreparedSamples(samples, done, {done.scale: decoded.decode_s, done.recipe: crop_s})
 

@@ -93,7 +93,7 @@ class ImageReader:
     def share(self, request: Request) -> UploadShare:
         """The share of the request in the byte budget, in which its bytes count until it ends."""
         client: tuple[str, int] | None = request.scope.get("client")
-        return self.budget.share(client[0] if client else None)
+        return UploadShare(self.budget, client[0] if client else None)
 
     async def read(
         self,
@@ -113,7 +113,9 @@ class ImageReader:
             if encoding.lower() not in ("", "identity"):
                 named = f"Content-Encoding is {encoding[:_LONGEST_NAME]!r}"
                 raise UnsupportedMediaType(f"{named}, which this server does not decode; send the body without it")
-            deadline = self.clock.now() + requested_timeout(request.headers.get(_TIMEOUT), self.timeout_s)
+            asked = request.headers.get(_TIMEOUT)
+            timeout_s = self.timeout_s if asked is None else requested_timeout(asked, self.timeout_s)
+            deadline = self.clock.now() + timeout_s
             with timeout_at(deadline, self.clock):
                 image = await (content or read_image)(request, self.limits, take)
         except TopfiveError as error:
@@ -142,10 +144,8 @@ def _parsed_query(kind: type[ImageQuery], query_string: bytes) -> Any:
     return query
 
 
-def requested_timeout(header: str | None, limit_s: float) -> float:
+def requested_timeout(header: str, limit_s: float) -> float:
     """The timeout in X-Request-Timeout in seconds, at most `limit_s`. Raises BadRequest."""
-    if header is None:
-        return limit_s
     try:
         seconds = float(header)
     except ValueError:
