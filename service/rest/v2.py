@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.common.errors import BadRequest, NotReady, Overloaded, TooLarge, TopfiveError
+from service.common.errors import BadRequest, NotReady, Overloaded, TopfiveError
 from service.common.model_info import ModelState
 from service.inference.dataplane import DataPlane, Images, Inference
 from service.inference.tensors import (
@@ -44,7 +44,6 @@ ROOT = "/v2"
 _MODEL = re.compile(rf"{ROOT}/models/([^/]+)(?:/versions/([0-9]+))?(?:/(infer|ready|config|stats))?")
 _REPOSITORY = re.compile(rf"{ROOT}/repository/models/([^/]+)/(load|unload)")
 _JSON_SIZE = "inference-header-content-length"
-_MAX_JSON_BYTES = 8 << 20  # Python reads no other request meanwhile; larger tensors are sent in binary
 
 _Parameters = dict[str, str | bool | int | float]
 _Endpoint = Callable[[Request], Awaitable[Response]]
@@ -205,8 +204,6 @@ def _read(request: Request, body: bytes) -> tuple[Images, InferRequest, int | No
     if not (given.isdecimal() and len(given) < 19 and int(given) <= len(body)):
         raise BadRequest(f"inference header size should be in range (0, {len(body)}), got: {given[:18]}")
     size = int(given)
-    if size > _MAX_JSON_BYTES:
-        raise TooLarge(f"the JSON has {size:,} bytes of at most {_MAX_JSON_BYTES:,}; send the tensor in binary")
     if _JSON_SIZE in request.headers and not size:
         wanted = InferRequest.model_construct(parameters={"binary_data_output": True}, outputs=[])
         return [body], wanted, None

@@ -22,6 +22,8 @@ _READ_TIMEOUT_S = 20.0  # for a place and the whole message
 # The services that read images share their places: memory does not grow with their number.
 _SHARED = {f"/{v2.SERVICE}": f"/{pb.DESCRIPTOR.services_by_name['Classifier'].full_name}"}
 
+_DESERIALIZERS = {f"/{v2.SERVICE}/ModelInfer": v2.parse_request}
+
 _Answer = Callable[[Any, Context], Awaitable[Any]]
 
 
@@ -47,12 +49,13 @@ class MessageLimit(grpc.aio.ServerInterceptor):
             return handler
         service = details.method.rpartition("/")[0]
         service = _SHARED.get(service, service)
+        deserialize = _DESERIALIZERS.get(details.method, handler.request_deserializer)
         kind, answer = (
             (grpc.stream_stream_rpc_method_handler, _streamed(handler.stream_stream, self._streaming[service]))
             if handler.stream_stream
             else (grpc.stream_unary_rpc_method_handler, self._read_first(handler.unary_unary, service))
         )
-        return kind(answer, handler.request_deserializer, handler.response_serializer)
+        return kind(answer, deserialize, handler.response_serializer)
 
     def _read_first(self, answer: _Answer, service: str) -> _Answer:
         """Return a method that reads the only message of a call, and gives it to `answer`."""

@@ -8,7 +8,7 @@ from google.protobuf.json_format import ParseDict
 
 from proto.inference import grpc_service_pb2 as pb
 from proto.inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
-from service.common.errors import BadRequest, TopfiveError, Unimplemented
+from service.common.errors import BadRequest, TooLarge, TopfiveError, Unimplemented
 from service.common.model_info import ModelState
 from service.common.request_id import begin_request
 from service.inference.dataplane import DataPlane, Inference
@@ -33,6 +33,20 @@ from service.rpc.errors import Context
 from service.rpc.in_flight import RequestsInFlight
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+
+_MAX_FIELDS_BYTES = 4 << 20  # a message of empty fields takes up to 50 times its size, and Python that long to read
+
+
+def parse_request(content: bytes) -> pb.ModelInferRequest:
+    """The request in a message. Raises DecodeError, and TooLarge for too many bytes outside of the raw contents."""
+    raw = sum(map(len, pb.RawInputContents.FromString(content).raw_input_contents))
+    if len(content) - raw > _MAX_FIELDS_BYTES:
+        raise TooLarge(
+            f"the message has {len(content) - raw:,} bytes outside of raw_input_contents, of at most "
+            f"{_MAX_FIELDS_BYTES:,}; send the tensor there"
+        )
+    return pb.ModelInferRequest.FromString(content)
 
 
 class InferenceServicer(GRPCInferenceServiceServicer):

@@ -46,6 +46,7 @@ async def test_models(running: Running) -> None:
         ("POST", PREDICT, {"instances": [{"b64": "no base64!"}]}, 400),
         ("POST", PREDICT, {"instances": [{"b64": "aaaa"}]}, 422),
         ("POST", PREDICT, "[" * 10_000, 400),
+        ("POST", PREDICT, {"instances": [{"b64": ""}] * 200_000}, 413),
         ("POST", "/v1/models/nobody:predict", instances(png(1)), 404),
         ("POST", "/v1/models/tiny", instances(png(1)), 405),
         ("GET", PREDICT, None, 405),

@@ -296,7 +296,10 @@ BAD_JSON: Sequence[tuple[Any, int, str]] = [
     ({**GOOD, "parameters": {"timeout": "soon"}}, 400, "timeout is soon"),
     ({**GOOD, "parameters": {"priority": 1.5}}, 400, "priority is 1.5"),
     ({**GOOD, "parameters": {"nested": {}}}, 400, "parameters"),
-    (b" " * (9 << 20), 413, "send the tensor in binary"),
+    ({"inputs": [{**ONE_SHADE, "data": [[]] * 200_000}]}, 413, "in binary"),
+    ({"inputs": [{**ONE_SHADE, "data": [1] * 1_000_001}]}, 413, "in binary"),
+    ({"inputs": [{"name": "image", "datatype": "", "shape": []}] * 200_000}, 413, "in binary"),
+    (b"[" * 200_001, 413, "200,001 lists of at most 200,000"),
     (bytes(12_000_000), 413, "takes at most"),
 ]
 

@@ -182,6 +182,13 @@ def mixed() -> Input:
     return tensor
 
 
+def many_values() -> Input:
+    """Typed values of more bytes than are read outside of raw contents."""
+    tensor = pixels()
+    tensor.contents.uint_contents.extend([1] * (4 << 20))
+    return tensor
+
+
 RAW = TWO.tobytes()
 BAD: Sequence[tuple[pb.ModelInferRequest, Code, str]] = [
     (request(model_name="nobody", raw=[RAW]), Code.BAD_REQUEST, "raw_input_contents"),
@@ -205,6 +212,7 @@ BAD: Sequence[tuple[pb.ModelInferRequest, Code, str]] = [
     (request(pixels(), raw=[RAW], outputs=[asking(0)]), Code.BAD_REQUEST, "classification is 0"),
     (request(pixels(), raw=[RAW], outputs=[Output(name="other")]), Code.BAD_REQUEST, "unexpected output"),
     (request(pixels(), raw=[RAW], outputs=[asking(1), asking(2)]), Code.BAD_REQUEST, "already exists"),
+    (request(many_values(), raw=[RAW]), Code.TOO_LARGE, "send the tensor there"),
     (request(files(1), raw=[packed(bytes(10_000_001))]), Code.TOO_LARGE, "10,000,"),
 ]
 
