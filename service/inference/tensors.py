@@ -3,14 +3,15 @@
 The descriptions are JSON values; the messages of gRPC have the same fields.
 """
 
+import asyncio
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,11 +25,17 @@ IMAGE, PROBABILITIES = "image", "probabilities"
 PIXELS, FILES, FLOATS = "UINT8", "BYTES", "FP32"
 """The datatypes: of resized and cropped images, of image files and of strings, and of probabilities."""
 
+_MOST_FILES = 4096  # in a request: the event loop copies each before any is refused for capacity
 _EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "schedule_policy", "parameters")
 _LARGEST_BATCH = 64  # of an engine whose largest batch is not known
 _STATES = {ModelState.READY: "READY", ModelState.LOADING: "LOADING"}
 _CONFIG = '{"version_policy": {"specific": {"versions": [2]}}}'
 _LONGEST_NAME = 60  # of a client's own name in an error message
+_LONGEST_CONFIG = 64 << 10  # in characters
+_MOST_LENGTHS = 8  # of a shape; one with more is wrong, and long in an error message
+_LONG = 16_384  # probabilities, of which a reply takes milliseconds
+
+X = TypeVar("X")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,8 @@ def read_images(inputs: Sequence[InputTensor]) -> Images:
     if not inputs:
         raise BadRequest(f"expected 1 input but got 0; send the input {IMAGE!r}")
     tensor = inputs[0]
+    if len(tensor.shape) > _MOST_LENGTHS:
+        raise BadRequest(f"the shape of input {IMAGE!r} has {len(tensor.shape)} lengths; send at most 4")
     if any(length < 0 for length in tensor.shape):
         raise BadRequest(f"the shape of input {IMAGE!r} is {list(tensor.shape)}; send lengths of 0 or more")
     if tensor.datatype == FILES:
@@ -140,7 +149,7 @@ def read_timeout(parameters: Mapping[str, object]) -> float:
 
 def _whole(parameters: Mapping[str, object], name: str, least: int) -> int | None:
     value = parameters.get(name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+    if value is not None and not (type(value) is int and least <= value < 1 << 64):
         raise BadRequest(f"{name} is {str(value)[:_LONGEST_NAME]}; send a whole number of {least} or more")
     return value
 
@@ -172,6 +181,17 @@ def pack(elements: Iterable[bytes]) -> bytes:
     return b"".join(part for one in elements for part in (struct.pack("<I", len(one)), one))
 
 
+def check_file_count(count: int) -> None:
+    """Raise BadRequest for more image files than one request may have."""
+    if count > _MOST_FILES:
+        raise BadRequest(f"the request has more than {_MOST_FILES:,} image files; send fewer")
+
+
+async def written(inference: Inference, write: Callable[[], X]) -> X:
+    """The reply that `write` makes of the inference: a long one on a thread, because it would hold the event loop."""
+    return await asyncio.to_thread(write) if inference.probabilities.size > _LONG else write()
+
+
 async def exported(data_plane: DataPlane, name: str, version: int | None) -> ModelDetail:
     """What is known of that version of an exported model. Raises ModelNotFound and NotReady."""
     detail = await data_plane.model(name, version)
@@ -185,6 +205,7 @@ def unpack(content: bytes) -> list[bytes]:
     found: list[bytes] = []
     at = 0
     while at < len(content):
+        check_file_count(len(found) + 1)
         end = at + 4 + int.from_bytes(content[at : at + 4], "little")
         if at + 4 > len(content) or end > len(content):
             raise BadRequest(f"the tensor ends within element {len(found)}; the length of each precedes it in 4 bytes")
@@ -282,10 +303,13 @@ def read_version_policy(parameters: Mapping[str, object]) -> int | None:
     """The version that a load asks for in its model configuration; None is the newest. Raises BadRequest."""
     if others := parameters.keys() - {"config"}:
         raise BadRequest(f"the parameter {min(others)[:_LONGEST_NAME]!r} of a load is not taken; there is config")
-    if (config := parameters.get("config")) is None:
+    if "config" not in parameters:
         return None
+    config = str(parameters["config"])
     try:
-        (number,) = json.loads(str(config))["version_policy"]["specific"]["versions"]
-        return int(number)
-    except (KeyError, RecursionError, TypeError, ValueError):
+        if len(config) > _LONGEST_CONFIG:
+            raise ValueError
+        (number,) = json.loads(config)["version_policy"]["specific"]["versions"]
+        return read_version(str(number))
+    except (BadRequest, KeyError, RecursionError, TypeError, ValueError):
         raise BadRequest(f"a load reads the version of its config alone, such as {_CONFIG}") from None

@@ -1,14 +1,14 @@
 """The REST endpoints of the Open Inference Protocol, below /v2, with Triton's extensions."""
 
 import base64
-import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, FailFast, Field
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,6 +21,7 @@ from service.inference.tensors import (
     PIXELS,
     PROBABILITIES,
     InputTensor,
+    check_file_count,
     exported,
     model_config,
     model_metadata,
@@ -32,6 +33,7 @@ from service.inference.tensors import (
     read_version_policy,
     repository_index,
     server_metadata,
+    written,
 )
 from service.rest.errors import json_response
 from service.rest.image_request import ImageReader, drop_small_body, read_body
@@ -45,7 +47,17 @@ _MODEL = re.compile(rf"{ROOT}/models/([^/]+)(?:/versions/([0-9]+))?(?:/(infer|re
 _REPOSITORY = re.compile(rf"{ROOT}/repository/models/([^/]+)/(load|unload)")
 _JSON_SIZE = "inference-header-content-length"
 
-_Parameters = dict[str, str | bool | int | float]
+_MOST_TENSORS, _MOST_LENGTHS = 16, 8  # more are wrong anyway
+_LONGEST_TEXT = 60  # of a client's own in an error message
+
+
+def _checked(parameters: dict[str, Any]) -> dict[str, Any]:
+    if not set(map(type, parameters.values())) <= {str, bool, int, float}:
+        raise ValueError("send strings, numbers and booleans")
+    return parameters
+
+
+_Parameters = Annotated[dict[str, Any], AfterValidator(_checked)]  # a union would report each wrong value four times
 _Endpoint = Callable[[Request], Awaitable[Response]]
 _ModelEndpoint = Callable[[Request, str, int | None], Awaitable[Response]]
 
@@ -54,7 +66,7 @@ class InferInput(BaseModel):
     """An input in JSON. `data` is flat or nested; elements of BYTES are in base64, because JSON has only text."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Annotated[int, Field(lt=1 << 63)], ...], Field(max_length=_MOST_LENGTHS), FailFast()]
     datatype: str
     parameters: _Parameters = {}
     data: Any = None
@@ -72,8 +84,8 @@ class InferRequest(BaseModel):
 
     id: str = ""
     parameters: _Parameters = {}
-    inputs: Annotated[list[InferInput], Field(min_length=1)]
-    outputs: list[InferOutput] = []
+    inputs: Annotated[list[InferInput], Field(min_length=1, max_length=_MOST_TENSORS)]
+    outputs: Annotated[list[InferOutput], Field(max_length=_MOST_TENSORS)] = []
 
 
 class _IndexRequest(BaseModel):
@@ -192,7 +204,7 @@ class V2Endpoints:
                 timeout_s = read_timeout(wanted.parameters)
             deadline = min(sent.options.deadline, self._reader.clock.now() + timeout_s)
             inference = await self._data_plane.infer(images, name, version, deadline)
-        return _replied(wanted, classes, inference)
+        return await written(inference, lambda: _replied(wanted, classes, inference))
 
 
 def _read(request: Request, body: bytes) -> tuple[Images, InferRequest, int | None]:
@@ -213,7 +225,8 @@ def _read(request: Request, body: bytes) -> tuple[Images, InferRequest, int | No
         if (binary is None) is (one.data is None):
             raise BadRequest("Input must set only one of the following fields: 'data' or 'binary_data_size'")
         if binary is not None and not (type(binary) is int and 0 <= binary <= len(body) - at):
-            raise BadRequest(f"binary_data_size of input {one.name!r} is {binary}, and {len(body) - at} bytes are left")
+            shown = f"of input {one.name[:_LONGEST_TEXT]!r} is {str(binary)[:_LONGEST_TEXT]}"
+            raise BadRequest(f"binary_data_size {shown}, and {len(body) - at} bytes are left")
         content = _content(one) if binary is None else body[at : at + int(binary)]
         at += int(binary or 0)
         tensors.append(InputTensor(one.name, one.datatype, one.shape, content))
@@ -231,12 +244,15 @@ def _content(tensor: InferInput) -> bytes | Sequence[bytes]:
         if tensor.datatype == PIXELS and set(map(type, data)) <= {int}:
             return bytes(data)
         if tensor.datatype == FILES and set(map(type, data)) <= {str}:
+            check_file_count(len(data))
             return [base64.b64decode(one, validate=True) for one in data]
     except (KeyError, TypeError, ValueError):  # no list, or not of lists all the way, or values that do not fit
         data = None
     if tensor.datatype in (PIXELS, FILES):
         fitting = "whole numbers from 0 to 255" if tensor.datatype == PIXELS else "strings in base64"
-        raise BadRequest(f"the data of input {tensor.name[:60]!r} does not fit {tensor.datatype}; send {fitting}")
+        raise BadRequest(
+            f"the data of input {tensor.name[:_LONGEST_TEXT]!r} does not fit {tensor.datatype}; send {fitting}"
+        )
     return b""  # of a datatype that no model takes
 
 
@@ -253,9 +269,9 @@ def _replied(wanted: InferRequest, classes: int | None, inference: Inference) ->
         "model_version": str(inference.version),
         "outputs": [{"name": PROBABILITIES, "datatype": tensor.datatype, "shape": tensor.shape, **data}],
     }
+    head = to_json(reply)
     if not binary:
-        return json_response(reply)
-    head = json.dumps(reply).encode()
+        return Response(head, media_type="application/json")
     return Response(head + content, headers={_JSON_SIZE: str(len(head))}, media_type="application/octet-stream")
 
 

@@ -1,6 +1,6 @@
 """The gRPC calls of the Open Inference Protocol, with Triton's extensions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +17,7 @@ from service.inference.tensors import (
     PIXELS,
     PROBABILITIES,
     InputTensor,
+    check_file_count,
     exported,
     model_config,
     model_metadata,
@@ -28,6 +29,7 @@ from service.inference.tensors import (
     read_version_policy,
     repository_index,
     server_metadata,
+    written,
 )
 from service.rpc.errors import Context
 from service.rpc.in_flight import RequestsInFlight
@@ -36,6 +38,10 @@ SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 _MAX_FIELDS_BYTES = 4 << 20  # a message of empty fields takes up to 50 times its size, and Python that long to read
+
+
+_MOST_FIELDS = 64  # inputs, outputs or parameters of a request: more are wrong anyway
+_MOST_VALUES = 1_000_000  # of typed contents
 
 
 def parse_request(content: bytes) -> pb.ModelInferRequest:
@@ -105,11 +111,12 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         with self._in_flight.accepted(request.ByteSize()):
             with self._in_flight.metrics.refusals():
                 version, images = read_version(request.model_version), read_images(_inputs(request))
+                _check_number("outputs", request.outputs)
                 classes = read_outputs([(one.name, _values(one.parameters)) for one in request.outputs])
                 timeout_s = read_timeout(_values(request.parameters))
             deadline = self._in_flight.deadline(context, timeout_s)
             inference = await self._data_plane.infer(images, request.model_name, version, deadline)
-        return _response(request.id, classes, inference)
+        return await written(inference, lambda: _response(request.id, classes, inference))
 
 
 def _passes(check: Callable[[], None]) -> bool:
@@ -127,13 +134,20 @@ def _check_repository(name: str) -> None:
 
 
 def _values(parameters: Mapping[str, pb.InferParameter | pb.ModelRepositoryParameter]) -> dict[str, Any]:
-    """The values of the parameters that have one."""
+    """The values of the parameters that have one. Raises BadRequest."""
+    _check_number("parameters", parameters)
     kinds = {name: one.WhichOneof("parameter_choice") for name, one in parameters.items()}
     return {name: getattr(parameters[name], kind) for name, kind in kinds.items() if kind}
 
 
+def _check_number(kind: str, fields: Sized) -> None:
+    if len(fields) > _MOST_FIELDS:
+        raise BadRequest(f"the request has {len(fields):,} {kind}; send at most {_MOST_FIELDS}")
+
+
 def _inputs(request: pb.ModelInferRequest) -> Sequence[InputTensor]:
     """The inputs, from the raw contents or from those of the tensors. Raises BadRequest."""
+    _check_number("inputs", request.inputs)
     raw: Sequence[bytes | None] = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise BadRequest(f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs; send one for each")
@@ -146,9 +160,12 @@ def _inputs(request: pb.ModelInferRequest) -> Sequence[InputTensor]:
 
 
 def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> bytes | Sequence[bytes]:
-    """The tensor in its contents, of the field for its datatype. Raises BadRequest."""
+    """The tensor in its contents, of the field for its datatype. Raises BadRequest and TooLarge."""
     if tensor.datatype == FILES:
+        check_file_count(len(tensor.contents.bytes_contents))
         return list(tensor.contents.bytes_contents)
+    if (count := len(tensor.contents.uint_contents)) > _MOST_VALUES:
+        raise TooLarge(f"the contents have {count:,} values of at most {_MOST_VALUES:,}; send raw_input_contents")
     try:
         return bytes(tensor.contents.uint_contents) if tensor.datatype == PIXELS else b""
     except ValueError:

@@ -1,6 +1,7 @@
 """The Open Inference Protocol over REST: every endpoint, every form of a tensor, and every error in its shape."""
 
 import base64
+import gc
 import json
 import struct
 from collections.abc import Sequence
@@ -120,6 +121,7 @@ async def test_load_and_unload(artifacts: Path) -> None:
             loaded = await running.http.post(f"{base}/load", json=body)
             assert (loaded.status_code, loaded.content, await version()) == (200, b"", expected)
         others: list[Any] = [{"parameters": {"file:1/x": "eA=="}}, [], {"parameters": 1}]
+        others += [config(float("inf")), config(1.5), config("1" + " " * 100_000)]
         for bad in (config(9), config("x"), config([1]), *others):
             refused = await running.http.post(f"{base}/load", json=bad)
             assert (refused.status_code, list(refused.json())) in ((400, ["error"]), (404, ["error"]))
@@ -296,6 +298,15 @@ BAD_JSON: Sequence[tuple[Any, int, str]] = [
     ({**GOOD, "parameters": {"timeout": "soon"}}, 400, "timeout is soon"),
     ({**GOOD, "parameters": {"priority": 1.5}}, 400, "priority is 1.5"),
     ({**GOOD, "parameters": {"nested": {}}}, 400, "parameters"),
+    ({**GOOD, "parameters": {"timeout": 10**400}}, 400, "timeout is 1000"),
+    ({"inputs": [{**ONE_SHADE, "shape": [10**4000, 10**4000, 1, 1]}]}, 400, "less than"),
+    ({"inputs": [{**ONE_SHADE, "shape": [1] * 9}]}, 400, "at most 8 items"),
+    ({"inputs": [{**ONE_SHADE, "shape": ["a"] * 500_000}]}, 400, "valid integer"),
+    (b'{"inputs":[' + b"0," * 500_000 + b"0]}", 400, "at most 16 items"),
+    ({**GOOD, "outputs": [{"name": "probabilities"}] * 1_000}, 400, "at most 16 items"),
+    ({**GOOD, "parameters": {"x" * 100_000 + str(n): None for n in range(9)}}, 400, "send strings, numbers"),
+    ({"inputs": [{**PIXELS, "datatype": "BYTES", "shape": [4097], "data": [""] * 4097}]}, 400, "4,096 image files"),
+    ({"inputs": [{**PIXELS, "shape": [1], "parameters": {"binary_data_size": "9" * 100_000}}]}, 400, "is 9999"),
     ({"inputs": [{**ONE_SHADE, "data": [[]] * 200_000}]}, 413, "in binary"),
     ({"inputs": [{**ONE_SHADE, "data": [1] * 1_000_001}]}, 413, "in binary"),
     ({"inputs": [{"name": "image", "datatype": "", "shape": []}] * 200_000}, 413, "in binary"),
@@ -314,6 +325,8 @@ async def test_bad_requests(running: Running, number: int) -> None:
     assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
     assert list(response.json()) == ["error"]
     assert words in response.json()["error"]
+    assert len(response.json()["error"]) < 1200
+    assert gc.isenabled()
     assert "x-request-id" in response.headers
     assert await good(running)
 
@@ -350,6 +363,16 @@ async def test_bad_elements(running: Running, block: bytes) -> None:
     response = await binary(running, {"inputs": [tensor]}, block)
 
     assert (response.status_code, "ends within element 0" in response.json()["error"]) == (400, True)
+    assert await good(running)
+
+
+async def test_many_elements(running: Running) -> None:
+    """A million empty elements are refused after a few thousand of them; the next good request is answered."""
+    block = bytes(4_000_000)
+    tensor = {**PIXELS, "datatype": "BYTES", "shape": [1_000_000], "parameters": {"binary_data_size": len(block)}}
+    response = await binary(running, {"inputs": [tensor]}, block)
+
+    assert (response.status_code, "4,096 image files" in response.json()["error"]) == (400, True)
     assert await good(running)
 
 

@@ -175,6 +175,11 @@ def too_many() -> Input:
     return tensor
 
 
+def typed(datatype: str, **contents: Any) -> Input:
+    """The input with these contents."""
+    return pixels(datatype=datatype, contents=pb.InferTensorContents(**contents))
+
+
 def mixed() -> Input:
     """Contents beside raw contents."""
     tensor = pixels()
@@ -190,6 +195,7 @@ def many_values() -> Input:
 
 
 RAW = TWO.tobytes()
+PARAMETERS = Code.BAD_REQUEST, "65 parameters; send at most 64"
 BAD: Sequence[tuple[pb.ModelInferRequest, Code, str]] = [
     (request(model_name="nobody", raw=[RAW]), Code.BAD_REQUEST, "raw_input_contents"),
     (request(pixels(), raw=[RAW], model_name="nobody"), Code.MODEL_NOT_FOUND, "nobody"),
@@ -207,6 +213,13 @@ BAD: Sequence[tuple[pb.ModelInferRequest, Code, str]] = [
     (request(pixels()), Code.BAD_REQUEST, "got 0 elements"),
     (request(mixed(), raw=[RAW]), Code.BAD_REQUEST, "contents beside raw_input_contents"),
     (request(too_many()), Code.BAD_REQUEST, "0 to 255"),
+    (request(typed("UINT8", uint_contents=[1] * 1_000_001)), Code.TOO_LARGE, "1,000,001 values of at most 1,000,000"),
+    (request(typed("BYTES", bytes_contents=[b""] * 4097)), Code.BAD_REQUEST, "4,096 image files"),
+    (request(files(), raw=[bytes(4_000_000)]), Code.BAD_REQUEST, "4,096 image files"),
+    (request(pixels(shape=[1] * 100_000), raw=[RAW]), Code.BAD_REQUEST, "has 100000 lengths"),
+    (request(*[pixels()] * 65), Code.BAD_REQUEST, "65 inputs; send at most 64"),
+    (request(pixels(), raw=[RAW], outputs=[asking(1)] * 65), Code.BAD_REQUEST, "65 outputs; send at most 64"),
+    (request(pixels(), raw=[RAW], parameters=dict.fromkeys(map(str, range(65)), pb.InferParameter())), *PARAMETERS),
     (request(files(), raw=[packed(b"a", b"b")[:-1]]), Code.BAD_REQUEST, "ends within element 1"),
     (request(files(), raw=[packed(png(1), b"bad")]), Code.BAD_IMAGE, "image"),
     (request(pixels(), raw=[RAW], outputs=[asking(0)]), Code.BAD_REQUEST, "classification is 0"),
