@@ -1,6 +1,7 @@
 """The options of `topfive export` that build engines or quantize, and the build after the export."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,16 +176,17 @@ def build_one(name: str, root: Path, request: BuildRequest | QuantizationRequest
 def _quantize_one(name: str, root: Path, request: QuantizationRequest, missing: bool) -> bool:
     from export.quantization import quantize
     from models.artifact.artifact import ArtifactError, load
-    from models.artifact.quantized import QuantizedGraphError, read_quantized
+    from service.engines.selection.int8 import int8_graph
 
     try:
         artifact = load(root, name)
-        if missing and (present := read_quantized(artifact)) is not None:
-            print_line(f"{name}: quantized already, {escape(str(present.path()))}")
-            return True
+        if missing:
+            with suppress(EngineUnavailableError):  # without a graph, or with a damaged one
+                print_line(f"{name}: quantized already, {escape(str(int8_graph(artifact)))}")
+                return True
         with ProgressBar(name) as bar:
             done = quantize(artifact, request, bar)
-    except (ArtifactError, EngineUnavailableError, ExportError, QuantizedGraphError, OSError) as error:
+    except (ArtifactError, EngineUnavailableError, ExportError, OSError) as error:
         print_line(f"[bold red]{name} was not quantized:[/] {escape(_reason(error, root / name))}")
         return False
     print_quantized(name, done)

@@ -83,22 +83,37 @@ class QuantizedGraph:
 def write_quantized(artifact: Path, graph: bytes, weights: bytes, record: QuantizationRecord) -> QuantizedGraph:
     """Write the graph into the artifact folder in place of an older one, the record last.
 
-    A process that has opened the older files keeps them. Raises OSError if the folder cannot be written.
+    A process that has opened the older files keeps them. An interruption leaves the older graph, or nothing. Raises
+    OSError if the folder cannot be written.
     """
     folder = artifact / INT8
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o755)  # the server may run as another user than the export
     digests = hashlib.sha256(graph).hexdigest(), hashlib.sha256(weights).hexdigest()
     files = _files(folder, *digests)
     complete = record.model_copy(update={"xml_sha256": digests[0], "bin_sha256": digests[1]})
-    with locked(folder):
-        for file, content in zip(files, (graph, weights), strict=True):
-            write_atomically(file, content)
-        write_atomically(folder / _RECORD, complete.model_dump_json(indent=2).encode() + b"\n")
-        for file in folder.glob("*.*"):
-            if file.name != _RECORD and file not in files:
-                file.unlink(missing_ok=True)
+    with locked(artifact):
+        folder.mkdir(exist_ok=True)
+        try:
+            folder.chmod(0o755)  # the server may run as another user than the export
+            for file, content in zip(files, (graph, weights), strict=True):
+                write_atomically(file, content)
+            write_atomically(folder / _RECORD, complete.model_dump_json(indent=2).encode() + b"\n")
+        finally:
+            _delete_unnamed(folder)
     return QuantizedGraph(folder, complete)
+
+
+def _delete_unnamed(folder: Path) -> None:
+    """Delete the graphs that the record does not name, and the folder if it has no record."""
+    try:
+        record = _read_record(folder)
+    except QuantizedGraphError:
+        return
+    named = (folder / _RECORD, *_files(folder, record.xml_sha256, record.bin_sha256)) if record else ()
+    for file in folder.iterdir():
+        if file not in named:
+            file.unlink()
+    if record is None:
+        folder.rmdir()
 
 
 def _files(folder: Path, xml_sha256: str, bin_sha256: str) -> tuple[Path, Path]:
@@ -112,11 +127,17 @@ def read_quantized(artifact: Artifact) -> QuantizedGraph | None:
     Raises QuantizedGraphError if the record cannot be read.
     """
     folder = artifact.folder / INT8
+    record = _read_record(folder)
+    if record is None or record.source_sha256 != artifact.manifest.files.get(GRAPH):
+        return None
+    return QuantizedGraph(folder, record)
+
+
+def _read_record(folder: Path) -> QuantizationRecord | None:
     try:
-        record = QuantizationRecord.model_validate_json((folder / _RECORD).read_bytes())
+        return QuantizationRecord.model_validate_json((folder / _RECORD).read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a record that this version reads"
         raise QuantizedGraphError(f"{folder / _RECORD} cannot be read ({reason})") from error
-    return QuantizedGraph(folder, record) if record.source_sha256 == artifact.manifest.files.get(GRAPH) else None

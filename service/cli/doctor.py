@@ -130,7 +130,8 @@ def _exported(name: str, settings: Settings, machine: Machine) -> _ExportedModel
     if missing:
         problem = f"{folder} lacks {', '.join(missing)}; export it again"
     failed = [f"{name} on {attempt.reason}" for attempt in passed if attempt.fit and expected]
-    failed += [f"{name} {attempt.reason}" for attempt in passed if attempt.precision is Precision.INT8 and expected]
+    in_int8 = [one for one in passed if not one.fit and one.precision is Precision.INT8 and expected]
+    failed += [f"{name} on {one.runtime}: {one.reason}" for one in in_int8]
     better = _for_cards(name, engines, settings, machine) if machine.cards.found else None
     return _ExportedModel(
         name=name,

@@ -16,6 +16,7 @@ from service.engines.selection import int8
 from service.engines.selection.compatibility import NO_MACHINE
 from service.engines.selection.cpu_layout import NOT_TUNED, Tuned, conditions_here
 from service.engines.selection.int8 import reason_against_int8
+from service.engines.selection.opening import open_engine
 from service.engines.selection.precision import choose_precision
 from service.engines.selection.select import EngineOptions, Selection
 from tests.models.test_quantized import record
@@ -186,6 +187,24 @@ def test_int8_is_asked_for_in_vain(tiny: Artifact) -> None:
     (tiny.folder / "int8" / "record.json").write_text("{")
     with pytest.raises(EngineUnavailableError, match=f"cannot be read .*; run: {command}"):
         choose_precision(tiny, Runtime.OPENVINO, Precision.INT8)
+
+
+@pytest.mark.parametrize("damage", ["record.json", "*.bin"])
+def test_damaged_graph_does_not_keep_auto_from_serving(tiny: Artifact, damage: str) -> None:
+    """`auto` serves another precision and says once what is damaged; who asks for int8 is told how to make it."""
+    allowed = measured(tiny, *GOOD)
+    write_quantized(tiny.folder, b"<net/>", b"weights", made(tiny))
+    for file in (tiny.folder / "int8").glob(damage):
+        file.write_text("{")
+
+    opened = open_engine(allowed, EngineOptions(cpus=CPUS), look=lambda: NO_MACHINE)
+    opened.engine.close()
+    assert opened.engine.describe().precision != Precision.INT8
+    assert sum("/int8/" in one for one in opened.choice.passed_over) == 1
+
+    with pytest.raises(EngineUnavailableError, match="run: topfive export tiny --engine openvino") as error:
+        open_engine(allowed, EngineOptions(precision=Precision.INT8, cpus=CPUS), look=lambda: NO_MACHINE)
+    assert str(error.value).count("/int8/") == 1
 
 
 def test_attempts(tiny: Artifact) -> None:

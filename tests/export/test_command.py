@@ -402,6 +402,13 @@ def test_int8_for_cpus(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "tiny: quantized already" in again.stderr
     assert read_quantized(load(tmp_path, "tiny")) == graph
 
+    graph.path().write_text("damaged")
+    mended = run("tiny", "--engine", "openvino", "--missing", "--artifacts", tmp_path)
+    assert mended.exit_code == 0
+    newer = read_quantized(load(tmp_path, "tiny"))
+    assert newer is not None
+    assert newer.path().read_text().startswith("<?xml")
+
 
 @pytest.mark.parametrize(
     ("options", "said"),

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from models.artifact import quantized
 from models.artifact.artifact import GRAPH, Artifact, load
+from models.artifact.files import write_atomically
 from models.artifact.quantized import (
     INT8,
     QuantizationRecord,
@@ -69,6 +71,33 @@ def test_newer_graph_replaces_the_older(tiny: Artifact) -> None:
         newer.path().name,
         newer.path().with_suffix(".bin").name,
     }
+
+
+@pytest.mark.parametrize("written", [1, 2])
+def test_interruption_leaves_the_older_graph(tiny: Artifact, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before the second or the third file: the older graph is whole and alone; without one nothing is left."""
+
+    def interrupted(path: Path, content: bytes) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        write_atomically(path, content)
+
+    left = [written]
+    monkeypatch.setattr(quantized, "write_atomically", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        keep(tiny)
+    assert not (tiny.folder / INT8).exists()
+
+    left[0] = 3
+    older = keep(tiny)
+    files = sorted((tiny.folder / INT8).iterdir())
+    left[0] = written
+    with pytest.raises(KeyboardInterrupt):
+        keep(tiny, b"<newer/>")
+    assert sorted((tiny.folder / INT8).iterdir()) == files
+    assert read_quantized(tiny) == older
+    assert older.path().read_bytes() == b"<net/>"
 
 
 def test_graph_of_another_network_is_not_there(tiny: Artifact) -> None:

@@ -1,10 +1,11 @@
 """Decides whether the int8 graph of an artifact may serve on the CPU: if asked for, and by `auto`."""
 
 import platform
+from pathlib import Path
 
 from models.artifact.artifact import Artifact, artifacts_option
 from models.artifact.measured import MeasuredAccuracy
-from models.artifact.quantized import QuantizationRecord, QuantizedGraph, QuantizedGraphError, read_quantized
+from models.artifact.quantized import QuantizationRecord, QuantizedGraphError, read_quantized
 from service.common.cpus import host
 from service.common.types import Precision, Runtime
 from service.engines.base import EngineUnavailableError
@@ -23,17 +24,16 @@ def slow_int8() -> str:
     return "this CPU has no VNNI instructions, so int8 gains nothing here"
 
 
-def int8_graph(artifact: Artifact) -> QuantizedGraph:
-    """The int8 graph of the artifact. Raises EngineUnavailableError, with the command that makes it."""
+def int8_graph(artifact: Artifact) -> Path:
+    """The file of the undamaged int8 graph. Raises EngineUnavailableError, with the command that makes it."""
     name, root = artifact.manifest.name, artifact.folder.parents[1]
     remedy = f"run: topfive export {name} --engine openvino --precision int8 --calibration DIR{artifacts_option(root)}"
     try:
-        found = read_quantized(artifact)
+        if (found := read_quantized(artifact)) is not None:
+            return found.path()
     except QuantizedGraphError as error:
         raise EngineUnavailableError(f"{error}; {remedy}") from error
-    if found is None:
-        raise EngineUnavailableError(f"{name} has no int8 graph for the CPU; {remedy}")
-    return found
+    raise EngineUnavailableError(f"{name} has no int8 graph for the CPU; {remedy}")
 
 
 def reason_against_int8(artifact: Artifact, record: QuantizationRecord, tuned: Tuned, cpus: int) -> str:
@@ -46,7 +46,7 @@ def reason_against_int8(artifact: Artifact, record: QuantizationRecord, tuned: T
 
 
 def _inaccurate(artifact: Artifact) -> str:
-    name = artifact.manifest.name
+    name, option = artifact.manifest.name, artifacts_option(artifact.folder.parents[1])
     of = {precision: list[MeasuredAccuracy]() for precision in (Precision.INT8, Precision.F32)}
     for one in artifact.manifest.measured:
         if one.images >= _FEWEST_IMAGES and one.precision in of:
@@ -60,7 +60,8 @@ def _inaccurate(artifact: Artifact) -> str:
     if not pairs:
         return (
             f"its accuracy was not measured in int8 and in f32 on the same {_FEWEST_IMAGES} labelled photos or more; "
-            f"run: topfive evaluate DIR --model {name} --precision int8, and again with --precision f32"
+            f"run: topfive evaluate DIR --model {name} --precision int8{option}, and again with --precision f32 "
+            "--overwrite"
         )
     low, full = pairs[-1]
     if low.acc1 >= full.acc1 - _LARGEST_DROP:

@@ -67,7 +67,7 @@ def build_engine(artifact: Artifact, runtime: Runtime, precision: Precision, opt
     if runtime is Runtime.OPENVINO:
         from service.engines.openvino import OpenVinoEngine
 
-        graph = int8_graph(artifact).path() if precision is Precision.INT8 else artifact.graph
+        graph = int8_graph(artifact) if precision is Precision.INT8 else artifact.graph
         return OpenVinoEngine(artifact, precision, slots=slots, threads=threads, max_batch=max_batch, graph=graph)
     if runtime is Runtime.TORCH:
         from service.engines.torch import TorchEngine

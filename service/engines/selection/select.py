@@ -184,7 +184,8 @@ class Selection:
     def refusal(self, reasons: Sequence[str]) -> str:
         """The error message if every attempt fails, with the reason of each."""
         asked, auto = self.options.precision, self.options.runtime is Runtime.AUTO
-        told = [*(self.damage if auto else ()), *reasons]
+        damage = [one for one in self.damage if auto and not any(one in reason for reason in reasons)]
+        told = [*damage, *reasons]
         of_cards = auto and asked in (Precision.FP16, Precision.INT8) and not self.fits
         if of_cards and (self.machine.cards.found or not told):
             told.append(f"{asked} on an NVIDIA GPU needs an engine built for it; {self._nothing_built()}")
