@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from export.common import ExportError, QuantizationRequest, Reporter
 from export.gate_images import PHOTOS
 from export.parity_gate import ParityError
 from models.artifact.artifact import GRAPH, Artifact, ParityReport, Thresholds, WeightSource
+from models.artifact.measured import delete_accuracy
 from models.artifact.quantized import PrecisionSpeed, QuantizationRecord, QuantizedGraph, write_quantized
 from models.labels import Label
 from service.common.cpus import cpu_quota
@@ -51,27 +52,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Photos:
-    """The files that calibrate, and those kept aside: their samples, and the answers of the artifact in f32.
+    """The photos, which of them calibrate, and those kept aside: their samples, and the artifact's answers in f32.
 
-    `truths` are the class ids of the files that calibrate, in their order; empty if the folder has no labels.
+    `truths` are the class ids of the photos that calibrate, in their order; empty if the folder has no labels.
     """
 
-    spec_photos: CalibrationPhotos
+    found: CalibrationPhotos
     calibrating: tuple[int, ...]
     images: Batch
     reference: Probabilities
     truths: tuple[int, ...]
 
-    def samples(self, progress: Callable[[int, int], None]) -> Iterator[Batch]:
-        """The photos that calibrate, one by one, [1, S, S, 3]."""
-        for done, index in enumerate(self.calibrating, 1):
-            progress(done, len(self.calibrating))
-            yield self.spec_photos[index][np.newaxis]
-
     @property
     def sha256(self) -> str:
         digest = hashlib.sha256()
-        for content in sorted(self.spec_photos.files[index].read_bytes() for index in self.calibrating):
+        for content in sorted(self.found.files[index].read_bytes() for index in self.calibrating):
             digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
 
@@ -91,18 +86,19 @@ def quantize(artifact: Artifact, request: QuantizationRequest, reporter: Reporte
 
     If its answers differ too much, the first and the last layer stay in floating point; then NNCF chooses layers by
     their accuracy, if the photos have labels. Raises CalibrationError for too few photos, ParityError if the answers
-    still differ, EngineUnavailableError if the artifact does not run in OpenVINO in f32, OSError.
+    still differ, EngineUnavailableError if the artifact does not run in OpenVINO in f32, ExportError, OSError. What
+    `topfive evaluate` measured with an older int8 graph is deleted.
     """
     name, untrained = artifact.manifest.name, artifact.manifest.weights.source is WeightSource.UNTRAINED
     choose_precision(artifact, Runtime.OPENVINO, Precision.F32)
-    for warning in filter(None, [slow_int8()]):
+    if warning := slow_int8():
         log.warning("%s", warning)
     reporter.step("photos")
     photos = _photos(artifact, request)
-    if len(photos.calibrating) < ENOUGH_PHOTOS:
+    if len(photos.found) < ENOUGH_PHOTOS:
         log.warning(
-            "only %d photos calibrate int8; use %d or more, such as the model will see",
-            len(photos.calibrating),
+            "only %d photos calibrate and check int8; use %d or more, such as the model will see",
+            len(photos.found),
             ENOUGH_PHOTOS,
         )
     with tempfile.TemporaryDirectory(prefix=".int8-", dir=artifact.folder) as folder:
@@ -136,6 +132,7 @@ def quantize(artifact: Artifact, request: QuantizationRequest, reporter: Reporte
             date=datetime.now(UTC).date().isoformat(),
             source_sha256=artifact.manifest.files[GRAPH],
         )
+        delete_accuracy(artifact.manifest_file, Runtime.OPENVINO, Precision.INT8)
         return write_quantized(
             artifact.folder, best.path.read_bytes(), best.path.with_suffix(".bin").read_bytes(), record
         )
@@ -178,33 +175,43 @@ def _attempts(artifact: Artifact, photos: _Photos, folder: Path, reporter: Repor
         raise ExportError("NNCF is not installed; quantizing needs: pip install '.[int8]'") from error
     import openvino as ov
 
-    logging.getLogger("nncf").setLevel(logging.ERROR)
+    for verbose in ("nncf", "torch.utils.cpp_extension"):
+        logging.getLogger(verbose).setLevel(logging.ERROR)
     layers = [op.get_friendly_name() for op in _layers(ov.Core().read_model(artifact.graph))]
+    if not layers:
+        raise ExportError("its graph has no convolution and no matrix product, so int8 gains nothing")
     common: dict[str, Any] = {"preset": nncf.QuantizationPreset(_PRESET), "subset_size": len(photos.calibrating)}
-
-    def dataset(items: Iterable[Any]) -> Any:
-        return nncf.Dataset(items)
 
     def made(what: str, ignored: tuple[str, ...], control: bool = False) -> _Quantized:
         reporter.step(what)
-        count = lambda done, total: reporter.phase(f"{what}, photos", done, total)  # noqa: E731
+
+        def read(item: tuple[int, int]) -> Batch:
+            done, index = item
+            reporter.phase(f"{what}, photos", done, len(photos.calibrating))
+            return photos.found[index][np.newaxis]
+
+        items = [*enumerate(photos.calibrating, 1)]
+        dataset = nncf.Dataset(items, read)  # it reads each photo once
         model, scope = ov.Core().read_model(artifact.graph), nncf.IgnoredScope(names=list(ignored))
-        with contextlib.redirect_stdout(io.StringIO()):  # NNCF draws progress bars
-            if control:
-                samples = [*photos.samples(count)]
-                labelled = [*zip(samples, photos.truths, strict=True)]
-                quantized = nncf.quantize_with_accuracy_control(
-                    model, dataset(samples), dataset(labelled), _accuracy, max_drop=_LARGEST_DROP, **common
-                )
-            else:
-                quantized = nncf.quantize(model, dataset([*photos.samples(count)]), ignored_scope=scope, **common)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # NNCF draws progress bars
+                if control:
+                    labelled = nncf.Dataset([*zip(map(read, items), photos.truths, strict=True)])
+                    quantized = nncf.quantize_with_accuracy_control(
+                        model, dataset, labelled, _accuracy, max_drop=_LARGEST_DROP, **common
+                    )
+                else:
+                    quantized = nncf.quantize(model, dataset, ignored_scope=scope, **common)
+        except Exception as error:  # NNCF's own exceptions have no common base
+            raise ExportError(f"NNCF fails: {error}") from error
         path = folder / f"{len(ignored)}-{control}.xml"
         ov.save_model(quantized, path, compress_to_fp16=False)
         kept = tuple(op.get_friendly_name() for op in _layers(quantized) if not _is_quantized(op))
         return _Quantized(path, kept, control, _parity(artifact, path, photos))
 
     yield made("int8", ())
-    yield made("int8 but the first and last layer", (layers[0], layers[-1]))
+    if len(layers) > 2:
+        yield made("int8 but the first and last layer", (layers[0], layers[-1]))
     if photos.truths:
         yield made("int8 by accuracy", (), control=True)
 

@@ -103,7 +103,7 @@ def print_quantized(name: str, done: QuantizedGraph) -> None:
     print_line(f"  {'[green]passed[/]' if record.parity.passed else '[yellow]not passed[/]'} {figures(record.parity)}")
     speeds = ", ".join(f"{one.precision} {one.images_per_s:.0f}" for one in record.speeds)
     print_line(f"  images/s on this machine: {speeds}")
-    print_line(f"  serve it with --precision int8; for auto, run: topfive evaluate DIR --model {name} --precision int8")
+    print_line("  serve it with --precision int8; `topfive doctor` says what keeps auto from it")
 
 
 def plan_line(record: PlanRecord) -> str:

@@ -1,6 +1,7 @@
 """Accuracy measured on a user's own images, kept in the manifest of the artifact version that was measured."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -80,11 +81,19 @@ def record_accuracy(manifest: Path, accuracy: MeasuredAccuracy) -> None:
 
     The file is replaced in one step. Raises OSError if the folder cannot be written.
     """
+    _change(manifest, lambda present: [*(one for one in present if not accuracy.replaces(one)), accuracy])
+
+
+def delete_accuracy(manifest: Path, runtime: str, precision: str) -> None:
+    """Delete what was measured on that engine from that manifest.json. Raises OSError as `record_accuracy` does."""
+    _change(manifest, lambda present: [one for one in present if (one.runtime, one.precision) != (runtime, precision)])
+
+
+def _change(manifest: Path, change: Callable[[Sequence[MeasuredAccuracy]], Sequence[MeasuredAccuracy]]) -> None:
     with locked(manifest.parent):
         content = json.loads(manifest.read_bytes())
         present = _MEASURED.validate_python(content.get(_KEY, ()))
-        kept = [one for one in present if not accuracy.replaces(one)]
-        content[_KEY] = [one.model_dump(mode="json") for one in (*kept, accuracy)]
+        content[_KEY] = [one.model_dump(mode="json") for one in change(present)]
         write_atomically(manifest, json.dumps(content, indent=2).encode() + b"\n")
 
 

@@ -12,7 +12,7 @@ from export import parity_gate
 from export.parity_gate import EngineKind, ParityError, check_parity
 from export.pipeline import export
 from export.weights_choice import WeightsChoice
-from models.artifact.artifact import Artifact, ParityReport, load
+from models.artifact.artifact import Artifact, ParityReport, Thresholds, load
 from models.catalog import CATALOG
 from service.common.types import Batch, EngineInfo, Precision, Probabilities, Rows, Runtime
 from service.engines.base import Engine, EngineUnavailableError
@@ -142,6 +142,19 @@ def test_worst_difference_and_cosine_and_mean_agreement_over_images() -> None:
     assert report.logit_cosine == pytest.approx(cosine)
     assert report.top1_agreement == 0.5
     assert report.top5_agreement == 0.9
+
+
+def test_agreement_at_the_threshold_passes() -> None:
+    """19 of 20 images at each of three batch sizes agree in 0.95 of them, which is not below 0.95."""
+    reference = np.tile(np.array([0.6, 0.4], dtype=np.float32), (20, 1))
+    given = reference.copy()
+    given[7] = [0.4, 0.6]
+    gate = Thresholds(max_abs_diff=1, logit_cosine=-2, top1_agreement=0.95, top5_agreement=0.95)
+
+    report = compare(TableEngine(given), Precision.INT8, numbered(20), reference, thresholds=gate)
+
+    assert report.top1_agreement == 0.95
+    assert report.passed
 
 
 def test_difference_just_over_the_threshold_fails() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from export import quantization
@@ -18,6 +19,7 @@ from export.importing.pipeline import ImportRequest, import_model
 from export.parity_gate import ParityError
 from export.quantization import quantize
 from models.artifact.artifact import Artifact, Thresholds, load
+from models.artifact.measured import read_measured, record_accuracy
 from models.artifact.quantized import read_quantized
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.types import Precision, Runtime
@@ -26,6 +28,8 @@ from service.engines.selection.opening import build_engine
 from service.engines.selection.parity import compare
 from service.engines.selection.select import EngineOptions
 from tests.conftest import NullReporter, png
+from tests.engines.test_int8 import accuracy
+from tests.onnx_models import SIZE, classifier, model_of, recipe, saved
 from tests.serving import serving
 
 
@@ -93,7 +97,7 @@ async def test_all_labelled_photos_stay_right(
     assert rest["quantized"]["parity"]["passed"] is True
     assert rpc["quantized"]["photos"] == rest["quantized"]["photos"] == 104
     assert rest["quantized"]["parity"]["images"] == 26  # one of five is kept aside
-    assert "calibrate int8" not in caplog.text
+    assert "check int8" not in caplog.text
 
 
 def test_record_says_how_it_was_made(squeezenet: Artifact, photos: Path) -> None:
@@ -176,7 +180,7 @@ def test_photos_that_come_with_topfive_calibrate_by_default(tiny: Artifact, capl
     done = quantize(tiny, QuantizationRequest(), NullReporter())
 
     assert done.record.photos == 8
-    assert "only 8 photos calibrate int8; use 100 or more" in caplog.text
+    assert "only 10 photos calibrate and check int8; use 100 or more" in caplog.text
 
 
 def test_few_photos_are_refused(tiny: Artifact, tmp_path: Path) -> None:
@@ -207,12 +211,48 @@ def test_model_that_openvino_may_not_run(tiny: Artifact) -> None:
         quantize(broken, QuantizationRequest(), NullReporter())
 
 
+def test_accuracy_of_the_older_graph_is_deleted(tiny: Artifact) -> None:
+    """`auto` judges the new graph by measurements of its own: those in int8 are deleted, those in f32 stay."""
+    for precision in ("int8", "f32"):
+        record_accuracy(tiny.manifest_file, accuracy(precision, 70))
+
+    quantize(tiny, QuantizationRequest(), NullReporter())
+
+    assert read_measured(tiny.manifest_file) == (accuracy("f32", 70),)
+
+
+@pytest.mark.parametrize(("layers", "reason"), [(0, "no convolution and no matrix product"), (1, "differs from f32")])
+def test_graph_of_few_layers(layers: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph without layers for int8 is refused, and one of a single layer that fails the gate is tried once."""
+    gate = Thresholds(max_abs_diff=0.0, logit_cosine=1.0, top1_agreement=1.0, top5_agreement=1.0)
+    tried: list[object] = []
+
+    def counting(*given: object, **named: object) -> object:
+        tried.append(given)
+        return compare(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(quantization, "_THRESHOLDS", gate)
+    monkeypatch.setattr(quantization, "compare", counting)
+    pooled = model_of(
+        [helper.make_node("GlobalAveragePool", ["x"], ["v"]), helper.make_node("Flatten", ["v"], ["y"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
+        {},
+    )
+    network = saved(classifier() if layers else pooled, tmp_path)
+    declared = recipe(tmp_path, 'output = "logits"\n')
+    import_model(ImportRequest(network, "mine", declared, None), tmp_path / "imported", NullReporter())
+
+    with pytest.raises(ExportError, match=reason):
+        quantize(load(tmp_path / "imported", "mine"), QuantizationRequest(), NullReporter())
+    assert len(tried) == layers
+
+
 def test_imported_model(squeezenet: Artifact, photos: Path, tmp_path: Path) -> None:
     """A model without a PyTorch network is quantized as well: here SqueezeNet's graph, imported from its file."""
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text('output = "probabilities"\nresize = 256\n')
+    declared = recipe(tmp_path, 'output = "probabilities"\nresize = 256\n')
     root = tmp_path / "imported"
-    import_model(ImportRequest(squeezenet.graph, "mine", recipe, None), root, NullReporter())
+    import_model(ImportRequest(squeezenet.graph, "mine", declared, None), root, NullReporter())
 
     done = quantize(load(root, "mine"), QuantizationRequest(photos), NullReporter())
 

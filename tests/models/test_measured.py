@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from models.artifact.artifact import MANIFEST, load, read_manifest
-from models.artifact.measured import MeasuredAccuracy, read_measured, record_accuracy
+from models.artifact.measured import MeasuredAccuracy, delete_accuracy, read_measured, record_accuracy
 from proto.topfive.v1 import classifier_pb2 as pb
 from service.cli.main import main
 from tests.fakes import FakeEngine
@@ -60,6 +60,18 @@ def test_all_else_stays(artifacts: Path) -> None:
     assert load(artifacts, "tiny").manifest.measured == (measurement(),)
     assert path.stat().st_mode == mode
     assert sorted(child.name for child in path.parent.iterdir()) == sorted([MANIFEST, *before["files"]])
+
+
+def test_deleted_with_its_engine(artifacts: Path) -> None:
+    """Deleting what was measured in int8 on OpenVINO keeps other runtimes and precisions."""
+    path = manifest_of(artifacts)
+    others = [measurement(), measurement(runtime="tensorrt", precision="int8")]
+    for one in (others[0], measurement(precision="int8"), others[1]):
+        record_accuracy(path, one)
+
+    delete_accuracy(path, "openvino", "int8")
+
+    assert load(artifacts, "tiny").manifest.measured == tuple(others)
 
 
 def test_newer_replaces_the_same(artifacts: Path) -> None:
