@@ -1,7 +1,7 @@
-"""Runs coroutines at the same time and ends all of them together."""
+"""Runs coroutines at the same time and ends all of them together; runs long work apart from the event loop."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 X = TypeVar("X")
@@ -16,3 +16,8 @@ async def together(works: Sequence[Coroutine[Any, Any, X]]) -> list[X]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def apart(long: bool, work: Callable[[], X]) -> X:
+    """The result of `work`. If it is long it runs on a thread, because it would hold the event loop."""
+    return await asyncio.to_thread(work) if long else work()

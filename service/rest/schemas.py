@@ -20,6 +20,9 @@ from service.inference.comparison import Agreement, ClassName, Comparison, Compa
 # Of JSON with tensors. Python reads no other request meanwhile: 8 MiB of `[],[],` took seconds and 260 MiB.
 _MOST_IN_JSON = ((b",", "values", 1_000_000), (b"[", "lists", 200_000), (b"{", "objects", 2_000))
 
+LONG_BODY = 1 << 20
+"""Bytes of a body that take milliseconds to parse."""
+
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 

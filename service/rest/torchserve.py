@@ -9,12 +9,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.common.errors import BadRequest, TopfiveError
+from service.common.tasks import apart
 from service.common.types import Classification, ImageLimits
 from service.inference.dataplane import DataPlane
 from service.inference.tensors import read_version
 from service.rest.errors import json_response, torchserve_error
 from service.rest.image_request import ImageReader, Take, read_body
-from service.rest.schemas import ImageQuery, digits
+from service.rest.schemas import LONG_BODY, ImageQuery, digits
 
 _PREDICTIONS = re.compile(r"/predictions/([^/]+)(?:/([^/]+))?")
 _FIELDS = ("data", "body")
@@ -59,8 +60,13 @@ async def _read_image(request: Request, limits: ImageLimits, take: Take) -> byte
     kind, parameters = parse_options_header(request.headers.get("content-type", ""))
     if kind != "multipart/form-data":
         return body
+    return await apart(len(body) > LONG_BODY, lambda: _image(body, parameters.get("boundary", "")))
+
+
+def _image(form: bytes, boundary: str) -> bytes:
+    """The field of a form that has the image. Raises BadRequest."""
     try:
-        parts = MultipartParser(BytesIO(body), parameters.get("boundary", ""), memory_limit=len(body) + 1)
+        parts = MultipartParser(BytesIO(form), boundary, memory_limit=len(form) + 1)
         return next(bytes(part.raw) for part in parts if part.name in _FIELDS)
     except (MultipartError, StopIteration, ValueError):
         raise BadRequest("the form has no image; send it as: curl -T cat.jpg, or -F data=@cat.jpg") from None

@@ -1,6 +1,5 @@
 """The REST endpoints of KServe's first protocol, below /v1."""
 
-import base64
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -10,13 +9,14 @@ from starlette.types import Receive, Scope, Send
 
 from service.common.errors import BadRequest
 from service.common.model_info import ModelState
+from service.common.tasks import apart
 from service.common.types import DEFAULT_TOP_K
 from service.inference.dataplane import DataPlane
-from service.inference.tensors import exported
+from service.inference.tensors import exported, from_base64
 from service.inference.topk import top_k
 from service.rest.errors import json_response
 from service.rest.image_request import ImageReader, read_body
-from service.rest.schemas import ImageQuery, digits, validated
+from service.rest.schemas import LONG_BODY, ImageQuery, digits, validated
 
 _MODELS = "/v1/models"
 _PREDICT = ":predict"
@@ -64,7 +64,7 @@ class V1Endpoints:
         with self._reader.share(request) as take:
             sent = await self._reader.read(request, ImageQuery(), take, content=read_body)
             with self._reader.metrics.refusals():
-                images = _images(sent.image)
+                images = await apart(len(sent.image) > LONG_BODY, lambda: _images(sent.image))
             answer = await self._data_plane.infer(images, name, None, sent.options.deadline)
         count = min(DEFAULT_TOP_K, len(answer.labels))
         rows = [top_k(row, answer.labels, count) for row in answer.probabilities]
@@ -78,6 +78,6 @@ class V1Endpoints:
 def _images(body: bytes) -> list[bytes]:
     """The image files in the JSON of a request. Raises BadRequest."""
     try:
-        return [base64.b64decode(one.b64, validate=True) for one in validated(V1Request, body).instances]
+        return [from_base64(one.b64) for one in validated(V1Request, body).instances]
     except ValueError:
         raise BadRequest('an image is not base64; send {"instances": [{"b64": "..."}]}') from None

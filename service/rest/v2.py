@@ -1,6 +1,5 @@
 """The REST endpoints of the Open Inference Protocol, below /v2, with Triton's extensions."""
 
-import base64
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
@@ -15,14 +14,17 @@ from starlette.types import Receive, Scope, Send
 
 from service.common.errors import BadRequest, NotReady, Overloaded, TopfiveError
 from service.common.model_info import ModelState
+from service.common.tasks import apart
 from service.inference.dataplane import DataPlane, Images, Inference
 from service.inference.tensors import (
     FILES,
+    LONG_REPLY,
     PIXELS,
     PROBABILITIES,
     InputTensor,
     check_file_count,
     exported,
+    from_base64,
     model_config,
     model_metadata,
     output_tensor,
@@ -33,11 +35,10 @@ from service.inference.tensors import (
     read_version_policy,
     repository_index,
     server_metadata,
-    written,
 )
 from service.rest.errors import json_response
 from service.rest.image_request import ImageReader, drop_small_body, read_body
-from service.rest.schemas import ImageQuery, validated
+from service.rest.schemas import LONG_BODY, ImageQuery, validated
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -200,11 +201,13 @@ class V2Endpoints:
         with self._reader.share(request) as take:
             sent = await self._reader.read(request, ImageQuery(), take, content=read_body)
             with self._reader.metrics.refusals():
-                images, wanted, classes = _read(request, sent.image)
+                long = len(sent.image) > LONG_BODY
+                images, wanted, classes = await apart(long, lambda: _read(request, sent.image))
                 timeout_s = read_timeout(wanted.parameters)
             deadline = min(sent.options.deadline, self._reader.clock.now() + timeout_s)
             inference = await self._data_plane.infer(images, name, version, deadline)
-        return await written(inference, lambda: _replied(wanted, classes, inference))
+        long = inference.probabilities.size > LONG_REPLY
+        return await apart(long, lambda: _replied(wanted, classes, inference))
 
 
 def _read(request: Request, body: bytes) -> tuple[Images, InferRequest, int | None]:
@@ -245,7 +248,7 @@ def _content(tensor: InferInput) -> bytes | Sequence[bytes]:
             return bytes(data)
         if tensor.datatype == FILES and set(map(type, data)) <= {str}:
             check_file_count(len(data))
-            return [base64.b64decode(one, validate=True) for one in data]
+            return [from_base64(one) for one in data]
     except (KeyError, TypeError, ValueError):  # no list, or not of lists all the way, or values that do not fit
         data = None
     if tensor.datatype in (PIXELS, FILES):

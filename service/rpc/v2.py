@@ -11,9 +11,11 @@ from proto.inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
 from service.common.errors import BadRequest, TooLarge, TopfiveError, Unimplemented
 from service.common.model_info import ModelState
 from service.common.request_id import begin_request
+from service.common.tasks import apart
 from service.inference.dataplane import DataPlane, Inference
 from service.inference.tensors import (
     FILES,
+    LONG_REPLY,
     PIXELS,
     PROBABILITIES,
     InputTensor,
@@ -29,7 +31,6 @@ from service.inference.tensors import (
     read_version_policy,
     repository_index,
     server_metadata,
-    written,
 )
 from service.rpc.errors import Context
 from service.rpc.in_flight import RequestsInFlight
@@ -116,7 +117,8 @@ class InferenceServicer(GRPCInferenceServiceServicer):
                 timeout_s = read_timeout(_values(request.parameters))
             deadline = self._in_flight.deadline(context, timeout_s)
             inference = await self._data_plane.infer(images, request.model_name, version, deadline)
-        return await written(inference, lambda: _response(request.id, classes, inference))
+        long = inference.probabilities.size > LONG_REPLY
+        return await apart(long, lambda: _response(request.id, classes, inference))
 
 
 def _passes(check: Callable[[], None]) -> bool:

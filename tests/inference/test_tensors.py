@@ -1,21 +1,22 @@
-"""Models as tensors: where long replies are written."""
+"""Models as tensors: base64 of any length."""
 
-import threading
+import base64
 
-import numpy as np
 import pytest
 
-from models.labels import imagenet_labels
-from service.common.types import Timing
-from service.inference.dataplane import Inference
-from service.inference.tensors import written
-
-pytestmark = pytest.mark.anyio
+from service.inference.tensors import from_base64
 
 
-@pytest.mark.parametrize(("images", "apart"), [(1, False), (64, True)])
-async def test_written(images: int, apart: bool) -> None:
-    """The reply with many images is written on another thread, and a short one at once."""
-    inference = Inference(np.zeros((images, 1000), np.float32), imagenet_labels(), "tiny", 1, Timing(0, 0, 0, 0))
+@pytest.mark.parametrize("size", [0, 1, 786_431, 786_432, 786_433, 3_000_000])
+def test_base64(size: int) -> None:
+    """The bytes come back, whether their base64 is one piece or many."""
+    content = bytes(range(256)) * (size // 256 + 1)
 
-    assert (await written(inference, threading.get_ident) != threading.get_ident()) is apart
+    assert from_base64(base64.b64encode(content[:size]).decode()) == content[:size]
+
+
+@pytest.mark.parametrize("text", ["a", "no base64!", "A" * (1 << 20) + "é", "A" * ((1 << 20) + 3)])
+def test_no_base64(text: str) -> None:
+    """Text that is no base64, in whichever piece, is an error."""
+    with pytest.raises(ValueError, match=r"[a-z]"):
+        from_base64(text)
