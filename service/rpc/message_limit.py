@@ -8,21 +8,23 @@ from weakref import WeakValueDictionary
 
 import grpc
 
-from proto.topfive.v1 import classifier_pb2 as pb
 from service.common.api_keys import admitted, current_client
 from service.common.errors import BadRequest, DeadlineExceeded
 from service.common.request_id import begin_request, current_request_id
 from service.common.upload_budget import UploadBudget
-from service.rpc import v2
+from service.rpc import servicer, v2
 from service.rpc.errors import Context, abort
 
 _MAX_WAITING = 1024  # calls whose message is not read yet; gRPC holds up to 256 KiB of each
 _READ_TIMEOUT_S = 20.0  # for a place and the whole message
 
 # The services that read images share their places: memory does not grow with their number.
-_SHARED = {f"/{v2.SERVICE}": f"/{pb.DESCRIPTOR.services_by_name['Classifier'].full_name}"}
+_SHARED = {f"/{v2.SERVICE}": f"/{servicer.SERVICE}"}
 
-_DESERIALIZERS = {f"/{v2.SERVICE}/ModelInfer": v2.parse_request}
+_DESERIALIZERS = {
+    f"/{v2.SERVICE}/ModelInfer": v2.parse_request,
+    f"/{servicer.SERVICE}/Compare": servicer.parse_compare,
+}
 
 _Answer = Callable[[Any, Context], Awaitable[Any]]
 

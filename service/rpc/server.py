@@ -20,10 +20,8 @@ from service.rpc import v2
 from service.rpc.in_flight import RequestsInFlight
 from service.rpc.key_interceptor import KeyInterceptor
 from service.rpc.message_limit import MessageLimit
-from service.rpc.servicer import Servicer
+from service.rpc.servicer import SERVICE, Servicer
 from service.rpc.v2 import InferenceServicer
-
-SERVICE: str = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 
 _NEVER_MS = (1 << 31) - 1
 _FLUSH_S = 0.1  # for the last replies to leave

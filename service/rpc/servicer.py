@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from proto.topfive.v1 import classifier_pb2 as pb
 from proto.topfive.v1.classifier_pb2_grpc import ClassifierServicer
 from service.common.api_keys import admitted
+from service.common.errors import TooLarge
 from service.common.request_id import begin_request
 from service.common.types import DEFAULT_CROPS
 from service.inference.dataplane import ClassifyOptions, DataPlane
@@ -13,7 +14,18 @@ from service.rpc import converters
 from service.rpc.errors import Context, describe
 from service.rpc.in_flight import RequestsInFlight
 
+SERVICE: str = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
+
+_MAX_NAMES_BYTES = 1 << 20  # of a comparison; a message of empty names takes 25 times its size, and Python a second
 _STREAM_WINDOW = 32  # images of one stream in flight; the client is slowed down beyond that
+
+
+def parse_compare(content: bytes) -> pb.CompareRequest:
+    """The request in a message. Raises DecodeError, and TooLarge for too many bytes beside the image."""
+    image = pb.ClassifyRequest.FromString(content).image  # the same field, and no list
+    if len(content) - len(image) > _MAX_NAMES_BYTES:
+        raise TooLarge(f"the message has {len(content) - len(image):,} bytes beside the image; send 1 MiB at most")
+    return pb.CompareRequest.FromString(content)
 
 
 class Servicer(ClassifierServicer):

@@ -137,6 +137,16 @@ async def test_large_message(running: Running) -> None:
     assert await status_of(running, bytes(limit + (2 << 20))) == (grpc.StatusCode.RESOURCE_EXHAUSTED, None)
 
 
+async def test_many_names_of_a_comparison(running: Running) -> None:
+    """Names of over a MiB are refused before a list is made of them: they would take 25 times their room."""
+    many = pb.CompareRequest(image=png(1), models=[""] * (1 << 20))
+    with pytest.raises(grpc.aio.AioRpcError, match="bytes beside the image; send 1 MiB at most") as refused:
+        await running.stub.Compare(many)
+
+    assert dict(refused.value.trailing_metadata())["topfive-code"] == "too_large"
+    assert len((await running.stub.Compare(pb.CompareRequest(image=png(1), models=["tiny"]))).rows) == 1
+
+
 async def test_compressed_message(running: Running) -> None:
     """A compressed message is refused before it is inflated."""
     status, _ = await status_of(running, bytes(1 << 20), compression=grpc.Compression.Gzip)
