@@ -96,11 +96,14 @@ class Loads:
         """The load of a model that is not loaded; it is begun if none is in progress."""
         return self._running.get((name, version)) or self._begin(name, version, self._load(name, version))
 
-    async def replace(self, name: str, version: int | None) -> LoadedModel:
-        """The version, loaded to answer requests that name none. The one that did so before is retired."""
+    async def replace(self, name: str, version: int | None, then: Callable[[LoadedModel], None]) -> LoadedModel:
+        """The version, loaded to answer requests that name none. The one that did so before is retired.
+
+        `then` is called with the model in the turn of the load, whether or not the caller still waits for it.
+        """
         while (earlier := self._running.get((name, version))) is not None:
             await asyncio.wait({earlier.task})  # it may have read the folder before it changed
-        return await self._begin(name, version, self._replace(name, version)).result()
+        return await self._begin(name, version, self._replace(name, version, then)).result()
 
     async def aclose(self) -> None:
         """Abandon every load in progress. An engine is closed once it is open."""
@@ -128,7 +131,7 @@ class Loads:
         self._on_change()
         return model
 
-    async def _replace(self, name: str, version: int | None) -> LoadedModel:
+    async def _replace(self, name: str, version: int | None, then: Callable[[LoadedModel], None]) -> LoadedModel:
         model = None
         try:
             async with self.turn(name):
@@ -137,6 +140,7 @@ class Loads:
                 model = await self._load_artifact(name, version)
                 previous = self._loaded.get((name, None))
                 self._loaded[name, None] = model
+                then(model)
                 if previous is not None and previous is not model:
                     self._loader.retire(previous)
         finally:

@@ -168,15 +168,14 @@ class Repository:
         """
         if self._closing:
             raise ShuttingDown
-        return await self._loads.replace(self.canonical(name), version)
+        return await self._loads.replace(self.canonical(name), version, lambda _: None)
 
     async def load(self, name: str, version: int | None = None) -> LoadedModel:
         """`replace` the model, and keep it loaded. Raises BadRequest unless the control is explicit."""
         self._check_explicit()
-        model = await self.replace(name, version)
-        self._configured = tuple(dict.fromkeys((*self._configured, model.name)))
-        self._changed()
-        return model
+        if self._closing:
+            raise ShuttingDown
+        return await self._loads.replace(self.canonical(name), version, self._configure)
 
     async def unload(self, name: str) -> None:
         """Give no version of the model to further requests; each is closed once its last request has ended.
@@ -250,6 +249,9 @@ class Repository:
     def _failure(self, name: str) -> str:
         """Why the model fails, with the stuck batches if they are the reason."""
         return f"{name} fails{self._loader.stuck_reason(self._loaded[name, None])}"
+
+    def _configure(self, model: LoadedModel) -> None:
+        self._configured = tuple(dict.fromkeys((*self._configured, model.name)))
 
     def _is_configured(self, model: LoadedModel) -> bool:
         """Whether the model stays loaded: it is configured, or serves while another version is loaded to take over."""

@@ -244,6 +244,37 @@ async def test_an_older_version_is_loaded_to_roll_back(artifacts: Path) -> None:
         await reached(lambda: host.open == [])
 
 
+async def test_a_load_ends_without_its_caller(artifacts: Path) -> None:
+    """The model of a load whose caller leaves is kept loaded, as every model that was asked for so."""
+    async with host_of(artifacts, control=EXPLICIT) as host:
+        copy_model(artifacts, "b")
+        await host.repository.start(["tiny"])
+        host.gate.clear()
+        loading = asyncio.create_task(host.repository.load("b"))
+        await reached(lambda: host.begun == 2)
+        loading.cancel()
+        await settle()
+        host.gate.set()
+        await reached(lambda: host.repository.loaded == ("tiny", "b"))
+        await host.repository.unload("tiny")
+        assert (host.repository.default, host.ready()) == ("b", True)
+
+
+async def test_an_unload_waits_for_a_load(artifacts: Path) -> None:
+    """An unload that comes during a load follows it: the model is not loaded, and the server does not wait for it."""
+    async with host_of(artifacts, control=EXPLICIT) as host:
+        copy_model(artifacts, "b")
+        await host.repository.start(["tiny"])
+        host.gate.clear()
+        loading = asyncio.create_task(host.repository.load("b"))
+        await reached(lambda: host.begun == 2)
+        unloading = asyncio.create_task(host.repository.unload("b"))
+        await settle()
+        host.gate.set()
+        await asyncio.gather(loading, unloading)
+        assert (host.repository.loaded, host.ready()) == (("tiny",), True)
+
+
 async def test_a_failed_load_adds_no_model(artifacts: Path) -> None:
     """After a load that fails the server has the models that it had; the list has the reason until one succeeds."""
     copy_model(artifacts, "b")
