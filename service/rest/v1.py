@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, FailFast
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -31,7 +31,7 @@ class V1Instance(BaseModel):
 class V1Request(BaseModel):
     """Image files to classify."""
 
-    instances: Annotated[list[V1Instance], Field(min_length=1)]
+    instances: Annotated[tuple[V1Instance, ...], FailFast()]
 
 
 class V1Endpoints:
