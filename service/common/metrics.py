@@ -20,7 +20,7 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _STAGES = ("decode", "queue", "inference", "total")
 
-_OF_VERSIONS: dict[str, tuple[str, Callable[[ModelStatistics], float]]] = {
+_TRITON_METRICS: dict[str, tuple[str, Callable[[ModelStatistics], float]]] = {
     "request_success": ("Requests answered", lambda one: one.inference_stats.success.count),
     "request_failure": ("Requests that failed", lambda one: one.inference_stats.fail.count),
     "count": ("Network inputs answered", lambda one: one.inference_count),
@@ -241,7 +241,7 @@ def _families(
 def _version_families(versions: Iterable[VersionCounters]) -> Iterable[Metric]:
     """The metric families `nv_inference_*`. They have no type: that of a counter would end their names with _total."""
     reports = [one.report() for one in versions]
-    for name, (meaning, value) in _OF_VERSIONS.items():
+    for name, (meaning, value) in _TRITON_METRICS.items():
         family = Metric(f"nv_inference_{name}", f"{meaning}, since the start", "unknown")
         for report in reports:
             family.add_sample(family.name, {"model": report.name, "version": report.version}, value(report))

@@ -55,7 +55,7 @@ class Settings(BaseModel):
     artifacts: Annotated[Path, Field(description="Folder of exported models")] = Path("artifacts")
     model_control: Annotated[
         ModelControl,
-        Field(description="What loads models while serving: explicit takes requests to, watch sees new versions"),
+        Field(description="What loads models while serving: explicit: calls that load and unload; watch: new versions"),
     ] = ModelControl.NONE
     cache: Annotated[
         Path, Field(description="Folder for measurements of this machine, which may be deleted at any time")

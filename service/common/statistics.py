@@ -65,7 +65,7 @@ class ModelStatistics:
 
 @dataclass(slots=True, eq=False)
 class VersionCounters:
-    """The counters of one version of a model, which their users increase. Times are sums over requests.
+    """The counters of one version of a model. Times are sums over requests.
 
     `batches` has for each batch size how many batches ran, and their seconds.
     """

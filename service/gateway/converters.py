@@ -64,7 +64,7 @@ def infer_request(images: Images, model: str, version: int | None, identity: str
 
 
 def labels_request(images: Images, model: str, version: str) -> v2.ModelInferRequest:
-    """The request for all classes of that version, which an image brings."""
+    """The request for the names of all classes of that version: they come only with the answer to an image."""
     request = infer_request(images, model, int(version))
     request.outputs.add(name=PROBABILITIES).parameters["classification"].int64_param = _ALL_CLASSES
     return request

@@ -21,13 +21,7 @@ from models.catalog import InputSpec
 from service.common.sample_photo import made_photo
 from service.common.types import Decode, ImageLimits, Layout, Precision, Runtime, Sample
 from service.engines.base import Engine, EngineUnavailableError
-from service.engines.selection.cpu_layout import (
-    TUNABLE,
-    at_most,
-    conditions_here,
-    default_layout,
-    installed_version,
-)
+from service.engines.selection.cpu_layout import TUNABLE, at_most, conditions_here, default_layout, installed_version
 from service.engines.selection.opening import build_engine
 from service.engines.selection.precision import choose_precision
 from service.engines.selection.select import EngineOptions, installed
@@ -168,7 +162,7 @@ class Tuning:
         looks: dict[Candidate, Speed] = {}
         failures: list[str] = []
         for _, same in groupby(tried, key=lambda one: one.engine):
-            looks |= self.in_turns(list(same), 1, self.seconds / 2 / len(tried), failures)
+            looks |= self._in_turns(list(same), 1, self.seconds / 2 / len(tried), failures)
         if not looks:
             raise EngineUnavailableError("; ".join(failures))
         default = default_layout(self.cpus)
@@ -176,7 +170,7 @@ class Tuning:
         untuned = Candidate(tried[0].runtime, tried[0].precision, replace(default, max_batch=most))
         best = self._ranked(looks)[:_FINALISTS]
         finalists = [*best, *(one for one in (untuned,) if one in looks and one not in best)]
-        finals = self.in_turns(finalists, _ROUNDS, self.seconds / 2 / _ROUNDS / len(finalists), failures)
+        finals = self._in_turns(finalists, _ROUNDS, self.seconds / 2 / _ROUNDS / len(finalists), failures)
         order = [*self._ranked(finals), *self._ranked({one: looks[one] for one in looks if one not in finals})]
         measured = looks | finals
         enough = _TIE * measured[order[0]].images_per_s
@@ -206,7 +200,7 @@ class Tuning:
         date = datetime.now(UTC).date().isoformat()
         return TuningRecord(conditions=conditions_here(self.cpus), date=date, trials=tuple(trials))
 
-    def in_turns(
+    def _in_turns(
         self, ones: Sequence[Candidate], rounds: int, seconds: float, failures: list[str]
     ) -> dict[Candidate, Speed]:
         """The medians of so many rounds of `seconds` each. A candidate that fails is left out and named."""

@@ -61,8 +61,8 @@ _PIXELS_LOST = re.compile(r"premature|bad \w+ code|instead of RST", re.IGNORECAS
 _END_OF_JPEG = b"\xff\xd9"
 _MEMORY_LACKS = re.compile(r"^(?!.*security limit).*memory", re.IGNORECASE)
 
-# Pillow takes over pixels of four bytes without a copy, which spares a tenth of the time for large photos. This is the
-# mode whose bytes both resizers take one by one. Here they are no inks: the fourth is unused.
+# Pillow takes over pixels of four bytes without a copy, which spares a tenth of the time for large photos. In this mode
+# both resizers treat the four bytes separately. Here they are red, green, blue, and one that is unused.
 _FOUR_BYTES = "CMYK"
 
 _LARGE_PIXELS = 1_000_000  # smaller images are not counted, and gain nothing by four bytes a pixel

@@ -106,7 +106,7 @@ class ModelLoader:
             raise OverBudgetError("; ".join(map(str, refused)))
         raise EngineUnavailableError("; ".join(dict.fromkeys(map(str, refused)))) from refused[-1]
 
-    async def unloaded(self, name: str) -> None:
+    async def wait_unloaded(self, name: str) -> None:
         """Wait while a version of that model is being unloaded."""
         for unloading in [gone for model, gone in self._unloading.items() if model.name == name]:
             await asyncio.shield(unloading)

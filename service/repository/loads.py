@@ -123,7 +123,7 @@ class Loads:
         model = None
         try:
             async with self.turn(name):
-                await self._loader.unloaded(name)
+                await self._loader.wait_unloaded(name)
                 model = self._loaded.get((name, version)) or await self._load_artifact(name, version)
                 self._loaded[name, version] = model
         finally:  # in the same turn of the loop: nobody can unload it before the leases hold it
@@ -136,7 +136,7 @@ class Loads:
         try:
             async with self.turn(name):
                 self.replacing.add(name)
-                await self._loader.unloaded(name)
+                await self._loader.wait_unloaded(name)
                 model = await self._load_artifact(name, version)
                 previous = self._loaded.get((name, None))
                 self._loaded[name, None] = model

@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 
 class Watch:
-    """Replaces a loaded model once its folder has changed and then stayed the same from one look to the next.
+    """Replaces a loaded model once its folder has changed and then stayed the same between two checks.
 
-    A folder that is still being copied is left alone by that. A version that cannot be loaded is tried again when the
+    So it does not read a folder that is still being copied. A version that cannot be loaded is tried again when the
     folder changes, or after a minute.
     """
 
@@ -29,33 +29,33 @@ class Watch:
         self._tried: dict[str, tuple[Hashable, float]] = {}
         """What each folder was when its model was last loaded from it, and when to try that again."""
         self._timer: Timer | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Look at the folders in two seconds, and again two seconds after each look."""
+        """Check the folders in two seconds, and again two seconds after each check."""
         self._timer = self._clock.call_at(self._clock.now() + _EVERY_S, self._begin)
 
     def stop(self) -> None:
-        """Look no more. A load in progress goes on."""
+        """End the checks. A load in progress goes on."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._checking is not None:
+            self._checking.cancel()
 
     def _begin(self) -> None:
-        self._looking = asyncio.get_running_loop().create_task(self._look())
+        self._checking = asyncio.get_running_loop().create_task(self._check_all())
 
-    async def _look(self) -> None:
+    async def _check_all(self) -> None:
         for name in self._repository.loaded:
             try:
-                await self._look_at(name)
+                await self._check(name)
             except ShuttingDown:
                 return
             except (TopfiveError, OSError) as error:
                 log.warning("%s is not replaced: %s", name, error)
         self.start()
 
-    async def _look_at(self, name: str) -> None:
+    async def _check(self, name: str) -> None:
         found = await self._repository.read(lambda: self._repository.signature(name))
         settled, self._seen[name] = self._seen.get(name) == found, found
         tried, again_at = self._tried.get(name, (None, 0.0))

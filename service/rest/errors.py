@@ -191,7 +191,7 @@ def _torchserve_error(problem: Problem) -> tuple[bytes, str]:
 
 
 _WRITERS: dict[str, Write] = {"v1": _protocol_error, "v2": _protocol_error, "predictions": _torchserve_error}
-"""What writes the errors of the protocols, by the beginning of their paths."""
+"""The form of an error in each protocol, by the first part of the path."""
 
 
 def json_response(content: object, status: int = 200) -> Response:

@@ -126,7 +126,7 @@ class ImageReader:
 
 @lru_cache(maxsize=64)  # clients send the same few; a head, and so a key, is bounded
 def _parsed_query(kind: type[ImageQuery], query_string: bytes) -> Any:
-    """The parameters in the query string, which nobody changes. Raises BadRequest."""
+    """The parameters in the query string. They are cached, so no caller changes them. Raises BadRequest."""
     params = QueryParams(query_string)
     try:
         query = kind.model_validate(

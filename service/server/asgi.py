@@ -19,7 +19,7 @@ from service.rest.image_request import ImageReader
 from service.server.data_plane import build_data_plane
 from service.server.security import api_keys
 
-_OF_LISTENERS = ("host", "port", "grpc_port")  # the platform listens
+_PLATFORM_SETTINGS = ("host", "port", "grpc_port")  # the platform listens, not topfive
 
 
 class HostedApp(Router):
@@ -56,7 +56,7 @@ class HostedApp(Router):
 def settings_of(environment: Mapping[str, str], **values: Any) -> Settings:
     """Settings of the variables TOPFIVE_*, of which `values` replace some. Any host name is allowed by default."""
     given = {name: environment.get(f"TOPFIVE_{name.upper()}") for name in Settings.model_fields}
-    read = {name: text for name, text in given.items() if text and name not in _OF_LISTENERS}
+    read = {name: text for name, text in given.items() if text and name not in _PLATFORM_SETTINGS}
     return Settings.model_validate({"allowed_hosts": "*", **read, **values})
 
 

@@ -1,10 +1,9 @@
-"""Decides whether the int8 graph of an artifact may serve on the CPU: if asked for, and by `auto`."""
+"""Decides whether the int8 graph of an artifact may serve on the CPU, if it was asked for and with `auto`."""
 
 import platform
 from pathlib import Path
 
 from models.artifact.artifact import Artifact, artifacts_option
-from models.artifact.measured import MeasuredAccuracy
 from models.artifact.quantized import QuantizationRecord, QuantizedGraphError, read_quantized
 from service.common.cpus import host
 from service.common.types import Precision, Runtime
@@ -47,15 +46,14 @@ def reason_against_int8(artifact: Artifact, record: QuantizationRecord, tuned: T
 
 def _inaccurate(artifact: Artifact) -> str:
     name, option = artifact.manifest.name, artifacts_option(artifact.folder.parents[1])
-    of = {precision: list[MeasuredAccuracy]() for precision in (Precision.INT8, Precision.F32)}
-    for one in artifact.manifest.measured:
-        if one.images >= _FEWEST_IMAGES and one.precision in of:
-            of[Precision(one.precision)].append(one)
+    enough = [one for one in artifact.manifest.measured if one.images >= _FEWEST_IMAGES]
     pairs = [
         (low, full)
-        for low in of[Precision.INT8]
-        for full in of[Precision.F32]
-        if low.runtime == Runtime.OPENVINO and low.replaces(full.model_copy(update=_engine(low)))
+        for low in enough
+        for full in enough
+        if (low.precision, full.precision) == (Precision.INT8, Precision.F32)
+        and low.runtime == Runtime.OPENVINO
+        and low.replaces(full.model_copy(update={"runtime": low.runtime, "precision": low.precision}))
     ]
     if not pairs:
         return (
@@ -70,10 +68,6 @@ def _inaccurate(artifact: Artifact) -> str:
         f"its top-1 is {low.acc1:.2f} % [{low.acc1_low:.2f}, {low.acc1_high:.2f}] in int8 and {full.acc1:.2f} % in f32 "
         f"on {low.images:,} photos of {low.dataset}, more than {_LARGEST_DROP:g} point below"
     )
-
-
-def _engine(one: MeasuredAccuracy) -> dict[str, str]:
-    return {"runtime": one.runtime, "precision": one.precision}
 
 
 def _gains_little(name: str, record: QuantizationRecord, tuned: Tuned, cpus: int) -> str:
