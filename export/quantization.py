@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+import openvino as ov
 
 from export.calibration import ENOUGH_PHOTOS, CalibrationPhotos
 from export.common import ExportError, QuantizationRequest, Reporter
@@ -173,8 +174,6 @@ def _attempts(artifact: Artifact, photos: _Photos, folder: Path, reporter: Repor
         import nncf
     except ImportError as error:
         raise ExportError("NNCF is not installed; quantizing needs: pip install '.[int8]'") from error
-    import openvino as ov
-
     for verbose in ("nncf", "torch.utils.cpp_extension"):
         logging.getLogger(verbose).setLevel(logging.ERROR)
     layers = [op.get_friendly_name() for op in _layers(ov.Core().read_model(artifact.graph))]
@@ -205,7 +204,7 @@ def _attempts(artifact: Artifact, photos: _Photos, folder: Path, reporter: Repor
         except Exception as error:  # NNCF's own exceptions have no common base
             raise ExportError(f"NNCF fails: {error}") from error
         path = folder / f"{len(ignored)}-{control}.xml"
-        ov.save_model(quantized, path, compress_to_fp16=False)
+        _save(quantized, path)
         kept = tuple(op.get_friendly_name() for op in _layers(quantized) if not _is_quantized(op))
         return _Quantized(path, kept, control, _parity(artifact, path, photos))
 
@@ -214,6 +213,14 @@ def _attempts(artifact: Artifact, photos: _Photos, folder: Path, reporter: Repor
         yield made("int8 but the first and last layer", (layers[0], layers[-1]))
     if photos.truths:
         yield made("int8 by accuracy", (), control=True)
+
+
+def _save(model: Any, path: Path) -> None:
+    """Write the model with its own precisions. Raises OSError."""
+    try:
+        ov.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # such as for a full disk
+        raise OSError(f"OpenVINO cannot write the int8 graph: {error}") from error
 
 
 def _layers(model: Any) -> list[Any]:

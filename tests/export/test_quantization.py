@@ -194,6 +194,20 @@ def test_few_photos_are_refused(tiny: Artifact, tmp_path: Path) -> None:
     assert read_quantized(tiny) is None
 
 
+def test_full_disk(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO's error, which names no file, becomes an OSError, and nothing is left."""
+
+    def full(*_given: object, **_named: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr("openvino.save_model", full)
+    before = sorted(tiny.folder.iterdir())
+
+    with pytest.raises(OSError, match=r"OpenVINO cannot write the int8 graph: .*iostream"):
+        quantize(tiny, QuantizationRequest(), NullReporter())
+    assert sorted(tiny.folder.iterdir()) == before
+
+
 def test_nncf_is_not_installed(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the extra that brings it."""
     monkeypatch.setitem(sys.modules, "nncf", None)
