@@ -199,14 +199,11 @@ def versions(root: Path, name: str) -> list[int]:
 
 
 def exported_names(root: Path) -> list[str]:
-    """The sorted names under `root` that have at least one version."""
+    """The sorted names under `root` that have at least one version; those that no reply can hold are left out."""
     if not root.is_dir():
         return []
-    return sorted(
-        child.name
-        for child in root.iterdir()
-        if child.is_dir() and not child.name.startswith(".") and versions(root, child.name)
-    )
+    names = [child.name for child in root.iterdir() if child.name.isprintable()]  # no line ends, no bytes but UTF-8
+    return sorted(name for name in names if not name.startswith(".") and versions(root, name))
 
 
 def root_of(root: Path, name: str) -> Path:
@@ -238,7 +235,7 @@ def _complete(root: Path, name: str) -> list[int]:
 
 def exported_versions(root: Path, name: str) -> list[int]:
     """The versions of `name` under `root` that have a manifest, in ascending order."""
-    return [version for version in versions(root, name) if (root / name / str(version) / MANIFEST).exists()]
+    return [version for version in versions(root, name) if (root / name / str(version) / MANIFEST).is_file()]
 
 
 def read_manifest(root: Path, name: str, version: int | None = None) -> tuple[int, Manifest]:

@@ -71,7 +71,8 @@ class ExportedModels:
     def signature(self, name: str) -> Hashable:
         """The names, sizes and times of the files of every version: they differ once a version has changed."""
         folder = self.root_of(name) / name
-        files = [path for number in self.versions(name) for path in sorted((folder / str(number)).iterdir())]
+        folders = [folder / str(number) for number in self.versions(name)]
+        files = [path for version in folders for path in sorted(version.iterdir()) if path.exists()]  # no broken link
         return tuple((str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in files)
 
     def check_known(self, name: str, version: int | None) -> None:

@@ -127,7 +127,7 @@ def test_numbers_count_up(tmp_path: Path) -> None:
 
 
 def test_what_is_no_version(tmp_path: Path) -> None:
-    """Drafts, notes and hidden folders are neither versions nor models."""
+    """Drafts, notes, hidden folders and names that no reply can hold are neither versions nor models."""
     add(tmp_path)
     (tmp_path / ".net-draft" / "1").mkdir(parents=True)
     (tmp_path / "net" / ".2").mkdir()
@@ -136,6 +136,8 @@ def test_what_is_no_version(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / ".cache" / "1").mkdir(parents=True)
     (tmp_path / "README.md").write_text("a file")
+    for name in (b"\xff", b"two\nlines"):
+        (tmp_path / os.fsdecode(name) / "1").mkdir(parents=True)
 
     assert versions(tmp_path, "net") == [1]
     assert exported_names(tmp_path) == ["net"]

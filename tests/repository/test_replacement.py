@@ -163,6 +163,7 @@ async def test_a_watch_rolls_forward_and_back(artifacts: Path) -> None:
         watch.start()
         await look(host, 3)
         copy_version(artifacts, 2)
+        (artifacts / "tiny" / "1" / "broken link").symlink_to("nowhere")
         await look(host, 1)
         assert await version(host) == 1
         await look(host)
