@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from models.catalog import InputSpec
-from service.common.errors import BadRequest, ModelNotFound
+from service.common.errors import BadRequest
 from service.common.tasks import together
 from service.common.types import DEFAULT_CROPS, Samples, Timing, check_size
 from service.inference.dataplane import Images, Inference
@@ -17,11 +17,10 @@ from service.repository.loaded_model import LoadedModel
 async def infer(preprocessor: Preprocessor, model: ServedModel, images: Images, deadline: float) -> Inference:
     """The probabilities for each image, whose inputs run in batches with those of other requests.
 
-    Raises BadRequest if there is no image or they have another shape than the input of the model, ModelNotFound for an
-    ensemble, and the errors of the images and of the batcher.
+    Raises BadRequest if there is no image or they have another shape than the input of the model, and the errors of the
+    images and of the batcher.
     """
-    if not isinstance(model, LoadedModel):
-        raise ModelNotFound("an ensemble is made at each request; ask for its members one by one")
+    assert isinstance(model, LoadedModel), "the data plane refuses ensembles"
     if not len(images):
         raise BadRequest("the request has no image; send one or more")
     clock = preprocessor.clock

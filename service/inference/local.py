@@ -9,7 +9,7 @@ from typing import TypeVar
 from models.artifact.artifact import LABELS
 from service.batching.queue import Admission
 from service.common.clock import Clock, timeout_at
-from service.common.errors import BadImage, BadRequest, ModelNotFound, NotReady, TooLarge, TopfiveError
+from service.common.errors import BadImage, BadRequest, Code, ModelNotFound, NotReady, TooLarge, TopfiveError
 from service.common.logs import ANSWERS
 from service.common.metrics import UNKNOWN, Metrics
 from service.common.model_info import ModelDetail, ModelLayers, ModelList, ModelVersion
@@ -73,6 +73,9 @@ class LocalDataPlane:
             )
 
     async def infer(self, images: Images, model: str, version: int | None, deadline: float) -> Inference:
+        if model.startswith(ENSEMBLE_PREFIX):  # before its members are loaded
+            self.metrics.answered(ENSEMBLE, Code.MODEL_NOT_FOUND)
+            raise ModelNotFound("an ensemble is made at each request; ask for its members one by one")
         with Lease() as lease:
             return await self._counted(
                 model, version, deadline, lease, lambda found: infer(self._preprocessor, found, images, deadline)

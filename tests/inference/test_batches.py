@@ -101,11 +101,12 @@ async def test_refused(exported: Path, images: Images, version: int | None, erro
 
 
 async def test_unknown_models(exported: Path) -> None:
-    """A model that is not there and an ensemble are no models of this call."""
+    """A model that is not there and an ensemble are no models of this call, and are refused before any is loaded."""
     async with fleet_of(exported, "tiny") as fleet:
-        for name in ("nobody", "ensemble:tiny+lenet5"):
+        for name in ("nobody", "ensemble:tiny+squeezenet1_1"):
             with pytest.raises(ModelNotFound):
                 await fleet.data_plane.infer([png(1)], name, None, fleet.data_plane.clock.now() + 30)
+        assert fleet.data_plane.repository.loaded == ("tiny",)
 
 
 async def test_capacity_and_deadline(exported: Path) -> None:

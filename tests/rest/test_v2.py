@@ -381,7 +381,7 @@ async def test_many_elements(running: Running) -> None:
     [
         ("POST", "/v2/models/nobody/infer", 404, "nobody"),
         ("POST", "/v2/models/tiny/versions/9/infer", 404, "9"),
-        ("POST", "/v2/models/ensemble:tiny+tiny/infer", 400, "tiny"),
+        ("POST", "/v2/models/ensemble:tiny+tiny/infer", 404, "ensemble"),
         ("GET", "/v2/models/nobody", 404, "nobody"),
         ("GET", "/v2/models/resnet50/config", 404, "resnet50"),
         ("GET", "/v2/models/tiny/versions/9", 404, "no version 9"),
