@@ -91,6 +91,8 @@ def quantize(artifact: Artifact, request: QuantizationRequest, reporter: Reporte
     `topfive evaluate` measured with an older int8 graph is deleted.
     """
     name, untrained = artifact.manifest.name, artifact.manifest.weights.source is WeightSource.UNTRAINED
+    if (nncf_version := package_version("nncf")) is None:
+        raise ExportError("NNCF is not installed; quantizing needs: pip install '.[int8]'")
     choose_precision(artifact, Runtime.OPENVINO, Precision.F32)
     if warning := slow_int8():
         log.warning("%s", warning)
@@ -120,7 +122,7 @@ def quantize(artifact: Artifact, request: QuantizationRequest, reporter: Reporte
             )
         reporter.step("speed")
         record = QuantizationRecord(
-            nncf_version=package_version("nncf") or "",
+            nncf_version=nncf_version,
             openvino_version=best.parity.runtime_version,
             preset=_PRESET,
             floating_point=best.floating_point,
@@ -170,10 +172,8 @@ def _truths(folder: Path, labels: Sequence[Label], name: str) -> Mapping[Path, i
 def _attempts(artifact: Artifact, photos: _Photos, folder: Path, reporter: Reporter) -> Iterator[_Quantized]:
     """The graphs to try, each with more layers in floating point than the one before."""
     os.environ["NNCF_CI"] = "1"  # else NNCF reports its use to Google
-    try:
-        import nncf
-    except ImportError as error:
-        raise ExportError("NNCF is not installed; quantizing needs: pip install '.[int8]'") from error
+    import nncf
+
     for verbose in ("nncf", "torch.utils.cpp_extension"):
         logging.getLogger(verbose).setLevel(logging.ERROR)
     layers = [op.get_friendly_name() for op in _layers(ov.Core().read_model(artifact.graph))]
