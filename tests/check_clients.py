@@ -127,7 +127,7 @@ def check_messages() -> None:
 def compare_fields(ours: Any, theirs: Any) -> None:
     """Each field has the name, number and type that it has there; `properties` alone is of another protocol."""
     for name, message in ours.items():
-        if name in ("PropertiesEntry", "RawInputContents"):
+        if name in ("PropertiesEntry", "RawInputContent"):
             continue
         there = theirs[name]
         for field in message.fields:

@@ -197,11 +197,11 @@ class ModelInferRequest(_message.Message):
     raw_input_contents: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., id: _Optional[str] = ..., parameters: _Optional[_Mapping[str, InferParameter]] = ..., inputs: _Optional[_Iterable[_Union[ModelInferRequest.InferInputTensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[ModelInferRequest.InferRequestedOutputTensor, _Mapping]]] = ..., raw_input_contents: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
-class RawInputContents(_message.Message):
-    __slots__ = ("raw_input_contents",)
-    RAW_INPUT_CONTENTS_FIELD_NUMBER: _ClassVar[int]
-    raw_input_contents: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, raw_input_contents: _Optional[_Iterable[bytes]] = ...) -> None: ...
+class RawInputContent(_message.Message):
+    __slots__ = ("raw_input_content",)
+    RAW_INPUT_CONTENT_FIELD_NUMBER: _ClassVar[int]
+    raw_input_content: bytes
+    def __init__(self, raw_input_content: _Optional[bytes] = ...) -> None: ...
 
 class ModelInferResponse(_message.Message):
     __slots__ = ("model_name", "model_version", "id", "parameters", "outputs", "raw_output_contents")

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import grpc
 
 from service.common.api_keys import admitted, current_client
-from service.common.errors import BadRequest, DeadlineExceeded
+from service.common.errors import BadRequest, DeadlineExceeded, TooLarge
 from service.common.request_id import begin_request, current_request_id
 from service.common.upload_budget import UploadBudget
 from service.rpc import servicer, v2
@@ -26,7 +26,11 @@ _DESERIALIZERS = {
     f"/{servicer.SERVICE}/Compare": servicer.parse_compare,
 }
 
+_WITH_IMAGE = {*_DESERIALIZERS, f"/{servicer.SERVICE}/Classify", f"/{servicer.SERVICE}/ClassifyStream"}
+_MAX_OTHER_BYTES = 1 << 20  # of every other message
+
 _Answer = Callable[[Any, Context], Awaitable[Any]]
+_Parse = Callable[[bytes], Any]
 
 
 class MessageLimit(grpc.aio.ServerInterceptor):
@@ -51,7 +55,8 @@ class MessageLimit(grpc.aio.ServerInterceptor):
             return handler
         service = details.method.rpartition("/")[0]
         service = _SHARED.get(service, service)
-        deserialize = _DESERIALIZERS.get(details.method, handler.request_deserializer)
+        parse: _Parse = _DESERIALIZERS.get(details.method, handler.request_deserializer)
+        deserialize = parse if details.method in _WITH_IMAGE else _short(parse)
         kind, answer = (
             (grpc.stream_stream_rpc_method_handler, _streamed(handler.stream_stream, self._streaming[service]))
             if handler.stream_stream
@@ -87,6 +92,17 @@ class MessageLimit(grpc.aio.ServerInterceptor):
         if request is grpc.aio.EOF:
             raise BadRequest("the call has no message")
         return request
+
+
+def _short(parse: _Parse) -> _Parse:
+    """Return `parse` for messages of at most 1 MiB. It raises TooLarge for others."""
+
+    def parsed(content: bytes) -> Any:
+        if len(content) > _MAX_OTHER_BYTES:
+            raise TooLarge(f"the message has {len(content):,} bytes; one of this call has at most {_MAX_OTHER_BYTES:,}")
+        return parse(content)
+
+    return parsed
 
 
 def _streamed(answer: Callable[[Any, Context], AsyncIterator[Any]], places: UploadBudget) -> Any:

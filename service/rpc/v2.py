@@ -39,18 +39,16 @@ SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 _MAX_FIELDS_BYTES = 4 << 20  # a message of empty fields takes up to 50 times its size, and Python that long to read
-
-
 _MOST_FIELDS = 64  # inputs, outputs or parameters of a request: more are wrong anyway
 _MOST_VALUES = 1_000_000  # of typed contents
 
 
 def parse_request(content: bytes) -> pb.ModelInferRequest:
-    """The request in a message. Raises DecodeError, and TooLarge for too many bytes outside of the raw contents."""
-    raw = sum(map(len, pb.RawInputContents.FromString(content).raw_input_contents))
-    if len(content) - raw > _MAX_FIELDS_BYTES:
+    """The request in a message. Raises DecodeError, and TooLarge for too many bytes outside of its raw tensor."""
+    rest = len(content) - len(pb.RawInputContent.FromString(content).raw_input_content)
+    if rest > _MAX_FIELDS_BYTES:
         raise TooLarge(
-            f"the message has {len(content) - raw:,} bytes outside of raw_input_contents, of at most "
+            f"the message has {rest:,} bytes outside of the one tensor in raw_input_contents, of at most "
             f"{_MAX_FIELDS_BYTES:,}; send the tensor there"
         )
     return pb.ModelInferRequest.FromString(content)
@@ -157,7 +155,7 @@ def _inputs(request: pb.ModelInferRequest) -> Sequence[InputTensor]:
     for one, content in zip(request.inputs, raw or [None] * len(request.inputs), strict=True):
         if content is not None and one.HasField("contents"):
             raise BadRequest(f"input {one.name[:60]!r} has contents beside raw_input_contents; send one of the two")
-        found.append(InputTensor(one.name, one.datatype, tuple(one.shape), _typed(one) if content is None else content))
+        found.append(InputTensor(one.name, one.datatype, one.shape, _typed(one) if content is None else content))
     return found
 
 

@@ -225,6 +225,7 @@ BAD: Sequence[tuple[pb.ModelInferRequest, Code, str]] = [
     (request(pixels(), raw=[RAW], outputs=[asking(0)]), Code.BAD_REQUEST, "classification is 0"),
     (request(pixels(), raw=[RAW], outputs=[Output(name="other")]), Code.BAD_REQUEST, "unexpected output"),
     (request(pixels(), raw=[RAW], outputs=[asking(1), asking(2)]), Code.BAD_REQUEST, "already exists"),
+    (request(raw=[b""] * (3 << 20)), Code.TOO_LARGE, "6,291,462 bytes outside of the one tensor"),
     (request(many_values(), raw=[RAW]), Code.TOO_LARGE, "send the tensor there"),
     (request(files(1), raw=[packed(bytes(10_000_001))]), Code.TOO_LARGE, "10,000,"),
 ]
@@ -254,6 +255,8 @@ async def test_what_is_not_there(running: Running) -> None:
         (stub.ModelStatistics(pb.ModelStatisticsRequest(name="nobody")), "NOT_FOUND"),
         (stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="tiny")), "INVALID_ARGUMENT"),
         (stub.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="x")), "UNIMPLEMENTED"),
+        (stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="x" * (1 << 20))), "INVALID_ARGUMENT"),
+        (stub.ModelMetadata(pb.ModelMetadataRequest(name="x" * (1 << 20))), "INVALID_ARGUMENT"),
         (unknown(b""), "UNIMPLEMENTED"),
     ):
         assert (await call.code()).name == status
