@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -41,10 +41,8 @@ _ID_HEADER = REQUEST_ID.lower().encode()
 
 _RETRY_S = 1
 _TORCHSERVE = {
-    400: "BadRequestException",
     404: "ModelNotFoundException",
     405: "MethodNotAllowedException",
-    422: "BadRequestException",
     429: "ServiceUnavailableException",
     503: "ServiceUnavailableException",
 }
@@ -183,7 +181,8 @@ def _protocol_error(problem: Problem) -> tuple[bytes, str]:
 
 def torchserve_error(status: int, detail: str) -> dict[str, object]:
     """An error as TorchServe writes it."""
-    return {"code": status, "type": _TORCHSERVE.get(status, "InternalServerException"), "message": detail}
+    kind = _TORCHSERVE.get(status, "InternalServerException" if status >= 500 else "BadRequestException")
+    return {"code": status, "type": kind, "message": detail}
 
 
 def _torchserve_error(problem: Problem) -> tuple[bytes, str]:
@@ -192,6 +191,13 @@ def _torchserve_error(problem: Problem) -> tuple[bytes, str]:
 
 _WRITERS: dict[str, Write] = {"v1": _protocol_error, "v2": _protocol_error, "predictions": _torchserve_error}
 """The form of an error in each protocol, by the first part of the path."""
+
+
+def not_allowed(content: object, methods: Iterable[str]) -> Response:
+    """The response of these JSON values to a method that is not one of those that the path has."""
+    response = json_response(content, 405)
+    response.headers["Allow"] = ", ".join(sorted(methods))
+    return response
 
 
 def json_response(content: object, status: int = 200) -> Response:

@@ -13,11 +13,12 @@ from service.common.tasks import apart
 from service.common.types import Classification, ImageLimits
 from service.inference.dataplane import DataPlane
 from service.inference.tensors import read_version
-from service.rest.errors import json_response, torchserve_error
+from service.rest.errors import json_response, not_allowed, torchserve_error
 from service.rest.image_request import ImageReader, Take, read_body
 from service.rest.schemas import LONG_BODY, ImageQuery, digits
 
 _PREDICTIONS = re.compile(r"/predictions/([^/]+)(?:/([^/]+))?")
+_METHODS = ("POST", "PUT")
 _FIELDS = ("data", "body")
 
 
@@ -34,8 +35,8 @@ class TorchServeEndpoints:
             response = self._ping()
         elif (found := _PREDICTIONS.fullmatch(path)) is None:
             response = json_response(torchserve_error(404, "Requested resource is not found"), 404)
-        elif scope["method"] not in ("POST", "PUT"):
-            response = json_response(torchserve_error(405, "Requested method is not allowed"), 405)
+        elif scope["method"] not in _METHODS:
+            response = not_allowed(torchserve_error(405, "Requested method is not allowed"), _METHODS)
         else:
             answer = await self._predict(Request(scope, receive), found[1], read_version(found[2] or ""))
             response = json_response({one.label: digits(one.probability) for one in answer.predictions})

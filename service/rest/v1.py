@@ -14,7 +14,7 @@ from service.common.types import DEFAULT_TOP_K
 from service.inference.dataplane import DataPlane
 from service.inference.tensors import exported, from_base64
 from service.inference.topk import top_k
-from service.rest.errors import json_response
+from service.rest.errors import json_response, not_allowed
 from service.rest.image_request import ImageReader, read_body
 from service.rest.schemas import LONG_BODY, ImageQuery, digits, validated
 
@@ -47,8 +47,8 @@ class V1Endpoints:
         predicts = name.endswith(_PREDICT)
         if not path.startswith(_MODELS) or "/" in name:
             response = json_response({"error": "Not Found"}, 404)
-        elif scope["method"] != ("POST" if predicts else "GET"):
-            response = json_response({"error": "Method Not Allowed"}, 405)
+        elif scope["method"] != (method := "POST" if predicts else "GET"):
+            response = not_allowed({"error": "Method Not Allowed"}, [method])
         elif predicts:
             response = await self._predict(Request(scope, receive), name.removesuffix(_PREDICT))
         elif name:

@@ -36,7 +36,7 @@ from service.inference.tensors import (
     repository_index,
     server_metadata,
 )
-from service.rest.errors import json_response
+from service.rest.errors import json_response, not_allowed
 from service.rest.image_request import ImageReader, drop_small_body, read_body
 from service.rest.schemas import LONG_BODY, ImageQuery, validated
 
@@ -46,6 +46,7 @@ ROOT = "/v2"
 
 _MODEL = re.compile(rf"{ROOT}/models/([^/]+)(?:/versions/([0-9]+))?(?:/(infer|ready|config|stats))?")
 _REPOSITORY = re.compile(rf"{ROOT}/repository/models/([^/]+)/(load|unload)")
+_NOT_ALLOWED = {"error": "Method Not Allowed"}
 _JSON_SIZE = "inference-header-content-length"
 
 _MOST_TENSORS, _MOST_LENGTHS = 16, 8  # more are wrong anyway
@@ -124,18 +125,18 @@ class V2Endpoints:
         request = Request(scope, receive)
         if endpoint := self._endpoints.get((method, path)):
             response = await endpoint(request)
-        elif any(path == known for _, known in self._endpoints):
-            response = _failed(405, "Method Not Allowed")
+        elif methods := [one for one, known in self._endpoints if known == path]:
+            response = not_allowed(_NOT_ALLOWED, methods)
         elif (found := _REPOSITORY.fullmatch(path)) and method == "POST":
             response = await self._control(request, found[1], found[2])
         elif found:
-            response = _failed(405, "Method Not Allowed")
+            response = not_allowed(_NOT_ALLOWED, ["POST"])
         elif (found := _MODEL.fullmatch(path)) is None:
-            response = _failed(404, "Not Found")
+            response = json_response({"error": "Not Found"}, 404)
         elif of_model := self._of_models.get((method, found[3])):
             response = await of_model(request, found[1], read_version(found[2] or ""))
         else:
-            response = _failed(405, "Method Not Allowed")
+            response = not_allowed(_NOT_ALLOWED, [one for one, action in self._of_models if action == found[3]])
         await response(scope, receive, send)
 
     async def _server(self, _request: Request) -> Response:
@@ -276,7 +277,3 @@ def _replied(wanted: InferRequest, classes: int | None, inference: Inference) ->
     if not binary:
         return Response(head, media_type="application/json")
     return Response(head + content, headers={_JSON_SIZE: str(len(head))}, media_type="application/octet-stream")
-
-
-def _failed(status: int, reason: str) -> Response:
-    return json_response({"error": reason}, status)

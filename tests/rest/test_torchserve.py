@@ -58,6 +58,7 @@ async def test_only_where_asked_for(running: Running) -> None:
         ("POST", f"{PREDICT}/9", png(1), 404, "ModelNotFoundException"),
         ("POST", f"{PREDICT}/x", png(1), 400, "BadRequestException"),
         ("POST", f"{PREDICT}/1/more", png(1), 404, "ModelNotFoundException"),
+        ("POST", PREDICT, bytes(35_000_000), 413, "BadRequestException"),
         ("GET", PREDICT, b"", 405, "MethodNotAllowedException"),
     ],
 )
@@ -68,6 +69,7 @@ async def test_errors(compatible: Running, method: str, path: str, content: byte
 
     assert (refused.status_code, body["code"], body["type"]) == (status, status, kind)
     assert body["message"]
+    assert refused.headers.get("allow") == ("POST, PUT" if status == 405 else None)
     assert (await compatible.http.post(PREDICT, content=png(9))).json()["ostrich"] == 0.5
 
 

@@ -409,6 +409,27 @@ async def test_bad_paths(running: Running, method: str, path: str, status: int, 
     assert await good(running)
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v2", "GET"),
+        ("/v2/models/stats", "GET"),
+        ("/v2/repository/index", "POST"),
+        ("/v2/repository/models/tiny/load", "POST"),
+        ("/v2/models/tiny/versions/1", "GET"),
+        ("/v2/models/tiny/infer", "POST"),
+        ("/v1/models/tiny", "GET"),
+        ("/v1/models/tiny:predict", "POST"),
+    ],
+)
+async def test_allowed_methods(running: Running, path: str, allowed: str) -> None:
+    """A method that a path does not have is answered with those that it has (RFC 9110, 15.5.6)."""
+    refused = await running.http.request("DELETE", path)
+
+    assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+    assert refused.json() == {"error": "Method Not Allowed"}
+
+
 async def test_encoded_body(running: Running) -> None:
     """A compressed body is refused, as everywhere; a HEAD is answered without a body."""
     refused = await running.http.post(INFER, json=GOOD, headers={"content-encoding": "gzip"})
