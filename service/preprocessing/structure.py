@@ -209,7 +209,7 @@ def _png(data: bytes) -> ImageStructure:
         for left, top, across, down in (_ADAM7 if interlaced else ((0, 0, 1, 1),))
         if (columns := (width - left + across - 1) // across) and (rows := (height - top + down - 1) // down)
     )
-    clear = b"tRNS" in kept or colour == 4  # is laid over white
+    clear = b"tRNS" in kept or colour in (4, 6)  # is laid over white
     cost = unpacking_cost(bits + 8 * clear) * (1.3 if interlaced else 1.0)
     return ImageStructure("PNG", file, width, height, orientation, 0, False, len(head) + 8, unpacked, cost)
 
