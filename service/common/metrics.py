@@ -33,6 +33,8 @@ _TRITON_METRICS: dict[str, tuple[str, Callable[[ModelStatistics], float]]] = {
 }
 """The metrics `nv_inference_*`, for dashboards that were made for Triton."""
 
+_TRITON_GAUGES = {"queue_depth": ("nv_inference_pending_request_count",)}  # further names of the same gauges
+
 # Otherwise each counter and histogram gets a second series: the time when it was created.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -233,8 +235,9 @@ def _families(
     for owner, values in gauges:
         for name, value in values.items():
             meaning = f"Present {name.replace('_', ' ')}"
-            family = families.setdefault(name, GaugeMetricFamily(f"topfive_{name}", meaning, labels=labels))
-            family.add_metric([owner] if isinstance(owner, str) else owner, value)
+            for full in (f"topfive_{name}", *_TRITON_GAUGES.get(name, ())):
+                family = families.setdefault(full, GaugeMetricFamily(full, meaning, labels=labels))
+                family.add_metric([owner] if isinstance(owner, str) else owner, value)
     return families.values()
 
 

@@ -312,6 +312,7 @@ async def test_loaded_models_show_in_the_metrics(exported: Path) -> None:
         for line in ("queue_depth 2", "in_flight 1", "admitted 3", "max_batch 8", "healthy 1"):
             gauge, value = line.split()
             assert f'topfive_{gauge}{{model="tiny",version="1"}} {value}.0' in text
+        assert 'nv_inference_pending_request_count{model="tiny",version="1"} 2.0' in text
         assert "googlenet" not in text
         host.open_gates()
         await asyncio.gather(running, *tasks)
