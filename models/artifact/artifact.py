@@ -235,7 +235,7 @@ def _complete(root: Path, name: str) -> list[int]:
 
 def exported_versions(root: Path, name: str) -> list[int]:
     """The versions of `name` under `root` that have a manifest, in ascending order."""
-    return [version for version in versions(root, name) if (root / name / str(version) / MANIFEST).is_file()]
+    return [version for version in versions(root, name) if (root / name / str(version) / MANIFEST).exists()]
 
 
 def read_manifest(root: Path, name: str, version: int | None = None) -> tuple[int, Manifest]:
