@@ -211,7 +211,7 @@ def _png(data: bytes) -> ImageStructure:
     )
     clear = b"tRNS" in kept or colour in (4, 6)  # is laid over white
     cost = unpacking_cost(bits + 8 * clear) * (1.3 if interlaced else 1.0)
-    return ImageStructure("PNG", file, width, height, orientation, 0, False, len(head) + 8, unpacked, cost)
+    return ImageStructure("PNG", file, width, height, orientation, 0, False, len(head) + 8, unpacked, cost, 0.5)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:

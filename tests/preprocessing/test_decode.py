@@ -7,6 +7,7 @@ import threading
 import zlib
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from service.common.errors import BadImage, OutOfMemory, Overloaded, TooLarge
 from service.common.types import FORMATS, ImageLimits, Pixels
 from service.preprocessing import decode
 from service.preprocessing.decode import _PixelTurns, decode_image, decode_pixels
+from service.preprocessing.structure import read_structure
 from tests.conftest import noise
 from tests.orientations import ORIENTATIONS, stored, tagged
 
@@ -567,6 +569,7 @@ def test_turns_count_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     for data in (SAMPLES["AVIF"], *files.values()):
         decode_pixels(data, LIMITS)
 
-    sizes = {name: len(data) for name, data in files.items()}
-    assert turns[:3] == [1_250_000, 2_000_000 + sizes["WEBP"], 2_000_000 + 3 * sizes["AVIF"]]
-    assert turns[3:] == [1_750_000]
+    sizes = {name: len(read_structure(data).data) for name, data in files.items()}
+    grey, deep = (ceil(cost + sizes[name] / 2) for name, cost in (("PNG", 1_250_000), ("PNG of 16 bits", 1_750_000)))
+    assert turns[:3] == [grey, 2_000_000 + sizes["WEBP"], 2_000_000 + 3 * sizes["AVIF"]]
+    assert turns[3:] == [deep]

@@ -234,13 +234,13 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "WEBP, 30 million": costly("WEBP", "RGB", 30_000_000, lossless=False, quality=20, method=0),
     "WEBP, alpha": costly("WEBP", "RGBA", 30_000_000, quality=0, method=0),
     "PNG, 28 million": costly("PNG", "RGB", 28_000_000, compress_level=1),
-    "PNG, RGBA": costly("PNG", "RGBA", 19_600_000, compress_level=1),
-    "PNG, literals": lambda: literals(2450, colour=6),
-    "PNG, literals of 16 bits": lambda: literals(4500, colour=0, depth=16),
-    "PNG, literals, interlaced": lambda: literals(2700, colour=2, interlaced=True),
+    "PNG, RGBA": costly("PNG", "RGBA", 19_400_000, compress_level=1),
+    "PNG, literals": lambda: literals(2090, colour=6),
+    "PNG, literals of 16 bits": lambda: literals(3930, colour=0, depth=16),
+    "PNG, literals, interlaced": lambda: literals(2350, colour=2, interlaced=True),
     "PNG, many literals": lambda: literals(3600, colour=6, interlaced=True),
     "PNG, RGBA of 16 bits": lambda: raw_png(
-        SIDE, 1520, depth=16, colour_type=6, rows=(b"\4" + b"\1\0\1" * (SIDE * 8 // 3) + b"\1") * 1520
+        SIDE, 1500, depth=16, colour_type=6, rows=(b"\4" + b"\1\0\1" * (SIDE * 8 // 3) + b"\1") * 1500
     ),
     "JPEG, scans of inks": costly("JPEG", "CMYK", 27_000_000, quality=50, progressive=True),
     "JPEG, 48 million in scans": costly("JPEG", "RGB", 48_000_000, quality=50, progressive=True),

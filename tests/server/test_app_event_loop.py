@@ -26,8 +26,8 @@ LONGEST_S = 0.002
 TRIES = 20
 MODELS = 35
 LAYERS = 1000  # more than any network of the catalog has
-# To free a larger one takes the kernel over 2 ms on some machines (28 MB: 3.2 ms). glibc may also move the growing buffer
-# of a body from its heap into a mapping, which copies it; most tries do not have that.
+# To free a larger one takes the kernel over 2 ms on some machines (28 MB: 3.2 ms). glibc may also move the growing
+# buffer of a body from its heap into a mapping, which copies it; most tries do not have that.
 LARGE = png(3) + bytes(8_000_000)
 
 
