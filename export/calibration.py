@@ -7,6 +7,7 @@ from export.common import ExportError
 from models.catalog import InputSpec
 from service.common.errors import TopfiveError
 from service.common.types import ImageLimits, Sample
+from service.offline.images import OfflineError, find_images
 from service.preprocessing import decode, transforms
 
 ENOUGH_PHOTOS = 100  # from here on more photos change little; published recipes take some hundred
@@ -22,6 +23,8 @@ class CalibrationError(ExportError):
 class CalibrationPhotos:
     """The calibration photos below `folder` as samples: at most `most`, evenly spaced over the sorted names.
 
+    Hidden folders and those of tools are left out, as in `topfive classify`.
+
     All are read once to sort them, and each again when it is taken. They are sorted by contrast (standard deviation of
     the pixels), highest first: ONNX Runtime takes the bin width of its histograms from the first photo, and fails if a
     later one needs far more bins. Unreadable photos are logged and skipped. Raises CalibrationError if fewer than 10
@@ -29,7 +32,10 @@ class CalibrationPhotos:
     """
 
     def __init__(self, folder: Path, spec: InputSpec, most: int = _MOST_PHOTOS) -> None:
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in decode.SUFFIXES)
+        try:
+            files = sorted(one.path for one in find_images([str(folder)]).images)
+        except OfflineError as error:
+            raise CalibrationError(str(error)) from error
         count = min(len(files), most)
         self._spec = spec
         found: list[tuple[float, float, Path]] = []

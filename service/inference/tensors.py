@@ -1,24 +1,17 @@
-"""Models as the Open Inference Protocol describes them: one input tensor, one output tensor, and a configuration.
-
-The descriptions are JSON values; the messages of gRPC have the same fields.
-"""
+"""The tensors of the Open Inference Protocol: reads the images in a request, and makes the output of a response."""
 
 import base64
-import json
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
-from service.common.errors import BadRequest, ModelNotFound
-from service.common.model_info import ModelDetail, ModelState, ModelVersion
+from service.common.errors import BadRequest
 from service.common.types import Probabilities
-from service.inference.dataplane import DataPlane, Images, Inference
+from service.inference.dataplane import Images, Inference
 from service.inference.topk import top_k
 
 IMAGE, PROBABILITIES = "image", "probabilities"
@@ -26,12 +19,7 @@ PIXELS, FILES, FLOATS = "UINT8", "BYTES", "FP32"
 """The datatypes: of resized and cropped images, of image files and of strings, and of probabilities."""
 
 _MOST_FILES = 4096  # in a request: the event loop copies each before any is refused for capacity
-_EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "schedule_policy", "parameters")
-_LARGEST_BATCH = 64  # of an engine whose largest batch is not known
-_STATES = {ModelState.READY: "READY", ModelState.LOADING: "LOADING"}
-_CONFIG = '{"version_policy": {"specific": {"versions": [2]}}}'
 _LONGEST_NAME = 60  # of a client's own name in an error message
-_LONGEST_CONFIG = 64 << 10  # in characters
 _MOST_LENGTHS = 8  # of a shape; one with more is wrong, and long in an error message
 _BASE64_PIECE = 1 << 20  # characters, a multiple of four
 
@@ -46,7 +34,7 @@ class InputTensor:
     name: str
     datatype: str
     shape: Sequence[int]
-    content: bytes | Sequence[bytes]
+    content: bytes | memoryview | Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +85,7 @@ def read_images(inputs: Sequence[InputTensor]) -> Images:
     if len(tensor.shape) != 4:
         raise BadRequest(f"the shape of input {IMAGE!r} is {list(tensor.shape)}; send [images, height, width, 3]")
     _check_count(tensor, len(tensor.content))
-    assert isinstance(tensor.content, bytes), "only BYTES come as elements"
+    assert isinstance(tensor.content, bytes | memoryview), "only BYTES come as elements"
     return np.frombuffer(tensor.content, np.uint8).reshape(tensor.shape)
 
 
@@ -105,7 +93,7 @@ def _elements(tensor: InputTensor) -> Sequence[bytes]:
     """The elements of a tensor of BYTES, [N] or [N, 1]."""
     if not tensor.shape or tuple(tensor.shape[1:]) not in ((), (1,)):
         raise BadRequest(f"the shape of input {IMAGE!r} is {list(tensor.shape)}; send [images] for {FILES}")
-    found = unpack(tensor.content) if isinstance(tensor.content, bytes) else tensor.content
+    found = unpack(tensor.content) if isinstance(tensor.content, bytes | memoryview) else tensor.content
     _check_count(tensor, len(found))
     return found
 
@@ -194,15 +182,7 @@ def from_base64(text: str) -> bytes:
     return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
 
 
-async def exported(data_plane: DataPlane, name: str, version: int | None) -> ModelDetail:
-    """What is known of that version of an exported model. Raises ModelNotFound and NotReady."""
-    detail = await data_plane.model(name, version)
-    if detail.version is None:
-        raise ModelNotFound(f"Request for unknown model: {detail.name!r} is not exported")
-    return detail
-
-
-def unpack(content: bytes) -> list[bytes]:
+def unpack(content: bytes | memoryview) -> list[bytes]:
     """The elements in the binary form of a tensor of BYTES. Raises BadRequest."""
     found: list[bytes] = []
     at = 0
@@ -211,107 +191,6 @@ def unpack(content: bytes) -> list[bytes]:
         end = at + 4 + int.from_bytes(content[at : at + 4], "little")
         if at + 4 > len(content) or end > len(content):
             raise BadRequest(f"the tensor ends within element {len(found)}; the length of each precedes it in 4 bytes")
-        found.append(content[at + 4 : end])
+        found.append(bytes(content[at + 4 : end]))
         at = end
     return found
-
-
-def server_metadata(data_plane: DataPlane) -> dict[str, Any]:
-    """The name and version of the server, and the extensions that it has."""
-    return {
-        "name": "topfive",
-        "version": version("topfive"),
-        "extensions": sorted((*_EXTENSIONS, *data_plane.extensions)),
-    }
-
-
-def model_metadata(detail: ModelDetail) -> dict[str, Any]:
-    """The tensors of a model, and in `properties` what is known of it."""
-    facts = {
-        "family": detail.family,
-        "parameters": detail.parameters,
-        "macs": detail.macs,
-        "weights": detail.weights,
-        "acc1": detail.acc1,
-        "acc5": detail.acc5,
-        "acc_dataset": detail.acc_dataset,
-        "preprocessing": f"RGB, resize {detail.input.resize} {detail.input.interpolation}, crop {detail.input.crop}",
-    }
-    size = detail.input.crop
-    return {
-        "name": detail.name,
-        "versions": [str(one) for one in detail.versions],
-        "platform": _platform(detail),
-        "inputs": [{"name": IMAGE, "datatype": PIXELS, "shape": [-1, size, size, 3]}],
-        "outputs": [{"name": PROBABILITIES, "datatype": FLOATS, "shape": [-1, detail.classes]}],
-        "properties": {name: str(value) for name, value in facts.items() if value is not None},
-    }
-
-
-def model_config(detail: ModelDetail) -> dict[str, Any]:
-    """What Triton's clients read of the configuration of a model. Dimensions are without that of the batch."""
-    size, layout = detail.input.crop, detail.layout
-    largest = layout.max_batch if layout else _LARGEST_BATCH
-    _, _, gpu = (detail.engine.device if detail.engine else "").partition(":")
-    return {
-        "name": detail.name,
-        "platform": _platform(detail),
-        "backend": detail.engine.runtime if detail.engine else "",
-        "version_policy": {"latest": {"num_versions": 1}},
-        "max_batch_size": largest,
-        "input": [
-            {"name": IMAGE, "data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": [size, size, 3]},
-        ],
-        "output": [
-            {
-                "name": PROBABILITIES,
-                "data_type": "TYPE_FP32",
-                "dims": [detail.classes],
-                "label_filename": "labels.csv",
-            }
-        ],
-        "instance_group": [
-            {
-                "name": f"{detail.name}_0",
-                "kind": "KIND_GPU" if gpu else "KIND_CPU",
-                "count": layout.slots if layout else 1,
-                "gpus": [int(gpu)] if gpu else [],
-            }
-        ],
-        "dynamic_batching": {"preferred_batch_size": [largest], "max_queue_delay_microseconds": 0},
-    }
-
-
-def _platform(detail: ModelDetail) -> str:
-    runtime = detail.engine.runtime if detail.engine else "onnx"
-    return "tensorrt_plan" if runtime.startswith("tensorrt") else f"{runtime}_onnx"
-
-
-def repository_index(known: Sequence[ModelVersion], ready: bool) -> list[dict[str, str]]:
-    """The versions of the models with their states; with `ready` only those that are ready."""
-    return [
-        {
-            "name": one.name,
-            "version": str(one.version),
-            "state": _STATES.get(one.state, "UNAVAILABLE"),
-            "reason": one.reason,
-        }
-        for one in known
-        if one.state is ModelState.READY or not ready
-    ]
-
-
-def read_version_policy(parameters: Mapping[str, object]) -> int | None:
-    """The version that a load asks for in its model configuration; None is the newest. Raises BadRequest."""
-    if others := parameters.keys() - {"config"}:
-        raise BadRequest(f"the parameter {min(others)[:_LONGEST_NAME]!r} of a load is not taken; there is config")
-    if "config" not in parameters:
-        return None
-    config = str(parameters["config"])
-    try:
-        if len(config) > _LONGEST_CONFIG:
-            raise ValueError
-        (number,) = json.loads(config)["version_policy"]["specific"]["versions"]
-        return read_version(str(number))
-    except (BadRequest, KeyError, RecursionError, TypeError, ValueError):
-        raise BadRequest(f"a load reads the version of its config alone, such as {_CONFIG}") from None

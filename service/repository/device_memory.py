@@ -57,7 +57,7 @@ class ModelMemory:
     size_bytes: int
     last_used_s: float
     use: ModelUse
-    version: int = 1
+    version: int
 
 
 @dataclass(frozen=True, slots=True)

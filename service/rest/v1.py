@@ -12,7 +12,8 @@ from service.common.model_info import ModelState
 from service.common.tasks import apart
 from service.common.types import DEFAULT_TOP_K
 from service.inference.dataplane import DataPlane
-from service.inference.tensors import exported, from_base64
+from service.inference.descriptions import exported, model_names
+from service.inference.tensors import from_base64
 from service.inference.topk import top_k
 from service.rest.errors import json_response, not_allowed
 from service.rest.image_request import ImageReader, read_body
@@ -55,9 +56,7 @@ class V1Endpoints:
             detail = await exported(self._data_plane, name, None)
             response = json_response({"name": detail.name, "ready": detail.state is ModelState.READY})
         else:
-            response = json_response(
-                {"models": list(dict.fromkeys(one.name for one in await self._data_plane.versions()))}
-            )
+            response = json_response({"models": await model_names(self._data_plane)})
         await response(scope, receive, send)
 
     async def _predict(self, request: Request, name: str) -> Response:

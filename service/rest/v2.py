@@ -16,6 +16,15 @@ from service.common.errors import BadRequest, NotReady, Overloaded, TopfiveError
 from service.common.model_info import ModelState
 from service.common.tasks import apart
 from service.inference.dataplane import DataPlane, Images, Inference
+from service.inference.descriptions import (
+    exported,
+    model_config,
+    model_metadata,
+    model_names,
+    read_version_policy,
+    repository_index,
+    server_metadata,
+)
 from service.inference.tensors import (
     FILES,
     LONG_REPLY,
@@ -23,18 +32,12 @@ from service.inference.tensors import (
     PROBABILITIES,
     InputTensor,
     check_file_count,
-    exported,
     from_base64,
-    model_config,
-    model_metadata,
     output_tensor,
     read_images,
     read_outputs,
     read_timeout,
     read_version,
-    read_version_policy,
-    repository_index,
-    server_metadata,
 )
 from service.rest.errors import json_response, not_allowed
 from service.rest.image_request import ImageReader, drop_small_body, read_body
@@ -154,7 +157,7 @@ class V2Endpoints:
         return json_response({"ready": True})
 
     async def _names(self, _request: Request) -> Response:
-        return json_response({"models": list(dict.fromkeys(one.name for one in await self._data_plane.versions()))})
+        return json_response({"models": await model_names(self._data_plane)})
 
     async def _index(self, request: Request) -> Response:
         wanted = await self._asked(request, _IndexRequest)
@@ -224,6 +227,7 @@ def _read(request: Request, body: bytes) -> tuple[Images, InferRequest, int | No
         wanted = InferRequest.model_construct(parameters={"binary_data_output": True}, outputs=[])
         return [body], wanted, None
     wanted, tensors, at = validated(InferRequest, body[:size]), [], size
+    view = memoryview(body)
     for one in wanted.inputs:
         binary = one.parameters.get("binary_data_size")
         if (binary is None) is (one.data is None):
@@ -231,7 +235,7 @@ def _read(request: Request, body: bytes) -> tuple[Images, InferRequest, int | No
         if binary is not None and not (type(binary) is int and 0 <= binary <= len(body) - at):
             shown = f"of input {one.name[:_LONGEST_TEXT]!r} is {str(binary)[:_LONGEST_TEXT]}"
             raise BadRequest(f"binary_data_size {shown}, and {len(body) - at} bytes are left")
-        content = _content(one) if binary is None else body[at : at + int(binary)]
+        content = _content(one) if binary is None else view[at : at + int(binary)]
         at += int(binary or 0)
         tensors.append(InputTensor(one.name, one.datatype, one.shape, content))
     if at < len(body):

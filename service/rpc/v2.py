@@ -13,6 +13,14 @@ from service.common.model_info import ModelState
 from service.common.request_id import begin_request
 from service.common.tasks import apart
 from service.inference.dataplane import DataPlane, Inference
+from service.inference.descriptions import (
+    exported,
+    model_config,
+    model_metadata,
+    read_version_policy,
+    repository_index,
+    server_metadata,
+)
 from service.inference.tensors import (
     FILES,
     LONG_REPLY,
@@ -20,17 +28,11 @@ from service.inference.tensors import (
     PROBABILITIES,
     InputTensor,
     check_file_count,
-    exported,
-    model_config,
-    model_metadata,
     output_tensor,
     read_images,
     read_outputs,
     read_timeout,
     read_version,
-    read_version_policy,
-    repository_index,
-    server_metadata,
 )
 from service.rpc.errors import Context
 from service.rpc.in_flight import RequestsInFlight

@@ -182,6 +182,16 @@ def test_photos_that_come_with_topfive_calibrate_by_default(tiny: Artifact, capl
     assert "only 10 photos calibrate and check int8; use 100 or more" in caplog.text
 
 
+def test_previews_of_file_servers_do_not_calibrate(tiny: Artifact, tmp_path: Path) -> None:
+    """Hidden folders and those of tools hold copies and deleted files: their images do not count."""
+    for folder, count in ((".trash", 9), ("@eaDir", 9), ("photos", 10)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            (tmp_path / folder / f"{number}.png").write_bytes(png(25 * number))
+
+    assert quantize(tiny, QuantizationRequest(tmp_path), NullReporter()).record.photos == 8
+
+
 def test_few_photos_are_refused(tiny: Artifact, tmp_path: Path) -> None:
     """Nine photos that can be read are too few, whatever else lies there."""
     for number in range(9):

@@ -16,8 +16,8 @@ from service.repository.device_memory import (
 
 MIB = 1 << 20
 
-OLD, YOUNG = ModelMemory("old", 40, 1.0, ModelUse.IDLE), ModelMemory("young", 30, 2.0, ModelUse.IDLE)
-BUSY, FIXED = ModelMemory("busy", 30, 0.0, ModelUse.IN_USE), ModelMemory("fixed", 40, 0.0, ModelUse.CONFIGURED)
+OLD, YOUNG = ModelMemory("old", 40, 1.0, ModelUse.IDLE, 1), ModelMemory("young", 30, 2.0, ModelUse.IDLE, 1)
+BUSY, FIXED = ModelMemory("busy", 30, 0.0, ModelUse.IN_USE, 1), ModelMemory("fixed", 40, 0.0, ModelUse.CONFIGURED, 1)
 
 
 def device(*models: ModelMemory, budget: int = 100) -> DeviceMemory:
@@ -83,8 +83,8 @@ def test_evicted(there: DeviceMemory, need: int, evicted: str | None) -> None:
         (device(), 101),
         (device(FIXED), 61),
         (device(FIXED, YOUNG), 61),
-        (device(ModelMemory("gone", 50, 0.0, ModelUse.UNLOADING)), 51),
-        (device(ModelMemory("hung", 50, 0.0, ModelUse.STUCK), OLD), 51),
+        (device(ModelMemory("gone", 50, 0.0, ModelUse.UNLOADING, 1)), 51),
+        (device(ModelMemory("hung", 50, 0.0, ModelUse.STUCK, 1), OLD), 51),
     ],
 )
 def test_nothing_is_evicted_in_vain(there: DeviceMemory, need: int) -> None:
@@ -96,8 +96,8 @@ def test_nothing_is_evicted_in_vain(there: DeviceMemory, need: int) -> None:
 def test_refusal_has_all_figures() -> None:
     """A refusal says what is needed, the budget, which model holds how much and why it stays, and what to do."""
     full = device(
-        ModelMemory("resnet50", 30 * MIB, 0.0, ModelUse.CONFIGURED),
-        ModelMemory("vgg16", 60 * MIB, 0.0, ModelUse.STUCK),
+        ModelMemory("resnet50", 30 * MIB, 0.0, ModelUse.CONFIGURED, 1),
+        ModelMemory("vgg16", 60 * MIB, 0.0, ModelUse.STUCK, 1),
         budget=100 * MIB,
     )
     with pytest.raises(OverBudgetError) as refused:
@@ -123,7 +123,7 @@ def test_eviction_ends_with_room_or_touches_nothing(seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(10):
         held = tuple(
-            ModelMemory(f"m{number}", chance.randint(1, 40), chance.random(), chance.choice(list(ModelUse)))
+            ModelMemory(f"m{number}", chance.randint(1, 40), chance.random(), chance.choice(list(ModelUse)), 1)
             for number in range(6)
         )
         now = device(*held, budget=sum(one.size_bytes for one in held) + chance.randint(0, 20))
